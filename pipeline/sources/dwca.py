@@ -90,10 +90,7 @@ class DwcaReader(Reader[DwcaSettings]):
         return self.path
 
     def check(self) -> None:
-        """Check that the archive is one, describes media, and has the terms that the config names.
-
-        Raises: ConfigError.
-        """
+        """Check that the archive is one, describes media, and has the terms that the config names."""
         plan = self._plan()
         for data, terms, _ in plan.files:
             for location in data.locations:

@@ -66,10 +66,7 @@ class EolReader(Reader[EolSettings]):
         return ["eol_page_id", "source_url"]
 
     def check(self) -> None:
-        """Check that the manifest and the taxon table are there with their columns.
-
-        Raises: ConfigError.
-        """
+        """Check that the manifest and the taxon table are there with their columns."""
         for table in self._tables().values():
             table.check()
         ranks = [name for name in self.settings.where if name != "licence"]

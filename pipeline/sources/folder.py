@@ -118,10 +118,7 @@ class FolderReader(Reader[FolderSettings]):
         return super().identity() | ({"table": None} if self.settings.table else {})
 
     def check(self) -> None:
-        """Check that the folder is there and holds a picture, and that its table has the mapped columns.
-
-        Raises: ConfigError.
-        """
+        """Check that the folder is there and holds a picture, and that its table has the mapped columns."""
         fs, inner = storage.filesystem(self.path)
         if not fs.isdir(inner):
             if fs.exists(inner):

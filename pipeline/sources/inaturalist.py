@@ -63,10 +63,7 @@ class InaturalistReader(Reader[InaturalistSettings]):
     init_order = 2
 
     def check(self) -> None:
-        """Check that the four tables are there with their columns and those that the config names.
-
-        Raises: ConfigError.
-        """
+        """Check that the four tables are there with their columns and those that the config names."""
         for table in self._tables().values():
             table.check()
         columns = self._columns()

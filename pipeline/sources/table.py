@@ -158,10 +158,7 @@ class TableReader(Reader[TableSettings]):
         return describe_columns(place, guesses, listing.path)
 
     def check(self) -> None:
-        """Open the head of every file, and check that the mapped columns are there.
-
-        Raises: ConfigError for a missing or unreadable table and for a missing column, with the nearest one there is.
-        """
+        """Check that every file has the mapped columns; of one that is missing the nearest there is named."""
         for file in self.files():
             there = self.columns_of(file)
             missing = [column for column in self.columns if column not in there]

@@ -116,10 +116,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return self.settings.fields.extra if self.settings.fields else []
 
     def check(self) -> None:
-        """Check that the tars are there, that the first can be read, and that Parquet columns asked for exist.
-
-        Raises: ConfigError.
-        """
+        """Check that the tars are there, that the first can be read, and that Parquet columns asked for exist."""
         columns, shards = self.settings.read_fields.columns(), self._shards()
         first = shards.path(shards.names[0])
         fs, inner = storage.filesystem(first)

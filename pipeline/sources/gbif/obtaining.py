@@ -85,14 +85,11 @@ def _ask(api: GbifApi, source: Source, environment: Mapping[str, str]) -> None:
         return
     account = account_of(environment)
     assert account is not None, "checked before"
+    filters = asking.predicate(settings, [_taxon_key(api, source.where, taxon) for taxon in settings.taxon])
+    key = _find(api, account.user, request.token) if request else None
     if request is None:
-        filters = asking.predicate(settings, [_taxon_key(api, source.where, taxon) for taxon in settings.taxon])
         request = asking.Request(uuid4().hex, "")
         asking.write_request(settings, request)
-        key = None
-    else:
-        filters = asking.predicate(settings, [_taxon_key(api, source.where, taxon) for taxon in settings.taxon])
-        key = _find(api, account.user, request.token)
     content = {
         "creator": account.user,
         "sendNotification": bool(account.email),

@@ -26,10 +26,7 @@ class GbifReader(DwcaReader):
         return str(asking.archive_path(self.settings))
 
     def check(self) -> None:
-        """Check that the archive is there, and has the terms that the config names.
-
-        Raises: ConfigError.
-        """
+        """Check that the archive is there, and has the terms that the config names."""
         if waits_for := self.waits_for():
             raise ConfigError(f"{self.where}: {waits_for}; `plantmix build CONFIG --to ingest` asks for it and waits")
         super().check()
