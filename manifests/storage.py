@@ -25,6 +25,7 @@ from typing import Any
 import fsspec
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, words_of
+from manifests.services import packages
 
 _CHUNK_BYTES = 4 << 20
 _RANGE_BYTES = 32 << 20  # of an object store, in one request
@@ -96,7 +97,8 @@ def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec file system of `path`, and the path within it."""
     if is_remote(path):
         _part_at_forks()
-    fs, inner = fsspec.core.url_to_fs(path)
+    with packages.naming_client(path):
+        fs, inner = fsspec.core.url_to_fs(path)
     return fs, str(inner)
 
 

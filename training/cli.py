@@ -127,6 +127,15 @@ def _add_command(commands: Any, name: str, text: str, example: str, run: Any) ->
     return parser
 
 
+def _add_launcher(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help=text)
+    parser.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
+    )
+
+
 def _add_train(commands: Any) -> None:
     parser = _add_command(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as configs/training/demo.yaml")
@@ -141,18 +150,8 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--allow-changed", action="store_true", help="go on from a checkpoint of another config or release"
     )
-    parser.add_argument(
-        "--launcher",
-        choices=("local", "ray"),
-        default="local",
-        help="local: this process, or those that torchrun started; ray: processes that Ray Train starts",
-    )
+    _add_launcher(parser, "local: this process, or those that torchrun started; ray: processes that Ray Train starts")
     parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
-    parser.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
-    )
 
 
 def _add_eval(commands: Any) -> None:
@@ -199,12 +198,7 @@ def _add_proxies(commands: Any) -> None:
     parser.add_argument("--release", metavar="PATH", help="stratified release instead of the config's")
     parser.add_argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
     parser.add_argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
-    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help="where the runs are done")
-    parser.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
-    )
+    _add_launcher(parser, "where the runs are done")
 
 
 def _add_tokens(commands: Any) -> None:

@@ -166,8 +166,6 @@ def check_store(address: str) -> None:
         storage.filesystem(address)
     except ValueError as error:
         raise ConfigError(f"work_dir {address}: {error}; s3://, gs:// and az:// are stores") from None
-    except ImportError:
-        pass  # said below
     with contextlib.suppress(FileNotFoundError):
         patiently(address, lambda: storage.read_range(storage.join(address, "catalog", "snapshot"), 0, 1))
 
@@ -179,10 +177,6 @@ def patiently(address: str, action: Callable[[], T]) -> T:
     """
 
     def passing(error: Exception) -> RunError | None:
-        if isinstance(error, ImportError):
-            raise ConfigError(
-                f"{address}: {error}; install the package of this store, for instance `pip install 'plantmix[s3]'`"
-            ) from None
         if not patience.may_pass(error):
             return None
         return RunError(

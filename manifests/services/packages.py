@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fsspec.registry import known_implementations
 
 from manifests.errors import ConfigError
 
@@ -43,6 +47,19 @@ def install_line(module: str) -> str:
     """How to install a module."""
     extra = next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)
     return f'pip install "plantmix[{extra}]"' if extra else f"pip install {module.partition('.')[0]}"
+
+
+@contextmanager
+def naming_client(address: str) -> Iterator[None]:
+    """Around the opening of an address: names the client of its store where that is not installed.
+
+    Raises: ConfigError.
+    """
+    try:
+        yield
+    except ImportError:
+        client = known_implementations[address.partition("://")[0]]["class"].partition(".")[0]
+        raise ConfigError(f"{address} needs {client}, which is not installed: {install_line(client)}") from None
 
 
 def explain(error: ModuleNotFoundError) -> ConfigError:

@@ -222,7 +222,7 @@ def _check_folder(release: Release, target: str, public: bool) -> None:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
     try:
         storage.filesystem(target)
-    except (ImportError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"{target}: no file system for this address: {error}") from None
     parent, beside = (place.rstrip("/").rpartition("/")[0] for place in (_absolute(target), _absolute(release.path)))
     if parent == beside:

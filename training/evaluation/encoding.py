@@ -107,9 +107,7 @@ def encode_views(model: DalipModel, pixels: Tensor, precision: str) -> Encoded:
     """Features of a batch of views, uint8 (B, 3, H, W), under `compute.precision`."""
     images = model_input(pixels.to(model.device), model.preprocess_settings)
     with autocast(precision, model.device):
-        if model.second_order is None:
-            return _encoded(model.encode_image(images), None)
-        return _encoded(*model.encode_image_both(images))
+        return _encoded(*model.image_orders(images))
 
 
 def encode_captions(model: DalipModel, captions: Sequence[str], batch_size: int, where: str) -> Encoded:
@@ -152,10 +150,7 @@ def _encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int) -> E
     batches = []
     for start in range(0, len(texts), batch_size):
         tokens = model.tokenizer(list(texts[start : start + batch_size])).to(model.device)
-        if model.second_order is None:
-            batches.append(_encoded(model.encode_text(tokens), None))
-        else:
-            batches.append(_encoded(*model.encode_text_both(tokens)))
+        batches.append(_encoded(*model.text_orders(tokens)))
     return _joined(batches)
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from manifests.release import Release, refuse_within
+from manifests.services.packages import require
 from manifests.storage import join, write_file
 from manifests.tables import TAXON_RANKS
 from training.config import TrainSettings, ZeroShotSettings
@@ -60,6 +61,7 @@ def evaluate_model(
 
     Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
     """
+    require("a plot", "matplotlib")
     settings = trained.settings
     chosen = split or settings.eval.split
     if chosen is None and not settings.eval.sets:

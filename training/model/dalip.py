@@ -82,13 +82,19 @@ class DalipModel(nn.Module):
         text_second_order. `logit_bias` where the architecture has one.
         """
         output = self.scales()
-        if self.second_order is None:
-            output["image_features"] = self.encode_image(images)
-            output["text_features"] = self.encode_text(text_tokens)
-        else:
-            output["image_features"], output["image_second_order"] = self.encode_image_both(images)
-            output["text_features"], output["text_second_order"] = self.encode_text_both(text_tokens)
+        for side, (first, second) in (("image", self.image_orders(images)), ("text", self.text_orders(text_tokens))):
+            output[f"{side}_features"] = first
+            if second is not None:
+                output[f"{side}_second_order"] = second
         return output
+
+    def image_orders(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f of pictures and, unless the preset is `clip`, z; each (B, C)."""
+        return (self.encode_image(images), None) if self.second_order is None else self.encode_image_both(images)
+
+    def text_orders(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f of token ids (B, M) and, unless the preset is `clip`, z; each (B, C)."""
+        return (self.encode_text(tokens), None) if self.second_order is None else self.encode_text_both(tokens)
 
     def scales(self) -> dict[str, Tensor]:
         """What a loss takes beside the features: the scale (already exp'd) and the bias, if there is one."""

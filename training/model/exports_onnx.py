@@ -53,11 +53,9 @@ class _Features(nn.Module):
         return ["f"] if self.model.second_order is None else ["f", "z", "both"]
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        is_image = self.side == "image"
-        if self.model.second_order is None:
-            return (self.model.encode_image(inputs) if is_image else self.model.encode_text(inputs),)
-        f_BC, z_BC = self.model.encode_image_both(inputs) if is_image else self.model.encode_text_both(inputs)
-        return f_BC, z_BC, one_vector(f_BC, z_BC, self.weight)
+        orders = self.model.image_orders if self.side == "image" else self.model.text_orders
+        f_BC, z_BC = orders(inputs)
+        return (f_BC,) if z_BC is None else (f_BC, z_BC, one_vector(f_BC, z_BC, self.weight))
 
 
 def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float) -> str:

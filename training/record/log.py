@@ -8,6 +8,7 @@ that the file reads as if the run had not been interrupted.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +20,31 @@ from manifests.storage import publish_bytes
 from training.record.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
+
+
+class LiveLine:
+    """A line of progress for the person watching: in place on a terminal, else printed at most once an interval."""
+
+    def __init__(self, every_seconds: float, stream: TextIO | None = None, printed_at: float = -math.inf) -> None:
+        """`printed_at` is when the line before was printed, by `time.monotonic`."""
+        self.stream = stream or sys.stderr
+        self._is_live, self._every = self.stream.isatty(), every_seconds
+        self._printed_at, self._width = printed_at, 0
+
+    def show(self, line: str, *, always: bool = False) -> None:
+        """Show the newest state; `always`, also before the interval has passed."""
+        if self._is_live:
+            print("\r" + line.ljust(self._width), end="", file=self.stream, flush=True)
+            self._width = len(line)
+        elif always or time.monotonic() - self._printed_at >= self._every:
+            self._printed_at = time.monotonic()
+            print(line, file=self.stream, flush=True)
+
+    def end(self) -> None:
+        """The live line keeps its last state."""
+        if self._width:
+            print(file=self.stream, flush=True)
+            self._width = 0
 
 
 class RunLog:
@@ -33,11 +59,7 @@ class RunLog:
     ) -> None:
         self._trackers = trackers
         self._file = path.open("a", encoding="utf-8") if path is not None else None
-        self._stream = stream or sys.stderr
-        self._live = path is not None and self._stream.isatty()
-        self._every = line_every_seconds
-        self._last_line = 0.0
-        self._shown = 0
+        self._line = LiveLine(line_every_seconds, stream)
 
     def event(self, event: str, **values: Any) -> None:
         """Append one line to the file."""
@@ -50,34 +72,23 @@ class RunLog:
 
     def progress(self, line: str, *, always: bool = False) -> None:
         """Show the progress: in place on a terminal, else at most once an interval."""
-        if self._file is None:
-            return
-        if self._live:
-            print("\r" + line.ljust(self._shown), end="", file=self._stream, flush=True)
-            self._shown = len(line)
-        elif always or time.monotonic() - self._last_line >= self._every:
-            self._last_line = time.monotonic()
-            print(line, file=self._stream, flush=True)
+        if self._file is not None:
+            self._line.show(line, always=always)
 
     def print_line(self, line: str) -> None:
         """Print a line that stays."""
         if self._file is not None:
-            self._end_live_line()
-            print(line, file=self._stream, flush=True)
+            self._line.end()
+            print(line, file=self._line.stream, flush=True)
 
     def close(self) -> None:
         """Close the file; the live line keeps its last state."""
-        self._end_live_line()
+        self._line.end()
         if self._file is not None:
             self._file.close()
             self._file = None
         for tracker in self._trackers:
             tracker.close()
-
-    def _end_live_line(self) -> None:
-        if self._live and self._shown:
-            self._stream.write("\n")
-            self._shown = 0
 
 
 def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ class RemoteRun:
         self.address, self._reading = address.rstrip("/"), reading
         try:
             storage.filesystem(self.address)
-        except (ImportError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"output_dir {address}: {error}") from None
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         below = local_folder(cache_dir) / ("read" if reading else "runs") / digest
