@@ -339,6 +339,7 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     for key in _EXECUTION_COMPUTE:
         del values["compute"][key]
     # Where these keys shape nothing, runs that were begun without them can go on.
+    del values["model"]["second_order"]["statistic"]
     if not settings.lock.lock_image:
         del values["lock"]["lock_image_freeze_bn_stats"]
     if settings.data.batches == "mixed":

@@ -51,11 +51,6 @@ class SamplePool:
         return len(self.shards)
 
     @property
-    def shard_paths(self) -> tuple[str, ...]:
-        """Where the shards lie."""
-        return tuple(file.path for file in self.files)
-
-    @property
     def domains(self) -> list[str]:
         """Names of the domains that have samples, sorted."""
         return sorted(value for value in pc.unique(self.table["domain"]).to_pylist() if value is not None)

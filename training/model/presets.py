@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import NameOrPath, Settings
+from manifests.settings import NameOrPath, Removed, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 
 Preset = Literal["clip", "released", "dalip"]
@@ -16,6 +16,8 @@ TextPadding = Literal["keep", "mask"]
 
 class SecondOrderSettings(Settings):
     """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
+
+    removed: ClassVar = {"statistic": Removed("brownian", "the other statistics were the controls of a study")}
 
     heads: int | None = Field(default=None, ge=1)
     """Parts that the reduced features are split into."""

@@ -27,7 +27,7 @@ Output = pytest.CaptureFixture[str]
 def _swap_heldout_texts(release: Path) -> str:
     """Two captions of the held-out shard change places: sizes, record and samples table stay as they were."""
     pool = open_pool([Release.open(str(release))], "heldout")
-    shard, at = Path(pool.shard_paths[0]), pool.offsets
+    shard, at = Path(pool.files[0].path), pool.offsets
     content = bytearray(shard.read_bytes())
     lengths = at["txt_length"].tolist()
     one, other = next((i, j) for i in range(len(lengths)) for j in range(i) if lengths[i] == lengths[j])

@@ -391,7 +391,7 @@ def test_a_text_that_was_changed_in_a_shard_is_found(release_folder: Path, tmp_p
     loader.check_shards([release], "train")
     shard = Path(release.shard_path("train", release.shards("train")[1]))
     pool = open_pool([release], "train")
-    row = next(row for row in range(len(pool)) if pool.shard_paths[pool.shards[row]] == str(shard))
+    row = next(row for row in range(len(pool)) if pool.files[pool.shards[row]].path == str(shard))
     content = bytearray(shard.read_bytes())
     content[int(pool.offsets["txt_offset"][row])] ^= 1
     shard.write_bytes(content)

@@ -8,8 +8,13 @@ import pytest
 import torch
 from benchmarks.study_heads import HEADS
 from torch import Tensor
+from training_runs import make_settings
 
+from manifests.errors import ConfigError
+from manifests.settings import parse_settings
+from training.config import identity_values
 from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.presets import ModelSettings
 
 MATCHED = ("mean", "max", "attention", "covariance")
 
@@ -74,3 +79,11 @@ def test_a_projection_given_beside_the_tokens_is_one_done_before(kind: Any, dtyp
         found.append([z, *torch.autograd.grad(z.square().sum(), wanted)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_statistic_is_no_setting_any_more(config: dict[str, Any]) -> None:
+    assert "statistic" not in identity_values(make_settings(config), ["x"])["model"]["second_order"]
+    for values in ({"statistic": "brownian"}, {"statistic": None}):
+        parse_settings({"second_order": values}, ModelSettings, where="an export", is_kept=True)
+    with pytest.raises(ConfigError, match=r"second_order\.statistic' is no setting any more; it is always .brownian"):
+        parse_settings({"second_order": {"statistic": "mean"}}, ModelSettings, where="x")

@@ -327,7 +327,7 @@ def _batches(pool: SamplePool, settings: TrainSettings) -> Iterator[loader.Batch
 
 def test_large_pictures_are_shrunk_once(pool: SamplePool, tmp_path: Path) -> None:
     todo = prepare_decoded(pool, tmp_path / "decoded", 16)
-    assert todo == list(range(len(pool.shard_paths)))
+    assert todo == list(range(len(pool.files)))
     for shard in todo:
         decode_shard(pool, tmp_path / "decoded", 16, shard)
     assert prepare_decoded(pool, tmp_path / "decoded", 16) == []
