@@ -7,6 +7,7 @@ what must be there. Writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,6 +194,10 @@ class FolderCheck:
                 yield self._release_finding(f"{folder}/{RECORD_FILE}", f"not the one that the catalogue knows{unseen}")
                 return
             recorded = {f"{folder}/{path}": entry for path, entry in record["files"].items()}
+        else:  # a build that met a lost file of an older release has forgotten it; the record of the release has not
+            with contextlib.suppress(ConfigError, IntegrityError):
+                record = read_record(place_of(self._workdir, folder))
+                recorded = {f"{folder}/{path}": entry for path, entry in record["files"].items()} | recorded
         for path, entry in sorted(recorded.items()):
             fault = self._fault_of(path, entry, unread=path.endswith(".tar") and not self._deep)
             if fault:

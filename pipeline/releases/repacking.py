@@ -51,7 +51,7 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
             if parts:
                 placed = _place_again(catalog, name, parts, damaged)
                 yield from (f"{path}: made again, as recorded" for path in sorted(placed))
-                if own & (damaged - placed):
+                if any(path in own or path.startswith(f"releases/{name}/") for path in damaged - placed):
                     yield from _pack_again(catalog, fingerprint, parts, damaged - placed)
             else:
                 yield from _cut_again(catalog, name, fingerprint)
@@ -119,7 +119,9 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
     inputs, run = _inputs_of(catalog, json.loads(text)), StageRun(pack.STAGE, fingerprint, catalog, RunSettings(), None)
     written, shards = [part for part in parts if part.step == "write"], pack.plan_shards(inputs, run)
     if len(written) != len(shards):
-        raise IntegrityError("not all of its shards are recorded; a build with its configuration packs it again")
+        raise IntegrityError(
+            "not all of its shards are recorded. A build with its configuration packs it again; or delete its folder"
+        )
     for planned, part in zip(shards, written, strict=True):
         if damaged & {file.path for file in part.files}:
             try:

@@ -162,6 +162,22 @@ def test_a_repair_says_that_a_release_waits_for_tables_that_it_may_not_make_agai
     assert hash_tree(folder / "work/releases") == releases
 
 
+def test_a_lost_shard_is_seen_after_a_build_of_another_release_has_forgotten_it(
+    folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    releases = hash_tree(folder / "work/releases" / (first := latest(folder)))
+    next((folder / "work/releases" / first / "shards").glob("*.tar")).unlink()
+    other = write_config(folder, web, mix={"ratio": {"plant": 2, "general": 1}})
+    assert main(["build", str(other)]) == 0
+    assert latest(folder) != first
+    assert main(["verify", str(folder / "work")]) == 1
+    assert main(["repair", str(folder / "work")]) == 1
+    assert f"releases/{first}: not yet: not all of its shards are recorded." in capsys.readouterr().out
+    assert main(["build", str(write_config(folder, web))]) == 0
+    assert hash_tree(folder / "work/releases" / first) == releases
+    assert main(["verify", str(folder / "work")]) == 0
+
+
 def test_a_repair_mends_what_comes_before_a_changed_takedown_list(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
