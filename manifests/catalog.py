@@ -214,21 +214,21 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
-        wanted = self._connection.sql(
+        rows = self._connection.sql(
             "SELECT part_key, step, position FROM stage_parts "
             "WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position",
             params=[fingerprint, step],
         ).fetchall()
-        return self._parts.in_order([key for key, *_ in wanted])
+        return self._parts.in_order([key for key, *_ in rows])
 
     def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
         """Every committed part of a recipe, or of all; whatever the stage version, oldest first."""
-        wanted = self._connection.sql(
+        rows = self._connection.sql(
             "SELECT part_key FROM parts WHERE stage = $1 AND step = $2 AND ($3 IS NULL OR reuse_key = $3) "
             "ORDER BY committed_at, part_key",
             params=[stage, step, reuse_key],
         ).fetchall()
-        return self._parts.in_order([key for (key,) in wanted])
+        return self._parts.in_order([key for (key,) in rows])
 
     def find_files(self, table: str) -> list[str]:
         """Paths, relative to the work folder, of every file of a table that any build committed, oldest first."""
@@ -247,7 +247,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         rows, files, links = ([row for entry in entries for row in entry[table]] for table in _OF_PARTS)
         if self._session is not None:
             self._session.check()
-        known = self._current.known
+        stages_before = self._current.last_read
         with transaction(self._connection):
             self._insert("parts", rows)
             self._insert("files", files)
@@ -258,7 +258,7 @@ class Catalog(AbstractContextManager["Catalog"]):
                 self._connection.execute(_OFF_PLACE, [link[name] for name in ("fingerprint", "step", "position")])
             self._insert("stage_parts", links)
             append_to_journal(self.workdir, entries)
-        self._current.parts_added(fingerprint, len(parts) - len(replaced), known)
+        self._current.parts_added(fingerprint, len(parts) - len(replaced), stages_before)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
@@ -298,8 +298,8 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def parts_with(self, paths: Sequence[str]) -> list[PartRecord]:
         """The committed parts that wrote any of these files."""
-        wanted = pa.table({"path": pa.array(paths, pa.string())})
-        self._connection.register("named", wanted)
+        named = pa.table({"path": pa.array(paths, pa.string())})
+        self._connection.register("named", named)
         rows = self._connection.execute("SELECT DISTINCT part_key FROM files SEMI JOIN named USING (path)").fetchall()
         self._connection.unregister("named")
         return list(self.find_parts(sorted(row[0] for row in rows)).values())

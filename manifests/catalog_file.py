@@ -70,10 +70,10 @@ def open_database(workdir: str) -> Any:
         with transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
             connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
         _hide_secrets(connection, workdir)
-        known = find_snapshot(workdir)
-        _refuse_other(connection, workdir, known)
-        if known is not None:  # a build may have been killed between journal and database
-            _insert(connection, {name: known.tables.get(name, []) for name in ("parts", "files", "stage_parts")})
+        snapshot = find_snapshot(workdir)
+        _refuse_other(connection, workdir, snapshot)
+        if snapshot is not None:  # a build may have been killed between journal and database
+            _insert(connection, {name: snapshot.tables.get(name, []) for name in ("parts", "files", "stage_parts")})
         write_snapshot(connection, workdir)  # reads every row, so damage shows now
     except duckdb.Error as error:
         raise explain_duckdb(workdir, error) from None
@@ -168,17 +168,17 @@ def refuse_foreign(connection: Any, workdir: str) -> None:
         )
 
 
-def _refuse_other(connection: Any, workdir: str, known: Snapshot | None) -> None:
+def _refuse_other(connection: Any, workdir: str, snapshot: Snapshot | None) -> None:
     """Raises: IntegrityError when the database belongs to another work folder or is older than the snapshot."""
     path = storage.join(workdir, CATALOG_FILE)
     rows = connection.execute("SELECT catalog_id, format, number FROM snapshots").fetchall()
     own, made_with, number = rows[0] if rows else (None, FORMAT, 0)
     if made_with > FORMAT:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {made_with}); use that version")
-    if known is not None and own not in (None, known.catalog_id):
+    if snapshot is not None and own not in (None, snapshot.catalog_id):
         raise IntegrityError(f"{path}: the catalogue of another work folder; {_advice(workdir)}")
-    if known is not None and number < known.number:
-        raise IntegrityError(f"{path}: older than its snapshot ({number} of {known.number}); {_advice(workdir)}")
+    if snapshot is not None and number < snapshot.number:
+        raise IntegrityError(f"{path}: older than its snapshot ({number} of {snapshot.number}); {_advice(workdir)}")
     if own is None:
         connection.execute("INSERT INTO snapshots VALUES (?, ?, 0)", [uuid.uuid4().hex, FORMAT])
 
@@ -231,19 +231,19 @@ def read_snapshot(workdir: str) -> Snapshot:
         raise IntegrityError(f"{path}: the snapshot is damaged")
     if head["format"] > FORMAT:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {head['format']})")
-    found = Snapshot(head["catalog"], head["number"])
+    snapshot = Snapshot(head["catalog"], head["number"])
     for line in body.splitlines():
         table, row = _parsed(line) or json.loads(line)  # lines of earlier snapshots have no hash of their own
-        found.tables.setdefault(table, []).append(row)
+        snapshot.tables.setdefault(table, []).append(row)
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else [b""]
     for line in lines[:-1]:
         entry = _parsed(line)
         if entry is None:
             raise IntegrityError(f"{journal}: the journal is damaged")
-        found.closed = entry.pop("closed", None)
+        snapshot.closed = entry.pop("closed", None)
         for table, rows in entry.items():
-            found.tables.setdefault(table, []).extend(rows)
-    return found
+            snapshot.tables.setdefault(table, []).extend(rows)
+    return snapshot
 
 
 def read_sound_lines(workdir: str) -> Snapshot:
@@ -251,16 +251,16 @@ def read_sound_lines(workdir: str) -> Snapshot:
     path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
     first, *rows = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     head = _parsed(first) or {"catalog": uuid.uuid4().hex, "number": 0}
-    found = Snapshot(head["catalog"], head["number"])
+    snapshot = Snapshot(head["catalog"], head["number"])
     for line in rows:
         if (parsed := _parsed(line)) is not None:
-            found.tables.setdefault(parsed[0], []).append(parsed[1])
+            snapshot.tables.setdefault(parsed[0], []).append(parsed[1])
     for line in journal.read_bytes().split(b"\n") if journal.is_file() else []:
         entry = _parsed(line) or {}
         entry.pop("closed", None)
         for table, rows_of_part in entry.items():
-            found.tables.setdefault(table, []).extend(rows_of_part)
-    return found
+            snapshot.tables.setdefault(table, []).extend(rows_of_part)
+    return snapshot
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
@@ -288,10 +288,10 @@ def find_snapshot(workdir: str) -> Snapshot | None:
 
 def _insert(connection: Any, tables: Mapping[str, list[Row]]) -> None:
     """Insert rows; those of parts that are already there are left out."""
-    known = {row[0] for row in connection.execute("SELECT part_key FROM parts").fetchall()}
+    part_keys = {row[0] for row in connection.execute("SELECT part_key FROM parts").fetchall()}
     with transaction(connection):
         for table, rows in tables.items():
-            new = [row for row in rows if row.get("part_key") not in known]
+            new = [row for row in rows if row.get("part_key") not in part_keys]
             new = list({json.dumps(row, sort_keys=True): row for row in new}.values())
             if not new:
                 continue
@@ -302,14 +302,14 @@ def _insert(connection: Any, tables: Mapping[str, list[Row]]) -> None:
             connection.unregister("new_rows")
 
 
-def rebuild(workdir: str, known: Snapshot | None = None) -> Snapshot:
-    """Make the database anew from snapshot and journal, or from what else is `known`.
+def rebuild(workdir: str, snapshot: Snapshot | None = None) -> Snapshot:
+    """Make the database anew from `snapshot`; without it, from the snapshot and journal on disk.
 
     What lies there is kept as `catalog.duckdb.damaged`.
 
     Raises: IntegrityError as `read_snapshot`; RunError when another process holds the database.
     """
-    found = known or read_snapshot(workdir)
+    new = snapshot or read_snapshot(workdir)
     path = storage.join(workdir, CATALOG_FILE)
     try:
         duckdb.connect(path, read_only=True).close()
@@ -322,11 +322,11 @@ def rebuild(workdir: str, known: Snapshot | None = None) -> Snapshot:
     temp = storage.temp_path(path)
     with duckdb.connect(temp) as connection:
         connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
-        connection.execute("INSERT INTO snapshots VALUES (?, ?, ?)", [found.catalog_id, FORMAT, found.number])
-        _insert(connection, found.tables)
+        connection.execute("INSERT INTO snapshots VALUES (?, ?, ?)", [new.catalog_id, FORMAT, new.number])
+        _insert(connection, new.tables)
     Path(f"{path}.wal").unlink(missing_ok=True)
     storage.publish(temp, path)
-    return found
+    return new
 
 
 @contextmanager
@@ -361,13 +361,14 @@ def file_size(path: str) -> int | None:
         return None
 
 
-def check_losses(workdir: str, found: Mapping[str, bool]) -> None:
-    """Stop before a build starts over because a folder is not mounted. `found` says whether a recorded path is there.
+def check_losses(workdir: str, present: Mapping[str, bool]) -> None:
+    """Stop before a build starts over because a folder is not mounted. `present` says of each recorded
+    path whether it is there.
 
     Raises: IntegrityError when all files of a folder are gone, or several and more than MAX_LOST_SHARE of them.
     """
     for folder in _GUARDED:
-        there = [is_there for path, is_there in found.items() if path.startswith(f"{folder}/")]
+        there = [is_there for path, is_there in present.items() if path.startswith(f"{folder}/")]
         num_lost = there.count(False)
         if num_lost and (num_lost == len(there) or (num_lost > 1 and num_lost > MAX_LOST_SHARE * len(there))):
             raise IntegrityError(

@@ -42,16 +42,16 @@ class CommittedParts:
         if unknown and len(self._kept) + len(unknown) > MOST_KEPT:
             self._kept.clear()
             unknown = list(keys)
-        found = self._read(unknown) if unknown else {}
-        if len(found) > MOST_KEPT:
-            return found
-        self._kept |= found
+        read = self._read(unknown) if unknown else {}
+        if len(read) > MOST_KEPT:
+            return read
+        self._kept |= read
         return {key: self._kept[key] for key in keys if key in self._kept}
 
     def in_order(self, keys: Sequence[str]) -> list[PartRecord]:
         """The parts of `keys`, all of which are committed."""
-        found = self.find(keys)
-        return [found[key] for key in keys]
+        parts = self.find(keys)
+        return [parts[key] for key in keys]
 
     def forget(self, key: str) -> None:
         """A part is no longer committed."""
@@ -68,14 +68,14 @@ class CommittedParts:
         files: dict[str, list[PartFile]] = {}
         for key, *values in file_rows:
             files.setdefault(key, []).append(PartFile(*values))
-        found = {}
+        parts = {}
         for key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ in rows:
             funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
             said = MappingProxyType(json.loads(notes))
-            found[key] = PartRecord(
+            parts[key] = PartRecord(
                 key, stage, step, reuse_key, tuple(files.get(key, ())), funnel, said, seconds, attempts
             )
-        return found
+        return parts
 
 
 class CurrentStages:
@@ -86,7 +86,7 @@ class CurrentStages:
         self._reader = reader
         self._lock = threading.Lock()
         self._version = 0
-        self._known: Known | None = None
+        self._last_read: Known | None = None
 
     def changed(self) -> None:
         """Something was written that is no new part."""
@@ -94,14 +94,14 @@ class CurrentStages:
             self._version += 1
 
     @property
-    def known(self) -> Known | None:
+    def last_read(self) -> Known | None:
         """What was last read; to be taken before parts are written, for `parts_added`."""
-        return self._known
+        return self._last_read
 
     def parts_added(self, fingerprint: str, num: int, before: Known | None) -> None:
         """A stage version got so many more parts. What was read since `before` may hold them or not."""
         with self._lock:
-            if before is None or before is not self._known or before[0] != self._version:
+            if before is None or before is not self._last_read or before[0] != self._version:
                 self._version += 1
                 return
             for stage in before[1].values():
@@ -111,13 +111,13 @@ class CurrentStages:
     def rows(self) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
         """Figures by stage, and the domains of the mix."""
         with self._lock:
-            version, known = self._version, self._known
-            if known is not None and known[0] == version:
-                return {name: dict(stage) for name, stage in known[1].items()}, known[2]
-        found = version, self._read_stages(), self._reader.sql(_MIXES).to_arrow_table().to_pylist()
+            version, last = self._version, self._last_read
+            if last is not None and last[0] == version:
+                return {name: dict(stage) for name, stage in last[1].items()}, last[2]
+        fresh = version, self._read_stages(), self._reader.sql(_MIXES).to_arrow_table().to_pylist()
         with self._lock:
-            self._known = found
-        return {name: dict(stage) for name, stage in found[1].items()}, found[2]
+            self._last_read = fresh
+        return {name: dict(stage) for name, stage in fresh[1].items()}, fresh[2]
 
     def _read_stages(self) -> dict[str, dict[str, Any]]:
         return {

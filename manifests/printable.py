@@ -17,7 +17,7 @@ def printable(text: str, keep: str = "") -> str:
 
     Within a JSON document the result means the same value.
     """
-    return _STEERING.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)
+    return _STEERING.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
 
 
 def shown(text: str) -> str:

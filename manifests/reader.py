@@ -136,15 +136,15 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
     try:
         connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")
         refuse_foreign(connection, workdir)
-        found = connection.execute(
+        comments = connection.execute(
             "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
         ).fetchall()
-        for name, _ in found:  # reads every block, so damage shows here and not in the middle of an answer
+        for name, _ in comments:  # reads every block, so damage shows here and not in the middle of an answer
             connection.execute(f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t').fetchall()
     except duckdb.Error as error:
         connection.close()
         raise explain_duckdb(workdir, error) from None
-    for name, about in found:
+    for name, about in comments:
         connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
         connection.execute(f'COMMENT ON VIEW "{name}" IS {literals([about])}')
     if not per_sample:
@@ -176,14 +176,14 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
     if paths:
         try:
             # parts of several versions are in use in this table alone; to join columns by name opens every file
-            found = f"read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
-            columns = {row[0] for row in connection.execute(f"DESCRIBE FROM {found}").fetchall()}
+            scan = f"read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
+            columns = {row[0] for row in connection.execute(f"DESCRIBE FROM {scan}").fetchall()}
             if columns.issuperset(schema.names):
-                connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {found}")
+                connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {scan}")
             else:  # of an earlier version, which had fewer columns
                 connection.register("empty", schema.empty_table())
                 connection.execute(f"CREATE TABLE columns_of_{view} AS FROM empty")
-                connection.execute(f"CREATE VIEW {view} AS FROM columns_of_{view} UNION ALL BY NAME FROM {found}")
+                connection.execute(f"CREATE VIEW {view} AS FROM columns_of_{view} UNION ALL BY NAME FROM {scan}")
         except duckdb.IOException as error:
             raise IntegrityError(
                 f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "
@@ -208,11 +208,11 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
             "FROM proxy_runs ORDER BY min(recorded_at) OVER (PARTITION BY study), run"
         )
         names = [column[0] for column in cursor.description]
-        found = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-    if not found:
+        runs = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    if not runs:
         raise ConfigError(f"{workdir}: no proxy runs are recorded here; `dalip proxies` does them and records them")
     rows = []
-    for run in found:
+    for run in runs:
         mixture, losses, epochs, how = (
             json.loads(run.pop(name) or "{}") for name in ("mixture", "losses", "epochs", "validation")
         )

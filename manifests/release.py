@@ -287,8 +287,8 @@ def read_record(folder: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{folder}/{RECORD_FILE}: not valid JSON: {error}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise ConfigError(f"{folder}/{RECORD_FILE}: format {found!r}, this version reads {FORMAT!r}")
+        stated = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise ConfigError(f"{folder}/{RECORD_FILE}: format {stated!r}, this version reads {FORMAT!r}")
     lacking = [name for name, kind in _NEEDED.items() if not isinstance(record.get(name), kind)]
     splits = [] if lacking else list(record["splits"].values())
     if not all(isinstance(split, dict) and {"num_samples", "shards"} <= split.keys() for split in splits):

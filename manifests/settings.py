@@ -210,18 +210,18 @@ def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]
         for section in sections:
             if name in section.removed:
                 return f"'{place}' is no setting any more; {section.removed[name]}; delete the line"
-        known = sorted({key for section in sections for key in section.model_fields})
-        near = [key for key in known if key == _OTHER_NAMES.get(name)]
-        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        keys = sorted({key for section in sections for key in section.model_fields})
+        near = [key for key in keys if key == _OTHER_NAMES.get(name)]
+        near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
         elsewhere = [key.place for key in keys_of(model) if key.place.endswith(f".{name}")]
         if name in model.model_fields and not near:
             return f"unknown key '{place}'; '{name}' is a key of the top level: mind the indentation"
         if elsewhere and not near:
             places = [key.rpartition(".")[0] for key in elsewhere[:3]]
             return f"unknown key '{place}'; '{name}' is a key of {' or '.join(places)}"
-        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        listed = f" (known here: {', '.join(known)})" if known and not near else ""
+        listed = f" (known here: {', '.join(keys)})" if keys and not near else ""
         return f"unknown key '{place}'{hint}{listed}"
     if item["type"] == "missing":
         return f"missing key '{place}'"
@@ -286,22 +286,22 @@ def sections_in(annotation: Any) -> list[type[Settings]]:
     """The models that a field holds: itself, in a list, by name, or one of several."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
-    found: list[type[Settings]] = []
+    sections: list[type[Settings]] = []
     for inner in getattr(annotation, "__args__", ()):
-        found.extend(sections_in(inner))
-    return found
+        sections.extend(sections_in(inner))
+    return sections
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the values that differ, each with its old and its new value."""
-    found = []
+    lines = []
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
+            lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
-    return found
+            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return lines
 
 
 def _short(value: Any) -> str:

@@ -219,12 +219,12 @@ def read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
     paths = [filesystem(path)[1] for path, _, _ in spans]
     starts, stops = [start for _, start, _ in spans], [stop for _, _, stop in spans]
     fs, _ = filesystem(spans[0][0])
-    found = fs.cat_ranges(paths, starts, stops, on_error="return")
-    for (path, _, _), content in zip(spans, found, strict=True):
+    contents = fs.cat_ranges(paths, starts, stops, on_error="return")
+    for (path, _, _), content in zip(spans, contents, strict=True):
         if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
             check_passing(path, content)
             raise content
-    return [None if isinstance(content, Exception) else bytes(content) for content in found]
+    return [None if isinstance(content, Exception) else bytes(content) for content in contents]
 
 
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
@@ -292,8 +292,8 @@ def _put_into_s3(fs: Any, local: str, inner: str) -> None:
     async def send() -> None:
         await fs.set_session()
         client = await fs.get_s3(bucket)
-        known = client.meta.service_model.operation_model("PutObject").input_shape.members
-        request = {name: value for name, value in set_for_all.items() if name in known} | named
+        members = client.meta.service_model.operation_model("PutObject").input_shape.members
+        request = {name: value for name, value in set_for_all.items() if name in members} | named
         with Path(local).open("rb") as stream:
             await client.put_object(**request, Body=stream)
 

@@ -96,8 +96,8 @@ def read_list(workdir: str) -> list[Entry]:
 def add_entries(workdir: str, entries: Sequence[Entry]) -> int:
     """Add to the list of a work folder; returns how many are new."""
     before = read_list(workdir)
-    known = {(entry.by, entry.value) for entry in before}
-    new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in known]
+    listed = {(entry.by, entry.value) for entry in before}
+    new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
     if new:
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
         storage.publish_bytes(storage.join(workdir, LIST_FILE), ("\n".join(lines) + "\n").encode())
@@ -129,11 +129,11 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
     """Make the table `named`: of every row of candidates and facts that an entry names, its sample_id and the entry."""
     rows = [{"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason} for entry in entries]
     sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
-    found = " UNION ALL ".join(
+    matches = " UNION ALL ".join(
         f"SELECT t.sample_id, l.by, l.key, l.value, l.reason FROM {table} t JOIN takedown_list l ON l.key = {column} "
         f"WHERE l.by = '{by}'"
         for by, columns in _KEYS.items()
         for table, column in columns
     )
     nothing = "SELECT NULL::VARCHAR AS sample_id, * FROM takedown_list"  # no reading of tables for an empty list
-    sql.execute(f"CREATE TABLE named AS {found if rows else nothing}")
+    sql.execute(f"CREATE TABLE named AS {matches if rows else nothing}")

@@ -82,11 +82,11 @@ def tar_members(stream: Any) -> Iterator[Member]:
         content = place + tarfile.BLOCKSIZE
         if header.type in _EXTENDED:
             place = _next_place(content, header.size, end, place)
-            found = _extended(header.type, stream, content, header.size)
+            header_fields = _extended(header.type, stream, content, header.size)
             if header.type == tarfile.XGLTYPE:
-                for_all |= found
+                for_all |= header_fields
             else:
-                for_next |= found
+                for_next |= header_fields
             continue
         said = for_all | for_next
         for_next = {}
@@ -135,21 +135,21 @@ def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, st
         return {"path": text.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
     if kind == tarfile.GNUTYPE_LONGLINK:
         return {}
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     place = 0
     while record := _PAX_RECORD.match(text, place):
         stop = record.start() + int(record[1])
         if stop <= record.end():
-            return found | {"fault": "has a header that cannot be read"}
+            return fields | {"fault": "has a header that cannot be read"}
         name, value = record[2], text[record.end() : stop - 1].decode("utf-8", "surrogateescape")
         if name == b"path":
-            found["path"] = value.rstrip("/")
+            fields["path"] = value.rstrip("/")
         elif name == b"size":
-            found |= {"size": value} if re.fullmatch("[0-9]{1,20}", value) else {"fault": "has a size that is none"}
+            fields |= {"size": value} if re.fullmatch("[0-9]{1,20}", value) else {"fault": "has a size that is none"}
         elif name.startswith(b"GNU.sparse."):
-            found["fault"] = _SPARSE
+            fields["fault"] = _SPARSE
         place = stop
-    return found
+    return fields
 
 
 def _behind_sparse_map(stream: Any, place: int) -> int:

@@ -117,4 +117,4 @@ def _short_numbers(tag: re.Match[str]) -> str:
 
     Links within the SVG are left alone.
     """
-    return re.sub(r"(?<![\w.#])-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag[0])
+    return re.sub(r"(?<![\w.#])-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])

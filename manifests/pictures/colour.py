@@ -51,13 +51,13 @@ def simplify(image: Image.Image) -> Image.Image:
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
     """The picture in L, a strip at a time: at once it takes 19 bytes a pixel, in strips 3."""
-    found = Image.new("L", image.size)
+    made = Image.new("L", image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(image.height, top + rows)))
         values = np.asarray(strip).astype(np.uint32)
-        found.paste(Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)), (0, top))
-    return found
+        made.paste(Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)), (0, top))
+    return made
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:

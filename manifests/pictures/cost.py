@@ -68,10 +68,10 @@ def _has_more_scans(body: bytes, at: int, most: int) -> bool:
     """Whether a JPEG whose first scan begins at `at` has more than `most`. Behind its end there may be other files."""
     num = 0
     for _ in range(MOST_SEGMENTS):
-        found = NEXT_MARKER.search(body, at)
-        if found is None or body[found.end() - 1] == 0xD9:
+        match = NEXT_MARKER.search(body, at)
+        if match is None or body[match.end() - 1] == 0xD9:
             return False
-        marker, at = body[found.end() - 1], found.end()
+        marker, at = body[match.end() - 1], match.end()
         num += marker == 0xDA
         if num > most or marker < 0xC0 or marker in _WITHOUT_LENGTH:  # the last two no encoder writes
             return True

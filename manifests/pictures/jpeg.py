@@ -44,10 +44,10 @@ def without_metadata(body: bytes) -> bytes | None:
         if end < at + 4 or end > len(body):
             return None
         if marker == 0xDA:  # a scan: its coded data reaches to the next marker
-            found = NEXT_MARKER.search(body, end)
-            if found is None:
+            match = NEXT_MARKER.search(body, end)
+            if match is None:
                 return None
-            end = found.start()
+            end = match.start()
         if 0xE0 <= marker <= 0xEF or marker == 0xFE:
             kept.append(_shortened(marker, body[at + 4 : end]))
         else:

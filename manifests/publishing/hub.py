@@ -64,14 +64,14 @@ def upload_folder(
     api, beside = _api(), dict(more or {})
     call = partial(_call, repository)
     call("create the repository", api.create_repo, repository, repo_type=kind, private=not public, exist_ok=True)
-    found = call("look at the repository", api.repo_info, repository, repo_type=kind)
-    if not found.private and not public:
+    info = call("look at the repository", api.repo_info, repository, repo_type=kind)
+    if not info.private and not public:
         raise ConfigError(
             f"hf:{repository}: is there already and public, and this upload is to be private; make it private on its "
             "page, choose another name, or say --public"
         )
     own = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
-    there = {file.rfilename for file in found.siblings or ()} - _OWN_FILES
+    there = {file.rfilename for file in info.siblings or ()} - _OWN_FILES
     old = sorted(there - own - beside.keys())
     if old and marker not in there:
         raise ConfigError(
@@ -95,8 +95,8 @@ def upload_folder(
         return api.create_commit(repository, last, repo_type=kind, commit_message=f"Finish {Path(folder).name}")
 
     done = call("finish the upload", finish)
-    lines = [f"published: {page_of(repository, kind)} ({'private' if found.private else 'public'}), commit {done.oid}"]
-    if found.private and public:
+    lines = [f"published: {page_of(repository, kind)} ({'private' if info.private else 'public'}), commit {done.oid}"]
+    if info.private and public:
         lines.append("note: the repository was there already and is private; make it public on its page")
     return lines
 

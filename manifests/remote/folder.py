@@ -144,11 +144,11 @@ def sizes_below(folder: str) -> dict[str, int] | None:
     def find() -> dict[str, int]:
         fs, inner = storage.filesystem(address)
         fs.invalidate_cache()
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         for name in ("tables", "pool", "releases"):
             for path, info in fs.find(f"{inner}/{name}", detail=True).items():
-                found[str(path).removeprefix(inner).lstrip("/")] = int(info["size"])
-        return found
+                sizes[str(path).removeprefix(inner).lstrip("/")] = int(info["size"])
+        return sizes
 
     return patiently(address, find)
 

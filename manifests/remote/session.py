@@ -221,24 +221,24 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
     snapshot = read("catalog/snapshot") if "snapshot" in there else None
     digest = hashlib.sha256(snapshot).hexdigest() if snapshot is not None else None
     batches = sorted(name for name in there if digest and name.startswith(f"journal/{digest[:12]}-"))
-    known = notes_of(folder)
+    notes = notes_of(folder)
     # a driver's own folder notes no batches: it knows all that was sent from it
-    is_current = known.get("snapshot") == digest and known.get("batches") in (None, len(batches))
+    is_current = notes.get("snapshot") == digest and notes.get("batches") in (None, len(batches))
     if digest is None or not is_current or not Path(folder, CATALOG_FILE).exists():
         before = find_snapshot(folder)
         for name in _PRESENT:
             Path(folder, name).unlink(missing_ok=True)
         note(folder, address)
-        found = None
+        now = None
         if snapshot is not None:
             storage.publish_bytes(storage.join(folder, SNAPSHOT_FILE), snapshot)
             storage.publish_bytes(
                 storage.join(folder, JOURNAL_FILE), b"".join(read(f"catalog/{name}") or b"" for name in batches)
             )
-            found = rebuild(folder)
+            now = rebuild(folder)
             note_closed(folder)
             note(folder, address, snapshot=digest, batches=len(batches))
-        _drop_other_tables(folder, before, found)
+        _drop_other_tables(folder, before, now)
     for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (LIST_FILE, LIST_FILE)):
         content = read(path) if name == LIST_FILE or name in there else None
         if content is None:
@@ -249,12 +249,12 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
 
 def _drop_other_tables(folder: str, before: Snapshot | None, now: Snapshot | None) -> None:
     """Remove tables that may not be the catalogue's: a part that was done again has files of the same names."""
-    known, wanted = (
+    hashes_before, hashes_now = (
         {row["path"]: row["sha256"] for row in each.tables.get("files", ())} if each else {} for each in (before, now)
     )
     for path in Path(folder, "tables").rglob("*.parquet"):
         name = str(path.relative_to(folder))
-        if name not in known or known[name] != wanted.get(name):
+        if name not in hashes_before or hashes_before[name] != hashes_now.get(name):
             path.unlink()
 
 

@@ -37,8 +37,8 @@ def ray_environment(address: str | None) -> Iterator[None]:
     else:
         tokens = map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
         has_token = any(tokens) or Path("~/.ray/auth_token").expanduser().is_file()
-        wanted = _SHORT_TRIES | ({"RAY_AUTH_MODE": "token"} if has_token else {})
-        changed = {name: value for name, value in wanted.items() if name not in os.environ}
+        variables = _SHORT_TRIES | ({"RAY_AUTH_MODE": "token"} if has_token else {})
+        changed = {name: value for name, value in variables.items() if name not in os.environ}
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
@@ -70,10 +70,10 @@ def join_cluster(ray: Any, option: str, address: str, **options: Any) -> None:
             "its head, or set RAY_AUTH_TOKEN_PATH, here and on every node"
         ) from None
     except RuntimeError as error:
-        found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
-        if len(found) != 2:
+        versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
+        if len(versions) != 2:
             raise ConfigError(f"{named}: Ray does not start: {' '.join(str(error).split()):.300}") from None
-        (ray_there, python_there), (ray_here, python_here) = found
+        (ray_there, python_there), (ray_here, python_here) = versions
         raise ConfigError(
             f"{named}: the cluster runs Ray {ray_there} on Python {python_there}, this machine Ray {ray_here} on "
             f"Python {python_here}; install the same versions on every node"

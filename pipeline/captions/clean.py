@@ -216,12 +216,12 @@ STEPS: dict[str, Step] = {
 
 def clean_captions(captions: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Clean texts, and for each row the steps that changed it; a null caption gives the empty text."""
-    given = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
-    given = pc.if_else(pc.greater(pc.utf8_length(given), MAX_CHARS), "", given)
-    texts = given.to_pylist()
+    raw = pc.fill_null(captions.combine_chunks() if isinstance(captions, pa.ChunkedArray) else captions, "")
+    raw = pc.if_else(pc.greater(pc.utf8_length(raw), MAX_CHARS), "", raw)
+    texts = raw.to_pylist()
     changed_by: dict[int, list[str]] = {}
     any_gate = "|".join(f"(?:{step.gate})" for step in STEPS.values())
-    rows = _rows_where(pc.match_substring_regex(given, any_gate))
+    rows = _rows_where(pc.match_substring_regex(raw, any_gate))
     for _ in range(MAX_ROUNDS):
         rows = _run_round(texts, rows, changed_by)
         if not rows:

@@ -41,8 +41,8 @@ def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.
     Where a clean caption is empty or shorter than FEWEST_CHARS and a taxon is known, `text` is the taxon's sentence and
     `text_source` is "taxon". Such rows have no `text_key`, because many pictures of one species are no boilerplate.
     """
-    given = pc.fill_null(candidates["caption"].combine_chunks(), "")
-    cleaned, steps = clean_captions(given)
+    raw = pc.fill_null(candidates["caption"].combine_chunks(), "")
+    cleaned, steps = clean_captions(raw)
     resolved, provenance = _resolved(candidates, names)
     taxa = taxon_columns(resolved, candidates)
     text, source = _fall_back(cleaned, taxa["texts"])
@@ -56,8 +56,8 @@ def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.
         **provenance,
         "text_key": text_keys(pc.if_else(pc.equal(source, "caption"), text, pa.scalar(None, pa.string()))),
         "licence_id": normalise_licences(candidates["licence"], candidates["licence_url"]),
-        "given_chars": pc.utf8_length(given),
-        "given_words": pa.array([len(caption.split()) for caption in given.to_pylist()], pa.int32()),
+        "given_chars": pc.utf8_length(raw),
+        "given_words": pa.array([len(caption.split()) for caption in raw.to_pylist()], pa.int32()),
         "num_chars": pc.utf8_length(text),
         "num_words": words,
         "letter_ratio": pa.array((letters / np.maximum(visible, 1)).astype(np.float32)),
@@ -150,11 +150,11 @@ def _name_measures(text: pa.Array, texts: pa.Array, taxon_names: pa.Array) -> di
     binomial = pc.and_not(pc.match_substring_regex(text, BINOMIAL), english)
     bare = pc.and_not(pc.match_substring_regex(text, BARE_NAME), pc.match_substring_regex(text, NOT_A_GENUS))
     bare = pc.and_not(bare, english)
-    known = pc.indices_nonzero(taxon_names.is_valid())
-    if len(known):
-        has, only = _against_taxon(text.take(known).to_pylist(), texts.take(known).to_pylist())
-        binomial = _or_at(binomial, known, has)
-        bare = _or_at(bare, known, only)
+    with_taxon = pc.indices_nonzero(taxon_names.is_valid())
+    if len(with_taxon):
+        has, only = _against_taxon(text.take(with_taxon).to_pylist(), texts.take(with_taxon).to_pylist())
+        binomial = _or_at(binomial, with_taxon, has)
+        bare = _or_at(bare, with_taxon, only)
     return {"has_binomial": binomial, "bare_name": bare}
 
 

@@ -36,20 +36,20 @@ def preview_captions(
         rows = rows.append_column(name, column)
     unknown = {name for name, column in joined.items() if column.null_count == len(column)}
     verdicts = judge_captions(rows, settings)
-    given = candidates["caption"].fill_null("").to_pylist()
+    raw = candidates["caption"].fill_null("").to_pylist()
     kept = pc.indices_nonzero(verdicts["keep"]).to_pylist()
     chosen = choose_texts(rows, settings.text)
     return {
         "num_rows": candidates.num_rows,
-        "cleaning": _cleaning(given, measured),
-        "rules": _rules(rows, verdicts, settings, given),
+        "cleaning": _cleaning(raw, measured),
+        "rules": _rules(rows, verdicts, settings, raw),
         "not_judged": sorted(name for name in _rule_names(settings) if set(RULES[name].needs) & unknown),
         "kept": {
             "num": len(kept),
             "by_domain": _by_domain(rows, verdicts),
             "examples": [
                 {
-                    "caption": given[row],
+                    "caption": raw[row],
                     "text": chosen["txt"][row].as_py(),
                     "text_type": chosen["txt_type"][row].as_py(),
                     "domain": rows["domain"][row].as_py(),
@@ -60,7 +60,7 @@ def preview_captions(
     }
 
 
-def _cleaning(given: list[str], measured: pa.Table) -> dict[str, Any]:
+def _cleaning(raw: list[str], measured: pa.Table) -> dict[str, Any]:
     """How many captions each step changes, with some of them before and after all steps."""
     clean = measured["text"].to_pylist()
     by_step: dict[str, list[int]] = {}
@@ -73,14 +73,14 @@ def _cleaning(given: list[str], measured: pa.Table) -> dict[str, Any]:
         {
             "step": step,
             "num_changed": len(rows),
-            "examples": [{"caption": given[row], "text": clean[row]} for row in _spread(rows, NUM_EXAMPLES)],
+            "examples": [{"caption": raw[row], "text": clean[row]} for row in _spread(rows, NUM_EXAMPLES)],
         }
         for step, rows in sorted(by_step.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
     return {"num_changed": changed, "steps": listed}
 
 
-def _rules(rows: pa.Table, verdicts: pa.Table, settings: CaptionSettings, given: list[str]) -> list[dict[str, Any]]:
+def _rules(rows: pa.Table, verdicts: pa.Table, settings: CaptionSettings, raw: list[str]) -> list[dict[str, Any]]:
     """One entry a rule, in the order in which they are applied: what it drops there, and what it would drop alone."""
     reasons, values, thresholds = (verdicts[name].to_pylist() for name in ("reason", "value", "threshold"))
     clean = rows["text"].to_pylist()
@@ -89,7 +89,7 @@ def _rules(rows: pa.Table, verdicts: pa.Table, settings: CaptionSettings, given:
         alone = _only(settings, name)
         num_alone = pc.sum(pc.invert(judge_captions(rows, alone)["keep"])).as_py() or 0
         dropped = [row for row, reason in enumerate(reasons) if RULE_OF_REASON.get(reason) == name]
-        distinct = list({given[row]: row for row in reversed(dropped)}.values())[::-1]  # no caption twice
+        distinct = list({raw[row]: row for row in reversed(dropped)}.values())[::-1]  # no caption twice
         written = {RULES[name].written(rules.thresholds()[name]) for rules in alone.rules if rules.thresholds()}
         listed.append(
             {
@@ -98,7 +98,7 @@ def _rules(rows: pa.Table, verdicts: pa.Table, settings: CaptionSettings, given:
                 "num_dropped": len(dropped),
                 "num_alone": num_alone,
                 "examples": [
-                    {"caption": given[row], "text": clean[row], "value": values[row], "threshold": thresholds[row]}
+                    {"caption": raw[row], "text": clean[row], "value": values[row], "threshold": thresholds[row]}
                     for row in _spread(distinct, NUM_EXAMPLES)
                 ],
             }

@@ -55,8 +55,8 @@ def _at_most(column: str) -> Rule:
     return Rule((column,), lambda t, high: pc.greater(t[column], high), _column(column), lambda high: f"<= {high:g}")
 
 
-def _never(column: str, wanted: str) -> Rule:
-    return Rule((column, "text"), _column(column), _column("text"), lambda _: wanted)
+def _never(column: str, threshold: str) -> Rule:
+    return Rule((column, "text"), _column(column), _column("text"), lambda _: threshold)
 
 
 def _too_short(table: pa.Table, low: int) -> Column:
@@ -92,10 +92,10 @@ def _language_value(table: pa.Table, _: Any) -> Column:
 
 
 def _matches_any(text: Column, patterns: Sequence[str]) -> Column:
-    found = pc.match_substring_regex(text, patterns[0])
+    matches = pc.match_substring_regex(text, patterns[0])
     for pattern in patterns[1:]:
-        found = pc.or_(found, pc.match_substring_regex(text, pattern))
-    return found
+        matches = pc.or_(matches, pc.match_substring_regex(text, pattern))
+    return matches
 
 
 def _spare(fails: Column, text: Column, spared: Callable[[Column], Column]) -> Column:

@@ -91,11 +91,11 @@ def _there(text: str, origin: str, pairs: Iterable[tuple[str, str]]) -> dict[str
 def _choose(
     sample_id: str, there: Mapping[str, str], choice: TextChoice, seed: int
 ) -> tuple[TextName | None, str | None]:
-    wanted = [name for name in choice.any_of if there.get(name)]
-    if len(wanted) > 1:
+    choices = [name for name in choice.any_of if there.get(name)]
+    if len(choices) > 1:
         digest = hashlib.blake2b(f"{seed}\x1f{sample_id}".encode(), digest_size=8).digest()
-        wanted = [wanted[int.from_bytes(digest, "little") % len(wanted)]]
-    for name in [*wanted, *OTHERWISE]:
+        choices = [choices[int.from_bytes(digest, "little") % len(choices)]]
+    for name in [*choices, *OTHERWISE]:
         if there.get(name):
             return name, there[name]
     return None, None

@@ -32,32 +32,35 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    found = compare(open_release(args.before), open_release(args.after))
+    comparison = compare(open_release(args.before), open_release(args.after))
     if args.json:
-        print_json(found)
+        print_json(comparison)
     else:
-        print_lines(describe(found))
+        print_lines(describe(comparison))
     return 0
 
 
-def describe(found: Mapping[str, Any]) -> list[str]:
+def describe(comparison: Mapping[str, Any]) -> list[str]:
     """A comparison as lines that a person reads."""
     head = ("split", "domain", ">before", ">after", ">added", ">removed", ">other text", ">other image", ">samples")
     names = ("split", "domain", "before", "after", "added", "removed", "text", "image")
-    rows = [(*(row[name] for name in names), f"{row['more_samples']:+,}") for row in found["domains"]]
-    lines = [f"{found['before']} -> {found['after']}", "", *aligned(head, rows)]
+    rows = [(*(row[name] for name in names), f"{row['more_samples']:+,}") for row in comparison["domains"]]
+    lines = [f"{comparison['before']} -> {comparison['after']}", "", *aligned(head, rows)]
     lines.append("(counts of distinct images; the last column counts repeats too)")
-    if found["moved_between_splits"]:
-        lines.append(f"{found['moved_between_splits']:,} images are in another split than before")
-    shards = found["shards"]
+    if comparison["moved_between_splits"]:
+        lines.append(f"{comparison['moved_between_splits']:,} images are in another split than before")
+    shards = comparison["shards"]
     lines += [
         "",
         f"shards: {shards['before']:,} -> {shards['after']:,}, {shards['shared']:,} with the same content "
         f"({shards['shared_bytes']:,} of {shards['bytes']:,} bytes)",
-        *(f"taken down: {entry['num_images']:,} images, reason: {entry['reason']}" for entry in found["takedowns"]),
-        *(f"recipe: {describe_change(change)}" for change in found["recipe"]),
+        *(
+            f"taken down: {entry['num_images']:,} images, reason: {entry['reason']}"
+            for entry in comparison["takedowns"]
+        ),
+        *(f"recipe: {describe_change(change)}" for change in comparison["recipe"]),
     ]
-    return lines if found["recipe"] else [*lines, "recipe: the same"]
+    return lines if comparison["recipe"] else [*lines, "recipe: the same"]
 
 
 def describe_change(change: Mapping[str, Any]) -> str:
@@ -67,9 +70,9 @@ def describe_change(change: Mapping[str, Any]) -> str:
         gone = [f"-{_short(value)}" for value in before if value not in after]
         come = [f"+{_short(value)}" for value in after if value not in before]
         return f"{place}: {' '.join([*gone, *come]) or 'in another order'}"
-    for given, other, word in ((after, before, "added"), (before, after, "removed")):
-        if isinstance(given, dict) and other is None:
-            return f"{place}: {word}, with {', '.join(given)}"
+    for section, other, word in ((after, before, "added"), (before, after, "removed")):
+        if isinstance(section, dict) and other is None:
+            return f"{place}: {word}, with {', '.join(section)}"
     return f"{place}: {_short(before)} -> {_short(after)}"
 
 

@@ -46,31 +46,31 @@ def _run(args: argparse.Namespace) -> int:
     findings = examine(config)
     if any(finding.is_broken for finding in findings):
         refuse_errors(findings)
-    found = estimate(config, args.head)
+    figures = estimate(config, args.head)
     uncounted = {source.name for source in config.sources if source.reader.waits_for()}
-    counts = {row["source"]: None if row["source"] in uncounted else row["num_pictures"] for row in found["sources"]}
-    known = {finding.text for finding in findings}
-    findings += [finding for finding in about_mixture(config, counts) if finding.text not in known]
+    counts = {row["source"]: None if row["source"] in uncounted else row["num_pictures"] for row in figures["sources"]}
+    texts = {finding.text for finding in findings}
+    findings += [finding for finding in about_mixture(config, counts) if finding.text not in texts]
     if args.json:
-        print_json(found)
+        print_json(figures)
     else:
-        print("\n".join(describe(found)))
+        print("\n".join(describe(figures)))
     for finding in findings:
         print(f"{'a build would stop' if finding.is_error else 'warning'}: {finding}", file=sys.stderr)
     return 2 if any(finding.is_error for finding in findings) else 0
 
 
-def describe(found: dict[str, Any]) -> list[str]:
+def describe(figures: dict[str, Any]) -> list[str]:
     """An estimate as lines that a person reads."""
     rows = [
         (row["source"], row["domain"], row["num_rows"], row["num_pictures"], joined_counts(row["reasons"].items()))
-        for row in found["sources"]
+        for row in figures["sources"]
     ]
-    lines = [*aligned(("source", "domain", ">rows", ">pictures", "left out"), rows), "", *_host_lines(found["web"])]
-    if local := found["local"]["num_pictures"]:
-        size = _in_bytes(found["local"]["num_bytes"])
+    lines = [*aligned(("source", "domain", ">rows", ">pictures", "left out"), rows), "", *_host_lines(figures["web"])]
+    if local := figures["local"]["num_pictures"]:
+        size = _in_bytes(figures["local"]["num_bytes"])
         lines.append(f"{local:,} pictures of {size} are on this machine; no host is asked for them")
-    return [*lines, "", *_size_lines(found), *_time_lines(found), *_disk_lines(found["disk"])]
+    return [*lines, "", *_size_lines(figures), *_time_lines(figures), *_disk_lines(figures["disk"])]
 
 
 def _in_bytes(num: float) -> str:
@@ -111,27 +111,27 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
     ]
 
 
-def _size_lines(found: dict[str, Any]) -> list[str]:
-    if not found["web"]["num_urls"]:
+def _size_lines(figures: dict[str, Any]) -> list[str]:
+    if not figures["web"]["num_urls"]:
         return []
-    size, heads = found["bytes"], found["heads"]
+    size, heads = figures["bytes"], figures["heads"]
     lines = []
     if heads is not None:
         others = f" (the others: {joined_counts(heads['outcomes'].items())})" if heads["outcomes"] else ""
         lines.append(
             f"asked     {heads['num_asked']:,} addresses for their size, {heads['num_answered']:,} gave it{others}"
         )
-    how = "the mean of those" if found["assumed"]["picture_bytes"] is None else "assumed; --head N asks a sample"
+    how = "the mean of those" if figures["assumed"]["picture_bytes"] is None else "assumed; --head N asks a sample"
     lines.append(f"download  {_in_bytes(size['download'])}, at {_in_bytes(size['mean_picture'])} a picture ({how})")
     return lines
 
 
-def _time_lines(found: dict[str, Any]) -> list[str]:
-    hours, assumed = found["hours"], found["assumed"]
+def _time_lines(figures: dict[str, Any]) -> list[str]:
+    hours, assumed = figures["hours"], figures["assumed"]
     work, total = duration(hours["local_work"] * 3600), duration(hours["total"] * 3600)
     lines = []
-    if found["web"]["hosts"]:
-        slowest = found["web"]["hosts"][0]
+    if figures["web"]["hosts"]:
+        slowest = figures["web"]["hosts"][0]
         lines.append(
             f"time      slowest host {slowest['host']}: {duration(hours['slowest_host'] * 3600)} at its polite rate "
             f"(at most one request in {assumed['request_seconds']:g} s a connection, assumed)"

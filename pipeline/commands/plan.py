@@ -212,8 +212,8 @@ def _predict(args: argparse.Namespace) -> int:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*kept, *added])
     for row in range(len(shares)):
-        given = ["" if columns[name][row] is None else columns[name][row] for name in kept]
-        writer.writerow([*given, *(repr(float(values[row])) for values in added.values())])
+        copied = ["" if columns[name][row] is None else columns[name][row] for name in kept]
+        writer.writerow([*copied, *(repr(float(values[row])) for values in added.values())])
     write_file(args.out, text.getvalue().encode())
     print(f"{len(shares)} mixture(s) predicted: {args.out}")
     num_outside = int(outside_hull(law.runs.shares, shares).sum())

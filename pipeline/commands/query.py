@@ -119,11 +119,11 @@ def _read_all(connection: Any, sql: str, memory_gb: float) -> pa.Table:
 
 def _distinct(names: list[str]) -> list[str]:
     """Column names made distinct: a second id becomes id_1."""
-    found: list[str] = []
+    distinct: list[str] = []
     for name in names:
         free = (name, *(f"{name}_{number}" for number in range(1, len(names) + 1)))
-        found.append(next(one for one in free if one not in found))
-    return found
+        distinct.append(next(one for one in free if one not in distinct))
+    return distinct
 
 
 def _flat(table: pa.Table) -> list[Any]:

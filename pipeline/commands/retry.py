@@ -69,8 +69,8 @@ def check_outcomes(names: Sequence[str] | None) -> tuple[str, ...]:
     passing = sorted(outcome.value for outcome in PASSING)
     for name in names or ():
         if name not in passing:
-            known = name in [outcome.value for outcome in Outcome]
-            why = why_final(Outcome(name)) if known else "is no outcome"
+            is_outcome = name in [outcome.value for outcome in Outcome]
+            why = why_final(Outcome(name)) if is_outcome else "is no outcome"
             raise ConfigError(f"--outcome {name} {why}; what may be retried: {', '.join(passing)}")
     return tuple(sorted(set(names or passing)))
 

@@ -155,8 +155,8 @@ def _running_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"  dropped so far: {joined_counts(counts.items())}")
     if hosts := running.get("worst_hosts"):
         lines.append(f"  hosts that fail most: {', '.join(f'{host} ({num:,})' for host, num in hosts.items())}")
-    given = list(running.get("given", {}).items())[:MOST_HOSTS]
-    lines += [f"  {host}: {describe_given(values)}" for host, values in given]
+    host_figures = list(running.get("given", {}).items())[:MOST_HOSTS]
+    lines += [f"  {host}: {describe_given(values)}" for host, values in host_figures]
     return lines
 
 

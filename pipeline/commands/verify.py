@@ -147,16 +147,18 @@ def _repair(args: argparse.Namespace) -> int:
     findings = checked.findings
     is_partial = False
     if any(finding.kind == "catalogue" for finding in findings):
-        found = find_snapshot(args.dir)
-        is_partial = found is None
-        if found is None:
-            found, num_to_ask = downloads_in(args.dir)
+        snapshot = find_snapshot(args.dir)
+        is_partial = snapshot is None
+        if snapshot is None:
+            snapshot, num_to_ask = downloads_in(args.dir)
             if num_to_ask and not args.yes:
                 print_lines(_ask_first(num_to_ask, [], args.dir, args.config))
                 return 1
-        rebuild(args.dir, found)
-        source = f"snapshot {found.number}" if not is_partial else "what its damaged snapshot still says of downloads"
-        print(f"{CATALOG_FILE}: rebuilt from {source} ({len(found.tables.get('parts', ())):,} parts)")
+        rebuild(args.dir, snapshot)
+        source = (
+            f"snapshot {snapshot.number}" if not is_partial else "what its damaged snapshot still says of downloads"
+        )
+        print(f"{CATALOG_FILE}: rebuilt from {source} ({len(snapshot.tables.get('parts', ())):,} parts)")
         findings = FolderCheck(args.dir, deep=True).run().findings
     with Catalog.open(args.dir) as catalog:
         plan = plan_mending(catalog, findings)

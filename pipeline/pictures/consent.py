@@ -38,13 +38,13 @@ _NO_NETWORK = {
 
 def refusal_of(image: Image.Image, body: bytes, *, with_c2pa: bool) -> str | None:
     """What an open picture says against training, such as `XMP plus:DataMining: DMI-PROHIBITED`; None when nothing."""
-    found = []
+    refusals = []
     xmp = image.info.get("xmp")
     if xmp and (value := data_mining(xmp.encode() if isinstance(xmp, str) else bytes(xmp))):
-        found.append(f"{IPTC}: {value}")
+        refusals.append(f"{IPTC}: {value}")
     if with_c2pa and may_hold_c2pa(body) and (use := c2pa_training(body)):
-        found.append(f"{C2PA}: {use}")
-    return "; ".join(found) or None
+        refusals.append(f"{C2PA}: {use}")
+    return "; ".join(refusals) or None
 
 
 def may_hold_c2pa(body: bytes) -> bool:

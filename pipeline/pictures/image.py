@@ -183,10 +183,10 @@ def _encode(image: Image.Image, quality: int) -> bytes:
     image.save(stream, "JPEG", quality=quality, subsampling="4:2:0", optimize=False)
     num_bytes = stream.tell()
     stream.seek(0)
-    found: bytes = stream.read(num_bytes)
+    encoded: bytes = stream.read(num_bytes)
     if num_bytes > _MOST_KEPT_BYTES:
         stream.truncate(0)
-    return found
+    return encoded
 
 
 def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | None) -> StoredImage:

@@ -37,8 +37,8 @@ def one_blas_thread() -> AbstractContextManager[object]:
     OpenBLAS lends these small products a thread for each core, and the threads wait for each other in loops: a photo
     took 5.2 CPU ms instead of 2.0 on two cores, and longer by the clock too. For the thread that does a part of work.
     """
-    found: AbstractContextManager[object] = threadpoolctl.threadpool_limits(1, user_api="blas")
-    return found
+    limits: AbstractContextManager[object] = threadpoolctl.threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def measure_luminance(luminance: Image.Image) -> tuple[int, int, float]:
@@ -67,10 +67,10 @@ def _hash_of(frequencies: np.ndarray, luminance: Image.Image, *, is_mirrored: bo
         import imagehash
 
         bits = imagehash.phash(ImageOps.mirror(luminance) if is_mirrored else luminance).hash.ravel().tolist()
-    found = 0
+    phash = 0
     for bit in bits:
-        found = found << 1 | bool(bit)
-    return found
+        phash = phash << 1 | bool(bit)
+    return phash
 
 
 def _spread(luminance: Image.Image) -> float:
@@ -127,12 +127,12 @@ def _weights(num_pixels: int) -> np.ndarray:
 @lru_cache(maxsize=512)
 def _bands(num_pixels: int) -> list[tuple[slice, np.ndarray]]:
     """The weights in four bands of eight results: which pixels a band reaches, and their weights."""
-    found = []
+    bands = []
     for band in np.hsplit(_weights(num_pixels), 4):
         reached = np.flatnonzero(band.any(axis=1))
         pixels = slice(int(reached[0]), int(reached[-1]) + 1)
-        found.append((pixels, np.ascontiguousarray(band[pixels])))
-    return found
+        bands.append((pixels, np.ascontiguousarray(band[pixels])))
+    return bands
 
 
 def _lanczos(x: float) -> float:

@@ -43,7 +43,7 @@ def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """
     if image.mode not in ("RGB", "L"):
         return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
-    across, down = (max(1, int(now / wanted / REDUCING_GAP)) for now, wanted in zip(image.size, size, strict=True))
+    across, down = (max(1, int(now / then / REDUCING_GAP)) for now, then in zip(image.size, size, strict=True))
     box = None
     if across > 1 or down > 1:
         box = image.width / across, image.height / down  # the last of the averaged pixels may be half outside

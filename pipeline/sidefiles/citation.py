@@ -13,12 +13,14 @@ import yaml
 
 def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
     """What a release says must be cited: `source`, `doi` and `citation` of each source that has them."""
-    found = []
+    citations = []
     for source in record["recipe"].get("sources", []):
         cites = source.get("cites") or {}
         if cites.get("citation") or cites.get("doi"):
-            found.append({"source": source["name"]} | {key: str(cites.get(key) or "") for key in ("doi", "citation")})
-    return found
+            citations.append(
+                {"source": source["name"]} | {key: str(cites.get(key) or "") for key in ("doi", "citation")}
+            )
+    return citations
 
 
 def write_citation(record: Mapping[str, Any], address: str | None, authors: Sequence[str], date: str) -> bytes:

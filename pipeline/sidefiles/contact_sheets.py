@@ -98,7 +98,7 @@ _WORDS = "concat_ws('; the other stays because ', value, kept_because)"
 
 def _groups(sql: Any, order: str, num: int) -> list[list[Picture]]:
     """Groups, each as the image that stays and some of the dropped ones; `order` is over kept and num."""
-    found = []
+    groups = []
     for kept, size in sql.execute(
         f"SELECT kept, num FROM (SELECT other_sample_id AS kept, count(*) AS num FROM {_DUPLICATES} GROUP BY 1) "
         f"ORDER BY {order} LIMIT {num}"
@@ -110,8 +110,8 @@ def _groups(sql: Any, order: str, num: int) -> list[list[Picture]]:
         ).fetchall()
         rest = f", {size - len(members):,} more" if size > len(members) else ""
         shown = [Picture(kept, f"stays for {size:,}{rest}", True)]
-        found.append(shown + [Picture(sample_id, value) for sample_id, value in members])
-    return found
+        groups.append(shown + [Picture(sample_id, value) for sample_id, value in members])
+    return groups
 
 
 def _inside(sql: Any) -> list[list[Picture]]:
@@ -138,13 +138,13 @@ def _outside(sql: Any, radius: int) -> list[list[Picture]]:
     )
     hashes = distinct_of(_column(sql, "SELECT phash FROM staying"))
     asked = _column(sql, f"SELECT phash FROM staying ORDER BY md5(sample_id) LIMIT {MAX_ASKED}")
-    near, wanted = cross_pairs(hashes, asked, min(64, radius + WIDER_BITS))
-    apart = np.bitwise_count(near ^ wanted)
-    drawn = np.argsort(asked)[np.searchsorted(np.sort(asked), wanted)]  # the place in the drawn order
+    near, queries = cross_pairs(hashes, asked, min(64, radius + WIDER_BITS))
+    apart = np.bitwise_count(near ^ queries)
+    drawn = np.argsort(asked)[np.searchsorted(np.sort(asked), queries)]  # the place in the drawn order
     order = np.lexsort((drawn, apart))
     order = order[apart[order] > radius]
     pairs: dict[tuple[int, int], int] = {}
-    for one, other, distance in zip(*(column[order].tolist() for column in (near, wanted, apart)), strict=True):
+    for one, other, distance in zip(*(column[order].tolist() for column in (near, queries, apart)), strict=True):
         pairs.setdefault((min(one, other), max(one, other)), distance)
         if len(pairs) == NUM_PAIRS:
             break
@@ -166,15 +166,15 @@ def _column(sql: Any, query: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
 
 
 def _shared(sql: Any, named: dict[str, int]) -> list[list[Picture]]:
-    found = []
+    groups = []
     for phash, num in list(named.items())[:MAX_MEMBERS]:
         rows = sql.execute(
             "SELECT DISTINCT ON (pixels_sha256) sample_id FROM facts WHERE phash = ? AND outcome = 'ok' "
             "ORDER BY pixels_sha256, sample_id LIMIT 3",
             [int(phash, 16)],
         ).fetchall()
-        found.append([Picture(sample_id, f"{phash}: {num:,} images") for (sample_id,) in rows])
-    return found
+        groups.append([Picture(sample_id, f"{phash}: {num:,} images") for (sample_id,) in rows])
+    return groups
 
 
 def _leaks(sql: Any) -> list[list[Picture]]:

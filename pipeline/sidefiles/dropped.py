@@ -89,30 +89,30 @@ def _given(sql: Any) -> list[dict[str, Any]]:
     """What each host gave in all sessions that downloaded into this folder, the most answers first."""
     sessions: dict[tuple[str, str], Given] = {}
     for (notes,) in sql.execute("SELECT notes FROM parts WHERE stage = 'fetch' AND step = 'download'").fetchall():
-        for host, given in json.loads(notes).get("hosts", {}).items():
-            known = sessions.setdefault((host, given["session"]), given)
-            if given["answers"] + given["refusals"] > known["answers"] + known["refusals"]:
-                sessions[host, given["session"]] = given
+        for host, figures in json.loads(notes).get("hosts", {}).items():
+            longest = sessions.setdefault((host, figures["session"]), figures)
+            if figures["answers"] + figures["refusals"] > longest["answers"] + longest["refusals"]:
+                sessions[host, figures["session"]] = figures
     rows: dict[str, dict[str, Any]] = {}
-    for (host, _), given in sorted(sessions.items()):
-        pace = given["adaptive"] or {"fastest": 0.0, "slow_downs": 0}
+    for (host, _), figures in sorted(sessions.items()):
+        pace = figures["adaptive"] or {"fastest": 0.0, "slow_downs": 0}
         row = rows.setdefault(host, {"host": host, "answers": 0, "refusals": 0, "paused": 0.0, "per_second": 0.0,
                                      "fastest": 0.0, "slow_downs": 0, "adaptive": False})  # fmt: skip
-        row["answers"] += given["answers"]
-        row["refusals"] += given["refusals"]
-        row["paused"] += given["paused_seconds"]
+        row["answers"] += figures["answers"]
+        row["refusals"] += figures["refusals"]
+        row["paused"] += figures["paused_seconds"]
         row["slow_downs"] += pace["slow_downs"]
-        row["per_second"] = max(row["per_second"], given["per_second"])
+        row["per_second"] = max(row["per_second"], figures["per_second"])
         row["fastest"] = max(row["fastest"], pace["fastest"])
-        row["adaptive"] = row["adaptive"] or given["adaptive"] is not None
+        row["adaptive"] = row["adaptive"] or figures["adaptive"] is not None
     return sorted(rows.values(), key=lambda row: (-row["answers"], row["host"]))[:MOST_ROWS]
 
 
 def _taxa(sql: Any) -> dict[str, Any] | None:
     """Candidates, downloaded, kept and drawn of the most frequent names of the highest rank that tells rows apart."""
     counted = ", ".join(f"approx_count_distinct(taxon_{rank})" for rank in TAXON_RANKS)
-    known = dict(zip(TAXON_RANKS, sql.execute(f"SELECT {counted} FROM candidates").fetchall()[0], strict=True))
-    rank = next((rank for rank in TAXON_RANKS if known[rank] > 1), None)
+    num_names = dict(zip(TAXON_RANKS, sql.execute(f"SELECT {counted} FROM candidates").fetchall()[0], strict=True))
+    rank = next((rank for rank in TAXON_RANKS if num_names[rank] > 1), None)
     if rank is None:
         return None
     rows = rows_of(

@@ -148,12 +148,12 @@ def _taxon_sizes(connection: Any) -> list[dict[str, Any]]:
         f"{start:,}" if end == start + 1 else f"{start:,} to {end - 1:,}" if end else f"{start:,} or more"
         for start, end in zip(starts, ends, strict=True)
     ]
-    found = rows_of(
+    bins = rows_of(
         connection,
         f"SELECT {_bin(TAXON_EDGES)} AS bin, count(*) AS taxa, sum(value)::BIGINT AS images "
         "FROM (SELECT images AS value FROM named) GROUP BY ALL ORDER BY ALL",
     )
-    return [{"name": names[row["bin"]], "taxa": row["taxa"], "images": row["images"]} for row in found]
+    return [{"name": names[row["bin"]], "taxa": row["taxa"], "images": row["images"]} for row in bins]
 
 
 def _ranks(connection: Any) -> dict[str, Any] | None:
@@ -163,19 +163,19 @@ def _ranks(connection: Any) -> dict[str, Any] | None:
     it with more names. None where no rank does.
     """
     ((whole,),) = connection.execute("SELECT coalesce(sum(images), 0)::BIGINT FROM named").fetchall()
-    known: dict[str, int] = {}
+    num_names: dict[str, int] = {}
     for rank in TAXON_RANKS:
         ((names, num, most),) = connection.execute(
             f"SELECT count(name), sum(num), max(num) FROM (SELECT taxon_{rank} AS name, count(*) AS num FROM images "
             f"WHERE taxon_{rank} IS NOT NULL GROUP BY ALL)"
         ).fetchall()
         if names >= 2 and num >= COMMON * whole and most <= MOST_OF_ONE * num:
-            known[rank] = names
-    usable = list(known)
+            num_names[rank] = names
+    usable = list(num_names)
     if not usable:
         return None
     outer = usable[0]
-    inner = next((rank for rank in usable if known[rank] > known[outer]), outer)
+    inner = next((rank for rank in usable if num_names[rank] > num_names[outer]), outer)
     rows = rows_of(
         connection,
         f"SELECT coalesce(taxon_{outer}, '(not told)') AS outer_name, "
@@ -183,7 +183,7 @@ def _ranks(connection: Any) -> dict[str, Any] | None:
         "count(*) FILTER (copy = 0) AS images, count(*) FILTER (split = 'train') AS samples FROM samples "
         f"WHERE {_TAXON} IS NOT NULL OR taxon_{outer} IS NOT NULL GROUP BY ALL ORDER BY ALL",
     )
-    return {"outer": outer, "inner": inner, "num_outer": known[outer], "num_inner": known[inner], "rows": rows}
+    return {"outer": outer, "inner": inner, "num_outer": num_names[outer], "num_inner": num_names[inner], "rows": rows}
 
 
 def _picture(row: Mapping[str, Any], folder: str) -> bytes:

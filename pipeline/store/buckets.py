@@ -70,12 +70,12 @@ def spread(items: Iterable[tuple[Item, tuple[str, str] | None]], buckets: Sequen
     reads it.
     """
     borders = [bucket.first for bucket in buckets[1:]]
-    found: list[list[Item]] = [[] for _ in buckets]
+    items_of_buckets: list[list[Item]] = [[] for _ in buckets]
     for item, ids in items:
         first, last = (bisect_right(borders, sample_id) for sample_id in ids) if ids else (0, len(borders))
-        for read in found[first : last + 1]:
+        for read in items_of_buckets[first : last + 1]:
             read.append(item)
-    return found
+    return items_of_buckets
 
 
 def join_facets(facets: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ class Named:
         return self.content
 
 
-def files_of(found: Sequence[tuple[str, str]]) -> Files:
+def files_of(pairs: Sequence[tuple[str, str]]) -> Files:
     """Files from pairs of a path and its sha256."""
-    hashes = tuple(sha256 for _, sha256 in found)
-    return Files(tuple(path for path, _ in found), hashes, hashes)
+    hashes = tuple(sha256 for _, sha256 in pairs)
+    return Files(tuple(path for path, _ in pairs), hashes, hashes)

@@ -53,10 +53,10 @@ def read_rows(stream: Any, columns: Sequence[str], batch_rows: int, batch_bytes:
     plain = pq.ParquetFile(file)
     metadata = plain.metadata
     leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-    wanted = [n for n, leaf in enumerate(leaves) if any(f"{leaf.path}.".startswith(f"{name}.") for name in columns)]
-    texts = [leaves[number].path for number in wanted if leaves[number].physical_type == "BYTE_ARRAY"]
+    numbers = [n for n, leaf in enumerate(leaves) if any(f"{leaf.path}.".startswith(f"{name}.") for name in columns)]
+    texts = [leaves[number].path for number in numbers if leaves[number].physical_type == "BYTE_ARRAY"]
     coded = pq.ParquetFile(file, metadata=metadata, read_dictionary=texts)
-    for number in wanted:
+    for number in numbers:
         if leaves[number].physical_type == "FIXED_LEN_BYTE_ARRAY" and leaves[number].length * batch_rows > batch_bytes:
             raise ValueError(f"each value of '{leaves[number].path}' has {leaves[number].length:,} bytes")
     _check_sizes(file, columns)
@@ -129,8 +129,8 @@ def _lengths(array: pa.Array) -> np.ndarray:
 def _sizes(array: pa.Array) -> Any:
     kind = array.type
     if pa.types.is_dictionary(kind):
-        known = np.append(_lengths(array.dictionary), 0)  # the last is for null
-        return known[pc.fill_null(array.indices, len(known) - 1).to_numpy()]
+        lengths = np.append(_lengths(array.dictionary), 0)  # the last is for null
+        return lengths[pc.fill_null(array.indices, len(lengths) - 1).to_numpy()]
     children = _children(array)
     if pa.types.is_struct(kind):
         return sum((_lengths(child) + 4 for child in children), np.zeros(len(array), np.int64))

@@ -100,10 +100,10 @@ class PoolReader(AbstractContextManager["PoolReader"]):
         Raises: IntegrityError when the part is gone, is shorter than its record says or holds other bytes.
         """
         if storage.is_remote(self._folder):
-            wanted = (pool_file, offset, len(place))
-            if wanted not in self._ahead:
-                self._ahead |= self._from_store([wanted])
-            content = self._ahead[wanted]
+            picture = (pool_file, offset, len(place))
+            if picture not in self._ahead:
+                self._ahead |= self._from_store([picture])
+            content = self._ahead[picture]
             num_read = len(content)
             place[:num_read] = content
         else:
@@ -139,7 +139,7 @@ class PoolReader(AbstractContextManager["PoolReader"]):
 
     def _from_store(self, places: Sequence[Place]) -> dict[Place, bytes]:
         """The bytes of pictures; `places` are sorted."""
-        found: dict[Place, bytes] = {}
+        contents: dict[Place, bytes] = {}
         runs: list[list[Place]] = []
         num_used = 0  # bytes of pictures in the last run
         for place in places:
@@ -161,8 +161,8 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             first = run[0][1]
             for place in run:
                 _, offset, length = place
-                found[place] = content[offset - first : offset - first + length]
-        return found
+                contents[place] = content[offset - first : offset - first + length]
+        return contents
 
     def _open_file(self, pool_file: str) -> Any:
         if len(self._open) >= MAX_OPEN_FILES:

@@ -145,8 +145,8 @@ def view_parquet(
                 connection.register_filesystem(_ForDuckDB(fs))
             with suppress(FileNotFoundError):  # then DuckDB says so
                 fs.ls(path.rpartition("/")[0])  # known from now on; else DuckDB asks 256 times about a table of 18 kB
-    found = f"read_parquet([{literals(paths)}], union_by_name = {of_versions})"
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {found} WHERE {where}")
+    scan = f"read_parquet([{literals(paths)}], union_by_name = {of_versions})"
+    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {scan} WHERE {where}")
 
 
 def view_table(
@@ -169,11 +169,11 @@ def empty_columns(connection: Any, paths: Sequence[str]) -> frozenset[str]:
     Joins and sorts need not carry them: of reading and sorting 40 columns, 11 such ones took a third (2026-11-27).
     """
     bring_missing(paths)
-    found = connection.execute(
+    columns = connection.execute(
         f"SELECT path_in_schema FROM parquet_metadata([{literals(paths)}]) GROUP BY ALL "
         "HAVING bool_and(coalesce(stats_null_count, 0) = num_values) AND sum(num_values) > 0"
     )
-    return frozenset(path for (path,) in found.fetchall() if ", " not in path)  # else it leads into a list or a map
+    return frozenset(path for (path,) in columns.fetchall() if ", " not in path)  # else it leads into a list or a map
 
 
 def add_empty(rows: pa.Table, schema: pa.Schema, empty: Collection[str]) -> pa.Table:
