@@ -120,8 +120,8 @@ def _open_tables(context: BuildContext) -> Iterator[Any]:
 def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
     """Rows that are left after a stage, domain -> source -> number."""
     if stage == "select":
-        found: dict[str, dict[str, int]] = context.sealed["select"].notes["sources"]
-        return found
+        selected: dict[str, dict[str, int]] = context.sealed["select"].notes["sources"]
+        return selected
     fetched = "SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') USING (sample_id)"
     with _open_tables(context) as sql:
         rows = sql.execute(
@@ -138,9 +138,9 @@ def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
 def _reasons_by_domain(sql: Any, config: BuildConfig) -> dict[str, list[tuple[str, str, int]]]:
     """Domain -> (stage, reason, rows) of all that is lost so far, the largest first."""
     domain_of = {source.name: source.domain for source in config.sources}
-    found: dict[str, list[tuple[str, str, int]]] = {}
+    losses: dict[str, list[tuple[str, str, int]]] = {}
     for source, reason, num in sql.execute("SELECT source, reason, count(*) FROM rejects GROUP BY ALL").fetchall():
-        found.setdefault(domain_of.get(source, source), []).append(("ingest", reason, num))
+        losses.setdefault(domain_of.get(source, source), []).append(("ingest", reason, num))
     rows = sql.execute(
         "SELECT domain, stage, reason, count(*) FROM ("
         "SELECT sample_id, 'fetch' AS stage, outcome AS reason FROM facts WHERE outcome <> 'ok' "
@@ -150,20 +150,20 @@ def _reasons_by_domain(sql: Any, config: BuildConfig) -> dict[str, list[tuple[st
         ") JOIN candidates USING (sample_id) GROUP BY ALL"
     ).fetchall()
     for domain, stage, reason, num in rows:
-        found.setdefault(domain, []).append((stage, reason, num))
-    return {domain: sorted(rows, key=lambda row: (-row[2], row)) for domain, rows in found.items()}
+        losses.setdefault(domain, []).append((stage, reason, num))
+    return {domain: sorted(rows, key=lambda row: (-row[2], row)) for domain, rows in losses.items()}
 
 
 def _worst_hosts(sql: Any) -> dict[str, str]:
     """Outcome of fetch -> the hosts that gave most of it, in words."""
-    found: dict[str, list[str]] = {}
+    hosts_of: dict[str, list[str]] = {}
     rows = sql.execute(
         "SELECT outcome, host, count(*) AS num FROM facts WHERE outcome <> 'ok' AND host IS NOT NULL "
         "GROUP BY ALL ORDER BY num DESC, host"
     ).fetchall()
     for outcome, host, num in rows:
-        found.setdefault(outcome, []).append(f"{host} ({num:,})")
-    return {outcome: ", ".join(hosts[:SHOWN_HOSTS]) for outcome, hosts in found.items()}
+        hosts_of.setdefault(outcome, []).append(f"{host} ({num:,})")
+    return {outcome: ", ".join(hosts[:SHOWN_HOSTS]) for outcome, hosts in hosts_of.items()}
 
 
 def _describe_reasons(

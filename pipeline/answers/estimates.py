@@ -72,10 +72,10 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
 
 def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> list[dict[str, Any]]:
     """Hours each host takes at its limits, longest first; hosts that share limits are one entry."""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for host, num_urls in hosts:
         name, limits = network.limits_of(host)
-        entry = found.setdefault(
+        entry = entries.setdefault(
             name,
             {
                 "host": name,
@@ -85,11 +85,11 @@ def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> li
             },
         )
         entry["num_urls"] += num_urls
-    for entry in found.values():
+    for entry in entries.values():
         by_connections = entry["connections"] / ASSUMED_REQUEST_SECONDS
         rate = min(entry["requests_per_second"] or by_connections, by_connections)
         entry["hours"] = entry["num_urls"] / rate / 3600
-    return sorted(found.values(), key=lambda entry: (-entry["hours"], entry["host"]))
+    return sorted(entries.values(), key=lambda entry: (-entry["hours"], entry["host"]))
 
 
 def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
@@ -126,15 +126,15 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, A
     left_out = sql.execute(
         "SELECT source, reason, count(*) FROM rows WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
     ).fetchall()
-    found = []
+    entries = []
     for source in sources:
         reasons = {reason: num for name, reason, num in left_out if name == source.name}
         num_rows, num_kept = totals.get(source.name, 0), kept.get(source.name, 0)
         if repeated := num_rows - num_kept - sum(reasons.values()):
             reasons["duplicate_record"] = reasons.get("duplicate_record", 0) + repeated
         counts = {"num_rows": num_rows, "num_pictures": num_kept, "reasons": reasons}
-        found.append({"source": source.name, "domain": source.domain, **counts})
-    return found
+        entries.append({"source": source.name, "domain": source.domain, **counts})
+    return entries
 
 
 def _count_addresses(sql: Any) -> list[tuple[str, int]]:
@@ -151,11 +151,11 @@ def _count_addresses(sql: Any) -> list[tuple[str, int]]:
 
 def _count_asked_again(sql: Any) -> dict[str, int]:
     """Addresses that the work folder holds already, and those of them that are asked for consent alone, and how."""
-    (found,) = sql.execute(
+    (counts,) = sql.execute(
         "SELECT (SELECT count(DISTINCT asked) FROM kept WHERE locator IS NULL) - count(*) FILTER (asks = 'picture'), "
         f"count(*) FILTER (asks = '{HEADERS}'), count(*) FILTER (asks = '{RULES}') FROM addresses"
     ).fetchall()
-    return dict(zip(("num_held", "num_headers", "num_rules"), found, strict=True))
+    return dict(zip(("num_held", "num_headers", "num_rules"), counts, strict=True))
 
 
 @contextmanager

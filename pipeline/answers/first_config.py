@@ -26,13 +26,13 @@ WIDTH = 118
 _RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
 
 
-def parse_domains(given: Sequence[str]) -> dict[str, list[str]]:
+def parse_domains(options: Sequence[str]) -> dict[str, list[str]]:
     """`plant=a.zip,b/` as domain to places, in the order given.
 
     Raises: ConfigError for what is not written so.
     """
     domains: dict[str, list[str]] = {}
-    for text in given:
+    for text in options:
         domain, equals, places = text.partition("=")
         named = [place for place in _split(places) if place]
         if not equals or not named:
@@ -101,28 +101,28 @@ def _source_name(path: str, taken: Sequence[str]) -> str:
 
 def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
     """What only the user can decide, as comments."""
-    wanted: list[str] = []
+    decisions: list[str] = []
     if not all(KINDS[place.kind].on_disk for *_, place in places):
-        wanted.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
+        decisions.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
     unstated = [source for source, _, place in places if not place.states_licence]
     if unstated:
-        wanted.append(
+        decisions.append(
             f"licences: {', '.join(unstated)} state{'s' if len(unstated) == 1 else ''} none, and pictures of unknown "
             "licence are dropped. Write their licence as `defaults: {licence: CC-BY-4.0}` in the source, or take them "
             "as they are with select.licences.allow: [known, unknown]"
         )
     for source, _, place in places:
-        wanted += [f"{source}: {missing}" for missing in place.missing]
+        decisions += [f"{source}: {missing}" for missing in place.missing]
         if place.left_out:
             columns = "; ".join(f"{name} ({why})" for name, why in place.left_out.items())
-            wanted.append(
+            decisions.append(
                 f"{source}: columns that are not read: {columns}. Map them in `columns`, or keep them in `extra`"
             )
     if len({domain for _, domain, _ in places}) > 1:
-        wanted.append("mix.ratio: as much of each domain as of the others, until you say otherwise")
+        decisions.append("mix.ratio: as much of each domain as of the others, until you say otherwise")
     lines = ["Written by `plantmix init`. Nothing was asked over the network.", ""]
-    lines.append("Only you can decide:" if wanted else "It builds as it is.")
-    for number, text in enumerate(wanted, 1):
+    lines.append("Only you can decide:" if decisions else "It builds as it is.")
+    for number, text in enumerate(decisions, 1):
         lines += _wrapped(f"{number}. {text}", "   ")
     lines += ["", "Next: plantmix estimate, plantmix preview, plantmix build, each with this file."]
     return [f"# {line}".rstrip() for line in lines]

@@ -75,8 +75,8 @@ def _find_ids(connection: Any, what: str) -> list[str]:
     if "/" in what or "\\" in what:
         lookups.append((_BY_PATH, what.replace("\\", "/")))
     for sql, value in lookups:
-        if found := rows_of(connection, sql, [value]):
-            return [row["sample_id"] for row in found]
+        if rows := rows_of(connection, sql, [value]):
+            return [row["sample_id"] for row in rows]
     shard, _, key = what.rstrip("/").rpartition("/")
     placed = rows_of(
         connection,

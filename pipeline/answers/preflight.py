@@ -238,7 +238,7 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
     """Sources whose pictures the licence policy would drop, all or most of them."""
     policy = config.select.licences
     hopeless = set()
-    found: list[tuple[SourceSettings, str, tuple[str, ...]]] = []
+    findings: list[tuple[SourceSettings, str, tuple[str, ...]]] = []
     for source in config.sources:
         rows = heads[source.name].rows
         if not rows.num_rows:
@@ -261,20 +261,20 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
             named = sorted(set(dropped), key=lambda licence: -dropped.count(licence))[:3]
             what = f"sources.{source.name}: {first} ({', '.join(named)})"
             mend = (f"select: {{licences: {{allow: [{', '.join([*(policy.allow or (KNOWN,)), *named])}]}}}}",)
-        found.append((source, what, mend))
-    for source, what, mend in found:
+        findings.append((source, what, mend))
+    for source, what, mend in findings:
         yield Finding(_empties_its_domain(config, source.domain, hopeless), what, mend, stage="select")
 
 
 def _empties_its_domain(config: BuildConfig, domain: str, hopeless: set[str]) -> bool:
     """True when no source of a domain gives anything, and the mixture asks for some of it."""
-    wanted = read_target(config.mix, config.domains).ratio or config.mix.by_size or {}
-    return bool(wanted.get(domain)) and all(s.name in hopeless for s in config.sources if s.domain == domain)
+    shares = read_target(config.mix, config.domains).ratio or config.mix.by_size or {}
+    return bool(shares.get(domain)) and all(s.name in hopeless for s in config.sources if s.domain == domain)
 
 
 def _about_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
     """Rules that would drop all or most captions of a source, judged on its first rows by the rules themselves."""
-    found: list[tuple[SourceSettings, Finding]] = []
+    findings: list[tuple[SourceSettings, Finding]] = []
     hopeless = set()
     for source in config.sources:
         head = heads[source.name]
@@ -298,8 +298,8 @@ def _about_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
                 f"sources.{source.name}: {num_dropped:,} of the first {num:,} captions would be dropped, {by_rule:,} "
                 f"of them by {rule} (such as {example!r:.80})"
             )
-            found.append((source, Finding(head.whole, text, _mend_of_rule(source, rule), stage="caption")))
-    for source, finding in found:
+            findings.append((source, Finding(head.whole, text, _mend_of_rule(source, rule), stage="caption")))
+    for source, finding in findings:
         certain = finding.is_error and _empties_its_domain(config, source.domain, hopeless)
         yield replace(finding, is_error=certain)
 

@@ -67,13 +67,13 @@ def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
     except PlantMixError:
         return None
     with connection:
-        found = connection.execute(
+        identities = connection.execute(
             "SELECT identity FROM stages JOIN current_stages USING (fingerprint) WHERE current_stages.stage = 'ingest'"
         ).fetchall()
         (total,) = connection.execute("SELECT count(*) FROM candidates").fetchall()[0]
-        if not found or not total:
+        if not identities or not total:
             return None
-        ingested = [source["source"] for source in json.loads(found[0][0])["sources"]]
+        ingested = [source["source"] for source in json.loads(identities[0][0])["sources"]]
         if ingested != json.loads(json.dumps([source.identity() for source in config.sources])):
             return None
         (fetched,) = connection.execute("SELECT count(*) FROM facts").fetchall()[0]

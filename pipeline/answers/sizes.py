@@ -33,17 +33,17 @@ def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient
     Raises: ConfigError when a contact is needed.
     """
     settings.require_contact(urls)
-    found = Sizes()
+    sizes = Sizes()
     with client or HeadClient(settings) as asking, Scheduler(urls, asking, HostGate(settings), _ANY_SIZE) as scheduler:
         for _ in urls:
             _, download = scheduler.take()
             assert download is not None, "only give_back leaves rows unasked"
             if download.outcome is Outcome.OK and download.body.isdigit():
-                found.num_bytes.append(int(download.body))
+                sizes.num_bytes.append(int(download.body))
             else:
                 outcome = "no_length" if download.outcome is Outcome.OK else download.outcome.value
-                found.outcomes[outcome] = found.outcomes.get(outcome, 0) + 1
-    return found
+                sizes.outcomes[outcome] = sizes.outcomes.get(outcome, 0) + 1
+    return sizes
 
 
 class HeadClient(HttpClient):

@@ -68,16 +68,16 @@ def require_one_name(path: str) -> None:
 
 def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
     """What a takedown did, as lines; the last one names the release without the images."""
-    images = images_of(done.found.asked)
+    images = images_of(done.in_release.asked)
     ids = {row["sample_id"] for row in images}
     yield f"release that was cut: {release.path}"
-    yield f"taken down: {len(images):,} images ({len(done.found.asked):,} samples); reason: {reason}"
-    if stand_ins := ids.intersection(done.known.stand_ins) - done.known.sample_ids:
+    yield f"taken down: {len(images):,} images ({len(done.in_release.asked):,} samples); reason: {reason}"
+    if stand_ins := ids.intersection(done.in_catalogue.stand_ins) - done.in_catalogue.sample_ids:
         yield f"of these, kept in place of a near copy that was asked for: {len(stand_ins):,} images"
-    if done.new is not None and done.found.before:
-        num_before = len(images_of(done.found.rows)) - len(images)
+    if done.new is not None and done.in_release.before:
+        num_before = len(images_of(done.in_release.rows)) - len(images)
         yield f"left out as well, since they were taken down before: {num_before:,} images"
-    if elsewhere := done.known.sample_ids - ids:
+    if elsewhere := done.in_catalogue.sample_ids - ids:
         yield f"in the catalogue only, not in this release: {len(elsewhere):,} samples"
     if done.list_path is not None:
         yield f"later builds leave them and their near copies out: {done.list_path}"

@@ -189,12 +189,12 @@ def judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
     representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
     dropped = np.flatnonzero(representative != np.arange(len(representative)))
     ids = rows["sample_id"].combine_chunks()
-    found = {
+    duplicates = {
         "sample_id": ids.take(pa.array(dropped)),
         "other_sample_id": ids.take(pa.array(representative[dropped])),
         "distance": pa.array(distance[dropped], pa.uint8()),
     }
-    sql.register("dropped_rows", pa.table(found))
+    sql.register("dropped_rows", pa.table(duplicates))
     sql.execute(_DUPLICATES.format(better=_better(prefer)))
 
 

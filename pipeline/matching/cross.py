@@ -47,13 +47,13 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int) -> Pairs:
 def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pairs:
     """(hash, query) by value, each pair once, sorted; `asked` holds distinct hashes."""
     with ThreadPoolExecutor(min(num_cores(), len(plan.keys))) as pool:
-        found = list(pool.map(lambda key: search_cross_key(hashes, asked, plan, key), range(len(plan.keys))))
-    near, wanted = join_pairs(found)
-    order = np.lexsort((wanted, near))
-    near, wanted = near[order], wanted[order]
+        by_key = list(pool.map(lambda key: search_cross_key(hashes, asked, plan, key), range(len(plan.keys))))
+    near, queries = join_pairs(by_key)
+    order = np.lexsort((queries, near))
+    near, queries = near[order], queries[order]
     new = np.ones(len(near), np.bool_)  # the same hash may stand in several chunks
-    new[1:] = (near[1:] != near[:-1]) | (wanted[1:] != wanted[:-1])
-    return near[new], wanted[new]
+    new[1:] = (near[1:] != near[:-1]) | (queries[1:] != queries[:-1])
+    return near[new], queries[new]
 
 
 def search_cross_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
@@ -69,15 +69,15 @@ def search_cross_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) 
     marks = np.zeros(1 << (plan.num_bits - int(unread)), np.bool_)
     if not everything:
         marks[table >> unread] = True
-    found: list[Pairs] = []
+    pairs: list[Pairs] = []
     for _, piece in arranged_chunks(hashes, runs):
         chunk = distinct_of(piece if everything else piece[marks[piece >> unread]])
         low = np.searchsorted(table, chunk & ~free)  # sorted needles keep it in the cache
         sizes = np.searchsorted(table, chunk | free, side="right") - low
         some = np.flatnonzero(sizes)
-        for near, wanted in _compare(chunk[some], table, low[some], sizes[some], plan.radius):
-            found.append((move_back(near, runs), move_back(wanted, runs)))
-    return first_caught(join_pairs(found), plan.keys[:key])
+        for near, queries in _compare(chunk[some], table, low[some], sizes[some], plan.radius):
+            pairs.append((move_back(near, runs), move_back(queries, runs)))
+    return first_caught(join_pairs(pairs), plan.keys[:key])
 
 
 def _compare(

@@ -86,11 +86,11 @@ def choose_of_groups(
         at = apart == step
         best = _best_rank(len(leader), far[at], near[at], rank)
         offered = best[waiting_group]
-        found = offered >= 0
-        found[found] = rank[offered[found]] < priority[waiting[found]]
-        representative[waiting[found]] = leader[offered[found]]
-        away[waiting[found]] = step
-        waiting, waiting_group = waiting[~found], waiting_group[~found]
+        is_better = offered >= 0
+        is_better[is_better] = rank[offered[is_better]] < priority[waiting[is_better]]
+        representative[waiting[is_better]] = leader[offered[is_better]]
+        away[waiting[is_better]] = step
+        waiting, waiting_group = waiting[~is_better], waiting_group[~is_better]
     return representative, away
 
 

@@ -140,7 +140,7 @@ def _borders(num_blocks: int, bit_entropies: Sequence[float]) -> list[int]:
     sums = list(itertools.accumulate(bit_entropies, initial=0.0))
     borders = [0]
     for block in range(1, num_blocks):
-        wanted = sums[-1] * block / num_blocks
-        nearest = min(range(num_bits + 1), key=lambda bit: abs(sums[bit] - wanted))
+        ideal = sums[-1] * block / num_blocks
+        nearest = min(range(num_bits + 1), key=lambda bit: abs(sums[bit] - ideal))
         borders.append(min(max(nearest, borders[-1] + 1), num_bits - (num_blocks - block)))
     return [*borders, num_bits]

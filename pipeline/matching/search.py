@@ -135,11 +135,11 @@ def _scan_parts(
         del part  # before the next one is made
 
 
-def _batches(found: Iterator[Pairs]) -> Iterator[Pairs]:
+def _batches(results: Iterator[Pairs]) -> Iterator[Pairs]:
     """Join small results into larger ones, but not so large that many pairs of earlier keys are held."""
     waiting: list[Pairs] = []
     num_waiting = 0
-    for pairs in found:
+    for pairs in results:
         waiting.append(pairs)
         num_waiting += len(pairs[0])
         if num_waiting >= _BATCH_PAIRS:
@@ -244,9 +244,9 @@ def bit_runs(key: int, num_bits: int) -> list[BitRun]:
     """How to move the bits of the key to the top of `num_bits`, and the other bits below them, all in their order."""
     runs: list[BitRun] = []
     target = num_bits
-    for wanted in (1, 0):
+    for bit in (1, 0):
         for source in range(num_bits - 1, -1, -1):
-            if (key >> source) & 1 != wanted:
+            if (key >> source) & 1 != bit:
                 continue
             target -= 1
             lift = target - source
@@ -352,11 +352,11 @@ def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArra
     return np.cumsum(at_least[1:][::-1])[::-1]  # sum over buckets of max(size - t, 0)
 
 
-def join_pairs(found: list[Pairs]) -> Pairs:
+def join_pairs(pieces: list[Pairs]) -> Pairs:
     """One pair of arrays out of many."""
-    if not found:
+    if not pieces:
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
-    return np.concatenate([left for left, _ in found]), np.concatenate([right for _, right in found])
+    return np.concatenate([left for left, _ in pieces]), np.concatenate([right for _, right in pieces])
 
 
 def distinct_of(*parts: Hashes) -> Hashes:

@@ -65,10 +65,10 @@ def cut_units(num_hashes: int, plan: SearchPlan, max_hashes: int) -> list[Unit]:
     """One unit for at most `max_hashes`; for more, one unit a key and bucket of about that many hashes."""
     if num_hashes <= max_hashes or plan.compares_everything:
         return [Unit()]
-    wanted = math.ceil(math.log2(num_hashes / max_hashes))
+    most_bits = math.ceil(math.log2(num_hashes / max_hashes))
     units = []
     for key, mask in enumerate(plan.keys):
-        bits = min(wanted, mask.bit_count())
+        bits = min(most_bits, mask.bit_count())
         units += [Unit(key, bucket, bits) for bucket in range(1 << bits)]
     return units
 
@@ -81,11 +81,11 @@ def search_within(stream: Stream, plan: SearchPlan, unit: Unit, *, memory_bytes:
     hashes = _read(stream, plan, unit)
     scratch = max(8, memory_bytes - hashes.nbytes)
     if unit.key is None:
-        found = find_pairs(hashes, plan.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
+        pairs = find_pairs(hashes, plan.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     else:
         capacity, most = max(LEAST_CAPACITY, scratch // 16), scratch // PAIRS_BYTES
-        found = search_key(hashes, plan, unit.key, capacity=capacity, budget=PairBudget(most))
-    return _sorted(*found)
+        pairs = search_key(hashes, plan, unit.key, capacity=capacity, budget=PairBudget(most))
+    return _sorted(*pairs)
 
 
 def search_between(left: Stream, right: Stream, plan: SearchPlan, unit: Unit, *, memory_bytes: int) -> Pairs:
@@ -94,19 +94,19 @@ def search_between(left: Stream, right: Stream, plan: SearchPlan, unit: Unit, *,
     Raises: RunError when they do not fit `memory_bytes`.
     """
     many, few = _read(left, plan, unit), _read(right, plan, unit)
-    found = distinct_cross_pairs(many, few, plan) if unit.key is None else search_cross_key(many, few, plan, unit.key)
-    if len(found[0]) * PAIRS_BYTES > memory_bytes:
+    pairs = distinct_cross_pairs(many, few, plan) if unit.key is None else search_cross_key(many, few, plan, unit.key)
+    if len(pairs[0]) * PAIRS_BYTES > memory_bytes:
         raise RunError(
-            f"{len(found[0]):,} pairs within radius {plan.radius} do not fit into {memory_bytes:,} bytes; "
+            f"{len(pairs[0]):,} pairs within radius {plan.radius} do not fit into {memory_bytes:,} bytes; "
             "use a smaller radius or raise run.memory_gb"
         )
-    return _sorted(np.minimum(*found), np.maximum(*found))
+    return _sorted(np.minimum(*pairs), np.maximum(*pairs))
 
 
-def new_hashes(values: Hashes, known: Iterable[Iterable[Hashes]]) -> Hashes:
-    """The `values` (ascending, distinct) that no known segment holds; each segment comes in ascending pieces."""
+def new_hashes(values: Hashes, segments: Iterable[Iterable[Hashes]]) -> Hashes:
+    """The `values` (ascending, distinct) that none of the `segments` holds; each segment comes in ascending pieces."""
     here = np.ones(len(values), np.bool_)
-    for segment in known:
+    for segment in segments:
         for piece in segment:
             place = np.searchsorted(values, piece)
             inside = place < len(values)

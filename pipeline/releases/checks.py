@@ -81,34 +81,34 @@ def inconsistencies(release: Release) -> Iterator[str]:
     """Faults between record, small files and samples table."""
     with open_sql() as sql:
         view_samples(sql, release)
-        found: dict[tuple[str, str], dict[str, int]] = {}
+        num_by_shard: dict[tuple[str, str], dict[str, int]] = {}
         for split, shard, domain, num in sql.execute(
             "SELECT split, shard, domain, count(*) FROM samples GROUP BY ALL ORDER BY ALL"
         ).fetchall():
-            found.setdefault((split, shard), {})[domain] = num
-        yield from _wrong_counts(release, found)
+            num_by_shard.setdefault((split, shard), {})[domain] = num
+        yield from _wrong_counts(release, num_by_shard)
         yield from _wrong_side_files(release, sql)
         yield from _still_there(release, sql)
 
 
-def _wrong_counts(release: Release, found: dict[tuple[str, str], dict[str, int]]) -> Iterator[str]:
+def _wrong_counts(release: Release, num_by_shard: dict[tuple[str, str], dict[str, int]]) -> Iterator[str]:
     record = release.record
     for split in release.splits:
         shards = record["splits"][split]["shards"]
         in_shards = sum(shard["num_samples"] for shard in shards)
-        in_table = sum(sum(counts.values()) for (own, _), counts in found.items() if own == split)
+        in_table = sum(sum(counts.values()) for (own, _), counts in num_by_shard.items() if own == split)
         if not record["splits"][split]["num_samples"] == in_shards == in_table:
             yield (
                 f"split {split}: the record says {record['splits'][split]['num_samples']:,} samples, its shards "
                 f"{in_shards:,}, samples.parquet {in_table:,}"
             )
         for shard in shards:
-            counts = found.pop((split, shard["shard"]), {})
+            counts = num_by_shard.pop((split, shard["shard"]), {})
             if counts != shard["domains"] or sum(counts.values()) != shard["num_samples"]:
                 yield f"{shard['shard']}: the record says {shard['domains']}, samples.parquet {counts}"
             if release.kind == "stratified" and split == "train" and len(shard["domains"]) != 1:
                 yield f"{shard['shard']}: {len(shard['domains'])} domains in a shard of a stratified release"
-    for _, shard in found:
+    for _, shard in num_by_shard:
         yield f"{shard}: named in samples.parquet, not in the record"
     counts = {domain: num for domain, num in record["counts"]["domains"].items() if num}
     if counts != _train_counts(release):
@@ -160,9 +160,9 @@ def changes_since_sealed(release: Release, workdir: str) -> Iterator[str]:
     Raises: RunError while a build holds the catalogue.
     """
     with open_reader(workdir, per_sample=False) as sql:
-        known = sql.execute("SELECT record_sha256 FROM releases WHERE name = $1", [release.name]).fetchall()
-    found = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
-    if known and known[0][0] != found:
+        sealed = sql.execute("SELECT record_sha256 FROM releases WHERE name = $1", [release.name]).fetchall()
+    sha256 = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
+    if sealed and sealed[0][0] != sha256:
         yield f"{RECORD_FILE} is not the one that the catalogue knows"
 
 

@@ -48,11 +48,11 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
                 "stratified release (pack.kind: stratified)"
             )
         return [Group(None, 1.0, tuple(release.shards("train")), release.num_samples("train"))]
-    wanted = ratio if ratio is not None else target_ratio(release)
-    wrong = [domain for domain, share in wanted.items() if domain not in counts or not 0 <= share < float("inf")]
-    if wrong or not 0 < sum(wanted.values()) < float("inf"):
+    shares = ratio if ratio is not None else target_ratio(release)
+    wrong = [domain for domain, share in shares.items() if domain not in counts or not 0 <= share < float("inf")]
+    if wrong or not 0 < sum(shares.values()) < float("inf"):
         which = (
-            f"wrong: {', '.join(f'{domain}={wanted[domain]:g}' for domain in wrong)}"
+            f"wrong: {', '.join(f'{domain}={shares[domain]:g}' for domain in wrong)}"
             if wrong
             else "their sum must be above 0"
         )
@@ -60,10 +60,10 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
             f"{release.path}: the release has the domains {', '.join(counts)}; give shares of 0 or more for them, as "
             f"--ratio {','.join(f'{domain}=1' for domain in counts)} ({which})"
         )
-    whole = sum(wanted.values())
+    whole = sum(shares.values())
     return [
         Group(domain, share / whole, tuple(release.shards("train", domain)), counts[domain])
-        for domain, share in wanted.items()
+        for domain, share in shares.items()
         if share > 0
     ]
 
@@ -199,14 +199,14 @@ def _hf_datasets(release: Release, folder: str, groups: Sequence[Group]) -> str:
 
 
 def _ray(release: Release, folder: str, groups: Sequence[Group]) -> str:
-    lines, found, how = ["from glob import glob", "", "import ray", ""], "glob", ""
+    lines, glob_name, how = ["from glob import glob", "", "import ray", ""], "glob", ""
     if storage.is_remote(folder):
         lines = ["import fsspec", "import ray", "", f"store = fsspec.filesystem({folder.partition('://')[0]!r})"]
-        found, how = "store.glob", ", filesystem=store"
+        glob_name, how = "store.glob", ", filesystem=store"
     for group, pattern in zip(groups, _globs(folder, groups), strict=True):
         name = f"dataset_{_identifier(group.domain)}" if group.domain else "dataset"
         share = f"  # share {group.share:.6g}" if group.domain else ""
-        lines.append(f"{name} = ray.data.read_webdataset(sorted({found}({pattern!r})){how}){share}")
+        lines.append(f"{name} = ray.data.read_webdataset(sorted({glob_name}({pattern!r})){how}){share}")
     return "\n".join(lines)
 
 

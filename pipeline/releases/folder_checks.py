@@ -165,23 +165,23 @@ class FolderCheck:
     def _release_names(self, rows: Mapping[str, Sequence[Row]]) -> list[str]:
         """Releases in the folder. One whose whole folder is gone was deleted on purpose; one without a record that the
         catalogue does not know is half made, and the next build finishes it."""
-        known = {row["name"] for row in rows["releases"]}
+        in_catalogue = {row["name"] for row in rows["releases"]}
         there = self._files_below("releases")
         names = sorted({path.split("/")[1] for path in there if path.count("/") > 1})
-        return [name for name in names if name in known or f"releases/{name}/{RECORD_FILE}" in there]
+        return [name for name in names if name in in_catalogue or f"releases/{name}/{RECORD_FILE}" in there]
 
     def _files_below(self, folder: str) -> list[str]:
         """Paths of the files below a folder of the work folder, sorted."""
         if self._in_store is not None:
             return sorted(path for path in self._in_store if path.startswith(f"{folder}/"))
-        found = (path for path in Path(self._workdir, folder).rglob("*") if path.is_file())
-        return sorted(str(path.relative_to(self._workdir)) for path in found)
+        files = (path for path in Path(self._workdir, folder).rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(self._workdir)) for path in files)
 
     def _check_release(self, name: str, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
         folder = f"releases/{name}"
         recorded = {row["path"]: row for row in rows["files"] if row["path"].startswith(f"{folder}/")}
         if f"{folder}/{RECORD_FILE}" not in recorded:  # of a takedown, or of another work folder: its record knows
-            known = [row["record_sha256"] for row in rows["releases"] if row["name"] == name]
+            sealed_hashes = [row["record_sha256"] for row in rows["releases"] if row["name"] == name]
             record_path = place_of(self._workdir, f"{folder}/{RECORD_FILE}")
             unseen = "; without it no other file of this release can be checked"
             try:
@@ -190,7 +190,7 @@ class FolderCheck:
                 yield self._release_finding(f"{folder}/{RECORD_FILE}", str(error).rpartition(": ")[2] + unseen)
                 return
             self._num_files += 1
-            if known and storage.hash_file(record_path).sha256 != known[0]:
+            if sealed_hashes and storage.hash_file(record_path).sha256 != sealed_hashes[0]:
                 yield self._release_finding(f"{folder}/{RECORD_FILE}", f"not the one that the catalogue knows{unseen}")
                 return
             recorded = {f"{folder}/{path}": entry for path, entry in record["files"].items()}

@@ -114,24 +114,24 @@ def _decided(catalog: Catalog, release: Release) -> Files:
 
 
 def find_in_release(
-    release: Release, entries: Sequence[Entry], standing: Sequence[Entry] = (), known: Known | None = None
+    release: Release, entries: Sequence[Entry], standing: Sequence[Entry] = (), in_catalogue: Known | None = None
 ) -> Found:
     """Every sample that entries name, and whatever else has the same bytes.
 
-    `standing` was taken down before, and goes too. `known` is what the catalogue knows of the entries: that need not
-    lie in this release.
+    `standing` was taken down before, and goes too. `in_catalogue` is what the catalogue knows of the entries; this
+    release need not hold it.
 
     Raises: ConfigError naming the entries that name nothing.
     """
     with open_sql() as sql:
         view_samples(sql, release)
         sql.execute(_AS_CATALOGUE)
-        named = _named_rows(sql, [*entries, *(known.entries if known else ())])
+        named = _named_rows(sql, [*entries, *(in_catalogue.entries if in_catalogue else ())])
         earlier = _named_rows(sql, standing)
-        met = {(row["by"], row["key"]) for row in [*named, *(known.rows if known else ())]}
+        met = {(row["by"], row["key"]) for row in [*named, *(in_catalogue.rows if in_catalogue else ())]}
         unmet = [entry for entry in entries if entry.key not in met]
         if unmet:
-            raise ConfigError(_not_found(release, unmet, len(entries), known is not None))
+            raise ConfigError(_not_found(release, unmet, len(entries), in_catalogue is not None))
         asked = {row["stored_sha256"] for row in named}
         before: dict[str, Entry] = {}
         for row in sorted(earlier, key=lambda row: (KINDS.index(row["by"]), row["key"])):

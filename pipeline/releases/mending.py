@@ -127,7 +127,7 @@ def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]
     """Of pictures that were asked for again, those that the web does not give any more; a line each."""
     if not rows:
         return []
-    wanted = pa.table({name: [row[name] for row in rows] for name in ("sample_id", "url", "stored_sha256")})
+    asked_again = pa.table({name: [row[name] for row in rows] for name in ("sample_id", "url", "stored_sha256")})
     with open_sql(catalog.workdir) as sql:
         current = catalog.find_current("fetch")
         parts = catalog.parts_of(current) if current else []
@@ -135,12 +135,12 @@ def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]
         if not facts:
             return []
         view_parquet(sql, "facts", [storage.join(catalog.workdir, path) for path in facts])
-        sql.register("wanted", wanted)
-        found = sql.execute(
+        sql.register("wanted", asked_again)
+        changed = sql.execute(
             "SELECT w.url, f.outcome FROM wanted w JOIN facts f USING (sample_id) "
             "WHERE f.stored_sha256 IS DISTINCT FROM w.stored_sha256 ORDER BY ALL"
         ).fetchall()
-    return [f"{url}: {'another picture' if outcome == 'ok' else outcome}" for url, outcome in found]
+    return [f"{url}: {'another picture' if outcome == 'ok' else outcome}" for url, outcome in changed]
 
 
 # ---- what is left when database and snapshot are both damaged
@@ -164,15 +164,15 @@ def downloads_in(workdir: str) -> tuple[Snapshot, int]:
     ]
     if not parts:
         read_snapshot(workdir)  # raises what is wrong with it
-    known = {name: sound.tables.get(name, []) for name in ("configs", "fetch_rounds")}
-    known |= {"parts": parts, "files": [file for row in parts for file in files[row["part_key"]]]}
-    named = {file["path"].rpartition("/")[2] for file in known["files"]}
+    kept = {name: sound.tables.get(name, []) for name in ("configs", "fetch_rounds")}
+    kept |= {"parts": parts, "files": [file for row in parts for file in files[row["part_key"]]]}
+    named = {file["path"].rpartition("/")[2] for file in kept["files"]}
     num_rows = 0
     for path in Path(storage.join(workdir, "tables/fetch")).glob("*.parquet"):
         if path.name not in named and not path.name.startswith("facts-"):
             with contextlib.suppress(OSError, pa.ArrowException):  # it is damaged as well
                 num_rows += pq.read_metadata(path).num_rows
-    return Snapshot(sound.catalog_id, sound.number, known), num_rows
+    return Snapshot(sound.catalog_id, sound.number, kept), num_rows
 
 
 # ---- what is left of a part
@@ -227,28 +227,28 @@ def _current_files(catalog: Catalog, stage: str, table: str, damaged: set[str]) 
 def _find_pictures(workdir: str, rows: pa.Table, damaged: set[str]) -> dict[str, Place]:
     """Where each stored picture of the rows is, by sample id: in the pool, else in a shard of any release."""
     stored = [row for row in rows.to_pylist() if row["outcome"] == "ok"]
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     for row in stored:
         place = (place_of(workdir, f"pool/{row['pool_file']}"), row["offset"], row["length"])
         if _read(place, row["stored_sha256"]) is not None:
-            found[row["sample_id"]] = place
-    wanted = {row["stored_sha256"]: row["sample_id"] for row in stored if row["sample_id"] not in found}
-    for sha256, place in _places_in_releases(workdir, list(wanted), damaged):
-        if wanted[sha256] not in found and _read(place, sha256) is not None:
-            found[wanted[sha256]] = place
-    return found
+            places[row["sample_id"]] = place
+    unplaced = {row["stored_sha256"]: row["sample_id"] for row in stored if row["sample_id"] not in places}
+    for sha256, place in _places_in_releases(workdir, list(unplaced), damaged):
+        if unplaced[sha256] not in places and _read(place, sha256) is not None:
+            places[unplaced[sha256]] = place
+    return places
 
 
-def _places_in_releases(workdir: str, wanted: Sequence[str], damaged: set[str]) -> Iterator[tuple[str, Place]]:
+def _places_in_releases(workdir: str, hashes: Sequence[str], damaged: set[str]) -> Iterator[tuple[str, Place]]:
     folder = place_of(workdir, "releases")
     fs, inner = storage.filesystem(folder)
-    names = [str(path).split("/")[-2] for path in sorted(fs.glob(f"{inner}/*/{SAMPLES_FILE}"))] if wanted else []
+    names = [str(path).split("/")[-2] for path in sorted(fs.glob(f"{inner}/*/{SAMPLES_FILE}"))] if hashes else []
     for name in names:
         if f"releases/{name}/{SAMPLES_FILE}" in damaged:
             continue
         with open_sql() as sql:
             view_parquet(sql, "samples", [storage.join(folder, name, SAMPLES_FILE)])
-            sql.register("wanted", pa.table({"stored_sha256": pa.array(wanted, pa.string())}))
+            sql.register("wanted", pa.table({"stored_sha256": pa.array(hashes, pa.string())}))
             rows = sql.execute(
                 "SELECT stored_sha256, split, shard, jpg_offset, jpg_length FROM samples "
                 "SEMI JOIN wanted USING (stored_sha256)"

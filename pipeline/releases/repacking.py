@@ -41,11 +41,11 @@ _RELEASES = "SELECT name, fingerprint FROM releases ORDER BY sealed_at, name"
 def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
     """Make again what is damaged of every release; yields what was done, or why it cannot be done."""
     damaged = {finding.file for finding in findings if finding.kind in ("release", "table")}
-    wanted = {path.split("/")[1] for path in damaged if path.startswith("releases/")}
+    damaged_releases = {path.split("/")[1] for path in damaged if path.startswith("releases/")}
     for name, fingerprint in catalog.ask(_RELEASES):  # oldest first: a takedown cuts the version before it
         parts = catalog.parts_of(fingerprint)
         own = {file.path for part in parts for file in part.files if part.step in ("write", "record")}
-        if not (own & damaged or name in wanted):
+        if not (own & damaged or name in damaged_releases):
             continue
         try:
             if parts:
@@ -208,9 +208,9 @@ def _cut_again(catalog: Catalog, name: str, fingerprint: str) -> Iterator[str]:
         last = [entry for entry in takedowns if entry["from"] == origin]
         gone = {image["sample_id"] for entry in last for image in entry["images"]}
         release = Release.open(storage.join(releases, f"{record['name']}-{origin}"))
-        known = catalog.ask("SELECT record_sha256 FROM releases WHERE name = ?", release.name)
+        sealed = catalog.ask("SELECT record_sha256 FROM releases WHERE name = ?", release.name)
         own = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
-        is_whole = known == [(own,)] and not any(release.wrong_hashes())
+        is_whole = sealed == [(own,)] and not any(release.wrong_hashes())
         is_known = is_whole and fingerprint_without(release, last) == fingerprint
     except (ConfigError, IntegrityError, LookupError, TypeError):
         is_known = False

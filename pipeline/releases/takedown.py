@@ -26,8 +26,8 @@ from pipeline.releases.versions import num_held_by, releases_beside, versions_of
 class TakenDown:
     """What a takedown found and wrote."""
 
-    found: Found
-    known: Known  # in the catalogue; nothing outside a work folder
+    in_release: Found
+    in_catalogue: Known  # in the catalogue; nothing outside a work folder
     new: Release | None  # the new version; None when the release holds nothing of what was asked for
     list_path: str | None  # the takedown list; None outside a work folder
     holders: Sequence[tuple[str, int]]  # releases that still hold the images, and how many of them
@@ -42,25 +42,27 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
     left_out = [entry for version in versions_of(release) for entry in _left_out_by(version)]
     workdir = work_folder_of(release)
     if workdir is None:
-        found = find_in_release(release, entries, left_out)
-        made = write_version(release, found.rows, _takedowns(release, found, entries))
-        return TakenDown(found, Known(), made, None, _holders(release, found.asked))
+        in_release = find_in_release(release, entries, left_out)
+        made = write_version(release, in_release.rows, _takedowns(release, in_release, entries))
+        return TakenDown(in_release, Known(), made, None, _holders(release, in_release.asked))
     list_path = storage.join(workdir, LIST_FILE)
     with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-        known = look_up(catalog, release, entries)
-        found = find_in_release(release, entries, [*standing_entries(workdir, catalog.ask), *left_out], known)
+        in_catalogue = look_up(catalog, release, entries)
+        in_release = find_in_release(
+            release, entries, [*standing_entries(workdir, catalog.ask), *left_out], in_catalogue
+        )
         # The list comes first: after a kill the images stay out of later builds, and the same command goes on.
-        rows = [*images_of(found.asked), *known.rows]
+        rows = [*images_of(in_release.asked), *in_catalogue.rows]
         images = dict.fromkeys(row["image_id"] for row in rows if row["image_id"])
         add_entries(workdir, [*entries, *(Entry("id", image, entries[0].reason) for image in images)])
         new: Release | None = None
-        if found.asked:
+        if in_release.asked:
             try:
-                new = write_version(release, found.rows, _takedowns(release, found, entries))
+                new = write_version(release, in_release.rows, _takedowns(release, in_release, entries))
             except ConfigError as error:
                 raise ConfigError(f"{error}; later builds leave them out all the same: {list_path}") from None
             _record(catalog, new)
-    return TakenDown(found, known, new, list_path, _holders(release, rows))
+    return TakenDown(in_release, in_catalogue, new, list_path, _holders(release, rows))
 
 
 def _left_out_by(version: Release) -> list[Entry]:
@@ -83,18 +85,18 @@ def _record(catalog: Catalog, new: Release) -> None:
     catalog.record_release(new.name, f"releases/{new.name}", new.fingerprint, sha256, shards)
 
 
-def _takedowns(release: Release, found: Found, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _takedowns(release: Release, in_release: Found, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """What the record says: by reason what was taken down before, then what is asked for now."""
     earlier: dict[str, list[Any]] = {}
-    for row in found.rows:
-        if row["stored_sha256"] in found.before:
-            earlier.setdefault(found.before[row["stored_sha256"]].reason, []).append(row)
+    for row in in_release.rows:
+        if row["stored_sha256"] in in_release.before:
+            earlier.setdefault(in_release.before[row["stored_sha256"]].reason, []).append(row)
     groups: list[tuple[str, Sequence[Entry], Sequence[Any]]] = [
-        (reason, sorted({found.before[row["stored_sha256"]] for row in rows}), rows)
+        (reason, sorted({in_release.before[row["stored_sha256"]] for row in rows}), rows)
         for reason, rows in sorted(earlier.items())
     ]
-    if found.asked:
-        groups.append((entries[0].reason, entries, found.asked))
+    if in_release.asked:
+        groups.append((entries[0].reason, entries, in_release.asked))
     return [
         {
             "from": release.record["version"],

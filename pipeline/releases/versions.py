@@ -34,12 +34,12 @@ def releases_beside(release: Release) -> list[Release]:
     """Releases in the folder of a release, itself included; a folder without a readable record is passed over."""
     parent = _folder_of(release)
     fs, inner = storage.filesystem(parent)
-    found = []
+    releases = []
     for path in sorted(str(path).rstrip("/") for path in fs.ls(inner, detail=False)):
         folder = storage.join(parent, path.rpartition("/")[2])
         with contextlib.suppress(ConfigError, IntegrityError, OSError):
-            found.append(Release(folder, read_record(folder)))
-    return found
+            releases.append(Release(folder, read_record(folder)))
+    return releases
 
 
 def versions_of(release: Release) -> list[Release]:
@@ -193,9 +193,9 @@ def _count_groups(sql: Any, samples: str, mixture: dict[str, Any]) -> None:
         "SELECT domain, split, count(DISTINCT source || '/' || group_id) FROM grouped WHERE group_id IS NOT NULL "
         "GROUP BY ALL ORDER BY ALL"
     )
-    found = sql.execute(query).fetchall()
+    num_groups = sql.execute(query).fetchall()
     for quota in quotas:
-        quota["num_groups"] = {split: num for domain, split, num in found if domain == quota["domain"]}
+        quota["num_groups"] = {split: num for domain, split, num in num_groups if domain == quota["domain"]}
 
 
 def _shrink(pool: dict[str, Any], gone: Sequence[Row], whole: int) -> None:
@@ -205,8 +205,8 @@ def _shrink(pool: dict[str, Any], gone: Sequence[Row], whole: int) -> None:
     pool["realised_share"] = pool["num_drawn"] / max(whole, 1)
 
 
-def _of(rows: Sequence[Row], **wanted: str) -> Iterator[Row]:
-    return (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+def _of(rows: Sequence[Row], **values: str) -> Iterator[Row]:
+    return (row for row in rows if all(row[name] == value for name, value in values.items()))
 
 
 def _fewer(counts: Mapping[str, int], gone: Sequence[Row]) -> dict[str, int]:

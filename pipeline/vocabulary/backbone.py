@@ -85,22 +85,22 @@ def _find_tables(settings: BackboneSettings) -> tuple[Path, Path, Path | None]:
             members = [Path(member) for member in archive.namelist()]
     else:
         raise ConfigError(f"{backbone} is neither a folder nor a zip; give a Darwin Core archive of a backbone")
-    found: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
     for member in members:
         if member.suffix.lower() in {".tsv", ".txt"}:
-            found.setdefault(member.stem.lower(), member)
-    if "taxon" not in found:
+            by_stem.setdefault(member.stem.lower(), member)
+    if "taxon" not in by_stem:
         raise ConfigError(f"{backbone} holds no Taxon.tsv; give a GBIF backbone or Catalogue of Life archive")
-    return backbone, found["taxon"], found.get("vernacularname")
+    return backbone, by_stem["taxon"], by_stem.get("vernacularname")
 
 
 def names_to_resolve(candidates: pa.Table) -> pa.Table:
     """Columns `name` and `kingdom` of each row; the name is the scientific name, else genus and species, else null."""
-    given, genus, species, kingdom = (
+    scientific_name, genus, species, kingdom = (
         _without_blanks(candidates[f"taxon_{column}"]) for column in ("scientific_name", "genus", "species", "kingdom")
     )
     whole = pc.if_else(pc.match_substring(pc.fill_null(species, ""), " "), species, pa.scalar(None, pa.string()))
-    name = pc.coalesce(given, whole, pc.binary_join_element_wise(genus, species, " "), genus)
+    name = pc.coalesce(scientific_name, whole, pc.binary_join_element_wise(genus, species, " "), genus)
     return pa.table({"name": name, "kingdom": kingdom})
 
 
@@ -129,8 +129,8 @@ def resolve_names(names: pa.Table, settings: BackboneSettings, scratch: str, mem
         connection.register("wanted_names", _with_keys(names))
         _match(connection)
         _climb(connection)
-        found: pa.Table = connection.sql(_RESULT).to_arrow_table()
-        return found.cast(NAMES)
+        resolved: pa.Table = connection.sql(_RESULT).to_arrow_table()
+        return resolved.cast(NAMES)
 
 
 def apply_names(candidates: pa.Table, resolved: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -140,23 +140,23 @@ def apply_names(candidates: pa.Table, resolved: pa.Table) -> tuple[pa.Table, pa.
     species, which follow the accepted name. A vernacular name that the source gave is kept. The provenance columns are
     taxon_given, taxon_matched and taxon_id of CAPTIONS.
     """
-    wanted = names_to_resolve(candidates)
-    needed = resolved.filter(pc.is_in(resolved["name"], pc.unique(wanted["name"])))
+    names = names_to_resolve(candidates)
+    needed = resolved.filter(pc.is_in(resolved["name"], pc.unique(names["name"])))
     by_name = {(row["name"], row["kingdom_given"]): row for row in needed.to_pylist()}
-    pairs = zip(wanted["name"].to_pylist(), wanted["kingdom"].to_pylist(), strict=True)
+    pairs = zip(names["name"].to_pylist(), names["kingdom"].to_pylist(), strict=True)
     matched = pa.Table.from_pylist([by_name.get(pair, {}) for pair in pairs], schema=NAMES)
     provenance = pa.table(
         {
-            "taxon_given": wanted["name"],
+            "taxon_given": names["name"],
             "taxon_matched": matched["matched_how"],
             "taxon_id": matched["accepted_id"],
         }
     )
-    found = pc.is_valid(matched["accepted_name"])
+    is_resolved = pc.is_valid(matched["accepted_name"])
     for rank in TAXON_RANKS:
-        given = candidates[f"taxon_{rank}"]
-        fresh = matched[rank] if rank in {"genus", "species"} else pc.coalesce(matched[rank], given)
-        candidates = _put(candidates, f"taxon_{rank}", pc.if_else(found, fresh, given))
+        stated = candidates[f"taxon_{rank}"]
+        fresh = matched[rank] if rank in {"genus", "species"} else pc.coalesce(matched[rank], stated)
+        candidates = _put(candidates, f"taxon_{rank}", pc.if_else(is_resolved, fresh, stated))
     name = pc.coalesce(matched["accepted_name"], candidates["taxon_scientific_name"])
     candidates = _put(candidates, "taxon_scientific_name", name)
     vernacular = pc.coalesce(_without_blanks(candidates["taxon_vernacular_name"]), matched["vernacular"])
@@ -174,10 +174,10 @@ def name_key(name: str) -> str:
 
 def _with_keys(names: pa.Table) -> pa.Table:
     """The distinct names, each with the keys of the whole name and of its species; null where it has none."""
-    given = names.filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
+    distinct = names.filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
     full_keys: list[str | None] = []
     species_keys: list[str | None] = []
-    for name in given["name"].to_pylist():
+    for name in distinct["name"].to_pylist():
         parsed = parse_name(name)
         virus = parsed.formula if parsed.rank == "virus" else ""
         usable = virus or (parsed.genus and not parsed.formula and not parsed.uncertain)
@@ -186,7 +186,7 @@ def _with_keys(names: pa.Table) -> pa.Table:
         full_keys.append(name_key(full) if named else None)
         species_keys.append(name_key(parsed.binomial) if named and parsed.infraspecific else None)
     keys = {"full_key": pa.array(full_keys, pa.string()), "species_key": pa.array(species_keys, pa.string())}
-    return pa.table({"name": given["name"], "kingdom": given["kingdom"], **keys})
+    return pa.table({"name": distinct["name"], "kingdom": distinct["kingdom"], **keys})
 
 
 def _open_tsv(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> dict[str, str]:

@@ -170,10 +170,10 @@ def family_of(licence_id: str) -> str:
     return PUBLIC_DOMAIN if _refines(licence_id, PUBLIC_DOMAIN) else family
 
 
-def _read_one(given: str) -> str:
-    if len(given) > MAX_CHARS:
+def _read_one(stated: str) -> str:
+    if len(stated) > MAX_CHARS:
         return UNKNOWN
-    plain = _DASHES.sub("-", unicodedata.normalize("NFKC", given)).replace("_", " ")
+    plain = _DASHES.sub("-", unicodedata.normalize("NFKC", stated)).replace("_", " ")
     lowered = " ".join(plain.split()).lower().strip(" .\"'")
     if lowered in _NO_LICENCE:
         return UNKNOWN
@@ -191,10 +191,10 @@ def _read_one(given: str) -> str:
         if len(parts) < 2:
             continue
         # A copyright notice beside a licence ("© Smith, CC BY 4.0") is usual and restricts nothing.
-        found = {_read_single(part.strip(" .()")) for part in parts if not _NOTICE.match(part)}
-        known = sorted(found - {UNKNOWN})
-        if len(known) > 1:
-            return joiner.join(known)
+        licences = {_read_single(part.strip(" .()")) for part in parts if not _NOTICE.match(part)}
+        recognised = sorted(licences - {UNKNOWN})
+        if len(recognised) > 1:
+            return joiner.join(recognised)
     return whole
 
 
@@ -296,15 +296,15 @@ class LicenceSettings(Settings):
 
     @field_validator("allow", "deny")
     @classmethod
-    def _ids(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in given:
+    def _ids(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
             licence = normalise_licence(entry)
             if entry not in LICENCE_IDS and licence != entry:
                 near = difflib.get_close_matches(entry.upper(), {each.upper(): each for each in LICENCE_IDS}, n=1)
                 ids = [licence] if licence != UNKNOWN else [each for each in LICENCE_IDS if each.upper() in near]
                 hint = f"did you mean '{ids[0]}'?" if ids else f"the ids are {', '.join(LICENCE_IDS)}"
                 raise ValueError(f"'{entry}' is not a licence id; {hint}")
-        return given
+        return entries
 
     def allows(self, licence_id: str | None) -> bool:
         """True when a picture under this licence may be used; of a choice (`OR`) one allowed part is enough."""

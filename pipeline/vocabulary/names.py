@@ -109,11 +109,11 @@ EMPTY_NAME = Name()
 
 
 @lru_cache(maxsize=262144)
-def parse_name(given: str | None) -> Name:
+def parse_name(raw_name: str | None) -> Name:
     """Read one scientific name; a text that is no name (a BOLD number, "unidentified") gives an empty one."""
-    if len(given or "") > MAX_NAME_CHARS:
+    if len(raw_name or "") > MAX_NAME_CHARS:
         return EMPTY_NAME
-    text = tidy_name(given or "")
+    text = tidy_name(raw_name or "")
     if not text or is_no_name(text):
         return EMPTY_NAME
     text = _SENSE.sub("", text)
@@ -149,9 +149,9 @@ def is_unnamed(epithet: str) -> bool:
     return epithet.rstrip(".").lower() in _UNNAMED
 
 
-def tidy_name(given: str) -> str:
+def tidy_name(raw_name: str) -> str:
     """One spelling of a name: no tags, entities or loose signs, single spaces, × for every hybrid sign."""
-    text = html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", given))
+    text = html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", raw_name))
     text = unicodedata.normalize("NFC", re.sub("[\u00ad\u200b-\u200d\ufeff]", "", text))
     if "_" in text and " " not in text.strip():
         text = text.replace("_", " ")

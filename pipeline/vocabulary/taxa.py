@@ -111,9 +111,9 @@ def _canonical_text(name: Name, scientific: str) -> str:
     return name.canonical if name.canonical.startswith(scientific) or name.formula else scientific
 
 
-def _first_vernacular(given: str | None) -> str:
+def _first_vernacular(names: str | None) -> str:
     """The first of several names that a source lists in one field, separated by ; or |."""
-    for part in re.split(r"\s*[;|]\s*", given or ""):
+    for part in re.split(r"\s*[;|]\s*", names or ""):
         tidy = " ".join(unicodedata.normalize("NFC", part).split()).strip(" ,.")
         if tidy and not is_no_name(tidy):
             return tidy
@@ -128,18 +128,18 @@ def known_ranks(ranks: tuple[str | None, ...], scientific_name: str | None) -> d
     return {rank: value for rank, value in zip(TAXON_RANKS, held, strict=True) if value}
 
 
-def derived_ranks(stated: tuple[str | None, ...], known: Mapping[str, str]) -> str | None:
-    """The ranks of `known` that the source left empty, joined by a space; None where there are none.
+def derived_ranks(stated: tuple[str | None, ...], ranks: Mapping[str, str]) -> str | None:
+    """Those of `ranks` that the source left empty, joined by a space; None where there are none.
 
-    A source that states another genus, or another family, than `known` keeps its own ranks alone: half of one
+    A source may state another genus or family than `ranks`. It then keeps its own ranks alone: half of one
     classification and half of another would be no taxon.
     """
     tidy = {rank: tidy_name(value or "") for rank, value in zip(TAXON_RANKS, stated, strict=True)}
     own = {rank: value for rank, value in tidy.items() if value and not is_no_name(value)}
     as_texts_use_them = known_ranks(tuple(own.get(rank) for rank in TAXON_RANKS), None)
-    if any(known.get(rank) != value for rank, value in as_texts_use_them.items() if " " in value or rank != "species"):
+    if any(ranks.get(rank) != value for rank, value in as_texts_use_them.items() if " " in value or rank != "species"):
         return None
-    return " ".join(rank for rank in known if rank not in own) or None
+    return " ".join(rank for rank in ranks if rank not in own) or None
 
 
 def taxon_columns(candidates: pa.Table, stated: pa.Table) -> dict[str, pa.Array]:
@@ -154,12 +154,12 @@ def taxon_columns(candidates: pa.Table, stated: pa.Table) -> dict[str, pa.Array]
     seen: dict[tuple[str | None, ...], int] = {}
     take = pa.array([seen.setdefault(row, len(seen)) for row in rows], pa.int64())
     texts = [taxon_texts(row[:7], row[7], row[8]) for row in seen]
-    known = [known_ranks(row[:7], row[7]) for row in seen]
-    derived = [derived_ranks(row[9:], ranks) for row, ranks in zip(seen, known, strict=True)]
+    ranks_in_texts = [known_ranks(row[:7], row[7]) for row in seen]
+    derived = [derived_ranks(row[9:], ranks) for row, ranks in zip(seen, ranks_in_texts, strict=True)]
     kind = pa.map_(pa.string(), pa.string())
     return {
         "texts": pa.array([list(text.items()) for text in texts], kind).take(take),
         "taxon_name": pa.array([text.get("canonical") for text in texts], pa.string()).take(take),
-        "taxon_ranks": pa.array([list(ranks.items()) for ranks in known], kind).take(take),
+        "taxon_ranks": pa.array([list(ranks.items()) for ranks in ranks_in_texts], kind).take(take),
         "taxon_derived": pa.array(derived, pa.string()).take(take),
     }
