@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +73,8 @@ _EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\
 
 
 @contextmanager
-def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
-    """The connection of `open_reader`, locked by DuckDB itself; it spills into a private folder that goes with it.
+def open_sandbox(workdir: str, memory_gb: float, spill: str) -> Iterator[Any]:
+    """The connection of `open_reader`, locked by DuckDB itself; what does not fit into memory goes into `spill`.
 
     It reaches no file but the tables of the work folder, without the whole addresses of `secrets`. It loads no
     extension, and none of its settings can be changed.
@@ -84,7 +82,7 @@ def open_sandbox(workdir: str, memory_gb: float) -> Iterator[Any]:
     Raises: as `open_reader`.
     """
     workdir = at_hand(workdir)
-    with tempfile.TemporaryDirectory(prefix="plantmix-query-") as spill, open_reader(workdir) as connection:
+    with open_reader(workdir) as connection:
         parts = [path for path in Path(workdir, "tables").rglob("*.parquet") if not path.stem.endswith("-secrets")]
         named = [storage.join(workdir, str(path.relative_to(workdir))) for path in parts]  # as the views name them
         lock_down(connection, max(256, int(memory_gb * 1000)), spill, "allowed_paths", named)
@@ -97,24 +95,6 @@ def kinds_of(connection: Any, sql: str) -> list[str]:
     if [statement.type.name for statement in statements] == ["EXPLAIN"]:
         statements = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
     return [statement.type.name for statement in statements]
-
-
-@contextmanager
-def time_limit(connection: Any, seconds: float) -> Iterator[threading.Event]:
-    """Interrupt what the connection runs within this after so long; gives the event that is set then."""
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        connection.interrupt()
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
 
 
 def open_reader(workdir: str, per_sample: bool = True) -> Any:

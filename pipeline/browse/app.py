@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from manifests.errors import PlantMixError, RunError
 from manifests.reader import read_status
 from pipeline.browse import galleries
-from pipeline.browse.asking import MAX_ROWS, ask
+from pipeline.browse.asking import MAX_ROWS, ask, cut
 from pipeline.browse.codes import Mask
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
@@ -36,7 +36,6 @@ from pipeline.releases.opening import open_release
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates"), ("/leaks", "Leaks"),
          ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
-MAX_CELL_CHARS = 300
 REFRESH_SECONDS = 3  # of the page that waits for the index
 NO_MODEL = "no model is here to search with; start browse with --search INDEX, a folder of `dalip index`"
 
@@ -293,7 +292,7 @@ class Pages:
     def sql(self, request: Request) -> Response:
         """The SQL box."""
         statement = request.query_params.get("sql", "")
-        answer = ask(self._snapshot.connection, statement) if statement.strip() else None
+        answer = ask(self._snapshot, statement) if statement.strip() else None
         views = self._looking.rows(
             "SELECT name, about, list(column_name ORDER BY column_index) AS columns FROM views "
             "JOIN duckdb_columns() ON table_name = name GROUP BY ALL ORDER BY name"
@@ -389,9 +388,3 @@ def _jpeg(content: bytes | None) -> Response:
     if content is None:
         return Response("no picture is stored\n", 404, media_type="text/plain")
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
-
-
-def cut(text: object, num_chars: int = MAX_CELL_CHARS) -> str:
-    """A value as text, cut with an ellipsis."""
-    shown = "" if text is None else str(text)
-    return shown if len(shown) <= num_chars else shown[: num_chars - 1] + "…"

@@ -7,68 +7,43 @@ looks.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import signal
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from manifests import storage
 from manifests.errors import RunError
+from manifests.services.child import Child
 from pipeline.browse.index import Tell, make_index
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, MAKING_MB, Snapshot, open_snapshot
 
 MAX_KEPT = 3  # indexes, the least recently used goes first
 
 
-class Making:
-    """The process that makes an index, started by `with`; at its end no process is left."""
+class Making(Child):
+    """The process that makes an index."""
 
-    def __init__(self, given: str, private: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._told, tells = context.Pipe(duplex=False)
-        self.process = context.Process(target=_make, args=(given, private, tells), daemon=True)
-        self._tells = tells
-
-    def __enter__(self) -> Making:
-        self.process.start()
-        self._tells.close()  # the process alone holds that end now, so its death is seen
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.join()
+    def __init__(self, folder: str, private: Path) -> None:
+        super().__init__(_make, folder, private)
 
     def wait(self, tell: Tell) -> None:
         """Wait for the index; `tell` is given the share that is done, 0 to 1.
 
         Raises: what making it raised; RunError when the process was killed.
         """
-        while True:
-            try:
-                told = self._told.recv()
-            except EOFError:
-                self.process.join()
-                raise RunError(
-                    f"the process that makes the index was killed (exit code {self.process.exitcode}); it needs "
-                    f"{2 * MAKING_MB:,} MB of free memory. Close other programs and start browse again"
-                ) from None
-            if isinstance(told, Exception):
-                raise told
-            if told is None:
-                return
-            tell(told)
+        try:
+            while (share := self.receive()) is not None:
+                tell(share)
+        except EOFError:
+            raise RunError(
+                f"the process that makes the index was killed (exit code {self.process.exitcode}); it needs "
+                f"{2 * MAKING_MB:,} MB of free memory. Close other programs and start browse again"
+            ) from None
 
 
-def _make(given: str, private: Path, tells: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
-    try:
-        with open_snapshot(given, private, memory_mb=MAKING_MB) as snapshot:
-            make_index(snapshot, tells.send)
-        tells.send(None)
-    except Exception as error:
-        tells.send(error)
+def _make(send: Tell, folder: str, private: Path) -> None:
+    with open_snapshot(folder, private, memory_mb=MAKING_MB) as snapshot:
+        make_index(snapshot, send)
 
 
 def cache_folder() -> Path:

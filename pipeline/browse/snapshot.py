@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -90,10 +91,15 @@ def open_snapshot(
         connection.execute("SET preserve_insertion_order = false")
         # DuckDB follows links before it compares
         allowed = [str(place.resolve()) for place in (tables, index, private)]
-        lock_down(connection, memory_mb, str(private.resolve() / "spill"), "allowed_directories", allowed)
+        lock_down(connection, memory_mb, str(spill_folder(private)), "allowed_directories", allowed)
         yield Snapshot(connection, folder, release, radius, private, key, index)
     finally:
         connection.close()
+
+
+def spill_folder(private: Path, pid: int | None = None) -> Path:
+    """Where DuckDB puts what does not fit into memory; each process has a folder of its own."""
+    return private.resolve() / f"spill-{pid or os.getpid()}"
 
 
 def _open_release(given: str) -> Release:

@@ -1,7 +1,7 @@
 """`plantmix query`: read-only SQL over the catalogue's tables and the per-sample views.
 
-The SQL is run in a sandbox: DuckDB's own locks keep it to the tables of the work folder, and time and memory are
-limited. What is printed cannot steer a terminal.
+The SQL is run in a sandbox: DuckDB's own locks keep it to the tables of the work folder, and it runs in a process of
+its own, whose time and memory are limited. What is printed cannot steer a terminal.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from typing import Any
 
 import duckdb
@@ -19,7 +22,8 @@ import pyarrow.csv as pacsv
 from manifests.errors import ConfigError
 from manifests.outcomes import FORMER_REASONS
 from manifests.printable import printable, shown
-from manifests.reader import kinds_of, open_sandbox, time_limit
+from manifests.reader import kinds_of, open_sandbox
+from manifests.services.child import Child
 from pipeline.answers.tables import aligned
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 
@@ -62,18 +66,21 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
     Raises: ConfigError for SQL that DuckDB refuses, for anything but one statement that only reads, and for one that
     takes more than its time or memory.
     """
-    with open_sandbox(workdir, memory_gb) as connection, time_limit(connection, seconds) as late:
-        sql = _with_new_reasons(connection, sql)
+    _check_reads(workdir, sql)
+    with (
+        tempfile.TemporaryDirectory(prefix="plantmix-query-") as spill,
+        Child(_answer, workdir, sql, memory_gb, spill, memory_mb=int(2000 * memory_gb)) as child,
+    ):
         try:
-            _check_reads(connection, sql)
-            table = _read_all(connection, sql, memory_gb)
-        except (duckdb.Error, OSError) as error:  # Arrow's reader turns an error of DuckDB into an OSError
-            if late.is_set():
-                raise ConfigError(
-                    f"query: stopped after {seconds:g} s; ask for less, or give it more with --seconds"
-                ) from None
+            child.receive()  # the tables are open
+            table = _read_all(child, time.monotonic() + seconds, memory_gb)
+        except TimeoutError:
             raise ConfigError(
-                f'query: {str(error).strip()}\nviews and tables: plantmix query {workdir} "SELECT * FROM views"'
+                f"query: stopped after {seconds:g} s; ask for less, or give it more with --seconds"
+            ) from None
+        except EOFError:
+            raise ConfigError(
+                "query: the process that ran it was killed, as when memory runs out; ask for less"
             ) from None
     table = table.rename_columns(_distinct(table.column_names))
     if layout == "csv":
@@ -95,26 +102,48 @@ def _with_new_reasons(connection: Any, sql: str) -> str:
     return sql
 
 
-def _check_reads(connection: Any, sql: str) -> None:
-    kinds = kinds_of(connection, sql)
+def _answer(send: Callable[[Any], None], workdir: str, sql: str, memory_gb: float, spill: str) -> None:
+    """Send a word when the tables are open, then the schema of the answer and its rows in batches."""
+    with open_sandbox(workdir, memory_gb, spill) as connection:
+        send("open")
+        sql = _with_new_reasons(connection, sql)
+        try:
+            reader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
+            send(reader.schema)
+            for batch in reader:
+                send(batch)
+        except (duckdb.Error, OSError) as error:  # Arrow's reader turns an error of DuckDB into an OSError
+            raise _refused(workdir, error) from None
+
+
+def _check_reads(workdir: str, sql: str) -> None:
+    try:
+        with duckdb.connect() as connection:
+            kinds = kinds_of(connection, sql)
+    except duckdb.Error as error:
+        raise _refused(workdir, error) from None
     if kinds != ["SELECT"]:
         raise ConfigError(
             f"query: one SELECT statement is needed, given: {', '.join(kinds) or 'none'}; nothing is written here"
         )
 
 
-def _read_all(connection: Any, sql: str, memory_gb: float) -> pa.Table:
+def _refused(workdir: str, error: Exception) -> ConfigError:
+    return ConfigError(f'query: {str(error).strip()}\nviews and tables: plantmix query {workdir} "SELECT * FROM views"')
+
+
+def _read_all(child: Child, deadline: float, memory_gb: float) -> pa.Table:
     """All rows of the answer. DuckDB does not hold them, so they need a limit of their own."""
-    reader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
+    schema = child.receive(deadline - time.monotonic())
     batches, num_bytes = [], 0
-    for batch in reader:
+    while (batch := child.receive(deadline - time.monotonic())) is not None:
         batches.append(batch)
         num_bytes += batch.nbytes
         if num_bytes > memory_gb * 1e9:
             raise ConfigError(
                 f"query: the answer takes more than {memory_gb:g} GB; ask for less, or give it more with --memory-gb"
             )
-    return pa.Table.from_batches(batches, reader.schema)
+    return pa.Table.from_batches(batches, schema)
 
 
 def _distinct(names: list[str]) -> list[str]:

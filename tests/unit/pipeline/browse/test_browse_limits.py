@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from http.cookiejar import CookieJar
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
+from process_tree import below
 from starlette.testclient import TestClient
 
 from manifests.errors import ConfigError, RunError
@@ -19,6 +29,8 @@ from pipeline.browse.looking import Looking
 from pipeline.browse.pictures import read_picture
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, open_snapshot
 
+# one long call of a function that takes little memory
+UNINTERRUPTED = "SELECT levenshtein(repeat('a', 100000), repeat('b', 200000))"
 HOLD = """
 import sys
 from manifests.catalog import Catalog
@@ -26,6 +38,11 @@ with Catalog.open(sys.argv[1]):
     print("held", flush=True)
     input()
 """
+
+
+def cpu_seconds() -> float:
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +75,63 @@ def test_only_reading_of_the_views_is_taken(client: TestClient, looking: Looking
 
 def test_no_file_beside_the_tables_can_be_read_by_sql(looking: Looking, work: Path) -> None:
     for place in (work / "catalog.duckdb", work / "tables" / ".." / "status.json", work / "pool"):
-        assert "Permission" in ask(looking.snapshot.connection, f"SELECT * FROM read_text('{place}')").error
+        assert "Permission" in ask(looking.snapshot, f"SELECT * FROM read_text('{place}')").error
 
 
 def test_a_statement_is_stopped_when_it_takes_too_long(looking: Looking) -> None:
     endless = "SELECT count(*) FROM range(100000000000) a, range(1000000) b WHERE a.range + b.range = 7"
-    assert "stopped after 0.3 s" in ask(looking.snapshot.connection, endless, seconds=0.3).error
+    assert "stopped after 0.3 s" in ask(looking.snapshot, endless, seconds=0.3).error
+
+
+def test_a_statement_is_stopped_within_one_call_of_a_function(looking: Looking) -> None:
+    before = cpu_seconds()
+    assert "stopped after 0.2 s" in ask(looking.snapshot, UNINTERRUPTED, seconds=0.2).error
+    assert cpu_seconds() - before < 5, "it went on until the function returned"
+
+
+def test_what_a_function_allocates_is_limited_too(looking: Looking) -> None:
+    assert "Memory" in ask(looking.snapshot, "SELECT length(repeat('a', 3900000000))").error
+
+
+def test_a_spilled_statement_that_is_stopped_leaves_no_file(looking: Looking) -> None:
+    def listed() -> list[Path]:
+        return sorted(looking.snapshot.private.rglob("*"))
+
+    before = listed()
+    spilling = "SELECT md5(range::VARCHAR) AS h, repeat('x', 99) FROM range(1000000000) ORDER BY h"
+    assert "stopped after 2 s" in ask(looking.snapshot, spilling, seconds=2).error
+    assert listed() == before
+
+
+def test_the_server_answers_while_a_statement_runs_and_takes_it_along_when_it_ends(work: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as served:
+        try:
+            assert served.stdout is not None
+            assert served.stderr is not None
+            url = served.stdout.readline().strip()
+            assert any("index kept" in line for line in served.stderr)
+            base, get = url.partition("/?")[0], build_opener(HTTPCookieProcessor(CookieJar())).open
+            assert get(url).status == 200
+            asking = threading.Thread(target=ask_until_cut_off, args=(get, f"{base}/sql?sql={quote(UNINTERRUPTED)}"))
+            asking.start()
+            while not (running := [pid for pid, what in below(served.pid).items() if "spawn_main" in what]):
+                assert asking.is_alive()
+                time.sleep(0.05)
+            for _ in range(5):
+                assert b"near duplicate" in get(f"{base}/?reason=near_duplicate").read()
+            assert asking.is_alive()
+        finally:
+            served.kill()
+    asking.join()
+    while any(Path(f"/proc/{pid}").exists() for pid in running):
+        time.sleep(0.05)
+
+
+def ask_until_cut_off(get: Callable[[str], Any], address: str) -> None:
+    with pytest.raises(OSError):  # noqa: PT011  (the server was killed)
+        get(address)
 
 
 def test_the_first_rows_of_an_answer_are_shown(client: TestClient) -> None:

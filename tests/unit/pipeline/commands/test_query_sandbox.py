@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import resource
 import sys
+import tempfile
 from pathlib import Path
 
 import duckdb
@@ -29,6 +31,11 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     Path("secret.csv").write_text("a,b\n1,2\n")
     Path("work/beside.csv").write_text("a,b\n1,2\n")
     return "work"
+
+
+def cpu_seconds() -> float:
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def everything(folder: str = ".") -> dict[str, bytes]:
@@ -104,7 +111,7 @@ def test_what_reads_the_tables_still_runs(workdir: str, sql: str, capfd: pytest.
 
 def test_duckdb_holds_the_locks_itself(workdir: str) -> None:
     """The check of statements is one wall, DuckDB's settings are another: each holds without the other."""
-    with open_sandbox(workdir, memory_gb=1) as connection:
+    with open_sandbox(workdir, 1, str(Path("spill").resolve())) as connection:
         for sql in (
             "SET enable_external_access = true",
             "SET lock_configuration = false",
@@ -131,6 +138,24 @@ def test_memory_is_limited_within_duckdb_and_for_the_answer(workdir: str) -> Non
         print_query(workdir, "SELECT list(range) FROM range(100000000)", "table", memory_gb=0.25)
     with pytest.raises(ConfigError, match=r"query: the answer takes more than 0\.25 GB"):
         print_query(workdir, "SELECT range FROM range(1000000000)", "table", memory_gb=0.25)
+
+
+def test_time_and_memory_are_limited_within_one_call_of_a_function(workdir: str) -> None:
+    before = cpu_seconds()
+    with pytest.raises(ConfigError, match=r"query: stopped after 0\.2 s"):
+        print_query(workdir, "SELECT levenshtein(repeat('a', 100000), repeat('b', 200000))", "table", seconds=0.2)
+    assert cpu_seconds() - before < 5, "it went on until the function returned"
+    with pytest.raises(ConfigError, match=r"query: .*[Mm]emory"):
+        print_query(workdir, "SELECT length(repeat('a', 3900000000))", "table", memory_gb=0.25)
+
+
+def test_what_was_spilled_is_gone_when_the_time_is_over(workdir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("spilled").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(Path("spilled").resolve()))
+    sql = "SELECT md5(range::VARCHAR) AS h, repeat('x', 99) FROM range(1000000000) ORDER BY h"
+    with pytest.raises(ConfigError, match=r"query: stopped after 2 s"):
+        print_query(workdir, sql, "table", memory_gb=0.25, seconds=2)
+    assert list(Path("spilled").iterdir()) == []
 
 
 def test_csv_holds_no_formula_and_json_the_exact_text(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:

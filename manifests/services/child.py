@@ -1,0 +1,82 @@
+"""A function that runs in a process of its own, which can be killed and whose memory can be limited.
+
+The process starts anew (`spawn`), so the function and its arguments are pickled. It ends with the process that started
+it, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, Self
+
+_LIBRARIES_MB, _MB_A_CORE = 1_000, 16  # what libraries reserve, and the stacks of their threads, count as taken
+
+
+class Child:
+    """`with` starts a process that runs `work(send, *arguments)`; at the end of `with` no process is left."""
+
+    def __init__(self, work: Callable[..., None], *arguments: Any, memory_mb: int | None = None) -> None:
+        """With `memory_mb`, what the process allocates beyond that and its libraries fails (Linux)."""
+        context = multiprocessing.get_context("spawn")
+        self._messages, self._sends = context.Pipe(duplex=False)
+        self.process = context.Process(target=_run, args=(self._sends, memory_mb, work, arguments), daemon=True)
+
+    def __enter__(self) -> Self:
+        self.process.start()
+        self._sends.close()  # the process alone holds that end now, so its death is seen
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.process.kill()
+        self.process.join()
+        self._messages.close()
+
+    def receive(self, seconds: float | None = None) -> Any:
+        """What `work` sends next; None when it has ended.
+
+        Raises: what `work` raised; TimeoutError after so many seconds; EOFError when the process was killed.
+        """
+        if seconds is not None and (seconds <= 0 or not self._messages.poll(seconds)):
+            raise TimeoutError
+        try:
+            message = self._messages.recv()
+        except EOFError:
+            self.process.join()
+            raise
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has ended, whatever it does."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _run(sends: Connection, memory_mb: int | None, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
+    end_with_parent()
+    if memory_mb is not None:
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = (memory_mb + _LIBRARIES_MB + _MB_A_CORE * (os.cpu_count() or 1)) << 20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    with contextlib.suppress(BrokenPipeError):
+        try:
+            work(sends.send, *arguments)
+            sends.send(None)
+        except Exception as error:
+            sends.send(error)
