@@ -116,7 +116,8 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
         raise IntegrityError(
             "its arranged samples must be made first, by a build with the configuration that packed it"
         )
-    inputs, run = _inputs_of(catalog, json.loads(text)), StageRun(pack.STAGE, fingerprint, catalog, RunSettings(), None)
+    identity = json.loads(text)
+    inputs, run = _inputs_of(catalog, identity), StageRun(pack.STAGE, fingerprint, catalog, RunSettings(), None)
     written, shards = [part for part in parts if part.step == "write"], pack.plan_shards(inputs, run)
     if len(written) != len(shards):
         raise IntegrityError(
@@ -124,6 +125,7 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
         )
     for planned, part in zip(shards, written, strict=True):
         if damaged & {file.path for file in part.files}:
+            _check_version(part, identity)
             try:
                 yield from _do_again(part, planned, pack.write_shard, run, damaged)
             except IntegrityError:  # `mend` has moved what was sound to another pool file
@@ -132,12 +134,22 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
                 storage.remove(moved.rows.path)
     for part in parts:
         if part.step == "record" and damaged & {file.path for file in part.files}:
+            _check_version(part, identity)
             if not inputs.decisions:
                 raise IntegrityError(
                     "its table of decisions must be made first, by a build with the configuration that packed it"
                 )
             (planned_record,) = pack.plan_record(inputs, run)
             yield from _do_again(part, planned_record, write_record, run, damaged)
+
+
+def _check_version(part: PartRecord, identity: Mapping[str, Any]) -> None:
+    """Raises: IntegrityError for a step that has other results today."""
+    if identity["versions"].get(part.step) != next(step.version for step in pack.STAGE.steps if step.name == part.step):
+        raise IntegrityError(
+            "another version of PlantMix packed it, which writes other bytes; repair it with that version, or make a "
+            "release of today with `plantmix build CONFIG`"
+        )
 
 
 def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> RowGroup:
@@ -216,8 +228,9 @@ def _cut_again(catalog: Catalog, name: str, fingerprint: str) -> Iterator[str]:
         is_known = False
     if not is_known:
         yield (
-            f"releases/{name}: lost: its record no longer says what was taken out, or the version before it is not "
-            "whole. Run `plantmix takedown` again on that version; takedowns.jsonl keeps the pictures out of builds"
+            f"releases/{name}: lost: its record no longer says what was taken out, the version before it is not whole, "
+            "or another version of PlantMix cut it. Run `plantmix takedown` again on the version before it; "
+            "takedowns.jsonl keeps the pictures out of builds"
         )
         return
     rows = [row for row in release.samples().to_pylist() if row["sample_id"] in gone]
