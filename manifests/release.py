@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ SAMPLES_FILE = "samples.parquet"
 CROISSANT_FILE, CITATION_FILE = "croissant.json", "CITATION.cff"  # written beside a release where it is published
 _BESIDE = {RECORD_FILE, CROISSANT_FILE, CITATION_FILE, ".gitattributes"}  # the last one is the Hub's own
 FORMAT = "plantmix-release/1"
+WHEN_DAMAGED = "`plantmix repair WORKDIR` makes it again; outside a work folder, take a whole copy"
 _BATCH_ROWS = 50_000
 _NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "files": dict}
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
@@ -78,7 +79,7 @@ class Release:
         if wrong:
             raise IntegrityError(
                 f"{folder}: {len(wrong)} of {len(record['files'])} files differ from the record; first: {wrong[0]}. "
-                "Build it again, or take a whole copy"
+                + WHEN_DAMAGED
             )
         return release
 
@@ -213,6 +214,24 @@ def path_of_shard(folder: str, split: str, shard: str) -> str:
         raise IntegrityError(f"{folder}: no shard of a release: {error}") from None
 
 
+def require_output(path: str, is_own: Callable[[bytes], bool]) -> None:
+    """See that what a command writes lies in no release, and replaces only what an earlier call of it wrote.
+
+    Raises: ConfigError; RetryableError when a store does not answer.
+    """
+    refuse_within(path)
+    fs, inner = storage.filesystem(path)
+    try:
+        content = bytes(fs.cat_file(inner))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return
+    except Exception as error:
+        storage.check_passing(path, error)
+        raise
+    if content and not is_own(content):
+        raise ConfigError(f"{path}: is there, and this command did not write it; choose another name, or move it away")
+
+
 def refuse_within(place: str) -> None:
     """See that a place to write to lies in no release, which would not verify any more.
 
@@ -285,7 +304,7 @@ def read_record(folder: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{folder}: no sealed release here (no {RECORD_FILE})") from None
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{folder}/{RECORD_FILE}: not valid JSON: {error}") from None
+        raise IntegrityError(f"{folder}/{RECORD_FILE}: not valid JSON: {error}. {WHEN_DAMAGED}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         stated = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise ConfigError(f"{folder}/{RECORD_FILE}: format {stated!r}, this version reads {FORMAT!r}")

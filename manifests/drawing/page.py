@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from manifests import storage
-from manifests.drawing.panels import Panel, draw_png, draw_svg
+from manifests.drawing.panels import MADE_BY, Panel, draw_png, draw_svg
 from manifests.drawing.theme import theme_css
 from manifests.errors import ConfigError
+from manifests.release import require_output
 
 PAGE_CSS = """\
 * { box-sizing: border-box; }
@@ -26,9 +27,17 @@ h1 { font-size: 24px; margin: 4px 0 8px; overflow-wrap: anywhere; }
 
 
 def require_drawing_name(option: str, out: str) -> None:
-    """Raises: ConfigError when the name of a file says neither picture nor page."""
+    """Raises: ConfigError when the name of a file says neither picture nor page, or something else lies there."""
     if Path(out).is_dir() or Path(out).suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"{option} {out}: the name must end in .png for a picture, or in .html for a page")
+    require_output(out, is_drawing)
+
+
+def is_drawing(content: bytes) -> bool:
+    """Whether a file is a picture or a page that a command of ours drew."""
+    return (content.startswith(b"\x89PNG") and MADE_BY.encode() in content[:400]) or (
+        b"<!doctype html>" in content[:400] and theme_css().encode() in content
+    )
 
 
 def write_drawing(out: str, title: str, panels: Sequence[Panel], cautions: Sequence[str] = (), about: str = "") -> None:

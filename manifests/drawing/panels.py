@@ -18,6 +18,7 @@ from manifests.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
 from manifests.services.packages import require
 
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 0.12, 0.5, 0.34  # inches around the axes
+MADE_BY = "PlantMix"  # in a picture, so that the next one may replace it
 _HEADING_LINE = 0.24  # inches
 _SETTINGS: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "plantmix", "text.parse_math": False, "font.size": 9.0,
@@ -103,7 +104,7 @@ def _save(width: float, height: float, paint: Callable[[Any], None], kind: str) 
     from matplotlib.figure import Figure
 
     stream = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": MADE_BY}
     with rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure = Figure(figsize=(width, height), dpi=110)

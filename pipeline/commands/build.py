@@ -18,6 +18,7 @@ from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
+from pipeline.releases.opening import open_release
 from pipeline.runner.runner import Runner
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Stage
@@ -69,11 +70,14 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
             if named
         ),
     )
-    return build_config(config, first, last)
+    release = build_config(config, first, last)
+    if release is not None:
+        open_release(release)  # no stage reads it, so nothing above has seen damage to it
+    return 0
 
 
-def build_config(config: BuildConfig, first: str | None = None, last: str | None = None) -> int:
-    """As `build`, of a configuration that is read already."""
+def build_config(config: BuildConfig, first: str | None = None, last: str | None = None) -> str | None:
+    """As `build`, of a configuration that is read already; returns the release."""
     for warning in check_config(config, last):
         log.warning("warning: %s", warning)
     stop = StopRequests()
@@ -88,11 +92,11 @@ def build_config(config: BuildConfig, first: str | None = None, last: str | None
         print(f"done in {report.seconds:.1f} s: {', '.join(report.redone)}")
     else:
         print(f"nothing to do: every stage of this configuration is sealed already ({report.seconds:.1f} s)")
-    if report.release is not None:
-        release = place_of(config.work_dir, report.release)
+    release = place_of(config.work_dir, report.release) if report.release is not None else None
+    if release is not None:
         print(f"look at it: plantmix browse {config.work_dir}, or open {storage.join(release, 'report.html')}")
         print(f"release: {release}")
-    return 0
+    return release
 
 
 def _check_ending(config: BuildConfig, last: str | None, context: BuildContext, stage: str, is_new: bool) -> None:

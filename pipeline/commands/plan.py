@@ -15,6 +15,7 @@ from pathlib import Path
 
 from manifests.drawing.page import require_drawing_name, write_drawing
 from manifests.errors import ConfigError, RunError
+from manifests.release import require_output
 from manifests.storage import write_file
 from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
@@ -158,6 +159,7 @@ def _design(args: argparse.Namespace) -> int:
     proposed = propose_runs(domains, args.budget, share_box(domains, limits, {}), table, objective, args.replicates)
     text, lines = design_table(domains, proposed, limits, proxy_samples, 0 if table is None else table.num_runs)
     lines += design_notes(domains, proposed, args.budget, table)
+    require_output(args.out, lambda content: content.startswith(b"run,reason,") and b"loss_" not in content)
     write_file(args.out, text.encode())
     print("\n".join(lines))
     print(f"design: {args.out}")
@@ -214,6 +216,9 @@ def _predict(args: argparse.Namespace) -> int:
     for row in range(len(shares)):
         copied = ["" if columns[name][row] is None else columns[name][row] for name in kept]
         writer.writerow([*copied, *(repr(float(values[row])) for values in added.values())])
+    require_output(
+        args.out, lambda content: set(added) <= set(content.decode("utf-8", "replace").split("\n")[0].split(","))
+    )
     write_file(args.out, text.getvalue().encode())
     print(f"{len(shares)} mixture(s) predicted: {args.out}")
     num_outside = int(outside_hull(law.runs.shares, shares).sum())

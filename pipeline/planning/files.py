@@ -18,6 +18,7 @@ import numpy as np
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.release import require_output
 from pipeline.planning.arrays import Array
 from pipeline.planning.choose import Choice, TradeOff
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
@@ -39,10 +40,12 @@ _ARRAYS = {
 
 
 def write_json(values: dict[str, Any], path: str | Path) -> None:
-    """Publish a mapping as readable json with sorted keys.
+    """Publish a mapping as readable json with sorted keys, in place of none but one of its kind.
 
-    Raises: ConfigError when the place cannot be written.
+    Raises: ConfigError when the place cannot be written, or holds something else.
     """
+    kind = f'"format": "{values["format"].partition("/")[0]}/'
+    require_output(str(path), lambda content: kind.encode() in content)
     text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     storage.write_file(str(path), text.encode())
 

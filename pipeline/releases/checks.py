@@ -19,7 +19,7 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
-from manifests.release import RECORD_FILE, SPLIT_FOLDERS, Release
+from manifests.release import RECORD_FILE, SPLIT_FOLDERS, WHEN_DAMAGED, Release
 from manifests.remote.folder import bring_missing
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples, work_folder_of
@@ -70,9 +70,7 @@ def check_release(release: Release, deep: bool) -> Checked:
     if faults:
         shown = "\n  ".join(faults[:MAX_SHOWN])
         more = f"\n  and {len(faults) - MAX_SHOWN:,} more" if len(faults) > MAX_SHOWN else ""
-        raise ConfigError(
-            f"{release.path}: {len(faults):,} faults:\n  {shown}{more}\nBuild it again, or take a whole copy"
-        )
+        raise ConfigError(f"{release.path}: {len(faults):,} faults:\n  {shown}{more}\n{WHEN_DAMAGED}")
     num_shards = sum(len(release.shards(split)) for split in release.splits)
     return Checked(len(release.record["files"]), num_shards, num_images, compared.why_not)
 

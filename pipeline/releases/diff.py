@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from manifests.release import Release
-from pipeline.releases.opening import open_sql, view_samples
+from pipeline.releases.opening import open_sql, read_json, view_samples
 
 _COUNTS = """
     SELECT coalesce(b.split, a.split) AS split, coalesce(b.domain, a.domain) AS domain,
@@ -49,9 +49,19 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
             "shared_bytes": sum(other[name]["num_bytes"] for name in shared),
             "bytes": sum(entry["num_bytes"] for entry in other.values()),
         },
-        "recipe": list(_changes("", before.record["recipe"], after.record["recipe"])),
+        "recipe": [
+            *_changes("", before.record["recipe"], after.record["recipe"]),
+            *_changes("mix.mixture", _chosen(before), _chosen(after)),
+        ],
         "takedowns": after.record.get("takedowns", [])[len(before.record.get("takedowns", [])) :],
     }
+
+
+def _chosen(release: Release) -> dict[str, Any]:
+    """What the mixture file of a build chose; the recipe has only its name."""
+    law = read_json(release, "mixture.json").get("law") or {}
+    limits = law.get("limits") or {}
+    return {"ratio": law["ratio"], "num_samples": limits.get("num_samples")} if law else {}
 
 
 def _shards(release: Release) -> dict[str, Mapping[str, Any]]:

@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError, RunError
 from manifests.publishing import hub
-from manifests.release import CITATION_FILE, CROISSANT_FILE, RECORD_FILE, Release, read_record, refuse_within
+from manifests.release import (
+    CITATION_FILE,
+    CROISSANT_FILE,
+    RECORD_FILE,
+    WHEN_DAMAGED,
+    Release,
+    read_record,
+    refuse_within,
+)
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_sql, samples_path
 from pipeline.sidefiles.citation import write_citation
@@ -170,7 +178,7 @@ def publish(plan: Plan) -> list[str]:
     if wrong:
         raise ConfigError(
             f"{plan.release.path}: {len(wrong):,} files are not as they were sealed, first: {wrong[0]}. Nothing was "
-            "sent. Build it again, or take a whole copy"
+            f"sent. {WHEN_DAMAGED}"
         )
     if plan.on_hub:
         repository = hub.repository_of(plan.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import hash_tree, release_of, run_here, write_folder_config
-from sealed import lend
+from sealed import lend, part
 from walk.web import picture
 
 NUM_OF_DOMAIN = 9
@@ -115,3 +116,67 @@ def test_a_release_is_not_published_among_the_sealed_ones(lent: Lent, place: str
     before = hash_tree(lent.work / "releases")
     refused("publish", lent.work, "--to", f"{lent.first}{place}")
     assert hash_tree(lent.work / "releases") == before
+
+
+@pytest.mark.parametrize("file", ["report.html", "release.json"])
+def test_a_build_does_not_hand_over_a_release_that_was_damaged(lent: Lent, file: str) -> None:
+    before = hash_tree(lent.first)
+    part(lent.first / file).write_text("{")
+    for said in (refused("build", lent.path), refused("export", lent.work, "--for", "dalip")):
+        assert "`plantmix repair WORKDIR` makes it again" in said
+    done("repair", lent.work)
+    assert hash_tree(lent.first) == before
+    done("build", lent.path)
+
+
+# ---- what a command writes over
+
+
+def write_runs(path: Path) -> Path:
+    """A table of proxy runs whose losses follow a law."""
+    lines = ["run,seed,mix_plant,mix_general,loss_plant,loss_general"]
+    for number, share in enumerate((0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1)):
+        losses = 2 + 1 / (0.3 + share), 2 + 1 / (1.35 - share)
+        lines.append(f"r{number},0,{share},{1 - share:.3f},{losses[0]:.4f},{losses[1]:.4f}")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_command_writes_over_no_file_but_its_own(lent: Lent) -> None:
+    runs, law, page = write_runs(lent.folder / "runs.csv"), lent.folder / "law.json", lent.folder / "page.html"
+    aims = ["--objective", "plant=1,general=1", "--out"]
+    done("plan", "fit", runs, "--out", law)
+    files = {path: path.read_bytes() for path in (runs, law, lent.path, lent.first / "samples.parquet")}
+    refused("plan", "fit", runs, "--out", runs)
+    refused("plan", "fit", runs, "--out", lent.path)
+    refused("plan", "choose", law, *aims, law)
+    refused("plan", "design", "--runs", runs, "--budget", "2", "--out", runs)
+    refused("report", lent.work, "--out", runs)
+    refused("report", lent.work, "--out", lent.first / "samples.parquet")
+    refused("report", lent.work, "--out", lent.first / "more.html")
+    assert {path: path.read_bytes() for path in files} == files
+    for _ in range(2):  # what it wrote itself is replaced
+        done("plan", "fit", runs, "--out", law)
+        done("plan", "choose", law, *aims, lent.folder / "mixture.json", "--plot", lent.folder / "choice.png")
+        done("plan", "design", "--domains", "plant,general", "--budget", "4", "--out", lent.folder / "design.csv")
+        done("report", lent.work, "--out", page)
+    page.write_text("<!doctype html> mine")
+    refused("plan", "choose", law, *aims, lent.folder / "other.json", "--plot", page)
+    assert not (lent.folder / "other.json").exists()
+
+
+# ---- plans
+
+
+def test_a_difference_of_two_releases_names_another_choice_in_the_same_file(lent: Lent) -> None:
+    law, mixture = lent.folder / "law.json", lent.folder / "mixture.json"
+    done("plan", "fit", write_runs(lent.folder / "runs.csv"), "--out", law)
+    releases = []
+    for objective in ("plant=1,general=1", "plant=3,general=1"):
+        done("plan", "choose", law, "--objective", objective, "--samples", "8", "--out", mixture)
+        done("mix", lent.config(mix={"mixture": str(mixture)}))
+        releases.append(release_of(lent.work))
+    changes = {row["setting"]: row for row in json.loads(done("diff", "--json", *releases))["recipe"]}
+    assert set(changes) == {"mix.mixture.ratio.plant", "mix.mixture.ratio.general"}
+    ratio = changes["mix.mixture.ratio.plant"]
+    assert ratio["before"] < 0.6 < ratio["after"]
