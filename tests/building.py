@@ -8,6 +8,7 @@ import hashlib
 import io
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,52 @@ def write_folder_config(folder: Path, work_dir: str, pictures: str, **run: Any) 
     return path
 
 
+def write_small_config(
+    folder: Path, *sources: dict[str, Any], name: str = "small", file: str = "", **sections: Any
+) -> Path:
+    """A build in one process of a few sources into `folder`/work, all domains alike; sections stand as they are given.
+
+    `file` is the name of the config where it is not that of the release.
+    """
+    values = {
+        "name": name,
+        "work_dir": str(folder / "work"),
+        "sources": list(sources),
+        "mix": {"ratio": dict.fromkeys((source["domain"] for source in sources), 1)},
+        **sections,
+        "run": {"executor": "inline", **sections.get("run", {})},
+    }
+    path = folder / f"{file or name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def loopback(**network: Any) -> dict[str, Any]:
+    """The section `fetch` for a web on this machine, which is asked as fast as it answers."""
+    limits = {"requests_per_second": None, **network.pop("limits", {})}
+    return {"network": {"retries": 0, "limits": limits, "allow_private_addresses": True, **network}}
+
+
+def list_source(folder: Path, urls: Iterable[str], name: str = "a") -> dict[str, Any]:
+    """A source of plants: `folder`/NAME.csv with a row for each address, whose key is its number."""
+    with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["key", "url", "caption", "licence"])
+        writer.writerows([n, url, f"a photo of plant number {n} in the field", "CC0"] for n, url in enumerate(urls))
+    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
+    return {"name": name, "domain": "plant", "table": str(folder / f"{name}.csv"), "columns": columns}
+
+
+def folder_source(path: Path | str, **defaults: str) -> dict[str, Any]:
+    """A source of plants: a folder of pictures, free for all."""
+    return {
+        "name": "ours",
+        "domain": "plant",
+        "folder": {"path": str(path)},
+        "defaults": {"licence": "CC0-1.0", **defaults},
+    }
+
+
 def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The real command, in a process of its own."""
     return subprocess.run(
@@ -140,14 +187,5 @@ def hash_tree(folder: Path) -> dict[str, str]:
 
 def build_own_pictures(folder: Path, *options: str) -> None:
     """A build, in this process, of the pictures in `folder`/pics into `folder`/work."""
-    source = {"name": "ours", "domain": "plant", "folder": {"path": str(folder / "pics")}}
-    values = {
-        "name": "own",
-        "work_dir": str(folder / "work"),
-        "sources": [source | {"defaults": {"licence": "CC0-1.0"}}],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    path = folder / "own.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert main(["build", str(path), *options]) == 0
+    config = write_small_config(folder, folder_source(folder / "pics"), name="own")
+    assert main(["build", str(config), *options]) == 0

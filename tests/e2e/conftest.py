@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -55,13 +54,3 @@ def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sealed = hash_tree(folder)
     yield folder
     assert hash_tree(folder) == sealed, "a test wrote into the folder that all tests share"
-
-
-@pytest.fixture
-def write_config(web: Web, tmp_path: Path) -> Callable[..., Path]:
-    """Write the demo's build config over the small tables; keyword arguments change sections."""
-
-    def write(name: str = "build", work_dir: Path | None = None, **changes: Any) -> Path:
-        return write_build_config(web, tmp_path, name, work_dir, **changes)
-
-    return write

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import Web, run_plantmix, write_build_config
+from building import Web, run_here, write_build_config
 
 from manifests.reader import open_reader
 
@@ -35,7 +35,7 @@ def named(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_backbone(folder / "backbone.zip", "gean")
     caps = [{"by": "family", "at_most": 4, "domains": ["plant"]}]
     changes = {"caption": {"backbone": {"path": str(folder / "backbone.zip")}}, "select": {"balance": {"caps": caps}}}
-    done = run_plantmix("build", write_build_config(web, folder, "build", **changes), "--to", "select")
+    done = run_here("build", write_build_config(web, folder, "build", **changes), "--to", "select")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -49,12 +49,12 @@ def test_a_synonym_takes_the_accepted_name_and_explain_says_how(named: Path) -> 
     )
     assert (ranks["genus"], ranks["species"], ranks["order"]) == ("Armeniaca", "Armeniaca vulgaris", "Rosales")
     assert texts["scientific"] == "Armeniaca vulgaris"
-    told = run_plantmix("explain", work, sample_id).stdout
+    told = run_here("explain", work, sample_id).stdout
     assert "taxon     'Prunus armeniaca' as given, matched exact with 8 (synonym)" in told
     assert "accepted as Armeniaca vulgaris, 7" in told
     assert "kingdom Plantae, order Rosales, family Rosaceae, genus Armeniaca" in told
     (other,) = rows(work, "SELECT sample_id FROM captions WHERE taxon_matched = 'none' ORDER BY 1 LIMIT 1")
-    assert "kept as given: none in the backbone" in run_plantmix("explain", work, other[0]).stdout
+    assert "kept as given: none in the backbone" in run_here("explain", work, other[0]).stdout
 
 
 def test_a_family_is_capped_and_status_shows_head_and_tail(named: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_family_is_capped_and_status_shows_head_and_tail(named: Path) -> None:
     cut = rows(work, "SELECT DISTINCT value, threshold FROM decisions WHERE reason = 'balance' AND value LIKE 'Ros%'")
     assert len(cut) == 1
     assert cut[0][1] == "<= 4 of one family"
-    said = run_plantmix("status", work).stdout
+    said = run_here("status", work).stdout
     assert "balance: at most 4 of one family in plant:" in said
     assert f"{cut[0][0].partition(': ')[2]} ->          4" in said
 
@@ -79,12 +79,12 @@ def test_a_changed_backbone_measures_again_and_an_equal_one_elsewhere_does_not(w
     caps = [{"by": "family", "at_most": 4, "domains": ["plant"]}]
     changes = {"caption": {"backbone": {"path": str(moved)}}, "select": {"balance": {"caps": caps}}}
     config = write_build_config(web, named, "build", **changes)
-    assert "nothing to do" in run_plantmix("build", config, "--to", "select").stdout
+    assert "nothing to do" in run_here("build", config, "--to", "select").stdout
     write_backbone(moved, "wild cherry")
-    again = run_plantmix("build", config, "--to", "select")
+    again = run_here("build", config, "--to", "select")
     assert again.stdout.rstrip().endswith(": caption"), "the names are looked up again"
     assert "select: reused" in again.stderr, "no caption came out otherwise, so nothing else is done again"
     moved.unlink()
-    lost = run_plantmix("build", config)
+    lost = run_here("build", config)
     assert lost.returncode == 2
     assert "moved.zip is missing; download a backbone archive" in lost.stderr

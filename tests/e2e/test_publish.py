@@ -95,7 +95,7 @@ def test_public_is_refused_with_every_licence_that_forbids_it(
     assert not hub.log
 
 
-@pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize("public", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_release_that_everyone_may_pass_on_is_public_only_where_that_is_said(
     releases: dict[str, Path], hub: FakeHub, tmp_path: Path, public: bool
 ) -> None:
@@ -104,7 +104,7 @@ def test_a_release_that_everyone_may_pass_on_is_public_only_where_that_is_said(
     assert hub.repositories[REPOSITORY].private is not public
 
 
-@pytest.mark.parametrize("name", ["shards", "samples.parquet"])
+@pytest.mark.parametrize("name", ["shards", pytest.param("samples.parquet", marks=pytest.mark.slow)])
 def test_a_release_that_is_not_whole_is_not_sent(
     releases: dict[str, Path], hub: FakeHub, tmp_path: Path, name: str
 ) -> None:
@@ -120,6 +120,7 @@ def test_a_release_that_is_not_whole_is_not_sent(
     assert not hub.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transfer", ["lfs", "xet"])
 def test_a_publish_that_is_killed_goes_on_where_it_was(
     releases: dict[str, Path], hub: FakeHub, tmp_path: Path, transfer: str
@@ -197,6 +198,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_mlcroissant_finds_no_fault_and_reads_every_record(downloaded: Path, tmp_path: Path) -> None:
     told = read_with(MLCROISSANT, downloaded, tmp_path)
     rows = Release.open(str(downloaded)).samples().to_pylist()
@@ -221,6 +223,7 @@ print(json.dumps({split: sorted([row["__key__"], row["txt"], row["jpg"].size, ro
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["prepared", "streaming"])
 def test_datasets_reads_every_split(downloaded: Path, tmp_path: Path, streaming: bool) -> None:
     told = read_with(DATASETS.replace("{streaming}", str(streaming)), downloaded, tmp_path)

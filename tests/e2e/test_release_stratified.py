@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import Web, release_of, run_plantmix, write_build_config
+from building import Web, release_of, run_here, write_build_config
 
 from manifests.release import Release
 from pipeline.demo import server as web_server
@@ -41,7 +41,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def release(web: Web, copy: Path) -> Release:
     config = write_build_config(web, copy, "strata", copy / "build", pack={"kind": "stratified"})
     config.write_text(config.read_text(encoding="utf-8").replace("name: plantmix-demo", "name: demo-strata"))
-    done = run_plantmix("build", config)
+    done = run_here("build", config)
     assert done.returncode == 0, done.stderr
     return Release.open(str(copy / "build/releases/demo-strata"))
 
@@ -52,7 +52,7 @@ def test_another_kind_and_another_ratio_ask_the_web_for_nothing(web: Web, copy: 
         ("mix", {"mix": {"ratio": {"plant": 1, "general": 1}}}),
         ("mix", {"pack": {"samples_per_shard": None, "shard_bytes": 200_000}}),
     ):
-        done = run_plantmix(command, write_build_config(web, copy, "remix", copy / "build", **changes))
+        done = run_here(command, write_build_config(web, copy, "remix", copy / "build", **changes))
         assert done.returncode == 0, done.stderr
         assert {"mix", "pack"} >= set(done.stdout.splitlines()[0].partition(": ")[2].split(", "))
     assert requests == []
@@ -75,7 +75,7 @@ def test_shards_hold_one_domain_each_and_every_kept_sample_once(release: Release
     assert release.num_by_domain("train") == Counter(row["domain"] for row in samples)
     kept = json.loads((copy / "build/status.json").read_text(encoding="utf-8"))["stages"]["select"]["kept"]
     assert len(samples) + release.num_samples("heldout") == kept
-    assert run_plantmix("verify", release.path, "--deep").returncode == 0
+    assert run_here("verify", release.path, "--deep").returncode == 0
 
 
 def test_the_training_loader_draws_a_ratio_from_it(release: Release) -> None:
@@ -102,6 +102,6 @@ def test_the_newest_of_all_is_still_the_last_built(release: Release, copy: Path)
 def test_a_domain_named_like_a_split_is_refused(web: Web, tmp_path: Path) -> None:
     config = write_build_config(web, tmp_path, "odd", pack={"kind": "stratified"})
     config.write_text(config.read_text().replace("domain: general", "domain: heldout").replace("general:", "heldout:"))
-    done = run_plantmix("build", config)
+    done = run_here("build", config)
     assert done.returncode == 2
     assert "a stratified release names shards by domain" in done.stderr

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from building import Web, release_of, run_plantmix, write_build_config
+from building import Web, release_of, run_here, write_build_config
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -141,11 +141,11 @@ def test_a_changed_record_is_found_in_its_work_folder(folder: Path) -> None:
 
 
 def test_deep_compares_with_the_catalogue(folder: Path) -> None:
-    done = run_plantmix("verify", folder, "--deep")
+    done = run_here("verify", folder, "--deep")
     assert done.returncode == 0, done.stderr
     assert "pHash, image, licence and text of each equal the catalogue" in done.stdout
     spoil_licence(folder)
-    done = run_plantmix("verify", folder, "--deep")
+    done = run_here("verify", folder, "--deep")
     assert done.returncode == 2
     assert "not as in the catalogue: licence" in done.stderr
 
@@ -160,31 +160,31 @@ def test_deep_compares_a_release_of_an_earlier_build_with_what_it_was_packed_fro
     """A later build with other pictures and other texts must not stand in for it."""
     work = folder.parents[1]
     config = write_build_config(web, work.parent, "later", work, fetch={"image": {"size_px": 64, "min_side_px": 32}})
-    done = run_plantmix("build", config)
+    done = run_here("build", config)
     assert done.returncode == 0, done.stderr
     later = release_of(work)
     for release in (folder, later):
-        done = run_plantmix("verify", release, "--deep")
+        done = run_here("verify", release, "--deep")
         assert done.returncode == 0, done.stderr
         assert "licence and text of each equal the catalogue" in done.stdout
     spoil_licence(folder)
-    done = run_plantmix("verify", folder, "--deep")
+    done = run_here("verify", folder, "--deep")
     assert done.returncode == 2
     assert "not as in the catalogue: licence" in done.stderr
 
 
 def test_deep_says_why_it_did_not_compare_with_the_catalogue(built: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / folder.name)
-    alone = run_plantmix("verify", tmp_path / folder.name, "--deep")
+    alone = run_here("verify", tmp_path / folder.name, "--deep")
     assert alone.returncode == 0, alone.stderr
     assert "not compared with a catalogue: it is in no work folder" in alone.stdout
     (table,) = (folder.parents[1] / "tables/fetch").glob("facts-*.parquet")
     table.unlink()
-    lost = run_plantmix("verify", folder, "--deep")
+    lost = run_here("verify", folder, "--deep")
     assert lost.returncode == 0, lost.stderr
     assert "not compared with a catalogue: the facts that it was packed from are no longer in" in lost.stdout
     assert "equal the catalogue" not in lost.stdout
-    asked = run_plantmix("query", folder.parents[1], "SELECT 1")
+    asked = run_here("query", folder.parents[1], "SELECT 1")
     assert asked.returncode == 1
     assert "the table facts of the last build cannot be read" in asked.stderr
     assert f'No files found that match the pattern "{table}"' in asked.stderr
@@ -192,9 +192,9 @@ def test_deep_says_why_it_did_not_compare_with_the_catalogue(built: Path, folder
 
 def test_deep_says_so_of_a_release_from_another_work_folder(web: Web, folder: Path, tmp_path: Path) -> None:
     config = write_build_config(web, tmp_path, "other")
-    assert run_plantmix("build", config, "--to", "ingest").returncode == 0
+    assert run_here("build", config, "--to", "ingest").returncode == 0
     shutil.copytree(folder, tmp_path / "other/releases" / folder.name)
-    done = run_plantmix("verify", tmp_path / "other/releases" / folder.name, "--deep")
+    done = run_here("verify", tmp_path / "other/releases" / folder.name, "--deep")
     assert done.returncode == 0, done.stderr
     assert "the catalogue of this work folder does not know this release" in done.stdout
 

@@ -84,7 +84,7 @@ def be_another_database(path: Path) -> None:
         connection.execute("CREATE TABLE t AS SELECT 1 AS x")
 
 
-@pytest.mark.parametrize("damage", [lose, be_another_database])
+@pytest.mark.parametrize("damage", [lose, pytest.param(be_another_database, marks=pytest.mark.slow)])
 def test_a_catalogue_comes_back_and_nothing_is_asked_for(
     work: Path, small: Small, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +102,7 @@ def test_a_catalogue_comes_back_and_nothing_is_asked_for(
 BY_THEMSELVES = ("catalog.duckdb", "catalog.snapshot", "table fetched", "takedown release.json", "takedowns.jsonl")
 
 
-@pytest.mark.parametrize("damage", [flip, lose, cut])
+@pytest.mark.parametrize("damage", [flip, *(pytest.param(damage, marks=pytest.mark.slow) for damage in (lose, cut))])
 def test_a_file_of_every_kind_is_found_and_mended_without_the_web(
     work: Path, small: Small, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ def test_every_command_leaves_what_a_clean_build_gives(tmp_path: Path, seed: int
     assert sum(step.compared for step in steps) >= 4, "\n".join(walk.log)
 
 
+@pytest.mark.slow
 def test_a_walk_sees_a_build_that_overlooks_an_edited_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with walking(tmp_path / "walk") as walk:
         walk.do(("command", "build", 3))

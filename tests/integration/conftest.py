@@ -28,7 +28,7 @@ def process_executor() -> Iterator[ProcessExecutor]:
     executor.close()
 
 
-@pytest.fixture(params=["inline", "processes", "ray"])
+@pytest.fixture(params=["inline", "processes", pytest.param("ray", marks=pytest.mark.slow)])
 def executor(request: pytest.FixtureRequest) -> Any:
     if request.param == "inline":
         return InlineExecutor()

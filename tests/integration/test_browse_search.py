@@ -30,7 +30,6 @@ from pipeline.commands.explain import describe_life
 from pipeline.sources.files import split_locator
 from training.cli import main
 
-pytestmark = pytest.mark.slow
 HERE = {"Origin": "http://127.0.0.1:8123"}
 Open = Callable[..., TestClient]
 
@@ -109,6 +108,7 @@ def test_a_picture_finds_itself_and_filters_stay(client: TestClient, work: Path)
     assert (answer.status_code, "no picture of that image is stored" in answer.text) == (503, True)
 
 
+@pytest.mark.slow
 def test_a_picture_is_given_in_a_form(client: TestClient, work: Path) -> None:
     with open_reader(str(work)) as sql:
         rows = sql.execute(
@@ -131,6 +131,7 @@ def test_a_picture_is_given_in_a_form(client: TestClient, work: Path) -> None:
     assert client.get("/uploaded/..%2f..%2fsaid.jpg").status_code == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -149,6 +150,7 @@ def test_what_is_no_picture_is_said(client: TestClient, body: bytes, words: str)
     assert (odd.status_code, "empty body" in odd.text) == (400, True)
 
 
+@pytest.mark.slow
 def test_an_index_of_another_release_is_said(open_pages: Open, index: Path, work: Path, tmp_path: Path) -> None:
     vectors, other = tmp_path / "v.parquet", tmp_path / "other"
     model = str(work.parent / "run")
@@ -165,6 +167,7 @@ def test_an_index_of_another_release_is_said(open_pages: Open, index: Path, work
         ModelSearch(str(tmp_path), None, tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_model_there_is_no_box(open_pages: Open) -> None:
     client = open_pages()
     assert "What it shows" not in client.get("/").text
@@ -172,6 +175,7 @@ def test_without_a_model_there_is_no_box(open_pages: Open) -> None:
     assert (page.status_code, "start browse with --search INDEX" in page.text) == (503, True)
 
 
+@pytest.mark.slow
 def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Path) -> None:
     with ModelSearch(str(index), None, tmp_path) as searching:
         assert searching.by_words("a tomato")
@@ -194,6 +198,7 @@ def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Pat
     assert process.poll() is not None, "it ends with browse"
 
 
+@pytest.mark.slow
 def test_a_killed_browse_leaves_no_search_behind(work: Path, index: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work), "--search", str(index)]
     own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}

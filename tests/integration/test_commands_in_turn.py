@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import shutil
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from building import hash_tree
+from building import hash_tree, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -52,39 +50,17 @@ def web() -> Iterator[Web]:
 
 def write_config(folder: Path, web: Web, name: str = "small", **changes: Any) -> Path:
     """Two domains, a caption that a rule of the preset drops, a near copy, and a picture that is not there yet."""
-    with (folder / "table.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["url", "caption", "kind"])
-        for number in range(MISSING + 1):
-            caption = "IMG_0042" if number == 1 else f"a photo of plant number {number} in the field"
-            writer.writerow([web.url(number), caption, "other"])
-    sources = [
-        {
-            "name": domain,
-            "domain": domain,
-            "table": str(folder / f"{domain}.csv"),
-            "columns": {"url": "url", "caption": "caption"},
-            "defaults": {"licence": "CC0"},
-        }
-        for domain in ("plant", "general")
-    ]
-    rows = (folder / "table.csv").read_text().splitlines()
-    (folder / "general.csv").write_text("\n".join([rows[0], *rows[4:7]]))
-    (folder / "plant.csv").write_text("\n".join([rows[0], *rows[1:4], *rows[7:]]))
-    network = {"retries": 0, "limits": {"requests_per_second": None}, "allow_private_addresses": True}
-    values = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": sources,
-        "fetch": {"network": network | {"robots_txt": False}},
-        "caption": {"rules": [{"domains": ["plant"], "preset": "plant", "max_chars": None}, {"preset": "general"}]},
-        "mix": {"ratio": {"plant": 1, "general": 1}},
-        "run": {"executor": "inline"},
-        **changes,
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return path
+    sources = []
+    for domain, numbers in (("plant", [0, 1, 2, *range(6, MISSING + 1)]), ("general", range(3, 6))):
+        captions = ["IMG_0042" if n == 1 else f"a photo of plant number {n} in the field" for n in numbers]
+        rows = [f"{web.url(n)},{caption}" for n, caption in zip(numbers, captions, strict=True)]
+        (folder / f"{domain}.csv").write_text("\n".join(["url,caption", *rows]))
+        source = {"name": domain, "domain": domain, "table": str(folder / f"{domain}.csv")}
+        columns = {"url": "url", "caption": "caption"}
+        sources.append(source | {"columns": columns, "defaults": {"licence": "CC0"}})
+    rules = [{"domains": ["plant"], "preset": "plant", "max_chars": None}, {"preset": "general"}]
+    sections = {"fetch": loopback(robots_txt=False), "caption": {"rules": rules}} | changes
+    return write_small_config(folder, *sources, file=name, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +272,7 @@ def arguments_of(command: str, folder: Path, web: Web) -> list[str]:
     }[command]
 
 
+@pytest.mark.slow
 def test_after_any_two_commands_the_folder_is_whole_and_builds_as_before(folder: Path, web: Web) -> None:
     """A walk that holds every ordered pair of the commands that write, then takedowns, which change what is built."""
     before = latest(folder)

@@ -7,8 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
-import yaml
-from building import ROOT, release_of
+from building import ROOT, release_of, write_small_config
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -68,21 +67,9 @@ def build(folder: Path, with_exact: bool) -> Path:
         "licence": "licence",
         "taxon_scientific_name": "taxon",
     }
-    values = {
-        "name": "own",
-        "work_dir": str(folder / "work"),
-        "sources": [
-            {
-                "name": "ours",
-                "domain": "plant",
-                "folder": {"path": str(folder / "pics"), "table": "list.csv", "columns": columns},
-            }
-        ],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    (folder / "own.yaml").write_text(yaml.safe_dump(values))
-    assert main(["--quiet", "build", str(folder / "own.yaml")]) == 0
+    pictures = {"path": str(folder / "pics"), "table": "list.csv", "columns": columns}
+    config = write_small_config(folder, {"name": "ours", "domain": "plant", "folder": pictures})
+    assert main(["--quiet", "build", str(config)]) == 0
     return folder / "work"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from building import list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels
 from misbehaving.owners import mining, signed, with_xmp
 
@@ -129,31 +128,9 @@ def server() -> Iterator[_Server]:
 
 def write_config(folder: Path, server: _Server, network: dict[str, Any], paths: list[str] = PATHS, **run: Any) -> Path:
     folder.mkdir(exist_ok=True, parents=True)
-    with (folder / "table.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["key", "url", "caption", "licence"])
-        for n, path in enumerate(paths):
-            url = f"http://127.0.0.1:{server.server_address[1]}{path}"
-            writer.writerow([n, url, f"a photo of plant number {n} in the field", "CC0"])
-    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
-    limits = {"requests_per_second": None, "connections": 4}
-    config = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
-        "fetch": {
-            "network": {
-                "allow_private_addresses": True, "threads": 4, "retries": 0, "profiles": [], "limits": limits,
-                **OPEN, **network,
-            }
-        },
-        "dedup": {"radius": 0},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": 7, **run},
-    }  # fmt: skip
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    source = list_source(folder, [f"http://127.0.0.1:{server.server_address[1]}{path}" for path in paths])
+    fetch = loopback(**{"threads": 4, "profiles": [], "limits": {"connections": 4}, **OPEN, **network})
+    return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run={"fetch_part_size": 7, **run})
 
 
 def build(
@@ -216,7 +193,9 @@ def made(server: _Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
 TO_FETCH = ("--to", "fetch")
 
 
-@pytest.mark.parametrize("name", STRICT)
+@pytest.mark.parametrize(
+    "name", [name if name == "all" else pytest.param(name, marks=pytest.mark.slow) for name in STRICT]
+)
 def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
     shutil.copytree(made("stored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
     loose = facts_of(tmp_path)

@@ -171,6 +171,7 @@ def test_a_half_copied_picture_is_read_when_it_is_whole(tmp_path: Path) -> None:
     assert ids_in(tmp_path / "work") == ids_of(folder)
 
 
+@pytest.mark.slow
 def test_what_a_table_names_is_followed_whatever_its_ending(tmp_path: Path) -> None:
     folder, work = fill(tmp_path / "pics", 0, ODD), tmp_path / "work"
     origin = with_table(folder)
@@ -238,6 +239,7 @@ def tar_of(path: Path, first_seed: int) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_tar_is_known_by_its_content(tmp_path: Path) -> None:
     path, work = tmp_path / "0.tar", tmp_path / "work"
     origin = {"webdataset": {"path": str(path), "suffixes": ["bmp"]}}

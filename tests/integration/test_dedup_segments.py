@@ -133,7 +133,7 @@ def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, int, int, bool]]:
     return [(row["phash_a"], row["phash_b"], row["distance"], bool(row["mirrored"])) for row in rows]
 
 
-@pytest.mark.parametrize("radius", [0, 4, 8])
+@pytest.mark.parametrize("radius", [0, *(pytest.param(radius, marks=pytest.mark.slow) for radius in (4, 8))])
 def test_any_cut_and_any_history_give_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, radius: int
 ) -> None:
@@ -158,6 +158,7 @@ def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(num_searched(tmp_path / str(num_workers))) > 2
 
 
+@pytest.mark.slow
 def test_a_cut_search_has_parts_by_key_and_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = some_hashes(5, 30_000)
     whole, _ = build(tmp_path / "whole", [many])
@@ -192,6 +193,7 @@ def test_what_left_the_build_is_in_no_pair(tmp_path: Path) -> None:
     assert len(num_searched(tmp_path)) == 3  # every hash of B was in a segment already
 
 
+@pytest.mark.slow
 def test_a_smaller_radius_searches_nothing(tmp_path: Path) -> None:
     build(tmp_path, [A, B], 6)
     before = num_searched(tmp_path)

@@ -148,6 +148,7 @@ def test_explain_and_status_tell_of_leaks(built: tuple[Path, BuildReport]) -> No
     assert any(line.startswith("held ") and "3 bytes, 3 mirrored, 6 near" in line for line in status)
 
 
+@pytest.mark.slow
 def test_another_radius_measures_nothing(built: tuple[Path, BuildReport], pictures: Path) -> None:
     workdir, _ = built
     before = part_steps(workdir)
@@ -165,6 +166,7 @@ def test_a_webdataset_serves_as_set(pictures: Path, tmp_path: Path) -> None:
     assert report.stages["select"].funnel.reasons == {"eval_leak": len(EVALUATED)}
 
 
+@pytest.mark.slow
 def test_a_shard_with_other_pictures_of_the_same_size_is_measured_again(pictures: Path, tmp_path: Path) -> None:
     shown = max(EVALUATED, key=lambda photo: photo.stat().st_size)
     later = min(CLEAN, key=lambda photo: photo.stat().st_size)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from building import release_of
+from building import folder_source, release_of, write_small_config
 from misbehaving.answers import encode, pixels
 
 from manifests import storage
@@ -37,22 +37,8 @@ def write_config(folder: Path) -> str:
     (folder / "pics").mkdir()
     for number in range(24):
         (folder / f"pics/{number}.jpg").write_bytes(encode(pixels(300, 260, number), quality=100))
-    config = {
-        "name": "n",
-        "work_dir": str(folder / "work"),
-        "sources": [
-            {
-                "name": "a",
-                "domain": "plant",
-                "folder": {"path": str(folder / "pics")},
-                "defaults": {"licence": "CC0", "caption": "a leaf"},
-            }
-        ],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "retry_wait_seconds": 0},
-    }
-    (folder / "n.yaml").write_text(yaml.safe_dump(config))
-    return str(folder / "n.yaml")
+    source = folder_source(folder / "pics", caption="a leaf")
+    return str(write_small_config(folder, source, run={"retry_wait_seconds": 0}))
 
 
 def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

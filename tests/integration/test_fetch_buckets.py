@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import hash_tree
+from building import hash_tree, list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -24,26 +24,10 @@ NUM, PART, NUM_BUCKETS = 48, 4, 6
 
 def build(web: MisbehavingServer, folder: Path) -> dict[str, str]:
     """Hashes of all files of the release."""
-    rows = [f"http://127.0.0.1:{web.port}/p/{number},plant number {number} of the web\n" for number in range(NUM)]
     folder.mkdir(exist_ok=True)
-    (folder / "list.csv").write_text("".join(["url,caption\n", *rows]))
-    source = {"name": "list", "domain": "plant", "table": str(folder / "list.csv"), "defaults": {"licence": "CC0"}}
-    network = {
-        "robots_txt": False,
-        "retries": 0,
-        "allow_private_addresses": True,
-        "limits": {"requests_per_second": None},
-    }
-    values = {
-        "name": "cut",
-        "work_dir": str(folder / "work"),
-        "sources": [source | {"columns": {"url": "url", "caption": "caption"}}],
-        "fetch": {"network": network},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": PART, "max_passing_share": 1.0},
-    }
-    (folder / "cut.yaml").write_text(yaml.safe_dump(values))
-    assert main(["build", str(folder / "cut.yaml")]) == 0
+    source = list_source(folder, [f"http://127.0.0.1:{web.port}/p/{number}" for number in range(NUM)])
+    run = {"fetch_part_size": PART, "max_passing_share": 1.0}
+    assert main(["build", str(write_small_config(folder, source, fetch=loopback(robots_txt=False), run=run))]) == 0
     return hash_tree(folder / "work/releases")
 
 

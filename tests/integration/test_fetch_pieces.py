@@ -55,7 +55,7 @@ def server() -> Iterator[MisbehavingServer]:
         send_picture(sock, body)
 
     def silent(sock: Any, request: Any) -> None:
-        time.sleep(8)
+        time.sleep(100)
 
     with MisbehavingServer(extra={"quick": quick, "slow": slow, "silent": silent}) as made:
         yield made
@@ -63,6 +63,17 @@ def server() -> Iterator[MisbehavingServer]:
 
 def rows_of(server: MisbehavingServer, kind: str, num: int) -> list[tuple[str, str]]:
     return [(f"{n:032x}", f"http://127.0.0.1:{server.port}/{kind}/{n}") for n in range(num)]
+
+
+def stop_after(gate: HostGate, server: MisbehavingServer, num: int) -> None:
+    """Ask the part to stop once the server was asked `num` times."""
+
+    def watch() -> None:
+        while len(server.log) < num:
+            time.sleep(0.01)
+        gate.request_stop()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def pictures_of(piece: Piece) -> list[str]:
@@ -93,10 +104,8 @@ def test_pieces_come_as_time_goes_by_and_hold_every_row_once(tmp_path: Path, ser
 
 def test_a_part_that_stops_stores_what_it_has_and_lets_requests_end(tmp_path: Path, server: MisbehavingServer) -> None:
     rows, names, gate = rows_of(server, "slow", 40), files_in(tmp_path), HostGate(NETWORK)
-    threading.Timer(1.2, gate.request_stop).start()
-    began = time.monotonic()
+    stop_after(gate, server, 8)
     (piece,) = fetch_in_pieces(rows, SETTINGS, gate, lambda: next(names), part="a")
-    assert time.monotonic() - began < 5
     assert set(piece.facts["outcome"].to_pylist()) == {"ok"}
     assert 4 <= piece.facts.num_rows == len(server.log) < 40, "every request that was sent has brought its picture"
     assert gate.progress().num_rows == piece.facts.num_rows
@@ -107,10 +116,9 @@ def test_a_part_that_stops_stores_what_it_has_and_lets_requests_end(tmp_path: Pa
 def test_a_host_that_does_not_answer_delays_no_stop(tmp_path: Path, server: MisbehavingServer) -> None:
     rows = [*rows_of(server, "quick", 3), ("f" * 32, f"http://localhost:{server.port}/silent/1")]
     gate, names = HostGate(NETWORK), files_in(tmp_path)
-    threading.Timer(0.6, gate.request_stop).start()
-    began = time.monotonic()
+    stop_after(gate, server, 4)
     (piece,) = fetch_in_pieces(rows, SETTINGS, gate, lambda: next(names))
-    assert time.monotonic() - began < 6
+    assert sum(server.open_now.values()) == 1, "the silent answer is still to come"
     assert piece.facts["sample_id"].to_pylist() == [sample_id for sample_id, _ in rows[:3]]
 
 
@@ -128,7 +136,7 @@ def test_a_part_that_fails_hands_its_places_at_hosts_back(
     assert list(tmp_path.iterdir()) == []
     began = time.monotonic()
     table = fetch_rows(rows_of(server, "quick", 8), SETTINGS, gate, tmp_path / "q.tar")
-    assert time.monotonic() - began < 4, "it must not wait until the leases end by themselves, which takes 90 s"
+    assert time.monotonic() - began < 80, "it must not wait until the leases end by themselves, which takes 90 s"
     assert table["outcome"].to_pylist() == ["ok"] * 8
 
 

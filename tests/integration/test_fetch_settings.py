@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from building import list_source, write_small_config
 from misbehaving.answers import encode, send, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
@@ -58,28 +57,15 @@ def web() -> Iterator[Web]:
 def build(folder: Path, web: Web, network: dict[str, Any], image: dict[str, Any]) -> list[int]:
     """Build as far as the facts; gives the pictures that were asked for it."""
     folder.mkdir(exist_ok=True)
-    with (folder / "table.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["key", "url", "caption", "licence"])
-        for n in range(len(SIZES)):
-            url = f"http://127.0.0.1:{web.server.port}/p/{n}"
-            writer.writerow([n, url, f"a photo of plant number {n} in the field", "CC0"])
-    columns = {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"}
+    source = list_source(folder, [f"http://127.0.0.1:{web.server.port}/p/{n}" for n in range(len(SIZES))])
     limits = {"requests_per_second": None, "connections": 4}
-    config = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
-        "fetch": {"network": {"threads": 4, "limits": limits, **network}, "image": image},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": 4},
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(config))
+    fetch = {"network": {"threads": 4, "limits": limits, **network}, "image": image}
+    config = write_small_config(folder, source, fetch=fetch, run={"fetch_part_size": 4})
     web.asked()
     # the preflight refuses a list whose first rows are all refused; a longer one may hold some that it did not see
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.commands.build.check_config", lambda *_: [])
-        assert main(["build", str(folder / "small.yaml"), "--to", "fetch"]) == 0
+        assert main(["build", str(config), "--to", "fetch"]) == 0
     return web.asked()
 
 

@@ -122,9 +122,9 @@ def test_every_signal_of_consent_is_tried():
 
 
 def test_nothing_hangs_and_nothing_leaks(fetched):
-    assert fetched["seconds"] < 30
+    assert fetched["seconds"] < 300
     assert fetched["threads_left"] <= 0  # threads of tests before may have ended meanwhile
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # the server's side of open connections ends by its own sleep
         mine = {fd for fd in Path("/proc/self/fd").iterdir() if fd not in fetched["before"]}
         if len(mine) <= 5:

@@ -44,7 +44,7 @@ def photo_now(sock: socket.socket, request: Any) -> None:
 
 
 NUM_TOGETHER = 4
-together = threading.Barrier(NUM_TOGETHER, timeout=10)
+together = threading.Barrier(NUM_TOGETHER, timeout=100)
 
 
 def photo_together(sock: socket.socket, request: Any) -> None:
@@ -62,7 +62,7 @@ def ask(client: HttpClient, urls: list[str], max_bytes: int = 50_000_000, second
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for url in urls:
         client.send(parse_url(url), max_bytes, seconds, ends.put)
-    return [ends.get(timeout=30) for _ in urls]
+    return [ends.get(timeout=100) for _ in urls]
 
 
 @pytest.mark.parametrize("end", [reset, hang_up])
@@ -119,7 +119,7 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
         if greeting != "closes":
             sock.recv(1 << 14, 0 if greeting != "is sound" else socket.MSG_PEEK)
         if greeting == "says nothing":
-            time.sleep(1)
+            time.sleep(60)
         if greeting == "refuses":
             sock.sendall(b"\x15\x03\x03\x00\x02\x02\x28")
         if greeting == "is sound":
@@ -131,7 +131,7 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
             reset(sock)
         sock.close()
 
-    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 3.0)
     settings = network()
     with socket.create_server(("127.0.0.1", 0)) as listener, HttpClient(settings, here) as client:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
@@ -149,7 +149,7 @@ def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
         send(sock, headers={"Content-Length": str(8 * LARGE)}, length=False)
         for part in range(8):
             if part == 6:
-                go_on.wait(10)
+                go_on.wait(100)
             sock.sendall(bytes([number]) * LARGE)
             num_sent[number] = part + 1
 
@@ -159,12 +159,12 @@ def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
     ):
         ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for number in range(len(num_sent)):
-            client.send(parse_url(server.url("large") + f"/{number}"), 9 * LARGE, 30.0, ends.put)
+            client.send(parse_url(server.url("large") + f"/{number}"), 9 * LARGE, 200.0, ends.put)
         wait_until(lambda: sum(num >= 5 for num in num_sent) >= NUM_LARGE)
         time.sleep(0.3)
         assert sum(num >= 5 for num in num_sent) == NUM_LARGE
         go_on.set()
-        answers = [ends.get(timeout=30) for _ in num_sent]
+        answers = [ends.get(timeout=200) for _ in num_sent]
     assert sorted(answer.body[0] for answer in answers) == list(range(len(num_sent)))
     assert {(answer.outcome, len(answer.body), len(set(answer.body))) for answer in answers} == {
         (Outcome.OK, 8 * LARGE, 1)
@@ -201,7 +201,7 @@ def test_a_closed_client_leaves_nobody_waiting() -> None:
         client.close()
         slow_lookup.set()
         client.close()
-        assert [ends.get(timeout=10) for _ in urls] == [None] * len(urls)
+        assert [ends.get(timeout=100) for _ in urls] == [None] * len(urls)
     wait_until(lambda: not set(threading.enumerate()) - before)
 
 
@@ -242,7 +242,7 @@ def test_a_client_that_nobody_uses_any_more_ends_its_thread() -> None:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 100
     while not holds():
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import build_own_pictures, release_of
+from building import build_own_pictures, folder_source, release_of, write_small_config
 from misbehaving.object_store import BUCKET, Store, serving
 from release_writer import draw_picture, drawn_samples
 
@@ -48,19 +49,10 @@ def config(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    source = {"name": "bucket", "domain": "plant", "folder": {"path": f"s3://{BUCKET}/pictures"}}
-    values = {
-        "name": "stored",
-        "work_dir": str(tmp_path / "work"),
-        "sources": [source | {"defaults": {"licence": "CC0"}}],
-        "dedup": {"radius": 0},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": 4, "max_attempts": 4, "retry_wait_seconds": 0.01},
-    }
-    values["sources"][0]["folder"]["captions"] = "text_file"
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    source = folder_source(f"s3://{BUCKET}/pictures")
+    source["folder"]["captions"] = "text_file"
+    run = {"fetch_part_size": 4, "max_attempts": 4, "retry_wait_seconds": 0.01}
+    return write_small_config(tmp_path, source, dedup={"radius": 0}, run=run)
 
 
 def fail_from_the_sixth(store: Store, fault: str, times: int, ending: str = ".jpg") -> None:
@@ -80,7 +72,16 @@ def fail_from_the_sixth(store: Store, fault: str, times: int, ending: str = ".jp
     store.choose, store.injected = choose, 0
 
 
-@pytest.mark.parametrize("fault", ["expired", "expired_403", "slow_down", "reset", "truncated", "slow"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "expired",
+        *(
+            pytest.param(fault, marks=pytest.mark.slow)
+            for fault in ("expired_403", "slow_down", "reset", "truncated", "slow")
+        ),
+    ],
+)
 def test_a_store_that_comes_back_costs_no_picture(
     store: Store, config: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +161,19 @@ def test_a_source_refused_for_a_moment_is_neither_wrong_nor_short(
     assert list(read_rows(source, nullcontext))
 
 
-@pytest.mark.parametrize("fault", ["expired_403", "reset", "truncated"])
+def test_the_wait_between_tries_grows(store: Store, config: Path) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["run"] |= {"max_attempts": 3, "retry_wait_seconds": 0.4}
+    config.write_text(yaml.safe_dump(values))
+    fail_from_the_sixth(store, "expired", times=10**9)
+    started = time.monotonic()
+    assert main(["build", str(config)]) == 1
+    assert time.monotonic() - started >= 0.4 + 1.2
+
+
+@pytest.mark.parametrize(
+    "fault", ["expired_403", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("reset", "truncated"))]
+)
 def test_a_store_that_stays_away_fails_its_parts_and_seals_nothing(
     store: Store, config: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from building import hash_tree
+from building import hash_tree, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -53,17 +52,8 @@ def build(folder: Path, web: Web, *options: str, **run: Any) -> None:
         columns = {"url": "url", "caption": "caption", "record_key": "key"}
         source = {"name": name, "domain": "plant", "table": str(folder / f"{name}.csv"), "columns": columns}
         sources.append({**source, "defaults": {"licence": "CC0-1.0"}})
-    network = {"allow_private_addresses": True, "retries": 0, "limits": {"requests_per_second": None}}
-    config = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": sources,
-        "fetch": {"network": network},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": 2, **run},
-    }
-    (folder / "small.yaml").write_text(yaml.safe_dump(config))
-    assert main(["build", str(folder / "small.yaml"), *options]) == 0
+    config = write_small_config(folder, *sources, fetch=loopback(), run={"fetch_part_size": 2, **run})
+    assert main(["build", str(config), *options]) == 0
 
 
 def outcomes(folder: Path) -> list[tuple[str, str]]:

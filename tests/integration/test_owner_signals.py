@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from building import loopback, write_small_config
 from misbehaving.answers import photo
 from misbehaving.owners import mining, signed, with_xmp
 
@@ -54,21 +54,10 @@ def serving_pictures() -> Iterator[tuple[str, list[str]]]:
 
 def build(folder: Path, source: dict[str, Any], signals: list[str] | None) -> dict[str, tuple[str, str | None]]:
     """Outcome and detail of each picture by its name."""
-    network: dict[str, Any] = {"allow_private_addresses": True, "limits": {"requests_per_second": None}}
-    if signals is not None:
-        network["consent_signals"] = signals
-    config = {
-        "name": "owners",
-        "work_dir": str(folder / "work"),
-        "sources": [
-            {"name": "a", "domain": "plant", "defaults": {"licence": "CC0-1.0", "caption": "a plant"}, **source}
-        ],
-        "fetch": {"network": network, "image": {"min_side_px": 16}},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    (folder / "owners.yaml").write_text(yaml.safe_dump(config))
-    assert main(["build", str(folder / "owners.yaml"), "--to", "fetch"]) == 0
+    fetch = loopback(**({} if signals is None else {"consent_signals": signals})) | {"image": {"min_side_px": 16}}
+    base = {"name": "a", "domain": "plant", "defaults": {"licence": "CC0-1.0", "caption": "a plant"}}
+    config = write_small_config(folder, {**base, **source}, fetch=fetch)
+    assert main(["build", str(config), "--to", "fetch"]) == 0
     with open_reader(str(folder / "work")) as connection:
         rows = connection.sql(
             "SELECT record_key, outcome, detail, stored_sha256 FROM facts JOIN candidates USING (sample_id)"

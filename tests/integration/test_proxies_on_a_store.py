@@ -20,6 +20,8 @@ from pipeline.planning.runs.tables import read_table
 from training.proxies.runs import read_proxy_settings
 from training.proxies.study import run_proxies
 
+pytestmark = pytest.mark.slow
+
 WORK = f"s3://{BUCKET}/work"
 
 

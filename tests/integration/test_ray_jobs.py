@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from building import PLANTMIX, ROOT, hash_tree
+from building import PLANTMIX, ROOT, hash_tree, list_source, loopback, write_small_config
 from environments import environment
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
@@ -51,26 +50,10 @@ def num_asked(web: MisbehavingServer) -> int:
 
 
 def write_config(folder: Path, web: MisbehavingServer, work_dir: str, **run: str) -> Path:
-    rows = [f"http://127.0.0.1:{web.port}/p/{number},plant number {number} of the web\n" for number in range(NUM)]
-    (folder / "list.csv").write_text("".join(["url,caption\n", *rows]))
-    network = {
-        "threads": 1,
-        "robots_txt": False,
-        "allow_private_addresses": True,
-        "limits": {"requests_per_second": None, "connections": 1},
-    }
-    source = {"name": "list", "domain": "plant", "table": str(folder / "list.csv"), "defaults": {"licence": "CC0"}}
-    values = {
-        "name": "job",
-        "work_dir": work_dir,
-        "sources": [source | {"columns": {"url": "url", "caption": "caption"}}],
-        "fetch": {"network": network},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"fetch_part_size": PART, **run},
-    }
-    path = folder / "build.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    source = list_source(folder, [f"http://127.0.0.1:{web.port}/p/{number}" for number in range(NUM)])
+    fetch = loopback(threads=1, robots_txt=False, limits={"connections": 1})
+    run = {"executor": "ray", "fetch_part_size": PART, **run}
+    return write_small_config(folder, source, name="build", work_dir=work_dir, fetch=fetch, run=run)
 
 
 @pytest.mark.slow

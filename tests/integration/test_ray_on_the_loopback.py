@@ -58,6 +58,7 @@ with _running_ray(ray, None, 2):
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [_PIPELINE, _TRAINING], ids=["pipeline", "training"])
 def test_a_local_ray_listens_on_the_loopback_only(program: str) -> None:
     """As it was found: six ports on every interface, and whoever reaches one runs code."""

@@ -123,6 +123,7 @@ def test_a_fresh_machine_goes_on_to_the_same_bits(
     assert names(store) >= strange, "what no run wrote stays"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_one_interval(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -139,6 +140,7 @@ def test_a_damaged_checkpoint_costs_one_interval(
     assert_as_undisturbed(served, tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_checkpoints_without_their_pointer_are_taken_up(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -178,6 +180,7 @@ def test_a_place_in_the_store_that_holds_something_else_is_refused(
         train(settings(served, tmp_path / "one", output_dir=f"{RUN}/runs/a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["expired_403", "slow_down", "reset"])
 def test_uploads_that_fail_for_a_while_do_not_end_the_run(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
@@ -191,6 +194,7 @@ def test_uploads_that_fail_for_a_while_do_not_end_the_run(
     assert "checkpoints/step-00000012.pt" in names(store)
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_ends_the_run_and_nothing_is_lost(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -202,6 +206,7 @@ def test_a_store_that_stays_away_ends_the_run_and_nothing_is_lost(
     assert_as_undisturbed(served, tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_place_are_noticed(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ def test_a_bucket_that_is_not_there_is_said_before_the_first_step(
     assert "s3://nowhere/run: there is no such place" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_eval_plot_and_export_take_the_run_from_the_store(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from building import list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -59,39 +59,9 @@ NUM = 12
 
 def write_config(folder: Path, web: Web, num: int = NUM, **run: Any) -> Path:
     """A small build of `num` pictures, two domains, one URL a row."""
-    with (folder / "table.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["key", "url", "caption", "licence"])
-        for n in range(num):
-            writer.writerow(
-                [n, f"http://127.0.0.1:{web.server.port}/p/{n}", f"a photo of plant number {n} in the field", "CC0"]
-            )
-    config = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": [
-            {
-                "name": "a",
-                "domain": "plant",
-                "table": str(folder / "table.csv"),
-                "columns": {"url": "url", "caption": "caption", "record_key": "key", "licence": "licence"},
-            }
-        ],
-        "fetch": {
-            "network": {
-                "threads": 4,
-                "retries": 0,
-                "limits": {"requests_per_second": None, "connections": 4},
-                "allow_private_addresses": True,
-            }
-        },
-        "dedup": {"radius": 0},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": 5, **run},
-    }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    source = list_source(folder, [f"http://127.0.0.1:{web.server.port}/p/{n}" for n in range(num)])
+    fetch = loopback(threads=4, limits={"connections": 4})
+    return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run={"fetch_part_size": 5, **run})
 
 
 def outcomes(work: Path) -> dict[str, str]:
@@ -239,9 +209,10 @@ def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
     assert set(outcomes(work).values()) == {"ok"}
 
 
-def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web) -> None:
-    found = {}
-    for executor in ("inline", "processes", "ray"):
+@pytest.mark.parametrize("workers", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web, workers: str) -> None:
+    tables = {}
+    for executor in ("inline", workers):
         folder = tmp_path / executor
         folder.mkdir()
         web.mood = dict.fromkeys(map(str, range(7)), "5xx")
@@ -251,8 +222,8 @@ def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web) -> 
         web.mood = {"3": "404"}
         assert main(["retry", str(folder / "work")]) == 0
         files = sorted([*folder.glob("work/tables/fetch/*.parquet"), *folder.glob("work/pool/*.tar")])
-        found[executor] = {path.name: path.read_bytes() for path in files}
-    assert found["inline"] == found["ray"] == found["processes"]
+        tables[executor] = {path.name: path.read_bytes() for path in files}
+    assert tables["inline"] == tables[workers]
 
 
 def test_a_new_url_after_a_retry_is_all_that_is_fetched(tmp_path: Path, web: Web) -> None:

@@ -109,6 +109,7 @@ def test_what_stops_the_build_comes_after_the_results_beside_it(tmp_path: Path, 
     assert tries(trace) == {**dict.fromkeys(range(6), 1), 0: 2}
 
 
+@pytest.mark.slow
 def test_ray_hands_over_all_that_came_while_the_driver_was_busy(
     ray_executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def test_some_errors_stop_at_once(tmp_path: Path, trace: Path, kind: type[Except
     assert len(tables_of(tmp_path / "w")) == 2
 
 
+@pytest.mark.slow
 def test_an_integrity_error_in_a_ray_worker_stops_the_build(tmp_path: Path, ray_executor: RayExecutor) -> None:
     def behave(inputs: dict[str, Any]) -> None:
         from manifests.errors import IntegrityError
@@ -173,6 +174,7 @@ def test_what_a_killed_build_left_is_cleared_before_work(tmp_path: Path) -> None
     assert leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_ray_that_does_not_start_is_told() -> None:
     code = "from pipeline.runner.on_ray import RayExecutor; RayExecutor(1)"
     environment = os.environ | {"RAY_TMPDIR": "/proc/nothing"}

@@ -66,6 +66,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, ray_executo
     assert tables_of(tmp_path / "w") == tables_of(tmp_path / "inline")
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_fails_its_part(
     tmp_path: Path, trace: Path, ray_executor: RayExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_worker_that_always_dies_fails_its_part(
     assert "try 1 of 2" in caplog.text
 
 
+@pytest.mark.slow
 def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_executor: RayExecutor) -> None:
     sent: list[str] = []
     most = 0
@@ -135,6 +137,7 @@ print(spans)
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_with_more_cpus_than_workers_runs_no_more_parts_than_workers(ray_executor: RayExecutor) -> None:
     address = ray_executor._ray.get_runtime_context().gcs_address
     done = subprocess.run(
@@ -168,6 +171,7 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
     assert sorted(seen) == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: RayExecutor) -> None:
     """As it was found: three parts at a time on two CPUs, and workers that came and went."""
 
@@ -187,6 +191,7 @@ def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: Ray
     assert max(at_a_time) == NUM_WORKERS
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_after_its_last_result_costs_nothing(
     tmp_path: Path, trace: Path, ray_executor: RayExecutor
 ) -> None:
@@ -203,6 +208,7 @@ def test_a_worker_that_dies_after_its_last_result_costs_nothing(
     assert tries(trace) == {0: 1, 1: 1}
 
 
+@pytest.mark.slow
 def test_a_shared_object_that_dies_is_replaced_and_told(ray_executor: RayExecutor) -> None:
     class Memory:
         def __init__(self) -> None:
@@ -225,6 +231,7 @@ def test_a_shared_object_that_dies_is_replaced_and_told(ray_executor: RayExecuto
     assert started_over
 
 
+@pytest.mark.slow
 def test_a_large_cluster_has_several_gates_and_each_host_one(
     ray_executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

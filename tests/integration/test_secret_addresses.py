@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from building import loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -66,18 +66,9 @@ def write_config(folder: Path, urls: list[str], **more: Any) -> Path:
             writer.writerow([n, url, f"a photo of plant number {n} in the field, from {url}", "CC0", url])
     columns: dict[str, Any] = {"url": "link", "caption": "title", "licence": "rights", "extra": ["page"], **more}
     columns |= {"reference_url": "page", "creator": "page"}
-    config = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
-        "fetch": {"network": {"retries": 0, "limits": {"requests_per_second": None}, "allow_private_addresses": True}},
-        "dedup": {"radius": 0},
-        "mix": {"ratio": {"plant": 1}, "heldout": {"num_samples": {"plant": 2}}},
-        "run": {"executor": "inline"},
-    }
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    source = {"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}
+    mix = {"ratio": {"plant": 1}, "heldout": {"num_samples": {"plant": 2}}}
+    return write_small_config(folder, source, fetch=loopback(), dedup={"radius": 0}, mix=mix)
 
 
 def texts_below(folder: Path) -> Iterator[tuple[str, str]]:

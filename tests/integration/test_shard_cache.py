@@ -105,7 +105,7 @@ def test_a_forked_worker_leaves_the_connections_of_its_parent_alone(store: Store
     assert worker.exitcode == 0
     begun = time.monotonic()
     storage.read_range(address, 0, 1)
-    assert time.monotonic() - begun < 10, "the answer came, and this process was not told"
+    assert time.monotonic() - begun < 40, "the answer came, and this process was not told"
 
 
 def _use_and_collect(address: str) -> None:
@@ -175,6 +175,7 @@ def test_the_folder_stays_within_its_bound_and_the_oldest_go(store: Store, tmp_p
         ShardReader(pool, ShardCache(str(tmp_path / "other"), 1e-6)).read([0], False)
 
 
+@pytest.mark.slow
 def test_processes_of_a_machine_share_one_request(store: Store, tmp_path: Path) -> None:
     store.choose = lambda method, path: "slow" if path.endswith(".tar") else None
     code = (

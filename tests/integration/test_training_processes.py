@@ -142,6 +142,7 @@ def _places(tmp_path: Path, *names: str) -> list[Path]:
     return places
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_steps_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
     """Killed without warning, twice, a worker at hand: the loss lines and weights of the uninterrupted run."""
     whole, killed = _places(tmp_path, "whole", "killed")
@@ -158,6 +159,7 @@ def test_sigkill_at_random_steps_changes_nothing(values: dict[str, Any], tmp_pat
     assert _finish(_start(values, killed)).startswith("finished before, reused")
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tmp_path: Path) -> None:
     """As a scheduler does it: the loader's workers get the signal too and must not take the trainer down."""
     (place,) = _places(tmp_path, "place")

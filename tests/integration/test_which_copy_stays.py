@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
-from building import ROOT
+from building import ROOT, folder_source, write_small_config
 from PIL import Image
 
 from manifests.reader import open_reader
@@ -100,22 +99,10 @@ def build(folder: Path, plants: list[Plant], size_px: int) -> None:
         (pics / f"{plant.__name__}-copy").write_bytes(copy)
     rows = [f"{path.name},a photo of number {number}\n" for number, path in enumerate(sorted(pics.iterdir()))]
     (pics / "list.csv").write_text("".join(["file,caption\n", *rows]))
-    source = {
-        "name": "ours",
-        "domain": "plant",
-        "folder": {"path": str(pics), "table": "list.csv", "columns": {"file": "file", "caption": "caption"}},
-        "defaults": {"licence": "CC0-1.0"},
-    }
-    values = {
-        "name": "own",
-        "work_dir": str(folder / "work"),
-        "sources": [source],
-        "fetch": {"image": {"size_px": size_px}},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    (folder / "own.yaml").write_text(yaml.safe_dump(values))
-    assert main(["build", str(folder / "own.yaml"), "--to", "select"]) == 0
+    source = folder_source(pics)
+    source["folder"] |= {"table": "list.csv", "columns": {"file": "file", "caption": "caption"}}
+    config = write_small_config(folder, source, fetch={"image": {"size_px": size_px}})
+    assert main(["build", str(config), "--to", "select"]) == 0
 
 
 AS_THEY_CAME: list[Plant] = [

@@ -18,6 +18,8 @@ from release_writer import drawn_samples
 from manifests.reader import open_reader
 from manifests.remote import folder as remote
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "bucket"
 NUM = 20
 

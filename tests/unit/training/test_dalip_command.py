@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,10 +35,8 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, training.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'open_clip', 'pyarrow', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
-    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    assert time.monotonic() - started < 20
 
 
 def _unknown_key(values: dict[str, Any]) -> None:

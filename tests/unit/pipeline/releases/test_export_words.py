@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from building import run_plantmix
+from building import run_here
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -106,6 +106,6 @@ def test_ratios_that_cannot_be(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_usage(tmp_path: Path, words: list[str], message: str) -> None:
-    done = run_plantmix("export", tmp_path, *words)
+    done = run_here("export", tmp_path, *words)
     assert done.returncode == 2
     assert message in done.stderr

@@ -17,6 +17,8 @@ from training.model.build import build_model
 from training.model.exports_onnx import export_onnx
 from training.model.presets import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "a photo of a rose", "Quercus robur L., été 2024!", "it's   the\tfarmer's field", "x" * 50, "葉っぱ 🌿 naïve café",
     "",    " ".join(["leaf"] * 60), "100% wool & 3.5 km", "don't we'll I'm they'd you've",

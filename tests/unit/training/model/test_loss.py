@@ -198,6 +198,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(3))
 def test_two_processes_equal_one(store: str, case: int) -> None:
     settings, _ = RANK_CASES[case]

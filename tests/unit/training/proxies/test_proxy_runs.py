@@ -258,6 +258,7 @@ def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(
     assert "Traceback" in console.read_text()
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_list_and_not_one_run_of_it(values: dict[str, Any], tmp_path: Path) -> None:
     """SIGTERM to the command: the run at work saves its checkpoint, and no other begins."""
     values |= {"catalogue": None, "checkpoint": {"every_steps": 1}}

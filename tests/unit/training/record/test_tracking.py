@@ -143,6 +143,7 @@ def test_smoothing_is_a_running_mean() -> None:
     assert smooth([(0, 1.0), (1, 3.0), (2, 8.0)], 2) == [(0, 1.0), (1, 2.0), (2, 5.5)]
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_until_it_ends(
     config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,7 @@ def test_stored_tokens_are_those_of_the_towers(on_tokens: dict[str, Any]) -> Non
     torch.testing.assert_close(stored.tokens.float(), raw.tokens, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_tokens_after_kill_9_are_the_same_bytes(
     tokens_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

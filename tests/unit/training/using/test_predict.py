@@ -228,6 +228,7 @@ def test_a_photo_that_lies_on_its_side_is_turned_as_its_exif_says(
     assert len(list_pictures([str(folder)])) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name"), [("predict", "killed.csv"), ("embed", "killed.parquet")], ids=["predict", "embed"]
 )
