@@ -5,7 +5,6 @@ Reads the record and mixture.json; gives text. Writes nothing.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,18 +166,6 @@ def _opened_by_fsspec(folder: str) -> list[str]:
     return ["import fsspec", "", f"wds.gopen_schemes[{scheme!r}] = {opened}"]
 
 
-def _wids(release: Release, folder: str, groups: Sequence[Group]) -> str:
-    lines = ["import wids", "", f"dataset = wids.ShardListDataset({folder + '/shards/wids.json'!r}, keep=True)"]
-    if release.kind == "stratified":
-        lines.append("# rows of each domain lie together, in this order:")
-        start = 0
-        for domain, num in release.num_by_domain("train").items():
-            share = next((group.share for group in groups if group.domain == domain), 0.0)
-            lines.append(f"rows_{_identifier(domain)} = range({start}, {start + num})  # share {share:.6g}")
-            start += num
-    return "\n".join(lines)
-
-
 def _globs(folder: str, groups: Sequence[Group]) -> list[str]:
     """One glob a group, with every digit of the number: `plant-[0-9]*.tar` would find shards of the domain plant-2."""
     parts = [group.shards[0].removesuffix(".tar").rpartition("-") for group in groups]
@@ -198,18 +185,6 @@ def _hf_datasets(release: Release, folder: str, groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def _ray(release: Release, folder: str, groups: Sequence[Group]) -> str:
-    lines, glob_name, how = ["from glob import glob", "", "import ray", ""], "glob", ""
-    if storage.is_remote(folder):
-        lines = ["import fsspec", "import ray", "", f"store = fsspec.filesystem({folder.partition('://')[0]!r})"]
-        glob_name, how = "store.glob", ", filesystem=store"
-    for group, pattern in zip(groups, _globs(folder, groups), strict=True):
-        name = f"dataset_{_identifier(group.domain)}" if group.domain else "dataset"
-        share = f"  # share {group.share:.6g}" if group.domain else ""
-        lines.append(f"{name} = ray.data.read_webdataset(sorted({glob_name}({pattern!r})){how}){share}")
-    return "\n".join(lines)
-
-
 def _dalip(release: Release, folder: str, groups: Sequence[Group]) -> str:
     lines = [f"release: {folder}"]
     if release.kind == "stratified":
@@ -218,15 +193,9 @@ def _dalip(release: Release, folder: str, groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-def _identifier(domain: str | None) -> str:
-    return re.sub(r"\W", "_", str(domain))
-
-
 TARGETS = {
     "open_clip": _open_clip,
     "webdataset": _webdataset,
-    "wids": _wids,
     "hf_datasets": _hf_datasets,
-    "ray": _ray,
     "dalip": _dalip,
 }

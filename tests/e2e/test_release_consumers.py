@@ -154,14 +154,6 @@ import itertools, json
 def domain(row): return (json.loads(row["json"]) if type(row["json"]) is bytes else row["json"])["domain"]
 print(sum(domain(row) == "plant" for row in itertools.islice(dataset, 400)))
 """
-ROWS_OF = """
-def domains(rows): return {dataset[row][".json"]["domain"] for row in rows}
-print(domains(rows_general), domains(rows_plant))
-"""
-DATASETS_OF = """
-def domains(dataset): return dataset.count(), {row["json"]["domain"] for row in dataset.iter_rows()}
-print(domains(dataset_general), domains(dataset_plant))
-"""
 
 
 @pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets"])
@@ -177,31 +169,13 @@ def test_what_export_prints_runs_and_gives_the_ratio(
     assert 60 <= num_plants <= 140  # 100 expected, standard deviation 8.7
 
 
-@pytest.mark.parametrize("target", ["wids", "ray"])
-def test_what_export_prints_runs_and_keeps_domains_apart(
-    releases: dict[str, Release], tmp_path: Path, target: str
-) -> None:
-    release = releases["stratified"]
-    done = run_plantmix("export", release.path, "--for", target, "--ratio", "plant=1,general=3")
-    assert done.returncode == 0, done.stderr
-    assert "share 0.25" in done.stdout
-    if target == "wids":
-        told = run_code(sys.executable, done.stdout + ROWS_OF, tmp_path)
-        assert told.split("\n")[-2] == "{'general'} {'plant'}"
-        return
-    told = run_code(sys.executable, RAY_START + done.stdout + DATASETS_OF, tmp_path)
-    counts = release.num_by_domain("train")
-    assert told.split("\n")[-2] == f"({counts['general']}, {{'general'}}) ({counts['plant']}, {{'plant'}})"
-
-
 KEYS_OF = {
     "webdataset": "for row in dataset: tell(row['__key__'], row['txt'].decode())",
     "hf_datasets": "for row in dataset: tell(row['__key__'], row['txt'])",
-    "wids": "for row in dataset: tell(row['__key__'], row['.txt'])",
 }
 
 
-@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets", "wids"])
+@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets"])
 def test_what_export_prints_of_a_mixed_release_gives_every_sample_once(
     releases: dict[str, Release], consumers: Path, tmp_path: Path, target: str
 ) -> None:
