@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 from manifests.outcomes import PASSING
 from manifests.reader import open_reader
+from manifests.release import Release
+from manifests.remote.folder import place_of
 from manifests.takedowns import read_list
 from pipeline.answers.lives import MIN_PREFIX, find_lives
 from pipeline.answers.tables import print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json
+from pipeline.releases.opening import open_sql, view_samples
+from pipeline.releases.versions import releases_beside
 
 MAX_SHOWN = 20
 
@@ -35,6 +40,17 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(func=_run)
 
 
+def _elsewhere(workdir: str, what: str) -> str:
+    """Words that name a release of earlier sources which holds an image; none where there is none."""
+    with contextlib.suppress(ConfigError, IntegrityError):
+        for release in releases_beside(Release.open(place_of(workdir))):
+            with open_sql() as sql:
+                view_samples(sql, release)
+                if sql.execute("SELECT 1 FROM samples WHERE $1 IN (sample_id, url) LIMIT 1", [what]).fetchall():
+                    return f", but its release {release.name} holds it, from sources that were named then"
+    return ""
+
+
 def _run(args: argparse.Namespace) -> int:
     with open_reader(args.dir) as connection:
         lives = find_lives(connection, args.what)
@@ -43,8 +59,9 @@ def _run(args: argparse.Namespace) -> int:
         life["taken_down"] = taken_down(life, taken)
     if not lives:
         raise ConfigError(
-            f"{args.what}: no such image in {args.dir}; give a sample id or its first {MIN_PREFIX} "
-            "digits or more, a URL as in the source, the path of a picture, or SHARD/KEY as in a release"
+            f"{args.what}: no such image in the last build of {args.dir}{_elsewhere(args.dir, args.what)}; give a "
+            f"sample id or its first {MIN_PREFIX} digits or more, a URL as in the source, the path of a picture, or "
+            "SHARD/KEY as in a release"
         )
     if args.json:
         print_json(lives)

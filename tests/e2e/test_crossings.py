@@ -180,3 +180,14 @@ def test_a_difference_of_two_releases_names_another_choice_in_the_same_file(lent
     assert set(changes) == {"mix.mixture.ratio.plant", "mix.mixture.ratio.general"}
     ratio = changes["mix.mixture.ratio.plant"]
     assert ratio["before"] < 0.6 < ratio["after"]
+
+
+def test_an_image_of_an_older_release_is_not_called_unknown(lent: Lent) -> None:
+    """Its source does not name it any more."""
+    row = next(row for row in lent.samples(lent.first) if row["sample_id"] == lent.some_id)
+    for file in (lent.folder / "pics" / row["domain"]).glob("*.txt"):
+        if file.read_text() == row["text"]:
+            file.unlink()
+            file.with_suffix(".jpg").unlink()
+    done("build", lent.path)
+    assert f"but its release {lent.first.name} holds it" in refused("explain", lent.work, lent.some_id)

@@ -18,6 +18,7 @@ from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
 from training_runs import run_once
 
+from manifests.release import Release
 from training.cli import main
 from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
@@ -127,20 +128,24 @@ def test_a_copied_run_names_its_own_weights(config: dict[str, Any], tmp_path: Pa
 def test_an_evaluation_says_how_many_pictures_the_training_has_seen(
     config: dict[str, Any], tmp_path: Path, capsys: Output
 ) -> None:
-    """The release that it was trained on, as a version that came beside it holds other pictures out."""
+    """A newer version has come to the work folder since, and holds out what was trained on."""
+    releases = tmp_path / "work/releases"
+    first = Release.open(config["release"])
+    trained_on = releases / f"toy-{first.fingerprint[:12]}"
+    shutil.copytree(first.path, trained_on)
+    (releases / "LATEST").write_text(trained_on.name)
+    run_once(config | {"release": str(tmp_path / "work")})
     samples = drawn_samples(12, 6)
     for sample in samples:
         sample.split = "heldout" if sample.split == "train" else "train"
-    releases = tmp_path / "releases"
-    shutil.copytree(config["release"], releases / "toy-0001")
-    other = write_release(tmp_path / "other", samples)
-    run_once(config | {"release": str(releases / "toy-0001")})
-    assert main(["eval", config["output_dir"], "--release", str(other)]) == 0
+    write_release(releases / "toy-0002", samples)
+    (releases / "LATEST").write_text("toy-0002")
+    assert main(["eval", config["output_dir"]]) == 0
     assert (
         "note: 12 of the 12 pictures were in the training: the figures of the split flatter" in capsys.readouterr().out
     )
-    shutil.rmtree(releases)
-    assert main(["eval", config["output_dir"], "--release", str(other)]) == 0
+    shutil.rmtree(trained_on)
+    assert main(["eval", config["output_dir"]]) == 0
     assert "which is not at its place: whether it saw these pictures is not known" in capsys.readouterr().out
 
 
