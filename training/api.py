@@ -81,10 +81,10 @@ def predict(
     """
     options = PredictOptions(templates=tuple(templates), top=top)
     classifier = Classifier(model, Labels(tuple(labels), (None,) * len(labels)), options)
-    found = []
+    predictions = []
     for views in model.views(pictures, batch_size):
         similarity_NK = classifier.similarity(views)
         best, number = (similarity_NK * (scale or model.logit_scale)).softmax(1).topk(min(top, len(labels)))
         for values, numbers in zip(best.tolist(), number.tolist(), strict=True):
-            found.append([Prediction(labels[i], value) for i, value in zip(numbers, values, strict=True)])
-    return found
+            predictions.append([Prediction(labels[i], value) for i, value in zip(numbers, values, strict=True)])
+    return predictions

@@ -89,9 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(options.run(options))
     except (PlantMixError, ModuleNotFoundError) as error:
-        known = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
-        print(shown(f"dalip: error: {known}"), file=sys.stderr)
-        return known.exit_code
+        explained = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        print(shown(f"dalip: error: {explained}"), file=sys.stderr)
+        return explained.exit_code
     except KeyboardInterrupt:
         print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
         return 1
@@ -296,10 +296,10 @@ def _eval(options: argparse.Namespace) -> int:
     from training.evaluation.report import report_lines
     from training.evaluation.trained_model import open_trained_model
 
-    wanted = read_settings(options.settings, EvalSettings) if options.settings else None
+    settings = read_settings(options.settings, EvalSettings) if options.settings else None
     trained = open_trained_model(options.model, output_dir=options.output)
-    if wanted is not None:
-        trained = replace(trained, settings=trained.settings.model_copy(update={"eval": wanted}))
+    if settings is not None:
+        trained = replace(trained, settings=trained.settings.model_copy(update={"eval": settings}))
     result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
     if trained.address is not None and options.out is None:

@@ -96,16 +96,16 @@ def shrink(content: bytes, side_px: int) -> bytes:
     try:
         with open_picture(content) as opened, as_unreadable():
             picture = opened if is_plain(opened) else upright_srgb(opened)
-            width, height = wanted = picture.size
-            if (shorter := min(wanted)) > side_px:
-                wanted = max(side_px, round(width * side_px / shorter)), max(side_px, round(height * side_px / shorter))
-            if picture.format == "JPEG" and wanted != (width, height):
-                picture.draft("RGB", (2 * wanted[0], 2 * wanted[1]))
+            width, height = size = picture.size
+            if (shorter := min(size)) > side_px:
+                size = max(side_px, round(width * side_px / shorter)), max(side_px, round(height * side_px / shorter))
+            if picture.format == "JPEG" and size != (width, height):
+                picture.draft("RGB", (2 * size[0], 2 * size[1]))
             image = picture.convert("RGB")
     except Unreadable:
         return content
-    if image.size != wanted:
-        image = image.resize(wanted, Image.Resampling.BICUBIC)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
     stream = io.BytesIO()
     image.save(stream, "PPM")
     return stream.getvalue()

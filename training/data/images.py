@@ -95,8 +95,8 @@ class TrainView:
         if self.reduced_decode and picture.format == "JPEG":
             enough = max(out_width / width, out_height / height)
             if enough <= 0.5:
-                wanted = (int(full_width * enough), int(full_height * enough))
-                drafted = picture.draft(picture.mode, wanted)
+                least_size = (int(full_width * enough), int(full_height * enough))
+                drafted = picture.draft(picture.mode, least_size)
                 # Pillow rounds the size up to whole pixels, but not the scale of the content.
                 scale = drafted[1][2] / full_width if drafted is not None else 1.0
         image = picture.convert("RGB")

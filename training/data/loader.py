@@ -265,10 +265,10 @@ def check_shards(releases: Sequence[Release], *splits: str) -> None:
             continue
         with ThreadPoolExecutor() as threads:
             paths = [join(release.path, name) for name in names]
-            for name, found in zip(names, threads.map(hash_file, paths), strict=True):
-                if found.sha256 != release.record["files"][name]["sha256"]:
+            for name, file in zip(names, threads.map(hash_file, paths), strict=True):
+                if file.sha256 != release.record["files"][name]["sha256"]:
                     raise IntegrityError(
-                        f"{found.path} has other content than when the release was sealed; take a whole copy, or see "
+                        f"{file.path} has other content than when the release was sealed; take a whole copy, or see "
                         "what differs with `plantmix verify --deep`"
                     )
 
@@ -376,13 +376,13 @@ def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], lis
 
     Every sample without a member gives its `txt`, so a misspelt name would go unseen.
     """
-    wanted = set(text.members) - {"txt"}
-    if not wanted:
+    named = set(text.members) - {"txt"}
+    if not named:
         return [], []
     num = _NUM_INSPECTED if not pool.remote_shards([0]) else _NUM_INSPECTED // 16  # a request each
     rows = np.unique(np.linspace(0, len(pool) - 1, num).astype(int)).tolist()
     there = {name for _, _, members in ShardReader(pool).read(rows, with_texts=True) for name in members}
-    return sorted(wanted - there), sorted(there)
+    return sorted(named - there), sorted(there)
 
 
 def split_rows(pool: SamplePool) -> list[int]:

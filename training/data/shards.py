@@ -151,16 +151,16 @@ def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.in
     """
     names, codes = _codes(pool.table["domain"])
     kept = np.ones(len(pool), bool)
-    for domain, wanted in num_samples.items():
+    for domain, num in num_samples.items():
         rows = np.flatnonzero(codes == names.index(domain)) if domain in names else np.empty(0, np.int64)
-        if len(rows) < wanted:
+        if len(rows) < num:
             raise ConfigError(
-                f"pool_samples cuts domain '{domain}' to {wanted:,} samples, but it has {len(rows):,}; "
+                f"pool_samples cuts domain '{domain}' to {num:,} samples, but it has {len(rows):,}; "
                 "lower the number or leave the domain out of pool_samples"
             )
         ids = pool.table["sample_id"].take(pa.array(rows)).to_pylist()
         drawn = np.array([hashlib.blake2b(value.encode(), digest_size=8, person=b"pool").digest() for value in ids])
-        kept[rows[np.argsort(drawn, kind="stable")[wanted:]]] = False
+        kept[rows[np.argsort(drawn, kind="stable")[num:]]] = False
     return np.flatnonzero(kept)
 
 
@@ -208,10 +208,10 @@ class ShardReader:
                 remote.setdefault(fs, []).append((place, inner))
             else:
                 pieces[place] = self._read_local(int(self.pool.shards[row]), start, stop)
-        for fs, wanted in remote.items():
-            places = [place for place, _ in wanted]
-            found = _read_remote(fs, [inner for _, inner in wanted], [spans[place] for place in places])
-            for place, piece in zip(places, found, strict=True):
+        for fs, places_and_paths in remote.items():
+            places = [place for place, _ in places_and_paths]
+            contents = _read_remote(fs, [inner for _, inner in places_and_paths], [spans[place] for place in places])
+            for place, piece in zip(places, contents, strict=True):
                 pieces[place] = piece
         return pieces
 
@@ -283,7 +283,7 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
 
 def text_members(block: bytes, key: str) -> dict[str, str]:
     """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     try:
         for member in tar_members(io.BytesIO(block)):
             name = member.name.rpartition("/")[2]
@@ -291,10 +291,10 @@ def text_members(block: bytes, key: str) -> dict[str, str]:
                 break
             if name.endswith(".txt"):
                 content = block[member.offset : member.offset + member.num_bytes]
-                found[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
+                texts[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
     except BrokenTarError:  # the end of the part, or bytes between
         pass
-    return found
+    return texts
 
 
 def _split_table(release: Release, split: str) -> pa.Table:
@@ -333,8 +333,8 @@ def _domains_of(pool: SamplePool, release: int) -> list[str]:
     return sorted(value for value in pc.unique(own).to_pylist() if value is not None)
 
 
-def _check_domains(pool: SamplePool, what: str, given: Mapping[str, Any] | None) -> None:
-    if unknown := sorted(set(given or {}) - set(pool.domains)):
+def _check_domains(pool: SamplePool, what: str, values: Mapping[str, Any] | None) -> None:
+    if unknown := sorted(set(values or {}) - set(pool.domains)):
         raise ConfigError(
             f"the {what} names {', '.join(map(repr, unknown))}, but the release has the domains "
             f"{', '.join(pool.domains)}"

@@ -69,9 +69,9 @@ def fill_store(
     path = folder / _MARK_FILE
     storage.make_folder(str(folder))
     if path.is_file():
-        if found := differences(_read_mark(path), json.loads(json.dumps(mark))):
+        if changes := differences(_read_mark(path), json.loads(json.dumps(mark))):
             raise ConfigError(
-                f"{folder}: holds tokens of something else ({'; '.join(found[:3])}); choose another folder"
+                f"{folder}: holds tokens of something else ({'; '.join(changes[:3])}); choose another folder"
             )
     else:
         storage.publish_bytes(str(path), json.dumps(mark, indent=2).encode("utf-8"))
@@ -140,10 +140,10 @@ class TokenStore:
             if not self._sealed.is_whole(name := _chunk_name(number)):
                 raise IntegrityError(f"{self.folder / name}: damaged; run `dalip tokens` again, which makes it anew")
             self._compared.add(number)
-        found = np.empty((len(rows), *self._chunks[0].shape[1:]), np.float16)
+        tokens = np.empty((len(rows), *self._chunks[0].shape[1:]), np.float16)
         for place, row in enumerate(rows):
-            found[place] = self._chunks[row // self._chunk][row % self._chunk]
-        return found
+            tokens[place] = self._chunks[row // self._chunk][row % self._chunk]
+        return tokens
 
 
 def principal_components(tokens_NV: NDArray[np.float32], width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

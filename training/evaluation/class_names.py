@@ -59,10 +59,10 @@ def taxon_of_folder(name: str) -> Taxon | None:
     return Taxon(tuple(name.split("_")[1:]))
 
 
-def class_text(given: str, taxon: Taxon | None, kind: ClassText) -> str:
+def class_text(name: str, taxon: Taxon | None, kind: ClassText) -> str:
     """The class in a prompt; without a taxon, or with `kind` "asis", its given name as words."""
     if kind == "asis" or taxon is None:
-        return " ".join(given.replace("_", " ").replace("-", " ").split())
+        return " ".join(name.replace("_", " ").replace("-", " ").split())
     common = taxon.common or taxon.scientific
     return {
         "common": common,

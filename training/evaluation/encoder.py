@@ -116,15 +116,15 @@ class Encoder:
         """
         view = self.view()
         for start in range(0, len(pictures), batch_size):
-            found = []
+            views = []
             for place, picture in enumerate(pictures[start : start + batch_size], start):
                 file = Path(picture) if isinstance(picture, (str, Path)) else None
                 try:
-                    found.append(view(picture if file is None else Item(str(file), str(file)).read()))
+                    views.append(view(picture if file is None else Item(str(file), str(file)).read()))
                 except (CorruptSample, OSError) as error:
                     what = f"picture {place} ({file or type(picture).__name__})"
                     raise RunError(f"{what} cannot be read: {error}") from None
-            yield torch.stack(found)
+            yield torch.stack(views)
 
     def encode_views(self, pixels: Tensor, kind: FeatureKind | None = None) -> Tensor:
         """Vectors of a batch that `view` prepared, uint8 (B, 3, H, W).
@@ -165,8 +165,8 @@ class Encoder:
         return self.settings.loss.first_order_weight
 
 
-def _device(wanted: str, trained: TrainedModel) -> torch.device:
+def _device(device: str, trained: TrainedModel) -> torch.device:
     """Raises: ConfigError for a GPU that is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda: torch finds no GPU here; use cpu or auto")
-    return evaluation_device(trained.settings) if wanted == "auto" else torch.device(wanted)
+    return evaluation_device(trained.settings) if device == "auto" else torch.device(device)

@@ -229,9 +229,9 @@ class SampleColumns:
             objects = [json.loads(value) if value else {} for value in self._table["extra"].to_pylist()]
             values = [item.get(key) for item in objects]
             if all(value is None for value in values):
-                known = ", ".join(f"extra.{name}" for name in sorted({name for item in objects for name in item}))
+                fields = ", ".join(f"extra.{name}" for name in sorted({name for item in objects for name in item}))
                 raise ConfigError(
-                    f"eval.zero_shot: no sample has {field}; write {known or 'a column of samples.parquet'}, or take "
+                    f"eval.zero_shot: no sample has {field}; write {fields or 'a column of samples.parquet'}, or take "
                     "the task out"
                 )
             return values

@@ -141,12 +141,12 @@ def places_of(similarity_QC: Tensor, right_QC: Tensor) -> Places:
 
 
 @functools.lru_cache(maxsize=4096)
-def chance_to_hit(total: int, wanted: int, drawn: int) -> float:
-    """Probability that `drawn` of `total`, picked blindly, hold one of `wanted`: 1 - C(t-w, d) / C(t, d)."""
-    if drawn > total - wanted:
+def chance_to_hit(total: int, right: int, drawn: int) -> float:
+    """Probability that `drawn` of `total`, picked blindly, hold one of `right`: 1 - C(t-r, d) / C(t, d)."""
+    if drawn > total - right:
         return 1.0
     ways = math.comb(total, drawn)
-    return (ways - math.comb(total - wanted, drawn)) / ways
+    return (ways - math.comb(total - right, drawn)) / ways
 
 
 def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[str, Figure]:

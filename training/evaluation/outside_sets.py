@@ -30,42 +30,44 @@ _DEFAULT_TEMPLATES = ("a photo of a {}.",)
 OVERALL = "all sets"
 
 
-def open_sets(wanted: Sequence[EvalSetSettings]) -> list[EvalSet]:
+def open_sets(items: Sequence[EvalSetSettings]) -> list[EvalSet]:
     """Open every set before any is used.
 
     Raises: ConfigError, also for two sets of one name.
     """
-    counts = Counter(item.name for item in wanted)
+    counts = Counter(item.name for item in items)
     if twice := sorted(name for name, count in counts.items() if count > 1):
         raise ConfigError(f"eval.sets: the name '{twice[0]}' is given twice; it tells results apart")
-    opened = [open_eval_set(item.path, item.split) for item in wanted]
-    for item, found in zip(wanted, opened, strict=True):
-        if item.text != "asis" and found.kind == "classification" and all(taxon is None for taxon in found.taxa):
+    opened = [open_eval_set(item.path, item.split) for item in items]
+    for item, eval_set in zip(items, opened, strict=True):
+        if item.text != "asis" and eval_set.kind == "classification" and all(taxon is None for taxon in eval_set.taxa):
             raise ConfigError(
                 f"eval.sets '{item.name}': text {item.text} needs taxa, but the set has none; ranks come from a "
                 "metadata.csv or from class folders named as iNaturalist 2021 names them"
             )
-        if wrong := [template for template in found.templates if not has_one_slot(template)]:
+        if wrong := [template for template in eval_set.templates if not has_one_slot(template)]:
             raise ConfigError(
                 f"{item.path}: its template '{wrong[0]}' needs one {{c}} or {{}} for the class name, and no other field"
             )
     return opened
 
 
-def evaluate_set(model: DalipModel, wanted: EvalSetSettings, found: EvalSet, settings: TrainSettings) -> dict[str, Any]:
+def evaluate_set(
+    model: DalipModel, item: EvalSetSettings, eval_set: EvalSet, settings: TrainSettings
+) -> dict[str, Any]:
     """All figures of a model on one set.
 
     Raises: RunError for a broken picture, or features that are not finite.
     """
-    where = f"eval.sets '{wanted.name}'"
-    images = encode_pictures(model, found.items, settings, where)
+    where = f"eval.sets '{item.name}'"
+    images = encode_pictures(model, eval_set.items, settings, where)
     result: dict[str, Any] = {
-        "name": wanted.name, "path": wanted.path, "kind": found.kind, "group": wanted.group,
-        "num_samples": len(found.items),
+        "name": item.name, "path": item.path, "kind": eval_set.kind, "group": item.group,
+        "num_samples": len(eval_set.items),
     }  # fmt: skip
-    if found.kind == "retrieval":
-        owners = [image for image, captions in enumerate(found.captions) for _ in captions]
-        captions = [caption for captions in found.captions for caption in captions]
+    if eval_set.kind == "retrieval":
+        owners = [image for image, captions in enumerate(eval_set.captions) for _ in captions]
+        captions = [caption for captions in eval_set.captions for caption in captions]
         texts = encode_captions(model, captions, settings.eval.batch_size, where)
         similarities = {
             kind: similarity_of(images, texts, kind, settings.loss.first_order_weight) for kind in feature_kinds(model)
@@ -74,14 +76,14 @@ def evaluate_set(model: DalipModel, wanted: EvalSetSettings, found: EvalSet, set
         retrieval = {kind: metrics.retrieve_captions(s, owners, recall_at) for kind, s in similarities.items()}
         return result | {"retrieval": retrieval}
     names = [
-        name if wanted.text == "asis" else class_text(name, taxon, wanted.text)
-        for name, taxon in zip(found.classes, found.taxa, strict=True)
+        name if item.text == "asis" else class_text(name, taxon, item.text)
+        for name, taxon in zip(eval_set.classes, eval_set.taxa, strict=True)
     ]
     templates = prompt_templates(
-        wanted.templates if wanted.templates != "own" else found.templates or _DEFAULT_TEMPLATES
+        item.templates if item.templates != "own" else eval_set.templates or _DEFAULT_TEMPLATES
     )
-    zero_shot, rest = classification_figures(model, images, found.labels, names, templates, settings, where)
-    return result | {"num_classes": len(names), "text": wanted.text, "zero_shot": zero_shot} | rest
+    zero_shot, rest = classification_figures(model, images, eval_set.labels, names, templates, settings, where)
+    return result | {"num_classes": len(names), "text": item.text, "zero_shot": zero_shot} | rest
 
 
 def classification_figures(
@@ -146,22 +148,22 @@ def _few_shot_figures(
     model: DalipModel, images: Encoded, labels: Sequence[int], settings: TrainSettings
 ) -> dict[str, dict[str, metrics.Figure]]:
     """k-shot accuracy by feature kind and k; a k that leaves no two classes with a query is left out."""
-    wanted = settings.eval.few_shot
-    if wanted is None:
+    few_shot = settings.eval.few_shot
+    if few_shot is None:
         return {}
-    found = {}
+    by_kind = {}
     for kind in feature_kinds(model):
         vectors = images.vectors(kind, settings.loss.first_order_weight)
         figures = {
-            str(shots): metrics.few_shot(vectors, labels, shots, wanted.seeds, settings.eval.bootstrap_rounds)
-            for shots in wanted.shots
+            str(shots): metrics.few_shot(vectors, labels, shots, few_shot.seeds, settings.eval.bootstrap_rounds)
+            for shots in few_shot.shots
         }
-        found[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}
-    return found
+        by_kind[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}
+    return by_kind
 
 
 def _left_out_shots(labels: Sequence[int], settings: TrainSettings) -> list[int]:
     """Every k of the settings that leaves no two classes with a picture to ask about."""
     counts = Counter(labels).values()
-    wanted = settings.eval.few_shot.shots if settings.eval.few_shot is not None else ()
-    return [shots for shots in wanted if sum(count > shots for count in counts) < 2]
+    shots_of_settings = settings.eval.few_shot.shots if settings.eval.few_shot is not None else ()
+    return [shots for shots in shots_of_settings if sum(count > shots for count in counts) < 2]

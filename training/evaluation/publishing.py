@@ -93,16 +93,16 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
     """What the run was trained on, by the fingerprints that it recorded."""
     there, fingerprints = releases_of_run(trained)
-    found = [
+    releases = [
         _described(there[key], trained.settings) if key in there else TrainedOn(fingerprint=key) for key in fingerprints
     ]
     notes = [
         f"the release {release.fingerprint[:12]} that it was trained on is not at its place; the card has no name and "
         "no shares of it"
-        for release in found
+        for release in releases
         if release.name is None
     ]
-    return found, notes
+    return releases, notes
 
 
 def _described(release: Release, settings: TrainSettings) -> TrainedOn:

@@ -72,17 +72,17 @@ def plot_results(files: Sequence[str], out: str) -> None:
     Raises: ConfigError for a file that is no result.
     """
     require_drawing_name("--out", out)
-    found = []
+    evaluations = []
     for file in files:
         try:
             result = json.loads(Path(file).read_text(encoding="utf-8"))
-            found.append((_run_of(Path(file)), Path(file).stem, result))
+            evaluations.append((_run_of(Path(file)), Path(file).stem, result))
             _panels_of(result)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{file}: not a result of `dalip eval`; give the JSON files that it wrote") from None
-    names = [run for run, _, _ in found]
-    results = {run if names.count(run) == 1 else f"{run}/{stem}": result for run, stem, result in found}
-    if len(results) < len(found):
+    names = [run for run, _, _ in evaluations]
+    results = {run if names.count(run) == 1 else f"{run}/{stem}": result for run, stem, result in evaluations}
+    if len(results) < len(evaluations):
         raise ConfigError("a result is given twice; name each once")
     write_drawing(out, "Evaluation: " + ", ".join(results), result_panels(results), about=ABOUT)
 

@@ -146,15 +146,17 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
     kind = (_lines(folder / _KIND) or ["classification"])[0].lower()
     if kind not in ("classification", "retrieval"):
         raise ConfigError(f"{folder}: {_KIND} says '{kind}'; only classification and retrieval can be read")
-    wanted = "cls" if kind == "classification" else "txt"
+    answer_ending = "cls" if kind == "classification" else "txt"
     items: list[Item] = []
     answers: list[bytes] = []
     for path in tars:
-        for item, answer in _tar_items(path, wanted):
+        for item, answer in _tar_items(path, answer_ending):
             items.append(item)
             answers.append(answer)
     if not items:
-        raise ConfigError(f"{folder}: {len(tars)} tars, but no image in them that has a .{wanted} member beside it")
+        raise ConfigError(
+            f"{folder}: {len(tars)} tars, but no image in them that has a .{answer_ending} member beside it"
+        )
     if kind == "retrieval":
         captions = tuple(_captions(answer, item) for answer, item in zip(answers, items, strict=True))
         return EvalSet("retrieval", tuple(items), captions=captions)
@@ -175,7 +177,7 @@ def _class_names(path: Path) -> list[str]:
     return names
 
 
-def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
+def _tar_items(path: Path, answer_ending: str) -> Iterator[tuple[Item, bytes]]:
     """Image and answer of every sample of a tar that has both; the members of a sample follow one another.
 
     Raises: ConfigError for a tar that is damaged, and for a member that must not be read.
@@ -188,10 +190,10 @@ def _tar_items(path: Path, wanted: str) -> Iterator[tuple[Item, bytes]]:
                 stem, _, ending = base.partition(".")
                 if f"{folder}/{stem}" != key:
                     key, image, answer = f"{folder}/{stem}", None, None
-                if ending.lower() not in (*_IMAGE_ENDINGS, wanted):
+                if ending.lower() not in (*_IMAGE_ENDINGS, answer_ending):
                     continue
                 fault = member.fault
-                if ending.lower() == wanted and member.num_bytes > _MAX_ANSWER_BYTES:
+                if ending.lower() == answer_ending and member.num_bytes > _MAX_ANSWER_BYTES:
                     fault = f"has {member.num_bytes:,} bytes, more than {_MAX_ANSWER_BYTES:,}"
                 if fault is not None:
                     raise ConfigError(f"{path}: {member.name} {fault}; take the sample out or take a whole copy")

@@ -60,27 +60,27 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
     """
     if is_remote(path):
         return replace(open_trained_model(str(fetch_run(path))), address=path.rstrip("/"))
-    given = Path(path)
-    if (given / weights.CONFIG_FILE).is_file() and not run_files.is_run(path):
-        return _from_model_folder(given)
-    if given.is_dir() and not (given / SETTINGS_FILE).is_file():
+    place = Path(path)
+    if (place / weights.CONFIG_FILE).is_file() and not run_files.is_run(path):
+        return _from_model_folder(place)
+    if place.is_dir() and not (place / SETTINGS_FILE).is_file():
         raise ConfigError(
             f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it) or of a model "
             f"(no {weights.CONFIG_FILE})"
         )
-    config = read_train_settings(path, output_dir=None if given.is_dir() else output_dir)
-    stored = not given.is_dir() and is_remote(config.output_dir)
+    config = read_train_settings(path, output_dir=None if place.is_dir() else output_dir)
+    stored = not place.is_dir() and is_remote(config.output_dir)
     if stored:
         folder = fetch_run(config.output_dir, config.data.cache_dir, must_exist=config.model.pretrained is None)
     else:
-        folder = given if given.is_dir() else Path(config.output_dir)
-    if not given.is_dir() and config.model.pretrained is not None and not checkpoint.has_weights(folder):
+        folder = place if place.is_dir() else Path(config.output_dir)
+    if not place.is_dir() and config.model.pretrained is not None and not checkpoint.has_weights(folder):
         return _from_pretrained(config, folder)
     settings, notes = _settings_of_run(folder, config, path)
-    found = load_run_model(settings, folder)
+    loaded = load_run_model(settings, folder)
     address = config.output_dir.rstrip("/") if stored else None
-    all_notes = (*notes, *found.notes)
-    return TrainedModel(found.model, settings, folder, found.weights, found.source, all_notes, address=address)
+    all_notes = (*notes, *loaded.notes)
+    return TrainedModel(loaded.model, settings, folder, loaded.weights, loaded.source, all_notes, address=address)
 
 
 def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str]]:

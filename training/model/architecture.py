@@ -42,11 +42,11 @@ def architecture_name(architecture: str) -> str:
                 f"architecture '{name}' is not known to open_clip{hint} (or give the path of a .json model file)"
             )
         return name
-    given = _read_architecture(path)
-    known = open_clip.get_model_config(path.stem)
-    if known is None:
-        _register(path.stem, given)
-    elif known != given:
+    config = _read_architecture(path)
+    registered = open_clip.get_model_config(path.stem)
+    if registered is None:
+        _register(path.stem, config)
+    elif registered != config:
         raise ConfigError(f"{path}: open_clip has another architecture named '{path.stem}'; rename the file")
     return path.stem
 
@@ -155,11 +155,13 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
     """
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    found: dict[str, Any] = {"quick_gelu": False} | {key: value for key, value in config.items() if key[-4:] != "_cfg"}
+    forward: dict[str, Any] = {"quick_gelu": False} | {
+        key: value for key, value in config.items() if key[-4:] != "_cfg"
+    }
     for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         values = dataclasses.asdict(kind()) | dict(config[part])
-        found[part] = {key: value for key, value in values.items() if key not in _NOT_IN_FORWARD}
-    return dict(json.loads(json.dumps(found)))  # tuples as lists
+        forward[part] = {key: value for key, value in values.items() if key not in _NOT_IN_FORWARD}
+    return dict(json.loads(json.dumps(forward)))  # tuples as lists
 
 
 def _check_tag(name: str, pretrained: str) -> None:
@@ -178,19 +180,19 @@ def _check_activation(name: str, tag: str) -> None:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    wanted = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    needs_quick = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
     config = open_clip.get_model_config(name)
-    if "timm_model_name" in config["vision_cfg"] or wanted == bool(config.get("quick_gelu", False)):
+    if "timm_model_name" in config["vision_cfg"] or needs_quick == bool(config.get("quick_gelu", False)):
         return
-    other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+    other = f"{name}-quickgelu" if needs_quick else name.removesuffix("-quickgelu")
     hint = (
         f"set model.architecture: {other}"
         if open_clip.get_model_config(other) is not None
-        else f"give model.architecture as a JSON file: that of {name} with quick_gelu: {str(wanted).lower()}"
+        else f"give model.architecture as a JSON file: that of {name} with quick_gelu: {str(needs_quick).lower()}"
     )
     raise ConfigError(
-        f"pretrained '{tag}' was trained with {'QuickGELU' if wanted else 'GELU'}, {name} computes "
-        f"{'GELU' if wanted else 'QuickGELU'}: {hint}"
+        f"pretrained '{tag}' was trained with {'QuickGELU' if needs_quick else 'GELU'}, {name} computes "
+        f"{'GELU' if needs_quick else 'QuickGELU'}: {hint}"
     )
 
 

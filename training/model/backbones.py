@@ -111,13 +111,13 @@ def _from_open_clip(name: str, side: str) -> Backbone:
         tokenizer = create_tokenizer(architecture)
 
         def forward_texts(texts: list[str]) -> Rows:
-            found = text_tower(clip, tokenizer(texts), "before_projection", mask_padding=True)
-            return found.anchor, found.tokens, found.mask
+            output = text_tower(clip, tokenizer(texts), "before_projection", mask_padding=True)
+            return output.anchor, output.tokens, output.mask
 
         return Backbone(clip, forward_texts)
 
     def forward(pictures: Tensor) -> Rows:
-        found = image_tower(clip, pictures, "before_projection")
-        return found.anchor, found.tokens, found.mask
+        output = image_tower(clip, pictures, "before_projection")
+        return output.anchor, output.tokens, output.mask
 
     return Backbone(clip.visual, forward, dict(clip.visual.preprocess_cfg))

@@ -128,20 +128,20 @@ def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], siz
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError, KeyError) as error:
         words = " ".join(str(error).split())[:300].rstrip(".")
         raise ConfigError(f"{what}: {words}{_timm_hint(model)}; nothing is written") from None
-    found, own = _as_lists(other.visual.preprocess_cfg), _as_lists(model.clip.visual.preprocess_cfg)
-    if image_size_px(other) != size or found != own:
-        raise ConfigError(f"{what}: it would prepare pictures as {found}, not {own}; nothing is written")
+    preparation, own = _as_lists(other.visual.preprocess_cfg), _as_lists(model.clip.visual.preprocess_cfg)
+    if image_size_px(other) != size or preparation != own:
+        raise ConfigError(f"{what}: it would prepare pictures as {preparation}, not {own}; nothing is written")
     images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     tokens = torch.arange(model.clip.context_length)[None] % 50 + 1
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for side, given, wanted in (
+            for side, theirs, ours in (
                 ("picture", other.eval().encode_image(images), model.clip.encode_image(images)),
                 ("text", other.encode_text(tokens), model.clip.encode_text(tokens)),
             ):
-                if not torch.allclose(given, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
+                if not torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5, equal_nan=True):
                     raise ConfigError(f"{what}: its {side} features differ from the model's; nothing is written")
     finally:
         model.train(was_training)
@@ -163,8 +163,8 @@ def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
     if isinstance(model.clip, FrozenCLIP):
         return config
     height, width = image_size_px(model.clip)
-    given = config["vision_cfg"].get("image_size", 224)
-    if ([given, given] if isinstance(given, int) else list(given)) != [height, width]:
+    size = config["vision_cfg"].get("image_size", 224)
+    if ([size, size] if isinstance(size, int) else list(size)) != [height, width]:
         config["vision_cfg"] = config["vision_cfg"] | {"image_size": height if height == width else [height, width]}
     return config
 
@@ -173,8 +173,8 @@ def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
     """Raises: ConfigError when the architecture's file would replace another one, or has a name that open_clip uses."""
     import open_clip
 
-    known = open_clip.get_model_config(path.stem)
-    if known is not None and known != config and is_built_in(path.stem):
+    registered = open_clip.get_model_config(path.stem)
+    if registered is not None and registered != config and is_built_in(path.stem):
         raise ConfigError(f"{path.stem}: is the name of an architecture of open_clip's own; choose another TARGET")
     if path.exists():
         try:
@@ -274,6 +274,6 @@ def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
 
 def _as_lists(values: Mapping[str, Any]) -> dict[str, Any]:
     """Preprocessing with pairs as lists, and one number for a square as two."""
-    found = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in values.items()}
-    size = found.get("size")
-    return found | ({"size": [size, size]} if isinstance(size, int) else {})
+    listed = {key: list(value) if isinstance(value, (tuple, list)) else value for key, value in values.items()}
+    size = listed.get("size")
+    return listed | ({"size": [size, size]} if isinstance(size, int) else {})

@@ -126,9 +126,9 @@ def _check_side(module: _Features, example: Tensor, path: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for size in _CHECKED_BATCHES:
         inputs = example.repeat(-(-size // len(example)), *[1] * (example.ndim - 1))[:size]
-        wanted = module(inputs)
-        found = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-        for name, ours, theirs in zip(module.names, wanted, found, strict=True):
+        expected = module(inputs)
+        outputs = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+        for name, ours, theirs in zip(module.names, expected, outputs, strict=True):
             gap = float((ours - torch.from_numpy(theirs)).abs().max())
             if not gap <= TOLERANCE:
                 raise ConfigError(

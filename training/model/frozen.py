@@ -71,13 +71,13 @@ class FrozenTower(nn.Module):
         Raises: ConfigError when it cannot be loaded, or has other weights than those that the tokens came from.
         """
         if not self._loaded:
-            found = load_backbone(self.name, self.side)
-            if self._weights is not None and found.fingerprint != self._weights:
+            backbone = load_backbone(self.name, self.side)
+            if self._weights is not None and backbone.fingerprint != self._weights:
                 raise ConfigError(
                     f"{self.name}: has other weights than those this model was trained on "
-                    f"({found.fingerprint[:12]}, not {self._weights[:12]}); install the version of then"
+                    f"({backbone.fingerprint[:12]}, not {self._weights[:12]}); install the version of then"
                 )
-            self._loaded.append(found)
+            self._loaded.append(backbone)
         return self._loaded[0]
 
     @torch.no_grad()
@@ -126,11 +126,11 @@ def load_components(clip: FrozenCLIP, folder: Path) -> None:
         raise ConfigError(f"{path}: is not what this architecture was made with; give the architecture.json beside it")
     with np.load(path) as stored:
         for side, tower in (("image", clip.visual), ("text", clip.text)):
-            given, wanted = stored[f"{side}_basis"].shape, tuple(tower.reduce_basis.shape)
-            if given != wanted:
+            stored_shape, shape = stored[f"{side}_basis"].shape, tuple(tower.reduce_basis.shape)
+            if stored_shape != shape:
                 raise ConfigError(
-                    f"{path}: keeps {given[1]} of {given[0]} numbers of a token of {tower.name}, not {wanted[1]} of "
-                    f"{wanted[0]}; choose another folder"
+                    f"{path}: keeps {stored_shape[1]} of {stored_shape[0]} numbers of a token of {tower.name}, "
+                    f"not {shape[1]} of {shape[0]}; choose another folder"
                 )
             tower.reduce_mean.copy_(torch.from_numpy(stored[f"{side}_mean"]))
             tower.reduce_basis.copy_(torch.from_numpy(stored[f"{side}_basis"]))

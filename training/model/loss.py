@@ -68,8 +68,8 @@ def loss_of_preset(settings: LossSettings, preset: str) -> LossSettings:
     """`settings`; under preset `released`, with the released values for what was not given."""
     if preset != "released":
         return settings
-    given = settings.model_dump(include=settings.model_fields_set)
-    return LossSettings.model_validate(RELEASED_LOSS | given)
+    stated = settings.model_dump(include=settings.model_fields_set)
+    return LossSettings.model_validate(RELEASED_LOSS | stated)
 
 
 class Loss(ABC):

@@ -40,9 +40,9 @@ class SecondOrderSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, given: Any) -> Any:
+    def _without_nulls(cls, raw: Any) -> Any:
         """Models of 0.1.0 hold a null for settings that are gone."""
-        return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
+        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
 
 
 class ModelSettings(Settings):
@@ -69,9 +69,9 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _no_branch_in_clip(self) -> ModelSettings:
-        given = [name for name, value in self.second_order if value is not None]
-        if self.preset == "clip" and given:
-            raise ValueError(f"preset 'clip' has no second-order branch: remove {', '.join(given)}")
+        stated = [name for name, value in self.second_order if value is not None]
+        if self.preset == "clip" and stated:
+            raise ValueError(f"preset 'clip' has no second-order branch: remove {', '.join(stated)}")
         return self
 
 

@@ -123,7 +123,7 @@ def probe_width(clip: Any) -> int:
     clip.eval()
     try:
         with torch.no_grad():
-            found = {"image": image_tower(clip, images), "text": text_tower(clip, tokens, mask_padding=False)}
+            outputs = {"image": image_tower(clip, images), "text": text_tower(clip, tokens, mask_padding=False)}
     except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
         # timm has no error of its own for a trunk without tokens. ConvNeXt and FastViT raise TypeError (timm 1.0.31);
         # others may lack a method, or fail an assertion or on a shape.
@@ -133,14 +133,14 @@ def probe_width(clip: Any) -> int:
         ) from error
     finally:
         clip.train(was_training)
-    for side, output in found.items():
+    for side, output in outputs.items():
         feature, token = output.feature.shape, output.tokens.shape
         if len(feature) != 2 or len(token) != 3 or feature[-1] != token[-1]:
             raise ConfigError(
                 f"the {side} tower's tokens {tuple(token)} do not fit its pooled feature {tuple(feature)}: use preset "
                 "'clip'"
             )
-    return int(found["image"].feature.shape[-1])
+    return int(outputs["image"].feature.shape[-1])
 
 
 def check_towers(clip: Any, placement: Placement = "after_projection") -> None:

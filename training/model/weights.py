@@ -133,15 +133,15 @@ def load_weights(model: DalipModel, source: str | Path) -> set[str]:
     else:
         state = read_state(path)
         take_preprocessing(model, path)
-    wanted = model.state_dict()
+    own = model.state_dict()
     wanted_clip, given_clip = (
-        {name: tensor for name, tensor in tensors.items() if name.startswith("clip.")} for tensors in (wanted, state)
+        {name: tensor for name, tensor in tensors.items() if name.startswith("clip.")} for tensors in (own, state)
     )
     if problems := _mismatches(wanted_clip, given_clip):
         raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
     if path.is_dir():
         _check_same_forward(model, path)
-    fitting = {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
+    fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
     return set(fitting)
 
@@ -153,11 +153,11 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _check_same_forward(model: DalipModel, folder: Path) -> None:
-    given, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
-    if found := differences(forward_settings(given), forward_settings(own)):
+    config, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
+    if changes := differences(forward_settings(config), forward_settings(own)):
         raise ConfigError(
             f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
-            f"({'; '.join(found[:3])}): give the folder as model.architecture too"
+            f"({'; '.join(changes[:3])}): give the folder as model.architecture too"
         )
 
 
@@ -195,20 +195,20 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
-def set_preprocessing(model: DalipModel, given: Mapping[str, Any]) -> None:
-    """Take mean, standard deviation and interpolation from `given`; the size stays the model's."""
+def set_preprocessing(model: DalipModel, values: Mapping[str, Any]) -> None:
+    """Take mean, standard deviation and interpolation from `values`; the size stays the model's."""
     from open_clip.model import set_model_preprocess_cfg
 
     kept = model.clip.visual.preprocess_cfg
-    set_model_preprocess_cfg(model.clip, {**kept, **given, "size": kept["size"]})
+    set_model_preprocess_cfg(model.clip, {**kept, **values, "size": kept["size"]})
 
 
-def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"missing: {name} {list(wanted[name].shape)}" for name in wanted if name not in given]
-    problems += [f"unknown: {name} {list(given[name].shape)}" for name in given if name not in wanted]
+def _mismatches(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"missing: {name} {list(own[name].shape)}" for name in own if name not in stored]
+    problems += [f"unknown: {name} {list(stored[name].shape)}" for name in stored if name not in own]
     problems += [
-        f"shape: {name} is {list(given[name].shape)}, the model has {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
+        f"shape: {name} is {list(stored[name].shape)}, the model has {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in stored and stored[name].shape != tensor.shape
     ]
     return problems

@@ -108,8 +108,8 @@ def read_proxy_settings(path: str, **changes: Any) -> ProxySettings:
     Raises: ConfigError.
     """
     settings = read_settings(path, ProxySettings)
-    given = {name: value for name, value in changes.items() if value is not None}
-    return parse_settings(settings.model_dump(mode="json") | given, ProxySettings, where=path) if given else settings
+    stated = {name: value for name, value in changes.items() if value is not None}
+    return parse_settings(settings.model_dump(mode="json") | stated, ProxySettings, where=path) if stated else settings
 
 
 def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
@@ -174,10 +174,10 @@ def _read_csv(path: str) -> list[ProxyRun]:
 
 def _from_row(row: Mapping[str, Any], where: str) -> ProxyRun:
     """One row of a design as a run; an empty cell counts as not given."""
-    given = {name: value for name, value in row.items() if name and value not in (None, "")}
-    mixture = {name.removeprefix("mix_"): value for name, value in given.items() if name.startswith("mix_")}
-    pools = {name.removeprefix("pool_"): value for name, value in given.items() if name.startswith("pool_")}
-    values: dict[str, Any] = {name: given[name] for name in ("run", "seed", "samples_seen") if name in given}
+    cells = {name: value for name, value in row.items() if name and value not in (None, "")}
+    mixture = {name.removeprefix("mix_"): value for name, value in cells.items() if name.startswith("mix_")}
+    pools = {name.removeprefix("pool_"): value for name, value in cells.items() if name.startswith("pool_")}
+    values: dict[str, Any] = {name: cells[name] for name in ("run", "seed", "samples_seen") if name in cells}
     values["mixture"] = mixture
     if pools:
         values["pool_samples"] = pools

@@ -93,8 +93,8 @@ def run_proxies(settings: ProxySettings, print_line: PrintLine = print, *, ray_a
     with checkpoint.lock_folder(folder):
         start = _choose_start(settings, ray_address)
         decoded = _decode(settings, pool, folder, start, print_line)
-        found = {run.run: finished_result(settings, run, release.fingerprint) for run in runs}
-        done = {name: result for name, result in found.items() if result is not None}
+        finished = {run.run: finished_result(settings, run, release.fingerprint) for run in runs}
+        done = {name: result for name, result in finished.items() if result is not None}
         todo = [run for run in runs if run.run not in done]
         table = _ResultTable(settings, list(done.values()), len(todo))
         size = settings.model_size or Path(settings.model.architecture).stem

@@ -142,13 +142,13 @@ class RemoteRun:
         for entry in reversed(there["checkpoints"]):
             name = f"{CHECKPOINT_FOLDER}/{entry['name']}"
             path = self._get(name)
-            found = _entry(path)
-            if found["sha256"] == entry["sha256"]:
+            copied = _entry(path)
+            if copied["sha256"] == entry["sha256"]:
                 self._write_own(there)
                 return
             if entry["sha256"] is None and checkpoint.is_whole(path):
                 _say(f"{self.address}: its {POINTER_FILE} is gone; {name} is the newest whole checkpoint")
-                self._point_to(there | {"checkpoints": [found]})
+                self._point_to(there | {"checkpoints": [copied]})
                 return
             path.unlink()
             _say(f"{self.address}/{name}: damaged; the one before is taken")

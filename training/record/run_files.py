@@ -158,7 +158,7 @@ def _read(place: str, name: str) -> bytes | None:
 def _json_object(content: bytes | None) -> dict[str, Any]:
     """A JSON object; empty for anything else."""
     try:
-        found = json.loads(content or b"")
+        value = json.loads(content or b"")
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -34,19 +34,19 @@ def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
     if event not in _GROUPS:
         return {}
     group = _GROUPS[event]
-    found: dict[str, float] = {}
+    scalars: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= {f"{group}/{name}/{inner}": float(number) for inner, number in value.items()}
+            scalars |= {f"{group}/{name}/{inner}": float(number) for inner, number in value.items()}
         elif name != "step" and isinstance(value, int | float):
-            found[f"{group}/{name}"] = float(value)
-    return found
+            scalars[f"{group}/{name}"] = float(value)
+    return scalars
 
 
 def check_packages(settings: LogSettings) -> None:
     """Raises: ConfigError when a wanted package is missing."""
-    for name, wanted in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
-        if wanted:
+    for name, is_on in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
+        if is_on:
             require(f"log.{name}", name)
 
 

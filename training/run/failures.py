@@ -29,12 +29,12 @@ def new_corrupt(chunk: list[loader.Batch], progress: Progress) -> dict[int, str]
     return {row: reason for batch in chunk for row, reason in batch.corrupt if row not in progress.corrupt}
 
 
-def record_corrupt(trainer: Trainer, found: dict[int, str], progress: Progress, log: RunLog) -> None:
+def record_corrupt(trainer: Trainer, reasons: dict[int, str], progress: Progress, log: RunLog) -> None:
     """Log and count the broken samples that all ranks found in a step; every rank has to call this.
 
     Raises: RunError on every rank, past `data.max_corrupt_samples`.
     """
-    for part in gather_from_ranks(found, trainer.ranks):
+    for part in gather_from_ranks(reasons, trainer.ranks):
         for row, reason in part.items():
             if row not in progress.corrupt:
                 progress.corrupt[row] = reason

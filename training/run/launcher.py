@@ -191,16 +191,16 @@ def _what_failed(ray: Any, errors: Mapping[int, Exception]) -> str:
     Raises: PlantMixError where one of them cannot go on, because it would happen again.
     """
     inside = {rank: list(_errors_inside(error)) for rank, error in sorted(errors.items())}
-    own = [(rank, inner) for rank, found in inside.items() for inner in found if isinstance(inner, PlantMixError)]
+    own = [(rank, inner) for rank, causes in inside.items() for inner in causes if isinstance(inner, PlantMixError)]
     for _, error in own:
         if not isinstance(error, RetryableError):
             raise error
     lost = [
-        str(rank) for rank, found in inside.items() if any(isinstance(e, ray.exceptions.RayActorError) for e in found)
+        str(rank) for rank, causes in inside.items() if any(isinstance(e, ray.exceptions.RayActorError) for e in causes)
     ]
     if lost:
         return f"a worker was lost (rank {', '.join(lost)})"
-    rank, failure = own[0] if own else next((rank, found[-1]) for rank, found in inside.items())
+    rank, failure = own[0] if own else next((rank, causes[-1]) for rank, causes in inside.items())
     return f"a worker failed (rank {rank}, {type(failure).__name__}: {' '.join(str(failure).split()):.300})"
 
 

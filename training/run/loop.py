@@ -160,17 +160,17 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         started = time.perf_counter()
         chunk = [next(batches) for _ in range(micro)]
         waited = time.perf_counter() - started
-        found = failures.new_corrupt(chunk, progress)
+        new_corrupt = failures.new_corrupt(chunk, progress)
 
         # -- forward, backward, update
         set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
         torch.manual_seed(mix_seed(settings.seed, progress.step, trainer.ranks.rank, 0x73746570) >> 1)
         losses = compute_gradients(trainer, chunk)
         finite = all(math.isfinite(value) for value in losses.values())
-        flags = [float(bool(found)), float(not finite), float(stop.is_set())]
+        flags = [float(bool(new_corrupt)), float(not finite), float(stop.is_set())]
         *means, corrupt, broken, stopping = mean_over_ranks([*losses.values(), *flags], trainer.ranks)
         if corrupt > 0:  # on some rank; all ranks take part
-            failures.record_corrupt(trainer, found, progress, log)
+            failures.record_corrupt(trainer, new_corrupt, progress, log)
         if broken > 0:
             failures.stop_not_finite(trainer, chunk, progress, losses, run.folder, "loss")
         grad_norm = update_weights(trainer)
@@ -343,19 +343,19 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
 def setting_notes(trainer: Trainer) -> list[str]:
     """Lines about settings whose effect may surprise."""
     settings, pool = trainer.settings, trainer.pool
-    found = []
+    notes = []
     if settings.data.mixture is None and any(pool.stratified):
         shares = {part.name: part.weight for part in trainer.order.strata}
         listed = ", ".join(
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
-        found.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+        notes.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
     if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
-        found.append(
+        notes.append(
             f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "
             f"rate ends at {trainer.num_steps / warmup:.2g} of optimiser.lr"
         )
-    return found
+    return notes
 
 
 def _finish(trainer: Trainer, progress: Progress, weights: dict[str, Any], run: RunFolder) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
             f"set it to {num_samples:,} or less"
         )
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
-    wanted = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
-    model = _with_towers(build_model(wanted), settings).to(ranks.device)
+    model_settings = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
+    model = _with_towers(build_model(model_settings), settings).to(ranks.device)
     loss = make_loss(settings.loss)
     loss.prepare(model)
     _lock(model, settings)
@@ -167,9 +167,9 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
 
 
 def _check_fit(trainer: Trainer, own: dict[str, Any], content: dict[str, Any], changed: Sequence[str]) -> None:
-    given, groups = content["state_dict"], content["optimiser"]["param_groups"]
+    stored, groups = content["state_dict"], content["optimiser"]["param_groups"]
     trained = [(group["role"], len(group["params"])) for group in trainer.optimiser.param_groups]
-    fits = own.keys() == given.keys() and all(own[name].shape == given[name].shape for name in own)
+    fits = own.keys() == stored.keys() and all(own[name].shape == stored[name].shape for name in own)
     if fits and trained == [(group["role"], len(group["params"])) for group in groups]:
         return
     listed = "; ".join(text for text in changed if text.startswith(("model.", "lock.")))

@@ -156,35 +156,35 @@ def _architecture(
     Raises: ConfigError for the model file of something else.
     """
     parts: dict[str, dict[str, Any]] = {}
-    found: dict[str, NDArray[np.float32]] = {}
+    components: dict[str, NDArray[np.float32]] = {}
     stored = folder / COMPONENTS_FILE
     has_tokens = stored.is_file() and has_stores(folder)
     if not has_tokens and (folder / ARCHITECTURE_FILE).exists():
         raise ConfigError(f"{folder / ARCHITECTURE_FILE}: is there, without tokens; choose another folder")
     rows = np.random.default_rng(0).permutation(len(source.pool))[: settings.fitted_samples].tolist()
-    for side, wanted in (("image", settings.image), ("text", settings.text)):
+    for side, tower in (("image", settings.image), ("text", settings.text)):
         fitted = [] if has_tokens else rows
         chosen = fitted or rows[: settings.batch_size]
         member = settings.text_members[0] if side == "text" else ""
         tokens, shape = _tokens_of(towers[side], source, chosen, member, settings.batch_size)
-        width = wanted.width or shape[2]
+        width = tower.width or shape[2]
         if width > shape[2]:
-            raise ConfigError(f"{side}.width is {width}, but the tokens of {wanted.tower} are {shape[2]} wide")
+            raise ConfigError(f"{side}.width is {width}, but the tokens of {tower.tower} are {shape[2]} wide")
         parts[side] = {
-            "frozen_tower": wanted.tower, "weights": towers[side].fingerprint, "tower_width": shape[2],
+            "frozen_tower": tower.tower, "weights": towers[side].fingerprint, "tower_width": shape[2],
             "width": width, "num_tokens": shape[1],
         }  # fmt: skip
         if fitted:
             whole = width == shape[2]
-            found[f"{side}_mean"], found[f"{side}_basis"] = (
+            components[f"{side}_mean"], components[f"{side}_basis"] = (
                 (np.zeros(width, np.float32), np.eye(width, dtype=np.float32))
                 if whole
                 else principal_components(tokens, width)
             )
-    if found:
+    if components:
         stream = io.BytesIO()
         save: Any = np.savez  # its arrays by name clash with its own options for mypy
-        save(stream, **found)
+        save(stream, **components)
         storage.publish_bytes(str(stored), stream.getvalue())
     preprocess = json.loads(json.dumps(towers["image"].preprocess))
     return {

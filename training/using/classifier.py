@@ -100,12 +100,12 @@ def rank_sums(labels: Labels) -> tuple[RankSums, ...]:
 
     Two taxa of one name in different kingdoms are two: botany and zoology give names without asking each other.
     """
-    found = []
+    sums = []
     for rank in labels.ranks_above:
         place = TAXON_RANKS.index(rank)
         keys = [(taxon.ranks[0], taxon.ranks[place]) if taxon else ("", "") for taxon in labels.taxa]
         taxa = sorted({key for key in keys if key[1]})
         number = {key: i for i, key in enumerate(taxa)}
         members = torch.tensor([number.get(key, len(taxa)) for key in keys])
-        found.append(RankSums(rank, tuple(name for _, name in taxa), members))
-    return tuple(found)
+        sums.append(RankSums(rank, tuple(name for _, name in taxa), members))
+    return tuple(sums)

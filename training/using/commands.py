@@ -120,21 +120,21 @@ def _predict(options: argparse.Namespace) -> int:
     )
     listing = list_pictures(options.images)
     encoder = Encoder.open(options.model, options.device)
-    wanted = PredictOptions(
+    predict_options = PredictOptions(
         tuple(options.template or PredictOptions.templates), options.text, options.features, options.top,
         options.threshold, options.batch_size, options.num_workers,
     )  # fmt: skip
     on = None if release is None else (release, options.field or f"taxon_{options.rank}")
-    record, reused = predict_table(Classifier(encoder, labels, wanted), listing, options.out, on)
-    found = record["notes"]["calibration"]
-    if "error_after" in found:
+    record, reused = predict_table(Classifier(encoder, labels, predict_options), listing, options.out, on)
+    calibration = record["notes"]["calibration"]
+    if "error_after" in calibration:
         print(
-            f"calibrated on {found['num_pictures']:,} held-out pictures (right: {found['accuracy']:.1%}): expected "
-            f"calibration error {found['error_before']:.3f} before, {found['error_after']:.3f} after; "
-            f"scale {encoder.logit_scale:.4g} -> {found['scale']:.4g}"
+            f"calibrated on {calibration['num_pictures']:,} held-out pictures (right: {calibration['accuracy']:.1%}): "
+            f"expected calibration error {calibration['error_before']:.3f} before, "
+            f"{calibration['error_after']:.3f} after; scale {encoder.logit_scale:.4g} -> {calibration['scale']:.4g}"
         )
     else:
-        print(f"not calibrated, the scale {found['scale']:.4g} is that of the training: {found['why_not']}")
+        print(f"not calibrated, the scale {calibration['scale']:.4g} is that of the training: {calibration['why_not']}")
     _print_end(options.out, record, reused, f"{len(labels.names):,} labels")
     return 0
 

@@ -42,8 +42,8 @@ def embed_pictures(
         return encoder.encode_views(pixels, kind)
 
     def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
-        found = encode_pieces(listing, pieces, encoder.view(), encode, batch_size, num_workers)
-        for piece, vectors, faults in found:
+        encoded = encode_pieces(listing, pieces, encoder.view(), encode, batch_size, num_workers)
+        for piece, vectors, faults in encoded:
             columns = {"vector": _as_lists(vectors)} if len(vectors) else {}
             yield piece, spread(listing.names(piece), faults, columns, schema)
 
@@ -91,14 +91,14 @@ def _open(
     if not out.lower().endswith(".parquet"):
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
-    known = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
+    model = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
     # where the model and the pictures were, for a search
     paths = {"source": str(encoder.folder.resolve()), "places": [str(Path(place).resolve()) for place in places]}
-    metadata = {METADATA_KEY: json.dumps(known | paths).encode("utf-8")}
+    metadata = {METADATA_KEY: json.dumps(model | paths).encode("utf-8")}
     schema = pa.schema(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
     )
-    identity = known | identity | {"device": encoder.model.device.type}
+    identity = model | identity | {"device": encoder.model.device.type}
     return PiecedTable(out, identity, num_rows, schema), schema
 
 

@@ -86,8 +86,8 @@ class SearchIndex:
     def search(self, query_C: Vectors, top: int) -> list[Hit]:
         """The `top` nearest vectors, the nearest first."""
         scores, numbers = self.vectors.search(query_C[None], min(top, self.record["num_rows"]))
-        found = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
-        return [Hit(self.names[number].as_py(), score) for number, score in found]
+        pairs = zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
+        return [Hit(self.names[number].as_py(), score) for number, score in pairs]
 
 
 def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
@@ -98,18 +98,18 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
     faiss, target = _faiss(), Path(folder)
     if storage.is_remote(folder) or target.exists():
         raise ConfigError(f"{folder}: an index is made in a new local folder; choose another place or remove it")
-    known = [_metadata(path) for path in tables]
-    places = list(dict.fromkeys(place for table in known for place in table.pop("places", ())))
-    if any(other != known[0] for other in known):
+    models = [_metadata(path) for path in tables]
+    places = list(dict.fromkeys(place for table in models for place in table.pop("places", ())))
+    if any(other != models[0] for other in models):
         raise ConfigError(f"{tables[0]} and another table are of other models or features; an index is of one model")
-    index = faiss.index_factory(known[0]["width"], "SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(models[0]["width"], "SQfp16", faiss.METRIC_INNER_PRODUCT)
     names = []
     for own, vectors in _blocks(tables):
         index.add(vectors)
         names.append(own)
     if not index.ntotal:
         raise ConfigError(f"{tables[0]}: holds no vector")
-    record = {"format": FORMAT, **known[0], "places": places, "num_rows": index.ntotal}
+    record = {"format": FORMAT, **models[0], "places": places, "num_rows": index.ntotal}
     private = Path(storage.temp_path(str(target)))
     storage.make_folder(str(private))
     try:

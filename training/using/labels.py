@@ -58,8 +58,8 @@ class Labels:
         """The ranks above that of the labels for which at least one label has a value, the nearest first."""
         if self.rank is None:
             return ()
-        known = enumerate(TAXON_RANKS[: TAXON_RANKS.index(self.rank)])
-        ranks = [rank for place, rank in known if any(taxon and taxon.ranks[place] for taxon in self.taxa)]
+        above = enumerate(TAXON_RANKS[: TAXON_RANKS.index(self.rank)])
+        ranks = [rank for place, rank in above if any(taxon and taxon.ranks[place] for taxon in self.taxa)]
         return tuple(reversed(ranks))
 
 
@@ -121,16 +121,16 @@ def labels_of_release(release: Release, rank: str) -> Labels:
     return _checked(release.path, names, taxa, rank)
 
 
-def label_templates(given: Sequence[str]) -> list[Callable[[str], str]]:
+def label_templates(templates: Sequence[str]) -> list[Callable[[str], str]]:
     """The templates of a prompt: texts with one {}, or the name of one of open_clip's lists.
 
     Raises: ConfigError.
     """
-    if len(given) == 1 and given[0] in ("openai", "simple"):
-        return prompt_templates(given[0])
-    if wrong := [template for template in given if not has_one_slot(template)]:
+    if len(templates) == 1 and templates[0] in ("openai", "simple"):
+        return prompt_templates(templates[0])
+    if wrong := [template for template in templates if not has_one_slot(template)]:
         raise ConfigError(f"template '{wrong[0]}': needs one {{}} for the label, and no other field in braces")
-    return prompt_templates(tuple(given))
+    return prompt_templates(tuple(templates))
 
 
 def _up_to(taxon: Taxon | None, rank: str) -> Taxon | None:

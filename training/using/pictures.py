@@ -157,14 +157,14 @@ def encode_pieces(
         collate_fn=loader.unchanged,
     )
     ends = {piece.stop: piece for piece in pieces}
-    found, faults = list[Tensor](), list[str | None]()
+    encoded, faults = list[Tensor](), list[str | None]()
     for rows, (views, of_batch) in zip(batches, loader.iterate(pictures), strict=True):
         if views is not None:
-            found.append(encode(views))
+            encoded.append(encode(views))
         faults += of_batch
         if rows.stop in ends:
-            yield ends[rows.stop], torch.cat(found) if found else torch.empty(0), faults
-            found, faults = [], []
+            yield ends[rows.stop], torch.cat(encoded) if encoded else torch.empty(0), faults
+            encoded, faults = [], []
 
 
 class _Pictures(Dataset[Any]):
@@ -274,10 +274,10 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
 
 def _stamp(path: str | None) -> str:
     try:
-        found = Path(path or "").stat()
+        stat = Path(path or "").stat()
     except OSError:
         return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _batch(rows: list[_Row]) -> pa.RecordBatch:

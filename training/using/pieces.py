@@ -92,8 +92,8 @@ class PiecedTable:
                 progress.add(len(rows))
             progress.close()
             temp, num_faults = self._merge(pieces)
-            found = {"notes": notes, "num_faults": num_faults, "sha256": storage.hash_file(temp).sha256}
-            _publish_json(self.record, self.identity | found)
+            outcome = {"notes": notes, "num_faults": num_faults, "sha256": storage.hash_file(temp).sha256}
+            _publish_json(self.record, self.identity | outcome)
             storage.publish(temp, str(self.out))
         self._remove_pieces()
         return _read_json(self.record)
@@ -111,10 +111,10 @@ class PiecedTable:
             return dict(_read_json(self.record)["notes"][name])
         path = self.folder / f"{name}.json"
         if not path.is_file():
-            found = make()
+            content = make()
             storage.make_folder(str(self.folder))
             _publish_json(self.folder / _MADE, self.identity)
-            _publish_json(path, found)
+            _publish_json(path, content)
         return _read_json(path)
 
     def _holds_the_same(self, path: Path) -> bool:
@@ -125,10 +125,10 @@ class PiecedTable:
         if not path.is_file():
             return False
         stored = _read_json(path)
-        found = differences({key: stored.get(key) for key in self.identity}, self.identity)
-        if found:
+        changes = differences({key: stored.get(key) for key in self.identity}, self.identity)
+        if changes:
             raise ConfigError(
-                f"{self.out}: was made or begun from something else ({'; '.join(found[:3])}); choose another --out, "
+                f"{self.out}: was made or begun from something else ({'; '.join(changes[:3])}); choose another --out, "
                 f"or remove {self.folder.name if path.parent == self.folder else self.out.name} and {path.name}"
             )
         return True

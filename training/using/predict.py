@@ -80,20 +80,20 @@ class Classifier:
             return f"{release.path} has no held-out split"
         pool, number = open_pool([release], SPLIT), {name: i for i, name in enumerate(self.labels.names)}
         values = SampleColumns(release, SPLIT).values(field)
-        wanted = torch.tensor([number.get(str(value).strip(), -1) for value in values])
-        rows = (wanted >= 0).nonzero()[:, 0]
+        labels = torch.tensor([number.get(str(value).strip(), -1) for value in values])
+        rows = (labels >= 0).nonzero()[:, 0]
         most = max(_LEAST_CALIBRATED, min(_MOST_CALIBRATED, _MOST_SIMILARITIES // len(number)))
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most]
         rows = rows[drawn.sort().values]
         listing = listing_of_pool(pool, rows.tolist(), release)
-        found = [part for part in self.similarities(listing, [range(len(listing))]) if len(listing)]
-        good = torch.tensor([fault is None for _, _, faults in found for fault in faults], dtype=torch.bool)
+        parts = [part for part in self.similarities(listing, [range(len(listing))]) if len(listing)]
+        good = torch.tensor([fault is None for _, _, faults in parts for fault in faults], dtype=torch.bool)
         if int(good.sum()) < _LEAST_CALIBRATED:
             return (
                 f"{int(good.sum())} held-out pictures of {release.path} can be read and have a label in '{field}', "
                 f"{_LEAST_CALIBRATED} are needed"
             )
-        return calibrate(found[0][1], wanted[rows[good]], self.encoder.logit_scale)
+        return calibrate(parts[0][1], labels[rows[good]], self.encoder.logit_scale)
 
     def similarities(
         self, listing: Listing, pieces: Sequence[range]
@@ -157,10 +157,10 @@ def predict_table(
     table = PiecedTable(out, identity, len(listing), classifier.schema)
 
     def fit() -> dict[str, Any]:
-        found = (
+        fitted = (
             "no release is named with --calibrate" if calibration_on is None else classifier.calibrate(*calibration_on)
         )
-        return {"scale": encoder.logit_scale, "why_not": found} if isinstance(found, str) else asdict(found)
+        return {"scale": encoder.logit_scale, "why_not": fitted} if isinstance(fitted, str) else asdict(fitted)
 
     calibration = table.kept("calibration", fit)
 

@@ -56,19 +56,19 @@ class Searcher:
 
         Nothing of what was embedded by an earlier version, or lies elsewhere by now.
         """
-        names, found = pa.array([hit.name for hit in hits]), dict[str, dict[str, str]]()
+        names, about = pa.array([hit.name for hit in hits]), dict[str, dict[str, str]]()
         for place in map(Path, self.index.record.get("places", ())):
             try:
                 release = Release.open(str(place))
                 rows = release.samples(columns=_SHOWN)
             except PlantMixError:  # no release: a folder, a table of paths, or a picture
                 folder = place if place.is_dir() else place.parent
-                found |= {hit.name: {"path": str(folder / hit.name)} for hit in hits if (folder / hit.name).is_file()}
+                about |= {hit.name: {"path": str(folder / hit.name)} for hit in hits if (folder / hit.name).is_file()}
                 continue
             for row in rows.filter(pc.is_in(rows["sample_id"], names)).to_pylist():
                 shard = release.shard_path(row["split"], row["shard"])
-                found[row["sample_id"]] = {"text": row["text"], "url": row["url"], "path": f"{shard}/{row['key']}.jpg"}
-        return [found.get(hit.name, {}) for hit in hits]
+                about[row["sample_id"]] = {"text": row["text"], "url": row["url"], "path": f"{shard}/{row['key']}.jpg"}
+        return [about.get(hit.name, {}) for hit in hits]
 
     def serve(self, lines: Iterable[str], say: Callable[[str], None], top: int) -> None:
         """Answer each line, {"text": ...} or {"image": FILE}, with a line: {"hits": [...]} or {"error": ...}."""
