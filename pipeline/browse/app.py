@@ -154,12 +154,12 @@ class Pages:
 
     def _nearest(self, filters: Filters) -> Response:
         """What a trained model finds most like the words or the picture."""
-        status, message, known, among = 200, "", 0, None
+        status, message, num_here, among = 200, "", 0, None
         images: list[dict[str, Any]] = []
         try:
             hits = self._ask_model(filters)
-            images, known, among = self._looking.nearest(filters, hits)
-            if not known:
+            images, num_here, among = self._looking.nearest(filters, hits)
+            if not num_here:
                 message = (
                     f"None of the {len(hits):,} nearest pictures of {self._index} is in this folder. The index was "
                     "made of another release: run `dalip embed` and `dalip index` on one of this folder"
@@ -169,7 +169,7 @@ class Pages:
         total, facets = (0, []) if message else self._facets(filters, among)
         return self._page(
             "images.html", "/", status=status, filters=filters, images=images, total=total, facets=facets,
-            earlier=None, later=None, building=self._building(), message=message, known=known,
+            earlier=None, later=None, building=self._building(), message=message, known=num_here,
         )  # fmt: skip
 
     @property
@@ -201,8 +201,8 @@ class Pages:
             if not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES:
                 raise RunError(f"this file is too large: a picture may have {MAX_UPLOAD_BYTES / 1e6:,.0f} MB")
             async with request.form(max_files=1, max_fields=1) as form:
-                given = form.get("picture")
-                body = await given.read() if isinstance(given, UploadFile) else b""
+                upload = form.get("picture")
+                body = await upload.read() if isinstance(upload, UploadFile) else b""
             name = await run_in_threadpool(self._searching.take, body)
         except RunError as error:
             return self._page("wrong.html", "/", status=400, message=str(error))
@@ -217,10 +217,10 @@ class Pages:
     def image(self, request: Request) -> Response:
         """One image: its life, its duplicates, its near misses, its twin in an evaluation set."""
         sample_id = request.path_params["id"]
-        found = self._looking.images([sample_id]) if as_id(sample_id) else []
-        if not found:
+        rows = self._looking.images([sample_id]) if as_id(sample_id) else []
+        if not rows:
             return self._page("wrong.html", "/", status=404, message="There is no such image here.")
-        image = found[0]
+        image = rows[0]
         life = self._life(sample_id)
         return self._page(
             "image.html",
@@ -264,8 +264,8 @@ class Pages:
 
     def leaks(self, request: Request) -> Response:
         """Images of evaluation sets that were found among the candidates."""
-        summary, found = self._once(galleries.leaks)
-        return self._page("leaks.html", "/leaks", summary=summary, leaks=found)
+        summary, rows = self._once(galleries.leaks)
+        return self._page("leaks.html", "/leaks", summary=summary, leaks=rows)
 
     def taxa(self, request: Request) -> Response:
         """The head and the tail of the taxa."""
@@ -275,12 +275,14 @@ class Pages:
         """Two releases of the work folder side by side; only names from its own list are taken."""
         folders = self._release_folders()
         a, b = (request.query_params.get(name, "") for name in ("a", "b"))
-        found, moved = None, {}
+        comparison, moved = None, {}
         if a in folders and b in folders:
             before, after = (open_release(str(folders[name])) for name in (a, b))
-            found = compare(before, after)
+            comparison = compare(before, after)
             moved = {name: self._looking.images(ids) for name, ids in galleries.changes(before, after).items()}
-        return self._page("compare.html", "/compare", names=self._told(folders), a=a, b=b, found=found, moved=moved)
+        return self._page(
+            "compare.html", "/compare", names=self._told(folders), a=a, b=b, found=comparison, moved=moved
+        )
 
     def _told(self, names: Iterable[str]) -> dict[str, str]:
         """Each release with when it was sealed and how many samples it has, the newest first."""

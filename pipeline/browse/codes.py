@@ -31,15 +31,15 @@ class Column:
     values: Sequence[str]
     codes: npt.NDArray[Any]
 
-    def chosen(self, wanted: Sequence[str], rows: slice) -> Mask:
+    def chosen(self, values: Sequence[str], rows: slice) -> Mask:
         """Which images have one of these values."""
-        names = set(wanted)
+        names = set(values)
         return self.where(np.array([value in names for value in self.values]), rows)
 
     def where(self, is_wanted: Mask, rows: slice) -> Mask:
         """Which images have a value that is wanted; `is_wanted` has one entry a value."""
-        found: Mask = is_wanted[self.codes[rows]]
-        return found
+        mask: Mask = is_wanted[self.codes[rows]]
+        return mask
 
     def counts(self, mask: Mask | None) -> npt.NDArray[np.int64]:
         """How many images have each value, of those in the mask."""
@@ -66,12 +66,12 @@ class Codes:
             self._columns[field.name] = Column(column.dictionary.to_pylist(), column.indices.to_numpy())
             self._all[field.name] = np.array(json.loads(field.metadata[b"counts"]), np.int64)
 
-    def mask(self, chosen: Mapping[str, Sequence[str]], found: Mask | None, but: str = "") -> Mask | None:
-        """The images that have the chosen values and are among `found`; None for all images."""
-        mask = found
-        for name, wanted in chosen.items():
+    def mask(self, chosen: Mapping[str, Sequence[str]], among: Mask | None, but: str = "") -> Mask | None:
+        """The images that have the chosen values and are among `among`; None for all images."""
+        mask = among
+        for name, values in chosen.items():
             if name != but:
-                own = self._columns[name].chosen(wanted, slice(None))
+                own = self._columns[name].chosen(values, slice(None))
                 mask = own if mask is None else mask & own
         return mask
 
@@ -96,17 +96,17 @@ class Codes:
         return self.num_images if mask is None else int(np.count_nonzero(mask))
 
     def page(
-        self, chosen: Mapping[str, Sequence[str]], found: Mask | None, start: int, backwards: bool, most: int
+        self, chosen: Mapping[str, Sequence[str]], among: Mask | None, start: int, backwards: bool, most: int
     ) -> list[int]:
         """The places of the first `most` matching images from `start` on, or of the last ones before it."""
         places: list[int] = []
         while len(places) < most and (start if backwards else self.num_images - start) > 0:
             rows = slice(max(0, start - CHUNK), start) if backwards else slice(start, start + CHUNK)
             match = np.ones(len(range(*rows.indices(self.num_images))), np.bool_)
-            if found is not None:
-                match &= found[rows]
-            for name, wanted in chosen.items():
-                match &= self._columns[name].chosen(wanted, rows)
+            if among is not None:
+                match &= among[rows]
+            for name, values in chosen.items():
+                match &= self._columns[name].chosen(values, rows)
             hits = (np.flatnonzero(match) + rows.start).tolist()
             places += hits[::-1] if backwards else hits
             start = rows.start if backwards else rows.start + CHUNK

@@ -23,7 +23,7 @@ _SETTINGS = ImageSettings().of_any_shape()
 class EvaluationPictures:
     """The sets that may be shown. `given` holds SET=PLACE for each, PLACE being the folder or file of its config."""
 
-    def __init__(self, snapshot: Snapshot, given: Sequence[str]) -> None:
+    def __init__(self, snapshot: Snapshot, options: Sequence[str]) -> None:
         """Raises: ConfigError for a set that dedup did not measure, or a place that is not there."""
         self._snapshot = snapshot
         self._lists: dict[str, str] = {}
@@ -34,11 +34,11 @@ class EvaluationPictures:
             ).fetchall()
             self._lists = {json.loads(notes)["set"]: path for notes, path in rows}
         self._roots: dict[str, str] = {}
-        for one in given:
+        for one in options:
             name, _, place = one.partition("=")
             if name not in self._lists:
-                known = ", ".join(self.known) or "none"
-                raise ConfigError(f"--evaluation {one}: no evaluation set {name!r} was measured here; known: {known}")
+                sets = ", ".join(self.known) or "none"
+                raise ConfigError(f"--evaluation {one}: no evaluation set {name!r} was measured here; known: {sets}")
             if not Path(place).exists() or not place:
                 raise ConfigError(f"--evaluation {one}: {place or 'no place'} is not there; give SET=PLACE")
             self._roots[name] = str(Path(place) if Path(place).is_dir() else Path(place).parent)
@@ -66,7 +66,7 @@ class EvaluationPictures:
                 "AND m.locator IS NOT NULL AND e.image_id IS NOT NULL LIMIT 4",
                 [sample_id, name],
             ).fetchall()
-        return next((found for row in rows if (found := _read(root, *row)) is not None), None)
+        return next((body for row in rows if (body := _read(root, *row)) is not None), None)
 
     def _path(self, name: str) -> Path:
         return self._snapshot.folder.resolve() / self._lists[name]

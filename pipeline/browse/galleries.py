@@ -46,14 +46,14 @@ def stages(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 def reasons(looking: Looking) -> list[dict[str, Any]]:
     """Each stage and reason with its count and the first images, the most frequent first."""
-    found = looking.rows(
+    rows = looking.rows(
         "SELECT stage, reason, count(*) AS num FROM session.images WHERE reason <> '' "
         f"GROUP BY ALL ORDER BY num DESC, stage, reason LIMIT {MAX_REASONS}"
     )
-    for one in found:
+    for one in rows:
         chosen = {"stage": (one["stage"],), "reason": (one["reason"],)}
         one["images"] = looking.at(looking.codes.first(chosen, EXAMPLES))
-    return found
+    return rows
 
 
 def groups(looking: Looking) -> list[dict[str, Any]]:
@@ -75,13 +75,13 @@ def conflicts(looking: Looking) -> list[dict[str, Any]]:
     """Images that stay beside a copy that contradicts them, the same bytes first."""
     if looking.snapshot.release:
         return []
-    found = looking.rows(
+    rows = looking.rows(
         "SELECT sample_id, other_sample_id, about, matched, value, other_value FROM conflicts "
         f"ORDER BY matched DESC, about, sample_id, other_sample_id LIMIT {MAX_CLOSE_CALLS}"
     )
-    ids = {row[name] for row in found for name in ("sample_id", "other_sample_id")}
+    ids = {row[name] for row in rows for name in ("sample_id", "other_sample_id")}
     images = {image["id"]: image for image in looking.images(sorted(ids))}
-    shown = [{**row, "images": [images.get(row[name]) for name in ("sample_id", "other_sample_id")]} for row in found]
+    shown = [{**row, "images": [images.get(row[name]) for name in ("sample_id", "other_sample_id")]} for row in rows]
     return [row for row in shown if all(row["images"])]
 
 
@@ -108,10 +108,10 @@ def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, 
 
 
 def _with_images(looking: Looking, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    wanted = sorted({pair[name] for pair in pairs for name in ("phash_a", "phash_b")})
-    if not wanted:
+    hashes = sorted({pair[name] for pair in pairs for name in ("phash_a", "phash_b")})
+    if not hashes:
         return []
-    listed = ", ".join(str(int(one)) for one in wanted)
+    listed = ", ".join(str(int(one)) for one in hashes)
     images = looking.rows(
         f"SELECT {ROW} FROM {FROM} WHERE i.phash IN ({listed}) "
         "QUALIFY row_number() OVER (PARTITION BY i.phash ORDER BY i.sample_id) = 1"
@@ -129,12 +129,12 @@ def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         "SELECT evaluation_set, matched, count(*) AS num FROM leaks GROUP BY ALL "
         "ORDER BY num DESC, evaluation_set, matched"
     )
-    found = looking.rows(
+    rows = looking.rows(
         f"SELECT {ROW}, l.evaluation_set, l.evaluation_member, l.matched, l.distance AS bits, {TWIN} FROM leaks l "
         "JOIN session.images i ON i.sample_id = l.sample_id::UUID "
         f"ORDER BY l.evaluation_set, l.evaluation_member, i.sample_id LIMIT {MAX_LEAKS}"
     )
-    return summary, found
+    return summary, rows
 
 
 def taxa(looking: Looking) -> dict[str, Any]:

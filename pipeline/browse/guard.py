@@ -65,15 +65,15 @@ class Guard:
             return None
         if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("nothing can be changed here", 405)
-        given = request.query_params.get(PARAMETER)
-        if given is not None:
-            return self._signed_in(request, host) if self._matches(given) else _refused("the token is not right")
+        token = request.query_params.get(PARAMETER)
+        if token is not None:
+            return self._signed_in(request, host) if self._matches(token) else _refused("the token is not right")
         if not self._matches(request.cookies.get(self._cookie, "")):
             return _refused("open the address that `plantmix browse` printed: it holds the token")
         return None
 
-    def _matches(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self._token.encode())
+    def _matches(self, token: str) -> bool:
+        return hmac.compare_digest(token.encode(), self._token.encode())
 
     def _signed_in(self, request: Request, host: str) -> Response:
         """To the same page without the token, which is in a cookie from now on."""

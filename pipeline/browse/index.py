@@ -259,12 +259,12 @@ class _Coded:
 
     def add(self, places: npt.NDArray[Any], values: pa.Array) -> None:
         """Values of the images at these places."""
-        found = values.dictionary_encode()
-        numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in found.dictionary.to_pylist()]
+        coded = values.dictionary_encode()
+        numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in coded.dictionary.to_pylist()]
         kind = np.min_scalar_type(max(numbers, default=0))
         if kind.itemsize > self._codes.itemsize:
             self._codes = self._codes.astype(kind)
-        self._codes[places] = np.array(numbers, kind)[found.indices.to_numpy()]
+        self._codes[places] = np.array(numbers, kind)[coded.indices.to_numpy()]
 
     def column(self) -> tuple[pa.Field, pa.Array]:
         """As a column of dictionary type, values in their own order; the field holds label and counts."""

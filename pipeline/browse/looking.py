@@ -48,17 +48,17 @@ class Looking:
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """The rows of a query."""
         with self.snapshot.connection.cursor() as sql:
-            found = sql.execute(query, list(values))
-            names = [column[0] for column in found.description]
-            return [_shown(dict(zip(names, row, strict=True))) for row in found.fetchall()]
+            result = sql.execute(query, list(values))
+            names = [column[0] for column in result.description]
+            return [_shown(dict(zip(names, row, strict=True))) for row in result.fetchall()]
 
     def page(self, filters: Filters) -> tuple[list[dict[str, Any]], bool]:
         """The images of a page, by sample id, and whether more lie beyond it in the direction of reading."""
         backwards = bool(filters.before)
         sought = as_id(filters.before or filters.after)
         start = 0 if sought is None else self._first_place(sought, beyond=not backwards)
-        found = self._found(filters.searched_words, filters.taxon.lower())
-        places = self.codes.page(filters.chosen, found, start, backwards, PAGE_IMAGES + 1)
+        searched = self._found(filters.searched_words, filters.taxon.lower())
+        places = self.codes.page(filters.chosen, searched, start, backwards, PAGE_IMAGES + 1)
         shown = places[-PAGE_IMAGES:] if backwards else places[:PAGE_IMAGES]
         return self.at(shown), len(places) > PAGE_IMAGES
 
@@ -95,8 +95,8 @@ class Looking:
         score_at = {row["place"]: scores[uuid.UUID(row["id"])] for row in own}
         among = np.zeros(self.codes.num_images, np.bool_)
         among[list(score_at)] = True
-        found = self._found(filters.searched_words, filters.taxon.lower())
-        matching = self.codes.mask(filters.chosen, among if found is None else among & found)
+        searched = self._found(filters.searched_words, filters.taxon.lower())
+        matching = self.codes.mask(filters.chosen, among if searched is None else among & searched)
         places = [place for place in score_at if matching is None or matching[place]]
         places = sorted(places, key=lambda place: (-score_at[place], place))[:PAGE_IMAGES]
         images = dict(zip(sorted(places), self.at(places), strict=True))
@@ -104,26 +104,26 @@ class Looking:
 
     def counts(self, filters: Filters, among: Mask | None = None) -> tuple[int, list[dict[str, Any]]]:
         """How many images match; and for each facet its most frequent values, counted under all other filters."""
-        found = self._found(filters.searched_words, filters.taxon.lower())
+        searched = self._found(filters.searched_words, filters.taxon.lower())
         if among is not None:
-            found = among if found is None else among & found
-        matching = self.codes.mask(filters.chosen, found)
-        return self.codes.num(matching), [self._facet(facet, filters, found, matching) for facet in self.facets]
+            searched = among if searched is None else among & searched
+        matching = self.codes.mask(filters.chosen, searched)
+        return self.codes.num(matching), [self._facet(facet, filters, searched, matching) for facet in self.facets]
 
-    def _facet(self, facet: Facet, filters: Filters, found: Mask | None, matching: Mask | None) -> dict[str, Any]:
-        wanted = filters.chosen.get(facet.name, ())
-        mask = self.codes.mask(filters.chosen, found, but=facet.name) if wanted else matching
+    def _facet(self, facet: Facet, filters: Filters, searched: Mask | None, matching: Mask | None) -> dict[str, Any]:
+        chosen = filters.chosen.get(facet.name, ())
+        mask = self.codes.mask(filters.chosen, searched, but=facet.name) if chosen else matching
         counted = self.codes.counts(facet.name, mask)
         nums = dict(counted)
         shown = counted[:FACET_VALUES]
         listed = {value for value, _ in shown}
-        shown += [(value, nums.get(value, 0)) for value in wanted if value not in listed]
+        shown += [(value, nums.get(value, 0)) for value in chosen if value not in listed]
         if facet.name == "size":
             shown.sort(key=lambda row: _ORDER_OF_SIZES.get(row[0], -1))
-        values = [{"value": value, "num": num, "chosen": value in wanted} for value, num in shown]
-        only_none = not wanted and not any(nums.keys())
+        values = [{"value": value, "num": num, "chosen": value in chosen} for value, num in shown]
+        only_none = not chosen and not any(nums.keys())
         return {"name": facet.name, "label": facet.label, "values": values, "more": len(counted) > FACET_VALUES,
-                "empty": only_none, "open": bool(wanted)}  # fmt: skip
+                "empty": only_none, "open": bool(chosen)}  # fmt: skip
 
     def _search(self, words: tuple[str, ...], taxon: str) -> Mask | None:
         """The images whose captions hold all words and whose lineage holds the text; None where nothing is sought."""
@@ -140,15 +140,15 @@ class Looking:
 
     def place(self, sample_id: str) -> dict[str, Any] | None:
         """Where the picture of an image lies."""
-        wanted = as_id(sample_id)
-        if wanted is None:
+        parsed = as_id(sample_id)
+        if parsed is None:
             return None
-        found = self.rows(
+        rows = self.rows(
             "SELECT pool_file, pool_offset, pool_length, split AS shard_split, shard, key, jpg_offset, jpg_length "
             "FROM session.images WHERE sample_id = ?",
-            [str(wanted)],
+            [str(parsed)],
         )
-        return found[0] if found else None
+        return rows[0] if rows else None
 
     def neighbours(self, sample_id: str) -> tuple[str | None, str | None]:
         """The images before and after this one, by sample id."""

@@ -48,8 +48,8 @@ def _make(send: Tell, folder: str, private: Path) -> None:
 
 def cache_folder() -> Path:
     """Where indexes are kept."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "plantmix" / "browse"
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(stated) if Path(stated).is_absolute() else Path.home() / ".cache") / "plantmix" / "browse"
 
 
 def keep_index(snapshot: Snapshot, cache: Path) -> int:

@@ -20,9 +20,9 @@ MAX_PICTURE_BYTES = 64 << 20
 def read_picture(snapshot: Snapshot, row: Mapping[str, Any]) -> bytes | None:
     """The JPEG of a row of `images`, or None where nothing is stored."""
     if row["pool_file"] is not None:
-        found = _read(snapshot.folder, "pool", row["pool_file"], row["pool_offset"], row["pool_length"])
-        if found is not None:
-            return found
+        body = _read(snapshot.folder, "pool", row["pool_file"], row["pool_offset"], row["pool_length"])
+        if body is not None:
+            return body
     if row["shard"] is None or row["shard_split"] not in SPLIT_FOLDERS:
         return None
     release = "." if snapshot.release else _newest_release(snapshot)

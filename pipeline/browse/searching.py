@@ -71,11 +71,11 @@ class ModelSearch:
 
         Raises: RunError for what is no picture, or exceeds the limits of a download.
         """
-        found = measure_image(body, _SETTINGS)
-        if not isinstance(found, StoredImage):
-            reason = found.outcome.value.replace("_", " ")
-            raise RunError(f"this file cannot be used: {reason} ({found.detail}). Give a JPEG, PNG or WebP")
-        return self._keep(found.body)
+        measured = measure_image(body, _SETTINGS)
+        if not isinstance(measured, StoredImage):
+            reason = measured.outcome.value.replace("_", " ")
+            raise RunError(f"this file cannot be used: {reason} ({measured.detail}). Give a JPEG, PNG or WebP")
+        return self._keep(measured.body)
 
     def uploaded(self, name: str) -> bytes | None:
         """A picture that was taken, as a JPEG; None when it is gone."""

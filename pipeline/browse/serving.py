@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def serve(
-    given: str,
+    path: str,
     port: int,
     describe_life: Describe,
     evaluation: Sequence[str] = (),
@@ -50,7 +50,7 @@ def serve(
     with (
         tempfile.TemporaryDirectory(prefix="plantmix-browse-") as private,
         _listen(port) as listening,
-        open_snapshot(given, Path(private), cache) as snapshot,
+        open_snapshot(path, Path(private), cache) as snapshot,
         ExitStack() as opened,
     ):
         as_of = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
@@ -68,7 +68,7 @@ def serve(
         def open_index() -> None:
             try:
                 if snapshot.index == Path(private) / INDEX_FOLDER:
-                    making = opened.enter_context(Making(given, Path(private)))  # Ctrl-C ends it before its folder
+                    making = opened.enter_context(Making(path, Path(private)))  # Ctrl-C ends it before its folder
                     making.wait(_telling(snapshot, pages))
                 opened.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
                 pages.open(Looking(snapshot))

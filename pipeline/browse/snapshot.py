@@ -64,22 +64,20 @@ class Snapshot:
 
 
 @contextmanager
-def open_snapshot(
-    given: str, private: Path, kept: Path | None = None, memory_mb: int = ASKING_MB
-) -> Iterator[Snapshot]:
+def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb: int = ASKING_MB) -> Iterator[Snapshot]:
     """Views over a work folder or release as they are now. `private` takes the copy, the index and what spills.
 
     An index of these tables that lies in `kept` is taken from there. A copy of the catalogue that lies in `private`
-    already is taken too. DuckDB itself is locked: it reaches the tables of `given`, `private` and the index, and no
+    already is taken too. DuckDB itself is locked: it reaches the tables of `path`, `private` and the index, and no
     setting can be changed.
 
     Raises: ConfigError when there is neither catalogue nor release; RunError when the catalogue never stood still.
     """
-    folder = Path(given)
+    folder = Path(path)
     if (folder / CATALOG_FILE).is_file():
         connection, release, tables = _open_catalogue(folder, private), None, folder / "tables"
     else:
-        release = _open_release(given)
+        release = _open_release(path)
         folder = Path(release.path)
         connection, tables = _open_samples(release), folder
     try:
@@ -102,14 +100,14 @@ def spill_folder(private: Path, pid: int | None = None) -> Path:
     return private.resolve() / f"spill-{pid or os.getpid()}"
 
 
-def _open_release(given: str) -> Release:
+def _open_release(path: str) -> Release:
     try:
-        return open_release(given)
+        return open_release(path)
     except ConfigError:
-        if (Path(given) / RECORD_FILE).exists():
+        if (Path(path) / RECORD_FILE).exists():
             raise
         raise ConfigError(
-            f"{given}: neither a work folder (no {CATALOG_FILE}) nor a release (no {RECORD_FILE}); give one of them"
+            f"{path}: neither a work folder (no {CATALOG_FILE}) nor a release (no {RECORD_FILE}); give one of them"
         ) from None
 
 
@@ -163,10 +161,10 @@ def _copy_catalogue(folder: Path, work: Path) -> None:
 
 def _state(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        stat = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _radius(connection: Any) -> int | None:

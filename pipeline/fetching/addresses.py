@@ -56,8 +56,8 @@ def is_public(address: IPAddress) -> bool:
 
 def system_lookup(host: str) -> list[str]:
     """All addresses of a name, as the system gives them; may block as long as its resolver does."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
 class Resolver:
@@ -79,10 +79,10 @@ class Resolver:
 
         Raises: LookupFailed, TargetRefused.
         """
-        found = self._all_addresses(host.lower())
-        good = [text for text in found if self._may_ask(host.lower(), text)]
+        resolved = self._all_addresses(host.lower())
+        good = [text for text in resolved if self._may_ask(host.lower(), text)]
         if not good:
-            raise TargetRefused(f"{host} leads to {', '.join(found[:3])}, which is not a public address")
+            raise TargetRefused(f"{host} leads to {', '.join(resolved[:3])}, which is not a public address")
         return good
 
     def knows(self, host: str) -> bool:

@@ -59,19 +59,19 @@ class Consent:
     @cached_property
     def counting(self) -> tuple[tuple[str, str, Outcome], ...]:
         """Place, statement and outcome of all that refuses a picture before its body is read; the first counts."""
-        found = []
+        refusals = []
         if self.robots_txt:
-            found.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
+            refusals.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
             if "content_usage" in self.signals:
-                found.append((robots_of(self.agent_token), _USAGE, Outcome.OPTED_OUT))
+                refusals.append((robots_of(self.agent_token), _USAGE, Outcome.OPTED_OUT))
         if "tdmrep_file" in self.signals:
-            found.append((TDMREP, _RESERVED, Outcome.OPTED_OUT))
+            refusals.append((TDMREP, _RESERVED, Outcome.OPTED_OUT))
         in_headers = [f"X-Robots-Tag: {who}{name}" for name in self.directives for who in ("", f"{self.agent_token}: ")]
         if "content_usage" in self.signals:
             in_headers += ["Content-Usage: train-ai=n", "Content-Usage: bots=n"]
         if "tdm_reservation" in self.signals:
             in_headers.append("tdm-reservation: 1")
-        return (*found, *((HEADERS, statement, Outcome.OPTED_OUT) for statement in in_headers))
+        return (*refusals, *((HEADERS, statement, Outcome.OPTED_OUT) for statement in in_headers))
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
     Source: Google, "Robots meta tag, data-nosnippet, and X-Robots-Tag specifications". W3C Community Group, "TDM
     Reservation Protocol (TDMRep)", 2024.
     """
-    found: dict[str, None] = {}
+    statements: dict[str, None] = {}
     for value in headers.get("x-robots-tag", ()):
         who = ""
         for item in value.lower().split(","):
@@ -111,12 +111,12 @@ def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
                 agent = name.strip().partition("/")[0]
                 who = "" if agent == "*" else f"{agent}: "
                 directive = rest.strip()
-            found[f"X-Robots-Tag: {who}{directive}"] = None
+            statements[f"X-Robots-Tag: {who}{directive}"] = None
     if usage := no_training(", ".join(headers.get("content-usage", ()))):
-        found[f"Content-Usage: {usage}"] = None
+        statements[f"Content-Usage: {usage}"] = None
     if any(value.strip() == "1" for value in headers.get("tdm-reservation", ())):
-        found["tdm-reservation: 1"] = None
-    return [words for words in found if len(words) <= _MAX_STATEMENT_CHARS][:_MAX_STATEMENTS]
+        statements["tdm-reservation: 1"] = None
+    return [words for words in statements if len(words) <= _MAX_STATEMENT_CHARS][:_MAX_STATEMENTS]
 
 
 def no_training(usage: str) -> str | None:
@@ -199,17 +199,17 @@ def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
         rows = json.loads(body)
     except (ValueError, RecursionError):
         return ()
-    found = []
+    rules = []
     for row in rows[:_MAX_TDM_RULES] if isinstance(rows, list) else ():
         location, value = (row.get("location"), row.get("tdm-reservation")) if isinstance(row, dict) else (None, None)
         if isinstance(location, str) and str(value) in ("0", "1"):
-            found.append((_unescaped(location), str(value) == "1"))
-    return tuple(found)
+            rules.append((_unescaped(location), str(value) == "1"))
+    return tuple(rules)
 
 
 def _unescaped(path: str) -> str:
     """A path in which only those characters are percent-encoded that must be."""
-    return _PERCENT.sub(lambda found: _plain_or_upper(found[0]), path)
+    return _PERCENT.sub(lambda match: _plain_or_upper(match[0]), path)
 
 
 def _plain_or_upper(escaped: str) -> str:
@@ -230,10 +230,10 @@ def _fits(pattern: str, path: str) -> bool:
         return not is_whole or path == first
     place = len(first)
     for piece in pieces[:-1] if is_whole else pieces:
-        found = path.find(piece, place)
-        if found < 0:
+        start = path.find(piece, place)
+        if start < 0:
             return False
-        place = found + len(piece)
+        place = start + len(piece)
     return not is_whole or (path.endswith(pieces[-1]) and len(path) - len(pieces[-1]) >= place)
 
 
@@ -243,10 +243,10 @@ def _with_plain_name(line: str, agent_token: str) -> str:
     RFC 9309 compares whole product tokens. Protego also takes `plant` for the name of `plantmix`, and does not take
     `plantmix/2.0` for it. So our name loses its version, and the names of other agents become one that is not ours.
     """
-    found = _USER_AGENT_LINE.match(line)
-    if found is None:
+    match = _USER_AGENT_LINE.match(line)
+    if match is None:
         return line
-    name = found[1].partition("/")[0].strip().lower()
+    name = match[1].partition("/")[0].strip().lower()
     return f"User-agent: {name if name in (agent_token, '*') else '(another)'}"
 
 
@@ -257,7 +257,7 @@ def _usage_rule(line: str) -> str:
     """
     if _USER_AGENT_LINE.match(line):
         return line
-    found = _USAGE_LINE.match(line)
-    if found is None or not _PREFERENCE.search(found[2].lower()):
+    match = _USAGE_LINE.match(line)
+    if match is None or not _PREFERENCE.search(match[2].lower()):
         return "Disallow:" if ":" in line else ""
-    return f"{'Disallow' if no_training(found[2]) else 'Allow'}: {found[1] or '/'}"
+    return f"{'Disallow' if no_training(match[2]) else 'Allow'}: {match[1] or '/'}"

@@ -78,8 +78,8 @@ class Gate(Protocol):
     exchange_interval_seconds: float
     """Shortest time between two calls: 0 for a gate in this process, about 0.02 for a remote one."""
 
-    def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
-        """Report what has ended, and ask for up to `wanted[host]` permissions for the requests of a part."""
+    def exchange(self, reports: Sequence[HostReport], asked: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
+        """Report what has ended, and ask for up to `asked[host]` permissions for the requests of a part."""
         ...
 
     def check_in(self, part: str, tally: Tally, ended: bool = False) -> bool:
@@ -127,14 +127,14 @@ class _Pace:
         window = now - self.window_started
         if window < _WINDOW_SECONDS or len(self.window_seconds) < _MIN_ANSWERS:
             return
-        given, took = len(self.window_seconds) / window, statistics.median(self.window_seconds)
+        per_second, took = len(self.window_seconds) / window, statistics.median(self.window_seconds)
         if took > _SLOWER_TIMES * self.best_seconds:
             if self.rate > self.start:
                 self._slow_down(max(self.start, 0.75 * self.rate), now)
         else:
-            self.fastest = max(self.fastest, min(given, self.rate))
+            self.fastest = max(self.fastest, min(per_second, self.rate))
             self.best_seconds = min(self.best_seconds, took)
-            if given >= _USED_SHARE * self.rate:
+            if per_second >= _USED_SHARE * self.rate:
                 self.rate = min(self.rate + _STEP_SHARE * self.start, self.most)
             elif self.was_full:  # the connections bound it, and not the rate
                 self.connections = min(self.connections + 1, self.most_connections)
@@ -247,7 +247,7 @@ class HostGate(Board):
             pause = min(self._settings.total_timeout_seconds, 0.9 * bounds.HOST_PATIENCE_SECONDS)
             self._all_closed_until = self._clock() + pause
 
-    def exchange(self, reports: Sequence[HostReport], wanted: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
+    def exchange(self, reports: Sequence[HostReport], asked: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
         """Note the reports and give permissions.
 
         Permissions of one host are 1 / rate apart, and never more than its `connections` are in use at once. Parts that
@@ -257,7 +257,7 @@ class HostGate(Board):
             now = self._clock()
             for report in reports:
                 self._note(report, now)
-            return {host: self._permit(host, num, part, now) for host, num in wanted.items()}
+            return {host: self._permit(host, num, part, now) for host, num in asked.items()}
 
     def progress(self) -> Tally:
         """What all parts have done so far, and what the hosts that answered most gave."""
@@ -270,8 +270,8 @@ class HostGate(Board):
         return tally
 
     def _state(self, host: str) -> _HostState:
-        if known := self._by_host.get(host):
-            return known
+        if kept := self._by_host.get(host):
+            return kept
         name, limits = self._settings.limits_of(host)
         state = self._hosts.get(name)
         if state is None:
@@ -328,26 +328,27 @@ class HostGate(Board):
             del state.leases[lease]
         num_free = state.num_free(part, now)
         lease_seconds = self._settings.total_timeout_seconds + _LEASE_MARGIN_SECONDS
-        given: list[Permission] = []
-        while len(given) < min(num_wanted, num_free):
+        leased: list[Permission] = []
+        while len(leased) < min(num_wanted, num_free):
             start = max(now, state.next_start)
             if start - now > _AHEAD_SECONDS + 1e-6:
                 break
             state.next_start = start + state.gap_seconds
             self._last_lease += 1
             state.leases[self._last_lease] = start + lease_seconds, part
-            given.append(Permission(self._last_lease, start - now))
+            leased.append(Permission(self._last_lease, start - now))
         until_next = state.next_start - now - _AHEAD_SECONDS
-        if not given and until_next > 0 and state.crawl_delay_seconds > bounds.HOST_PATIENCE_SECONDS:
+        if not leased and until_next > 0 and state.crawl_delay_seconds > bounds.HOST_PATIENCE_SECONDS:
             why = f"host wants {state.crawl_delay_seconds:g} s between requests (Crawl-delay), the patience is "
             return Verdict((), state.crawl_delay_seconds, f"{why}{bounds.HOST_PATIENCE_SECONDS:g} s")
         if state.pace and num_wanted > num_free:
             state.pace.was_full = True
-        full = len(given) >= num_free  # a request must end first, and this worker does not hear of others' requests
+        # a request must end first, and this worker does not hear of others' requests
+        full = len(leased) >= num_free
         state.waiting.pop(part, None)
-        if full and len(given) < num_wanted:
+        if full and len(leased) < num_wanted:
             state.waiting[part] = now + _WAITING_SECONDS
-        return Verdict(tuple(given), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))
+        return Verdict(tuple(leased), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,8 +62,8 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
     def robots_rules(self, origin: str) -> RobotsRules | None:
         """The rules of an origin; None when its robots.txt must be requested, or has become too old."""
         with self._robots.lock:
-            known = self._robots.kept.get(origin)
-            return known[1] if known and known[0] > time.monotonic() else None
+            entry = self._robots.kept.get(origin)
+            return entry[1] if entry and entry[0] > time.monotonic() else None
 
     def keep_robots_rules(self, origin: str, rules: RobotsRules) -> None:
         """Remember an origin's rules for a day."""

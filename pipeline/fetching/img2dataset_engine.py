@@ -149,8 +149,8 @@ def explain_message(message: str) -> tuple[Outcome, str, int | None]:
 
     The detail is in our own words, because a message may quote an address with a secret in it.
     """
-    found = _HTTP_ERROR.match(message)
-    status = int(found[1]) if found else None
+    match = _HTTP_ERROR.match(message)
+    status = int(match[1]) if match else None
     for pattern, outcome, detail in _MESSAGES:
         if re.fullmatch(pattern, message, re.DOTALL):
             return outcome, detail, status

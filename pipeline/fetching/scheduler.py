@@ -329,11 +329,11 @@ class Scheduler:
         """Report what has ended and ask for what may start, for all hosts in one call."""
         if now < self._next_exchange:
             return now
-        wanted = self._wanted(now)
-        if not wanted and not self._reports:
+        asked = self._wanted(now)
+        if not asked and not self._reports:
             return now
         reports, self._reports = self._reports, []
-        verdicts = self._gate.exchange(reports, wanted, self._part)
+        verdicts = self._gate.exchange(reports, asked, self._part)
         now = time.monotonic()
         self._next_exchange = now + self._gate.exchange_interval_seconds
         for name, verdict in verdicts.items():
@@ -342,7 +342,7 @@ class Scheduler:
 
     def _wanted(self, now: float) -> dict[str, int]:
         """How many permissions to ask for, by host. While there is room, the hosts take turns, one each."""
-        wanted: dict[str, int] = {}
+        asked: dict[str, int] = {}
         free = self._num_free()
         for _ in range(len(self._turns)):
             if free <= 0:
@@ -353,16 +353,16 @@ class Scheduler:
                 continue
             self._turns.append(host.name)
             if host.ask_at <= now:
-                wanted[host.name] = 1
+                asked[host.name] = 1
                 free -= 1
         while free > 0:
-            more = [name for name, num in wanted.items() if len(self._hosts[name].queue) > num]
+            more = [name for name, num in asked.items() if len(self._hosts[name].queue) > num]
             if not more:
                 break
             for name in more[:free]:
-                wanted[name] += 1
+                asked[name] += 1
             free -= len(more[:free])
-        return wanted
+        return asked
 
     def _handle_verdict(self, host: _Host, verdict: Verdict, now: float) -> None:
         host.ask_at = now + verdict.ask_again_seconds

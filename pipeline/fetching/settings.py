@@ -271,16 +271,16 @@ class FetchSettings(Settings):
         """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""
         values = self.model_dump(mode="json")
         values["network"]["user_agent"] = self.network.agent_token  # its version decides nothing
-        found = []
+        pairs = []
         for outcome, keys in DECIDED_BY.items():
             sections = [key.split(".") for key in keys]
-            found.append((outcome.value, json.dumps([values[section][key] for section, key in sections])))
-        return tuple(found)
+            pairs.append((outcome.value, json.dumps([values[section][key] for section, key in sections])))
+        return tuple(pairs)
 
 
 def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
     """Settings that promise what img2dataset does not do, each with the value that stops promising it."""
-    wanted = [
+    promises = [
         (not network.robots_txt, "robots_txt: false (it reads no robots.txt)"),
         (not network.consent_signals, "consent_signals: [] (it reads none of them)"),
         (network.allow_private_addresses is True, "allow_private_addresses: true (it checks no address)"),
@@ -292,7 +292,7 @@ def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
         (not network.hosts, "no hosts (it knows no limits of single hosts)"),
         (not network.profiles, "profiles: [] (it knows no limits of single hosts)"),
     ]
-    return [change for fits, change in wanted if not fits]
+    return [change for fits, change in promises if not fits]
 
 
 @lru_cache(maxsize=1024)

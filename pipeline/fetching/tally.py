@@ -46,12 +46,12 @@ class AdaptiveGiven(TypedDict):
     slow_downs: int
 
 
-def describe_given(given: Given) -> str:
+def describe_given(figures: Given) -> str:
     """The words of `plantmix status`."""
-    words = f"{given['answers']:,} answers"
-    if given["refusals"]:
-        words += f", {given['refusals']:,} refusals (paused {given['paused_seconds']:,.0f} s)"
-    if pace := given["adaptive"]:
+    words = f"{figures['answers']:,} answers"
+    if figures["refusals"]:
+        words += f", {figures['refusals']:,} refusals (paused {figures['paused_seconds']:,.0f} s)"
+    if pace := figures["adaptive"]:
         words += (
             f", {pace['rate']:.2g} requests/s now, {pace['fastest']:.2g} at most, {pace['slow_downs']:,} slow-downs"
         )

@@ -431,11 +431,11 @@ def _authorities() -> dict[int, str]:
     One file or one folder: libcurl keeps what it has read of a file for further connections only where no folder is
     named.
     """
-    known = ssl.get_default_verify_paths()
-    if known.cafile:
-        return {pycurl.CAINFO: known.cafile}
-    if known.capath and any(Path(known.capath).iterdir()):
-        return {pycurl.CAPATH: known.capath}
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return {pycurl.CAINFO: paths.cafile}
+    if paths.capath and any(Path(paths.capath).iterdir()):
+        return {pycurl.CAPATH: paths.capath}
     if (certifi := importlib.util.find_spec("certifi")) and certifi.origin:
         return {pycurl.CAINFO: str(Path(certifi.origin).with_name("cacert.pem"))}
     return {}

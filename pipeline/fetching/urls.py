@@ -98,12 +98,14 @@ def follow(target: Target, location: str) -> Target:
     except ValueError:
         raise BadURL(Outcome.BAD_RESPONSE, "redirect to something that is no URL") from None
     try:
-        found = parse_url(joined)
+        redirected = parse_url(joined)
     except BadURL as error:
         outcome = Outcome.BAD_RESPONSE if error.outcome is Outcome.INVALID_URL else error.outcome
         raise BadURL(outcome, f"redirect: {error.detail}") from None
-    keep = target.authorization if found.origin == target.origin else None
-    return Target(found.scheme, found.hostname, found.port, found.path, found.authorization or keep)
+    keep = target.authorization if redirected.origin == target.origin else None
+    return Target(
+        redirected.scheme, redirected.hostname, redirected.port, redirected.path, redirected.authorization or keep
+    )
 
 
 def _ascii_host(hostname: str | None) -> str:

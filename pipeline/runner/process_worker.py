@@ -31,9 +31,9 @@ class Shared:
     def __reduce__(self) -> tuple[Any, ...]:
         return Shared, (self._number, None)
 
-    def exchange(self, reports: Any, wanted: Any, part: str = "") -> Any:
+    def exchange(self, reports: Any, asked: Any, part: str = "") -> Any:
         """Send reports and ask for permissions (pipeline.fetching.hosts.HostGate)."""
-        return self._call("exchange", reports, wanted, part)
+        return self._call("exchange", reports, asked, part)
 
     def check_in(self, part: str, tally: Any, ended: bool = False) -> bool:
         """Say how far a part is; True when it should store what it has and end."""

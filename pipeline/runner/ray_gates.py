@@ -58,16 +58,16 @@ class ActorGate:
         self._actors = actors
         self._name_of = name_of
 
-    def exchange(self, reports: Any, wanted: Any, part: str = "") -> Any:
+    def exchange(self, reports: Any, asked: Any, part: str = "") -> Any:
         """Send reports and ask for permissions, in one round trip to each gate that has a host of them."""
         if len(self._actors) == 1:
-            return self._call([("exchange", reports, wanted, part)])[0]
+            return self._call([("exchange", reports, asked, part)])[0]
         split: list[tuple[list[Any], dict[str, int]]] = [([], {}) for _ in self._actors]
         for report in reports:
             split[self._gate_of(report.host)][0].append(report)
-        for host, num in wanted.items():
+        for host, num in asked.items():
             split[self._gate_of(host)][1][host] = num
-        answers = self._call([("exchange", *asked, part) if any(asked) else None for asked in split])
+        answers = self._call([("exchange", *each, part) if any(each) else None for each in split])
         return {host: verdict for answer in answers if answer for host, verdict in answer.items()}
 
     def check_in(self, part: str, tally: Any, ended: bool = False) -> bool:
