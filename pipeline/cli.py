@@ -48,10 +48,10 @@ _TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on fro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     atexit.register(gc.freeze)  # else Python looks for garbage in all modules before it leaves, for a tenth of a second
     try:
-        args = build_parser(given).parse_args(given)  # imports the command, where a Ctrl-C may fall too
+        args = build_parser(arguments).parse_args(arguments)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
         _begin_arrow()
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.dir = _brought(address)
             return int(args.func(args))
     except (PlantMixError, ModuleNotFoundError) as error:
-        known = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
-        print(shown(f"plantmix: error: {known}"), file=sys.stderr)
-        return known.exit_code
+        explained = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
+        print(shown(f"plantmix: error: {explained}"), file=sys.stderr)
+        return explained.exit_code
     except OSError as error:  # a full disk, a lost mount, a permission: nothing that a traceback would explain
         if isinstance(error, BrokenPipeError):  # whoever read the output has left, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,8 +100,8 @@ def _brought(address: str) -> str:
     return address if patiently(address, partial(fs.exists, inner)) else at_hand(address)
 
 
-def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The whole command line, or the one command that `given` names: then only its module is imported."""
+def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The whole command line, or the one command that `arguments` names: then only its module is imported."""
     parser = argparse.ArgumentParser(
         prog="plantmix",
         description="Build mixed image-text datasets for training: URLs in, sealed webdataset releases out.",
@@ -112,7 +112,7 @@ def build_parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="time and place on every log line")
     parser.add_argument("--quiet", action="store_true", help="no progress, only warnings, errors and results")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    named = next((word for word in given if not word.startswith("-")), None)
+    named = next((word for word in arguments if not word.startswith("-")), None)
     for name in [named] if named in COMMANDS else COMMANDS:
         module = importlib.import_module(f"pipeline.commands.{_TOGETHER.get(name, name)}")
         getattr(module, f"add_{name}_parser" if name in _TOGETHER else "add_parser")(commands)

@@ -145,13 +145,13 @@ class HeldoutSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_percent(cls, given: Any) -> Any:
-        if not isinstance(given, str | int | float):
-            return given
-        percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", given) if isinstance(given, str) else None
+    def _from_percent(cls, value: Any) -> Any:
+        if not isinstance(value, str | int | float):
+            return value
+        percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
         if percent is None:
             raise ValueError(
-                f"'{given}' is no share; write `heldout: 10%`, or how many of each domain: "
+                f"'{value}' is no share; write `heldout: 10%`, or how many of each domain: "
                 "`heldout: {num_samples: {plant: 500}}`"
             )
         return {"share": float(percent[1]) / 100}
@@ -347,8 +347,8 @@ class BuildConfig(Settings):
             *(("select.balance.caps.domains", cap.domains) for cap in self.select.balance.caps),
             *(("score.rules.domains", rule.domains or ()) for rule in self.score.rules),
         ]
-        for place, given in named:
-            unknown = [domain for domain in given if domain not in self.domains]
+        for place, domains in named:
+            unknown = [domain for domain in domains if domain not in self.domains]
             if unknown:
                 raise ValueError(
                     f"{place}: unknown domain {', '.join(unknown)}; the sources have {', '.join(self.domains)}"

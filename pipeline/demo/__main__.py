@@ -62,10 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
 def set_up() -> tuple[int, bool]:
     """Set up the pictures; gives the port of their URLs, and whether a server for them already runs."""
     marker = read_marker(WEB)
-    wanted = int(marker["port"]) if marker else PREFERRED_PORT
-    port, running = find_port(WEB, wanted)
-    if port != wanted:
-        LOG.info("port %d of %s is busy: the tables get URLs with port %d", wanted, HOST, port)
+    first_choice = int(marker["port"]) if marker else PREFERRED_PORT
+    port, running = find_port(WEB, first_choice)
+    if port != first_choice:
+        LOG.info("port %d of %s is busy: the tables get URLs with port %d", first_choice, HOST, port)
     prepare_web(WEB, PACKAGES, port)
     LOG.info("pictures: %s says what they are and which troubles were planted among them", WEB / "README.txt")
     return port, running

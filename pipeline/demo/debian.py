@@ -32,9 +32,9 @@ def fetch_package(name: str, folder: Path) -> Path:
 
     Raises: ConfigError when apt is missing or the download fails.
     """
-    found = find_package(name, folder)
-    if found is not None:
-        return found
+    present = find_package(name, folder)
+    if present is not None:
+        return present
     if shutil.which("apt-get") is None:
         raise ConfigError(
             f"{name}: apt-get is not on this machine, so this Debian package with pictures cannot be fetched. "
@@ -51,13 +51,13 @@ def fetch_package(name: str, folder: Path) -> Path:
 
 def _download(name: str, scratch: Path) -> Path:
     first = _apt_get(["download", name], scratch)
-    if (found := find_package(name, scratch)) is not None and first.returncode == 0:
-        return found
+    if (deb := find_package(name, scratch)) is not None and first.returncode == 0:
+        return deb
     private = _private_lists(scratch)
     update = _apt_get([*private, "update"], scratch)
     second = _apt_get([*private, "download", name], scratch)
-    if (found := find_package(name, scratch)) is not None and second.returncode == 0:
-        return found
+    if (deb := find_package(name, scratch)) is not None and second.returncode == 0:
+        return deb
     errors = [error for done in (first, update, second) for error in _errors(done)]
     # every fault ends in "Unable to locate"; where there is another one, that is the cause
     cause = min(errors, key=lambda error: error.startswith("Unable to locate"), default="no reason given")
@@ -69,8 +69,8 @@ def _download(name: str, scratch: Path) -> Path:
 
 def find_package(name: str, folder: Path) -> Path | None:
     """The .deb of package `name` in `folder` with the last name in the alphabet, or None."""
-    found = sorted(folder.glob(f"{name}_*.deb"))
-    return found[-1] if found else None
+    debs = sorted(folder.glob(f"{name}_*.deb"))
+    return debs[-1] if debs else None
 
 
 def package_version(deb: Path) -> str:

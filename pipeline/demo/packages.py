@@ -133,7 +133,7 @@ def category_of(folder: str) -> str:
     """One class name for a folder of a package: that of the longest part of its path in _CATEGORIES, else its first."""
     steps = folder.split("/")
     for depth in range(len(steps), 0, -1):
-        known = _CATEGORIES.get("/".join(steps[:depth]))
-        if known:
-            return known
+        category = _CATEGORIES.get("/".join(steps[:depth]))
+        if category:
+            return category
     return steps[0]

@@ -64,9 +64,9 @@ def read_law(path: str | Path) -> tuple[Law, str]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: not a law file: {error}") from None
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != LAW_FORMAT:
-        raise ConfigError(f"{path}: not a law file of format {LAW_FORMAT} (found: {found!r}); fit the law again")
+    stated = values.get("format") if isinstance(values, dict) else None
+    if stated != LAW_FORMAT:
+        raise ConfigError(f"{path}: not a law file of format {LAW_FORMAT} (found: {stated!r}); fit the law again")
     try:
         return law_from_json(values), hashlib.sha256(content).hexdigest()
     except (KeyError, TypeError, ValueError, IndexError) as error:

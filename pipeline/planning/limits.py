@@ -111,8 +111,8 @@ def effective_shares(domains: tuple[str, ...], shares_QK: Array, limits: Limits)
 def _check_values(domains: tuple[str, ...], limits: Limits) -> None:
     amounts = {"--pool": limits.pools, "--max-epochs": limits.max_epochs}
     shares = {"--min-share": limits.min_shares, "--max-share": limits.max_shares}
-    for option, given in {**amounts, **shares}.items():
-        for domain, value in given.items():
+    for option, values in {**amounts, **shares}.items():
+        for domain, value in values.items():
             if domain not in domains:
                 raise ConfigError(f"{option}: '{domain}' is no domain of the law ({', '.join(domains)})")
             if option in shares and not 0 <= value <= 1:

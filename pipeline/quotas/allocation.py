@@ -99,16 +99,16 @@ def allocate(
     """
     weight = sum(ratio.values())
     shares = {domain: value / weight for domain, value in ratio.items()}
-    wanted = {domain: pools.get(domain, Pool(0)) for domain in shares}
-    _refuse_empty(shares, wanted)
-    most = _most_samples(shares, wanted, most_samples)
+    pool_of = {domain: pools.get(domain, Pool(0)) for domain in shares}
+    _refuse_empty(shares, pool_of)
+    most = _most_samples(shares, pool_of, most_samples)
     total = most if num_samples is None else num_samples
     counts = apportion(shares, total)
-    short = [domain for domain in shares if not wanted[domain].can_give(counts[domain])]
+    short = [domain for domain in shares if not pool_of[domain].can_give(counts[domain])]
     if short:
-        domain = max(short, key=lambda name: counts[name] / max(wanted[name].capacity, 1))
-        raise _too_small(domain, wanted[domain], counts[domain], f"{total:,} samples at this ratio need", most)
-    return [_quota(domain, shares[domain], wanted[domain], counts[domain]) for domain in shares]
+        domain = max(short, key=lambda name: counts[name] / max(pool_of[name].capacity, 1))
+        raise _too_small(domain, pool_of[domain], counts[domain], f"{total:,} samples at this ratio need", most)
+    return [_quota(domain, shares[domain], pool_of[domain], counts[domain]) for domain in shares]
 
 
 def allocate_by_size(sizes: Mapping[str, Size], pools: Mapping[str, Pool]) -> list[Quota]:

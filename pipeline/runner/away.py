@@ -68,11 +68,11 @@ def brought_here(
 
 def spans_in(inputs: Any, workdir: str) -> dict[str, Spans]:
     """Where the row groups lie that the inputs of a part name, by path."""
-    wanted: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for group in _groups_within(inputs):
         if group.path.startswith(f"{workdir}/"):
-            wanted.setdefault(group.path, []).append(group.number)
-    return {path: _spans(path, numbers) for path, numbers in wanted.items()}
+            groups.setdefault(group.path, []).append(group.number)
+    return {path: _spans(path, numbers) for path, numbers in groups.items()}
 
 
 def _spans(path: str, numbers: list[int]) -> Spans:
@@ -120,9 +120,9 @@ class _Bringing:
         if isinstance(value, list | tuple):
             return type(value)(self.moved(each) for each in value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            moved = {name: self.moved(each) for name, each in found.items()}
-            changed = {name: each for name, each in moved.items() if each is not found[name]}
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            moved = {name: self.moved(each) for name, each in fields.items()}
+            changed = {name: each for name, each in moved.items() if each is not fields[name]}
             return replace(value, **changed) if changed else value
         return value
 

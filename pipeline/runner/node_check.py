@@ -111,8 +111,10 @@ def compare(
     """Why a node cannot work as the driver does, one line a fault with its cure. `names` says what each place is."""
     differing = [name for name, version in here["versions"].items() if there["versions"].get(name) != version]
     if differing:
-        found = ", ".join(f"{name} {there['versions'].get(name)} (here {here['versions'][name]})" for name in differing)
-        yield f"other versions: {found}; install there what is installed here"
+        versions = ", ".join(
+            f"{name} {there['versions'].get(name)} (here {here['versions'][name]})" for name in differing
+        )
+        yield f"other versions: {versions}; install there what is installed here"
     if there["work_dir"]:
         cure = _PACKAGES if "://" in work_dir else _SHARED_DISK
         yield f"work_dir {work_dir}: {there['work_dir']}; {cure}"

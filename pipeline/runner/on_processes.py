@@ -155,10 +155,10 @@ class ProcessExecutor:
             if not busy:
                 return
             ready = wait(busy, _TICK_SECONDS)
-            found = [worker.receive() for connection, worker in busy.items() if connection in ready]
+            results = [worker.receive() for connection, worker in busy.items() if connection in ready]
             if not stopping():
                 self._hand_out(work, waiting, 1 if gpus else self._num_workers)
-            yield [done for done in found if done]
+            yield [done for done in results if done]
 
     def _hand_out(self, work: Work, waiting: deque[Job], most: int) -> None:
         """Give a part to each worker that is free, and to new ones while there may be more.

@@ -212,17 +212,17 @@ class RayExecutor:
                 name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
                 try:
                     there = self._ray.get(answer, timeout=max(0.1, until - time.monotonic()))
-                    found = list(node_check.compare(here, there, work_dir, self._places))
-                    if not found and not fs.exists(f"{inner}-{node['NodeID']}"):
-                        found = ["what it writes into the work folder is not seen here; mount one shared disk there"]
+                    of_node = list(node_check.compare(here, there, work_dir, self._places))
+                    if not of_node and not fs.exists(f"{inner}-{node['NodeID']}"):
+                        of_node = ["what it writes into the work folder is not seen here; mount one shared disk there"]
                 except self._ray.exceptions.GetTimeoutError:
-                    found = [f"no worker started within {_NODE_SECONDS:g} s; see Ray's log on that node"]
+                    of_node = [f"no worker started within {_NODE_SECONDS:g} s; see Ray's log on that node"]
                 except (self._ray.exceptions.NodeDiedError, self._ray.exceptions.TaskUnschedulableError):
-                    found = []  # it is gone already, and gets no part
+                    of_node = []  # it is gone already, and gets no part
                 except self._ray.exceptions.RayError as error:
                     cause = str(getattr(error, "cause", None) or error).strip().splitlines()
-                    found = [f"no worker starts there: {(cause or [type(error).__name__])[-1]}"]
-                faults += [f"  {name}: {fault}" for fault in found]
+                    of_node = [f"no worker starts there: {(cause or [type(error).__name__])[-1]}"]
+                faults += [f"  {name}: {fault}" for fault in of_node]
         finally:
             pickling.unregister_pickle_by_value(node_check)
             for path in [inner, *(f"{inner}-{node}" for node in ("driver", *(node["NodeID"] for node in nodes)))]:

@@ -246,11 +246,11 @@ class Runner:
         planned = list(step.plan(inputs, run))
         keys = [part.key if isinstance(part, PartRecord) else stage.key_of(step, part) for part in planned]
         kept = list(step.committed(inputs, run)) if step.committed else []
-        found = self._catalog.find_parts(keys)
-        links = [(position, key) for position, key in enumerate(keys) if key in found]
+        committed = self._catalog.find_parts(keys)
+        links = [(position, key) for position, key in enumerate(keys) if key in committed]
         links += [(len(keys) + extra, part.key) for extra, part in enumerate(kept)]
         self._catalog.link_parts(context.fingerprint, step.name, links)
-        new = [(place, key) for place, key in enumerate(keys) if key not in found]
+        new = [(place, key) for place, key in enumerate(keys) if key not in committed]
         if not new:
             return
         shared = self._ready_executor().share(step.shared(context)) if step.shared else None

@@ -47,8 +47,8 @@ class ScoreRule(Settings):
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
-        given = (self.min_score, self.max_score, self.min_quantile, self.top_fraction)
-        if sum(value is not None for value in given) != 1:
+        thresholds = (self.min_score, self.max_score, self.min_quantile, self.top_fraction)
+        if sum(value is not None for value in thresholds) != 1:
             raise ValueError("give exactly one of min_score, max_score, min_quantile and top_fraction")
         return self
 

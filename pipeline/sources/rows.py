@@ -165,16 +165,16 @@ def malformed_rows(malformed: Iterable[tuple[int, str]], file: str = "") -> list
 
 def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
     """Contract columns out of a table of strings, as the config maps them; what is not mapped is left out."""
-    found: dict[str, Any] = {
+    mapped: dict[str, Any] = {
         name: rows[column] for name in (*PLAIN_COLUMNS, "record_key") if (column := getattr(columns, name)) is not None
     }
     if columns.group:
-        found["group_id"] = rows[columns.group]
+        mapped["group_id"] = rows[columns.group]
     if columns.caption:
-        found["caption"] = _caption(rows, columns.caption)
+        mapped["caption"] = _caption(rows, columns.caption)
     if columns.extra:
-        found["extra"] = pa.array([extra_json(row) for row in rows.select(columns.extra).to_pylist()], pa.string())
-    return found
+        mapped["extra"] = pa.array([extra_json(row) for row in rows.select(columns.extra).to_pylist()], pa.string())
+    return mapped
 
 
 def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -215,8 +215,8 @@ def json_object_of(value: Any) -> dict[str, Any]:
 
 def _depth(text: bytes) -> int:
     depth = deepest = 0
-    for found in _BRACKETS.finditer(text):
-        depth += (found[1] is not None) - (found[2] is not None)
+    for bracket in _BRACKETS.finditer(text):
+        depth += (bracket[1] is not None) - (bracket[2] is not None)
         deepest = max(deepest, depth)
     return deepest
 

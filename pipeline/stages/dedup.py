@@ -185,8 +185,8 @@ def _plan_segment(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Seg
     covering = _covering_segment(inputs, run)
     if covering is not None:
         return [covering]
-    known = run.files_of(_known_segments(run), "segment")
-    return [Part(SegmentInputs(inputs.facts, run.files("mirror", "mirrors"), known), _EVERY)]
+    segments = run.files_of(_known_segments(run), "segment")
+    return [Part(SegmentInputs(inputs.facts, run.files("mirror", "mirrors"), segments), _EVERY)]
 
 
 def _known_segments(run: StageRun[Any]) -> list[PartRecord]:
@@ -199,10 +199,12 @@ def _content_of(part: PartRecord) -> str:
 
 def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
     """A segment that was cut for exactly these hashes, if all segments that it builds on are still there."""
-    known = _known_segments(run)
-    contents = {_content_of(part) for part in known}
+    segments = _known_segments(run)
+    contents = {_content_of(part) for part in segments}
     cut_for = [inputs.facts.identity(), run.files("mirror", "mirrors").identity()]
-    return next((p for p in known if p.notes["cut_for"] == cut_for and contents.issuperset(p.notes["stands_on"])), None)
+    return next(
+        (p for p in segments if p.notes["cut_for"] == cut_for and contents.issuperset(p.notes["stands_on"])), None
+    )
 
 
 def _segments_below(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -331,8 +333,8 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
 
 
 def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    mirrors, found = run.files("mirror", "mirrors"), run.files("search", "found_pairs")
-    return [Part(CollectInputs(inputs.facts, mirrors, found, inputs.radius, inputs.placeholder_min_count))]
+    mirrors, pairs = run.files("mirror", "mirrors"), run.files("search", "found_pairs")
+    return [Part(CollectInputs(inputs.facts, mirrors, pairs, inputs.radius, inputs.placeholder_min_count))]
 
 
 # ---- detail of near copies
@@ -391,8 +393,8 @@ def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
 
 
 def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[DetailsInputs]]:
-    found = run.files("detail", "found_details")
-    return [Part(DetailsInputs(inputs.facts, run.files("collect", "pairs"), found))] if found else []
+    details = run.files("detail", "found_details")
+    return [Part(DetailsInputs(inputs.facts, run.files("collect", "pairs"), details))] if details else []
 
 
 # ---- the stage

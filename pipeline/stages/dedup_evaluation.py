@@ -343,8 +343,8 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
             f"WHERE evaluation_set IN ({listed}) AND bit_count(hash::HUGEINT) > {FLAT_BITS} GROUP BY ALL"
         )
         asked = sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64)
-        near, wanted = cross_pairs(pool, asked, radius)
-        sql.register("found", pa.table({"phash": near, "hash": wanted, "distance": np.bitwise_count(near ^ wanted)}))
+        near, of_set = cross_pairs(pool, asked, radius)
+        sql.register("found", pa.table({"phash": near, "hash": of_set, "distance": np.bitwise_count(near ^ of_set)}))
         pieces.append(
             sql.sql(
                 "SELECT phash, evaluation_set, unnest(best) FROM (SELECT phash, evaluation_set, "
@@ -359,7 +359,7 @@ def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
 def _names(sql: Any, named: Sequence[str]) -> pa.Table:
     """The names of the images in the sets that are matched by name: key, file name without folder and ending, URL."""
     rows = sql.execute("SELECT evaluation_set, member, url FROM evaluation").fetchall()
-    found = sorted(
+    image_names = sorted(
         {
             (name, where, member, url)
             for where, member, url in rows
@@ -369,7 +369,7 @@ def _names(sql: Any, named: Sequence[str]) -> pa.Table:
         key=str,
     )
     columns = ("name", "evaluation_set", "member", "url")
-    return pa.table({name: pa.array([row[at] for row in found], pa.string()) for at, name in enumerate(columns)})
+    return pa.table({name: pa.array([row[at] for row in image_names], pa.string()) for at, name in enumerate(columns)})
 
 
 def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakInputs]]:

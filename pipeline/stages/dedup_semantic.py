@@ -97,14 +97,16 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
     assert run.how is not None
     scorer = _loaded(inputs.model.value, inputs.weights.value, run.how.device)
     rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
-    found: list[bytes] = []
+    embeddings: list[bytes] = []
     with PoolReader(run.workdir) as pool:
         for start in range(0, len(rows), run.how.batch_size):
             some = rows[start : start + run.how.batch_size]
             images = [open_stored(stored) for stored in pool.read_rows(some)]
             images += [images[-1]] * (run.how.batch_size - len(some))  # kernels sum by the shape, see score_batch
-            found += [vector.tobytes() for vector in scorer.embed(images)[: len(some)].astype(np.float16)]
-    table = pa.table({"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": found}, schema=EMBEDDINGS)
+            embeddings += [vector.tobytes() for vector in scorer.embed(images)[: len(some)].astype(np.float16)]
+    table = pa.table(
+        {"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": embeddings}, schema=EMBEDDINGS
+    )
     return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))
 
 
@@ -224,13 +226,13 @@ def compare(inputs: CompareInputs, run: Execution[None]) -> PartResult:
     order = sorted(range(len(names)), key=names.__getitem__)
     names = [names[place] for place in order]
     writer = run.writer("semantic_pairs", f"tables/dedup/semantic-{run.stem}.parquet", tables.SEMANTIC_PAIRS)
-    found: list[tuple[str, str, float]] = []
+    pairs: list[tuple[str, str, float]] = []
     for i, j, cosine in close_pairs(np.concatenate(kept)[order], np.concatenate(labels)[order], inputs.threshold):
-        found += [
+        pairs += [
             (min(names[a], names[b]), max(names[a], names[b]), float(value))
             for a, b, value in zip(i.tolist(), j.tolist(), cosine.tolist(), strict=True)
         ]
-    columns = [list(column) for column in zip(*sorted(found), strict=True)] or [[], [], []]
+    columns = [list(column) for column in zip(*sorted(pairs), strict=True)] or [[], [], []]
     writer.write(pa.table(columns, names=tables.SEMANTIC_PAIRS.names).cast(tables.SEMANTIC_PAIRS))
     return PartResult((writer.close(),), None, {"num_images": len(names)})
 

@@ -146,8 +146,8 @@ def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
         return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
     def length(column: str) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = pc.fill_null(pc.binary_length(rows[column]), 0).to_numpy().astype(np.int64)
-        return found
+        lengths: NDArray[np.int64] = pc.fill_null(pc.binary_length(rows[column]), 0).to_numpy().astype(np.int64)
+        return lengths
 
     total: NDArray[np.int64] = padded(rows["length"].to_numpy().astype(np.int64)) + padded(length("txt"))
     total += padded(np.sum([length(column) for column in _JSON_COLUMNS], axis=0) + _JSON_BYTES)
@@ -264,9 +264,9 @@ def _read(
     }
     if most_bytes is not None and num_drawn * _SAMPLE_BYTES > most_bytes:
         return None  # before anything is read in vain
-    found: list[pa.Table] = []
+    read: list[pa.Table] = []
     for name, query in {"draws": _DRAWS, **queries}.items():
-        rows = read_up_to(sql, query, most_bytes and most_bytes - sum(table.nbytes for table in found))
+        rows = read_up_to(sql, query, most_bytes and most_bytes - sum(table.nbytes for table in read))
         if rows is None:
             return None
         if name != "draws" and rows.num_rows != num_drawn:
@@ -274,8 +274,8 @@ def _read(
                 f"{inputs.draws.paths[0]}: {num_drawn:,} samples of a part are drawn, and {name} has {rows.num_rows:,} "
                 "rows of them; run `plantmix verify` on the work folder"
             )
-        found.append(rows)
-    return found
+        read.append(rows)
+    return read
 
 
 def _view_captions(sql: Any, inputs: GatherInputs, bucket: Bucket) -> list[str]:

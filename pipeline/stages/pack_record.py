@@ -288,10 +288,10 @@ def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
 
 
 def _tool_versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for tool in _TOOLS:
         try:
-            found[tool] = importlib.metadata.version(tool)
+            versions[tool] = importlib.metadata.version(tool)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

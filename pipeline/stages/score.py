@@ -136,11 +136,11 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         for name in ("candidates", "facts", "captions", "caption_verdicts"):
             view_parquet(sql, name, getattr(inputs, name).paths)
         view_table(sql, "scored", inputs.scored, SCORED)
-        wanted = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
+        with_text = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = copy_sorted(
             sql,
-            f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({wanted}) w USING (sample_id, stored_sha256, "
-            "text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
+            f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({with_text}) w USING (sample_id, "
+            "stored_sha256, text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
             "sample_id, scorer",
             run.writer("scores", f"tables/score/scores-{run.stem}.parquet", tables.SCORES),
         )

@@ -134,13 +134,13 @@ def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[Rel
 
 def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[ContendInputs]]:
     choice = inputs.choice
-    found, leak_groups = run.files("relate", "companies"), run.files("relate", "leak_groups")
+    of_companies, leak_groups = run.files("relate", "companies"), run.files("relate", "leak_groups")
     return [
         Part(
             ContendInputs(
                 inputs.measured,
                 inputs.details,
-                found,
+                of_companies,
                 leak_groups,
                 run.files("relate", "contradicted"),
                 choice.rules,

@@ -211,14 +211,14 @@ def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
         companies.find_companies(sql, inputs.num_companies)
         find_leak_groups(sql)
         writer = run.writer("companies", f"tables/select/companies-{run.stem}.parquet", companies.COMPANIES)
-        found = copy_sorted(sql, "FROM companies", "phash", writer)
+        of_companies = copy_sorted(sql, "FROM companies", "phash", writer)
         writer = run.writer("leak_groups", f"tables/select/leak-groups-{run.stem}.parquet", LEAK_GROUPS)
         groups = copy_sorted(sql, "FROM leak_groups", "source, group_id", writer)
         judge_kinds(sql, inputs.licences)
         find_contradicted(sql)
         writer = run.writer("contradicted", f"tables/select/contradicted-{run.stem}.parquet", CONTRADICTED)
         contradicted = copy_sorted(sql, "FROM contradicted", "sample_id", writer)
-    return PartResult((found, groups, contradicted), None, {"num_companies": inputs.num_companies})
+    return PartResult((of_companies, groups, contradicted), None, {"num_companies": inputs.num_companies})
 
 
 # ---- rows in company
@@ -326,8 +326,8 @@ def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResu
         writer = run.writer("conflicts", f"tables/select/conflicts-{run.stem}.parquet", CONFLICTS)
         files.append(copy_sorted(sql, "FROM conflicts", "sample_id, about, matched, other_sample_id", writer))
         if inputs.extra_captions:
-            found = companies.captions_of_duplicates(inputs.extra_captions)
+            left_captions = companies.captions_of_duplicates(inputs.extra_captions)
             path = f"tables/select/left-captions-{run.stem}.parquet"
             writer = run.writer("left_captions", path, tables.EXTRA_CAPTIONS)
-            files.append(copy_sorted(sql, found, "sample_id, place", writer))
+            files.append(copy_sorted(sql, left_captions, "sample_id, place", writer))
     return PartResult(tuple(files))

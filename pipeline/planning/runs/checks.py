@@ -172,6 +172,6 @@ def outside_hull(tried_NK: Array, shares_QK: Array) -> Mask:
     matrix = np.hstack([np.vstack([tried_NK.T, np.ones(num_tried)]), slack, -slack])
     bounds = [(0.0, 1.0)] * num_tried + [(0.0, HULL_SLACK)] * (2 * num_domains)
     for q in np.flatnonzero(((shares_QK >= low) & (shares_QK <= high)).all(axis=1)):
-        found = linprog(np.zeros(matrix.shape[1]), A_eq=matrix, b_eq=np.r_[shares_QK[q], 1.0], bounds=bounds)
-        outside[q] = found.status != 0
+        solution = linprog(np.zeros(matrix.shape[1]), A_eq=matrix, b_eq=np.r_[shares_QK[q], 1.0], bounds=bounds)
+        outside[q] = solution.status != 0
     return outside

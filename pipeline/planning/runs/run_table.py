@@ -134,9 +134,9 @@ def read_mixtures(path: str | Path, domains: tuple[str, ...]) -> tuple[list[str]
     """
     names, columns, _ = read_table(path, as_written=True)
     source = Path(path).name
-    given = [name.removeprefix("mix_") for name in names if name.startswith("mix_")]
-    missing = ", ".join(f"mix_{domain}" for domain in domains if domain not in given)
-    unknown = ", ".join(f"mix_{domain}" for domain in given if domain not in domains)
+    mixed = [name.removeprefix("mix_") for name in names if name.startswith("mix_")]
+    missing = ", ".join(f"mix_{domain}" for domain in domains if domain not in mixed)
+    unknown = ", ".join(f"mix_{domain}" for domain in mixed if domain not in domains)
     if missing or unknown:
         raise ConfigError(
             f"{source}: the law was fitted on {', '.join(domains)}; missing columns: {missing or 'none'}; columns to "
@@ -147,19 +147,19 @@ def read_mixtures(path: str | Path, domains: tuple[str, ...]) -> tuple[list[str]
 
 
 def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: list[str], source: str) -> None:
-    given = [name for name in names if name != ROW]
-    found = ", ".join(given[:8]) + (f" and {len(given) - 8} more" if len(given) > 8 else "")
+    columns = [name for name in names if name != ROW]
+    listed = ", ".join(columns[:8]) + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
     if not MIN_DOMAINS <= len(domains) <= MAX_DOMAINS:
         raise ConfigError(
             f"{source}: {len(domains)} mix_<domain> column(s) found; a mixture needs {MIN_DOMAINS} to {MAX_DOMAINS} "
-            f"(the columns are: {found})"
+            f"(the columns are: {listed})"
         )
     for name in ("mix_", "loss_"):
-        if name in given:
+        if name in columns:
             raise ConfigError(f"{source}: the column '{name}' names no {'domain' if name == 'mix_' else 'loss'}")
     if not losses:
         raise ConfigError(
-            f"{source}: no loss_<name> column found; add the validation losses of the runs (the columns are: {found})"
+            f"{source}: no loss_<name> column found; add the validation losses of the runs (the columns are: {listed})"
         )
 
 

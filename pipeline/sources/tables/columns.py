@@ -86,17 +86,17 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
 
     Raises: ConfigError when no column holds addresses or names of pictures.
     """
-    found: dict[str, ColumnGuess] = {}
-    address = _best(names, values, "url", _share_of(_ADDRESS), found)
-    file = None if address else _best(names, values, "file", _share_of(_PICTURE_NAME), found)
+    guesses: dict[str, ColumnGuess] = {}
+    address = _best(names, values, "url", _share_of(_ADDRESS), guesses)
+    file = None if address else _best(names, values, "file", _share_of(_PICTURE_NAME), guesses)
     if address is None and file is None:
         raise ConfigError(
             f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}"
         )
     if address is not None:
-        found["url"] = address
+        guesses["url"] = address
     elif file is not None:
-        found["file"] = file
+        guesses["file"] = file
     checks: dict[str, Callable[[Sequence[str]], float]] = {
         "licence_url": _share_of_licence_addresses,
         "licence": _share_of_licences,
@@ -104,16 +104,16 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
         "taxon_scientific_name": _share_of_names,
     }
     for field, check in checks.items():
-        guess = _best(names, values, field, check, found, by_values=field not in ("reference_url",))
+        guess = _best(names, values, field, check, guesses, by_values=field not in ("reference_url",))
         if guess is not None:
-            found[field] = guess
+            guesses[field] = guess
     for field in _NAMES:
-        if field not in found and field not in ("url", "file", "caption", *checks):
-            guess = _best(names, values, field, _share_of(_NAME_LIKE), found, by_values=False)
+        if field not in guesses and field not in ("url", "file", "caption", *checks):
+            guess = _best(names, values, field, _share_of(_NAME_LIKE), guesses, by_values=False)
             if guess is not None:
-                found[field] = guess
-    caption = _caption(names, values, found)
-    return found if caption is None else found | {"caption": caption}
+                guesses[field] = guess
+    caption = _caption(names, values, guesses)
+    return guesses if caption is None else guesses | {"caption": caption}
 
 
 def left_out(names: Sequence[str], values: Values, guesses: Mapping[str, ColumnGuess]) -> dict[str, str]:
@@ -123,7 +123,7 @@ def left_out(names: Sequence[str], values: Values, guesses: Mapping[str, ColumnG
     for name in names:
         if name and name not in used:
             some = values.get(name, ())
-            fields = [field for field, known in _NAMES.items() if plain(name) in known and field in guesses]
+            fields = [field for field, usual in _NAMES.items() if plain(name) in usual and field in guesses]
             if not some:
                 reasons[name] = "empty in the first rows"
             elif _is_constant(some):
@@ -162,9 +162,9 @@ def _best(
     by_values: bool = True,
 ) -> ColumnGuess | None:
     """The column for a field: first by name and values, then by name where there are no values, then by values."""
-    known = _NAMES[field]
+    usual = _NAMES[field]
     free = [name for name in names if name and name not in {guess.column for guess in taken.values()}]
-    named = sorted((name for name in free if plain(name) in known), key=lambda name: known.index(plain(name)))
+    named = sorted((name for name in free if plain(name) in usual), key=lambda name: usual.index(plain(name)))
     for name in named:
         if share(values.get(name, ())) >= _MOST:
             return ColumnGuess(name, "sure", "its name and its values")
@@ -184,8 +184,8 @@ def _caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGue
     """The column of words: by its name, else the one with the most words of those that differ from row to row."""
     used = {guess.column for guess in taken.values()}
     free = [name for name in names if name and name not in used]
-    known = _NAMES["caption"]
-    named = sorted((name for name in free if plain(name) in known), key=lambda name: known.index(plain(name)))
+    usual = _NAMES["caption"]
+    named = sorted((name for name in free if plain(name) in usual), key=lambda name: usual.index(plain(name)))
     wordy = {name: _mean_words(values[name]) for name in free if values.get(name) and _are_words(values[name])}
     for name in named:
         if name in wordy and not _is_constant(values[name]):
