@@ -150,7 +150,7 @@ def _count_addresses(sql: Any) -> list[tuple[str, int]]:
 
 
 def _count_asked_again(sql: Any) -> dict[str, int]:
-    """Addresses that the work folder holds already, and those of them that are asked for consent alone, and how."""
+    """How many addresses the work folder already holds, and how many are asked only for headers, or only for rules."""
     (counts,) = sql.execute(
         "SELECT (SELECT count(DISTINCT asked) FROM kept WHERE locator IS NULL) - count(*) FILTER (asks = 'picture'), "
         f"count(*) FILTER (asks = '{HEADERS}'), count(*) FILTER (asks = '{RULES}') FROM addresses"

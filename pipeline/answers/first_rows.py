@@ -20,7 +20,7 @@ from pipeline.store.sql import open_scratch
 
 @dataclass(frozen=True)
 class Head:
-    """Rows of one source: `rows` those that are candidates, `reasons` why others are none.
+    """The first rows of one source: `rows` are candidates, `reasons` say why the others are not.
 
     `whole` says that the source has no more rows. `has_captions` is false where they would cost a join or requests.
     """

@@ -59,7 +59,7 @@ def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
 
 
 def unquoted(what: str) -> str:
-    """A pasted name without what may stand around it: spaces, quotes, angle brackets, a comma of csv or json."""
+    """A pasted name without the characters around it: spaces, quotes, angle brackets, a comma of csv or json."""
     return what.strip(" \t\r\n\"'`<>,;")
 
 

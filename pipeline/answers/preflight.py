@@ -157,7 +157,7 @@ def check_writable(work_dir: str) -> None:
 
 
 def nearest_folder(work_dir: str) -> Path:
-    """The work folder where it exists, or the one that stands for it here, else the nearest place above that does."""
+    """The work folder, or the local one that stands for it; where there is none, the nearest folder above."""
     place = Path(local_place(work_dir)).absolute()
     return next(folder for folder in (place, *place.parents) if folder.exists())
 

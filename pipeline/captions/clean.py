@@ -2,8 +2,8 @@
 
 A string column in, the clean column and the names of the steps that changed each row out (the source text stays in the
 candidates). Every step has a gate, a pattern that Arrow searches over the whole column: only rows that match it go
-through Python. A text that still changes after `MAX_ROUNDS` comes out empty, so that a clean text stays as it is when
-it is cleaned again. So does a text over `MAX_CHARS`: it is no caption, and keeps some patterns busy for seconds.
+through Python. A text that still changes after `MAX_ROUNDS` becomes empty: to clean a clean text again must change
+nothing. A text over `MAX_CHARS` becomes empty too: it is no caption, and some patterns take seconds on it.
 """
 
 from __future__ import annotations

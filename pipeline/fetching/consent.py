@@ -48,7 +48,7 @@ def robots_of(agent_token: str) -> str:
 
 @dataclass(frozen=True)
 class Consent:
-    """What counts as the refusal of an owner. It judges what was said, in a download and of stored rows alike."""
+    """Which statements of an owner refuse a picture. Downloads and stored rows are judged alike."""
 
     agent_token: str
     robots_txt: bool
@@ -58,7 +58,7 @@ class Consent:
 
     @cached_property
     def counting(self) -> tuple[tuple[str, str, Outcome], ...]:
-        """Place, statement and outcome of all that refuses a picture before its body is read; the first counts."""
+        """What refuses a picture before its body is read: place, words and outcome of each. The first counts."""
         refusals = []
         if self.robots_txt:
             refusals.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
@@ -75,16 +75,16 @@ class Consent:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """How statements within a picture begin that refuse it."""
+        """The first words of those statements inside a picture that refuse it."""
         return tuple(f"{MARKS[name]}:" for name in self.signals if name in MARKS)
 
     def refusal(self, said: Said) -> tuple[Outcome, str] | None:
-        """Outcome and detail of a row of which this was said; None when nothing of it counts."""
+        """Outcome and detail of a row with these statements; None when none of them counts."""
         fits = ((outcome, words) for place, words, outcome in self.counting if words in said.get(place, ()))
         return next(fits, None)
 
     def unread(self, before: Consent) -> tuple[str, ...]:
-        """Places that must be looked at, of a row that was fetched when other things counted."""
+        """Places that must still be looked at, for a row that was fetched when `before` counted."""
         new = set(self.counting) - set(before.counting)
         places = {place for place, *_ in new} | ({C2PA} if _OF_C2PA in {*self.marks} - {*before.marks} else set())
         return tuple(sorted(places))
@@ -190,7 +190,7 @@ ALLOW_ALL = parse_robots(b"", "*")
 
 
 def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
-    """The rules of a tdmrep.json in their order. What is no rule is left out, and so is a file that is none.
+    """The rules of a tdmrep.json in their order. Entries that are not rules are ignored; another file has no rules.
 
     Source: W3C Community Group, "TDM Reservation Protocol (TDMRep)", final report of 10 May 2024, "TDM File on the
     Origin Server": the first rule that fits counts; patterns are those of robots.txt.

@@ -1,10 +1,9 @@
 """One gate for all workers: how often each host may be asked, how many times at once, and when it must be left alone.
 
-`HostGate` is the state, in plain Python: the driver holds it directly, or an actor holds it for a cluster.
-Workers ask through one method, `exchange`, which reports everything since the last call and asks for
-everything wanted now, so that one round trip serves many requests. The gate is also the board where parts say how far
-they are (tally.py). Times pass through it only as durations, so that no
-two machines need the same clock. Reads and writes nothing. A host that fails is paused and tried again later.
+`HostGate` is the state, in plain Python: the driver holds it directly, or an actor holds it for a cluster. Workers call
+one method, `exchange`. It reports all that has ended and asks for all that may start: one round trip serves many
+requests. Parts also tell the gate how far they are (tally.py). Times pass through it as durations, so machines need not
+agree on a clock. Reads and writes nothing. A host that fails is paused and tried again later.
 """
 
 from __future__ import annotations
@@ -147,7 +146,7 @@ class _Pace:
             self.window_started, self.window_seconds, self.was_full = None, [], False
 
     def given(self) -> AdaptiveGiven:
-        """What it came to."""
+        """The figures of the pace."""
         return {"rate": self.rate, "fastest": self.fastest, "slow_downs": self.num_slow_downs}
 
     def _slow_down(self, rate: float, now: float) -> None:
@@ -199,7 +198,7 @@ class _HostState:
         return min(free, share - held[part])
 
     def given(self, session: str) -> Given:
-        """What the host gave."""
+        """The figures of the host in this session."""
         seconds = self.answered_to - (self.answered_from or 0.0)
         pace = self.pace
         return {

@@ -35,8 +35,7 @@ def read_local(
 
     An address says which content the locator had when it was looked at (`address_of`); without one the picture is read
     for the first time, and gets the address of what is read. A whole file that has other content by now ends as
-    `file_changed`. A picture that says that it must not train a model is stored with that as its detail: `collect`
-    decides.
+    `file_changed`. A picture that refuses training is stored, with the refusal as its detail: `collect` decides.
 
     The table is as of `fetch_rows`: schema FACTS, sorted by sample_id, `pool_file` null. With it come the addresses by
     sample id.

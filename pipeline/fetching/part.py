@@ -31,7 +31,7 @@ class PartWriter(AbstractContextManager["PartWriter"]):
     """
 
     def __init__(self, pool_path: str | Path, same: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
-        """`same` names all rows that get what the row of a key gets, itself among them: they have one address."""
+        """`same` names all rows of the same address, itself included: they get the same fact and picture."""
         self._same = same
         self.pool_path = str(pool_path)
         self._pool = PoolWriter(pool_path)

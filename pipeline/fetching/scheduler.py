@@ -317,7 +317,7 @@ class Scheduler:
         )
 
     def _hear(self, job: _Job, answer: Answer | BaseException | None) -> None:
-        """A request has ended, in a thread of the client. Of a defect `take` hears, which would else wait for ever."""
+        """A request has ended, in a thread of the client. A defect goes to `take`, which would wait forever."""
         self._events.put(answer if isinstance(answer, BaseException) else (job, answer))
 
     def _num_free(self) -> int:

@@ -1,8 +1,8 @@
 """Companies: rows that pairs connect, and which of their duplicates stays. SQL over the tables of a scratch database.
 
-Who stays is decided within rows that pairs connect. So hashes are cut into companies such that no pair leads from one
-to another, and companies decide alone what all rows together would. A hash that no pair names and no other row shares
-is in no company: its row stays, and 9 of 10 rows are such ones.
+Hashes are cut into companies so that no pair leads from one company to another. Each company then decides alone which
+of its rows stay, and decides as all rows together would. A hash that no pair names and no other row shares is in no
+company: its row stays. 9 of 10 rows are like that.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ DUPLICATES = pa.schema(
 
 
 def find_companies(sql: Any, num: int) -> None:
-    """Make `companies` (COMPANIES): each hash that is in company, and one of `num` companies.
+    """Make `companies` (COMPANIES): each hash that is in a company, with the number of that company, below `num`.
 
     Reads `shown` (phash, a row a picture) and `edges` (phash_a, phash_b).
     """
@@ -103,10 +103,10 @@ def find_companies(sql: Any, num: int) -> None:
 
 
 def _connect(sql: Any) -> None:
-    """`connected`: each hash in company with a label that is the lowest hash of all that pairs connect it to.
+    """Make `connected`: each hash in a company with a label, the lowest hash that chains of pairs connect it to.
 
-    Each round joins every hash to the lowest of its neighbours, and these chains to one hash. The joined hashes are one
-    from then on, and few edges are left between them.
+    Each round joins every hash to its lowest neighbour, and follows the chains that this makes. Joined hashes count as
+    one in the next round, so few edges are left.
     """
     sql.execute("CREATE TABLE connected AS SELECT phash, phash AS label FROM in_company")
     sql.execute("CREATE TABLE links AS SELECT phash_a AS a, phash_b AS b FROM edges WHERE phash_a <> phash_b")

@@ -1,8 +1,9 @@
 """Copies that contradict each other: in what licence they state, or in what they are said to show. SQL over tables.
 
-Which of two statements about one picture is true cannot be known. Where rows of one address, or of the same bytes or
-pixels, state an allowed licence and one that is not, none of them is used (`find_contradicted`). Of near copies, and of
-labels, one stays all the same, by the order of all duplicates, and what contradicts it is listed (`find_conflicts`).
+Nobody can tell which of two statements about one picture is true. Rows of one address, or of the same bytes or pixels,
+may state an allowed licence and one that is not allowed: then none of them is used (`find_contradicted`). Of near
+copies, and of copies with other labels, one still stays, by the order of all duplicates. What contradicts it is listed
+(`find_conflicts`).
 A row that states nothing contradicts nothing.
 """
 

@@ -1,8 +1,7 @@
 """Pairs of pictures, as they are or one of them mirrored, out of near hashes. SQL over tables of a scratch database.
 
-One search looks at the hashes of pictures and of mirror images together. So what it found is of four kinds: pairs of
-pictures, of a picture and a mirror image, of two mirror images, and pairs with hashes of other builds. The first two
-count.
+One search looks at the hashes of pictures and of mirror images together. So it finds four kinds of pairs: two
+pictures, a picture and a mirror image, two mirror images, and pairs with hashes of other builds. The first two count.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class FolderCheck:
         return findings, rows
 
     def _compare_with_snapshot(self, path: Path, own: Sequence[Row]) -> Iterator[Finding]:
-        """Faults of a snapshot, and of a database that can be read and yet is not the one that was closed."""
+        """Faults of a snapshot, and of a database that opens but is not the one that was closed."""
         cost = "nothing: it is written anew"
         try:
             snapshot = read_snapshot(self._workdir)
@@ -143,7 +143,7 @@ class FolderCheck:
                 yield self._finding(kind, row["path"], fault, _cost_of(kind, part))
 
     def _fault_of(self, path: str, recorded: Row, unread: bool = False) -> str | None:
-        """What is wrong with a file; its content counts unless it is to stay `unread`."""
+        """What is wrong with a file. Its content is compared too, unless it stays `unread`."""
         self._num_files += 1
         place = place_of(self._workdir, path)
         size = file_size(place) if self._in_store is None else self._in_store.get(path)

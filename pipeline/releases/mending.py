@@ -147,9 +147,9 @@ def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def downloads_in(workdir: str) -> tuple[Snapshot, int]:
-    """The parts of pictures that sound lines of a damaged snapshot name, and nothing else, to rebuild a catalogue from.
+    """A snapshot to rebuild a catalogue from: the parts of pictures that sound lines of a damaged one name.
 
-    Also how many rows the tables of other downloads hold: those will be asked for again.
+    Also how many rows the tables of other downloads hold. The next build asks the web for those again.
 
     Raises: IntegrityError when there is no such part.
     """
@@ -274,7 +274,7 @@ def _read(place: Place, sha256: str) -> bytes | None:
 
 
 def _write_again(workdir: str, download: DamagedDownload) -> bool:
-    """Write the files of a part to the bytes that were recorded; False when they come out otherwise."""
+    """Write the files of a part again; False when their bytes are not the recorded ones."""
     pool, table = _file_of(download.part, "pool"), _file_of(download.part, "fetched")
     temp = storage.temp_path(storage.join(workdir, pool.path))
     _write_pool(temp, download)

@@ -85,9 +85,9 @@ def _is_there(folder: str) -> bool:
 
 
 def _place_again(catalog: Catalog, name: str, parts: Sequence[PartRecord], damaged: set[str]) -> set[str]:
-    """Make tables of placements again out of the release's samples, which have their columns; returns their paths.
+    """Make tables of placements again from samples.parquet, which has their columns; returns their paths.
 
-    This needs no arranged samples: an older version may have lost its own.
+    Arranged samples are not needed: an older version may have lost them.
     """
     samples = f"releases/{name}/{SAMPLES_FILE}"
     made: set[str] = set()
@@ -176,7 +176,7 @@ def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> R
 
 
 def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs:
-    """The inputs of a version of pack; of its tables only the decisions, for the others serve the first step alone."""
+    """The inputs of a version of pack. Of its tables it needs only the decisions: the first step alone reads others."""
     try:
         values: dict[str, Any] = {
             each.name: Files() if each.type == "Files" else identity[each.name] for each in fields(pack.PackInputs)

@@ -215,7 +215,7 @@ def _fewer(counts: Mapping[str, int], gone: Sequence[Row]) -> dict[str, int]:
 
 
 def _move_pointers(parent: str, name: str, versions: set[str], new: str) -> None:
-    """A pointer to the newest release that names a version of this one goes to the new one, which holds the least."""
+    """Pointers to any version of this release now name the new one, which holds the fewest pictures."""
     for pointer in (LATEST_FILE, f"{name}.{LATEST_FILE}"):
         path = storage.join(parent, pointer)
         fs, inner = storage.filesystem(path)

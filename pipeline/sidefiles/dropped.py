@@ -109,7 +109,7 @@ def _given(sql: Any) -> list[dict[str, Any]]:
 
 
 def _taxa(sql: Any) -> dict[str, Any] | None:
-    """Candidates, downloaded, kept and drawn of the most frequent names of the highest rank that tells rows apart."""
+    """The most frequent names of the highest rank with several: their candidates, downloaded, kept and drawn rows."""
     counted = ", ".join(f"approx_count_distinct(taxon_{rank})" for rank in TAXON_RANKS)
     num_names = dict(zip(TAXON_RANKS, sql.execute(f"SELECT {counted} FROM candidates").fetchall()[0], strict=True))
     rank = next((rank for rank in TAXON_RANKS if num_names[rank] > 1), None)

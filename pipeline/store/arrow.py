@@ -19,8 +19,8 @@ class _WithoutPandas(importlib.abc.MetaPathFinder):
 def without_pandas() -> None:
     """Keep pyarrow from importing pandas with the first list that it is given.
 
-    It only wants to know whether that is an object of pandas, and this takes a third of a second and 50 MiB in every
-    process, wherever pandas is installed. Who asks Arrow for a DataFrame still gets one.
+    It imports pandas only to see whether the list is an object of pandas. Where pandas is installed, this takes a third
+    of a second and 50 MiB in every process. Whoever asks Arrow for a DataFrame still gets one.
     """
     finder = _WithoutPandas()
     sys.meta_path.insert(0, finder)

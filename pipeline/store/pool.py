@@ -33,7 +33,7 @@ STORED_COLUMNS = ", ".join(f'"{name}"' for name in STORED_AT)
 class PoolWriter(AbstractContextManager["PoolWriter"]):
     """Takes pictures in any order and writes them in order of sample id, so that network timing changes no byte.
 
-    Pictures wait in memory, from `MOST_KEPT_BYTES` on in a file without a name, and are copied into the tar at the end.
+    Pictures wait in memory; above `MOST_KEPT_BYTES`, in a file without a name. At the end they are copied into the tar.
     Use it as a context manager: an error leaves no file behind.
     """
 

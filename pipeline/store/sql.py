@@ -133,8 +133,8 @@ class _ForDuckDB(AbstractFileSystem):  # type: ignore[misc]  # its base is Any: 
 def view_parquet(
     connection: Any, name: str, paths: Sequence[str], where: str = "true", *, of_versions: bool = False
 ) -> None:
-    """A view over the rows of Parquet files for which `where` holds; remote ones come through fsspec, those of the work
-    folder's store are brought. Files `of_versions` may lack columns, which are null then; this opens every file.
+    """A view over the rows of Parquet files for which `where` holds. fsspec reads remote files; files of the work
+    folder's store are brought here. Files `of_versions` may lack columns, which are then null; this opens every file.
     """
     bring_missing(paths)
     for path in paths:
@@ -194,7 +194,7 @@ def copy_sorted(
 ) -> PrivateFile:
     """Stream a query's rows, sorted, into a table file; columns are picked by the writer's schema.
 
-    Those that are known to be `empty` are not sorted.
+    Columns that are known to be `empty` are not sorted.
     """
     names = ", ".join(f'"{name}"' for name in writer.schema.names if name not in empty)
     reader = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}").to_arrow_reader(batch_rows)
