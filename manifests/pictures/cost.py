@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 from manifests.pictures.bounds import (
+    MOST_BLOCKS,
     MOST_CHUNKS,
     MOST_COMMENTS,
     MOST_DRAWN,
@@ -30,6 +31,8 @@ def too_costly(body: bytes, kind: str | None, max_pixels: int) -> str | None:
         return _costly_jpeg(body, max_pixels)
     if kind == "PNG" and _num_chunks(body) > MOST_CHUNKS:
         return f"PNG of more than {MOST_CHUNKS:,} chunks"
+    if kind == "GIF" and _has_more_blocks(body):
+        return f"GIF of more than {MOST_BLOCKS:,} blocks before its first picture"
     if kind == "TIFF" and (num := _num_strips(body)) > MOST_STRIPS:
         return f"TIFF of {num:,} strips or tiles, allowed {MOST_STRIPS:,}"
     if body[:2] in (b"P1", b"P2", b"P3") and (num := body.count(b"#")) > MOST_COMMENTS:
@@ -86,6 +89,24 @@ def _num_chunks(body: bytes) -> int:
         at += 12 + int.from_bytes(body[at : at + 4], "big")
         num += 1
     return num
+
+
+def _has_more_blocks(body: bytes) -> bool:
+    """Whether a GIF has more than MOST_BLOCKS before its first picture. Source: GIF89a, sections 15 to 26."""
+    flags = body[10] if len(body) > 10 else 0
+    at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    in_extension = False
+    for _ in range(MOST_BLOCKS):
+        if at >= len(body) or (not in_extension and body[at] in b",;"):
+            return False
+        if in_extension:
+            in_extension = body[at] > 0
+            at += 1 + body[at]
+        elif body[at] == 0x21:
+            in_extension, at = True, at + 2
+        else:
+            at += 1  # Pillow skips it too
+    return True
 
 
 def _num_strips(body: bytes) -> int:

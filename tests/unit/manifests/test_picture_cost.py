@@ -43,6 +43,8 @@ def _tiff_of_strips(num: int, order: str, big: bool) -> bytes:
 
 
 PNG = encode(picture(), "PNG")
+GIF = encode(picture(), "GIF")
+GIF_START = 13 + (3 << (GIF[10] & 7) + 1)  # behind the colours
 SLOW = {
     "101 scans": _with_scans(PROGRESSIVE, 101),
     "scans after a segment of unknown kind": PROGRESSIVE[:-2]
@@ -51,6 +53,9 @@ SLOW = {
     "comments before the first scan": BASELINE[:2] + _segment(0xFE, b"") * 10_001 + BASELINE[2:],
     "nothing between segments": BASELINE[:2] + _segment(0xFE, b"") + b"\0" * 10_001 + BASELINE[2:],
     "chunks": PNG[:33] + _chunk(b"abCd") * 100_001 + PNG[33:],
+    "comments of a GIF": GIF[:GIF_START] + b"\x21\xfe\1a\0" * 50_001 + GIF[GIF_START:],
+    "blocks of one comment of a GIF": GIF[:GIF_START] + b"\x21\xfe" + b"\1a" * 100_001 + b"\0" + GIF[GIF_START:],
+    "nothing between the blocks of a GIF": GIF[:GIF_START] + b"\1" * 100_001 + GIF[GIF_START:],
     "strips": _tiff_of_strips(100_001, "<", False),
     "big-endian strips": _tiff_of_strips(100_001, ">", False),
     "strips of a BigTIFF": _tiff_of_strips(100_001, "<", True),
@@ -88,11 +93,13 @@ def test_scans_are_counted_with_the_pixels() -> None:
         encode(picture(mode="CMYK"), "JPEG", progressive=True),
         encode(picture(mode="L"), "JPEG", progressive=True),
         PNG[:33] + _chunk(b"abCd") * 5000 + PNG[33:],
+        GIF[:GIF_START] + b"\x21\xfe" + b"\1a" * 5000 + b"\0" + b"\x21\xfe\1a\0" * 500 + GIF[GIF_START:],
+        GIF[:-1] + GIF[GIF_START:-1] * 100_000 + b";",  # a long film
         encode(Image.new("L", (40, 700)), "TIFF", strip_size=1, compression="tiff_lzw"),
         encode(picture(), "TIFF", big_tiff=True),
         b"P2\n#a\n40 40\n255\n" + b"7 " * 1600,
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_odd_but_sound_pictures_are_read(body: bytes) -> None:
     stored(body)
