@@ -300,7 +300,7 @@ def text_members(block: bytes, key: str) -> dict[str, str]:
 def _split_table(release: Release, split: str) -> pa.Table:
     if split not in release.splits:
         raise ConfigError(f"{release.path}: the release has no split '{split}' (it has: {', '.join(release.splits)})")
-    table = release.samples(split).select([*_TABLE_COLUMNS, *OFFSETS])
+    table = release.samples(split, [*_TABLE_COLUMNS, *OFFSETS])
     if len(table) == 0:
         raise ConfigError(f"{release.path}: the split '{split}' holds no samples")
     return table.sort_by([("shard", "ascending"), ("position", "ascending")])
