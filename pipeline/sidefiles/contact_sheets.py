@@ -1,8 +1,9 @@
 """What a build called the same picture, so that people can judge it by eye: the duplicates section of the report.
 
 Reads the catalogue's views and the stored images of a work folder. Shows random groups, the largest ones, pairs just
-inside the radius and just outside it, pHashes that many images share, and leaks of evaluation sets. The same work
-folder gives the same section. Writes nothing; a picture that is no longer in the pool has no bytes here.
+inside the radius, pHashes that many images share, and leaks of evaluation sets; `plantmix browse` also searches for
+pairs just outside it. The same work folder gives the same section. Writes nothing; a picture that is no longer in the
+pool has no bytes here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from manifests.reader import open_reader
-from pipeline.matching.cross import cross_pairs
-from pipeline.matching.search import distinct_of
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
 
@@ -24,8 +21,6 @@ NUM_RANDOM_GROUPS = 8
 NUM_LARGEST_GROUPS = 4
 NUM_PAIRS = 10
 MAX_MEMBERS = 5  # of a group that are shown, those farthest from the image that stays first
-WIDER_BITS = 2  # how far outside the radius pairs are looked for
-MAX_ASKED = 20_000  # images whose neighbours outside the radius are looked for
 
 
 @dataclass
@@ -81,11 +76,6 @@ def _sheets(sql: Any, notes: dict[str, Any]) -> list[Sheet]:
             f"Dropped at the largest distances up to {radius}: are these the same picture?",
             _inside(sql),
         ),
-        Sheet(
-            "Just outside the radius",
-            f"Both kept, {radius + 1} to {radius + WIDER_BITS} bits apart: are these different pictures?",
-            _outside(sql, radius),
-        ),
         Sheet("Copies that contradict each other", "Framed: the image that stays.", _conflicts(sql)),
         Sheet("pHashes shared by many images", "Placeholders, blanks, icons.", _shared(sql, notes["placeholders"])),
         Sheet("Leaks of evaluation sets", "Dropped: an evaluation set holds the same picture.", _leaks(sql)),
@@ -128,41 +118,6 @@ def _conflicts(sql: Any) -> list[list[Picture]]:
         f"ORDER BY matched DESC, md5(sample_id), other_sample_id LIMIT {NUM_PAIRS}"
     ).fetchall()
     return [[Picture(kept, words, True), Picture(other, otherwise)] for kept, words, other, otherwise in rows]
-
-
-def _outside(sql: Any, radius: int) -> list[list[Picture]]:
-    """Pairs of kept images a little beyond the radius: some images are compared with all."""
-    sql.execute(
-        "CREATE OR REPLACE TEMP TABLE staying AS SELECT phash, min(sample_id) AS sample_id FROM facts "
-        "JOIN decisions USING (sample_id) WHERE keep GROUP BY phash"
-    )
-    hashes = distinct_of(_column(sql, "SELECT phash FROM staying"))
-    asked = _column(sql, f"SELECT phash FROM staying ORDER BY md5(sample_id) LIMIT {MAX_ASKED}")
-    near, queries = cross_pairs(hashes, asked, min(64, radius + WIDER_BITS))
-    apart = np.bitwise_count(near ^ queries)
-    drawn = np.argsort(asked)[np.searchsorted(np.sort(asked), queries)]  # the place in the drawn order
-    order = np.lexsort((drawn, apart))
-    order = order[apart[order] > radius]
-    pairs: dict[tuple[int, int], int] = {}
-    for one, other, distance in zip(*(column[order].tolist() for column in (near, queries, apart)), strict=True):
-        pairs.setdefault((min(one, other), max(one, other)), distance)
-        if len(pairs) == NUM_PAIRS:
-            break
-    names = dict(
-        sql.execute(
-            "SELECT phash, sample_id FROM staying WHERE phash IN (SELECT unnest(?::UBIGINT[]))",
-            [[value for pair in pairs for value in pair]],
-        ).fetchall()
-    )
-    return [
-        [Picture(names[one], "stays", True), Picture(names[other], f"stays, pHash distance {distance}", True)]
-        for (one, other), distance in pairs.items()
-    ]
-
-
-def _column(sql: Any, query: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    values: np.ndarray[Any, np.dtype[np.uint64]] = sql.sql(query).to_arrow_table()["phash"].to_numpy().astype(np.uint64)
-    return values
 
 
 def _shared(sql: Any, named: dict[str, int]) -> list[list[Picture]]:

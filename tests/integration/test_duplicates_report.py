@@ -85,13 +85,6 @@ def test_explain_names_the_image_kept_instead_by_id_and_place(pictures: Path, tm
     assert f"          kept instead: {twin} {place}" in lines
 
 
-def test_pairs_just_outside_are_searched_for(pictures: Path, tmp_path: Path) -> None:
-    build(pictures, tmp_path, radius=0)
-    outside = shown(tmp_path)["Just outside the radius"]
-    assert len(outside) >= 2
-    assert {picture.words for picture in outside[1::2]} <= {f"stays, pHash distance {bits}" for bits in (1, 2)}
-
-
 def test_a_picture_that_is_gone_has_no_bytes(pictures: Path, tmp_path: Path) -> None:
     build(pictures, tmp_path, radius=8)
     for file in (tmp_path / "pool").glob("*.tar"):
