@@ -233,7 +233,7 @@ def read_snapshot(workdir: str) -> Snapshot:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {head['format']})")
     snapshot = Snapshot(head["catalog"], head["number"])
     for line in body.splitlines():
-        table, row = _parsed(line) or json.loads(line)  # lines of earlier snapshots have no hash of their own
+        table, row = _parsed(line)
         snapshot.tables.setdefault(table, []).append(row)
     lines = journal.read_bytes().split(b"\n") if journal.is_file() else [b""]
     for line in lines[:-1]:

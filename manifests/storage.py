@@ -35,7 +35,7 @@ TEMP_MARK = ".tmp-"
 _CLIENT_LIBRARIES = {
     "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
 }  # fmt: skip
-_TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}(\.spool)?", re.DOTALL)  # with spool: of earlier versions
+_TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}", re.DOTALL)
 
 
 @dataclass(frozen=True)

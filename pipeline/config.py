@@ -280,15 +280,6 @@ class RunSettings(Settings):
     progress_seconds: float = Field(10.0, gt=0)
     """Interval of progress lines in a log."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _former_address(cls, values: Any) -> Any:
-        """`ray_address` was the key before `ray: {address: ...}`."""
-        if not isinstance(values, dict) or "ray_address" not in values or not isinstance(values.get("ray", {}), dict):
-            return values
-        rest = {name: value for name, value in values.items() if name != "ray_address"}
-        return rest | {"ray": {"address": values["ray_address"]} | values.get("ray", {})}
-
 
 class BuildConfig(Settings):
     """A whole run of `plantmix build`."""

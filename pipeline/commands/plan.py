@@ -112,8 +112,6 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
         "for proxy runs that were pool-matched"
     )
     parser.add_argument("--repetition-scale", default="15.4", metavar="R", help=text)
-    text = "a mixture this little worse than the best counts as near-optimal (default: 0.005)"
-    parser.add_argument("--near-optimal", default="0.005", metavar="NATS", help=text)
     parser.add_argument(
         "--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (default: 120)"
     )
@@ -263,16 +261,12 @@ def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
         raise ConfigError(f"--repetition-scale is {scale:g}; it must be above 0, or none")
     if args.bootstrap < 20:
         raise ConfigError(f"--bootstrap is {args.bootstrap}; an interval needs at least 20 laws")
-    near = parse_number("--near-optimal", args.near_optimal)
-    if near <= 0:
-        raise ConfigError(f"--near-optimal is {near:g}; it must be above 0")
     limits = _limits(args)
     max_epochs = _max_epochs(args.max_epochs, domains, limits.pools)
     return Goal(
         weights=parse_objective(args.objective),
         constraints=parse_constraints(args.constraint),
         limits=replace(limits, max_epochs=max_epochs, repetition_scale_epochs=scale),
-        near_optimal_nats=near,
         num_sampled_laws=args.bootstrap,
     )
 

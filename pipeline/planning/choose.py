@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.planning.arrays import Array
-from pipeline.planning.goals import Goal, Scorer, most_allowed
+from pipeline.planning.goals import NEAR_OPTIMAL_NATS, Goal, Scorer, most_allowed
 from pipeline.planning.laws import Law, bound_hits
 from pipeline.planning.limits import Box, epochs_of, share_box
 from pipeline.planning.runs.checks import held_domains, outside_hull
@@ -67,7 +67,7 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
     low, high = np.quantile(optima, [0.05, 0.95], axis=0)
     nearby = np.concatenate([points, neighbours(best[None], box, 0.5, _NUM_NEIGHBOURS, rng), best[None]])
     scores = score(nearby)
-    near = nearby[scores <= scores[-1] + goal.near_optimal_nats]
+    near = nearby[scores <= scores[-1] + NEAR_OPTIMAL_NATS]
     losses = {name: _at(scorer, name, best) for name in law.losses}
     least = {name: float(most) for name, most in allowed.items()}
     return Choice(

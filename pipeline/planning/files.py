@@ -23,7 +23,7 @@ from pipeline.planning.arrays import Array
 from pipeline.planning.choose import Choice, TradeOff
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
 from pipeline.planning.forms.fitted import Fitted
-from pipeline.planning.goals import Goal
+from pipeline.planning.goals import NEAR_OPTIMAL_NATS, Goal
 from pipeline.planning.laws import ColumnLaw, Law
 from pipeline.planning.plots import shares_grid
 from pipeline.planning.runs.run_table import RunsTable
@@ -141,7 +141,7 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
         "ratio": _by_domain(domains, choice.shares),
         "interval": _by_domain(domains, choice.interval),
         "near_optimal": {
-            "within_nats": goal.near_optimal_nats,
+            "within_nats": NEAR_OPTIMAL_NATS,
             "shares": _by_domain(domains, choice.near_optimal),
         },
         "objective": {

@@ -40,7 +40,6 @@ class Goal:
     weights: dict[str, float]  # loss -> weight, all > 0
     constraints: tuple[Constraint, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    near_optimal_nats: float = NEAR_OPTIMAL_NATS
     num_sampled_laws: int = NUM_SAMPLED_LAWS
     seed: int = 0
 

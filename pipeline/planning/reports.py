@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.planning.choose import Choice
 from pipeline.planning.forms.catalogue import EXPONENTIAL, MEAN
-from pipeline.planning.goals import Goal
+from pipeline.planning.goals import NEAR_OPTIMAL_NATS, Goal
 from pipeline.planning.laws import ColumnLaw, Law
 
 
@@ -48,7 +48,7 @@ def _fit_line(column: ColumnLaw, width: int) -> str:
 def choice_report(law: Law, goal: Goal, choice: Choice) -> str:
     """The chosen ratio, what it predicts, what binds, and what to beware of."""
     width = max(len("objective"), *(len(name) for name in (*law.domains, *law.losses)))
-    near = f"within {goal.near_optimal_nats:g} nats"
+    near = f"within {NEAR_OPTIMAL_NATS:g} nats"
     lines = [f"{'domain':<{width}}  {'share':>7}  {'90 % interval':>17}  {near:>17}  {'epochs':>6}"]
     for k, domain in enumerate(law.domains):
         ends = "  ".join(f"{low:7.4f} to {high:.4f}" for low, high in (choice.interval[k], choice.near_optimal[k]))

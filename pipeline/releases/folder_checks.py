@@ -72,7 +72,7 @@ class FolderCheck:
             findings += [finding for name in releases for finding in self._check_release(name, rows)]
             findings += self._check_pointers(releases)
             findings += self._check_takedowns(rows)
-        findings += self._check_status(is_old=rows is not None and not rows["snapshots"])
+        findings += self._check_status()
         return FolderChecked(tuple(findings), self._num_files, self._num_bytes_read, tuple(releases))
 
     # ---- the catalogue
@@ -110,8 +110,7 @@ class FolderCheck:
             snapshot = read_snapshot(self._workdir)
         except IntegrityError as error:
             name = JOURNAL_FILE if "journal" in str(error) else SNAPSHOT_FILE
-            if own:  # a work folder of an older version has none yet
-                yield self._finding("snapshot", name, str(error).rpartition(": ")[2], cost)
+            yield self._finding("snapshot", name, str(error).rpartition(": ")[2], cost)
             return
         closed = snapshot.closed
         is_older = any(row["catalog_id"] != snapshot.catalog_id or row["number"] < snapshot.number for row in own)
@@ -225,7 +224,7 @@ class FolderCheck:
                 fault = "names no release of this folder" if path in there else "gone"
                 yield self._finding("pointer", path, fault, "nothing: it is written anew")
 
-    def _check_status(self, is_old: bool) -> Iterator[Finding]:
+    def _check_status(self) -> Iterator[Finding]:
         path = Path(storage.join(self._workdir, STATUS_FILE))
         cost = "nothing: it is written anew"
         if not path.exists():
@@ -233,8 +232,7 @@ class FolderCheck:
         self._num_files += 1
         content = path.read_bytes()
         try:
-            status = json.loads(content)
-            if status_bytes(status) == content or (is_old and "sha256" not in status):
+            if status_bytes(json.loads(content)) == content:
                 return
             fault = "other content than when it was written"
         except (ValueError, TypeError, AttributeError):

@@ -22,7 +22,6 @@ from release_writer import draw_picture
 
 from manifests.errors import ConfigError
 from manifests.services.local_ray import join_cluster
-from pipeline.config import RaySettings, RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM = 8
@@ -113,11 +112,6 @@ def test_rays_client_is_refused_before_it_is_asked(by_environment: bool, tmp_pat
     )
     assert "`ray job submit`" in line
     assert "Traceback" not in said(done)
-
-
-def test_the_former_key_of_the_address_still_counts() -> None:
-    run = RunSettings.model_validate({"ray_address": "head:6379", "ray": {"cpus_per_part": 2}})
-    assert run.ray == RaySettings(address="head:6379", cpus_per_part=2)
 
 
 # ---- a head that wants a token, of another version

@@ -135,20 +135,6 @@ def test_a_damaged_line_costs_one_of_the_parts_that_were_committed_together(tmp_
         assert [found.key for found in catalog.parts_of("v1")] == ["p0"]
 
 
-def test_an_old_work_folder_gets_its_snapshot_on_the_first_open(tmp_path: Path) -> None:
-    fill(tmp_path)
-    before = rows_of(tmp_path)
-    for name in (SNAPSHOT_FILE, JOURNAL_FILE):
-        (tmp_path / name).unlink()
-    with duckdb.connect(str(tmp_path / CATALOG_FILE)) as connection:
-        connection.execute("DROP TABLE snapshots")
-    with Catalog.open(str(tmp_path)):
-        pass
-    (tmp_path / CATALOG_FILE).unlink()
-    rebuild(str(tmp_path))
-    assert rows_of(tmp_path) == before
-
-
 # ---- damage
 
 
