@@ -1,10 +1,13 @@
-"""Text from outside, made safe to print: no character of it can steer a terminal or hide what stands there."""
+"""What is printed: text from outside, none of which steers a terminal, and a line that says how far things are."""
 
 from __future__ import annotations
 
 import io
+import os
 import re
-from typing import Any
+import shutil
+import time
+from typing import Any, TextIO
 
 from manifests.masking import hide_secrets
 
@@ -53,3 +56,54 @@ class PrintableStream(io.TextIOBase):
     def fileno(self) -> int:
         """As of the stream below."""
         return int(self._stream.fileno())
+
+
+# ---- a line of progress
+
+WIPE = "\r\x1b[K"
+"""Empties the line that a terminal is at. Whoever prints beside a line of progress writes this first."""
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a line there can be written anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class ProgressLine:
+    """The line. Not on a terminal, the first is printed at once where `last` says nothing else."""
+
+    def __init__(self, stream: TextIO, every_seconds: float, last: float = float("-inf")) -> None:
+        self._stream, self._every, self._last = stream, every_seconds, last
+        self._is_live, self._stands = is_terminal(stream), False
+
+    def show(self, line: str, *, always: bool = False) -> None:
+        """Show how far it is; `always`: whether the interval is over or not."""
+        if self._is_live:
+            width = shutil.get_terminal_size().columns - 1  # a line that goes on below cannot be wiped
+            print(WIPE + printable(line)[:width], end="", file=self._stream, flush=True)
+            self._stands = True
+        elif always or time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            print(line, file=self._stream, flush=True)
+
+    def end(self, is_wiped: bool = False) -> None:
+        """What is printed next stands below the last state of the line, or in its place."""
+        if self._stands:
+            print(WIPE if is_wiped else "\n", end="", file=self._stream, flush=True)
+            self._stands = False
+
+
+def pace(per_second: float, seconds_left: float | None) -> str:
+    """Rate and time left, to stand behind what is done; nothing where they are not known yet."""
+    if seconds_left is None:
+        return ""
+    return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {duration(seconds_left)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: seconds, minutes, hours or days, with the next smaller unit."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -18,7 +18,7 @@ from functools import partial
 
 from manifests import __version__, storage
 from manifests.errors import PlantMixError
-from manifests.printable import PrintableStream, shown
+from manifests.printable import WIPE, PrintableStream, is_terminal, shown
 from manifests.remote.folder import patiently, store_of
 from manifests.services import packages
 
@@ -128,11 +128,11 @@ class _PrintableFormatter(logging.Formatter):
 
 
 class _CurrentStderr(logging.Handler):
-    """Prints to what standard error is now: the live view takes it over, and shows log lines above itself."""
+    """Prints to what standard error is now, in place of a line of progress that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
-        print(self.format(record), file=sys.stderr, flush=True)
+        print((WIPE if is_terminal(sys.stderr) else "") + self.format(record), file=sys.stderr, flush=True)
 
 
 def set_up_logging(verbose: bool, quiet: bool = False) -> None:

@@ -7,12 +7,12 @@ import sys
 from typing import Any
 
 from manifests.errors import ConfigError
+from manifests.printable import duration
 from pipeline.answers.estimates import estimate
 from pipeline.answers.preflight import about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
-from pipeline.runner.progress import duration
 
 SHOWN_HOSTS = 15
 

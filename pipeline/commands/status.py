@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from manifests.printable import pace
 from manifests.reader import read_status
 from pipeline.answers.tables import aligned, joined_counts, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.fetching.tally import describe_given
 from pipeline.flow import FLOW
-from pipeline.runner.progress import pace
 
 MOST_HOSTS = 5
 

@@ -1,6 +1,6 @@
-"""Progress of a step: a live view on a terminal, one line an interval in a log, the same figures for status.json.
+"""Progress of a step: one line, in place on a terminal or in a log, and the same figures for status.json.
 
-It shows parts or rows done, rate, time left, the most frequent drop reasons, the hosts that fail most, and memory.
+It shows parts or rows done, rate, time left, the most frequent drop reasons and the hosts that fail most.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from manifests.errors import PlantMixError
+from manifests.printable import ProgressLine, is_terminal, pace
 from manifests.records import Funnel
 from pipeline.fetching.tally import Tally
 
@@ -73,18 +73,15 @@ class Progress:
         }
 
     def line(self) -> str:
-        """All figures in one line, for a log."""
-        text, reasons, hosts = self.lines()
-        return text + (f", dropped: {reasons}" if reasons else "") + (f"; hosts that fail: {hosts}" if hosts else "")
-
-    def lines(self) -> tuple[str, str, str]:
-        """How far it is, the most frequent reasons, the hosts that fail most."""
+        """How far it is, then the most frequent reasons and the hosts that fail most."""
         rate = self._rate()
         text = f"{self._title}: {self._num_done:,} of {self._total:,} {self._unit}"
         text += pace(rate, (self._total - self._num_done) / rate if rate else None)
-        top = sorted(self._reasons.items(), key=lambda item: -item[1])[:4]
-        hosts = list(self._worst_hosts.items())[:3]
-        return text, ", ".join(f"{num:,} {name}" for name, num in top), ", ".join(f"{n} ({num:,})" for n, num in hosts)
+        if top := sorted(self._reasons.items(), key=lambda item: -item[1])[:4]:
+            text += f", dropped: {', '.join(f'{num:,} {name}' for name, num in top)}"
+        if hosts := list(self._worst_hosts.items())[:3]:
+            text += f"; hosts that fail: {', '.join(f'{name} ({num:,})' for name, num in hosts)}"
+        return text
 
     def _rate(self) -> float:
         now = time.monotonic()
@@ -115,16 +112,10 @@ class Watch:
         self._look, self._publish = look, publish
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="watch")
-        self._live: Any = None
+        is_shown = is_terminal(sys.stderr) and log.isEnabledFor(logging.INFO)
+        self._live = ProgressLine(sys.stderr, 0) if is_shown else None
 
     def __enter__(self) -> Watch:
-        if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
-            from rich.console import Console
-            from rich.live import Live
-
-            # rich honours NO_COLOR
-            self._live = Live(self._view(), console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
         self._thread.start()
         return self
 
@@ -132,7 +123,7 @@ class Watch:
         self._ended.set()
         self._thread.join(_LAST_LOOK_SECONDS)  # a look may wait for a Ray that is gone
         if self._live is not None:
-            self._live.stop()
+            self._live.end(is_wiped=True)
 
     def _run(self) -> None:
         next_line = early_until = time.monotonic() + min(_FIRST_LINE_SECONDS, self._interval_seconds)
@@ -145,7 +136,7 @@ class Watch:
                 log.debug("no figures: %s", error)
                 continue
             if self._live is not None:
-                self._live.update(self._view(), refresh=True)
+                self._live.show(self._progress.line())
                 continue
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + self._interval_seconds
@@ -153,41 +144,3 @@ class Watch:
                 continue
             had_reported = self._progress.has_reported
             log.info("%s", self._progress.line())
-
-    def _view(self) -> Any:
-        from rich.table import Table
-
-        text, reasons, hosts = self._progress.lines()
-        view = Table.grid(padding=(0, 2))
-        view.add_row("[bold]running[/bold]", text)
-        for name, value in (("dropped", reasons), ("hosts that fail", hosts), ("memory", _memory())):
-            if value:
-                view.add_row(name, value)
-        return view
-
-
-def pace(per_second: float, seconds_left: float | None) -> str:
-    """Rate and time left, to stand behind what is done; nothing where they are not known yet."""
-    if seconds_left is None:
-        return ""
-    return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {duration(seconds_left)} left"
-
-
-def _memory() -> str:
-    """Memory of this machine, as Linux reports it; empty on other systems."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return ""
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    total, free = kib["MemTotal"], kib["MemAvailable"]
-    return f"{(total - free) / 2**20:,.1f} of {total / 2**20:,.1f} GiB in use on this machine"
-
-
-def duration(seconds: float) -> str:
-    """A time as people say it: seconds, minutes, hours or days, with the next smaller unit."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24:02d} h"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -8,43 +8,17 @@ that the file reads as if the run had not been interrupted.
 from __future__ import annotations
 
 import json
-import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from manifests.errors import IntegrityError
+from manifests.printable import ProgressLine
 from manifests.storage import publish_bytes
 from training.record.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
-
-
-class LiveLine:
-    """A line of progress for the person watching: in place on a terminal, else printed at most once an interval."""
-
-    def __init__(self, every_seconds: float, stream: TextIO | None = None, printed_at: float = -math.inf) -> None:
-        """`printed_at` is when the line before was printed, by `time.monotonic`."""
-        self.stream = stream or sys.stderr
-        self._is_live, self._every = self.stream.isatty(), every_seconds
-        self._printed_at, self._width = printed_at, 0
-
-    def show(self, line: str, *, always: bool = False) -> None:
-        """Show the newest state; `always`, also before the interval has passed."""
-        if self._is_live:
-            print("\r" + line.ljust(self._width), end="", file=self.stream, flush=True)
-            self._width = len(line)
-        elif always or time.monotonic() - self._printed_at >= self._every:
-            self._printed_at = time.monotonic()
-            print(line, file=self.stream, flush=True)
-
-    def end(self) -> None:
-        """The live line keeps its last state."""
-        if self._width:
-            print(file=self.stream, flush=True)
-            self._width = 0
 
 
 class RunLog:
@@ -59,7 +33,8 @@ class RunLog:
     ) -> None:
         self._trackers = trackers
         self._file = path.open("a", encoding="utf-8") if path is not None else None
-        self._line = LiveLine(line_every_seconds, stream)
+        self._stream = stream or sys.stderr
+        self._line = ProgressLine(self._stream, line_every_seconds)
 
     def event(self, event: str, **values: Any) -> None:
         """Append one line to the file."""
@@ -79,7 +54,7 @@ class RunLog:
         """Print a line that stays."""
         if self._file is not None:
             self._line.end()
-            print(line, file=self._line.stream, flush=True)
+            print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Close the file; the live line keeps its last state."""

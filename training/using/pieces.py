@@ -16,6 +16,8 @@ import contextlib
 import io
 import json
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,15 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.printable import ProgressLine, pace
 from manifests.settings import differences
 from training.data.sealed import SealedFiles
 from training.record.checkpoint import lock_folder
-from training.using.progress import Progress
 
 PIECE_ROWS = 256
 ENDINGS = (".csv", ".json", ".parquet")
 _MADE = "made.json"
+_LINE_SECONDS = 30.0  # between two lines of progress, where they do not stand on a terminal
 
 
 class PiecedTable:
@@ -84,13 +87,19 @@ class PiecedTable:
             sealed = SealedFiles(self.folder)
             sealed.adopt(_name(rows) for rows in pieces)
             missing = [rows for rows in pieces if not sealed.is_whole(_name(rows))]
-            progress = Progress(what, self.num_rows, self.num_rows - sum(map(len, missing)))
+            done = done_before = self.num_rows - sum(map(len, missing))
+            started = time.monotonic()
+            line = ProgressLine(sys.stderr, _LINE_SECONDS, last=started)
+            if done_before:
+                print(f"{what}: {done_before:,} of {self.num_rows:,} were done before", file=sys.stderr, flush=True)
             for rows, table in compute(missing) if missing else ():
                 stream = io.BytesIO()
                 pq.write_table(table.cast(self.schema), stream, compression="zstd")
                 sealed.write(_name(rows), stream.getvalue())
-                progress.add(len(rows))
-            progress.close()
+                done += len(rows)
+                rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
+                line.show(f"{what}: {done:,} of {self.num_rows:,}{pace(rate, (self.num_rows - done) / rate)}")
+            line.end()
             temp, num_faults = self._merge(pieces)
             outcome = {"notes": notes, "num_faults": num_faults, "sha256": storage.hash_file(temp).sha256}
             _publish_json(self.record, self.identity | outcome)

@@ -17,6 +17,7 @@ import pytest
 from training_runs import assert_same_run, make_settings, run_once, step_lines, stop_at
 
 from manifests.errors import ConfigError, RunError
+from manifests.printable import WIPE
 from manifests.release import Release
 from training.data.shards import open_pool
 from training.evaluation.evaluate import domain_losses
@@ -356,7 +357,7 @@ def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
     log.progress("step 2")
     log.print_line("done")
     log.close()
-    assert terminal.text == "\rstep 1 long\rstep 2     \ndone\n"
+    assert terminal.text == f"{WIPE}step 1 long{WIPE}step 2\ndone\n"
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
