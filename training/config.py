@@ -10,55 +10,59 @@ import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings, parse_settings, read_settings
+from manifests.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
 from training.data.loader import DataSettings, ReleaseShare
 from training.model.loss import LossSettings, loss_of_preset
 from training.model.presets import ModelSettings
 
 SETTINGS_FILE = "config.json"  # the settings of a run, in its folder
 
+# What nobody turned: open_clip's AdamW for a ViT, the progress lines of a log, ranks of recall and draws of intervals.
+BETAS, EPS = (0.9, 0.98), 1e-6
+LINE_SECONDS = 30.0
+RECALL_AT = (1, 5, 10)
+BOOTSTRAP_ROUNDS = 1000
+
 ClassText = Literal["asis", "common", "scientific", "taxonomic", "scientific_common", "taxonomic_common"]
 
 
 class OptimiserSettings(Settings):
-    """AdamW. Defaults: open_clip's for ViT (beta2 0.98, eps 1e-6, weight decay 0.2)."""
+    """AdamW, with open_clip's betas and eps for a ViT."""
+
+    removed: ClassVar = {
+        "image_lr_ratio": Removed(1.0, "a tower learns as the others do, or lock.lock_image freezes it"),
+        "text_lr_ratio": Removed(1.0, "a tower learns as the others do, or lock.lock_text freezes it"),
+        "beta1": Removed(BETAS[0], "open_clip's value for a ViT"),
+        "beta2": Removed(BETAS[1], "open_clip's value for a ViT"),
+        "eps": Removed(EPS, "open_clip's value for a ViT"),
+    }
 
     lr: float = Field(default=5e-4, gt=0.0)
     """Peak learning rate."""
     second_order_lr_ratio: float = Field(default=1.0, gt=0.0)
-    """Lr of the second-order branches over `lr`."""
-    image_lr_ratio: float = Field(default=1.0, ge=0.0)
-    """Of the image tower."""
-    text_lr_ratio: float = Field(default=1.0, ge=0.0)
-    """Of the text tower."""
-    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Of AdamW."""
-    beta2: float = Field(default=0.98, ge=0.0, lt=1.0)
-    """Of AdamW."""
-    eps: float = Field(default=1e-6, gt=0.0)
-    """Of AdamW."""
+    """Learning rate of the second-order branches over `lr`."""
     weight_decay: float = Field(default=0.2, ge=0.0)
-    """On matrices only."""
+    """Weight decay, of matrices only."""
     clip_norm: float | None = Field(default=1.0, gt=0.0)
-    """Of the gradient; null: no clipping."""
+    """Largest norm of the gradient; null: no clipping."""
 
 
 class ScheduleSettings(Settings):
-    """Length of the run, in epochs or steps; linear warm-up, then a cosine to `final_lr_ratio`."""
+    """Length of the run, in epochs or steps; linear warm-up, then a cosine to 0."""
+
+    removed: ClassVar = {"final_lr_ratio": Removed(0.0, "the cosine ends at 0, as open_clip's does")}
 
     epochs: float | None = Field(default=None, gt=0.0)
     """Length of the run; give this or `steps`."""
     steps: int | None = Field(default=None, ge=1)
     """Length of the run; give this or `epochs`."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Linear warm-up."""
-    final_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Learning rate at the end, over the peak."""
+    """Steps in which the learning rate rises from 0 to its peak."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> ScheduleSettings:
@@ -73,9 +77,9 @@ class ComputeSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of autocast; distances, similarities and the loss stay in float32."""
+    """Precision of autocast; distances, similarities and the loss stay in float32."""
     accumulate: int = Field(default=1, ge=1)
-    """micro-batches that one step is computed in."""
+    """Number of micro-batches that one step is computed in."""
     grad_checkpointing: bool = False
     """Recompute the blocks of the towers in the backward pass: less memory, more time."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -83,7 +87,7 @@ class ComputeSettings(Settings):
     compile: bool = False
     """torch.compile: slower to start, faster steps on a GPU."""
     num_threads: int | None = Field(default=None, ge=1)
-    """Of each rank on the CPU; null: torch's choice."""
+    """Threads of each rank on the CPU; null: torch's choice."""
     max_failures: int = Field(default=3, ge=0)
     """So often `--launcher ray` starts again after lost workers, from the last checkpoint; 0: never."""
 
@@ -91,26 +95,16 @@ class ComputeSettings(Settings):
 class LockSettings(Settings):
     """Freezing of towers (LiT), by open_clip's names; the second-order branches stay free."""
 
+    removed: ClassVar = {
+        "lock_image_unlocked_groups": Removed(0, "a locked tower is locked whole, as in LiT"),
+        "lock_image_freeze_bn_stats": Removed(True, "statistics that go on changing are not locked"),
+        "lock_text_unlocked_layers": Removed(0, "a locked tower is locked whole, as in LiT"),
+    }
+
     lock_image: bool = False
     """Freeze the image tower."""
-    lock_image_unlocked_groups: int = Field(default=0, ge=0)
-    """So many groups at its end stay free."""
-    # open_clip's default is false, by which the statistics of a locked ResNet go on changing.
-    lock_image_freeze_bn_stats: bool = True
-    """Locked batch norms keep their statistics; open_clip lets them change."""
     lock_text: bool = False
     """Freeze the text tower."""
-    lock_text_unlocked_layers: int = Field(default=0, ge=0)
-    """So many layers at its end stay free."""
-
-    @model_validator(mode="after")
-    def _unlocks_only_what_is_locked(self) -> LockSettings:
-        for name, part in (("lock_image", "lock_image_unlocked_groups"), ("lock_text", "lock_text_unlocked_layers")):
-            if getattr(self, part) and not getattr(self, name):
-                raise ValueError(
-                    f"{part} is {getattr(self, part)}, but {name} is false: nothing is locked; set it to true"
-                )
-        return self
 
 
 class CheckpointSettings(Settings):
@@ -125,30 +119,30 @@ class CheckpointSettings(Settings):
 class WandbSettings(Settings):
     """Weights & Biases. After an interruption a run of the same folder continues there."""
 
+    removed: ClassVar = {
+        "entity": Removed(None, "wandb reads it itself", "WANDB_ENTITY of the environment"),
+        "tags": Removed([], "wandb reads them itself", "WANDB_TAGS of the environment"),
+        "mode": Removed("online", "wandb reads it itself", "WANDB_MODE of the environment"),
+    }
+
     project: str = Field(min_length=1)
     """Name of the project there."""
-    entity: str | None = None
-    """User or team there."""
     name: str | None = None
-    """null: the folder's."""
+    """Name of the run there; null: that of its folder."""
     group: str | None = None
     """Group of runs there."""
-    tags: tuple[str, ...] = ()
-    """Tags of the run there."""
-    mode: Literal["online", "offline"] = "online"
-    """offline: only into a local folder."""
 
 
 class LogSettings(Settings):
     """How often the run logs, and to what."""
 
+    removed: ClassVar = {"line_every_seconds": Removed(LINE_SECONDS, "`dalip plot --follow` shows a run as it trains")}
+
     tensorboard: bool = False
-    """Into RUN/tensorboard."""
+    """Write the figures into RUN/tensorboard."""
     wandb: WandbSettings | None = None
     every_steps: int = Field(default=10, ge=1)
-    """A line in `log.jsonl`."""
-    line_every_seconds: float = Field(default=30.0, gt=0.0)
-    """A line of progress where there is no terminal."""
+    """How often a line is written to `log.jsonl`."""
 
 
 def has_one_slot(template: str) -> bool:
@@ -187,7 +181,7 @@ class EvalSetSettings(Settings):
     """One evaluation set from outside; `training.evaluation.set_layouts` reads it."""
 
     name: str = Field(min_length=1)
-    """Of the set in the results."""
+    """Name of the set in the results."""
     path: ConfigPath
     """Folder of the set."""
     split: str = "test"
@@ -195,7 +189,7 @@ class EvalSetSettings(Settings):
     group: str | None = None
     """Sets of a group get a mean, as general and plant in the published table."""
     templates: Literal["openai", "simple", "own"] | tuple[str, ...] = "own"
-    """own: the set's, else "a photo of a {}."."""
+    """Prompts with one {} for the class, or a list that open_clip has; own: the set's, else "a photo of a {}"."""
     text: ClassText = "asis"
     """The class in the prompt: as given, or a text type made from the taxon."""
 
@@ -214,28 +208,22 @@ class FewShotSettings(Settings):
 class EvalSettings(Settings):
     """What `dalip eval` measures: on a held-out split of the release, and on sets from outside."""
 
+    removed: ClassVar = {
+        "recall_at": Removed(list(RECALL_AT), "the ranks that papers report"),
+        "bootstrap_rounds": Removed(BOOTSTRAP_ROUNDS, "more draws do not change a 95 % interval that is shown"),
+    }
+
     split: str | None = "heldout"
-    """null: only on the sets."""
+    """Split of the release that is measured; null: only the sets are."""
     batch_size: int = Field(default=64, ge=2)
-    """Of the encoder, and of the contrastive batches of the loss."""
+    """Pictures encoded at a time, and samples of one contrastive batch of the loss."""
     zero_shot: tuple[ZeroShotSettings, ...] = ()
     sets: tuple[EvalSetSettings, ...] = ()
     few_shot: FewShotSettings | None = None
     retrieval: bool = True
     """Measure recall of images by texts, and of texts by images."""
-    recall_at: tuple[int, ...] = (1, 5, 10)
-    """Ranks at which recall is measured."""
-    bootstrap_rounds: int = Field(default=1000, ge=100)
-    """Draws for the intervals."""
     every_steps: int | None = Field(default=None, ge=1)
-    """Validation loss during training; null: never."""
-
-    @field_validator("recall_at")
-    @classmethod
-    def _from_one_up(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if not values or min(values) < 1:
-            raise ValueError(f"needs numbers from 1 up, given {list(values)}; retrieval: false leaves retrieval out")
-        return values
+    """How often the validation loss is measured during training; null: never."""
 
 
 class TrainSettings(Settings):
@@ -255,7 +243,7 @@ class TrainSettings(Settings):
     compute: ComputeSettings = ComputeSettings()
     lock: LockSettings = LockSettings()
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """null: no averaged weights."""
+    """Decay of a moving average of the weights, which is evaluated and exported; null: none is kept."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()

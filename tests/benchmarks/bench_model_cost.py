@@ -31,7 +31,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "clip": {"preset": "clip"},
     "released": {"preset": "released"},
     "dalip": {"preset": "dalip"},
-    "dalip, full projection": {"preset": "dalip", "second_order": {"projection": "full"}},
 }
 CAPTIONS = ["Iris tectorum, commonly known as Wall iris.", "a photo of a red flower by the river in the early morning"]
 

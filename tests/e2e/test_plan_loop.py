@@ -54,7 +54,7 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
         "optimiser": {"lr": 0.002},
         "schedule": {"steps": 1},
         "compute": {"device": "cpu", "num_threads": 1},
-        "eval": {"batch_size": 10, "bootstrap_rounds": 100},
+        "eval": {"batch_size": 10},
     }
     (tmp_path / "proxies.yaml").write_text(yaml.safe_dump(config))
     assert dalip(["proxies", str(tmp_path / "proxies.yaml")]) == 0

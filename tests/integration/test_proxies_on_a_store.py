@@ -44,7 +44,7 @@ def write_config(folder: Path, name: str, **changes: Any) -> str:
         "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16, "cache_dir": str(folder / "cache")},
         "schedule": {"steps": 4},
         "compute": {"device": "cpu", "num_threads": 1},
-        "eval": {"batch_size": 8, "bootstrap_rounds": 100},
+        "eval": {"batch_size": 8},
     }
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(values | changes))

@@ -49,7 +49,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
         "schedule": {"steps": 1},
         "compute": {"device": "cpu", "num_threads": 1},
         "checkpoint": {"every_steps": 12},
-        "eval": {"batch_size": 8, "bootstrap_rounds": 100},
+        "eval": {"batch_size": 8},
     }
 
 

@@ -43,7 +43,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, di
         "compute": {"device": "cpu", "num_threads": 1},
         "checkpoint": {"every_steps": 3, "keep": 2},
         "log": {"every_steps": 1},
-        "eval": {"bootstrap_rounds": 100},
     }
     training_runs.run_once(values, output_dir=str(folder / "whole"))
     with serving() as store:

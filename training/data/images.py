@@ -1,25 +1,25 @@
 """The bytes of a picture in, pixels of the model's size out: decoding and augmentation.
 
-The training view is open_clip's: a random resized crop, and optional colour jitter and greyscale. Here the crop is
-drawn before decoding, so that a large JPEG is decoded at 1/2, 1/4 or 1/8 when the crop stays large enough. The
-evaluation view is open_clip's own transform. Both see a picture as `plantmix` stores it: upright, in sRGB, on white.
-Pixels leave as uint8; `normalise` does the rest on the device, a batch at a time. Gives up on a broken picture with
-CorruptSample.
+The training view is open_clip's: a random resized crop. Here the crop is drawn before decoding, so that a large JPEG is
+decoded at 1/2, 1/4 or 1/8 when the crop stays large enough. The evaluation view is open_clip's own transform. Both see
+a picture as `plantmix` stores it: upright, in sRGB, on white. Pixels leave as uint8; `normalise` does the rest on the
+device, a batch at a time. Gives up on a broken picture with CorruptSample.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
-from manifests.settings import Settings
+from manifests.settings import Removed, Settings
+
+_CROPS_ALONE = "CLIP is trained with crops alone"
 
 Picture = Any  # PIL.Image.Image
 View = Callable[[bytes], Tensor]
@@ -30,30 +30,28 @@ class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an
 
 
 class AugmentSettings(Settings):
-    """Augmentation of the training view; names and defaults are open_clip's `AugmentationCfg`."""
+    """Augmentation of the training view; name and default are open_clip's (`AugmentationCfg`)."""
+
+    removed: ClassVar = {
+        "color_jitter": Removed(None, _CROPS_ALONE),
+        "color_jitter_prob": Removed(0.0, _CROPS_ALONE),
+        "gray_scale_prob": Removed(0.0, _CROPS_ALONE),
+    }
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Area of the crop over the area of the picture."""
-    color_jitter: tuple[float, float, float, float] | None = None
-    """brightness, contrast, saturation, hue."""
-    color_jitter_prob: float = Field(default=0.0, ge=0.0, le=1.0)
-    """How often colours are changed."""
-    gray_scale_prob: float = Field(default=0.0, ge=0.0, le=1.0)
-    """How often a picture turns grey."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> AugmentSettings:
         if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
             raise ValueError(f"scale must be 0 < low <= high <= 1, given {self.scale}")
-        if self.color_jitter_prob and self.color_jitter is None:
-            raise ValueError("color_jitter_prob needs color_jitter: four numbers")
         return self
 
 
 class TrainView:
     """open_clip's training transform up to the tensor: bytes -> uint8 (3, H, W).
 
-    Draws from torch's and Python's random state in the order open_clip's transform does.
+    Draws from torch's random state in the order open_clip's transform does.
     """
 
     def __init__(self, size_px: tuple[int, int], settings: AugmentSettings, reduced_decode: bool = True) -> None:
@@ -61,9 +59,6 @@ class TrainView:
 
         self.size_px, self.settings, self.reduced_decode = size_px, settings, reduced_decode
         self._draw_crop = transforms.RandomResizedCrop.get_params
-        jitter = settings.color_jitter
-        self._jitter = transforms.ColorJitter(*jitter) if jitter else None
-        self._gray = transforms.Grayscale(num_output_channels=3)
 
     def __call__(self, content: bytes) -> Tensor:
         """One random view.
@@ -77,10 +72,6 @@ class TrainView:
                 view = self._crop(picture, left, top, width, height)
         except Unreadable as error:
             raise CorruptSample(str(error)) from None
-        if self._jitter is not None and self.settings.color_jitter_prob > random.random():
-            view = self._jitter(view)
-        if self.settings.gray_scale_prob and self.settings.gray_scale_prob > random.random():
-            view = self._gray(view)
         return to_tensor(view)
 
     def _crop(self, picture: Picture, left: int, top: int, width: int, height: int) -> Picture:

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
-from manifests.settings import ConfigPath, Settings
+from manifests.settings import ConfigPath, Removed, Settings
 from manifests.storage import hash_file, is_remote, join
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
@@ -67,6 +67,8 @@ class TextSettings(Settings):
 class DataSettings(Settings):
     """The `data` section of a training config."""
 
+    removed: ClassVar = {"reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs")}
+
     split: str = "train"
     """Split of the release."""
     batch_size: int = Field(default=256, ge=2)
@@ -78,19 +80,17 @@ class DataSettings(Settings):
     pool_samples: dict[str, PositiveInt] | None = None
     """Domain -> number of samples that its pool is cut to."""
     epoch_samples: int | None = Field(default=None, ge=1)
-    """null: as many as the split holds."""
+    """Samples of one epoch; null: as many as the split holds."""
     shuffle_window: int = Field(default=16384, ge=1)
     """How far samples may move from their place in the shards."""
     text: TextSettings = TextSettings()
     augment: AugmentSettings = AugmentSettings()
-    reduced_decode: bool = True
-    """Decode large JPEGs at a half, a quarter or an eighth where the crop stays large enough."""
     num_workers: int = Field(default=2, ge=0)
     """Loader processes of each rank."""
     prefetch_batches: int = Field(default=4, ge=1)
-    """Of each loader process."""
+    """Batches that each loader process makes in advance."""
     max_corrupt_samples: int = Field(default=100, ge=0)
-    """One more stops the run."""
+    """Number of broken samples that a run may meet; one more stops it."""
     check_shards: bool = True
     """Read local shards once before the first step, and compare their sha256."""
     tokens: ConfigPath | None = None
@@ -298,7 +298,7 @@ def train_loader(
             raise ConfigError(f"{data.tokens}: has no tokens of these samples; compute them with `dalip tokens`")
         return _loader(TokenDataset(*stores, order.seed), sampler, data, pin)
     size = model.preprocess_settings.size
-    view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment, data.reduced_decode)
+    view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment)
     dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata, data.cache)
     return _loader(dataset, _read_ahead(pool, sampler, data), data, pin)
 

@@ -22,7 +22,7 @@ from manifests.release import Release, refuse_within
 from manifests.services.packages import require
 from manifests.storage import join, write_file
 from manifests.tables import TAXON_RANKS
-from training.config import TrainSettings, ZeroShotSettings
+from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
 from training.data import loader
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
@@ -184,7 +184,7 @@ def evaluate_split(
         captions = [all_captions[row] for row in rows]
         for kind in feature_kinds(model):
             similarity = similarity_of(images, texts, kind, settings.loss.first_order_weight)
-            result["retrieval"][kind] = metrics.retrieve(similarity, captions, settings.eval.recall_at)
+            result["retrieval"][kind] = metrics.retrieve(similarity, captions, RECALL_AT)
     result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings)
     return result
 
@@ -305,7 +305,7 @@ def _domain_losses(
         size = min(settings.eval.batch_size, len(members))
         losses = loss.of_pairs(pair_features(images.rows(members), texts.rows(members)) | scales, size)
         metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
-        figures[domain] = metrics.loss_figure(losses.numpy(), loss.chance(size), settings.eval.bootstrap_rounds)
+        figures[domain] = metrics.loss_figure(losses.numpy(), loss.chance(size), BOOTSTRAP_ROUNDS)
     return figures
 
 

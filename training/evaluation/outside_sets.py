@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError
-from training.config import EvalSetSettings, TrainSettings, has_one_slot
+from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, EvalSetSettings, TrainSettings, has_one_slot
 from training.evaluation import metrics
 from training.evaluation.class_names import class_text
 from training.evaluation.encoding import (
@@ -72,7 +72,7 @@ def evaluate_set(
         similarities = {
             kind: similarity_of(images, texts, kind, settings.loss.first_order_weight) for kind in feature_kinds(model)
         }
-        recall_at = settings.eval.recall_at
+        recall_at = RECALL_AT
         retrieval = {kind: metrics.retrieve_captions(s, owners, recall_at) for kind, s in similarities.items()}
         return result | {"retrieval": retrieval}
     names = [
@@ -106,7 +106,7 @@ def classification_figures(
     column = {name: i for i, name in enumerate(distinct)}
     columns = [column[name] for name in names]
     classes = encode_classes(model, distinct, templates, where)
-    alpha, rounds = settings.loss.first_order_weight, settings.eval.bootstrap_rounds
+    alpha, rounds = settings.loss.first_order_weight, BOOTSTRAP_ROUNDS
     zero_shot = {
         kind: metrics.classify(similarity_of(images, classes, kind, alpha)[:, columns], labels, rounds)
         for kind in feature_kinds(model)
@@ -155,7 +155,7 @@ def _few_shot_figures(
     for kind in feature_kinds(model):
         vectors = images.vectors(kind, settings.loss.first_order_weight)
         figures = {
-            str(shots): metrics.few_shot(vectors, labels, shots, few_shot.seeds, settings.eval.bootstrap_rounds)
+            str(shots): metrics.few_shot(vectors, labels, shots, few_shot.seeds, BOOTSTRAP_ROUNDS)
             for shots in few_shot.shots
         }
         by_kind[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}

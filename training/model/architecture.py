@@ -94,7 +94,6 @@ def create_clip(
     architecture: str,
     *,
     pretrained: str | None,
-    patch_dropout: float | None = None,
     image_size_px: int | tuple[int, int] | None = None,
     key: str = "model.pretrained",
 ) -> Any:
@@ -120,7 +119,6 @@ def create_clip(
                 name,
                 None if is_file else pretrained,
                 load_weights=pretrained is not None and not is_file,
-                force_patch_dropout=patch_dropout,
                 force_image_size=image_size_px,
                 pretrained_text=False,
             )

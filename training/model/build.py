@@ -59,13 +59,11 @@ def _create_clip(settings: ModelSettings, pretrained: str | None) -> Any:
         return architecture.create_clip(
             settings.architecture,
             pretrained=pretrained,
-            patch_dropout=settings.patch_dropout,
             image_size_px=settings.image_size_px,
         )
-    if pretrained is not None or settings.patch_dropout is not None or settings.image_size_px is not None:
+    if pretrained is not None or settings.image_size_px is not None:
         raise ConfigError(
-            f"{settings.architecture}: its towers are frozen; leave out model.pretrained, patch_dropout and "
-            "image_size_px"
+            f"{settings.architecture}: its towers are frozen; leave out model.pretrained and image_size_px"
         )
     return FrozenCLIP(config)
 

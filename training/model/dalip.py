@@ -147,17 +147,15 @@ class DalipModel(nn.Module):
             raise ConfigError("preset 'clip' has no second-order feature; use preset 'dalip' or 'released'")
         return self.second_order, branch
 
-    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = True) -> None:
-        """Freeze the image tower except its last groups (LiT, as open_clip does); its branch stays free.
+    def lock_image_tower(self) -> None:
+        """Freeze the image tower (LiT, as open_clip does); its branch stays free.
 
-        With `freeze_bn_stats` the frozen batch norms keep their statistics in training too. open_clip would replace
-        them by modules with other tensors, which no checkpoint would fit.
+        Its batch norms keep their statistics in training too. open_clip would replace them by modules with other
+        tensors, which no checkpoint would fit.
         """
-        self.clip.lock_image_tower(unlocked_groups=unlocked_groups)
-        if freeze_bn_stats:
-            norms = [part for part in self.clip.visual.modules() if isinstance(part, _BatchNorm)]
-            self._frozen_norms = [part for part in norms if not any(p.requires_grad for p in part.parameters())]
-            self.train(self.training)
+        self.clip.lock_image_tower()
+        self._frozen_norms = [part for part in self.clip.visual.modules() if isinstance(part, _BatchNorm)]
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> DalipModel:
         """Training or evaluation mode; frozen batch norms stay in evaluation mode."""

@@ -17,26 +17,20 @@ TextPadding = Literal["keep", "mask"]
 class SecondOrderSettings(Settings):
     """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
 
-    removed: ClassVar = {"statistic": Removed("brownian", "the other statistics were the controls of a study")}
+    removed: ClassVar = {
+        "statistic": Removed("brownian", "the other statistics were the controls of a study"),
+        **dict.fromkeys(
+            ("text_padding", "image_norm", "text_norm", "image_dropout_axis", "text_dropout_axis", "projection"),
+            Removed(None, "a preset is what was measured, see tests/benchmarks/results/learning.md", "the preset's"),
+        ),
+    }
 
     heads: int | None = Field(default=None, ge=1)
     """Parts that the reduced features are split into."""
     reduced_width: int | None = Field(default=None, ge=2)
     """Width of the features before their statistics."""
-    text_padding: TextPadding | None = None
-    """Whether padding counts in the statistics of a text."""
-    image_norm: NormKind | None = None
-    """Norm over the statistics of a picture."""
-    text_norm: NormKind | None = None
-    """Norm over the statistics of a text."""
     dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
-    """Of the features before their statistics."""
-    image_dropout_axis: DropoutAxis | None = None
-    """What a dropped unit is."""
-    text_dropout_axis: DropoutAxis | None = None
-    """What a dropped unit is."""
-    projection: ProjectionKind | None = None
-    """Matrix that makes z of the statistics."""
+    """Dropout of the features before their statistics."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,16 +42,18 @@ class SecondOrderSettings(Settings):
 class ModelSettings(Settings):
     """The `model` section of a training config."""
 
+    removed: ClassVar = {
+        "patch_dropout": Removed(None, "`architecture` may be a JSON file that says another", "the architecture's")
+    }
+
     preset: Preset = "dalip"
     """Values to begin with; configs/GUIDE.md compares them."""
     architecture: NameOrPath = Field(default="ViT-B-16", min_length=1)
     """A name of open_clip, or a JSON file in its format."""
     pretrained: NameOrPath | None = None
     """Tag of open_clip, checkpoint file or Hugging Face folder; what it does not fill stays new."""
-    patch_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
-    """Instead of that of the architecture."""
     image_size_px: int | tuple[int, int] | None = None
-    """Instead of that of the architecture."""
+    """Side of the pictures, instead of that of the architecture."""
     second_order: SecondOrderSettings = SecondOrderSettings()
 
     @field_validator("image_size_px")

@@ -84,18 +84,15 @@ class _Wandb:
         try:
             self._run: Any = wandb.init(
                 project=settings.project,
-                entity=settings.entity,
                 name=settings.name or folder.name,
                 group=settings.group,
-                tags=settings.tags,
-                mode=settings.mode,
                 dir=str(folder),
                 config=config,
                 id=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
                 resume="allow",
             )
         except wandb.errors.Error as error:
-            raise ConfigError(f"log.wandb: {error}; log in, or set its mode to offline") from None
+            raise ConfigError(f"log.wandb: {error}; log in, or set WANDB_MODE=offline") from None
 
     def add(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manifests.errors import RunError
 from manifests.storage import hash_file
-from training.config import TrainSettings
+from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
 from training.data.images import model_input
 from training.data.sampling import mix_seed
@@ -128,7 +128,7 @@ def _train_on(
             lambda: trackers.extend(tracking.open_trackers(run.folder, progress.step, settings.log, run.identity)),
         )
         log_file = run.folder / LOG_FILE if ranks.is_main else None
-        log = RunLog(log_file, settings.log.line_every_seconds, trackers=tuple(trackers))
+        log = RunLog(log_file, LINE_SECONDS, trackers=tuple(trackers))
         stack.callback(log.close)
         _announce(trainer, state, progress, log)
 

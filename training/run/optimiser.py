@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from manifests.errors import ConfigError
-from training.config import OptimiserSettings, ScheduleSettings
+from training.config import BETAS, EPS, OptimiserSettings, ScheduleSettings
 from training.model.dalip import DalipModel
 
 
@@ -20,8 +20,8 @@ def build_optimiser(model: DalipModel, settings: OptimiserSettings) -> torch.opt
     Raises: ConfigError when everything is frozen.
     """
     ratios = {
-        "image_tower": settings.image_lr_ratio,
-        "text_tower": settings.text_lr_ratio,
+        "image_tower": 1.0,
+        "text_tower": 1.0,
         "second_order": settings.second_order_lr_ratio,
         "scale": 1.0,
     }
@@ -36,18 +36,15 @@ def build_optimiser(model: DalipModel, settings: OptimiserSettings) -> torch.opt
     ]
     if not any(group["role"] != "scale" for group in groups):
         raise ConfigError("every tower is locked and there is no second-order branch: nothing is left to train")
-    return torch.optim.AdamW(
-        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, eps=EPS, fused=True)
 
 
 def lr_ratio_at(step: int, num_steps: int, schedule: ScheduleSettings) -> float:
-    """The rate of a step (0-based) over the peak rate: linear warm-up, then cosine to `final_lr_ratio`."""
+    """The rate of a step (0-based) over the peak rate: linear warm-up, then cosine to 0."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     done = (step - schedule.warmup_steps) / max(1, num_steps - schedule.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return schedule.final_lr_ratio + (1 - schedule.final_lr_ratio) * cosine
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

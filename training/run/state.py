@@ -207,9 +207,9 @@ def _lock(model: DalipModel, settings: TrainSettings) -> None:
     lock = settings.lock
     try:
         if lock.lock_image:
-            model.lock_image_tower(lock.lock_image_unlocked_groups, lock.lock_image_freeze_bn_stats)
+            model.lock_image_tower()
         if lock.lock_text:
-            model.clip.lock_text_tower(unlocked_layers=lock.lock_text_unlocked_layers)
+            model.clip.lock_text_tower()
     except (AssertionError, RuntimeError) as error:
         # Some towers can only be locked as a whole. ResNets assert; timm's towers raise RuntimeError where the
         # installed timm lacks what a partial lock needs.

@@ -47,5 +47,5 @@ def config(release_folder: Path, architecture: Path, tmp_path: Path) -> dict[str
         "compute": {"device": "cpu", "num_threads": 1},
         "checkpoint": {"every_steps": 2},
         "log": {"every_steps": 1},
-        "eval": {"batch_size": 12, "zero_shot": [{"field": "extra.category"}], "bootstrap_rounds": 100},
+        "eval": {"batch_size": 12, "zero_shot": [{"field": "extra.category"}]},
     }

@@ -82,10 +82,6 @@ def _negative_size(values: dict[str, Any]) -> None:
     values["model"]["image_size_px"] = -4
 
 
-def _recall_at_nothing(values: dict[str, Any]) -> None:
-    values["eval"]["recall_at"] = [0]
-
-
 def _no_field(values: dict[str, Any]) -> None:
     values["eval"]["zero_shot"] = [{"field": "taxon_famly"}]
 
@@ -107,7 +103,6 @@ def _two_lengths(values: dict[str, Any]) -> None:
         (_file_in_the_way, "cannot be written"),
         (_empty_list, "'release': the list is empty; name a release"),
         (_negative_size, "'model.image_size_px': must be 1 or more, given -4"),
-        (_recall_at_nothing, "'eval.recall_at': needs numbers from 1 up, given [0]"),
         (_no_field, "the release has no field 'taxon_famly'; it has extra.KEY and sample_id"),
         (_two_lengths, "'schedule': give the length either as epochs or as steps"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import random
 import warnings
 from typing import Any
 
@@ -32,28 +31,18 @@ def _photo(width: int, height: int, mode: str = "RGB", form: str = "JPEG") -> by
 
 def _seeded(view: Any, content: Any, seed: int) -> torch.Tensor:
     torch.manual_seed(seed)
-    random.seed(seed)
     result: torch.Tensor = view(content)
     return result
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        AugmentSettings(),
-        AugmentSettings(scale=(0.4, 0.9)),
-        AugmentSettings(color_jitter=(0.3, 0.3, 0.3, 0.1), color_jitter_prob=0.7, gray_scale_prob=0.4),
-    ],
-    ids=["default", "scale", "jitter"],
-)
+@pytest.mark.parametrize("settings", [AugmentSettings(), AugmentSettings(scale=(0.4, 0.9))], ids=["default", "scale"])
 @pytest.mark.parametrize(("width", "height"), [(150, 90), (64, 64), (40, 200)])
 def test_train_view_equals_open_clip(settings: AugmentSettings, width: int, height: int) -> None:
     """Same seed, same pixels as open_clip's transform, normalisation included."""
     content = _photo(width, height)
-    given = {name: value for name, value in settings.model_dump().items() if value}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unused augmentation cfg items")  # said of those it does use
-        theirs = image_transform(64, True, MEAN, STD, aug_cfg=AugmentationCfg(**given))
+        theirs = image_transform(64, True, MEAN, STD, aug_cfg=AugmentationCfg(scale=settings.scale))
     ours = TrainView((64, 64), settings, reduced_decode=False)
     for seed in range(8):
         with Image.open(io.BytesIO(content)) as picture:
@@ -116,5 +105,3 @@ def test_broken_bytes_are_an_outcome(content: bytes) -> None:
 def test_augment_settings_refuse_nonsense() -> None:
     with pytest.raises(ValueError, match="0 < low <= high <= 1"):
         AugmentSettings(scale=(0.9, 0.1))
-    with pytest.raises(ValueError, match="needs color_jitter"):
-        AugmentSettings(color_jitter_prob=0.5)

@@ -37,7 +37,6 @@ def test_a_run_is_judged_on_sets_of_every_layout(
     wanted = {
         "split": None,
         "few_shot": {"shots": [1, 3], "seeds": 3},
-        "bootstrap_rounds": 100,
         "sets": [
             {"name": "tars", "path": str(tmp_path / "tars"), "group": "general"},
             {"name": "folders", "path": str(tmp_path / "folders"), "group": "general", "templates": ["a {}"]},

@@ -57,7 +57,7 @@ def values(config: dict[str, Any], stratified: Path, tmp_path: Path) -> dict[str
         "catalogue": str(tmp_path / "work"),
         "schedule": {"steps": 3, "warmup_steps": 1},
     }
-    config["eval"] = {"batch_size": 8, "bootstrap_rounds": 100}
+    config["eval"] = {"batch_size": 8}
     return config
 
 

@@ -58,9 +58,10 @@ def test_tensorboard_has_the_steps_of_the_log_also_after_a_resume(config: dict[s
     assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
-def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path) -> None:
+def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own: wandb starts threads and a service that outlive a test."""
-    config["log"] |= {"wandb": {"project": "dalip-test", "mode": "offline", "tags": ["tiny"]}}
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config["log"] |= {"wandb": {"project": "dalip-test"}}
     command = [sys.executable, "-m", "training.cli", "train", _write(tmp_path, config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

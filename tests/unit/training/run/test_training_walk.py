@@ -155,7 +155,7 @@ def test_a_run_ends_as_one_that_nobody_touched(
 ) -> None:  # fmt: skip
     config |= {"schedule": {"steps": NUM_STEPS, "warmup_steps": 2}, "checkpoint": {"every_steps": 2, "keep": 3}}
     config["data"] |= {"batch_size": 4}
-    config["eval"] = {"bootstrap_rounds": 100, "batch_size": 12, "retrieval": False}
+    config["eval"] = {"batch_size": 12, "retrieval": False}
     if not untouched:
         untouched["run"] = str(tmp_path_factory.mktemp("untouched") / "run")
         run_once(config, output_dir=untouched["run"])
