@@ -1,7 +1,8 @@
 """Write configs/REFERENCE.md: every key of both configs, from the settings models alone.
 
-A meaning is the text under the field; of a section without one, the first paragraph of its class. `make reference`
-runs this; tests/docs/test_reference.py compares the file with what this would write.
+A meaning is the text under the field. A section without one has the first paragraph of its class; a kind of source, whose
+field no class names, has its description. `make reference` runs this; tests/docs/test_reference.py compares the file with
+what this would write.
 """
 
 from __future__ import annotations

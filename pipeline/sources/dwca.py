@@ -64,18 +64,18 @@ class DwcaSettings(Settings):
     front (media.title), and `licence` is the licence of the picture in any spelling.
     """
 
-    path: ConfigPath = Field(description="the zip as it came, or the folder it was unpacked to")
-    caption: list[str] = Field(
-        default_factory=list, description="terms, joined with a space; without any, the text is made from the taxon"
-    )
-    media_types: list[str] = Field(
-        ["StillImage"], description="kinds of media; rows without a kind count by their format"
-    )
-    where: WhereTerms = Field(default_factory=dict, description="term: values of which a row must have one")
-    vernacular_languages: list[str] = Field(
-        ["en", "eng", "english"], description="of names in a file of their own; the first language there is"
-    )
-    extra: list[str] = Field(default_factory=list, description="terms kept as json beside the sample")
+    path: ConfigPath
+    """The zip as it came, or the folder it was unpacked to."""
+    caption: list[str] = Field(default_factory=list)
+    """Terms, joined with a space; without any, the text is made from the taxon."""
+    media_types: list[str] = Field(["StillImage"])
+    """Kinds of media; rows without a kind count by their format."""
+    where: WhereTerms = Field(default_factory=dict)
+    """By term, the values of which a row must have one."""
+    vernacular_languages: list[str] = Field(["en", "eng", "english"])
+    """Languages of names that stand in a file of their own; the first one there is counts."""
+    extra: list[str] = Field(default_factory=list)
+    """Terms kept as json beside the sample."""
 
 
 class DwcaReader(Reader[DwcaSettings]):

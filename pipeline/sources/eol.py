@@ -45,14 +45,14 @@ _CANONICAL = "canonicalName"  # in newer releases: the name without its authors,
 class EolSettings(Settings):
     """The media manifest of the Encyclopedia of Life."""
 
-    path: ConfigPath = Field(description="its csv files: one, a folder, or a glob")
-    address: Literal["copy", "source"] = Field(
-        "copy", description="EOL's full-size copy, or where the picture came from"
-    )
-    taxa: ConfigPath | None = Field(
-        None, description="taxon.tab of EOL's Dynamic Hierarchy, for the names of the pages"
-    )
-    where: WhereTerms = Field(default_factory=dict, description="licence, and kingdom to species with `taxa`")
+    path: ConfigPath
+    """The csv files of the manifest: one, a folder, or a glob."""
+    address: Literal["copy", "source"] = "copy"
+    """EOL's full-size copy, or where the picture came from."""
+    taxa: ConfigPath | None = None
+    """taxon.tab of EOL's Dynamic Hierarchy, for the names of the pages."""
+    where: WhereTerms = Field(default_factory=dict)
+    """By name (licence, and kingdom to species with `taxa`), the values of which a row must have one."""
 
 
 class EolReader(Reader[EolSettings]):

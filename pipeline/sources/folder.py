@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from manifests import storage
 from manifests.errors import ConfigError
@@ -65,8 +65,10 @@ _COLUMN_OF_WORDS = {
 class FileColumns(RowColumns):
     """Columns of a table beside a folder of pictures; the file's path is the key when `record_key` is absent."""
 
-    file: str = Field(description="path of the picture, relative to the folder")
-    url: str | None = Field(None, description="where the picture came from; it is never requested")
+    file: str
+    """Path of the picture, relative to the folder."""
+    url: str | None = None
+    """Where the picture came from; it is never requested."""
 
 
 class FolderSettings(Settings):
@@ -74,13 +76,14 @@ class FolderSettings(Settings):
 
     path: ConfigPath
     """The folder."""
-    captions: Literal["folder_name", "text_file", "none"] | None = Field(
-        None, description="folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table"
-    )
+    captions: Literal["folder_name", "text_file", "none"] | None = None
+    """folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table."""
     folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
     """What a folder's name says: a caption, or the name of a taxon."""
-    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="which files are pictures")
-    table: str | None = Field(None, description="table of the pictures, relative to the folder or an address")
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    """Which files are pictures."""
+    table: str | None = None
+    """Table of the pictures, relative to the folder or an address."""
     format: TableFormat = "auto"
     """Of the table; auto: by its ending."""
     columns: FileColumns | None = None

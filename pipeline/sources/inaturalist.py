@@ -48,12 +48,14 @@ class InaturalistSettings(Settings):
 
     path: ConfigPath
     """The folder of its four tables."""
-    size: Literal["original", "large", "medium", "small", "thumb", "square"] = Field(
-        "medium", description="longest side at most: large 1024 px, medium 500, small 240, thumb 100"
-    )
-    quality_grade: list[str] = Field(["research"], description="grades that count; []: all")
-    where: WhereTerms = Field(default_factory=dict, description="licence, kingdom to species, any column of the tables")
-    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
+    size: Literal["original", "large", "medium", "small", "thumb", "square"] = "medium"
+    """Longest side at most: large 1024 px, medium 500, small 240, thumb 100."""
+    quality_grade: list[str] = Field(["research"])
+    """Grades that count; []: all."""
+    where: WhereTerms = Field(default_factory=dict)
+    """By name (licence, kingdom to species, any column of the tables), the values of which a row must have one."""
+    extra: list[str] = Field(default_factory=list)
+    """Columns kept as json beside the sample."""
 
 
 class InaturalistReader(Reader[InaturalistSettings]):

@@ -88,10 +88,14 @@ ROWS = pa.schema(
 class RowColumns(RowFields):
     """Which column (or field) of a source fills which column of the contract; `extra` holds any others."""
 
-    record_key: str | None = Field(None, description="the source's own key")
-    group: str | None = Field(None, description="what pictures of one thing share; it is kept together")
-    caption: str | list[str] | None = Field(None, description="one column, or several joined with a space")
-    extra: list[str] = Field(default_factory=list, description="columns kept as json beside the sample")
+    record_key: str | None = None
+    """The source's own key."""
+    group: str | None = None
+    """What pictures of one thing share; it is kept together."""
+    caption: str | list[str] | None = None
+    """One column, or several joined with a space."""
+    extra: list[str] = Field(default_factory=list)
+    """Columns kept as json beside the sample."""
 
     def names(self) -> list[str]:
         """Every column that is mapped, each once; the column of the address comes first."""

@@ -43,7 +43,8 @@ else:
 class Origin(_WithKinds):
     """A named list of images that one of the kinds understands."""
 
-    place: ClassVar[str] = "sources"  # how messages name the part of the config
+    place: ClassVar[str] = "sources"
+    """How messages name the part of the config."""
 
     defaults: RowDefaults = RowDefaults()
 
@@ -104,7 +105,8 @@ class SourceSettings(Origin):
 
     domain: Name
     """The domain of its pictures."""
-    priority: int = Field(0, description="of two duplicates the one from the source with the higher priority stays")
+    priority: int = 0
+    """Of two duplicates the one from the source with the higher priority stays."""
 
     def identity(self) -> dict[str, Any]:
         """The identity of the origin, and the domain; the priority belongs to select."""

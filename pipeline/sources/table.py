@@ -19,7 +19,6 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
@@ -85,18 +84,19 @@ class ColumnMap(RowColumns):
 
     url: str
     """The column of the addresses."""
-    caption: str | list[str] = Field(description="one column, or several joined with a space")
+    caption: str | list[str]
+    """One column, or several joined with a space."""
 
 
 class TableSettings(Settings):
     """A table of URLs, by keys of the source itself."""
 
-    table: ConfigPath | None = Field(
-        None, description="parquet, csv, tsv, json or jsonl file, a folder of them, or a glob"
-    )
+    table: ConfigPath | None = None
+    """parquet, csv, tsv, json or jsonl file, a folder of them, or a glob."""
     format: TableFormat = "auto"
     """Of the table; auto: by its ending."""
-    columns: ColumnMap | None = Field(None, description="for a table: which column holds what")
+    columns: ColumnMap | None = None
+    """For a table: which column holds what."""
 
 
 class TableReader(Reader[TableSettings]):

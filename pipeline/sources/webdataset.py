@@ -16,7 +16,6 @@ from itertools import islice
 from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
@@ -62,7 +61,8 @@ class ShardFields(RowColumns):
     column of the shard's own Parquet file by `parquet.COLUMN`, and `__key__` is the webdataset key.
     """
 
-    url: str | None = Field(None, description="where the picture came from; it is never requested")
+    url: str | None = None
+    """Where the picture came from; it is never requested."""
 
     def texts(self) -> set[str]:
         """Extensions of the text members that are read."""
@@ -83,10 +83,10 @@ class WebdatasetSettings(Settings):
 
     path: ConfigPath
     """A tar, a folder of them, a glob, or a brace range."""
-    suffixes: tuple[str, ...] = Field(IMAGE_SUFFIXES, description="members that are the picture; the first there is")
-    fields: ShardFields | None = Field(
-        None, description="absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY"
-    )
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    """Members that are the picture; the first there is."""
+    fields: ShardFields | None = None
+    """absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY."""
 
     @property
     def read_fields(self) -> ShardFields:

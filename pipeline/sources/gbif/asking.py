@@ -38,25 +38,24 @@ class GbifSettings(DwcaSettings):
     The archive is read as `dwca` reads it. GBIF_USER, GBIF_PWD and GBIF_EMAIL of the environment say who asks.
     """
 
-    path: ConfigPath = Field("", description="folder that keeps the archive; empty: gbif/NAME of the work folder")
-    taxon: list[str | int] = Field(default_factory=list, description="names, or keys of GBIF's backbone; any of them")
-    country: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] = Field(
-        default_factory=list, description="ISO codes of two letters"
-    )
-    licence: list[Literal["CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0"]] = Field(
-        default_factory=list, description="of the records; that of a picture goes under `where`"
-    )
-    basis_of_record: list[Annotated[str, Field(pattern=r"^[A-Z_]+$")]] = Field(
-        default_factory=list, description="such as HUMAN_OBSERVATION, PRESERVED_SPECIMEN"
-    )
-    years: tuple[int, int] | None = Field(None, description="first and last year, both included")
-    refresh: str | int = Field("", description="any text, such as a date; another text asks GBIF anew")
-    download: Annotated[str, Field(pattern=r"^[0-9]{7}-[0-9]{6,15}$")] | None = Field(
-        None, description="key of a download that GBIF made already; the filters above do not go with it"
-    )
-    api: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$")] = Field(
-        "https://api.gbif.org/v1", description="where GBIF answers"
-    )
+    path: ConfigPath = ""
+    """Folder that keeps the archive; empty: gbif/NAME of the work folder."""
+    taxon: list[str | int] = Field(default_factory=list)
+    """Names, or keys of GBIF's backbone; any of them."""
+    country: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]] = Field(default_factory=list)
+    """ISO codes of two letters."""
+    licence: list[Literal["CC0-1.0", "CC-BY-4.0", "CC-BY-NC-4.0"]] = Field(default_factory=list)
+    """Licences of the records; that of a picture goes under `where`."""
+    basis_of_record: list[Annotated[str, Field(pattern=r"^[A-Z_]+$")]] = Field(default_factory=list)
+    """Kinds of records, such as HUMAN_OBSERVATION and PRESERVED_SPECIMEN."""
+    years: tuple[int, int] | None = None
+    """First and last year, both included."""
+    refresh: str | int = ""
+    """Any text, such as a date; another text asks GBIF anew."""
+    download: Annotated[str, Field(pattern=r"^[0-9]{7}-[0-9]{6,15}$")] | None = None
+    """Key of a download that GBIF made already; the filters above do not go with it."""
+    api: Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$")] = "https://api.gbif.org/v1"
+    """Where GBIF answers."""
 
     @model_validator(mode="after")
     def _one_way(self) -> GbifSettings:
