@@ -1,8 +1,7 @@
 """Write configs/REFERENCE.md: every key of both configs, from the settings models alone.
 
-A meaning is the text under the field. A section without one has the first paragraph of its class; a kind of source, whose
-field no class names, has its description. `make reference` runs this; tests/docs/test_reference.py compares the file with
-what this would write.
+A meaning is the text under the field. A section without one has the first paragraph of its class. A kind of source,
+whose field no class names, has its description. `make reference` runs this; tests/docs/test_reference.py compares.
 """
 
 from __future__ import annotations
