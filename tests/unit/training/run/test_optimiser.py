@@ -25,9 +25,10 @@ def model(config: dict[str, Any]) -> Any:
     return build_model(parse_settings(config["model"] | {"preset": "dalip"}, ModelSettings, where="test"))
 
 
-def test_an_update_is_adamw_fused_with_decay_on_matrices_alone(model: Any) -> None:
+def test_an_update_is_adamw_fused_with_decay_on_matrices_alone(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """First step: the mean and the root of the square are the gradient and its size, so each weight moves by lr."""
-    settings = OptimiserSettings(lr=0.01, weight_decay=0.3, eps=1e-12)
+    monkeypatch.setattr("training.run.optimiser.EPS", 1e-12)
+    settings = OptimiserSettings(lr=0.01, weight_decay=0.3)
     optimiser = build_optimiser(model, settings)
     assert all(group["fused"] for group in optimiser.param_groups)
     set_lr(optimiser, settings.lr)
