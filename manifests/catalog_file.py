@@ -13,7 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,22 +62,30 @@ def open_database(workdir: str) -> Any:
     snapshot_path = Path(storage.join(workdir, SNAPSHOT_FILE))
     if not Path(path).exists() and snapshot_path.exists():
         raise gone(workdir)
-    try:
-        connection = duckdb.connect(path)
-        # statements of a row or two, while workers keep all cores busy: waking more threads for them doubles their CPU
-        connection.execute("SET threads = 1")
-        refuse_foreign(connection, workdir)
-        with transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
-            connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
-        _hide_secrets(connection, workdir)
-        snapshot = find_snapshot(workdir)
-        _refuse_other(connection, workdir, snapshot)
-        if snapshot is not None:  # a build may have been killed between journal and database
-            _insert(connection, {name: snapshot.tables.get(name, []) for name in ("parts", "files", "stage_parts")})
-        write_snapshot(connection, workdir)  # reads every row, so damage shows now
-    except duckdb.Error as error:
-        raise explain_duckdb(workdir, error) from None
+    with ExitStack() as when_refused:  # else a later command of this process would meet a database that is still open
+        try:
+            connection = duckdb.connect(path)
+            when_refused.callback(_let_go, connection)
+            # statements of a row or two, while workers keep all cores busy: waking more threads doubles their CPU
+            connection.execute("SET threads = 1")
+            refuse_foreign(connection, workdir)
+            with transaction(connection):  # one, not one a statement: 80 waits for the disk took 0.5 s and more
+                connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+            _hide_secrets(connection, workdir)
+            snapshot = find_snapshot(workdir)
+            _refuse_other(connection, workdir, snapshot)
+            if snapshot is not None:  # a build may have been killed between journal and database
+                _insert(connection, {name: snapshot.tables.get(name, []) for name in ("parts", "files", "stage_parts")})
+            write_snapshot(connection, workdir)  # reads every row, so damage shows now
+        except duckdb.Error as error:
+            raise explain_duckdb(workdir, error) from None
+        when_refused.pop_all()
     return connection
+
+
+def _let_go(connection: Any) -> None:
+    with suppress(duckdb.Error):  # of a damaged one
+        connection.close()
 
 
 def _hide_secrets(connection: Any, workdir: str) -> None:

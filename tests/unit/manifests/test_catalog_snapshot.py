@@ -319,3 +319,14 @@ def test_what_lay_in_the_place_of_the_catalogue_is_kept(tmp_path: Path) -> None:
     rebuild(str(tmp_path))
     assert storage.hash_file(str(tmp_path / f"{CATALOG_FILE}.damaged")).sha256 == digest
     assert not list(tmp_path.glob(".*.tmp-*"))
+
+
+def test_a_refused_catalogue_is_not_held_open(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.duckdb"
+    with duckdb.connect(str(path)) as other:
+        other.execute("CREATE TABLE of_another_program (value INTEGER)")
+    with pytest.raises(IntegrityError, match="no catalogue") as refused:  # its traceback knows the connection
+        Catalog.open(str(tmp_path))
+    with duckdb.connect(str(path), read_only=True) as other:
+        assert other.execute("FROM of_another_program").fetchall() == []
+    assert refused.value.__traceback__ is not None
