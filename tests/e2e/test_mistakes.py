@@ -369,7 +369,10 @@ def test_a_command_given_the_wrong_thing_says_what_it_needs(
 def test_a_ray_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ray itself tries for eight minutes, and then ends the process with code 15 and no word."""
     values = config_of(tmp_path)
-    values["run"] = {"ray_address": "127.0.0.1:9"}
+    values["run"] = {"ray_address": "127.0.0.1:9"}  # the key of before
+    assert build(values, tmp_path) == 2
+    assert "unknown key 'run.ray_address'; did you mean 'ray'?" in capsys.readouterr().err
+    values["run"] = {"ray": {"address": "127.0.0.1:9"}}
     assert build(values, tmp_path) == 2
     assert "run.ray.address 127.0.0.1:9: no Ray cluster answers there" in capsys.readouterr().err
 

@@ -216,7 +216,8 @@ def test_a_lost_segment_is_cut_again(tmp_path: Path) -> None:
     assert as_tuples(rows) == brute_force([A, B], 4)
 
 
-def test_placeholders_are_named_by_different_pixels(tmp_path: Path) -> None:
+def test_placeholders_are_named_by_different_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.config.PLACEHOLDER_MIN_COUNT", 3)
     blank = np.full(10, 12345, np.uint64)  # ten rows, five different pixel contents
     twins = np.array([77, 77], np.uint64)  # two rows of one image
     with_blank = np.concatenate([blank, twins, A])

@@ -149,11 +149,11 @@ def test_time_and_memory_are_limited_within_one_call_of_a_function(workdir: str)
         print_query(workdir, "SELECT length(repeat('a', 3900000000))", "table", memory_gb=0.25)
 
 
-def test_what_was_spilled_is_gone_when_the_time_is_over(workdir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_spilled_is_gone_when_time_or_memory_is_over(workdir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("spilled").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(Path("spilled").resolve()))
     sql = "SELECT md5(range::VARCHAR) AS h, repeat('x', 99) FROM range(1000000000) ORDER BY h"
-    with pytest.raises(ConfigError, match=r"query: stopped after 2 s"):
+    with pytest.raises(ConfigError, match=r"query: (stopped after 2 s|.*[Mm]emory)"):
         print_query(workdir, sql, "table", memory_gb=0.25, seconds=2)
     assert list(Path("spilled").iterdir()) == []
 
