@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
-from manifests.services import patience
+from manifests.remote import patience
 from manifests.services.packages import require
 
 SCHEME = "hf:"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
-from manifests.services import patience
+from manifests.remote import patience
 
 STORE_FILE = "plantmix-store.json"
 PLACE_VARIABLE = "PLANTMIX_LOCAL_DIR"

@@ -11,6 +11,7 @@ Shape letters as in `training.model.branch`.
 from __future__ import annotations
 
 import bisect
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class PooledBranch(SecondOrderBranch):
         return projected_BC
 
 
-class _PoolingBranch(SecondOrderBranch):
+class _PoolingBranch(SecondOrderBranch, ABC):
     """One vector pooled from the tokens, then a hidden layer as wide as MBDC's number of parameters allows."""
 
     def add_layers(self) -> int:
@@ -90,9 +91,9 @@ class _PoolingBranch(SecondOrderBranch):
         """Make the parameters of the pooling; returns their number."""
         return 0
 
+    @abstractmethod
     def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
         """The pooled tokens behind their projection, (B, C)."""
-        raise NotImplementedError
 
     def statistics(
         self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None

@@ -25,7 +25,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
-from manifests.services import patience
+from manifests.remote import patience
 from manifests.storage import WrittenFile
 
 DEFAULT_GB = 50.0
