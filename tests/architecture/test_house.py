@@ -38,13 +38,6 @@ def _who_says(pattern: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in _modules() if found.search(path.read_text(encoding="utf-8"))}
 
 
-def test_import_directions() -> None:
-    done = subprocess.run(
-        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() -> None:
     assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {
         "pipeline/runner/on_ray.py",
