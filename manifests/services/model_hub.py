@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from manifests.errors import ConfigError
+from manifests.services import open_clip_api as open_clip
 
 PATIENCE_SECONDS = 4.0
 
@@ -24,19 +25,19 @@ def download_weights(model: str, tag: str, key: str) -> None:
     Raises: ConfigError when they are neither there nor to be had.
     """
     import huggingface_hub
-    from open_clip.pretrained import HF_SAFE_WEIGHTS_NAME, download_pretrained, get_pretrained_cfg
 
-    source = get_pretrained_cfg(model, tag)
+    source = open_clip.get_pretrained_cfg(model, tag)
     with cache_without_hub() as silence:
         try:
-            download_pretrained(source)
+            open_clip.download_pretrained(source)
         except Exception as error:  # hub, HTTP and cache errors of several libraries: there are no weights
             repository, _, file = source.get("hf_hub", "").rpartition("/")
+            file = file or open_clip.HF_SAFE_WEIGHTS_NAME
             reason = silence or " ".join(str(error).split())[-300:]
             cache = huggingface_hub.constants.HF_HUB_CACHE
             raise ConfigError(
                 f"{key}: the weights '{tag}' of {model} are not on this machine and cannot be downloaded ({reason}). "
-                f"Where there is a network, run `hf download {repository} {file or HF_SAFE_WEIGHTS_NAME}`, and copy "
+                f"Where there is a network, run `hf download {repository} {file}`, and copy "
                 f"the folder models--{repository.replace('/', '--')} that it writes into {cache}; or set {key} to the "
                 "path of a file of weights, which is then read with CLIP's own mean and std"
             ) from None

@@ -14,6 +14,7 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.services import model_hub
+from manifests.services import open_clip_api as open_clip
 from manifests.services.packages import require
 from pipeline.scoring.settings import CLIP
 
@@ -39,8 +40,6 @@ class ClipScorer:
         Raises: ConfigError when open_clip is not installed, or the model or its weights cannot be loaded.
         """
         require(f"{self._where}.model", "open_clip", "torch")
-        import open_clip
-
         model = _register_model(self._model)
         if model not in open_clip.list_models():
             raise ConfigError(
@@ -60,11 +59,8 @@ class ClipScorer:
 
     def _check_activation(self, model: str) -> None:
         """Refuse a tag that was trained with another activation: open_clip only warns, and its scores are wrong."""
-        import open_clip
-        from open_clip.pretrained import get_pretrained_cfg
-
         config = open_clip.get_model_config(model)
-        trained = get_pretrained_cfg(model, self._pretrained).get("quick_gelu", False)
+        trained = open_clip.get_pretrained_cfg(model, self._pretrained).get("quick_gelu", False)
         if trained and not config.get("quick_gelu", False) and "timm_model_name" not in config["vision_cfg"]:
             raise ConfigError(
                 f"{self._where}: the weights '{self._pretrained}' were trained with QuickGELU, {self._model} computes "
@@ -77,7 +73,6 @@ class ClipScorer:
 
     def load(self) -> None:
         """Load the model and its weights on the device."""
-        import open_clip
         import torch
 
         if self._device == "cpu":
@@ -128,7 +123,5 @@ def _register_model(model: str) -> str:
     """The name by which open_clip knows a model; a config file is registered with it first."""
     if not model.endswith(".json") or not Path(model).is_file():
         return model
-    import open_clip
-
     open_clip.add_model_config(model)
     return Path(model).stem

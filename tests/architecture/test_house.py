@@ -46,6 +46,11 @@ def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() 
     }
 
 
+def test_open_clip_is_imported_in_one_module() -> None:
+    pattern = r"^\s*(import open_clip\b|from open_clip\b)|[\"']open_clip\.\w+[\"']|import_module\(.open_clip"
+    assert _who_says(pattern) == {"manifests/services/open_clip_api.py"}
+
+
 def test_no_other_room_knows_a_kind_of_source() -> None:
     """Another package can bring one, so nothing may depend on those that are here."""
     modules = "|".join(point.module.split(".")[2] for point in BUILT_IN)

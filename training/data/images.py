@@ -17,6 +17,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
+from manifests.services import open_clip_api as open_clip
 from manifests.settings import Removed, Settings
 
 _CROPS_ALONE = "CLIP is trained with crops alone"
@@ -102,9 +103,7 @@ class EvalView:
     """open_clip's evaluation transform up to the tensor: bytes -> uint8 (3, H, W)."""
 
     def __init__(self, preprocess: Any) -> None:
-        from open_clip.transform import image_transform_v2
-
-        steps = image_transform_v2(preprocess, is_train=False).transforms
+        steps = open_clip.image_transform_v2(preprocess, is_train=False).transforms
         self._steps = steps[:-2]  # the last two are ToTensor and Normalize, see `normalise`
 
     def __call__(self, content: bytes | Picture) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from manifests.services import open_clip_api as open_clip
 from training.config import TrainSettings
 from training.data import loader
 from training.data.images import EvalView, model_input
@@ -131,12 +132,10 @@ def encode_classes(
 
 def prompt_templates(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
     """The templates of a setting: open_clip's lists by name ("openai", "simple"), or texts with one {}."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
     if templates == "openai":
-        return list(OPENAI_IMAGENET_TEMPLATES)
+        return list(open_clip.OPENAI_IMAGENET_TEMPLATES)
     if templates == "simple":
-        return list(SIMPLE_IMAGENET_TEMPLATES)
+        return list(open_clip.SIMPLE_IMAGENET_TEMPLATES)
     return [text.format for text in templates]
 
 

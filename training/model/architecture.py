@@ -20,6 +20,7 @@ from typing import Any
 
 from manifests.errors import ConfigError
 from manifests.services import model_hub
+from manifests.services import open_clip_api as open_clip
 
 
 def architecture_name(architecture: str) -> str:
@@ -27,8 +28,6 @@ def architecture_name(architecture: str) -> str:
 
     Raises: ConfigError for a file or name that is not there.
     """
-    import open_clip
-
     path = Path(architecture)
     if (path / "open_clip_config.json").is_file():
         _read_architecture(path / "open_clip_config.json")
@@ -56,15 +55,11 @@ def architecture_config(architecture: str) -> dict[str, Any]:
 
     Raises: ConfigError as `architecture_name`.
     """
-    import open_clip
-
     return dict(open_clip.get_model_config(architecture_name(architecture)))
 
 
 def register_architecture(config: dict[str, Any]) -> str:
     """Make an architecture known to open_clip in this process; returns its name, a hash of it."""
-    import open_clip
-
     text = json.dumps(config, sort_keys=True)
     name = f"dalip-architecture-{hashlib.sha256(text.encode('utf-8')).hexdigest()[:12]}"
     if open_clip.get_model_config(name) is None:
@@ -74,8 +69,6 @@ def register_architecture(config: dict[str, Any]) -> str:
 
 def _register(name: str, config: dict[str, Any]) -> None:
     """By a file that is removed at once: open_clip keeps what it read, and would read every file again at each call."""
-    import open_clip
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.json"
         path.write_text(json.dumps(config), encoding="utf-8")
@@ -84,10 +77,8 @@ def _register(name: str, config: dict[str, Any]) -> None:
 
 def is_built_in(architecture: str) -> bool:
     """True for a name that every open_clip of this version knows."""
-    import open_clip.factory
 
-    folder = Path(open_clip.factory.__file__).parent / "model_configs"
-    return (folder / f"{architecture.replace('/', '-')}.json").is_file()
+    return (open_clip.config_folder() / f"{architecture.replace('/', '-')}.json").is_file()
 
 
 def create_clip(
@@ -103,8 +94,6 @@ def create_clip(
 
     Raises: ConfigError for an unknown architecture or tag, a download that fails, weights that do not fit.
     """
-    import open_clip
-
     name = architecture_name(architecture)
     is_file = pretrained is not None and Path(pretrained).is_file()
     try:
@@ -151,12 +140,10 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
 
     Two architectures may have weights of the same names and shapes, and differ here: activation, heads, pooling.
     """
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
     forward: dict[str, Any] = {"quick_gelu": False} | {
         key: value for key, value in config.items() if key[-4:] != "_cfg"
     }
-    for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+    for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
         values = dataclasses.asdict(kind()) | dict(config[part])
         forward[part] = {key: value for key, value in values.items() if key not in _NOT_IN_FORWARD}
     return dict(json.loads(json.dumps(forward)))  # tuples as lists
@@ -164,8 +151,6 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_tag(name: str, pretrained: str) -> None:
     """Refuse what is no tag of this architecture, and tags trained with another activation."""
-    import open_clip
-
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
         listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
@@ -175,10 +160,7 @@ def _check_tag(name: str, pretrained: str) -> None:
 
 def _check_activation(name: str, tag: str) -> None:
     """Raises: ConfigError for weights trained with another activation, of which open_clip only warns."""
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg
-
-    needs_quick = bool(get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    needs_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     config = open_clip.get_model_config(name)
     if "timm_model_name" in config["vision_cfg"] or needs_quick == bool(config.get("quick_gelu", False)):
         return
@@ -200,8 +182,6 @@ def create_tokenizer(architecture: str) -> Any:
 
     Raises: ConfigError when the tokenizer cannot be loaded.
     """
-    import open_clip
-
     name = architecture_name(architecture)
     from_hub = "hf_tokenizer_name" in architecture_config(architecture)["text_cfg"]
     try:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manifests.errors import ConfigError
+from manifests.services import open_clip_api as open_clip
 from training.model import towers
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
@@ -71,9 +72,7 @@ class DalipModel(nn.Module):
     @property
     def preprocess_settings(self) -> Any:
         """open_clip's `PreprocessCfg` (size, mean, std, interpolation, resize_mode) for `image_transform_v2`."""
-        from open_clip.transform import PreprocessCfg
-
-        return PreprocessCfg(**self.clip.visual.preprocess_cfg)
+        return open_clip.PreprocessCfg(**self.clip.visual.preprocess_cfg)
 
     def forward(self, images: Tensor, text_tokens: Tensor) -> dict[str, Tensor]:
         """Features of a batch of pairs, L2-normalised, and the scale (already exp'd).

@@ -23,6 +23,7 @@ from torch import Tensor
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import refuse_within
+from manifests.services import open_clip_api as open_clip
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP
@@ -118,8 +119,6 @@ def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], siz
 
     Raises: ConfigError.
     """
-    import open_clip
-
     what = f"open_clip cannot take this model ({model.settings.architecture}, {size[0]} x {size[1]} px)"
     try:
         with quiet_open_clip(), warnings.catch_warnings():
@@ -171,8 +170,6 @@ def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
 
 def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
     """Raises: ConfigError when the architecture's file would replace another one, or has a name that open_clip uses."""
-    import open_clip
-
     registered = open_clip.get_model_config(path.stem)
     if registered is not None and registered != config and is_built_in(path.stem):
         raise ConfigError(f"{path.stem}: is the name of an architecture of open_clip's own; choose another TARGET")
@@ -188,9 +185,7 @@ def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
 
 def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
     """The arguments that tell open_clip how pictures are prepared; its checkpoint file does not say."""
-    from open_clip.transform import PreprocessCfg
-
-    usual, own = (_as_lists(vars(cfg)) for cfg in (PreprocessCfg(), model.preprocess_settings))
+    usual, own = (_as_lists(vars(cfg)) for cfg in (open_clip.PreprocessCfg(), model.preprocess_settings))
     names = ("mean", "std", "interpolation", "resize_mode")
     return {f"image_{name}": own[name] for name in names if own[name] != usual[name]}
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.services import open_clip_api as open_clip
 from manifests.services.packages import require
 from training.model.architecture import architecture_config
 from training.model.dalip import DalipModel
@@ -173,15 +174,12 @@ def _preprocessor(model: DalipModel) -> dict[str, Any]:
 
 def _write_tokenizer(model: DalipModel, folder: Path) -> None:
     """Raises: ConfigError for a tokenizer that has no such file."""
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-
     tokenizer = model.tokenizer
-    if isinstance(tokenizer, HFTokenizer):
+    if isinstance(tokenizer, open_clip.HFTokenizer):
         tokenizer.tokenizer.save_pretrained(str(folder))
         return
-    if type(tokenizer) is not SimpleTokenizer or architecture_config(model.settings.architecture)["text_cfg"].get(
-        "tokenizer_kwargs"
-    ):
+    text_config = architecture_config(model.settings.architecture)["text_cfg"]
+    if type(tokenizer) is not open_clip.SimpleTokenizer or text_config.get("tokenizer_kwargs"):
         raise ConfigError(f"{model.settings.architecture}: its tokenizer has no file of its own; nothing is written")
     content = json.dumps(_byte_pairs(tokenizer, int(model.clip.context_length)), ensure_ascii=False)
     (folder / "tokenizer.json").write_text(content + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from manifests.errors import ConfigError
+from manifests.services import open_clip_api as open_clip
 
 Placement = Literal["after_projection", "before_projection"]
 
@@ -75,10 +76,9 @@ def text_tower(
     suffix = output.get("text_intermediates_suffix")
     if suffix is not None:  # towers with a class token pool at that
         return TowerOutput(feature_BC, suffix[-1][:, 0], tokens_BMW, mask_BM)
-    from open_clip.transformer import text_global_pool
-
     pool, end_id = _text_pool(clip)
-    return TowerOutput(feature_BC, text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id), tokens_BMW, mask_BM)
+    anchor_BW = open_clip.text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id)
+    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, mask_BM)
 
 
 def text_feature(clip: Any, tokens: Tensor) -> Tensor:
@@ -148,13 +148,10 @@ def check_towers(clip: Any, placement: Placement = "after_projection") -> None:
 
     Raises: ConfigError.
     """
-    from open_clip.coca_model import CoCa
-    from open_clip.modified_resnet import ModifiedResNet
-
     visual = clip.visual
-    if isinstance(clip, CoCa):
+    if isinstance(clip, open_clip.CoCa):
         raise ConfigError("CoCa has a captioning decoder that DALIP does not train; use a CLIP architecture")
-    if isinstance(visual, ModifiedResNet):
+    if isinstance(visual, open_clip.ModifiedResNet):
         raise ConfigError("the second-order branch needs tokens, a ResNet has none; use a ViT or preset 'clip'")
     if getattr(visual, "attn_pool", None) is not None:
         raise ConfigError(
@@ -177,9 +174,7 @@ def image_size_px(clip: Any) -> tuple[int, int]:
 
 
 def _is_hf_text(clip: Any) -> bool:
-    from open_clip.hf_model import HFTextEncoder
-
-    return isinstance(getattr(clip, "text", None), HFTextEncoder)
+    return isinstance(getattr(clip, "text", None), open_clip.HFTextEncoder)
 
 
 def _project(tokens_BMW: Tensor, projection: Any) -> Tensor:
@@ -229,15 +224,13 @@ def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
 
 def _short_text_tower(clip: Any, tokens: Tensor) -> dict[str, Any]:
     """open_clip's `forward_intermediates` of a causal text tower, over the first M of its positions."""
-    from open_clip.transformer import text_global_pool
-
     text, length = getattr(clip, "text", clip), tokens.shape[1]
     cast_dtype = text.transformer.get_cast_dtype()
     hidden_BMW = text.token_embedding(tokens).to(cast_dtype) + text.positional_embedding[:length].to(cast_dtype)
     hidden_BMW = text.transformer(hidden_BMW, attn_mask=text.attn_mask[:length, :length])
     hidden_BMW = text.ln_final(hidden_BMW)
     pool, end_id = _text_pool(clip)
-    pooled_BW = text_global_pool(hidden_BMW, tokens, pool, eos_token_id=end_id)
+    pooled_BW = open_clip.text_global_pool(hidden_BMW, tokens, pool, eos_token_id=end_id)
     return {"text_features": _project(pooled_BW, text.text_projection), "text_intermediates": [hidden_BMW]}
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import ConfigError
+from manifests.services import open_clip_api as open_clip
 from manifests.settings import differences
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
@@ -197,10 +198,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def set_preprocessing(model: DalipModel, values: Mapping[str, Any]) -> None:
     """Take mean, standard deviation and interpolation from `values`; the size stays the model's."""
-    from open_clip.model import set_model_preprocess_cfg
-
     kept = model.clip.visual.preprocess_cfg
-    set_model_preprocess_cfg(model.clip, {**kept, **values, "size": kept["size"]})
+    open_clip.set_model_preprocess_cfg(model.clip, {**kept, **values, "size": kept["size"]})
 
 
 def _mismatches(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
+from manifests.services import open_clip_api as open_clip
 from manifests.settings import ConfigPath, NameOrPath, Settings
 from training.data.images import CorruptSample, EvalView, normalise
 from training.data.loader import check_shards, open_releases
@@ -126,10 +127,8 @@ class _Source:
     """What the towers take of the samples of one split."""
 
     def __init__(self, pool: SamplePool, image: Backbone, device: torch.device) -> None:
-        from open_clip.transform import PreprocessCfg
-
         self.pool, self._reader, self._device = pool, ShardReader(pool, ShardCache()), device
-        self._preprocess = PreprocessCfg(**image.preprocess)
+        self._preprocess = open_clip.PreprocessCfg(**image.preprocess)
         self._view = EvalView(self._preprocess)
 
     def inputs(self, rows: Sequence[int], member: str) -> Any:
