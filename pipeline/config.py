@@ -44,7 +44,6 @@ STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack
 """Names of the stages of FLOW, in its order."""
 IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
 PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder
-MATCH_PART_HASHES = 50_000_000  # most distinct pHashes for which the duplicate search is one part
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
 
 
@@ -257,7 +256,7 @@ class RaySettings(Settings):
 class RunSettings(Settings):
     """Execution only: nothing here changes a byte of a release."""
 
-    removed: ClassVar = {"match_part_hashes": Removed(MATCH_PART_HASHES, "so many take 2 GB, which `memory_gb` holds")}
+    removed: ClassVar = {"match_part_hashes": Removed(50_000_000, "one part searches all hashes", "all")}
 
     executor: Literal["ray", "processes", "inline"] = "ray"
     """ray: parts run side by side, on one machine or many; processes: side by side on this machine, without Ray (those

@@ -1,4 +1,4 @@
-"""Near pairs between two tables: evaluation sets against the sources, new rows against old ones.
+"""Near pairs between two tables: evaluation sets against the sources.
 
 Reads two 1-d uint64 arrays. The larger, `hashes`, is only streamed, once a key; no pair within it is compared. So a few
 thousand evaluation pictures are matched against 13 M in seconds. Exact, by the same keys as the search within one
@@ -41,13 +41,8 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int) -> Pairs:
     if not len(hashes) or not len(asked):
         return np.empty(0, np.uint64), np.empty(0, np.uint64)
     plan = choose_plan(len(hashes), radius, bit_entropies(asked, 64), num_others=len(asked))
-    return distinct_cross_pairs(hashes, asked, plan)
-
-
-def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pairs:
-    """(hash, query) by value, each pair once, sorted; `asked` holds distinct hashes."""
     with ThreadPoolExecutor(min(num_cores(), len(plan.keys))) as pool:
-        by_key = list(pool.map(lambda key: search_cross_key(hashes, asked, plan, key), range(len(plan.keys))))
+        by_key = list(pool.map(lambda key: _search_key(hashes, asked, plan, key), range(len(plan.keys))))
     near, queries = join_pairs(by_key)
     order = np.lexsort((queries, near))
     near, queries = near[order], queries[order]
@@ -56,7 +51,7 @@ def distinct_cross_pairs(hashes: Hashes, asked: Hashes, plan: SearchPlan) -> Pai
     return near[new], queries[new]
 
 
-def search_cross_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
+def _search_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
     """The pairs that `plan.keys[key]` is the first key to find; once for every chunk of `hashes` they stand in."""
     runs = bit_runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()

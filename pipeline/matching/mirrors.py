@@ -1,7 +1,7 @@
 """Pairs of pictures, as they are or one of them mirrored, out of near hashes. SQL over tables of a scratch database.
 
-One search looks at the hashes of pictures and of mirror images together. So it finds four kinds of pairs: two
-pictures, a picture and a mirror image, two mirror images, and pairs with hashes of other builds. The first two count.
+One search looks at the hashes of pictures and of mirror images together. So it finds three kinds of pairs: two
+pictures, a picture and a mirror image, and two mirror images. The first two count.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from typing import Any
 # one colour has hardly a set bit. Photos of groceries have 32 set bits of 64. The comment above `_LIKENESS` in
 # select_contenders.py says what becomes of such pictures.
 FLAT_BITS = 4  # set bits of a pHash
+HASHES = """
+    CREATE TABLE hashes AS SELECT phash, phash_mirrored FROM facts WHERE outcome = 'ok' AND phash_mirrored IS NOT NULL
+        UNION ALL SELECT f.phash, m.phash_mirrored FROM facts f JOIN mirrors m USING (pixels_sha256)
+        WHERE outcome = 'ok' AND f.phash_mirrored IS NULL
+"""
+"""The two hashes of each picture of the build; `mirrors` has those of pictures whose facts lack the second one."""
+DISTINCT_HASHES = f"""
+    SELECT phash AS hash FROM hashes
+    UNION SELECT phash_mirrored FROM hashes WHERE bit_count(phash_mirrored::HUGEINT) > {FLAT_BITS}
+"""
 _TELLING = " AND ".join(f"bit_count({name}::HUGEINT) > {FLAT_BITS}" for name in ("phash", "phash_mirrored"))
 # Few hashes are near another one, and only these are joined: `touched`.
 _PAIRS = f"""
-    CREATE TABLE hashes AS SELECT phash, phash_mirrored FROM facts WHERE outcome = 'ok' AND phash_mirrored IS NOT NULL
-        UNION ALL SELECT f.phash, m.phash_mirrored FROM facts f JOIN mirrors m USING (pixels_sha256)
-        WHERE outcome = 'ok' AND f.phash_mirrored IS NULL;
-    CREATE TABLE near AS SELECT hash_a, hash_b, distance FROM found WHERE distance <= {{radius}};
     CREATE TABLE touched AS SELECT hash_a AS hash FROM near UNION SELECT hash_b FROM near
         UNION SELECT phash_mirrored FROM hashes SEMI JOIN (SELECT phash AS other FROM hashes) ON phash_mirrored = other;
     CREATE TABLE pictures AS SELECT DISTINCT phash FROM hashes SEMI JOIN touched ON phash = hash;
@@ -37,10 +43,10 @@ _PAIRS = f"""
 """
 
 
-def make_pairs(sql: Any, radius: int) -> None:
-    """Make the view `pairs` (tables.PAIRS), not sorted, and `hashes`: the two hashes of each picture of the build.
+def make_pairs(sql: Any) -> None:
+    """Make the view `pairs` (tables.PAIRS), not sorted.
 
-    Reads `facts`, `mirrors` (pixels_sha256, phash_mirrored of pictures whose facts lack it) and `found` (hash_a,
-    hash_b, distance). A pair that is near as it is does not count as mirrored.
+    Reads `hashes`, and `near`: the pairs of those within the radius (hash_a, hash_b, distance). A pair that is near as
+    it is does not count as mirrored.
     """
-    sql.execute(_PAIRS.format(radius=radius))
+    sql.execute(_PAIRS)

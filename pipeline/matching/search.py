@@ -33,7 +33,8 @@ Pairs = tuple[Hashes, Hashes]
 # Hashes compared at a time. With fewer, two threads wait for the interpreter's lock more often than the cache saves:
 # 13 M of heavy clusters took 13.6 s and 19.7 CPU s with 2^16, 8.5 s and 14.2 with 2^19 (2026-11-28).
 _WINDOW = 1 << 19
-LEAST_CAPACITY = 1 << 16  # hashes that are rearranged at a time, however little memory there is
+PAIRS_BYTES = 64  # of a pair from the search to its table
+_LEAST_CAPACITY = 1 << 16  # hashes that are rearranged at a time, however little memory there is
 _CHUNK = 1 << 15
 _REPACK_SLOTS = 16  # comparisons across buckets, for each hash, that cost as much as one `_repack`
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
@@ -50,7 +51,7 @@ class BitRun:
     lift: int
 
 
-class PairBudget:
+class _PairBudget:
     """How many pairs may be held, over all keys and threads of one search."""
 
     def __init__(self, max_pairs: int) -> None:
@@ -89,13 +90,10 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
         return join_pairs([])
     plan = choose_plan(len(hashes), radius, bit_entropies(hashes, 64))
     num_threads = max(1, min(num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
-    capacity = max(LEAST_CAPACITY, scratch_bytes // num_threads // 8)
-    budget = PairBudget(max_pairs)
+    capacity = max(_LEAST_CAPACITY, scratch_bytes // num_threads // 8)
+    budget = _PairBudget(max_pairs)
     with ThreadPoolExecutor(num_threads) as pool:
-        pending = [
-            pool.submit(search_key, hashes, plan, key, capacity=capacity, budget=budget)
-            for key in range(len(plan.keys))
-        ]
+        pending = [pool.submit(_search_key, hashes, plan, key, capacity, budget) for key in range(len(plan.keys))]
         try:
             return join_pairs([task.result() for task in pending])
         finally:
@@ -103,8 +101,8 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
                 task.cancel()
 
 
-def search_key(hashes: Hashes, plan: SearchPlan, key: int, *, capacity: int | None = None, budget: PairBudget) -> Pairs:
-    """The pairs that `plan.keys[key]` is the first key to find: the unit of work of a distributed search.
+def _search_key(hashes: Hashes, plan: SearchPlan, key: int, capacity: int, budget: _PairBudget) -> Pairs:
+    """The pairs that `plan.keys[key]` is the first key to find.
 
     The union over all keys is the whole answer, and no two keys give the same pair. At most about `capacity` hashes are
     held rearranged at a time.

@@ -7,10 +7,6 @@ be there.
 One search finds both kinds of pairs, for it looks at the hashes of pictures and of their mirror images together. Facts
 of earlier versions lack the latter; they are measured from the pool (`mirrors`).
 
-Hashes that no earlier build has seen become a segment. Pairs within a segment, and between two segments, are parts that
-any later build finds again. So new sources are matched against the old ones, the old ones are not matched again, and a
-smaller radius searches nothing. What `pairs` holds follows from the facts and the radius alone.
-
 Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
 original and not a copy of it that was blown up.
 
@@ -20,7 +16,7 @@ same (dedup_semantic.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +29,8 @@ from manifests import tables
 from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline import config
-from pipeline.matching.mirrors import FLAT_BITS, make_pairs
-from pipeline.matching.search import Hashes, bit_entropies, distinct_of
-from pipeline.matching.segments import (
-    Segment,
-    Unit,
-    cut_units,
-    new_hashes,
-    plan_between,
-    plan_within,
-    search_between,
-    search_within,
-)
+from pipeline.matching.mirrors import DISTINCT_HASHES, FLAT_BITS, HASHES, make_pairs
+from pipeline.matching.search import PAIRS_BYTES, Hashes, find_pairs
 from pipeline.pictures.detail import detail_px
 from pipeline.pictures.image import measure_pixels
 from pipeline.pictures.phash import one_blas_thread
@@ -56,15 +42,10 @@ from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import copy_sorted, cut_rows, view_parquet, view_table
 
-VERSION = 3
 MAX_NAMED_PLACEHOLDERS = 20
-SEGMENT = pa.schema([("phash", pa.uint64())])  # of pictures and of mirror images; distinct, ascending
-FOUND = pa.schema([("hash_a", pa.uint64()), ("hash_b", pa.uint64()), ("distance", pa.uint8())])
 MIRRORS = pa.schema([("pixels_sha256", pa.string()), ("phash_mirrored", pa.uint64())])
 _ONE_COLOUR = 1 << 63
-_ROW_BYTES = 66  # memory that the two hashes of a row take while equal ones are removed
-_READ_ROWS = 1 << 20
-_EVERY = ()  # a segment serves every build that has its hashes
+_EVERY = ()  # what is measured of a picture serves every build that has it
 PICTURES_PART_ROWS = 2_000
 
 
@@ -120,189 +101,32 @@ def _mirrors(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     return run.made_of("mirror", _EVERY)
 
 
-# ---- segments
+# ---- pairs
 
 
 @dataclass(frozen=True)
-class SegmentInputs:
-    """The facts, what they lack of mirror images, and the segments that hold what earlier builds have seen."""
+class PairsInputs:
+    """The pictures, what their facts lack of mirror images, and how near a pair is."""
 
     facts: Files
     mirrors: Files
-    known: Files
-
-
-def cut_segment(inputs: SegmentInputs, run: Execution[None]) -> PartResult:
-    """The pHashes of fetched images and their mirror images that no known segment holds, ascending."""
-    writer = run.writer("segment", f"tables/dedup/segment-{run.stem}.parquet", SEGMENT)
-    num_rows = sum(pq.ParquetFile(file).metadata.num_rows for file in inputs.facts.paths)
-    num_passes = 1 << max(0, (int(num_rows * _ROW_BYTES / (run.memory_gb * 1e9))).bit_length())
-    sample = []
-    for number in range(num_passes):  # each pass takes the hashes with certain leading bits, to fit the memory
-        alive = distinct_of(_read_phashes(inputs, number, num_passes))
-        fresh = new_hashes(alive, (_stream(file) for file in inputs.known.paths))
-        del alive
-        sample.append(fresh[:: max(1, len(fresh) * num_passes // 4096)])
-        for start in range(0, len(fresh), _READ_ROWS):
-            writer.write(pa.table({"phash": pa.array(fresh[start : start + _READ_ROWS], pa.uint64())}))
-    file = writer.close()
-    entropies = bit_entropies(np.concatenate(sample), 64) if file.num_rows else ()
-    notes = {
-        "cut_for": [inputs.facts.identity(), inputs.mirrors.identity()],
-        "stands_on": inputs.known.identity(),
-        "num_hashes": file.num_rows,
-        "bit_entropies": [round(value, 6) for value in entropies],
-    }
-    return PartResult((file,), None, notes)
-
-
-def _read_phashes(inputs: SegmentInputs, number: int, num_passes: int) -> Hashes:
-    pieces = [np.empty(0, np.uint64)]
-
-    def take(values: Any, least_bits: int) -> None:
-        hashes = values.drop_null().to_numpy(zero_copy_only=False).astype(np.uint64)
-        mine = np.bitwise_count(hashes) >= least_bits
-        if num_passes > 1:
-            mine &= hashes >> np.uint64(65 - num_passes.bit_length()) == np.uint64(number)
-        pieces.append(hashes[mine])
-
-    for file in inputs.facts.paths:
-        for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS, columns=["outcome", "phash", "phash_mirrored"]):
-            ok = pa.compute.equal(batch["outcome"], "ok")
-            take(batch["phash"].filter(ok), 0)
-            take(batch["phash_mirrored"].filter(ok), FLAT_BITS + 1)
-    for file in inputs.mirrors.paths:
-        take(pq.read_table(file)["phash_mirrored"], FLAT_BITS + 1)
-    return np.concatenate(pieces)
-
-
-def _stream(file: str) -> Iterator[Hashes]:
-    for batch in pq.ParquetFile(file).iter_batches(_READ_ROWS):
-        yield batch["phash"].to_numpy()
-
-
-def _plan_segment(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[SegmentInputs] | PartRecord]:
-    covering = _covering_segment(inputs, run)
-    if covering is not None:
-        return [covering]
-    segments = run.files_of(_known_segments(run), "segment")
-    return [Part(SegmentInputs(inputs.facts, run.files("mirror", "mirrors"), segments), _EVERY)]
-
-
-def _known_segments(run: StageRun[Any]) -> list[PartRecord]:
-    return run.made_of("segment", _EVERY)
-
-
-def _content_of(part: PartRecord) -> str:
-    return next(file.sha256 for file in part.files if file.table == "segment")
-
-
-def _covering_segment(inputs: DedupInputs, run: StageRun[Any]) -> PartRecord | None:
-    """A segment that was cut for exactly these hashes, if all segments that it builds on are still there."""
-    segments = _known_segments(run)
-    contents = {_content_of(part) for part in segments}
-    cut_for = [inputs.facts.identity(), run.files("mirror", "mirrors").identity()]
-    return next(
-        (p for p in segments if p.notes["cut_for"] == cut_for and contents.issuperset(p.notes["stands_on"])), None
-    )
-
-
-def _segments_below(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    """The older segments that hold the rest of the hashes."""
-    covering = _covering_segment(inputs, run)
-    if covering is None:
-        return _known_segments(run)
-    return [part for part in _known_segments(run) if _content_of(part) in covering.notes["stands_on"]]
-
-
-# ---- search
-
-
-@dataclass(frozen=True)
-class SearchInputs:
-    """One unit of the search within one segment, or between two."""
-
-    segments: Files
-    sizes: tuple[Segment, ...]
-    radius: int
-    unit: Unit
-    num_units: int
-
-
-def search(inputs: SearchInputs, run: Execution[None]) -> PartResult:
-    """Pairs of one unit of one segment, or of two."""
-    memory = int(run.memory_gb * 1e9)
-    streams = [lambda file=file: _stream(file) for file in inputs.segments.paths]
-    if len(inputs.sizes) == 1:
-        plan = plan_within(inputs.sizes[0], inputs.radius)
-        low, high = search_within(streams[0], plan, inputs.unit, memory_bytes=memory)
-    else:
-        plan = plan_between(inputs.sizes[0], inputs.sizes[1], inputs.radius)
-        low, high = search_between(streams[0], streams[1], plan, inputs.unit, memory_bytes=memory)
-    rows = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
-    sizes = [segment.num_hashes for segment in inputs.sizes]
-    notes = {"num_hashes": sizes, "radius": inputs.radius, "num_units": inputs.num_units}
-    file = run.write("found_pairs", f"tables/dedup/pairs-{run.stem}.parquet", rows, FOUND)
-    return PartResult((file,), None, notes)
-
-
-def _plan_search(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[SearchInputs] | PartRecord]:
-    """All units; those that an earlier build searched at a radius as large are taken as they are."""
-    segments = sorted((p for p in run.parts("segment") if p.notes["num_hashes"]), key=_by_size)
-    groups = [[a] for a in segments] + [[a, b] for at, a in enumerate(segments) for b in segments[at + 1 :]]
-    parts: list[Part[SearchInputs] | PartRecord] = []
-    for group in groups:
-        parts += _done_units(inputs.radius, run, group) or _new_units(inputs.radius, run, group)
-    return parts
-
-
-def _by_size(part: PartRecord) -> tuple[int, str]:
-    return -part.notes["num_hashes"], _content_of(part)
-
-
-def _contents(group: Sequence[PartRecord]) -> list[str]:
-    return [file.sha256 for part in group for file in part.files]
-
-
-def _done_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[PartRecord]:
-    """The committed units of the smallest radius that is large enough, if all of them are there."""
-    done: dict[tuple[int, int], list[PartRecord]] = {}
-    for part in run.made_of("search", _contents(group)):
-        done.setdefault((part.notes["radius"], part.notes["num_units"]), []).append(part)
-    whole = (key for key in sorted(done) if key[0] >= radius and len(done[key]) == key[1])
-    return done.get(next(whole, (-1, 0)), [])
-
-
-def _new_units(radius: int, run: StageRun[None], group: Sequence[PartRecord]) -> list[Part[SearchInputs]]:
-    sizes = tuple(Segment(part.notes["num_hashes"], tuple(part.notes["bit_entropies"])) for part in group)
-    plan = plan_within(sizes[0], radius) if len(sizes) == 1 else plan_between(sizes[0], sizes[1], radius)
-    units = cut_units(sum(segment.num_hashes for segment in sizes), plan, config.MATCH_PART_HASHES)
-    segments = run.files_of(group, "segment")
-    return [Part(SearchInputs(segments, sizes, radius, unit, len(units)), _contents(group)) for unit in units]
-
-
-# ---- all pairs of this build
-
-
-@dataclass(frozen=True)
-class CollectInputs:
-    """All pairs of hashes that were found, and the pictures whose pairs are kept."""
-
-    facts: Files
-    mirrors: Files
-    found_pairs: Files
     radius: int
     placeholder_min_count: int
 
 
-def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
-    """One sorted table of the pairs within the radius that this build has, and the placeholders by name."""
-    writer = run.writer("pairs", f"tables/dedup/{run.stem}.parquet", tables.PAIRS)
+def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
+    """One sorted table of the pairs within the radius, and the placeholders by name."""
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "mirrors", inputs.mirrors, MIRRORS)
-        view_table(sql, "found", inputs.found_pairs, FOUND)
-        make_pairs(sql, inputs.radius)
+        _view(sql, inputs)
+        hashes: Hashes = sql.sql(DISTINCT_HASHES).fetchnumpy()["hash"]
+    scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
+    low, high = find_pairs(hashes, inputs.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
+    near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
+    writer = run.writer("pairs", f"tables/dedup/pairs-{run.stem}.parquet", tables.PAIRS)
+    with run.scratch() as sql:
+        _view(sql, inputs)
+        sql.register("near", near)
+        make_pairs(sql)
         file = copy_sorted(sql, "FROM pairs", "phash_a, phash_b", writer)
         ((num_hashes,),) = sql.execute("SELECT count(DISTINCT phash) FROM hashes").fetchall()
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
@@ -313,6 +137,12 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         "placeholders": placeholders,
     }
     return PartResult((file,), None, notes)
+
+
+def _view(sql: Any, inputs: PairsInputs) -> None:
+    view_parquet(sql, "facts", inputs.facts.paths)
+    view_table(sql, "mirrors", inputs.mirrors, MIRRORS)
+    sql.execute(HASHES)
 
 
 def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
@@ -332,9 +162,9 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     return {f"{phash:016x}": num for phash, num in rows}
 
 
-def _plan_collect(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
-    mirrors, pairs = run.files("mirror", "mirrors"), run.files("search", "found_pairs")
-    return [Part(CollectInputs(inputs.facts, mirrors, pairs, inputs.radius, inputs.placeholder_min_count))]
+def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PairsInputs]]:
+    mirrors = run.files("mirror", "mirrors")
+    return [Part(PairsInputs(inputs.facts, mirrors, inputs.radius, inputs.placeholder_min_count))]
 
 
 # ---- detail of near copies
@@ -361,7 +191,7 @@ def measure_detail(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
 def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "pairs", run.files("collect", "pairs"), tables.PAIRS)
+        view_table(sql, "pairs", run.files("pairs", "pairs"), tables.PAIRS)
         view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
         sql.execute(_WANTED_DETAILS)
         return _cut_pictures(run, sql, "FROM wanted ANTI JOIN found USING (pixels_sha256)", "detail")
@@ -394,7 +224,7 @@ def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
 
 def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[DetailsInputs]]:
     details = run.files("detail", "found_details")
-    return [Part(DetailsInputs(inputs.facts, run.files("collect", "pairs"), details))] if details else []
+    return [Part(DetailsInputs(inputs.facts, run.files("pairs", "pairs"), details))] if details else []
 
 
 # ---- the stage
@@ -415,7 +245,7 @@ def _inputs(context: BuildContext) -> DedupInputs:
 
 
 def _conclude(inputs: DedupInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    (part,) = run.parts("collect")
+    (part,) = run.parts("pairs")
     notes = dict(part.notes)
     for leaks in run.parts("leaks"):
         notes |= leaks.notes
@@ -430,9 +260,7 @@ STAGE = Stage(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
         Step("mirror", _plan_mirror, measure_mirrored, unit="images", committed=_mirrors),
-        Step("segment", _plan_segment, cut_segment, version=VERSION, committed=_segments_below),
-        Step("search", _plan_search, search, version=VERSION),
-        Step("collect", _plan_collect, collect, version=4),
+        Step("pairs", _plan_pairs, find),
         Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
         Step("details", _plan_details, collect_details),
         evaluation.FIND_LEAKS,

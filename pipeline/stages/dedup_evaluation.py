@@ -380,7 +380,7 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakI
             LeakInputs(
                 facts=inputs.facts,
                 candidates=inputs.candidates,
-                pairs=run.files("collect", "pairs"),
+                pairs=run.files("pairs", "pairs"),
                 evaluation=run.files("measure", "evaluation").digested(
                     *(part.notes["content"] for part in run.parts("measure"))
                 ),

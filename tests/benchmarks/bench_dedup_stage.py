@@ -1,4 +1,4 @@
-"""The whole duplicate decision on synthetic tables: segment, search, collect, leaks, select, by the stages' own work.
+"""The whole duplicate decision on synthetic tables: pairs, leaks, select, by the stages' own work.
 
     python tests/benchmarks/bench_dedup_stage.py --millions 13 --folder SCRATCH
 
@@ -105,7 +105,6 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
 
     from manifests.catalog import Catalog
     from pipeline.config import BuildConfig
-    from pipeline.matching.segments import Segment, Unit
     from pipeline.quotas.balance import BalanceSettings
     from pipeline.runner.runner import Runner
     from pipeline.runner.work import Execution, PartResult
@@ -153,14 +152,9 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     facts, candidates, none = written("facts"), written("candidates"), Files()
     sets = ({"name": "set", "radius": 4, "mirrored": True},)
     inputs, work = {
-        "segment": lambda: (dedup.SegmentInputs(facts, none, none), dedup.cut_segment),
-        "search": lambda: (
-            dedup.SearchInputs(made("segment"), (Segment(*done["segment_facts"]),), 4, Unit(), 1),
-            dedup.search,
-        ),
-        "collect": lambda: (dedup.CollectInputs(facts, none, made("search"), 4, 20), dedup.collect),
+        "pairs": lambda: (dedup.PairsInputs(facts, none, 4, 20), dedup.find),
         "leaks": lambda: (
-            evaluation.LeakInputs(facts, candidates, made("collect"), written("evaluation"), sets, ()),
+            evaluation.LeakInputs(facts, candidates, made("pairs"), written("evaluation"), sets, ()),
             evaluation.find_leaks,
         ),
         "select": lambda: (
@@ -169,7 +163,7 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
                 candidates,
                 facts,
                 written("captions"),
-                made("collect"),
+                made("pairs"),
                 none,
                 made("leaks"),
                 none,
@@ -184,8 +178,6 @@ def run_step(step: str, folder: Path) -> dict[str, Any]:
     result = work(inputs, Execution(str(folder), MEMORY_GB, step, None))
     seconds = time.perf_counter() - start
     done[step] = result.files[0].temp
-    if step == "segment":
-        done["segment_facts"] = (result.notes["num_hashes"], result.notes["bit_entropies"])
     (folder / "done.json").write_text(json.dumps(done))
     funnel = result.funnel and {"in": result.funnel.num_in, "kept": result.funnel.num_kept, **result.funnel.reasons}
     return {
@@ -203,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=13)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--steps", nargs="+", default=["segment", "search", "collect", "leaks", "select"])
+    parser.add_argument("--steps", nargs="+", default=["pairs", "leaks", "select"])
     parser.add_argument("--step", help="run one step in this process")
     args = parser.parse_args()
     if args.step == "write":

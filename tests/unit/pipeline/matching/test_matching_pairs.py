@@ -165,8 +165,7 @@ from pathlib import Path
 
 import numpy as np
 from manifests.errors import RunError
-from pipeline.matching.search import find_pairs
-from pipeline.matching.segments import PAIRS_BYTES
+from pipeline.matching.search import PAIRS_BYTES, find_pairs
 
 def search(hashes, radius, limit):
     find_pairs(hashes, radius, scratch_bytes=limit, max_pairs=limit // PAIRS_BYTES)

@@ -1,4 +1,4 @@
-"""The dedup stage over real facts tables: any cut gives the same bytes, and old pairs are not searched again.
+"""The dedup stage over real facts tables: all pairs and no other, whatever earlier builds had.
 
 The hash of a mirror image follows from that of a picture here, but for a bit that differs between pictures of one hash.
 """
@@ -52,7 +52,6 @@ def fetched(hashes: Sequence[Hashes]) -> Stage[dict[str, Any]]:
     return Stage("fetch", "facts", lambda _: {"names": names}, (Step("write", plan, write),), conclude)
 
 
-MATCH_PART_HASHES = "pipeline.config.MATCH_PART_HASHES"
 SCHEMA = [(field.name, field.type) for field in tables.FACTS]
 
 
@@ -73,18 +72,9 @@ def build(workdir: Path, sources: Sequence[Hashes], radius: int = 4, **run: Any)
     with Catalog.open(str(workdir)) as catalog:
         Runner(config, (fetched(sources), dedup.STAGE), catalog).run()
         sealed = catalog._connection.execute("SELECT fingerprint FROM current_stages WHERE stage = 'dedup'").fetchall()
-        (part,) = catalog.parts_of(sealed[0][0], "collect")
+        (part,) = catalog.parts_of(sealed[0][0], "pairs")
         (file,) = part.files
     return file.sha256, pq.read_table(workdir / file.path).to_pylist()
-
-
-def num_searched(workdir: Path) -> list[list[int]]:
-    """Sizes of the segments of every search part there is, in the order of their commits."""
-    with Catalog.open(str(workdir)) as catalog:
-        rows = catalog._connection.execute(
-            "SELECT notes->'num_hashes' FROM parts WHERE stage = 'dedup' AND step = 'search' ORDER BY committed_at"
-        ).fetchall()
-    return [[int(value) for value in str(row[0]).strip("[]").split(",")] for row in rows]
 
 
 ODD_FREQUENCIES = 0x5555555555555555
@@ -92,11 +82,6 @@ ODD_FREQUENCIES = 0x5555555555555555
 
 def mirrored(value: int, row: int) -> int:
     return value ^ ODD_FREQUENCIES ^ (1 << value % 61 if value % 3 else 0) ^ (row % 2) << 63
-
-
-def both_hashes(some: Hashes) -> Hashes:
-    turned = [mirrored(int(value), row) for row, value in enumerate(some)]
-    return np.unique(np.concatenate([some, np.array(turned, np.uint64)]))
 
 
 def brute_force(sources: Sequence[Hashes], radius: int) -> list[tuple[int, int, int, bool]]:
@@ -133,87 +118,19 @@ def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, int, int, bool]]:
     return [(row["phash_a"], row["phash_b"], row["distance"], bool(row["mirrored"])) for row in rows]
 
 
-@pytest.mark.parametrize("radius", [0, *(pytest.param(radius, marks=pytest.mark.slow) for radius in (4, 8))])
-def test_any_cut_and_any_history_give_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, radius: int
-) -> None:
+@pytest.mark.parametrize("radius", [0, 4, pytest.param(8, marks=pytest.mark.slow)])
+def test_any_history_gives_all_pairs_of_the_build_and_the_same_bytes(tmp_path: Path, radius: int) -> None:
     whole, rows = build(tmp_path / "whole", [A, B, C], radius)
     assert as_tuples(rows) == brute_force([A, B, C], radius)
-    monkeypatch.setattr(MATCH_PART_HASHES, 200)
-    cut, _ = build(tmp_path / "cut", [A, B, C], radius)
-    assert cut == whole
-    for number, sources in enumerate(([B, C], [A], [C, A], [A, B, C])):  # some leave, and come back
-        monkeypatch.setattr(MATCH_PART_HASHES, [10**6, 10**6, 300, 200][number])
-        grown, _ = build(tmp_path / "grown", sources, radius)
-    assert grown == whole
+    for sources in ([B, C], [A], [C, A]):  # some leave, and come back
+        _, rows = build(tmp_path / "grown", sources, radius)
+        assert as_tuples(rows) == brute_force(sources, radius)
+    assert build(tmp_path / "grown", [A, B, C], radius)[0] == whole
 
 
-@pytest.mark.slow
-def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inline, _ = build(tmp_path / "inline", [A, B, C])
-    monkeypatch.setattr(MATCH_PART_HASHES, 400)
-    for num_workers in (1, 2):
-        options = {"executor": "ray", "num_workers": num_workers}
-        assert build(tmp_path / str(num_workers), [A, B, C], **options)[0] == inline
-        assert len(num_searched(tmp_path / str(num_workers))) > 2
-
-
-@pytest.mark.slow
-def test_a_cut_search_has_parts_by_key_and_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = some_hashes(5, 30_000)
-    whole, _ = build(tmp_path / "whole", [many])
-    monkeypatch.setattr(MATCH_PART_HASHES, 8_000)
-    cut, _ = build(tmp_path / "cut", [many])
-    assert cut == whole
-    num = len(both_hashes(many))
-    assert num_searched(tmp_path / "whole") == [[num]]
-    searched = num_searched(tmp_path / "cut")
-    assert searched == [[num]] * len(searched)
-    assert len(searched) >= 2 * 4  # two keys at least, four buckets each
-
-
-def test_new_sources_are_matched_without_the_old_pairs(tmp_path: Path) -> None:
-    build(tmp_path, [A])
-    a, b, c = map(both_hashes, (A, B, C))
-    num_a, new_in_b, new_in_c = len(a), len(np.setdiff1d(b, a)), len(np.setdiff1d(c, np.concatenate([a, b])))
-    assert num_searched(tmp_path) == [[num_a]]
-    build(tmp_path, [A, B])
-    assert num_searched(tmp_path)[1:] == [[new_in_b], [num_a, new_in_b]]
-    build(tmp_path, [A, B, C])
-    assert num_searched(tmp_path)[3:] == [[new_in_c], [num_a, new_in_c], [new_in_b, new_in_c]]
-    build(tmp_path, [A, B])  # back: all is there
-    assert len(num_searched(tmp_path)) == 6
-
-
-def test_what_left_the_build_is_in_no_pair(tmp_path: Path) -> None:
-    build(tmp_path, [A])
-    build(tmp_path, [A, B])
-    _, rows = build(tmp_path, [B])
-    assert as_tuples(rows) == brute_force([B], 4)
-    assert len(num_searched(tmp_path)) == 3  # every hash of B was in a segment already
-
-
-@pytest.mark.slow
-def test_a_smaller_radius_searches_nothing(tmp_path: Path) -> None:
-    build(tmp_path, [A, B], 6)
-    before = num_searched(tmp_path)
-    for radius in (5, 2, 0):
-        _, rows = build(tmp_path, [A, B], radius)
-        assert as_tuples(rows) == brute_force([A, B], radius)
-    assert num_searched(tmp_path) == before
-    _, rows = build(tmp_path, [A, B], 7)
-    assert as_tuples(rows) == brute_force([A, B], 7)
-    assert len(num_searched(tmp_path)) > len(before)
-
-
-def test_a_lost_segment_is_cut_again(tmp_path: Path) -> None:
-    whole, _ = build(tmp_path, [A, B])
-    build(tmp_path, [A, B, C])
-    for file in sorted((tmp_path / "tables/dedup").glob("segment-*.parquet"))[:1]:
-        file.unlink()
-    again, rows = build(tmp_path, [A, B])
-    assert again == whole
-    assert as_tuples(rows) == brute_force([A, B], 4)
+def test_without_pictures_there_are_no_pairs(tmp_path: Path) -> None:
+    _, rows = build(tmp_path, [A[:0]])
+    assert rows == []
 
 
 def test_placeholders_are_named_by_different_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
