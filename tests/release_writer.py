@@ -8,6 +8,7 @@ import json
 import random
 import tarfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,9 +88,17 @@ def drawn_samples(num_train: int, num_heldout: int, size_px: int = 96) -> list[S
 
 
 def write_release(
-    folder: Path, samples: list[Sample], shard_size: int = 20, name: str = "toy", stratified: bool = False
+    folder: Path,
+    samples: list[Sample],
+    shard_size: int = 20,
+    name: str = "toy",
+    stratified: bool = False,
+    more: Mapping[str, dict[str, str]] | None = None,
 ) -> Path:
-    """Write a sealed release, globally shuffled, or with one group of training shards a domain; gives its folder."""
+    """Write a sealed release, globally shuffled, or with one group of training shards a domain; gives its folder.
+
+    `more` holds further columns by sample id.
+    """
     order = list(samples)
     random.Random(0).shuffle(order)
     rows, splits = [], {}
@@ -111,6 +120,7 @@ def write_release(
                 shard_entry: dict[str, object] = {"shard": shard, "num_samples": len(placed), "domains": domains}
                 shards.append(shard_entry | ({"domain": prefix} if stratified else {}))
         splits[split] = {"num_samples": len(chosen), "shards": shards}
+    rows = [row | (more or {}).get(str(row["sample_id"]), {}) for row in rows]
     pq.write_table(pa.Table.from_pylist(rows), folder / SAMPLES_FILE)
     files = {}
     for path in sorted(folder.rglob("*")):

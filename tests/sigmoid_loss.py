@@ -14,6 +14,8 @@ from training.model.loss import Loss
 
 
 class Sigmoid(Loss):
+    takes_labels = True
+
     def prepare(self, model: DalipModel) -> None:
         """The bias gets a gradient."""
 
@@ -27,7 +29,12 @@ class Sigmoid(Loss):
         for start in range(0, len(image) - batch_size + 1, batch_size):
             rows = slice(start, start + batch_size)
             logits = features["logit_scale"] * image[rows] @ text[rows].t() + features["logit_bias"]
-            parts.append(-logsigmoid(logits * (2 * torch.eye(batch_size) - 1)).sum(1))
+            own, labels = torch.eye(batch_size, dtype=torch.bool), features.get("labels")
+            alike = own if labels is None else labels[rows, None] == labels[rows]
+            match = alike if self.settings.same_label == "positive" else own
+            losses = -logsigmoid(logits * torch.where(match, 1, -1))
+            left_out = alike & ~own if self.settings.same_label == "masked" else torch.zeros_like(own)
+            parts.append(losses.masked_fill(left_out, 0).sum(1))
         return torch.cat(parts)
 
     def chance(self, batch_size: int) -> float:

@@ -26,8 +26,8 @@ import yaml
 
 from manifests.release import Release
 from training.config import read_train_settings
+from training.data.columns import SampleColumns
 from training.data.shards import ShardReader, open_pool
-from training.evaluation.evaluate import SampleColumns
 
 _TOLERANCE = 1e-6
 _TEMPLATES = ("a picture of {c}.", "{c}.")

@@ -127,6 +127,7 @@ class Batch(NamedTuple):
     tokens: Tensor  # int64 (B, context length); of a frozen tower float16 (B, 1 + M, W)
     rows: Tensor  # int64 (B,)
     corrupt: list[Corrupt]
+    members: Tensor  # int64 (B,) number of the text among `data.text.members`; -1: `txt`, for want of them
 
 
 class SampleDataset(Dataset[Any]):
@@ -163,23 +164,24 @@ class SampleDataset(Dataset[Any]):
         Raises: RunError when no sample after a broken one is whole; IntegrityError for a short shard.
         """
         corrupt: list[Corrupt] = []
-        images, texts, rows = [], [], []
+        images, texts, rows, drawn = [], [], [], []
         read = self.reader.read([row for _, row in places], self._with_members)
         python_state, torch_state = random.getstate(), torch.get_rng_state()
         try:
             for (position, row), members in zip(places, read, strict=True):
-                image, text, used = self._load(position, row, members, corrupt)
+                image, (text, member), used = self._load(position, row, members, corrupt)
                 images.append(image)
                 texts.append(text)
+                drawn.append(member)
                 rows.append(used)
         finally:
             random.setstate(python_state)
             torch.set_rng_state(torch_state)
-        return Batch(torch.stack(images), self.tokenizer(texts), torch.tensor(rows), corrupt)
+        return Batch(torch.stack(images), self.tokenizer(texts), torch.tensor(rows), corrupt, torch.tensor(drawn))
 
     def _load(
         self, position: int, row: int, members: tuple[bytes, bytes, dict[str, str]], corrupt: list[Corrupt]
-    ) -> tuple[Tensor, str, int]:
+    ) -> tuple[Tensor, tuple[str, int], int]:
         for _ in range(_MAX_SUBSTITUTES):
             seed = mix_seed(self.seed, position)
             torch.default_generator.manual_seed(seed)
@@ -203,13 +205,13 @@ class SampleDataset(Dataset[Any]):
                 return int(part.rows[(place + 1) % len(part.rows)])
         return (row + 1) % len(self)
 
-    def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> str:
+    def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> tuple[str, int]:
         try:
             members["txt"] = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise CorruptSample(f"text is not UTF-8: {error}") from None
-        there = [members[name] for name in self.text.members if name in members]
-        return there[mix_seed(seed, 0x747874) % len(there)] if there else members["txt"]
+        there = [(members[name], number) for number, name in enumerate(self.text.members) if name in members]
+        return there[mix_seed(seed, 0x747874) % len(there)] if there else (members["txt"], -1)
 
 
 class TokenDataset(Dataset[Any]):
@@ -236,7 +238,7 @@ class TokenDataset(Dataset[Any]):
         ]  # fmt: skip
         texts = np.stack([self._texts[member].read([row])[0] for member, row in zip(drawn, rows, strict=True)])
         images = torch.from_numpy(self._image.read(rows))
-        return Batch(images, torch.from_numpy(texts), torch.tensor(rows), [])
+        return Batch(images, torch.from_numpy(texts), torch.tensor(rows), [], torch.tensor(drawn))
 
 
 def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:

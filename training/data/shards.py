@@ -46,6 +46,7 @@ class SamplePool:
     fingerprints: tuple[str, ...]  # of the releases
     paths: tuple[str, ...]  # of the releases
     stratified: tuple[bool, ...]  # of each release: its shards hold one domain each
+    split: str
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -100,6 +101,7 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
         tuple(release.fingerprint for release in releases),
         tuple(str(release.path) for release in releases),
         tuple(release.kind == "stratified" for release in releases),
+        split,
     )
 
 

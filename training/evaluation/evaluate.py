@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.release import Release, refuse_within
 from manifests.services.packages import require
 from manifests.storage import join, write_file
-from manifests.tables import TAXON_RANKS
 from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
 from training.data import loader
+from training.data.columns import SampleColumns, txt_labels
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
 from training.evaluation.class_names import class_text, taxon_of
@@ -91,7 +92,14 @@ def evaluate_model(
             loader.check_shards([opened], chosen)
         result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
         result["notes"] += _seen_in_training(trained, opened, chosen)
-        result |= evaluate_split(model, open_pool([opened], chosen), SampleColumns(opened, chosen), settings)
+        pool = open_pool([opened], chosen)
+        try:
+            _labels_of(pool, settings)
+        except ConfigError as error:
+            result["notes"] += [f"the validation loss takes every other pair for a negative ({error})"]
+            loss = settings.loss.model_copy(update={"same_label": "negative"})
+            settings = settings.model_copy(update={"loss": loss})
+        result |= evaluate_split(model, pool, SampleColumns(opened, chosen), settings)
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
@@ -213,44 +221,6 @@ def domain_losses(model: DalipModel, pool: SamplePool, settings: TrainSettings) 
         model.train(was_training)
 
 
-class SampleColumns:
-    """Columns of a split's sample table, in the row order of its pool, and the keys of its column `extra`."""
-
-    def __init__(self, release: Release, split: str) -> None:
-        self._table = release.samples(split).sort_by([("shard", "ascending"), ("position", "ascending")])
-
-    def values(self, field: str) -> list[Any]:
-        """The values of a column, or of `extra.KEY`.
-
-        Raises: ConfigError when there is no such column or no row has the key.
-        """
-        if field.startswith("extra.") and "extra" in self._table.column_names:
-            key = field.removeprefix("extra.")
-            objects = [json.loads(value) if value else {} for value in self._table["extra"].to_pylist()]
-            values = [item.get(key) for item in objects]
-            if all(value is None for value in values):
-                fields = ", ".join(f"extra.{name}" for name in sorted({name for item in objects for name in item}))
-                raise ConfigError(
-                    f"eval.zero_shot: no sample has {field}; write {fields or 'a column of samples.parquet'}, or take "
-                    "the task out"
-                )
-            return values
-        if field not in self._table.column_names:
-            raise ConfigError(
-                f"eval.zero_shot: the release has no field '{field}'; it has extra.KEY and "
-                f"{', '.join(self._table.column_names)}"
-            )
-        column: list[Any] = self._table[field].to_pylist()
-        return column
-
-    def taxon_row(self, number: int) -> dict[str, Any]:
-        """The taxon columns of one row."""
-        names = [f"taxon_{name}" for name in (*TAXON_RANKS, "vernacular_name")]
-        there = self._table.select([name for name in names if name in self._table.column_names])
-        row: dict[str, Any] = there.slice(number, 1).to_pylist()[0]
-        return row
-
-
 def zero_shot_labels(
     pool: SamplePool, columns: SampleColumns, task: ZeroShotSettings
 ) -> tuple[list[str], dict[int, int]]:
@@ -293,7 +263,8 @@ def _domain_losses(
     model: DalipModel, pool: SamplePool, rows: Sequence[int], images: Encoded, texts: Encoded, settings: TrainSettings
 ) -> dict[str, metrics.Figure]:
     """The loss of the training, of the held-out pairs: over all of them and within each domain."""
-    loss, scales = make_loss(settings.loss), {name: value.detach().cpu() for name, value in model.scales().items()}
+    loss, beside = make_loss(settings.loss), {name: value.detach().cpu() for name, value in model.scales().items()}
+    labels = _labels_of(pool, settings)
     domains = pool.table["domain"].to_pylist()
     groups = {"all": list(range(len(rows)))}
     for domain in pool.domains:
@@ -303,10 +274,20 @@ def _domain_losses(
         if len(members) < 2:
             continue
         size = min(settings.eval.batch_size, len(members))
-        losses = loss.of_pairs(pair_features(images.rows(members), texts.rows(members)) | scales, size)
+        if labels is not None:
+            beside["labels"] = labels[[rows[member] for member in members]]
+        losses = loss.of_pairs(pair_features(images.rows(members), texts.rows(members)) | beside, size)
         metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
         figures[domain] = metrics.loss_figure(losses.numpy(), loss.chance(size), BOOTSTRAP_ROUNDS)
     return figures
+
+
+def _labels_of(pool: SamplePool, settings: TrainSettings) -> Tensor | None:
+    """Labels of the held-out pairs, where `loss.same_label` asks for them.
+
+    Raises: ConfigError for a field that no sample has.
+    """
+    return None if settings.loss.same_label == "negative" else txt_labels(pool, settings.loss.label_field)
 
 
 def _open_one(settings: TrainSettings, release: str | None) -> Release:

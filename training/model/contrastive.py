@@ -4,6 +4,17 @@ Every rank computes the loss of its own rows against the features of all ranks, 
 The mean over ranks, which data parallelism takes anyway, is the loss and the gradient of the whole batch. Every rank
 needs the same number of pairs.
 
+Where the loss is given labels, `loss.same_label` says what the pairs S(i) of row i count that are not its own and share
+its label. With s the logits of a row, in either direction:
+
+    negative   log sum_j exp(s_j) - s_i
+    masked     log sum_{j not in S(i)} exp(s_j) - s_i
+    positive   log sum_j exp(s_j) - mean over k in {i} and S(i) of s_k
+
+`masked` is the elimination of Huynh et al. 2022, "Boosting Contrastive Self-Supervised Learning with False Negative
+Cancellation". `positive` is the loss of Yang et al. 2022, "Unified Contrastive Learning in Image-Text-Label Space"
+(UniCL), which Khosla et al. 2020 (SupCon) call L_out: cross-entropy with a target spread evenly over all matches.
+
 Source: `SumOfLosses` is the released code's, alpha InfoNCE(f) + (1 - alpha) InfoNCE(z). `SumOfSimilarities` is the
 paper's figure, InfoNCE of alpha Sim(f) + (1 - alpha) Sim(z). InfoNCE: Radford et al. 2021, "Learning Transferable
 Visual Models From Natural Language Supervision".
@@ -22,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from training.model.loss import Loss, gather_with_gradient, one_vector
+from training.model.loss import Loss, gather_with_gradient, one_vector, same_label_pairs
 from training.model.precision import full_precision, without_autocast
 
 Logits = tuple[Tensor, Tensor]  # (B, N): this rank's images to all texts, this rank's texts to all images
@@ -33,50 +44,90 @@ _BLOCK_PAIRS = 1024  # side of the largest block of logits of held-out pairs: 8 
 class Contrastive(Loss):
     """What both forms share. Logs the InfoNCE of each order alone: `first_order_loss` and `second_order_loss`."""
 
+    takes_labels = True
+
     def __call__(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The second order is left out where there are no features of it."""
+        """The second order is left out where there are no features of it.
+
+        With labels also the share of pairs of two samples that have one label: `same_label_share`.
+        """
+        same_BN, terms = None, {}
+        if "labels" in features:
+            same_BN = same_label_pairs(features["labels"])
+            num_others = max(1, same_BN.shape[1] - 1)
+            terms = {"same_label_share": same_BN.sum() / (len(same_BN) * num_others)}
+            same_BN = same_BN if self.settings.same_label != "negative" else None
         first = _logits(features["image_features"], features["text_features"], features["logit_scale"])
-        first_loss = _cross_entropy(first)
+        first_loss = self.cross_entropy(first, same_BN)
         if "image_second_order" not in features:
-            return {"loss": first_loss, "first_order_loss": first_loss.detach()}
+            return {"loss": first_loss, "first_order_loss": first_loss.detach()} | terms
         second = _logits(features["image_second_order"], features["text_second_order"], features["logit_scale"])
-        second_loss = _cross_entropy(second)
-        loss = self.joined(self.settings.first_order_weight, (first, first_loss), (second, second_loss))
-        return {"loss": loss, "first_order_loss": first_loss.detach(), "second_order_loss": second_loss.detach()}
+        second_loss = self.cross_entropy(second, same_BN)
+        loss = self.joined(self.settings.first_order_weight, (first, first_loss), (second, second_loss), same_BN)
+        terms = {"first_order_loss": first_loss.detach(), "second_order_loss": second_loss.detach()} | terms
+        return {"loss": loss} | terms
 
     @abstractmethod
-    def joined(self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor]) -> Tensor:
+    def joined(
+        self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor], same_BN: Tensor | None
+    ) -> Tensor:
         """The loss, from the logits and the InfoNCE of each order."""
 
     def chance(self, batch_size: int) -> float:
-        """Of equal similarities."""
+        """Of equal similarities. Where pairs are masked it is lower; that is not counted."""
         return math.log(batch_size)
+
+    def cross_entropy(self, logits: Logits, same_BN: Tensor | None) -> Tensor:
+        """Mean over both directions. The columns of lower ranks come first; after them, row i belongs to column i."""
+        image_BN, text_BN = logits
+        rows = image_BN.shape[0]
+        first = dist.get_rank() * rows if image_BN.shape[1] != rows else 0
+        target: Tensor = torch.arange(first, first + rows, device=image_BN.device)
+        with without_autocast(image_BN):
+            image_BN, text_BN = full_precision(image_BN), full_precision(text_BN)
+            if same_BN is not None and self.settings.same_label == "masked":
+                image_BN, text_BN = (part.masked_fill(same_BN, -torch.inf) for part in (image_BN, text_BN))
+            elif same_BN is not None:
+                target = same_BN.to(image_BN.dtype)
+                target.diagonal(first).fill_(1)
+                target /= target.sum(dim=1, keepdim=True)
+            return (functional.cross_entropy(image_BN, target) + functional.cross_entropy(text_BN, target)) / 2
+
+    def of_two_sides(self, image_NC: Tensor, text_NC: Tensor, features: Mapping[str, Tensor], size: int) -> Tensor:
+        """InfoNCE of each held-out pair, in batches of `size`."""
+        labels_N = features.get("labels") if self.settings.same_label != "negative" else None
+        masked = self.settings.same_label == "masked"
+        return _of_pairs(image_NC, text_NC, features["logit_scale"], size, labels_N, masked=masked)
 
 
 class SumOfLosses(Contrastive):
     """Each order is compared for itself."""
 
-    def joined(self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor]) -> Tensor:
+    def joined(
+        self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor], same_BN: Tensor | None
+    ) -> Tensor:
         """The weighted sum of both losses."""
         return alpha * first[1] + (1 - alpha) * second[1]
 
     def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
         """The weighted sum of both losses."""
-        scale, alpha = features["logit_scale"], self.settings.first_order_weight
-        first = _of_pairs(features["image_features"], features["text_features"], scale, batch_size)
+        alpha = self.settings.first_order_weight
+        first = self.of_two_sides(features["image_features"], features["text_features"], features, batch_size)
         if "image_second_order" not in features:
             return first
-        second = _of_pairs(features["image_second_order"], features["text_second_order"], scale, batch_size)
+        second = self.of_two_sides(features["image_second_order"], features["text_second_order"], features, batch_size)
         return alpha * first + (1 - alpha) * second
 
 
 class SumOfSimilarities(Contrastive):
     """The similarities of both orders are added up, then compared."""
 
-    def joined(self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor]) -> Tensor:
+    def joined(
+        self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor], same_BN: Tensor | None
+    ) -> Tensor:
         """The loss of the weighted sum."""
         there, back = (alpha * one + (1 - alpha) * two for one, two in zip(first[0], second[0], strict=True))
-        return _cross_entropy((there, back))
+        return self.cross_entropy((there, back), same_BN)
 
     def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
         """The loss of one vector a thing, whose inner products are the weighted sum."""
@@ -86,7 +137,7 @@ class SumOfSimilarities(Contrastive):
             )
             for side in ("image", "text")
         )
-        return _of_pairs(image, text, features["logit_scale"], batch_size)
+        return self.of_two_sides(image, text, features, batch_size)
 
 
 def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> Logits:
@@ -101,19 +152,10 @@ def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> Logits:
         return scale * image_BC @ all_text_NC.t(), scale * text_BC @ all_image_NC.t()
 
 
-def _cross_entropy(logits: Logits) -> Tensor:
-    """Mean over both directions. The columns of lower ranks come first; after them, row i belongs to column i."""
-    image_BN, text_BN = logits
-    rows = image_BN.shape[0]
-    first = dist.get_rank() * rows if image_BN.shape[1] != rows else 0
-    target_B = torch.arange(first, first + rows, device=image_BN.device)
-    with without_autocast(image_BN):
-        image_BN, text_BN = full_precision(image_BN), full_precision(text_BN)
-        return (functional.cross_entropy(image_BN, target_B) + functional.cross_entropy(text_BN, target_B)) / 2
-
-
-def _of_pairs(image_NC: Tensor, text_NC: Tensor, scale: Tensor, batch_size: int) -> Tensor:
-    """InfoNCE of each pair, mean of both directions, in float64.
+def _of_pairs(
+    image_NC: Tensor, text_NC: Tensor, scale: Tensor, batch_size: int, labels_N: Tensor | None, *, masked: bool
+) -> Tensor:
+    """InfoNCE of each pair, mean of both directions, in float64; with labels those of one are masked, or matches.
 
     Logits are made in blocks, so that memory does not grow with the batch. Sums over rows and columns of exp(logits),
     kept as logarithms, grow block by block.
@@ -124,13 +166,25 @@ def _of_pairs(image_NC: Tensor, text_NC: Tensor, scale: Tensor, batch_size: int)
         image, text = image_NC[start : start + size], text_NC[start : start + size]
         blocks = [slice(i, min(i + _BLOCK_PAIRS, size)) for i in range(0, size, _BLOCK_PAIRS)]
         to_text, to_image = (torch.full((size,), -torch.inf, dtype=torch.float64) for _ in range(2))
-        own = torch.empty(size, dtype=torch.float64)
+        # Of the matches of a pair: the sum of their logits in both directions, and their number.
+        matched, num_matches = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64)
         for rows in blocks:
             for columns in blocks:
                 logits = (scale * image[rows] @ text[columns].t()).double()
+                if rows == columns:
+                    matched[rows] += 2 * logits.diagonal()
+                if labels_N is not None:
+                    labels = labels_N[start : start + size]
+                    same = labels[rows, None] == labels[columns]
+                    if rows == columns:
+                        same.fill_diagonal_(False)
+                    if masked:
+                        logits.masked_fill_(same, -torch.inf)
+                    else:
+                        matched[rows] += (logits * same).sum(1)
+                        matched[columns] += (logits * same).sum(0)
+                        num_matches[rows] += same.sum(1)
                 to_text[rows] = torch.logaddexp(to_text[rows], logits.logsumexp(1))
                 to_image[columns] = torch.logaddexp(to_image[columns], logits.logsumexp(0))
-                if rows == columns:
-                    own[rows] = logits.diagonal()
-        parts.append((to_text + to_image) / 2 - own)
+        parts.append((to_text + to_image - matched / num_matches) / 2)
     return torch.cat(parts)

@@ -14,7 +14,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,12 @@ class LossSettings(Settings):
     """f counts so much, z the rest."""
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
     """Bound of logit_scale; null: none."""
+    same_label: Literal["negative", "masked", "positive"] = "negative"
+    """Picture and text of two samples with one label. negative: pushed apart, as in CLIP; masked: left out; positive: a
+    match, and all matches of a row share its target equally."""
+    label_field: str = Field(default="text", min_length=1)
+    """What equal labels share. text: the text drawn; taxon: the taxon that it names, and of a caption its text; a rank
+    such as species; a column of samples.parquet; extra.KEY."""
 
     @field_validator("form")
     @classmethod
@@ -77,7 +83,10 @@ class Loss(ABC):
 
     `features` are what `DalipModel.forward` returns: `image_features`, `text_features` and `logit_scale`; unless the
     preset is `clip` also `image_second_order` and `text_second_order`; and `logit_bias` where the architecture has one.
+    In a training `labels` (B,) may stand beside them, int64: `same_label_pairs` compares them over all ranks.
     """
+
+    takes_labels: ClassVar[bool] = False  # whether it does what `loss.same_label` says
 
     def __init__(self, settings: LossSettings) -> None:
         self.settings = settings
@@ -124,6 +133,11 @@ def make_loss(settings: LossSettings) -> Loss:
         loss: Loss = getattr(importlib.import_module(module), name)(settings)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"loss.form {settings.form}: cannot be loaded: {error}") from None
+    if settings.same_label != "negative" and not loss.takes_labels:
+        raise ConfigError(
+            f"loss.same_label: {settings.same_label} has no effect on loss.form {settings.form}, which does not set "
+            "takes_labels; set it to negative, or let the loss read features['labels']"
+        )
     return loss
 
 
@@ -144,6 +158,21 @@ def gather_with_gradient(features_BC: Tensor) -> Tensor:
     apply: Any = _Gather.apply  # torch leaves it untyped
     gathered: Tensor = apply(features_BC)
     return gathered
+
+
+def same_label_pairs(labels_B: Tensor) -> Tensor:
+    """Whether text (or picture) j of all ranks has the label of this rank's picture (or text) i, (B, N).
+
+    False for a sample and itself.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        same_BN, first = labels_B[:, None] == labels_B, 0
+    else:
+        parts = [torch.empty_like(labels_B) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, labels_B.contiguous())
+        same_BN, first = labels_B[:, None] == torch.cat(parts), dist.get_rank() * len(labels_B)
+    same_BN.diagonal(first).fill_(False)
+    return same_BN
 
 
 class _Gather(torch.autograd.Function):
@@ -172,6 +201,7 @@ def accumulate_backward(
     num_chunks: int,
     loss: Loss,
     *,
+    beside: Mapping[str, Tensor] | None = None,
     modules: Sequence[torch.nn.Module] = (),
     backward: Callable[[Tensor], None] = torch.autograd.backward,
     no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -181,7 +211,8 @@ def accumulate_backward(
     `forward(i)` runs the model on chunk i. Each chunk runs twice: first without gradients, to cache its features. The
     loss over all chunks gives the gradient of every cached feature and of the scales. The second run passes these
     gradients on through the model. Dropout draws the same in both runs. Modules with a `track` flag (running
-    statistics) among `modules` count each chunk once, and so do the scales.
+    statistics) among `modules` count each chunk once, and so do the scales. `beside` goes to the loss with the features
+    and takes no gradient, as the labels of all chunks.
 
     `backward` takes the surrogate loss of a chunk: with a gradient scaler, pass the scaler's. `no_sync` is the context
     for all chunks but the last (DistributedDataParallel.no_sync). Returns what the loss returns, detached.
@@ -196,7 +227,7 @@ def accumulate_backward(
             chunks.append(dict(forward(index)))
     bounds = [0, *itertools.accumulate(len(chunk["image_features"]) for chunk in chunks)]
     leaves = _as_leaves(chunks)
-    losses = loss(leaves)
+    losses = loss({**leaves, **(beside or {})})
     grads = torch.autograd.grad(losses["loss"], list(leaves.values()), allow_unused=True)
     feature_grads = dict(zip(leaves, grads, strict=True))
     end_state = _random_state()

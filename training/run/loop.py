@@ -24,6 +24,7 @@ from manifests.errors import RunError
 from manifests.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
+from training.data.columns import txt_labels
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
@@ -74,8 +75,10 @@ def train(
         return run.finish(), True
     to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
-    if settings.eval.every_steps:  # a split that is missing stops the run now, not at the first validation
-        open_pool(releases, str(settings.eval.split))
+    if settings.eval.every_steps:  # a split or label that is missing stops the run now, not at the first validation
+        held_out = open_pool(releases, str(settings.eval.split))
+        if settings.loss.same_label != "negative":
+            txt_labels(held_out, settings.loss.label_field)
 
     # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
@@ -219,15 +222,20 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
         scaled: Any = trainer.scaler.scale(loss)
         scaled.backward()
 
+    beside = {}
+    if trainer.labels is not None:
+        labels = [trainer.labels.of(batch.tokens, batch.rows, batch.members) for batch in chunk]
+        beside = {"labels": torch.cat(labels).to(device, non_blocking=True)}
     trainer.optimiser.zero_grad(set_to_none=True)
     if len(inputs) == 1:
-        losses = trainer.loss(forward(0))
+        losses = trainer.loss({**forward(0), **beside})
         backward(losses["loss"])
     else:
         losses = accumulate_backward(
             forward,
             len(inputs),
             trainer.loss,
+            beside=beside,
             modules=[trainer.model],
             backward=backward,
             no_sync=_no_sync(trainer),

@@ -17,6 +17,7 @@ import torch
 from manifests.errors import ConfigError
 from training.config import TrainSettings
 from training.data import loader
+from training.data.columns import TAXON, TEXT, BatchLabels
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
 from training.data.tokens import ARCHITECTURE_FILE
@@ -54,6 +55,7 @@ class Trainer:
     model: DalipModel
     wrapped: Any  # the model as it is called: compiled, or inside DistributedDataParallel
     loss: Loss
+    labels: BatchLabels | None  # of pairs, for `loss.same_label`
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedWeights | None
@@ -100,6 +102,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         model=model,
         wrapped=wrap_model(model, ranks, parallel=settings.compute.parallel, compiled=settings.compute.compile),
         loss=loss,
+        labels=_labels(settings, pool),
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
         average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,
@@ -184,6 +187,22 @@ def final_weights(trainer: Trainer) -> dict[str, Any]:
     weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
     gathered: dict[str, Any] = sharding.gather_state(weights)
     return gathered
+
+
+def _labels(settings: TrainSettings, pool: SamplePool) -> BatchLabels | None:
+    """The labels of pairs; with the default of `loss.same_label` only where they cost nothing.
+
+    Raises: ConfigError for a field that no sample has, and on stored tokens for what follows the drawn text.
+    """
+    field, members = settings.loss.label_field, settings.data.text.members
+    if settings.data.tokens is None or field not in (TEXT, TAXON):
+        return BatchLabels(pool, field, members)
+    if settings.loss.same_label == "negative":
+        return None
+    raise ConfigError(
+        f"loss.label_field: {field} follows the text that is drawn, and data.tokens keeps no texts; name a rank such "
+        "as species, or another field of the samples"
+    )
 
 
 def _with_towers(model: DalipModel, settings: TrainSettings) -> DalipModel:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from manifests.release import Release
 from training.config import ClassText
+from training.data.columns import SampleColumns
 from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
-from training.evaluation.evaluate import SampleColumns
 from training.using.classifier import Calibration, RankSums, calibrate, rank_sums
 from training.using.labels import Labels, label_templates
 from training.using.pictures import Listing, encode_pieces, listing_of_pool
@@ -79,7 +79,7 @@ class Classifier:
         if SPLIT not in release.splits:
             return f"{release.path} has no held-out split"
         pool, number = open_pool([release], SPLIT), {name: i for i, name in enumerate(self.labels.names)}
-        values = SampleColumns(release, SPLIT).values(field)
+        values = SampleColumns(release, SPLIT, "--field").values(field)
         labels = torch.tensor([number.get(str(value).strip(), -1) for value in values])
         rows = (labels >= 0).nonzero()[:, 0]
         most = max(_LEAST_CALIBRATED, min(_MOST_CALIBRATED, _MOST_SIMILARITIES // len(number)))

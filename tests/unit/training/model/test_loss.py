@@ -156,7 +156,15 @@ def toy(**values: object) -> Toy:
     return Toy(**values).double().train()
 
 
-RANK_CASES = [(SETTINGS[0], 1), (SETTINGS[1], 1), (SETTINGS[0], 2)]
+RANK_CASES = [
+    (SETTINGS[0], 1),
+    (SETTINGS[1], 1),
+    (SETTINGS[0], 2),
+    (LossSettings(same_label="masked"), 1),
+    (LossSettings(same_label="positive"), 2),
+    (LossSettings(form="sum_of_losses", same_label="positive"), 1),
+]
+LABELS = torch.tensor([5, 6, 5, 8, 6, 5, 8, 9])
 
 
 def rank_main(rank: int, world: int, store: str) -> None:
@@ -174,15 +182,16 @@ def rank_step(rank: int, world: int, store: str, settings: LossSettings, num_chu
     torch.set_num_threads(1)
     model = nn.parallel.DistributedDataParallel(toy())
     images, texts = (part.chunk(world)[rank] for part in toy_batch(8))
+    labels = {"labels": LABELS.chunk(world)[rank]}
     if num_chunks == 1:
-        losses = make_loss(settings)(model(images, texts))
+        losses = make_loss(settings)(model(images, texts) | labels)
         losses["loss"].backward()
     else:
         pieces = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
         losses = accumulate_backward(
-            lambda i: model(*pieces[i]), num_chunks, make_loss(settings), no_sync=model.no_sync
+            lambda i: model(*pieces[i]), num_chunks, make_loss(settings), beside=labels, no_sync=model.no_sync
         )
-    mean = losses["loss"].detach().clone()
+    mean = torch.stack([losses["loss"].detach(), losses["same_label_share"].double()])
     dist.all_reduce(mean)
     gathered = gather_with_gradient(torch.full((1, 2), float(rank)))
     if rank == 0:
@@ -199,15 +208,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("case", range(len(RANK_CASES)))
 def test_two_processes_equal_one(store: str, case: int) -> None:
     settings, _ = RANK_CASES[case]
     two = torch.load(f"{store}.{case}.out")
     model = toy()
-    loss = make_loss(settings)(model(*toy_batch(8)))["loss"]
+    losses = make_loss(settings)(model(*toy_batch(8)) | {"labels": LABELS})
+    loss, share = losses["loss"], losses["same_label_share"].item()
     loss.backward()
     assert two["gathered"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
-    assert abs(two["loss"].item() - loss.item()) < 1e-6
+    assert two["loss"].tolist() == pytest.approx([loss.item(), share], abs=1e-6)
     for name, parameter in model.named_parameters():
         assert (two["grads"][name] - parameter.grad).abs().max().item() < 1e-6, name
 

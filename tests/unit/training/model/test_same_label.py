@@ -1,0 +1,267 @@
+"""Pairs of one label in the loss: a double loop as oracle, several batches as one, and where labels come from."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import release_writer
+import torch
+from sigmoid_loss import Sigmoid
+from torch import Tensor
+from torch.nn.functional import normalize
+from training_runs import make_settings, run_once
+
+from manifests.errors import ConfigError
+from training.data import columns
+from training.data.columns import BatchLabels, hash_rows, txt_labels
+from training.data.loader import open_releases
+from training.data.shards import SamplePool, open_pool
+from training.model.loss import LossSettings, accumulate_backward, make_loss
+from training.record.log import read_log
+from training.run.loop import train
+
+LABELS = torch.tensor([3, 7, 3, 9, 7, 3, 1])
+NAMES = ("image_features", "text_features", "image_second_order", "text_second_order")
+FORMS = ("sum_of_losses", "sum_of_similarities")
+
+
+def features_of(size: int = 7) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    drawn = {name: torch.randn(size, 6, generator=generator, dtype=torch.float64) for name in NAMES}
+    features = {name: normalize(value, dim=-1).requires_grad_() for name, value in drawn.items()}
+    return features | {"logit_scale": torch.tensor(7.0, dtype=torch.float64, requires_grad=True)}
+
+
+def by_hand(logits: Tensor, labels: Tensor, same_label: str) -> Tensor:
+    """The mean over rows and columns, one logit at a time."""
+    total, size = torch.zeros((), dtype=torch.float64), len(logits)
+    for matrix in (logits, logits.t()):
+        for i in range(size):
+            alike = [j for j in range(size) if j != i and labels[j] == labels[i]]
+            matches = [i, *(alike if same_label == "positive" else [])]
+            denominator = torch.zeros((), dtype=torch.float64)
+            for j in range(size):
+                if not (same_label == "masked" and j in alike):
+                    denominator = denominator + matrix[i, j].exp()
+            for k in matches:
+                total = total - (matrix[i, k] - denominator.log()) / len(matches)
+    return total / (2 * size)
+
+
+def expected_loss(features: dict[str, Tensor], settings: LossSettings, labels: Tensor) -> Tensor:
+    alpha, scale = settings.first_order_weight, features["logit_scale"]
+    first = scale * features["image_features"] @ features["text_features"].t()
+    second = scale * features["image_second_order"] @ features["text_second_order"].t()
+    if settings.form == "sum_of_similarities":
+        return by_hand(alpha * first + (1 - alpha) * second, labels, settings.same_label)
+    parts = [by_hand(logits, labels, settings.same_label) for logits in (first, second)]
+    return alpha * parts[0] + (1 - alpha) * parts[1]
+
+
+@pytest.mark.parametrize("same_label", ["negative", "masked", "positive"])
+@pytest.mark.parametrize("form", FORMS)
+def test_loss_and_gradients_equal_a_double_loop(form: str, same_label: str) -> None:
+    settings = LossSettings(form=form, same_label=same_label, first_order_weight=0.3)
+    features, oracle = features_of(), features_of()
+    losses = make_loss(settings)(features | {"labels": LABELS})
+    losses["loss"].backward()
+    expected = expected_loss(oracle, settings, LABELS)
+    expected.backward()
+    assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-12)
+    for name, value in features.items():
+        assert torch.allclose(value.grad, oracle[name].grad, rtol=0, atol=1e-12), name
+    assert losses["same_label_share"].item() == pytest.approx((3 * 2 + 2 * 1) / (7 * 6))
+    held_out = make_loss(settings).of_pairs(features | {"labels": LABELS}, 7).mean()
+    assert held_out.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_a_negative_is_the_loss_without_labels_to_the_bit() -> None:
+    for form in FORMS:
+        loss = make_loss(LossSettings(form=form))
+        with_labels, without = loss(features_of() | {"labels": LABELS}), loss(features_of())
+        assert {name: value.item() for name, value in without.items()} == {
+            name: with_labels[name].item() for name in without
+        }
+
+
+def test_held_out_pairs_are_compared_in_blocks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = features_of(12), torch.arange(12) % 3
+    for form, same_label in itertools.product(FORMS, ("masked", "positive")):
+        loss = make_loss(LossSettings(form=form, same_label=same_label))
+        whole = loss.of_pairs(features | {"labels": labels}, 6)
+        monkeypatch.setattr("training.model.contrastive._BLOCK_PAIRS", 2)
+        assert torch.allclose(loss.of_pairs(features | {"labels": labels}, 6), whole, rtol=1e-12)
+        monkeypatch.undo()
+        half = {name: value[6:] if value.ndim else value for name, value in features.items()}
+        expected = loss(half | {"labels": labels[6:]})["loss"].item()
+        assert whole[6:].mean().item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("same_label", ["masked", "positive"])
+@pytest.mark.parametrize("sizes", [(7,), (3, 4), (2, 2, 3)])
+def test_accumulated_batches_equal_the_large_one(sizes: tuple[int, ...], same_label: str) -> None:
+    loss, inputs = make_loss(LossSettings(same_label=same_label)), features_of()
+    whole, pieces = (torch.nn.Linear(6, 6, dtype=torch.float64) for _ in range(2))
+    pieces.load_state_dict(whole.state_dict())
+
+    def forward(model: torch.nn.Linear, rows: slice) -> dict[str, Tensor]:
+        drawn = {name: normalize(model(inputs[name][rows].detach()), dim=-1) for name in NAMES}
+        return drawn | {"logit_scale": torch.tensor(7.0, dtype=torch.float64, requires_grad=True)}
+
+    expected = loss(forward(whole, slice(0, 7)) | {"labels": LABELS})
+    expected["loss"].backward()
+    ends = [0, *itertools.accumulate(sizes)]
+    losses = accumulate_backward(
+        lambda i: forward(pieces, slice(ends[i], ends[i + 1])), len(sizes), loss, beside={"labels": LABELS}
+    )
+    assert losses["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-12)
+    assert losses["same_label_share"] == expected["same_label_share"]
+    assert torch.allclose(pieces.weight.grad, whole.weight.grad, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("same_label", ["masked", "positive"])
+def test_a_sigmoid_loss_reads_the_same_labels(same_label: str) -> None:
+    settings = LossSettings(form="sigmoid_loss:Sigmoid", same_label=same_label)
+    features = features_of() | {"logit_bias": torch.tensor(-3.0).double()}
+    logits = 7 * features["image_features"] @ features["text_features"].t() - 3
+    total = 0.0
+    for i, j in itertools.product(range(7), repeat=2):
+        alike = bool(LABELS[i] == LABELS[j])
+        if i != j and alike and same_label == "masked":
+            continue
+        total += math.log1p(math.exp(-logits[i, j].item() * (1 if alike else -1)))
+    assert make_loss(settings)(features | {"labels": LABELS})["loss"].item() == pytest.approx(total / 7, rel=1e-12)
+
+
+def test_a_loss_that_reads_no_labels_refuses_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sigmoid, "takes_labels", False)
+    settings = LossSettings(form="sigmoid_loss:Sigmoid", same_label="masked")
+    with pytest.raises(ConfigError, match=r"same_label: masked has no effect on loss\.form sigmoid_loss:Sigmoid"):
+        make_loss(settings)
+
+
+# -- where labels come from
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> SamplePool:
+    """Oaks and mulberries whose species columns hold the epithet alone, a binomial or nothing; one is a caption."""
+    rows = [
+        ("a photo of Quercus alba.", "sci", "Quercus", "alba", "tree"),
+        ("Quercus alba.", "sentence", "", "Quercus alba", "tree"),
+        ("a photo of Morus alba.", "sci", "Morus", "alba", "tree"),
+        ("a photo of Quercus.", "sci", "Quercus", "", ""),
+        ("an oak in the snow", "caption", "Quercus", "alba", ""),
+        ("a red bus", "caption", "", "", "car"),
+        ("a red bus", "caption", "", "", "car"),
+    ]
+    samples = [
+        release_writer.Sample(str(i), release_writer.draw_picture("red", "circle", i), text, category=category)
+        for i, (text, _, _, _, category) in enumerate(rows)
+    ]
+    more = {
+        release_writer.sample_id("toy", str(i)): {"text_type": kind, "taxon_genus": genus, "taxon_species": species}
+        for i, (_, kind, genus, species, _) in enumerate(rows)
+    }
+    folder = release_writer.write_release(tmp_path_factory.mktemp("labels") / "r", samples, more=more)
+    return open_pool(open_releases(str(folder)), "train")
+
+
+def alike(pool: SamplePool, labels: Tensor) -> set[tuple[int, ...]]:
+    """Groups of two and more samples with one label, by their numbers."""
+    numbers = {release_writer.sample_id("toy", str(i)): i for i in range(len(pool))}
+    number_of = [numbers[sample] for sample in pool.table["sample_id"].to_pylist()]
+    groups: dict[int, list[int]] = {}
+    for row, label in enumerate(labels.tolist()):
+        groups.setdefault(label, []).append(number_of[row])
+    return {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("text", {(5, 6)}),
+        ("species", {(0, 1, 4)}),
+        ("taxon_species", {(0, 1, 4)}),
+        ("genus", {(0, 3, 4)}),
+        ("taxon", {(0, 1), (5, 6)}),
+        ("extra.category", {(0, 1, 2), (5, 6)}),
+        ("domain", {(0, 1, 2, 3, 4, 5, 6)}),
+    ],
+)
+def test_samples_with_equal_values_share_a_label(field: str, expected: set[Any], pool: SamplePool) -> None:
+    assert alike(pool, txt_labels(pool, field)) == expected
+    ids = torch.tensor([[hash(text) % 997, 5] for text in texts_of(pool)])
+    rows = torch.arange(len(pool))
+    labels = BatchLabels(pool, field, ("txt",)).of(ids, rows, torch.zeros_like(rows))
+    assert alike(pool, labels) == expected
+
+
+def texts_of(pool: SamplePool) -> list[str]:
+    table = open_releases(pool.paths[0])[0].samples("train")
+    return table.sort_by([("shard", "ascending"), ("position", "ascending")])["text"].to_pylist()
+
+
+def test_a_drawn_name_speaks_of_the_taxon_and_a_caption_of_itself(pool: SamplePool) -> None:
+    """Where `sci` is drawn, also a sample whose `txt` is a caption has the label of its taxon."""
+    ids, rows = torch.arange(len(pool))[:, None], torch.arange(len(pool))
+    labels = BatchLabels(pool, "taxon", ("txt", "sci"))
+    assert (0, 1, 4) in alike(pool, labels.of(ids, rows, torch.ones_like(rows)))
+    assert alike(pool, labels.of(ids, rows, torch.full_like(rows, -1))) == {(0, 1)}
+
+
+def test_the_hash_of_token_ids_depends_on_every_position() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(49408, (3000, 77), generator=generator)
+    changed = ids.clone()
+    changed[torch.arange(3000), torch.arange(3000) % 77] ^= 1
+    assert len(hash_rows(torch.cat([ids, changed])).unique()) == 6000
+    assert torch.equal(hash_rows(ids), hash_rows(ids.clone()))
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ({"label_field": "extra.kind"}, r"loss\.label_field: no sample has extra\.kind; write extra\.category"),
+        ({"label_field": "kind"}, r"loss\.label_field: the release has no field 'kind'; it has extra\.KEY and"),
+        ({"label_field": "family"}, r"loss\.label_field: no sample of split 'train' has a value of 'family'"),
+        ({"label_field": "taxon", "same_label": "masked"}, r"loss\.label_field: the release has no field 'text_type'"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named(loss: dict[str, str], words: str, config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(make_settings(config, loss=loss))
+    assert not (Path(config["output_dir"]) / "run.json").exists()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_counts_the_pairs_of_its_batches(accumulate: int, config: dict[str, Any]) -> None:
+    """12 texts: the share in the log, from the rows that were drawn; validation and `eval` read labels too."""
+    config["eval"]["every_steps"] = 3
+    seen: list[Tensor] = []
+    original = columns.BatchLabels.of
+
+    def kept(self: BatchLabels, *batch: Tensor) -> Tensor:
+        seen.append(original(self, *batch))
+        return seen[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns.BatchLabels, "of", kept)
+        run_once(
+            config,
+            loss={"same_label": "positive", "label_field": "extra.category"},
+            compute={"accumulate": accumulate},
+            schedule={"steps": 3},
+        )
+    steps = read_log(Path(config["output_dir"]) / "log.jsonl", "step")
+    labels = torch.cat(seen).view(3, 12)
+    pairs = [(row[:, None] == row).sum().item() - 12 for row in labels]
+    assert [line["same_label_share"] for line in steps] == pytest.approx([num / (12 * 11) for num in pairs])
+    assert sum(pairs) > 0
+    stored = json.loads((Path(config["output_dir"]) / "run.json").read_text())["identity"]["loss"]
+    assert stored["same_label"] == "positive"

@@ -1,0 +1,186 @@
+"""Columns of the sample tables, in the row order of a pool, and the labels that tell which pairs are alike.
+
+A label is an int64 hash, so that ranks exchange 8 bytes a pair. Samples with the same value of `loss.label_field` share
+one. A sample without a value shares its label with no other sample. Reads releases; writes nothing. Gives up with
+ConfigError on a field that no sample has.
+
+Shape letters: `B` pairs of a batch, `L` token ids of a text, `N` rows of a pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from manifests.release import Release
+from manifests.tables import TAXON_RANKS
+from training.data.shards import SamplePool
+
+TEXT, TAXON = "text", "taxon"  # fields that follow the text that was drawn
+_TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
+
+
+class SampleColumns:
+    """Columns of a split's sample table, in the row order of its pool, and the keys of its column `extra`.
+
+    `setting` names the key that asked for them, in messages.
+    """
+
+    def __init__(
+        self, release: Release, split: str, setting: str = "eval.zero_shot", columns: Sequence[str] | None = None
+    ) -> None:
+        try:
+            table = release.samples(split, None if columns is None else ["shard", "position", *columns])
+        except pa.ArrowInvalid:  # one of them is not there; a message lists those that are
+            table = release.samples(split)
+        self._table = table.sort_by([("shard", "ascending"), ("position", "ascending")])
+        self._setting = setting
+
+    def values(self, field: str) -> list[Any]:
+        """The values of a column, or of `extra.KEY`.
+
+        Raises: ConfigError when there is no such column or no row has the key.
+        """
+        if field.startswith("extra.") and "extra" in self._table.column_names:
+            key = field.removeprefix("extra.")
+            objects = [json.loads(value) if value else {} for value in self._table["extra"].to_pylist()]
+            values = [item.get(key) for item in objects]
+            if all(value is None for value in values):
+                fields = ", ".join(f"extra.{name}" for name in sorted({name for item in objects for name in item}))
+                raise ConfigError(
+                    f"{self._setting}: no sample has {field}; write {fields or 'a column of samples.parquet'}, or take "
+                    "it out"
+                )
+            return values
+        if field not in self._table.column_names:
+            raise ConfigError(
+                f"{self._setting}: the release has no field '{field}'; it has extra.KEY and "
+                f"{', '.join(self._table.column_names)}"
+            )
+        column: list[Any] = self._table[field].to_pylist()
+        return column
+
+    def column(self, field: str) -> pa.ChunkedArray:
+        """`values` as text; empty text counts as null.
+
+        Raises: ConfigError as `values`.
+        """
+        if field.startswith("extra.") or field not in self._table.column_names:
+            texts = [None if value is None else str(value) for value in self.values(field)]
+            column = pa.chunked_array([texts], pa.string())
+        else:
+            column = self._table[field].cast(pa.string())
+        return pc.if_else(pc.equal(column, ""), None, column)
+
+    def taxon_row(self, number: int) -> dict[str, Any]:
+        """The taxon columns of one row."""
+        names = [*_TAXON_COLUMNS, "taxon_vernacular_name"]
+        there = self._table.select([name for name in names if name in self._table.column_names])
+        row: dict[str, Any] = there.slice(number, 1).to_pylist()[0]
+        return row
+
+
+class BatchLabels:
+    """The label of every pair of a training batch, by `loss.label_field` and the text that was drawn."""
+
+    def __init__(self, pool: SamplePool, field: str, members: Sequence[str]) -> None:
+        """`members` are `data.text.members`.
+
+        Raises: ConfigError for a field that no sample has.
+        """
+        self._by_text = field == TEXT
+        self._labels_N = torch.zeros(0) if self._by_text else torch.from_numpy(_field_labels(pool, field))
+        self._named_N = torch.from_numpy(names_taxon(pool)) if field == TAXON else None
+        self._is_txt = torch.tensor([member == "txt" for member in members] + [True])
+
+    def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
+        """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
+        if self._by_text:
+            return hash_rows(tokens)
+        labels = self._labels_N[rows]
+        if self._named_N is None:
+            return labels
+        return torch.where(~self._is_txt[members] | self._named_N[rows], labels, hash_rows(tokens))
+
+
+def txt_labels(pool: SamplePool, field: str) -> Tensor:
+    """The label of every row of a pool, (N,), where each sample is shown with its `txt`.
+
+    Raises: ConfigError for a field that no sample has.
+    """
+    labels = _field_labels(pool, field)
+    if field == TAXON:
+        labels = np.where(names_taxon(pool), labels, _field_labels(pool, TEXT))
+    return torch.from_numpy(labels)
+
+
+def names_taxon(pool: SamplePool) -> NDArray[np.bool_]:
+    """Whether the `txt` of each row names its taxon, and is no caption, (N,).
+
+    Raises: ConfigError for a release that does not say.
+    """
+    columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"])]
+    kinds = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    return np.asarray(pc.fill_null(pc.not_equal(kinds, "caption"), False).to_numpy())
+
+
+def hash_rows(tokens_BL: Tensor) -> Tensor:
+    """One int64 of each row of token ids, (B,): equal for equal rows.
+
+    Products with odd 64-bit numbers, which overflow on purpose. Two texts share one with a probability below 2^-46.
+    """
+    generator = torch.Generator().manual_seed(0x6C6162656C)
+    high, low = (torch.randint(2**31, (tokens_BL.shape[1],), generator=generator) for _ in range(2))
+    return (tokens_BL * ((high << 32) | (low << 1) | 1)).sum(dim=1)
+
+
+def _field_labels(pool: SamplePool, field: str) -> NDArray[np.int64]:
+    """The label of each row by a field, (N,)."""
+    rank = field.removeprefix("taxon_")
+    of_taxon = field == TAXON or rank in TAXON_RANKS
+    needed = _TAXON_COLUMNS if of_taxon else ("extra" if field.startswith("extra.") else field,)
+    parts = []
+    for columns in _columns_of(pool, needed):
+        column = _taxa(columns, rank) if of_taxon else columns.column(field)
+        parts += column.chunks
+    column = pa.chunked_array(parts, pa.string())
+    if column.null_count == len(column):
+        raise ConfigError(
+            f"loss.label_field: no sample of split '{pool.split}' has a value of '{field}'; name another field, or set "
+            "loss.same_label: negative"
+        )
+    coded = column.combine_chunks().dictionary_encode()
+    hashes = np.array([_hash(value) for value in coded.dictionary.to_pylist()], np.int64)
+    codes = pc.fill_null(coded.indices, -1).to_numpy()
+    alone = -1 - np.arange(len(codes), dtype=np.int64)  # the row: two ranks that draw it agree
+    return np.where(codes >= 0, hashes[codes], alone)
+
+
+def _columns_of(pool: SamplePool, names: Sequence[str]) -> list[SampleColumns]:
+    return [SampleColumns(Release.open(path), pool.split, "loss.label_field", names) for path in pool.paths]
+
+
+def _taxa(columns: SampleColumns, rank: str) -> pa.ChunkedArray:
+    """The name of each row's taxon at a rank, or at its deepest rank; a species is a binomial."""
+    ranks = {name: columns.column(f"taxon_{name}") for name in TAXON_RANKS}
+    joined = pc.binary_join_element_wise(ranks["genus"], ranks["species"], " ")
+    whole = pc.or_kleene(pc.match_substring(ranks["species"], " "), pc.is_null(joined))
+    ranks["species"] = pc.if_else(whole, ranks["species"], joined)
+    if rank in ranks:
+        return ranks[rank]
+    named = [pc.binary_join_element_wise(name, ranks[name], " ") for name in reversed(TAXON_RANKS)]
+    return pc.coalesce(*named)
+
+
+def _hash(value: str) -> int:
+    return int.from_bytes(hashlib.blake2b(value.encode("utf-8"), digest_size=8).digest(), "big", signed=True)
