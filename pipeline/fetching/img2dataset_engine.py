@@ -7,13 +7,16 @@ img2dataset is not installed. A row that its loop loses ends the part, because t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -170,6 +173,8 @@ def _write_listing(path: Path, targets: dict[str, Target]) -> None:
 def _downloader_class() -> Any:
     """img2dataset's Downloader. Its import takes about 4 s and adds 260 MB to a worker."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the web for a newer release
+    if importlib.util.find_spec("imghdr") is None:  # not in Python 3.13; only the resizer that we replace calls it
+        sys.modules["imghdr"] = ModuleType("imghdr")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own imports: no user of ours can act on them

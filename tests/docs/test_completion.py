@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
+from pathlib import Path
 
 import pytest
-import shtab
+from building import ROOT
+from environments import environment
 
-import pipeline.cli
-import training.cli
+pytestmark = pytest.mark.slow
 
-CASES = [
-    (pipeline.cli.build_parser(), "plantmix e", "estimate explain export"),
-    (pipeline.cli.build_parser(), "plantmix status --j", "--json"),
-    (training.cli.build_parser(), "dalip tr", "train"),
-]
+CASES = [("plantmix", "pipeline", "plantmix e", "estimate explain export"),
+         ("plantmix", "pipeline", "plantmix status --j", "--json"),
+         ("dalip", "training", "dalip tr", "train")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("parser", "typed", "wanted"), CASES, ids=[typed for _, typed, _ in CASES])
-def test_bash_completes(parser: argparse.ArgumentParser, typed: str, wanted: str) -> None:
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """Python of an environment with shtab, which users install themselves."""
+    return environment("tools", on_ours=True)
+
+
+def completion_of(python: Path, shell: str, program: str, package: str) -> str:
+    command = [python, "-m", "shtab", f"--shell={shell}", "--prog", program, f"{package}.cli.build_parser"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(("program", "package", "typed", "answer"), CASES, ids=[case[2] for case in CASES])
+def test_bash_completes(python: Path, program: str, package: str, typed: str, answer: str) -> None:
     words = typed.split()
     lines = [
-        shtab.complete(parser, shell="bash"),
+        completion_of(python, "bash", program, package),
         f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}",
-        f'_shtab_{parser.prog} {words[0]} {words[-1]} {words[-2]}; echo "${{COMPREPLY[*]}}"',
+        f'_shtab_{package} {words[0]} {words[-1]} {words[-2]}; echo "${{COMPREPLY[*]}}"',
     ]
     done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split()) == wanted.split()
+    assert sorted(done.stdout.split()) == answer.split()
 
 
-def test_zsh_gets_a_script_too() -> None:
-    assert "#compdef plantmix" in shtab.complete(pipeline.cli.build_parser(), shell="zsh")
+def test_zsh_gets_a_script_too(python: Path) -> None:
+    assert "#compdef plantmix" in completion_of(python, "zsh", "plantmix", "pipeline")

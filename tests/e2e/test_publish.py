@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import environments
 import fsspec
 import pytest
 import yaml
@@ -165,11 +166,11 @@ def downloaded(releases: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return folder / "plants"
 
 
-def read_with(code: str, folder: Path, tmp_path: Path) -> Any:
+def read_with(code: str, folder: Path, tmp_path: Path, python: Path | str) -> Any:
     """Run a reader in a process and a home of its own; what it prints last, as JSON."""
     env = {"PATH": os.defpath, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False, env=env, timeout=300
+        [str(python), "-c", code, str(folder)], capture_output=True, text=True, check=False, env=env, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -200,7 +201,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_mlcroissant_finds_no_fault_and_reads_every_record(downloaded: Path, tmp_path: Path) -> None:
-    told = read_with(MLCROISSANT, downloaded, tmp_path)
+    told = read_with(MLCROISSANT, downloaded, tmp_path, environments.environment("consumers"))
     rows = Release.open(str(downloaded)).samples().to_pylist()
     assert told["issues"] == []
     assert told["version"] == "http://mlcommons.org/croissant/1.1"
@@ -226,7 +227,9 @@ print(json.dumps({split: sorted([row["__key__"], row["txt"], row["jpg"].size, ro
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["prepared", "streaming"])
 def test_datasets_reads_every_split(downloaded: Path, tmp_path: Path, streaming: bool) -> None:
-    told = read_with(DATASETS.replace("{streaming}", str(streaming)), downloaded, tmp_path)
+    told = read_with(
+        DATASETS.replace("{streaming}", str(streaming)), downloaded, tmp_path, environments.environment("consumers")
+    )
     release = Release.open(str(downloaded))
     for split, name in (("train", "train"), ("heldout", "test")):
         rows = release.samples(split).to_pylist()
@@ -259,7 +262,7 @@ print(json.dumps({"num_samples": info.dataloader.num_samples, "read": told}))
 
 @pytest.mark.slow
 def test_open_clips_own_loader_reads_the_shards(downloaded: Path, tmp_path: Path) -> None:
-    told = read_with(OPEN_CLIP, downloaded, tmp_path)
+    told = read_with(OPEN_CLIP, downloaded, tmp_path, sys.executable)
     rows = Release.open(str(downloaded)).samples("train").to_pylist()
     assert told["num_samples"] == len(rows)
     assert sorted(told["read"]) == sorted(

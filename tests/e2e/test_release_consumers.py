@@ -28,7 +28,6 @@ from pipeline.releases.export import braces
 
 pytestmark = pytest.mark.slow
 
-CONSUMERS = ["webdataset>=1.0,<2", "datasets>=4,<6", "pillow>=11"]
 Told = list[tuple[str, str, str]]
 
 
@@ -48,7 +47,7 @@ def releases(web: Web, built: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def consumers() -> Path:
     """Python of an environment with the newest readers."""
-    return environment("consumers", CONSUMERS)
+    return environment("consumers")
 
 
 def expected(release: Release, split: str = "train") -> Told:

@@ -17,7 +17,6 @@ def soil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soil]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_whole_lives_are_killed_and_end_alike(soil: Soil, tmp_path: Path) -> None:
     rng = random.Random(5)
     with Launcher() as launcher:

@@ -13,7 +13,6 @@ from manifests.catalog import Catalog
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_every_command_leaves_what_a_clean_build_gives(tmp_path: Path, seed: int) -> None:
     with walking(tmp_path / "walk") as walk:

@@ -130,6 +130,39 @@ def test_an_image_opens_with_its_life_by_keyboard(browsed: Browsed) -> None:
     assert shown.get_attribute("alt")
 
 
+SOUND = """<!doctype html><html lang=en><title>sound</title><meta name=viewport content="width=device-width">
+<style>body {{ background: #fff; color: #222 }} div {{ width: 90px; overflow: auto }}</style><h1 id=head>Head</h1>
+<label for=word>Word</label><input id=word><button>Go</button><a href=/>Home</a><ul><li>one</ul>
+<img alt="a leaf" src="data:,">{}</html>"""
+FAULTS = {
+    "": [],
+    '<p style="color: #999">pale': ["contrast 2.85: pale"],
+    '<p style="color: #777; font-size: 24px">large': [],
+    '<p style="background: #222; color: rgb(255 255 255 / .2)">faint': ["contrast 1.92: faint"],
+    '<a href=/ aria-label=" "></a>': ["link without a name"],
+    "<button></button><input>": ["button without a name", "textbox without a name"],
+    "<img src='data:,'>": ['no alt: <img src="data:,">', "image without a name"],
+    "<i id=head></i>": ["two elements have the id head"],
+    "<label for=other>Other</label>": ["for names other, which is not there"],
+    "<p><li>alone": ["a list that is none: <li>alone</li>"],
+    "<div>a_word_that_is_wider_than_its_box</div>": ["no key scrolls <div>a_word_that_is_wider_than_its_box</div>"],
+}
+
+
+def test_each_fault_of_a_page_is_seen(browsed: Browsed, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    seen = {}
+    for fault in FAULTS:
+        page.write_text(SOUND.format(fault), encoding="utf-8")
+        open_page(browsed.driver, page.as_uri())
+        seen[fault] = violations(browsed.driver)
+    page.write_text("<p>bare", encoding="utf-8")
+    open_page(browsed.driver, page.as_uri())
+    assert violations(browsed.driver) == ["html says no language", "the page has no title"]
+    assert seen == FAULTS
+    browsed.complaints()
+
+
 # colours depend on the scheme alone and the layout on the width alone, so two of the four show all
 @pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
 def test_every_page_fits_and_everyone_can_use_it(browsed: Browsed, size: tuple[int, int], scheme: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -164,3 +166,13 @@ def test_what_img2dataset_keeps_on_disk_lies_in_the_scratch_of_the_build(
     assert [piece.facts.num_rows for piece in pieces] == [1]
     assert seen == [scratch]
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_it_loads_where_python_has_no_imghdr():
+    code = (
+        "import sys; sys.modules['imghdr'] = None\n"  # as from Python 3.13
+        "from pipeline.fetching.img2dataset_engine import _downloader_class\n"
+        "print(_downloader_class().__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["Downloader"], done.stderr

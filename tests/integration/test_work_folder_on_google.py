@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from building import PLANTMIX, hash_tree, write_folder_config
-from gcp_storage_emulator.server import create_server
+from environments import environment
 from gcsfs.core import GCSFileSystem
 from release_writer import drawn_samples
 
@@ -30,12 +32,25 @@ def endpoint() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.stop()
+    command = ["start", "--host=127.0.0.1", f"--port={port}", "--in-memory", f"--default-bucket={BUCKET}"]
+    python = environment("tools", on_ours=True)
+    program = [python, "-m", "gcp_storage_emulator", *command]
+    with subprocess.Popen(program, stderr=subprocess.DEVNULL) as server:
+        try:
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def wait_for(port: int) -> None:
+    """Until somebody listens there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"no server on port {port}")
 
 
 def run(folder: Path, endpoint: str, *arguments: str) -> str:
