@@ -112,13 +112,14 @@ for (const name of ["for", "aria-labelledby", "aria-describedby", "aria-controls
   for (const element of document.querySelectorAll(`[${name}]`))
     for (const id of element.getAttribute(name).split(/\s+/))
       if (!document.getElementById(id)) faults.push(`${name} names ${id}, which is not there`);
-for (const item of document.querySelectorAll("li:not(:is(ul, ol, menu) > li), :is(ul, ol) > :not(li, script, template)"))
+for (const item of document.querySelectorAll("li:not(:is(ul, ol, menu) > li), :is(ul, ol) > :not(li, script)"))
   faults.push(`a list that is none: ${item.outerHTML.slice(0, 80)}`);
 for (const box of document.querySelectorAll("body *")) {
   const style = getComputedStyle(box);
   const scrolls = /auto|scroll/.test(style.overflowX + style.overflowY) && !box.closest("svg, textarea, select")
     && (box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1);
-  if (scrolls && box.tabIndex < 0 && !box.querySelector("a[href], button, input, select, textarea, summary, [tabindex]"))
+  const keys = "a[href], button, input, select, textarea, summary, [tabindex]";
+  if (scrolls && box.tabIndex < 0 && !box.querySelector(keys))
     faults.push(`no key scrolls ${box.outerHTML.slice(0, 80)}`);
 }
 return faults;
