@@ -22,7 +22,7 @@ _SECRET_WORDS = frozenset(
 _SECRET_NAMES = frozenset(
     ["apikey", "accesskey", "authkey", "awsaccesskeyid", "accesstoken", "authtoken", "keypairid", "subscriptionkey"]
 )
-_FREE_KEYS = ("options", "runtime_env")  # of a configuration: what stands below is for others to read
+_FREE_KEYS = ("options",)  # of a configuration: what stands below is for others to read
 _SIGNED_BY = (["x", "amz"], ["x", "goog"], ["x", "oss"], ["x", "cos"])  # every parameter of a signed link
 _END = r'\s"<>\\'  # what ends a URL within a text or a JSON document
 _URL = re.compile(
@@ -54,7 +54,7 @@ def hide_users(text: str) -> str:
 def hide_in(value: Any, named: str | None = None) -> Any:
     """JSON values of a configuration without secrets: those of addresses, and of free values also by their names.
 
-    Free are the values below `options` and `runtime_env`: there `***` stands for each whose key, or a key above it,
+    Free are the values below `options`: there `***` stands for each whose key, or a key above it,
     would be masked in a query, and for each that looks like a token. `named` is such a key; None outside.
     """
     if isinstance(value, Mapping):

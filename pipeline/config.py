@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import ConfigPath, JsonValues, NameOrPath, Removed, Settings, read_settings
+from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, read_settings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
@@ -42,6 +42,7 @@ from pipeline.vocabulary.licences import LicenceSettings
 
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 """Names of the stages of FLOW, in its order."""
+PREFER = ("licence", "pixels", "caption", "priority")  # of two duplicates, the first difference decides which stays
 IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
 PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
@@ -98,17 +99,13 @@ class SemanticSettings(Settings):
 class DedupSettings(Settings):
     """Which images count as the same, and which of them stays."""
 
-    removed: ClassVar = {"placeholder_min_count": Removed(PLACEHOLDER_MIN_COUNT, "it names pictures and drops none")}
+    removed: ClassVar = {
+        "placeholder_min_count": Removed(PLACEHOLDER_MIN_COUNT, "it names pictures and drops none"),
+        "prefer": Removed(list(PREFER), "what may be used comes first, then the better picture, then its words"),
+    }
 
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not."""
-    prefer: tuple[Literal["licence", "pixels", "caption", "priority"], ...] = (
-        "licence",
-        "pixels",
-        "caption",
-        "priority",
-    )
-    """Which duplicate stays: the first difference in this order decides, then the sample id."""
     semantic: SemanticSettings | None = None
     """Find semantic duplicates too; off when absent."""
     extra_captions: int = Field(0, ge=0, le=9)
@@ -243,14 +240,16 @@ class PackSettings(Settings):
 class RaySettings(Settings):
     """The cluster that parts run on, and what Ray sets aside for each of them."""
 
+    removed: ClassVar = {
+        "runtime_env": Removed({}, "`ray job submit --runtime-env` says what workers get", "that of the job")
+    }
+
     address: str | None = None
     """A running cluster: HOST:PORT or `auto`; when absent RAY_ADDRESS, or a local Ray."""
     cpus_per_part: float = Field(1.0, gt=0)
     """CPUs of one part."""
     part_memory_gb: float | None = Field(None, gt=0)
     """Memory of one part, by which Ray spreads parts."""
-    runtime_env: JsonValues = Field(default_factory=dict)
-    """Ray's runtime_env for workers, such as env_vars; no secrets, it is recorded."""
 
 
 class RunSettings(Settings):

@@ -48,6 +48,7 @@ BACKOFF_SECONDS = 1.0  # pause before the first retry; it doubles each time, giv
 HOST_PATIENCE_SECONDS = 120.0  # longest that rows wait for a closed host, and longest Crawl-delay that is kept
 BREAKER_FAILURES = 6  # failures in a row to reach a host, after which it counts as dead
 BREAKER_SECONDS = 300.0  # how long a dead host is left alone
+MAX_REDIRECTS = 5  # a longer chain ends as too_many_redirects
 DECODE_THREADS = 2  # pictures decoded at a time in one worker; each may need the memory of `image.max_pixels`
 
 ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining", "c2pa_training"]
@@ -147,14 +148,13 @@ class NetworkSettings(Settings):
         "host_patience_seconds": Removed(HOST_PATIENCE_SECONDS, "`plantmix retry` asks again later"),
         "breaker_failures": Removed(BREAKER_FAILURES, "`plantmix retry` asks a dead host again"),
         "breaker_seconds": Removed(BREAKER_SECONDS, "`plantmix retry` asks a dead host again"),
+        "max_redirects": Removed(MAX_REDIRECTS, "a longer way leads to no picture"),
     }
 
     threads: Annotated[int, Field(ge=1, le=512)] = 32
     """Requests at the same time in one worker."""
     total_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest time for one attempt, with its redirects, without the waiting for the gate."""
-    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
-    """A longer chain ends as too_many_redirects."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts after a passing failure. A final failure is never retried."""
     limits: HostLimits = HostLimits()
@@ -269,7 +269,7 @@ class FetchSettings(Settings):
 
     def deciding(self) -> tuple[tuple[str, str], ...]:
         """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""
-        values = self.model_dump(mode="json")
+        values = self.recorded()
         values["network"]["user_agent"] = self.network.agent_token  # its version decides nothing
         pairs = []
         for outcome, keys in DECIDED_BY.items():

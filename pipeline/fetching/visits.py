@@ -172,8 +172,8 @@ def _redirect(visit: Visit, location: str, settings: NetworkSettings) -> Downloa
     visit.num_redirects += 1
     if target.url in visit.redirected_by:
         return visit.end(Outcome.TOO_MANY_REDIRECTS, f"a loop after {visit.num_redirects} redirects")
-    if visit.num_redirects > settings.max_redirects:
-        return visit.end(Outcome.TOO_MANY_REDIRECTS, f"more than {settings.max_redirects} redirects")
+    if visit.num_redirects > bounds.MAX_REDIRECTS:
+        return visit.end(Outcome.TOO_MANY_REDIRECTS, f"more than {bounds.MAX_REDIRECTS} redirects")
     if visit.active_seconds >= settings.total_timeout_seconds:
         return visit.end(Outcome.DEADLINE_EXCEEDED, f"not finished after {visit.num_redirects} redirects")
     visit.target = target

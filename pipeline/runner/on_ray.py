@@ -61,7 +61,6 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
             "with `ray job submit`"
         )
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    options["runtime_env"] = settings.runtime_env or None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with ray_environment(address):
         ray: Any = importlib.import_module("ray")  # Any: its stubs know neither options nor resources

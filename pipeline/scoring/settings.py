@@ -5,11 +5,11 @@ What a score is (model, weights, precision, options) and what is decided over it
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manifests.settings import JsonValues, NameOrPath, Settings
+from manifests.settings import JsonValues, NameOrPath, Removed, Settings
 
 CLIP = "clip"  # name of the scorer that `model` and `pretrained` stand for
 
@@ -30,7 +30,11 @@ class PluginSettings(Settings):
 
 
 class ScoreRule(Settings):
-    """A threshold over one stored score; exactly one of the four."""
+    """A threshold over one stored score; exactly one of the three."""
+
+    removed: ClassVar = {
+        "top_fraction": Removed(None, "`min_quantile: 0.7` keeps the top 0.3 of each domain", "left out")
+    }
 
     scorer: ScorerName = CLIP
     """Name of the scorer."""
@@ -40,16 +44,14 @@ class ScoreRule(Settings):
     """Drop what scores more."""
     min_quantile: float | None = Field(None, gt=0, lt=1)
     """Drop scores below this quantile of the domain."""
-    top_fraction: float | None = Field(None, gt=0, le=1)
-    """Keep this share, by score, of each domain."""
     domains: list[str] | None = None
     """Domains that the rule applies to; all when absent."""
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
-        thresholds = (self.min_score, self.max_score, self.min_quantile, self.top_fraction)
+        thresholds = (self.min_score, self.max_score, self.min_quantile)
         if sum(value is not None for value in thresholds) != 1:
-            raise ValueError("give exactly one of min_score, max_score, min_quantile and top_fraction")
+            raise ValueError("give exactly one of min_score, max_score and min_quantile")
         return self
 
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings
+from manifests.settings import ConfigPath, Removed, Settings
 from pipeline.sources.archive import META_FILE, Archive, DataFile, Term, read_archive
 from pipeline.sources.files import reading
 from pipeline.sources.joining import (
@@ -54,6 +54,7 @@ _URL = ("accessURI", "identifier")
 _LICENCE = ("license", "UsageTerms", "WebStatement", "rights")
 _RIGHTS_HOLDER = ("rightsHolder", "Owner")
 _PAGE = ("references", "furtherInformationURL")
+VERNACULAR_LANGUAGES = ("en", "eng", "english")  # of names in a file of their own; the first one there is counts
 _LISTED = "associatedMedia"  # of a record, in archives without a media file
 
 
@@ -64,6 +65,10 @@ class DwcaSettings(Settings):
     front (media.title), and `licence` is the licence of the picture in any spelling.
     """
 
+    removed: ClassVar = {
+        "vernacular_languages": Removed(list(VERNACULAR_LANGUAGES), "caption.backbone.languages names another one")
+    }
+
     path: ConfigPath
     """The zip as it came, or the folder it was unpacked to."""
     caption: list[str] = Field(default_factory=list)
@@ -72,8 +77,6 @@ class DwcaSettings(Settings):
     """Kinds of media; rows without a kind count by their format."""
     where: WhereTerms = Field(default_factory=dict)
     """By term, the values of which a row must have one."""
-    vernacular_languages: list[str] = Field(["en", "eng", "english"])
-    """Languages of names that stand in a file of their own; the first one there is counts."""
     extra: list[str] = Field(default_factory=list)
     """Terms kept as json beside the sample."""
 
@@ -351,7 +354,7 @@ def _pick_vernacular(sql: Any, plan: _Plan) -> None:
     """Choose one name a record: the first wanted language, of its names a preferred one, of those the first."""
     assert plan.vernacular is not None
     has = plan.vernacular.fields
-    languages = ", ".join(text(each.lower()) for each in plan.settings.vernacular_languages)
+    languages = ", ".join(map(text, VERNACULAR_LANGUAGES))
     place = f"list_position([{languages}], lower(language))" if "language" in has else "1"
     preferred = (
         "lower(coalesce(\"isPreferredName\", '')) NOT IN ('true', '1', 'yes')" if "isPreferredName" in has else "true"

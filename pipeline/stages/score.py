@@ -192,16 +192,10 @@ def _failing(number: int, rule: ScoreRule) -> str:
         return f"{head}'>= {rule.min_score:g}' AS threshold FROM {rows} WHERE score IS NULL OR score < {rule.min_score}"
     if rule.max_score is not None:
         return f"{head}'<= {rule.max_score:g}' AS threshold FROM {rows} WHERE score > {rule.max_score}"
-    if rule.min_quantile is not None:
-        return (
-            f"{head}printf('>= %.4f, the {rule.min_quantile:g} quantile of %s', least, domain) AS threshold FROM "
-            f"(SELECT *, quantile_cont(score::DOUBLE, {rule.min_quantile}) OVER (PARTITION BY domain) AS least "
-            f"FROM {rows}) WHERE score IS NULL OR score < least"
-        )
     return (
-        f"{head}'top {rule.top_fraction:g} of its domain' AS threshold FROM "
-        "(SELECT *, row_number() OVER (PARTITION BY domain ORDER BY score DESC NULLS LAST, sample_id) AS place, "
-        f"count(*) OVER (PARTITION BY domain) AS num FROM {rows}) WHERE place > ceil(num * {rule.top_fraction})"
+        f"{head}printf('>= %.4f, the {rule.min_quantile:g} quantile of %s', least, domain) AS threshold FROM "
+        f"(SELECT *, quantile_cont(score::DOUBLE, {rule.min_quantile}) OVER (PARTITION BY domain) AS least "
+        f"FROM {rows}) WHERE score IS NULL OR score < least"
     )
 
 

@@ -25,7 +25,7 @@ from manifests import tables
 from manifests.outcomes import Outcome
 from manifests.records import Funnel
 from manifests.takedowns import Entry, standing_entries
-from pipeline.config import BuildConfig
+from pipeline.config import PREFER, BuildConfig
 from pipeline.matching import companies
 from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED
 from pipeline.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
@@ -71,7 +71,7 @@ class Choice:
     def of(cls, config: BuildConfig, takedowns: Sequence[Entry]) -> Choice:
         """The choice that a configuration makes."""
         return cls(
-            tuple(config.dedup.prefer),
+            PREFER,
             config.dedup.extra_captions,
             {source.name: source.priority for source in config.sources},
             tuple(source.name for source in config.sources if source.reader.folders_are_classes),

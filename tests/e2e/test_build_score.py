@@ -46,7 +46,7 @@ def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weight
         "model": str(MODEL),
         "pretrained": str(weights),
         "plugins": plugins,
-        "rules": [{"top_fraction": 0.75}, {"scorer": "nsfw", "max_score": 0.9}],
+        "rules": [{"min_quantile": 0.25}, {"scorer": "nsfw", "max_score": 0.9}],
     }
     work = tmp_path / "build"
     done = run_plantmix("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")

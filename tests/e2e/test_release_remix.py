@@ -97,7 +97,7 @@ def test_sources_get_their_weights_within_a_domain(web: Web, copy: Path) -> None
     values = yaml.safe_load(config.read_text(encoding="utf-8"))
     second = {**values["sources"][1], "name": "more", "columns": {**values["sources"][1]["columns"], "caption": "url"}}
     values["sources"].append(second)
-    values["dedup"] = {"radius": 0, "prefer": ["priority"]}
+    values["dedup"] = {"radius": 0}
     values["mix"]["sources"] = {"general": {"general": 3, "more": 0}}
     values["caption"] = {"rules": [{"min_words": 0, "not_filename_like": False}]}
     config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

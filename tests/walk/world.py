@@ -56,7 +56,6 @@ SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first o
     "fetch.network.x_robots_directives": ([_OPT_OUTS, ["noml"], []], 0.7, "C3"),
     "fetch.network.consent_signals": ([_SIGNALS, ["tdm_reservation"], []], 0.7, "C3"),
     "dedup.radius": ([4, 0, 8], 1, ""),
-    "dedup.prefer": ([["licence", "pixels", "caption", "priority"], ["priority", "caption"]], 0.3, ""),
     "dedup.extra_captions": ([0, 2], 0.3, ""),
     "dedup.semantic": ([None], 1, "C5"),
     "caption.rules": ([[{"preset": "general"}], [{"preset": "plant"}], [{}], _TWO_RULES], 1, ""),

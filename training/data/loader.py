@@ -34,6 +34,7 @@ from training.data.shards import SamplePool, ShardReader, strata_of
 from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
+PREFETCH_BATCHES = 4  # that each loader process makes in advance
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as broken
 
 
@@ -67,7 +68,10 @@ class TextSettings(Settings):
 class DataSettings(Settings):
     """The `data` section of a training config."""
 
-    removed: ClassVar = {"reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs")}
+    removed: ClassVar = {
+        "reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs"),
+        "prefetch_batches": Removed(PREFETCH_BATCHES, "a slow source is kept up with by more of data.num_workers"),
+    }
 
     split: str = "train"
     """Split of the release."""
@@ -87,8 +91,6 @@ class DataSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     num_workers: int = Field(default=2, ge=0)
     """Loader processes of each rank."""
-    prefetch_batches: int = Field(default=4, ge=1)
-    """Batches that each loader process makes in advance."""
     max_corrupt_samples: int = Field(default=100, ge=0)
     """Number of broken samples that a run may meet; one more stops it."""
     check_shards: bool = True
@@ -354,7 +356,7 @@ def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) 
         batch_sampler=sampler,
         num_workers=min(data.num_workers, max(1, len(sampler))) if data.num_workers else 0,
         collate_fn=unchanged,
-        prefetch_factor=data.prefetch_batches if data.num_workers else None,
+        prefetch_factor=PREFETCH_BATCHES if data.num_workers else None,
         worker_init_fn=_start_worker,
         pin_memory=pin,
         generator=torch.Generator().manual_seed(0),  # its own, so that the loader draws from no other

@@ -164,7 +164,7 @@ def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[Tr
     except ConfigError as error:
         return config, (f"what the run was trained with cannot be read, {path} is used instead: {error}",)
     place = {"device": config.compute.device, "num_threads": config.compute.num_threads}
-    workers = {"num_workers": config.data.num_workers, "prefetch_batches": config.data.prefetch_batches}
+    workers = {"num_workers": config.data.num_workers}
     settings = own.model_copy(
         update={
             "release": config.release,

@@ -66,7 +66,7 @@ def explain(error: BaseException, folder: Path) -> PlantMixError | None:
     # torch raises it wherever the trainer happens to be when it hears that the process ended.
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
         return RetryableError(
-            f"a loader process is gone: {text} If memory ran out, lower data.num_workers or data.prefetch_batches; "
+            f"a loader process is gone: {text} If memory ran out, lower data.num_workers; "
             "run the same command to go on from the last checkpoint"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

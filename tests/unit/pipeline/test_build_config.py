@@ -107,9 +107,9 @@ def test_names_fit_into_file_names(name: str) -> None:
 def test_scores_need_weights_and_rules_a_model() -> None:
     assert "score.pretrained is needed with score.model" in refusal(score={"model": "ViT-B-32"})
     assert "score.rules need score.model" in refusal(score={"rules": [{"min_score": 0.2}]})
-    for rule in ({}, {"min_score": 0.2, "top_fraction": 0.5}):
+    for rule in ({}, {"min_score": 0.2, "max_score": 0.5}):
         score = {"model": "ViT-B-32", "pretrained": "openai", "rules": [rule]}
-        assert "give exactly one of min_score, max_score, min_quantile and top_fraction" in refusal(score=score)
+        assert "give exactly one of min_score, max_score and min_quantile" in refusal(score=score)
 
 
 def test_caps_name_domains_and_columns_that_there_are() -> None:

@@ -157,7 +157,7 @@ def test_user_agent_names_the_contact():
 
 # ---- the life of a visit
 
-NETWORK = NetworkSettings(retries=2, max_redirects=2)
+NETWORK = NetworkSettings(retries=2)
 
 
 def visit(url="http://a.org/x", attempts=1):

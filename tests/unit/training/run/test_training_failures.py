@@ -258,4 +258,4 @@ def test_a_killed_loader_process_is_said(config: dict[str, Any], monkeypatch: py
 
     monkeypatch.setattr(loop, "compute_gradients", kill_loader)
     with pytest.raises(RetryableError, match=r"a loader process is gone: DataLoader worker \(pid.*data\.num_workers"):
-        run_once(config, data={"num_workers": 1, "prefetch_batches": 1}, schedule={"steps": 50})
+        run_once(config, data={"num_workers": 1}, schedule={"steps": 50})
