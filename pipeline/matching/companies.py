@@ -17,7 +17,8 @@ from pipeline.matching.groups import choose_kept, choose_of_groups
 
 MORE_DETAIL = 1.02  # a larger copy was blown up when a smaller picture has this many times its detail
 SAME_SIZE = 1.02  # pictures whose pixels differ by less were stored at one size, but for rounding
-# What each word of PREFER (pipeline/config.py) compares: columns, the larger value first, and what is said of the row that has it.
+# What each word of PREFER (pipeline/config.py) compares: columns, the larger value first, and what is said of the row
+# that has it.
 # Ties go to the next column, then to the next word, and at last to the sample id. No column depends on our own encoder:
 # a picture that we encoded anew has more bytes than one that is stored as it came, and looks worse.
 PREFERENCES = {
