@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 MASK = "***"
+PIPE = "pipe:"  # what begins a shard that is the output of a command
 _SECRET_WORDS = frozenset(
     {"signature", "sig", "sign", "signed", "token", "secret", "key", "hmac", "jwt", "nonce", "policy", "ticket", "otp"}
     | {"password", "passwd", "pass", "pwd", "auth", "authorization", "oauth", "credential", "credentials"}
@@ -55,7 +56,8 @@ def hide_in(value: Any, named: str | None = None) -> Any:
     """JSON values of a configuration without secrets: those of addresses, and of free values also by their names.
 
     Free are the values below `options`: there `***` stands for each whose key, or a key above it,
-    would be masked in a query, and for each that looks like a token. `named` is such a key; None outside.
+    would be masked in a query, and for each that looks like a token. `named` is such a key; None outside. Of a command
+    behind `pipe:` the program and the name of a tar are left.
     """
     if isinstance(value, Mapping):
         return {key: hide_in(each, _named_within(named, str(key))) for key, each in value.items()}
@@ -65,7 +67,16 @@ def hide_in(value: Any, named: str | None = None) -> Any:
         return MASK
     if not isinstance(value, str):
         return value
+    if value.startswith(PIPE):
+        return _without_arguments(value)
     return MASK if named is not None and _looks_secret(value) else hide_secrets(value)
+
+
+def _without_arguments(pipe: str) -> str:
+    """A command behind `pipe:` as its program and the last name of a tar in it: any other word may be a secret."""
+    program = re.match(r"[\w./+-]+(?=\s|$)", pipe.removeprefix(PIPE).lstrip())
+    tars = re.findall(r"[\w.-]+\.tar\b", pipe)
+    return " ".join([PIPE + (program[0] if program else ""), MASK, *tars[-1:]])
 
 
 def _named_within(named: str | None, key: str) -> str | None:

@@ -90,7 +90,7 @@ def _recorded(value: Any, dumped: Any) -> Any:
     return dumped
 
 
-def _from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
+def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
     """A path of a config file, which begins at the folder of that file; an address or an absolute path as it is.
 
     `is_name`: what lies nowhere is a name, such as that of an architecture.
@@ -115,9 +115,9 @@ def _lies_there(path: str) -> bool:
     return Path(re.split(r"[^/]*[*?\[{]", path, maxsplit=1)[0] or ".").exists()
 
 
-ConfigPath = Annotated[str, AfterValidator(_from_config)]
+ConfigPath = Annotated[str, AfterValidator(from_config)]
 """A path that begins at the config file, once `read_settings` has read it."""
-NameOrPath = Annotated[str, AfterValidator(partial(_from_config, is_name=True))]
+NameOrPath = Annotated[str, AfterValidator(partial(from_config, is_name=True))]
 """A name of another program, or a path as `ConfigPath`."""
 
 

@@ -66,8 +66,8 @@ class BrokenTarError(Exception):
         self.member = member
 
 
-def tar_members(stream: Any) -> Iterator[Member]:
-    """The files in a tar of a stranger, one at a time. Folders are left out.
+def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
+    """The files in a tar of a stranger, one at a time, from the header at byte `start` on. Folders are left out.
 
     `tarfile` itself believes every size that a tar states. Here no header over 64 KiB is read, and no size is taken
     that the tar cannot hold.
@@ -75,7 +75,7 @@ def tar_members(stream: Any) -> Iterator[Member]:
     Raises: BrokenTarError where it cannot be told any more where the next member begins.
     """
     end = stream.seek(0, os.SEEK_END)
-    place = 0
+    place = start
     for_all: dict[str, str] = {}  # what a pax header says of all that follow
     for_next: dict[str, str] = {}
     while (header := _header_at(stream, place)) is not None:

@@ -1,7 +1,7 @@
 """The training config: one YAML file is one whole run, read once into strict frozen models.
 
 Each setting stands here with its default; those of `model`, `loss` and `data` stand in `training.model.presets`,
-`training.model.loss` and `training.data.loader`. configs/REFERENCE.md lists them all.
+`training.model.loss` and `training.data.settings`. configs/REFERENCE.md lists them all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
-from training.data.loader import DataSettings, ReleaseShare
+from training.data import loader
+from training.data.settings import DataSettings, ReleaseShare
 from training.model.loss import LossSettings, loss_of_preset
 from training.model.presets import ModelSettings
 
@@ -229,8 +230,8 @@ class EvalSettings(Settings):
 class TrainSettings(Settings):
     """A whole training run."""
 
-    release: ConfigPath | tuple[ReleaseShare, ...]
-    """A release, a work folder (its newest release), or a list of `{release, weight}`."""
+    release: ConfigPath | tuple[ReleaseShare, ...] | None = None
+    """A release, a work folder (its newest release), or a list of `{release, weight}`; null: `data.shards` alone."""
     output_dir: ConfigPath = Field(min_length=1)
     """Folder of the run, also of an object store (s3://, gs://): then it works in `data.cache_dir` and uploads."""
     seed: int = Field(default=0, ge=0)
@@ -250,8 +251,8 @@ class TrainSettings(Settings):
 
     @field_validator("release")
     @classmethod
-    def _names_a_release(cls, release: str | tuple[ReleaseShare, ...]) -> str | tuple[ReleaseShare, ...]:
-        if not isinstance(release, str) and not release:
+    def _names_a_release(cls, release: str | tuple[ReleaseShare, ...] | None) -> str | tuple[ReleaseShare, ...] | None:
+        if release == ():
             raise ValueError("the list is empty; name a release, a work folder, or a list of {release, weight}")
         return release
 
@@ -260,6 +261,12 @@ class TrainSettings(Settings):
     def _loss_of_the_preset(cls, loss: LossSettings, info: ValidationInfo) -> LossSettings:
         model = info.data.get("model")  # absent when it is wrong itself
         return loss if model is None else loss_of_preset(loss, model.preset)
+
+    @model_validator(mode="after")
+    def _has_samples(self) -> TrainSettings:
+        if self.release is None and not self.data.shards:
+            raise ValueError("nothing to train on: name a release, or shards of others under data.shards")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> TrainSettings:
@@ -279,7 +286,7 @@ class TrainSettings(Settings):
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
 _EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
-                   "cache_gb")  # fmt: skip
+                   "cache_gb", "shards")  # fmt: skip
 _EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
 
 
@@ -335,6 +342,6 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     if settings.loss.same_label == "negative":
         del values["loss"]["same_label"], values["loss"]["label_field"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
-    weights = None if isinstance(settings.release, str) else [share.weight for share in settings.release]
+    weights = loader.share_weights(settings.release, settings.data)
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}
     return values

@@ -16,7 +16,8 @@ from manifests.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.takedown import take_down
 from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES
-from training.data.loader import SampleDataset, TextSettings
+from training.data.loader import SampleDataset
+from training.data.settings import TextSettings
 from training.data.shards import open_pool
 
 CHOICES = ("sentence", "taxonTag_com", "sci")

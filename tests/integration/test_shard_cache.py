@@ -23,10 +23,11 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RetryableError
 from manifests.release import Release
 from training.data import shard_cache
-from training.data.loader import DataSettings, SampleDataset, TextSettings, build_order, iterate, open_releases
+from training.data.loader import SampleDataset, build_order, iterate, open_releases
 from training.data.loader import _loader as make_loader
 from training.data.loader import _read_ahead as read_ahead
 from training.data.sampling import BatchPlan, BatchSampler
+from training.data.settings import DataSettings, TextSettings
 from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader, open_pool
 

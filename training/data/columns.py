@@ -24,8 +24,10 @@ from torch import Tensor
 from manifests.errors import ConfigError
 from manifests.release import Release
 from manifests.tables import TAXON_RANKS
-from training.data.shards import SamplePool
+from training.data.shard_cache import ShardCache
+from training.data.shards import SamplePool, ShardReader
 
+_READ_ROWS = 256  # whose texts are read at a time
 TEXT, TAXON = "text", "taxon"  # fields that follow the text that was drawn
 _TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
 
@@ -88,6 +90,26 @@ class SampleColumns:
         there = self._table.select([name for name in names if name in self._table.column_names])
         row: dict[str, Any] = there.slice(number, 1).to_pylist()[0]
         return row
+
+
+class ShardColumns(SampleColumns):
+    """What is known of samples of shards that PlantMix did not build: domain, key, and the text that is read there."""
+
+    def __init__(self, pool: SamplePool, setting: str, cache: ShardCache | None = None) -> None:
+        self._table, self._pool, self._setting, self._cache = pool.table, pool, setting, cache
+
+    def values(self, field: str) -> list[Any]:
+        """The values of a column.
+
+        Raises: ConfigError when there is no such column.
+        """
+        if field != TEXT:
+            return super().values(field)
+        reader, texts = ShardReader(self._pool, self._cache), list[str]()
+        for start in range(0, len(self._pool), _READ_ROWS):
+            rows = range(start, min(start + _READ_ROWS, len(self._pool)))
+            texts += [content.decode("utf-8", "replace") for _, content, _ in reader.read(rows, with_texts=False)]
+        return texts
 
 
 class BatchLabels:
@@ -166,7 +188,9 @@ def _field_labels(pool: SamplePool, field: str) -> NDArray[np.int64]:
     return np.where(codes >= 0, hashes[codes], alone)
 
 
-def _columns_of(pool: SamplePool, names: Sequence[str]) -> list[SampleColumns]:
+def _columns_of(pool: SamplePool, names: Sequence[str]) -> Sequence[SampleColumns]:
+    if any(pool.members):
+        return [ShardColumns(pool, "loss.label_field")]
     return [SampleColumns(Release.open(path), pool.split, "loss.label_field", names) for path in pool.paths]
 
 

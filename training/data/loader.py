@@ -14,105 +14,29 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
-from manifests.settings import ConfigPath, Removed, Settings
-from manifests.storage import hash_file, is_remote, join
-from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView, View
+from manifests.storage import WrittenFile, hash_file, is_remote, join
+from training.data.foreign import is_elsewhere
+from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
-from training.data.shard_cache import DEFAULT_GB, ReadAhead, ShardCache
-from training.data.shards import SamplePool, ShardReader, strata_of
+from training.data.settings import PREFETCH_BATCHES, DataSettings, ReleaseShare, TextSettings
+from training.data.shard_cache import ReadAhead, ShardCache, require_content
+from training.data.shard_groups import JSON
+from training.data.shard_index import ShardRelease, open_groups
+from training.data.shards import NO_TEXT, SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
 from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
-PREFETCH_BATCHES = 4  # that each loader process makes in advance
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as broken
-
-
-class ReleaseShare(Settings):
-    """One of several releases, and its share of the samples."""
-
-    release: ConfigPath
-    """A release or a work folder."""
-    weight: float = Field(gt=0.0)
-    """How much of it, over the sum of all weights."""
-
-
-class TextSettings(Settings):
-    """Which text of a sample is used: one member by name, or one drawn from several each time.
-
-    A sample that has none of them gives its `txt`.
-    """
-
-    use: Literal["fixed", "draw"] = "fixed"
-    """fixed: the first of the members; draw: one of them each time."""
-    members: tuple[str, ...] = Field(default=("txt",), min_length=1)
-    """Text members by their ending, such as `txt`, `sci`."""
-
-    @model_validator(mode="after")
-    def _one_when_fixed(self) -> TextSettings:
-        if self.use == "fixed" and len(self.members) != 1:
-            raise ValueError(f"use: fixed takes one member, given {len(self.members)}; or set use: draw")
-        return self
-
-
-class DataSettings(Settings):
-    """The `data` section of a training config."""
-
-    removed: ClassVar = {
-        "reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs"),
-        "prefetch_batches": Removed(PREFETCH_BATCHES, "a slow source is kept up with by more of data.num_workers"),
-    }
-
-    split: str = "train"
-    """Split of the release."""
-    batch_size: int = Field(default=256, ge=2)
-    """Samples of one optimiser step, over all ranks."""
-    mixture: dict[str, float] | None = None
-    """Domain -> share, drawn at load time; null: as the release is."""
-    batches: Literal["mixed", "one_domain"] = "mixed"
-    """one_domain: each batch is of one domain, drawn by share."""
-    pool_samples: dict[str, PositiveInt] | None = None
-    """Domain -> number of samples that its pool is cut to."""
-    epoch_samples: int | None = Field(default=None, ge=1)
-    """Samples of one epoch; null: as many as the split holds."""
-    shuffle_window: int = Field(default=16384, ge=1)
-    """How far samples may move from their place in the shards."""
-    text: TextSettings = TextSettings()
-    augment: AugmentSettings = AugmentSettings()
-    num_workers: int = Field(default=2, ge=0)
-    """Loader processes of each rank."""
-    max_corrupt_samples: int = Field(default=100, ge=0)
-    """Number of broken samples that a run may meet; one more stops it."""
-    check_shards: bool = True
-    """Read local shards once before the first step, and compare their sha256."""
-    tokens: ConfigPath | None = None
-    """Folder of `dalip tokens`: train on frozen towers."""
-    cache_dir: ConfigPath | None = None
-    """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
-    cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
-    """GB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
-
-    @model_validator(mode="after")
-    def _some_share_is_positive(self) -> DataSettings:
-        shares = (self.mixture or {"": 1.0}).values()
-        if min(shares, default=0.0) < 0 or sum(shares) <= 0:
-            raise ValueError("mixture shares must not be negative, and some share must be above 0")
-        return self
-
-    @property
-    def cache(self) -> ShardCache:
-        """Where shards of remote releases are kept."""
-        return ShardCache(self.cache_dir, self.cache_gb)
 
 
 class Corrupt(NamedTuple):
@@ -208,6 +132,8 @@ class SampleDataset(Dataset[Any]):
         return (row + 1) % len(self)
 
     def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> tuple[str, int]:
+        if NO_TEXT in members:
+            raise CorruptSample(members[NO_TEXT])
         try:
             members["txt"] = content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -255,14 +181,58 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
         raise ConfigError(str(error)) from None
 
 
-def check_shards(releases: Sequence[Release], *splits: str) -> None:
+def open_sources(
+    release: str | Sequence[ReleaseShare] | None, data: DataSettings, split: str
+) -> list[Release | ShardRelease]:
+    """The releases of a config, then its groups of shards that are of a split.
+
+    Raises: ConfigError, RetryableError, RunError.
+    """
+    groups = [group for group in data.shards if group.split == split]
+    opened = open_groups(groups, data.text.members, data.cache)
+    lacking = {name for name in data.text.members if name != "txt" and not name.startswith(JSON)}
+    lacking -= {name for group in opened for name in group.endings}
+    if opened and lacking and release is None:
+        there = sorted({name for group in opened for name in group.endings})
+        raise ConfigError(
+            f"data.text: no sample of data.shards has a member {', '.join(sorted(lacking))}; they have "
+            f"{', '.join(there)}"
+        )
+    return [*(open_releases(release) if release is not None else ()), *opened]
+
+
+def share_weights(release: str | Sequence[ReleaseShare] | None, data: DataSettings) -> list[float] | None:
+    """The weight of each release and group that is trained on, in the order of `open_sources`; None: by their sizes.
+
+    Raises: ConfigError where some have one and others not.
+    """
+    of_releases = [None] if isinstance(release, str) else [share.weight for share in release or ()]
+    weights = [*of_releases, *(group.weight for group in data.shards if group.split == data.split)]
+    given = [weight for weight in weights if weight is not None]
+    if given and len(given) < len(weights):
+        raise ConfigError(
+            "data.shards: some groups or releases have a weight and others not; give one to each (to a release in a "
+            "list of {release, weight}), or to none"
+        )
+    return given or None
+
+
+def check_shards(releases: Sequence[Release | ShardRelease], *splits: str) -> None:
     """Compare the samples table and the shards of splits with the record of their release, byte for byte.
+
+    Shards that PlantMix did not build are compared with their index.
 
     Only local files are read: a shard of a remote release is checked when it is fetched.
 
     Raises: IntegrityError that names the first file with other content than when the release was sealed.
     """
     for release in releases:
+        if isinstance(release, ShardRelease):
+            if release.split in splits:
+                with ThreadPoolExecutor() as threads:
+                    here = [file for file in release.files if not is_elsewhere(file.source)]
+                    list(threads.map(lambda file: require_content(file, file.source), here))
+            continue
         of_splits = [f"{SPLIT_FOLDERS[split]}/{shard}" for split in splits for shard in release.shards(split)]
         names = list(dict.fromkeys([SAMPLES_FILE, *of_splits]))
         if is_remote(release.path):
@@ -277,13 +247,14 @@ def check_shards(releases: Sequence[Release], *splits: str) -> None:
                     )
 
 
-def build_order(pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare], seed: int) -> SampleOrder:
+def build_order(
+    pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare] | None, seed: int
+) -> SampleOrder:
     """The order of training samples of a config.
 
     Raises: ConfigError for an unknown domain or an empty choice.
     """
-    weights = None if isinstance(release, str) else [share.weight for share in release]
-    strata = strata_of(pool, weights, data.mixture, data.pool_samples)
+    strata = strata_of(pool, share_weights(release, data), data.mixture, data.pool_samples)
     if data.batches == "one_domain" and any(part.name.rpartition(":")[2] == "all" for part in strata):
         raise ConfigError("data.batches: one_domain needs data.mixture, since the release is not stratified by domain")
     chosen = sum(len(part.rows) for part in strata)
@@ -334,9 +305,14 @@ def eval_batches(
 
 def _read_ahead(pool: SamplePool, batches: Any, data: DataSettings) -> Any:
     """The batches; of remote releases, with the shards of those to come fetched meanwhile."""
-    if not any(is_remote(file.path) for file in pool.files):
+    if not any(is_elsewhere(source_of(file)) for file in pool.files):
         return batches
-    return ReadAhead(batches, lambda places: pool.remote_shards([row for _, row in places]), data.cache)
+
+    def shards_of(places: list[tuple[int, int]]) -> list[WrittenFile]:
+        files = pool.remote_shards([row for _, row in places])
+        return [file for file in files if not is_read_in_ranges(file, data.cache)]
+
+    return ReadAhead(batches, shards_of, data.cache)
 
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -375,17 +351,18 @@ def _start_worker(_: int) -> None:
     without_pillow_warnings.__enter__()  # once and for good, not 10 us a picture
 
 
-def absent_members(pool: SamplePool, text: TextSettings) -> tuple[list[str], list[str]]:
+def absent_members(pool: SamplePool, data: DataSettings) -> tuple[list[str], list[str]]:
     """Text members of a config that no inspected sample has, and the members that they have.
 
     Every sample without a member gives its `txt`, so a misspelt name would go unseen.
     """
-    named = set(text.members) - {"txt"}
+    named = set(data.text.members) - {"txt"}
     if not named:
         return [], []
     num = _NUM_INSPECTED if not pool.remote_shards([0]) else _NUM_INSPECTED // 16  # a request each
     rows = np.unique(np.linspace(0, len(pool) - 1, num).astype(int)).tolist()
-    there = {name for _, _, members in ShardReader(pool).read(rows, with_texts=True) for name in members}
+    reader = ShardReader(pool, data.cache if any(pool.members) else None)
+    there = {name for _, _, members in reader.read(rows, with_texts=True) for name in members} - {NO_TEXT}
     return sorted(named - there), sorted(there)
 
 

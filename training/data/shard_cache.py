@@ -27,6 +27,7 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
 from manifests.remote import patience
 from manifests.storage import WrittenFile
+from training.data.foreign import ForeignShard, copy
 
 DEFAULT_GB = 50.0
 _RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
@@ -34,7 +35,7 @@ _STALE_SECONDS = 600.0  # a private file that nobody has written to for so long 
 _NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
 _BATCHES_AHEAD = 256
 _LOOK_SECONDS = 1.0  # until a thread sees that the batches are over
-_SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
+SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
 
 
 def local_folder(cache_dir: str | None) -> Path:
@@ -55,12 +56,12 @@ class ShardCache:
     """Whole shards in a folder of at most `max_bytes`."""
 
     def __init__(self, cache_dir: str | None = None, max_gb: float = DEFAULT_GB) -> None:
-        self._cache_dir, self.max_bytes = cache_dir, round(max_gb * 1e9)
+        self.cache_dir, self.max_bytes = cache_dir, round(max_gb * 1e9)
 
     @cached_property
     def folder(self) -> Path:
         """Where the shards lie; made when it is first used."""
-        folder = local_folder(self._cache_dir) / "shards"
+        folder = local_folder(self.cache_dir) / "shards"
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -98,19 +99,24 @@ class ShardCache:
 
         def fetch() -> None:
             try:
-                fs, inner = storage.filesystem(shard.path)
-                fs.get_file(inner, temp, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
-                if storage.hash_file(temp).sha256 != shard.sha256:
-                    raise IntegrityError(
-                        f"{shard.path} has other content than when the release was sealed; take a whole copy, or see "
-                        "what differs with `plantmix verify --deep`"
-                    )
+                copy(shard.source if isinstance(shard, ForeignShard) else shard.path, temp)
+                require_content(shard, temp)
                 storage.publish(temp, str(path))
                 _mark_whole(path, shard)  # not before: a private file that looks old is removed
             finally:
                 Path(temp).unlink(missing_ok=True)
 
         patience.patiently(fetch, _RETRY_SECONDS, partial(_passing, shard, path.parent))
+
+    def adopt(self, temp: str, shard: WrittenFile) -> None:
+        """Take up a copy that was just made and compared; others of the same content stay.
+
+        Raises: ConfigError for one that is too large.
+        """
+        self._make_room(shard)
+        path = self.folder / f"{shard.sha256}.tar"
+        storage.publish(temp, str(path))
+        _mark_whole(path, shard)
 
     def _make_room(self, shard: WrittenFile) -> None:
         """Remove the shards that were not used for longest, until this one fits."""
@@ -177,7 +183,7 @@ class _Ahead:
         """Ask for a shard of batch `number`, unless it is here. False where its time has not come."""
         while self._unused and self._unused[0][0] <= position:
             self._unused.popleft()
-        room = self._cache.max_bytes // _SHARE_AHEAD - sum(num_bytes for _, num_bytes in self._unused)
+        room = self._cache.max_bytes // SHARE_AHEAD - sum(num_bytes for _, num_bytes in self._unused)
         if number > position + _BATCHES_AHEAD or (self._unused and shard.num_bytes > room):
             return False
         if shard.sha256 not in self._pending and not self._cache.has(shard):
@@ -222,10 +228,35 @@ def _use(place: int | Path, shard: WrittenFile) -> bool:
 def _compare(path: Path, shard: WrittenFile) -> None:
     """Compare a file with the record, and mark it as whole or remove it."""
     with suppress(FileNotFoundError):
-        if storage.hash_file(str(path)).sha256 == shard.sha256:
+        if has_content(shard, str(path)):
             _mark_whole(path, shard)
         else:
             path.unlink()
+
+
+def has_content(shard: WrittenFile, path: str) -> bool:
+    """Whether a local file holds what the shard did when it was sealed or indexed; every byte is read."""
+    if isinstance(shard, ForeignShard):
+        return shard.is_content_of(path)
+    return storage.hash_file(path).sha256 == shard.sha256
+
+
+def require_content(shard: WrittenFile, path: str) -> None:
+    """Compare a local file with the shard.
+
+    Raises: IntegrityError.
+    """
+    if has_content(shard, path):
+        return
+    if isinstance(shard, ForeignShard):
+        raise IntegrityError(
+            f"{shard.path} has other content than when it was indexed; put that back, or run the same command again: "
+            "where size, time or version changed, the shard is indexed anew"
+        )
+    raise IntegrityError(
+        f"{shard.path} has other content than when the release was sealed; take a whole copy, or see what differs with "
+        "`plantmix verify --deep`"
+    )
 
 
 def _mark_whole(path: Path, shard: WrittenFile) -> None:

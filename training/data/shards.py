@@ -1,15 +1,17 @@
-"""Samples of sealed releases: which rows there are, how they are divided, and their bytes out of the shards.
+"""Samples of releases and groups of shards: which rows there are, how they are divided, their bytes out of the shards.
 
 Reads the sample tables and shards of one or several releases: local ones by offset, others out of a cache of whole
-shards (`training.data.shard_cache`) or, for a few samples, by fsspec in ranges. Writes nothing else. Gives up with
-IntegrityError on a shard that is gone or shorter than its table says, with RunError or RetryableError on storage that
-does not answer, and with ConfigError on a split or domain that is not there.
+shards (`training.data.shard_cache`) or, for a few samples and for shards too large for it, by fsspec in ranges. A group
+of shards that PlantMix did not build (`training.data.shard_index`) counts as a release. Writes nothing else. Gives up
+with IntegrityError on a shard that is gone or shorter than its table says, with RunError or RetryableError on storage
+that does not answer, and with ConfigError on a split or domain that is not there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +23,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
+from manifests.masking import hide_secrets
 from manifests.release import SPLIT_FOLDERS, Release
 from manifests.storage import WrittenFile, filesystem, is_remote
 from manifests.untrusted import BrokenTarError, tar_members
+from training.data.foreign import ForeignShard, is_elsewhere, shown
 from training.data.sampling import Stratum
-from training.data.shard_cache import ShardCache
+from training.data.shard_cache import SHARE_AHEAD, ShardCache
+from training.data.shard_groups import JSON, text_name
+from training.data.shard_index import ShardRelease
 
 _BLOCK_BYTES = 512  # of the tar format
 _TEXT_TAIL_BYTES = 64 << 10  # read after the `txt` of the last sample of a shard, for its further text members
 _MAX_OPEN_SHARDS = 256
+NO_TEXT = ""  # among the texts of a sample: why it has none
 _TABLE_COLUMNS = ("sample_id", "domain", "shard", "position", "key")
 OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
 
@@ -47,6 +54,8 @@ class SamplePool:
     paths: tuple[str, ...]  # of the releases
     stratified: tuple[bool, ...]  # of each release: its shards hold one domain each
     split: str
+    members: tuple[tuple[str, ...] | None, ...]  # of each group of shards: the texts asked for; None for a release
+    notes: tuple[str, ...]  # what was left out
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -67,30 +76,55 @@ class SamplePool:
     def remote_shards(self, rows: Sequence[int]) -> list[WrittenFile]:
         """The shards of some rows that do not lie on this machine, in the order of their first row."""
         numbers = dict.fromkeys(self.shards[np.asarray(rows, np.int64)].tolist())
-        return [self.files[number] for number in numbers if is_remote(self.files[number].path)]
+        return [self.files[number] for number in numbers if is_elsewhere(source_of(self.files[number]))]
 
 
-def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
-    """The samples of `split` of verified releases.
+def source_of(file: WrittenFile) -> str:
+    """What is opened to read a shard."""
+    return file.source if isinstance(file, ForeignShard) else file.path
+
+
+def is_read_in_ranges(file: WrittenFile, cache: ShardCache | None) -> bool:
+    """Whether a shard is never copied to this machine as a whole."""
+    if not is_remote(source_of(file)):
+        return False
+    too_large = cache is not None and file.num_bytes > cache.max_bytes // SHARE_AHEAD
+    return cache is None or (too_large and isinstance(file, ForeignShard) and file.has_ranges)
+
+
+def open_pool(releases: Sequence[Release | ShardRelease], split: str) -> SamplePool:
+    """The samples of `split` of verified releases, and of the groups of shards that are of this split.
 
     Raises: ConfigError when a release has no such split or no sample in it; IntegrityError for an unrecorded shard.
     """
     tables: list[pa.Table] = []
     files: list[WrittenFile] = []
     shards, numbers = [], []
+    groups = [release for release in releases if isinstance(release, ShardRelease)]
     for number, release in enumerate(releases):
-        table = _split_table(release, split)
-        names, codes = _codes(table["shard"])
-        shards.append(codes.astype(np.int32) + len(files))
+        if isinstance(release, ShardRelease):
+            if release.split != split:
+                continue
+            table, codes = release.table, release.table["shard"].to_numpy()
+            shards.append(codes.astype(np.int32) + len(files))
+            files += release.files
+        else:
+            table = _split_table(release, split)
+            names, codes = _codes(table["shard"])
+            shards.append(codes.astype(np.int32) + len(files))
+            for name in names:
+                path = release.shard_path(split, name)
+                record = release.record["files"].get(f"{SPLIT_FOLDERS[split]}/{name}")
+                if record is None:
+                    raise IntegrityError(
+                        f"{path}: the record of the release does not name this shard; take a whole copy"
+                    )
+                files.append(WrittenFile(path, record["num_bytes"], record["sha256"]))
         numbers.append(np.full(len(table), number, np.int16))
-        for name in names:
-            path = release.shard_path(split, name)
-            record = release.record["files"].get(f"{SPLIT_FOLDERS[split]}/{name}")
-            if record is None:
-                raise IntegrityError(f"{path}: the record of the release does not name this shard; take a whole copy")
-            files.append(WrittenFile(path, record["num_bytes"], record["sha256"]))
-        tables.append(table)
-    table = pa.concat_tables(tables)
+        tables.append(table.select(["sample_id", "domain", "key", *OFFSETS]))
+    if not tables:
+        raise ConfigError(f"data.shards: no group is of split '{split}'; give one, or take a split that there is")
+    table = pa.concat_tables(tables, promote_options="permissive")
     offsets = {name: table[name].to_numpy().astype(np.int64) for name in OFFSETS}
     return SamplePool(
         table.select(["sample_id", "domain", "key"]).combine_chunks(),
@@ -100,8 +134,10 @@ def open_pool(releases: Sequence[Release], split: str) -> SamplePool:
         offsets,
         tuple(release.fingerprint for release in releases),
         tuple(str(release.path) for release in releases),
-        tuple(release.kind == "stratified" for release in releases),
+        tuple(isinstance(release, ShardRelease) or release.kind == "stratified" for release in releases),
         split,
+        tuple(release.members if isinstance(release, ShardRelease) else None for release in releases),
+        tuple(note for group in groups if group.split == split for note in group.notes),
     )
 
 
@@ -187,11 +223,14 @@ class ShardReader:
         return [self._cut(row, start, piece, with_texts) for row, (start, _), piece in
                 zip(rows, spans, pieces, strict=True)]  # fmt: skip
 
+    def _members(self, row: int) -> tuple[str, ...] | None:
+        return self.pool.members[int(self.pool.releases[row])]
+
     def _span(self, row: int, with_texts: bool) -> tuple[int, int]:
         at = self.pool.offsets
         start = int(min(at["jpg_offset"][row], at["txt_offset"][row]))
         stop = int(max(at["jpg_offset"][row] + at["jpg_length"][row], at["txt_offset"][row] + at["txt_length"][row]))
-        if with_texts:
+        if with_texts and self._members(row) is None:
             follower = row + 1
             same = follower < len(self.pool) and self.pool.shards[follower] == self.pool.shards[row]
             next_start = int(at["jpg_offset"][follower]) - _BLOCK_BYTES if same else stop + _TEXT_TAIL_BYTES
@@ -204,9 +243,9 @@ class ShardReader:
         pieces: list[bytes] = [b""] * len(rows)
         remote: dict[Any, list[tuple[int, str]]] = {}
         for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
-            path = self.pool.files[self.pool.shards[row]].path
-            if is_remote(path) and self._cache is None:
-                fs, inner = filesystem(path)
+            file = self.pool.files[self.pool.shards[row]]
+            if is_read_in_ranges(file, self._cache):
+                fs, inner = filesystem(source_of(file))
                 remote.setdefault(fs, []).append((place, inner))
             else:
                 pieces[place] = self._read_local(int(self.pool.shards[row]), start, stop)
@@ -231,13 +270,15 @@ class ShardReader:
             if len(self._descriptors) >= _MAX_OPEN_SHARDS:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             file = self.pool.files[shard]
-            if self._cache is not None and is_remote(file.path):
-                self._descriptors[shard] = self._cache.open(file)
+            if is_elsewhere(source_of(file)):
+                self._descriptors[shard] = (self._cache or ShardCache()).open(file)
                 return self._descriptors[shard]
             try:
-                self._descriptors[shard] = os.open(file.path, os.O_RDONLY)
+                self._descriptors[shard] = os.open(source_of(file), os.O_RDONLY)
             except OSError as error:
                 raise IntegrityError(f"{file.path}: the shard cannot be read: {error.strerror}") from None
+            if isinstance(file, ForeignShard):
+                file.require_unchanged(os.fstat(self._descriptors[shard]))
         return self._descriptors[shard]
 
     def _close_removed(self, rows: Sequence[int]) -> None:
@@ -259,7 +300,10 @@ class ShardReader:
                 "the release is in a store (its shard is fetched anew), else `plantmix verify` on it"
             )
         texts: dict[str, str] = {}
-        if with_texts:
+        if (members := self._members(row)) is not None:
+            texts = texts_of_sample(text, members)
+            text = texts.pop("txt", "").encode() if NO_TEXT not in texts else b""
+        elif with_texts:
             tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
             texts = text_members(piece[tail:], str(self.pool.table["key"][row].as_py()))
         return image, text, texts
@@ -274,11 +318,13 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
     try:
         pieces: list[bytes] = fs.cat_ranges(paths, list(starts), list(stops), on_error="raise")
     except FileNotFoundError as error:
-        raise IntegrityError(f"{error}: the shard is not there any more; copy or build the release anew") from None
+        raise IntegrityError(
+            f"{hide_secrets(str(error))}: the shard is not there any more; copy or build the release anew"
+        ) from None
     except Exception as error:  # each storage raises its own kinds, and has retried by itself
         raise RunError(
-            f"{fs.unstrip_protocol(paths[0])} or another of {len(set(paths))} shards cannot be read "
-            f"({words_of(error)}); run the same command to go on"
+            f"{shown(fs.unstrip_protocol(paths[0]))} or another of {len(set(paths))} shards cannot be read "
+            f"({hide_secrets(words_of(error))}); run the same command to go on"
         ) from None
     return pieces
 
@@ -297,6 +343,43 @@ def text_members(block: bytes, key: str) -> dict[str, str]:
     except BrokenTarError:  # the end of the part, or bytes between
         pass
     return texts
+
+
+def texts_of_sample(block: bytes, members: Sequence[str]) -> dict[str, str]:
+    """The texts of a sample that PlantMix did not write, by name, also `txt`; else NO_TEXT: why there is none.
+
+    `block` begins at the header of its first member.
+    """
+    texts: dict[str, str] = {}
+    faults: list[str] = []
+    stream = io.BytesIO(block)
+    try:
+        for member in tar_members(stream):
+            ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+            content = block[member.offset : member.offset + member.num_bytes]
+            try:
+                if ending == "json":
+                    texts |= _json_texts(content, members)
+                elif text_name(ending) in (*members, "txt") and member.fault is None:
+                    texts[text_name(ending)] = content.decode()
+            except ValueError as error:  # also of UTF-8
+                faults.append(f"its {ending} cannot be read: {error}")
+    except BrokenTarError:  # the end of the sample
+        pass
+    if not texts:
+        return {NO_TEXT: "; ".join(faults) or f"it has no text ({', '.join(members)})"}
+    return {"txt": next(texts[name] for name in ("txt", *members) if name in texts)} | texts
+
+
+def _json_texts(content: bytes, members: Sequence[str]) -> dict[str, str]:
+    names = [name for name in members if name.startswith(JSON)]
+    if not names:
+        return {}
+    values = json.loads(content)
+    if not isinstance(values, dict):
+        raise ValueError("it is no object")
+    read = {name: values.get(name.removeprefix(JSON)) for name in names}
+    return {name: value for name, value in read.items() if isinstance(value, str) and value}
 
 
 def _split_table(release: Release, split: str) -> pa.Table:

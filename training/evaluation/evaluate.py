@@ -24,7 +24,8 @@ from manifests.services.packages import require
 from manifests.storage import join, write_file
 from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
 from training.data import loader
-from training.data.columns import SampleColumns, txt_labels
+from training.data.columns import SampleColumns, ShardColumns, txt_labels
+from training.data.shard_index import ShardRelease
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
 from training.evaluation.class_names import class_text, taxon_of
@@ -76,8 +77,8 @@ def evaluate_model(
         raise ConfigError(
             f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
-    opened = _open_one(settings, release) if chosen is not None else None
-    name = "sets" if opened is None else f"{chosen}-{opened.name}"
+    opened = _open(settings, release, chosen) if chosen is not None else []
+    name = f"{chosen}-{'+'.join(source.name for source in opened)}" if opened else "sets"
     path = Path(out) if out is not None else trained.folder / run_files.EVAL_FOLDER / f"{name}.json"
     _require_own(path)
     sets = open_sets(settings.eval.sets)
@@ -87,19 +88,24 @@ def evaluate_model(
         "preset": settings.model.preset, "model_fingerprint": Encoder(trained).fingerprint,
     }  # fmt: skip
     model = trained.model.to(evaluation_device(settings))
-    if opened is not None and chosen is not None:
+    if chosen is not None:
         if settings.data.check_shards:
-            loader.check_shards([opened], chosen)
-        result |= {"release": opened.name, "release_fingerprint": opened.fingerprint, "split": chosen}
-        result["notes"] += _seen_in_training(trained, opened, chosen)
-        pool = open_pool([opened], chosen)
+            loader.check_shards(opened, chosen)
+        fingerprints = "+".join(source.fingerprint for source in opened)
+        result |= {"release": "+".join(source.name for source in opened), "release_fingerprint": fingerprints}
+        pool = open_pool(opened, chosen)
+        result["split"] = chosen
+        result["notes"] += [*pool.notes, *_seen_in_training(trained, opened, chosen)]
         try:
             _labels_of(pool, settings)
         except ConfigError as error:
             result["notes"] += [f"the validation loss takes every other pair for a negative ({error})"]
             loss = settings.loss.model_copy(update={"same_label": "negative"})
             settings = settings.model_copy(update={"loss": loss})
-        result |= evaluate_split(model, pool, SampleColumns(opened, chosen), settings)
+        release_alone = opened[0] if isinstance(opened[0], Release) else None
+        cache = settings.data.cache
+        columns = SampleColumns(release_alone, chosen) if release_alone else ShardColumns(pool, "eval.zero_shot", cache)
+        result |= evaluate_split(model, pool, columns, settings)
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
@@ -114,8 +120,11 @@ def evaluate_model(
     return result, path
 
 
-def _seen_in_training(trained: TrainedModel, release: Release, split: str) -> list[str]:
+def _seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str) -> list[str]:
     """A note where pictures of a split were in the training of the run, by another release than the split's own."""
+    release = sources[0]
+    if isinstance(release, ShardRelease) or trained.settings.data.shards:
+        return ["shards that PlantMix did not build do not say whether the training saw these pictures"]
     there, fingerprints = releases_of_run(trained)
     others = [fingerprint for fingerprint in fingerprints if fingerprint != release.fingerprint]
     if unknown := [fingerprint[:12] for fingerprint in others if fingerprint not in there]:
@@ -153,7 +162,7 @@ def check_tasks(settings: TrainSettings) -> None:
     """
     if settings.eval.split is None or not settings.eval.zero_shot:
         return
-    for release in loader.open_releases(settings.release):
+    for release in loader.open_releases(settings.release or ()):
         if settings.eval.split in release.splits:
             columns = SampleColumns(release, settings.eval.split)
             for task in settings.eval.zero_shot:
@@ -199,7 +208,8 @@ def evaluate_split(
 
 def validation_losses(model: DalipModel, settings: TrainSettings) -> dict[str, float]:
     """The loss on the held-out split, of each domain and over `all`, while a model is being trained."""
-    pool = open_pool(loader.open_releases(settings.release), str(settings.eval.split))
+    split = str(settings.eval.split)
+    pool = open_pool(loader.open_sources(settings.release, settings.data, split), split)
     return {domain: figure["value"] for domain, figure in domain_losses(model, pool, settings).items()}
 
 
@@ -290,8 +300,13 @@ def _labels_of(pool: SamplePool, settings: TrainSettings) -> Tensor | None:
     return None if settings.loss.same_label == "negative" else txt_labels(pool, settings.loss.label_field)
 
 
-def _open_one(settings: TrainSettings, release: str | None) -> Release:
-    chosen = release or settings.release
-    if isinstance(chosen, str):
-        return loader.open_releases(chosen)[0]
-    raise ConfigError("the run was trained on several releases; name the one to evaluate on with --release")
+def _open(settings: TrainSettings, release: str | None, split: str) -> list[Release | ShardRelease]:
+    if release is None and settings.release is not None and settings.data.shards:
+        raise ConfigError("the run was trained on a release and on shards; name the release with --release")
+    if release is None and not isinstance(settings.release, str | None):
+        raise ConfigError("the run was trained on several releases; name the one to evaluate on with --release")
+    data = settings.data if release is None else settings.data.model_copy(update={"shards": ()})
+    sources = loader.open_sources(release or settings.release, data, split)
+    if not sources:
+        raise ConfigError(f"data.shards: no group is of split '{split}'; give one `split: {split}`, or name --split")
+    return sources

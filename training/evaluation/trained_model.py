@@ -93,7 +93,7 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
     fingerprints: list[str] = (identity.get("releases") or {}).get("fingerprints", [])
     there: dict[str, Release] = {}
     with suppress(PlantMixError):
-        for newest in loader.open_releases(trained.settings.release) if fingerprints else ():
+        for newest in loader.open_releases(trained.settings.release or ()) if fingerprints else ():
             there[newest.fingerprint] = newest
             fs, folder = storage.filesystem(newest.path.rstrip("/").rpartition("/")[0] or ".")
             for fingerprint in fingerprints:

@@ -21,6 +21,7 @@ from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings, parse_settings, read_settings
 from manifests.storage import is_remote
 from training.config import TrainSettings
+from training.data.settings import DataSettings
 from training.data.shards import SamplePool, cut_pools
 from training.evaluation.set_layouts import read_text
 
@@ -70,6 +71,13 @@ class ProxySettings(TrainSettings):
                 "one, and copy it to the store afterwards. `release` and `catalogue` may lie in a store"
             )
         return folder
+
+    @field_validator("data")
+    @classmethod
+    def _of_the_release(cls, data: DataSettings) -> DataSettings:
+        if data.shards:
+            raise ValueError("shards: proxy runs are of a stratified release alone; take data.shards out")
+        return data
 
     @field_validator("runs")
     @classmethod

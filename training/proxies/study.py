@@ -141,7 +141,7 @@ def _train_and_measure(task: ProxyTask, console: Path) -> dict[str, Any]:
     from training.run.loop import train
 
     settings, folder = task.settings, Path(task.settings.output_dir)
-    releases = loader.open_releases(settings.release)
+    releases = loader.open_releases(settings.release or ())
     pool = open_pool(releases, settings.data.split)
     if task.decoded is not None:
         pool = open_decoded(pool, task.decoded)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.masking import hide_in
 from manifests.settings import differences
 from training.config import SETTINGS_FILE, TrainSettings, identity_values
 from training.record import checkpoint, run_files
@@ -139,7 +140,9 @@ class RunFolder:
                 path.unlink()
             (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of a run whose weights are gone
             cut_log(folder / LOG_FILE, step)
-        storage.publish_json(folder / SETTINGS_FILE, self.settings.model_dump(mode="json"))
+        values = self.settings.model_dump(mode="json")
+        values["data"]["shards"] = hide_in(values["data"]["shards"])
+        storage.publish_json(folder / SETTINGS_FILE, values)
         if self._store is not None:
             self._store.begin(anew=is_new)
 

@@ -52,7 +52,8 @@ def train_on_ray(
     """
     address = address or os.environ.get("RAY_ADDRESS")
     ray = _import_ray(address)
-    fingerprints = [release.fingerprint for release in loader.open_releases(settings.release)]
+    sources = loader.open_sources(settings.release, settings.data, settings.data.split)
+    fingerprints = [source.fingerprint for source in sources]
     run = RunFolder(settings, fingerprints, resume=resume, allow_changed=allow_changed)
     run.take_up()
     if run.inspect().kind == "finished":

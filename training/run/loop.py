@@ -62,7 +62,7 @@ def train(
     # -- check everything before anything is written
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun lost a process and began again
     tracking.check_packages(settings.log)
-    releases = loader.open_releases(settings.release)
+    releases = loader.open_sources(settings.release, settings.data, settings.data.split)
     run = RunFolder(
         settings,
         [release.fingerprint for release in releases],
@@ -75,16 +75,19 @@ def train(
         return run.finish(), True
     to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
+    heldout: list[Any] = []
     if settings.eval.every_steps:  # a split or label that is missing stops the run now, not at the first validation
-        held_out = open_pool(releases, str(settings.eval.split))
+        heldout = loader.open_sources(settings.release, settings.data, str(settings.eval.split))
+        held_out = open_pool(heldout, str(settings.eval.split))
         if settings.loss.same_label != "negative":
             txt_labels(held_out, settings.loss.label_field)
 
     # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
     try:
-        read = (settings.data.split, *([str(settings.eval.split)] if settings.eval.every_steps else []))
-        on_main(ranks, lambda: loader.check_shards(to_check, *read))
+        on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
+        if settings.eval.every_steps:
+            on_main(ranks, lambda: loader.check_shards(heldout if to_check else [], str(settings.eval.split)))
         may_wait = restarted or stop_file is not None  # Ray may have begun again too
         return _train_on(ranks, run, pool, state, stop_file, _LOST_LOCK_SECONDS if may_wait else 0.0)
     except BaseException as error:
@@ -336,9 +339,12 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
     )
     for line in setting_notes(trainer):
         log.print_line(line)
+    for note in pool.notes:
+        log.event("left_out", step=progress.step, note=note)
+        log.print_line(note)
     if new is not None:
         log.print_line(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
-    if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data.text))[0]:
+    if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data))[0]:
         log.print_line(
             f"data.text: no sample looked at has {', '.join(absent[0])}; they have: {', '.join(absent[1]) or 'none'}"
         )

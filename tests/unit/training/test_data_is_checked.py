@@ -16,7 +16,8 @@ from manifests.errors import ConfigError
 from manifests.release import Release
 from training.cli import main
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
-from training.data.loader import DataSettings, open_releases
+from training.data.loader import open_releases
+from training.data.settings import DataSettings
 from training.data.shards import ShardReader, open_pool
 from training.evaluation.set_layouts import open_eval_set
 from training.using.pictures import list_pictures

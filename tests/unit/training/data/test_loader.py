@@ -17,8 +17,9 @@ import torch
 from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
 from training.data import images, loader
-from training.data.loader import DataSettings, ReleaseShare, SampleDataset, TextSettings
+from training.data.loader import SampleDataset
 from training.data.sampling import BatchPlan
+from training.data.settings import DataSettings, ReleaseShare, TextSettings
 from training.data.shards import SamplePool, ShardReader, cut_pools, open_pool, strata_of, text_members
 
 
@@ -124,7 +125,7 @@ def test_a_drawn_text_comes_from_its_members_and_falls_back(release_folder: Path
 def test_text_members_that_no_sample_has_are_found(release_folder: Path) -> None:
     pool = _pool(release_folder)
     for members, absent in ((("txt",), []), (("sci", "com"), []), (("txt", "scie"), ["scie"])):
-        found, there = loader.absent_members(pool, TextSettings(use="draw", members=members))
+        found, there = loader.absent_members(pool, DataSettings(text=TextSettings(use="draw", members=members)))
         assert found == absent
         assert there == ([] if members == ("txt",) else ["com", "sci"])
 

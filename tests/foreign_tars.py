@@ -1,0 +1,58 @@
+"""Webdataset tars as other programs write them, for tests: members by ending, in any order, with plain tarfile."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from release_writer import draw_picture
+
+Members = dict[str, bytes]
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Members]]) -> Path:
+    """A tar of samples: key, and content by ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, members in samples:
+            for ending, content in members.items():
+                info = tarfile.TarInfo(f"{key}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def picture(number: int, kind: str = "jpg", side_px: int = 48) -> bytes:
+    """A picture that no other number has."""
+    colour, shape = (("red", "blue", "green")[number % 3], ("circle", "square", "star")[number // 3 % 3])
+    jpeg = draw_picture(colour, shape, number, side_px)
+    if kind == "jpg":
+        return jpeg
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(stream, {"png": "PNG", "webp": "WEBP"}[kind])
+    return stream.getvalue()
+
+
+def img2dataset_samples(start: int, stop: int) -> list[tuple[str, Members]]:
+    """As img2dataset writes them: jpg, json, txt."""
+    return [
+        (f"{i:09d}", {"jpg": picture(i), "json": json.dumps({"caption": f"caption {i}", "url": "u"}).encode(),
+                      "txt": f"text {i}".encode()})
+        for i in range(start, stop)
+    ]  # fmt: skip
+
+
+def tree_of_life_samples(start: int, stop: int) -> list[tuple[str, Members]]:
+    """As TreeOfLife-10M has them: several texts, the picture among them."""
+    texts = ("sci.txt", "sci_com.txt", "taxon.txt")
+    return [
+        (
+            f"dir/{i}-abc",
+            {"com.txt": f"com {i}".encode(), "jpg": picture(i)} | {name: f"{name[:-4]} {i}".encode() for name in texts},
+        )
+        for i in range(start, stop)
+    ]

@@ -1,0 +1,126 @@
+"""One webdataset shard that PlantMix did not build: where it lies, and how its bytes are copied and compared.
+
+Its content hash is made of the sha256 of consecutive segments. So a shard of any size is read once to be hashed, and a
+reading that was killed goes on behind its last whole segment. A shard is a file, an address of a store, or `pipe:`
+and a command, whose output it is. Messages name it by `path`, which holds no secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.masking import PIPE, hide_in
+from manifests.storage import WrittenFile
+
+_CHUNK_BYTES = 4 << 20
+_VERSION_KEYS = ("ETag", "etag", "blob_id", "md5Hash", "generation")  # what stores call the version of a file
+
+
+@dataclass(frozen=True)
+class ForeignShard(WrittenFile):
+    """A shard as it was indexed; `sha256` is `hash_of_segments(segments)`."""
+
+    source: str  # what is opened or run
+    stamp: str  # of the file when it was indexed; "" for a pipe
+    segments: tuple[tuple[int, str], ...]  # bytes and sha256 of each
+    has_ranges: bool  # a part of it can be read
+
+    def copy_to(self, local: str) -> None:
+        """Copy it to a file of this machine.
+
+        Raises: RunError for a command that fails; an error of the store.
+        """
+        copy(self.source, local)
+
+    def is_content_of(self, path: str) -> bool:
+        """Whether a local file holds what was indexed; every byte is read."""
+        with storage.open_unbuffered(path) as stream:
+            for num_bytes, sha256 in self.segments:
+                digest, left = hashlib.sha256(), num_bytes
+                while left and (chunk := stream.read(min(left, _CHUNK_BYTES))):
+                    digest.update(chunk)
+                    left -= len(chunk)
+                if left or digest.hexdigest() != sha256:
+                    return False
+            return not stream.read(1)
+
+    def require_unchanged(self, stat: os.stat_result) -> None:
+        """Compare an opened file of this machine with the one that was indexed.
+
+        Raises: IntegrityError.
+        """
+        if (stamp := stamp_of_stat(stat)) != self.stamp:
+            raise IntegrityError(
+                f"{self.path}: was changed while it was in use ({self.stamp} -> {stamp}); run the same command again: "
+                "the shard is then indexed anew"
+            )
+
+
+def hash_of_segments(segments: Sequence[tuple[int, str]]) -> str:
+    """The content hash of a shard."""
+    return hashlib.sha256("".join(f"{num_bytes} {sha256}\n" for num_bytes, sha256 in segments).encode()).hexdigest()
+
+
+def is_elsewhere(source: str) -> bool:
+    """Whether a shard is copied before it is read: it does not lie on this machine, or a command makes it."""
+    return source.startswith(PIPE) or storage.is_remote(source)
+
+
+def shown(source: str) -> str:
+    """The name of a shard in messages and records."""
+    return str(hide_in(source))
+
+
+def stamp_of(source: str) -> tuple[int | None, str]:
+    """Size of a shard, where it is said, and what changes when the file does.
+
+    Raises: ConfigError where it is not there; RetryableError when the store does not answer.
+    """
+    if source.startswith(PIPE):
+        return None, ""
+    try:
+        if not storage.is_remote(source):
+            stat = Path(source).stat()
+            return stat.st_size, stamp_of_stat(stat)
+        fs, inner = storage.filesystem(source)
+        info: dict[str, Any] = fs.info(inner)
+    except FileNotFoundError:
+        raise ConfigError(f"{shown(source)}: no such shard") from None
+    except Exception as error:
+        storage.check_passing(shown(source), error)
+        raise
+    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "") or storage.changed_ns(info)
+    return info.get("size"), f"{info.get('size')} bytes, version {version}"
+
+
+def stamp_of_stat(stat: os.stat_result) -> str:
+    """What changes when a file of this machine does."""
+    return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns / 1e9:.9f}"
+
+
+def copy(source: str, local: str) -> None:
+    """Copy a shard to a file of this machine; of a pipe, what its command writes.
+
+    Raises: RunError for a command that fails; an error of the store.
+    """
+    if not source.startswith(PIPE):
+        fs, inner = storage.filesystem(source)
+        fs.get_file(inner, local, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
+        return
+    with Path(local).open("wb") as stream:
+        done = subprocess.run(
+            source.removeprefix(PIPE), shell=True, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE,
+            check=False,
+        )  # fmt: skip
+    if done.returncode:
+        raise RunError(
+            f"{shown(source)}: the command ended with status {done.returncode}; run it by hand to see what it says"
+        )

@@ -1,0 +1,110 @@
+"""The `data` section of a training config, and the shares of releases."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from manifests.settings import ConfigPath, Removed, Settings
+from training.data.images import AugmentSettings
+from training.data.shard_cache import DEFAULT_GB, ShardCache
+from training.data.shard_groups import ShardGroup, require_fitting, text_name
+
+PREFETCH_BATCHES = 4  # that each loader process makes in advance
+
+
+class ReleaseShare(Settings):
+    """One of several releases, and its share of the samples."""
+
+    release: ConfigPath
+    """A release or a work folder."""
+    weight: float = Field(gt=0.0)
+    """How much of it, over the sum of all weights."""
+
+
+class TextSettings(Settings):
+    """Which text of a sample is used: one member by name, or one drawn from several each time.
+
+    A sample that has none of them gives its `txt`.
+    """
+
+    use: Literal["fixed", "draw"] = "fixed"
+    """fixed: the first of the members; draw: one of them each time."""
+    members: tuple[str, ...] = Field(default=("txt",), min_length=1)
+    """Text members by their ending, such as `txt`, `sci`; of `data.shards` also keys of a json, as `json:caption`."""
+
+    @field_validator("members")
+    @classmethod
+    def _without_ending(cls, members: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(text_name, members))
+
+    @model_validator(mode="after")
+    def _one_when_fixed(self) -> TextSettings:
+        if self.use == "fixed" and len(self.members) != 1:
+            raise ValueError(f"use: fixed takes one member, given {len(self.members)}; or set use: draw")
+        return self
+
+
+class DataSettings(Settings):
+    """The `data` section of a training config."""
+
+    removed: ClassVar = {
+        "reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs"),
+        "prefetch_batches": Removed(PREFETCH_BATCHES, "a slow source is kept up with by more of data.num_workers"),
+    }
+
+    shards: tuple[ShardGroup, ...] = ()
+    """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""
+    split: str = "train"
+    """Split of the release."""
+    batch_size: int = Field(default=256, ge=2)
+    """Samples of one optimiser step, over all ranks."""
+    mixture: dict[str, float] | None = None
+    """Domain -> share, drawn at load time; null: as the release is."""
+    batches: Literal["mixed", "one_domain"] = "mixed"
+    """one_domain: each batch is of one domain, drawn by share."""
+    pool_samples: dict[str, PositiveInt] | None = None
+    """Domain -> number of samples that its pool is cut to."""
+    epoch_samples: int | None = Field(default=None, ge=1)
+    """Samples of one epoch; null: as many as the split holds."""
+    shuffle_window: int = Field(default=16384, ge=1)
+    """How far samples may move from their place in the shards."""
+    text: TextSettings = TextSettings()
+    augment: AugmentSettings = AugmentSettings()
+    num_workers: int = Field(default=2, ge=0)
+    """Loader processes of each rank."""
+    max_corrupt_samples: int = Field(default=100, ge=0)
+    """Number of broken samples that a run may meet; one more stops it."""
+    check_shards: bool = True
+    """Read local shards once before the first step, and compare their sha256."""
+    tokens: ConfigPath | None = None
+    """Folder of `dalip tokens`: train on frozen towers."""
+    cache_dir: ConfigPath | None = None
+    """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
+    cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
+    """GB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _as_groups(cls, shards: Any) -> Any:
+        is_list = isinstance(shards, list | tuple) and len(shards) > 0 and all(isinstance(each, str) for each in shards)
+        return ({"shards": shards},) if isinstance(shards, str) or is_list else shards
+
+    @field_validator("shards")
+    @classmethod
+    def _fit(cls, groups: tuple[ShardGroup, ...]) -> tuple[ShardGroup, ...]:
+        require_fitting(groups)
+        return groups
+
+    @model_validator(mode="after")
+    def _some_share_is_positive(self) -> DataSettings:
+        shares = (self.mixture or {"": 1.0}).values()
+        if min(shares, default=0.0) < 0 or sum(shares) <= 0:
+            raise ValueError("mixture shares must not be negative, and some share must be above 0")
+        return self
+
+    @property
+    def cache(self) -> ShardCache:
+        """Where shards of remote releases are kept."""
+        return ShardCache(self.cache_dir, self.cache_gb)

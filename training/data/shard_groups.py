@@ -1,0 +1,105 @@
+"""Groups of shards as a config names them, and the files and addresses that they stand for.
+
+Brace ranges and `::` mean what they do to the webdataset package. Reads the names in folders and stores, no shard.
+Gives up with ConfigError on a place without shards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from manifests import storage
+from manifests.errors import ConfigError
+from manifests.masking import MASK, PIPE
+from manifests.settings import NAME_PATTERN, Settings, from_config
+from training.data.foreign import shown
+
+JSON = "json:"  # a text is a key of the member json
+_MOST_IN_A_LIST = 1_000_000  # shards of one brace pattern
+
+
+class ShardGroup(Settings):
+    """Webdataset shards that are one domain, beside or instead of a release."""
+
+    name: str = Field(default="shards", pattern=NAME_PATTERN)
+    """Name of the domain."""
+    shards: tuple[str, ...] = Field(min_length=1)
+    """Files, `{000..099}` ranges, patterns, folders, addresses (s3://, hf://, https://), or `pipe:` and a command."""
+    weight: float | None = Field(default=None, gt=0.0)
+    """Its share of the samples, over the sum of all weights; null for all: as large as they are."""
+    split: Literal["train", "heldout"] = "train"
+    """heldout: for `eval.split`, not trained on."""
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _as_list(cls, shards: Any) -> Any:
+        return (shards,) if isinstance(shards, str) else shards
+
+    @field_validator("shards")
+    @classmethod
+    def _from_config(cls, shards: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        parts = [part for each in shards for part in each.split("::")]
+        if (info.context or {}).get("is_kept") and any(p.startswith(PIPE) and MASK not in p for p in parts):
+            raise ValueError("a command behind pipe: is run from your own config alone, not from a run's folder")
+        return tuple(part if part.startswith(PIPE) else from_config(part, info) for part in parts)
+
+
+def expand(places: Iterable[str]) -> list[str]:
+    """The shards of some places, in order: brace ranges and `::` as webdataset takes them, patterns, folders.
+
+    Raises: ConfigError for a place without shards; RetryableError when a store does not answer.
+    """
+    import braceexpand  # webdataset's own
+
+    shards: list[str] = []
+    for part in (part for place in places for part in place.split("::")):
+        try:
+            names = list(islice(braceexpand.braceexpand(part), _MOST_IN_A_LIST))
+        except ValueError as error:
+            raise ConfigError(f"{shown(part)}: its braces cannot be read: {error}") from None
+        for name in names:
+            if MASK in name:
+                raise ConfigError(f"{shown(name)}: a run's folder keeps no secrets; give your own config instead")
+            shards += [name] if name.startswith(PIPE) else _files_of(name)
+    return shards
+
+
+def _files_of(name: str) -> list[str]:
+    """The tars in a folder, those of a pattern, or the one file."""
+    is_pattern = re.search(r"[*\[]" if name.startswith("http") else r"[*?\[]", name) is not None
+    try:
+        fs, inner = storage.filesystem(name)
+        if not is_pattern and (name.startswith("http") or name.endswith(".tar") or not fs.isdir(inner)):
+            return [name]
+        if is_pattern and not storage.is_remote(name) and fs.exists(inner):  # the name of a file
+            return [name]
+        there = fs.glob(inner if is_pattern else f"{inner.rstrip('/')}/**/*.tar")
+        files = [fs.unstrip_protocol(file) if storage.is_remote(name) else file for file in sorted(there)]
+    except Exception as error:
+        storage.check_passing(shown(name), error)
+        raise
+    if not files:
+        raise ConfigError(f"{shown(name)}: no shard here (.tar)")
+    return files
+
+
+def text_name(ending: str) -> str:
+    """What `data.text.members` calls a member: `sci` for `KEY.sci.txt`."""
+    return ending if ending == "txt" else ending.removesuffix(".txt")
+
+
+def require_fitting(groups: Sequence[ShardGroup]) -> None:
+    """See that each group of a split has a name of its own, and all of them a weight or none.
+
+    Raises: ValueError.
+    """
+    names = [(group.split, group.name) for group in groups]
+    if doubled := [name for split, name in names if names.count((split, name)) > 1]:
+        raise ValueError(f"two groups are named '{doubled[0]}'; give each a name of its own, or one group both lists")
+    if odd := [group.name for group in groups if group.split == "heldout" and group.weight is not None]:
+        raise ValueError(f"group '{odd[0]}' is held out, so its weight has no effect; take it out")

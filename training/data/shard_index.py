@@ -1,0 +1,384 @@
+"""Shards that PlantMix did not build, as the loader of releases reads them: an index of samples, made once.
+
+Each shard is read once, front to back, in bounded memory. What is known of it is committed a segment at a time into
+CACHE/index/KEY/: a table of samples and, in its metadata, the hash of the segment's bytes. So an indexing that was
+killed goes on behind the last segment. A shard whose size, time or version changed is read again. What gives no ranges
+(a pipe, some web servers) is copied into the shard cache first. Each group of a config becomes a `ShardRelease`, which
+is to the loader a release with one domain. Gives up with ConfigError on places without shards, groups without samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from manifests import storage
+from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
+from manifests.masking import hide_secrets
+from manifests.printable import ProgressLine
+from manifests.remote import patience
+from manifests.untrusted import BrokenTarError, Member, tar_members
+from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of
+from training.data.sealed import SUMS_FILE, SealedFiles
+from training.data.shard_cache import ShardCache, local_folder, locked
+from training.data.shard_groups import JSON, ShardGroup, expand, text_name
+
+IMAGE_ENDINGS = ("jpg", "png", "jpeg", "webp", "gif", "bmp", "tif", "tiff")  # of two in a sample, the first of these
+SEGMENT_BYTES = 256 << 20  # at least; it ends with a sample
+_FORMAT = "dalip-shard-index/1"
+_GZIP = b"\x1f\x8b"
+_CHUNK_BYTES = 8 << 20
+_BLOCK_BYTES = 512  # of the tar format
+_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
+_NUM_THREADS = 4  # shards that are indexed at the same time
+_NAMED = 10  # samples that a note names
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("start", pa.int64()),  # of its first header
+        ("stop", pa.int64()),  # behind its last member
+        ("image_offset", pa.int64()),  # null: no picture
+        ("image_length", pa.int64()),
+        ("members", pa.dictionary(pa.int32(), pa.string())),  # endings of the others, a line each
+        ("fault", pa.string()),  # of a member that must not be read
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One shard and its samples, in their order; `broken` says why it could not be read to its end."""
+
+    shard: ForeignShard
+    table: pa.Table
+    broken: str | None
+
+
+@dataclass(frozen=True)
+class ShardRelease:
+    """A group of shards, as the loader takes a release: one split, one domain."""
+
+    path: str  # how messages name it
+    name: str
+    split: str
+    fingerprint: str  # of domain, and of the content and order of its shards
+    files: tuple[ForeignShard, ...]
+    table: pa.Table  # sample_id, domain, shard, position, key and offsets, in the order of the shards
+    members: tuple[str, ...]  # texts that were asked for
+    notes: tuple[str, ...]  # what was left out
+    endings: frozenset[str]  # names of all members that some sample has
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The split that the group is of."""
+        return (self.split,)
+
+
+def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache) -> list[ShardRelease]:
+    """The groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
+
+    Raises: ConfigError, RetryableError, RunError.
+    """
+    sources = [expand(group.shards) for group in groups]
+    indexes = iter(index_shards([source for of_group in sources for source in of_group], cache))
+    return [
+        _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)
+    ]
+
+
+def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
+    """The index of each shard, kept or made now. Processes of a machine share them; one makes an index, others wait.
+
+    Raises: as `open_groups`.
+    """
+    folder = local_folder(cache.cache_dir) / "index"
+    folder.mkdir(exist_ok=True)
+    line = ProgressLine(sys.stderr, every_seconds=30.0, last=time.monotonic())
+
+    def show(number: int, at: int) -> None:
+        line.show(f"indexing shard {number + 1:,} of {len(sources):,}, {at / 1e9:.2f} GB of it")
+
+    def index(place: tuple[int, str]) -> ShardIndex | PlantMixError:
+        number, source = place
+        key = source if is_elsewhere(source) else str(Path(source.removeprefix("file://")).absolute())
+        own = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+        own.mkdir(exist_ok=True)
+        try:
+            with locked(own / "lock"):
+                return _index(source, own, cache, partial(show, number))
+        except PlantMixError as error:
+            return error
+
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        indexes = list(threads.map(index, enumerate(sources)))
+    line.end()
+    for each in indexes:
+        if isinstance(each, PlantMixError):
+            raise each
+    return [each for each in indexes if isinstance(each, ShardIndex)]
+
+
+def _index(source: str, folder: Path, cache: ShardCache, say: Callable[[int], None]) -> ShardIndex:
+    size, stamp = stamp_of(source)
+    kept = _Segments(folder, stamp)
+    if kept.was_changed:
+        print(f"{shown(source)}: changed since it was indexed (now {stamp}); indexed anew", file=sys.stderr, flush=True)
+    if kept.is_finished:
+        return kept.as_index(source)
+    passing = partial(_passing, source)
+    if size is not None:
+        with suppress(_NoRangesError):
+            patience.patiently(lambda: _read(source, source, size, kept, say), _RETRY_SECONDS, passing)
+            return kept.as_index(source)
+    kept.clear()
+    temp = storage.temp_path(str(cache.folder / f"{folder.name}.tar"))
+    try:
+        patience.patiently(partial(copy, source, temp), _RETRY_SECONDS, passing)
+        _read(source, temp, Path(temp).stat().st_size, kept, say)
+        made = kept.as_index(source)
+        cache.adopt(temp, made.shard)
+        return made
+    finally:
+        Path(temp).unlink(missing_ok=True)
+
+
+def _passing(source: str, error: Exception) -> PlantMixError | None:
+    if not patience.may_pass(error):
+        return None
+    words = hide_secrets(words_of(error))
+    return RetryableError(f"{shown(source)} cannot be read ({words}); run the same command to go on")
+
+
+class _NoRangesError(Exception):
+    """A web server that gives a file whole or not at all."""
+
+
+class _Segments:
+    """What is committed of the index of one shard."""
+
+    def __init__(self, folder: Path, stamp: str) -> None:
+        self._folder, self._stamp, self._sealed = folder, stamp, SealedFiles(folder)
+        self._said: list[dict[str, Any]] = []  # of each segment: start, stop, sha256, ends, broken, has_ranges
+        while self._sealed.is_whole(name := self._name(len(self._said))):
+            said = json.loads(pq.read_schema(folder / name).metadata[_FORMAT.encode()])
+            if said["stamp"] != stamp or said["start"] != self.stop:
+                break
+            self._said.append(said)
+        self.was_changed = not self._said and (folder / self._name(0)).is_file()
+        if self.was_changed:
+            self.clear()
+
+    @property
+    def stop(self) -> int:
+        """How many bytes of the shard are committed."""
+        return int(self._said[-1]["stop"]) if self._said else 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all of the shard is."""
+        return bool(self._said) and bool(self._said[-1]["ends"])
+
+    def clear(self) -> None:
+        """Begin anew."""
+        for file in self._folder.glob("segment-*.parquet"):
+            file.unlink()
+        (self._folder / SUMS_FILE).unlink(missing_ok=True)
+        self._said, self._sealed = [], SealedFiles(self._folder)
+
+    def add(self, rows: list[dict[str, Any]], **said: Any) -> None:
+        """Commit a segment."""
+        said |= {"stamp": self._stamp, "start": self.stop}
+        table = pa.Table.from_pylist(rows, _SCHEMA).replace_schema_metadata({_FORMAT: json.dumps(said)})
+        stream = io.BytesIO()
+        pq.write_table(table, stream, compression="zstd")
+        self._sealed.write(self._name(len(self._said)), stream.getvalue())
+        self._said.append(said)
+
+    def as_index(self, source: str) -> ShardIndex:
+        """All segments together."""
+        tables = [pq.read_table(self._folder / self._name(i), schema=_SCHEMA) for i in range(len(self._said))]
+        segments = tuple((said["stop"] - said["start"], str(said["sha256"])) for said in self._said)
+        last = self._said[-1]
+        shard = ForeignShard(
+            shown(source), self.stop, hash_of_segments(segments), source, self._stamp, segments, last["has_ranges"]
+        )
+        return ShardIndex(shard, pa.concat_tables(tables).unify_dictionaries(), last["broken"])
+
+    @staticmethod
+    def _name(number: int) -> str:
+        return f"segment-{number:06d}.parquet"
+
+
+def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int], None]) -> None:
+    """Index the rest of a shard, which is read at `path`."""
+    rows, at, broken = list[dict[str, Any]](), kept.stop, None
+    with storage.open_unbuffered(path) as opened:
+        stream = _OnePass(opened, size, at, say)
+        if at == 0 and stream.read(2) == _GZIP:
+            raise ConfigError(f"{shown(source)}: is compressed; unpack it, or give pipe:gunzip -c and its name")
+        try:
+            for member in tar_members(stream, at):
+                start, at = at, member.offset + -(-member.num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+                if (place := _place_in_sample(member.name)) is None:
+                    continue
+                key, ending = place
+                if not rows or rows[-1]["key"] != key or ending in rows[-1]["members"].split("\n"):
+                    if start - kept.stop >= SEGMENT_BYTES:
+                        kept.add(rows, stop=start, sha256=stream.cut(start), ends=False, broken=None, has_ranges=True)
+                        rows = []
+                    rows.append({"key": key, "start": start, "members": ""})
+                _add_member(rows[-1], ending, member, at)
+        except BrokenTarError as error:
+            broken = str(error)
+        sha256 = stream.cut(size)
+    kept.add(rows, stop=size, sha256=sha256, ends=True, broken=broken, has_ranges=path == source)
+
+
+def _place_in_sample(name: str) -> tuple[str, str] | None:
+    """Key and ending of a member, as webdataset parts them; None for what belongs to no sample."""
+    parts = re.fullmatch(r"((?:.*/|)[^./]+)\.([^/]*)", name, re.DOTALL)
+    if parts is None or re.fullmatch("__[^/]*__", name):
+        return None
+    return parts[1], parts[2].lower()
+
+
+def _add_member(row: dict[str, Any], ending: str, member: Member, stop: int) -> None:
+    row["stop"] = stop
+    if member.fault is not None:
+        row["fault"] = f"its {ending} {member.fault}"
+        return
+    row["members"] = f"{row['members']}\n{ending}".strip()
+    if ending in IMAGE_ENDINGS and IMAGE_ENDINGS.index(ending) < row.get("rank", len(IMAGE_ENDINGS)):
+        row |= {"rank": IMAGE_ENDINGS.index(ending), "image_offset": member.offset, "image_length": member.num_bytes}
+
+
+class _OnePass:
+    """A file that is read once, front to back, and hashed; `read` may go back by a chunk."""
+
+    def __init__(self, opened: Any, size: int, start: int, say: Callable[[int], None]) -> None:
+        self._opened, self._size, self._place, self._say = opened, size, start, say
+        self._base, self._buffer = start, bytearray()
+        self._digest, self._hashed = hashlib.sha256(), start
+        try:
+            opened.seek(start)
+        except ValueError as error:
+            raise _NoRangesError from error
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._place = offset + (self._size if whence == os.SEEK_END else 0)
+        return self._place
+
+    def read(self, num_bytes: int) -> bytes:
+        stop = min(self._place + num_bytes, self._size)
+        self._fetch(stop)
+        content = bytes(self._buffer[self._place - self._base : max(stop - self._base, 0)])
+        self._place += len(content)
+        return content
+
+    def cut(self, stop: int) -> str:
+        """sha256 of what lies between the last cut and `stop`."""
+        self._fetch(stop)
+        self._hash(stop)
+        digest, self._digest = self._digest.hexdigest(), hashlib.sha256()
+        return digest
+
+    def _fetch(self, stop: int) -> None:
+        while (end := self._base + len(self._buffer)) < stop:
+            try:
+                chunk = self._opened.read(min(_CHUNK_BYTES, self._size - end))
+            except ValueError as error:
+                raise _NoRangesError from error
+            if not chunk:
+                raise RetryableError(f"it ended at byte {end:,} of {self._size:,} while it was read")
+            if (surplus := len(self._buffer) - _CHUNK_BYTES) > 0:
+                self._hash(self._base + surplus)
+                del self._buffer[:surplus]
+                self._base += surplus
+            self._buffer += chunk
+            self._say(end + len(chunk))
+
+    def _hash(self, stop: int) -> None:
+        if stop > self._hashed:
+            self._digest.update(self._buffer[self._hashed - self._base : stop - self._base])
+            self._hashed = stop
+
+
+def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Sequence[str]) -> ShardRelease:
+    """A group with the samples that have a picture and a text; the others are noted.
+
+    Raises: ConfigError where none has.
+    """
+    tables, notes, endings = [], [], Counter[str]()
+    without: dict[str, list[str]] = {"picture": [], f"text ({', '.join(members)})": []}
+    picture, text = without
+    for number, (shard, table, broken) in enumerate((each.shard, each.table, each.broken) for each in indexes):
+        if broken is not None:
+            notes.append(f"{shard.path}: damaged or cut short ({broken}); the {len(table):,} samples before are used")
+        column = table["members"].combine_chunks()
+        has_text = [_has_text(value, members) for value in column.dictionary.to_pylist()]
+        endings.update(ending for value in column.dictionary.to_pylist() for ending in value.split("\n"))
+        of_row = np.array([*has_text, False])[column.indices.fill_null(-1).to_numpy()]
+        has_picture = table["image_offset"].is_valid().to_numpy()
+        for what, rows in ((picture, ~has_picture), (text, has_picture & ~of_row)):
+            without[what] += [f"{shard.path.rpartition('/')[2]}/{key}" for key in table["key"].filter(rows).to_pylist()]
+        table = table.filter(pa.array(has_picture & of_row))
+        tables.append(_rows_of(table, group.name, number, shard))
+    for what, names in without.items():
+        if names:
+            first = ", ".join(names[:_NAMED])
+            notes.append(f"data.shards '{group.name}': {len(names):,} samples without a {what} are left out: {first}")
+    whole = pa.concat_tables(tables)
+    if len(whole) == 0:
+        there = ", ".join(sorted(filter(None, endings))[:20]) or "none"
+        raise ConfigError(
+            f"data.shards '{group.name}': no sample of {len(indexes):,} shards has a picture "
+            f"({', '.join(IMAGE_ENDINGS)}) and a text ({', '.join(members)}); their members: {there}. "
+            + " ".join(notes[:1])
+        )
+    content = json.dumps([_FORMAT, group.name, [each.shard.sha256 for each in indexes]])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    files, has = tuple(each.shard for each in indexes), frozenset(name for e in endings for name in (text_name(e),))
+    return ShardRelease(
+        f"data.shards '{group.name}'", f"{group.name}-{fingerprint[:12]}", group.split, fingerprint, files, whole,
+        tuple(members), tuple(notes), has,
+    )  # fmt: skip
+
+
+def _has_text(value: str, members: Sequence[str]) -> bool:
+    names = {text_name(ending) for ending in value.split("\n")}
+    return "txt" in names or any(name in names or (name.startswith(JSON) and "json" in names) for name in members)
+
+
+def _rows_of(table: pa.Table, domain: str, number: int, shard: ForeignShard) -> pa.Table:
+    """Rows as the sample table of a release has them; in place of the text stands the whole sample."""
+    num = len(table)
+    return pa.table(
+        {
+            "sample_id": pc.binary_join_element_wise(shard.sha256[:12], table["key"], "/"),
+            "domain": pa.array([domain] * num, pa.string()),
+            "shard": pa.array(np.full(num, number, np.int32)),
+            "key": table["key"],
+            "jpg_offset": table["image_offset"],
+            "jpg_length": table["image_length"],
+            "txt_offset": table["start"],
+            "txt_length": pc.subtract(table["stop"], table["start"]),
+        }
+    )
