@@ -91,6 +91,7 @@ def stamp_of(source: str) -> tuple[int | None, str]:
             stat = Path(source).stat()
             return stat.st_size, stamp_of_stat(stat)
         fs, inner = storage.filesystem(source)
+        fs.invalidate_cache(inner)  # a listing may be older than the file
         info: dict[str, Any] = fs.info(inner)
     except FileNotFoundError:
         raise ConfigError(f"{shown(source)}: no such shard") from None

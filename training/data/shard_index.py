@@ -46,6 +46,7 @@ SEGMENT_BYTES = 256 << 20  # at least; it ends with a sample
 _FORMAT = "dalip-shard-index/1"
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 8 << 20
+_WHOLE_BYTES = 32 << 20  # so much a web server may give whole, and fsspec does not say so; of more it does
 _BLOCK_BYTES = 512  # of the tar format
 _RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _NUM_THREADS = 4  # shards that are indexed at the same time
@@ -230,6 +231,8 @@ class _Segments:
 def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int], None]) -> None:
     """Index the rest of a shard, which is read at `path`."""
     rows, at, broken = list[dict[str, Any]](), kept.stop, None
+    if storage.is_remote(path) and 2 <= size <= _WHOLE_BYTES and len(storage.read_range(path, 1, 1)) != 1:
+        raise _NoRangesError
     with storage.open_unbuffered(path) as opened:
         stream = _OnePass(opened, size, at, say)
         if at == 0 and stream.read(2) == _GZIP:

@@ -77,8 +77,8 @@ def _add_predict(add: AddCommand) -> None:
     parser = add("predict", "Tell what pictures show, and how sure that is.", _PREDICT_EXAMPLE, _predict)
     parser.add_argument(
         "images", metavar="IMAGES", nargs="+",
-        help="pictures, folders, tables with a column of paths (csv, tsv, Parquet), webdataset shards (.tar), "
-        "releases, work folders (their newest release)",
+        help="pictures, folders, tables with a column of paths (csv, tsv, Parquet), webdataset shards (.tar, "
+        "'{00..09}.tar', s3://, hf://, https://), releases, work folders (their newest release)",
     )  # fmt: skip
     _add_model(parser)
     what = parser.add_mutually_exclusive_group(required=True)

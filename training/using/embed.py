@@ -17,6 +17,8 @@ import pyarrow as pa
 from torch import Tensor
 
 from manifests.errors import ConfigError
+from manifests.masking import hide_secrets
+from manifests.storage import is_remote
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
 from training.evaluation.set_layouts import read_text
@@ -93,7 +95,10 @@ def _open(
     width = encoder.width(kind)
     model = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
     # where the model and the pictures were, for a search
-    paths = {"source": str(encoder.folder.resolve()), "places": [str(Path(place).resolve()) for place in places]}
+    paths = {
+        "source": str(encoder.folder.resolve()),
+        "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in places],
+    }
     metadata = {METADATA_KEY: json.dumps(model | paths).encode("utf-8")}
     schema = pa.schema(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata

@@ -1,5 +1,7 @@
 """Pictures to work on, a row each: of files, folders, tables of paths, webdataset shards, releases, work folders.
 
+Shards may be given as in a training config, also those of a store.
+
 Reads names and places first, bytes later, a batch at a time. Writes nothing. A picture that cannot be read is a row
 with a fault, never an error. Gives up with ConfigError on a place that is not there or holds no picture.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +24,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from manifests import storage
 from manifests.errors import ConfigError, PlantMixError
+from manifests.masking import PIPE
 from manifests.release import LATEST_FILE, RECORD_FILE, Release
 from manifests.untrusted import BrokenTarError, tar_members
 from training.data import loader
+from training.data.foreign import shown, stamp_of
 from training.data.images import CorruptSample, View
+from training.data.shard_cache import ShardCache
+from training.data.shard_groups import expand
+from training.data.shard_index import index_shards
 from training.data.shards import SamplePool
 from training.evaluation.set_layouts import Item
 
@@ -70,8 +79,14 @@ class Listing:
         if fault is not None:
             raise CorruptSample(fault)
         try:
-            content = Item(name, path, offset, length).read()
-        except OSError as error:
+            if storage.is_remote(path):
+                content = storage.read_range(path, offset, length)
+            else:
+                content = Item(name, path, offset, length).read()
+        except Exception as error:
+            storage.check_passing(shown(path), error)
+            if not isinstance(error, OSError):
+                raise
             raise CorruptSample(f"cannot be read: {error.strerror or error}") from None
         if length is not None and len(content) < length:
             raise CorruptSample(f"cut short: {len(content):,} of {length:,} bytes are there")
@@ -90,7 +105,7 @@ def list_pictures(places: Sequence[str]) -> Listing:
         num_before = num
         if (release := _release_in(Path(place))) is not None:
             releases.append(release)
-        for row in map(_in_utf8, _rows_of(Path(place)) if release is None else _rows_of_release(release)):
+        for row in map(_in_utf8, _rows_of(place) if release is None else _rows_of_release(release)):
             num += 1
             if row[1] != read_from:
                 read_from, stamp = row[1], _stamp(row[1])
@@ -179,11 +194,16 @@ class _Pictures(Dataset[Any]):
                 faults.append(None)
             except CorruptSample as error:
                 faults.append(str(error))
+            except PlantMixError as error:
+                return error
         return (torch.stack(views) if views else None), faults
 
 
-def _rows_of(place: Path) -> Iterator[_Row]:
-    if place.is_dir():
+def _rows_of(name: str) -> Iterator[_Row]:
+    place = Path(name)
+    if storage.is_remote(name) or name.startswith(PIPE) or (re.search(r"[{*?\[]|::", name) and not place.exists()):
+        yield from _rows_of_shards(name)
+    elif place.is_dir():
         yield from _rows_of_folder(place)
     elif not place.exists():
         raise ConfigError(f"{place}: no such file or folder of pictures")
@@ -258,6 +278,26 @@ def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
         yield name, str(path), 0, None, f"the shard is damaged or cut short: {error}"
 
 
+def _rows_of_shards(name: str) -> Iterator[_Row]:
+    """The pictures of shards by brace ranges, patterns and addresses; those of a store are indexed first."""
+    if any(part.startswith(PIPE) for part in name.split("::")):
+        raise ConfigError(f"{shown(name)}: a command is run from a training config alone; write its output into a file")
+    for source in expand([name]):
+        if not storage.is_remote(source):
+            yield from _rows_of_shard(Path(source), source)
+            continue
+        cache = ShardCache()
+        (index,) = index_shards([source], cache)
+        if not index.shard.has_ranges:
+            os.close(cache.open(index.shard))  # fetched where it is not here any more
+            source = str(cache.folder / f"{index.shard.sha256}.tar")
+        for key, offset, length in zip(*(index.table[c] for c in ("key", "image_offset", "image_length")), strict=True):
+            if length.is_valid:
+                yield f"{index.shard.path}/{key.as_py()}", source, offset.as_py(), length.as_py(), None
+        if index.broken is not None:
+            yield index.shard.path, source, 0, None, f"the shard is damaged or cut short: {index.broken}"
+
+
 def _rows_of_release(release: Release) -> Iterator[_Row]:
     """Every picture of a release, or of the newest of a work folder: once, by its sample_id, by splits and shards."""
     for split, shard, rows in release.iter_shards(("sample_id", "copy", "jpg_offset", "jpg_length")):
@@ -273,6 +313,8 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
 
 
 def _stamp(path: str | None) -> str:
+    if path is not None and storage.is_remote(path):
+        return stamp_of(path)[1]
     try:
         stat = Path(path or "").stat()
     except OSError:

@@ -1,0 +1,144 @@
+"""Shards that PlantMix did not build, in stores: a web server with ranges and one without, and a real S3 server."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from foreign_tars import img2dataset_samples, write_tar
+from misbehaving.object_store import BUCKET, Store, become_user, serving
+
+from manifests.errors import ConfigError, IntegrityError
+from training.data import foreign, loader, shard_cache, shard_index
+from training.data.settings import DataSettings
+from training.data.shards import SamplePool, ShardReader, open_pool
+from training.using.pictures import list_pictures
+
+
+class PlainHandler(http.server.SimpleHTTPRequestHandler):
+    """Files whole, whatever range is asked for."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[tuple[str, str, str]]
+
+    def log_message(self, format: str, *values: Any) -> None:
+        self.asked.append((self.command, self.path, self.headers.get("Range", "")))
+
+
+class RangeHandler(PlainHandler):
+    """Parts of files, as web servers give them."""
+
+    def do_GET(self) -> None:
+        parts = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if parts is None:
+            super().do_GET()
+            return
+        content = Path(self.translate_path(self.path)).read_bytes()
+        piece = content[int(parts[1]) : int(parts[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(piece)))
+        self.send_header("Content-Range", f"bytes {parts[1]}-{int(parts[1]) + len(piece) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(piece)
+
+
+@pytest.fixture(params=[RangeHandler, PlainHandler])
+def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Path, type[PlainHandler]]]:
+    (tmp_path / "www").mkdir()
+    handler = type("Handler", (request.param,), {"asked": []})
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path / "www"))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", tmp_path / "www", handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    fsspec.filesystem("http").clear_instance_cache()
+
+
+def opened(data: DataSettings) -> SamplePool:
+    return open_pool(loader.open_sources(None, data, "train"), "train")
+
+
+def contents(pool: SamplePool, data: DataSettings) -> list[tuple[bytes, bytes]]:
+    read = ShardReader(pool, data.cache).read(range(len(pool)), with_texts=False)
+    return [(image, text) for image, text, _ in read]
+
+
+def of_samples(stop: int) -> list[tuple[bytes, bytes]]:
+    return [(members["jpg"], members["txt"]) for _, members in img2dataset_samples(0, stop)]
+
+
+def test_a_web_server_gives_the_samples(
+    web: tuple[str, Path, type[PlainHandler]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder, handler = web
+    monkeypatch.setattr(shard_index, "_CHUNK_BYTES", 20_000)
+    for number in range(2):
+        write_tar(folder / f"{number:05d}.tar", img2dataset_samples(20 * number, 20 * number + 20))
+    shards = f"{address}/{{00000..00001}}.tar?token=hunter2"
+    data = DataSettings(shards=shards, cache_dir=str(tmp_path / "cache"), batch_size=2)
+    pool = opened(data)
+    assert contents(pool, data) == of_samples(40)
+    assert "hunter2" not in " ".join([*pool.paths, *(file.path for file in pool.files)])
+    handler.asked.clear()
+    again = opened(data)
+    assert contents(again, data) == of_samples(40)
+    assert [method for method, _, _ in handler.asked] == ["HEAD", "HEAD"]  # index and shards are kept
+    small = DataSettings(shards=shards, cache_dir=str(tmp_path / "cache"), cache_gb=1e-4)
+    if issubclass(handler, RangeHandler):  # a shard above the cache's bound is read in parts
+        assert contents(opened(small), small) == of_samples(40)
+    listing = list_pictures([f"{address}/{{00000..00001}}.tar"])
+    assert [listing.read(row) for row in (0, 39)] == [of_samples(40)[row][0] for row in (0, 39)]
+    with pytest.raises(ConfigError, match=r"/2.tar: no such shard"):
+        opened(DataSettings(shards=f"{address}/2.tar", cache_dir=str(tmp_path / "cache")))
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Store]:
+    with serving() as store:
+        yield store
+
+
+def test_a_real_object_store_gives_the_samples_and_a_changed_shard_is_named(
+    served: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    become_user(served, monkeypatch)
+    monkeypatch.setattr(shard_cache, "_RETRY_SECONDS", (0.01,))
+    path = write_tar(tmp_path / "0.tar", img2dataset_samples(0, 20))
+    s3 = fsspec.filesystem("s3", **served.options)
+    s3.put(str(path), f"{BUCKET}/others/0.tar")
+    s3.put(str(write_tar(tmp_path / "1.tar", img2dataset_samples(20, 30))), f"{BUCKET}/others/deep/1.tar")
+    for place in (f"s3://{BUCKET}/others", f"s3://{BUCKET}/others/**/*.tar"):
+        data = DataSettings(shards=place, cache_dir=str(tmp_path / "cache"))
+        pool = opened(data)
+        assert contents(pool, data) == of_samples(30)
+    here = DataSettings(shards=str(tmp_path / "{0..1}.tar"), cache_dir=str(tmp_path / "cache"))
+    assert opened(here).fingerprints == pool.fingerprints
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    s3.pipe(f"{BUCKET}/others/0.tar", bytes(content))
+    other = DataSettings(shards=data.shards, cache_dir=str(tmp_path / "other"))
+    with pytest.raises(IntegrityError, match=r"s3://bucket/others/0.tar has other content than when it was indexed"):
+        contents(pool, other)
+    s3.invalidate_cache()
+    assert opened(data).fingerprints != pool.fingerprints
+    assert "s3://bucket/others/0.tar: changed since it was indexed" in capfd.readouterr().err
+
+
+def test_a_command_that_ends_with_an_error_shows_no_secret(tmp_path: Path) -> None:
+    assert foreign.shown("pipe:curl -H 'Authorization: Bearer s3cret' https://u:pw@h/x/07.tar?sig=a") == (
+        "pipe:curl *** 07.tar"
+    )
+    assert foreign.shown("pipe:KEY=s3cret ./get 1") == "pipe: ***"
+    with pytest.raises(ConfigError, match=r"pipe:cat \*\*\*: a command is run from a training config alone"):
+        list_pictures(["pipe:cat secret"])
