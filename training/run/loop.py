@@ -363,7 +363,9 @@ def setting_notes(trainer: Trainer) -> list[str]:
         listed = ", ".join(
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
-        notes.append(f"a stratified release without data.mixture: drawn in proportion to the sizes ({listed})")
+        by = "sizes" if loader.share_weights(settings.release, settings.data) is None else "weights"
+        what = "domains" if settings.data.shards else "a stratified release"
+        notes.append(f"{what} without data.mixture: drawn in proportion to the {by} ({listed})")
     if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:
         notes.append(
             f"schedule.warmup_steps {warmup:,} is longer than the run of {trainer.num_steps:,} steps: the learning "
