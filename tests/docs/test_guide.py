@@ -33,7 +33,7 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 def test_an_example_loads(values: dict[str, Any]) -> None:
     if "image" in values:
         parse_settings(values, TokenSettings, "guide")
-    elif "release" in values:
+    elif "release" in values or "shards" in values.get("data", {}):
         parse_settings(TRAINING | values, TrainSettings, "guide")
     else:
         sources = [*values.get("sources", []), *BASE["sources"]]

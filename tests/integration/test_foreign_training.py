@@ -14,6 +14,9 @@ from training_runs import assert_same_run, run_once, stop_at
 
 from manifests.errors import ConfigError, RunError
 from training.cli import main
+from training.data import loader
+from training.data.settings import DataSettings, ReleaseShare
+from training.data.shards import open_pool
 from training.evaluation.evaluate import evaluate_model
 from training.evaluation.trained_model import open_trained_model
 from training.record.log import read_log
@@ -95,3 +98,23 @@ def test_a_changed_shard_is_another_run(config: dict[str, Any], tmp_path: Path) 
     config["data"]["shards"] = config["data"]["shards"][:2]
     with pytest.raises(ConfigError, match=r"data.shards: no group is of split 'heldout'"):
         run_once(config, output_dir=str(tmp_path / "other"))
+
+
+def test_a_release_and_shards_are_drawn_from_together(config: dict[str, Any], tmp_path: Path) -> None:
+    release = str(
+        release_writer.write_work_folder(tmp_path / "data", release_writer.drawn_samples(30, 8), shard_size=9)
+    )
+    config["data"]["shards"] = [{"name": "plant", "shards": str(tmp_path / "plant")}]
+    data = DataSettings(**config["data"])
+    pool = open_pool(loader.open_sources(release, data, "train"), "train")
+    assert len(pool) == 60
+    assert pool.domains == ["general", "plant"]
+    read = loader.ShardReader(pool).read(range(60), with_texts=True)
+    assert {members["sci"].split()[0] for _, _, members in read[30:]} == {"sci"}
+    config["data"]["shards"][0]["weight"] = 3
+    with pytest.raises(ConfigError, match="some groups or releases have a weight and others not"):
+        run_once(config, release=release, eval={"every_steps": None})
+    shares = [{"release": release, "weight": 1}]
+    run_once(config, release=shares, eval={"every_steps": None}, schedule={"steps": 5})
+    order = loader.build_order(pool, DataSettings(**config["data"]), [ReleaseShare(**share) for share in shares], 0)
+    assert sum(row >= 30 for row in order.rows(0, 60).tolist()) == 45
