@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.planning.arrays import Array, Index, Mask
 from pipeline.planning.forms.catalogue import FORMS, MEMBERS, PROCESS, REGULARISED_EXPONENTIAL
-from pipeline.planning.forms.fitted import Fitted
+from pipeline.planning.forms.fitted import Fitted, join_fits
 from pipeline.planning.runs.folds import assign_folds
 from pipeline.planning.runs.run_table import mixture_groups
 
@@ -27,6 +27,7 @@ SMALLEST_WEIGHT = 1e-3  # a form of less weight is left out
 MIDDLE = 0.2
 _SAME_SHARE = 1e-6  # 1 - 0.8 is a little less than 0.2
 _SMALLEST_ERROR = 1e-9
+_NUMBERS_AT_ONCE = 2_000_000
 
 Weights = dict[str, float]
 """Form -> its part in the law; they sum to 1."""
@@ -51,15 +52,25 @@ def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
     trained_GN = fold_of_run != np.arange(num_folds)[:, None]
     losses_FN = np.repeat(losses_CN, num_folds, axis=0)
     weights_FN = (weights_CN[:, None, :] * trained_GN).reshape(-1, num_runs)
-    own_fold_CN = np.arange(num_columns)[:, None] * num_folds + fold_of_run
-    own_run_N = np.arange(num_runs)[None, :]
     whole, folds, held_out = {}, {}, {}
+    # Fits of some losses at once: all derivatives of the form of most parameters shall fit into memory.
+    num_at_once = max(1, _NUMBERS_AT_ONCE // (num_folds * num_runs * 2 * (shares_NK.shape[1] + 2)))
     for name, form in FORMS.items():
-        whole[name] = form.fit(shares_NK, losses_CN, weights_CN)
-        warm = whole[name].take(np.repeat(np.arange(num_columns), num_folds))
-        folds[name] = form.fit(shares_NK, losses_FN, weights_FN, warm)
-        held_out[name] = form.predict(folds[name], shares_NK)[own_fold_CN, own_run_N]
-    deviation = PROCESS.deviation(folds[PROCESS.name], shares_NK)[own_fold_CN, own_run_N]
+        some_whole, some_folds = [], []
+        for at in range(0, num_columns, num_at_once):
+            some, in_folds = slice(at, at + num_at_once), slice(at * num_folds, (at + num_at_once) * num_folds)
+            some_whole.append(form.fit(shares_NK, losses_CN[some], weights_CN[some]))
+            warm = some_whole[-1].take(np.repeat(np.arange(len(losses_CN[some])), num_folds))
+            some_folds.append(form.fit(shares_NK, losses_FN[in_folds], weights_FN[in_folds], warm))
+        whole[name], folds[name] = join_fits(some_whole), join_fits(some_folds)
+        held_out[name] = np.empty(losses_CN.shape)
+    deviation = np.empty(losses_CN.shape)
+    for fold in range(num_folds):
+        here = fold_of_run == fold
+        own = np.arange(num_columns) * num_folds + fold
+        for name, form in FORMS.items():
+            held_out[name][:, here] = form.predict(folds[name].take(own), shares_NK[here])
+        deviation[:, here] = PROCESS.deviation(folds[PROCESS.name].take(own), shares_NK[here])
     return Folded(fold_of_run, num_folds, whole, folds, held_out, deviation)
 
 

@@ -1,6 +1,6 @@
 """Points of the share box, and the best of them: a deterministic cloud, then ever smaller exchanges of share.
 
-Works for 2 to 20 domains and for any objective, smooth or not. Reads and writes nothing.
+Works for 2 to 200 domains and for any objective, smooth or not. Reads and writes nothing.
 Axes: B scores, Q points, K domains.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.planning.arrays import Array
 from pipeline.planning.limits import Box
 
-_POINTS_A_ROUND = 600
+_POINTS_A_ROUND = 600  # of up to 20 domains; of more, more
 _FIRST_STEP = 0.2
 _STEP_FACTOR = 0.5
 _LITTLE_GAIN = 1e-4
@@ -73,11 +73,12 @@ def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 2
     """
     rng = np.random.default_rng(0)
     scores = score(points_QK)
+    num_points = _POINTS_A_ROUND * max(1, points_QK.shape[1] // 20)
     step = _FIRST_STEP
     while step > last_step:
         least = scores.min(axis=1)
         centres = np.unique(points_QK[np.argmin(scores, axis=1)], axis=0)
-        moved = neighbours(centres, box, step, -(-_POINTS_A_ROUND // len(centres)), rng)
+        moved = neighbours(centres, box, step, -(-num_points // len(centres)), rng)
         points_QK = np.concatenate([moved, centres])
         scores = score(points_QK)
         if np.median(least - scores.min(axis=1)) < _LITTLE_GAIN:

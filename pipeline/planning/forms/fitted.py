@@ -33,6 +33,12 @@ class Fitted:
         return Fitted({name: values[fits] for name, values in self.arrays.items()}, self.anchors)
 
 
+def join_fits(parts: Sequence[Fitted]) -> Fitted:
+    """Fits of one form on the same runs, one after the other."""
+    names = parts[0].arrays
+    return Fitted({name: np.concatenate([part.arrays[name] for part in parts]) for name in names}, parts[0].anchors)
+
+
 def standardise(losses_FN: Array, weights_FN: Array) -> tuple[Array, dict[str, Array]]:
     """The losses in units of each fit's standard deviation around its mean, and what turns them into losses again.
 

@@ -9,6 +9,7 @@ Source: Rasmussen and Williams 2006, chapters 2, 4 and 5 for the equations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,11 @@ PRIOR = Prior(
 # The centre of the prior, a short length with little noise, and a long length with much.
 _STARTS = PRIOR.mean + np.array([[0.0] * 5, [0.0, -0.7, 0.0, 0.0, -2.0], [0.0, 0.7, 0.0, 0.0, 2.0]])
 
+# The hyper-parameters are few. Beyond this many runs, folds keep those of the fit on all runs.
+LEARNT_ONCE_ABOVE = 36
+# A step of learning takes time with the cube of the runs: of more, a draw of this many is learnt from.
+MOST_LEARNT_FROM = 192
+
 
 @dataclass(frozen=True)
 class GaussianProcess:
@@ -41,31 +47,57 @@ class GaussianProcess:
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
         """Fit every row of losses; a run of weight w has 1/w times the noise variance of a run of weight 1."""
         z, units = standardise(losses_FN, weights_FN)
-        root_weight = np.sqrt(weights_FN)
-        starts = [warm.arrays["theta"]] if warm else [np.repeat(start[None], len(z), axis=0) for start in _STARTS]
-        theta = minimise_from(_likelihood(shares_NK, z, root_weight), starts, PRIOR)
-        noisy = _noisy_covariance(_kernel(theta, shares_NK, shares_NK), theta, root_weight)
-        alpha = np.linalg.solve(noisy, (z * root_weight)[:, :, None])[:, :, 0]
-        arrays = {"theta": theta, "alpha": alpha * root_weight, "root_weight": root_weight}
-        return Fitted({**arrays, **units}, shares_NK)
+        root = np.sqrt(weights_FN)
+        if warm and len(shares_NK) > LEARNT_ONCE_ABOVE:
+            theta = warm.arrays["theta"]
+        elif warm or len(shares_NK) <= MOST_LEARNT_FROM:
+            starts = [warm.arrays["theta"]] if warm else [np.repeat(start[None], len(z), axis=0) for start in _STARTS]
+            theta = minimise_from(_likelihood(shares_NK, z, root), starts, PRIOR)
+        else:
+            theta = np.concatenate([_learn_from_some(shares_NK, *pair) for pair in zip(z, root, strict=True)])
+        alpha = np.empty_like(z)
+        for kernel, fits in _kernels(theta, shares_NK, shares_NK):
+            for f in fits:
+                noisy = _noisy_covariance(kernel[None], theta[[f]], root[[f]])[0]
+                alpha[f] = root[f] * np.linalg.solve(noisy, z[f] * root[f])
+        return Fitted({"theta": theta, "alpha": alpha, "root_weight": root, **units}, shares_NK)
 
     def predict(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior mean, shape F x Q, held within its bounds."""
-        kernel = _kernel(fitted.arrays["theta"], shares_QK, fitted.anchors)
-        return as_losses(fitted, (kernel @ fitted.arrays["alpha"][:, :, None])[:, :, 0])
+        theta, alpha = fitted.arrays["theta"], fitted.arrays["alpha"]
+        standard = np.empty((len(theta), len(shares_QK)))
+        for kernel, fits in _kernels(theta, shares_QK, fitted.anchors):
+            standard[fits] = alpha[fits] @ kernel.T
+        return as_losses(fitted, standard)
 
     def deviation(self, fitted: Fitted, shares_QK: Array) -> Array:
         """Posterior standard deviation of a new noisy loss, shape F x Q."""
-        theta, scale = fitted.arrays["theta"], fitted.arrays["scale"]
-        root, anchors = fitted.arrays["root_weight"], fitted.anchors
-        inverse = np.linalg.inv(_noisy_covariance(_kernel(theta, anchors, anchors), theta, root))
-        cross = _kernel(theta, shares_QK, anchors) * root[:, None, :]
-        explained = np.sum((cross @ inverse) * cross, axis=2)
-        features, _ = _powers(shares_QK, np.exp(theta[:, 2]))
-        own = np.exp(theta[:, :1]) + np.exp(theta[:, 3:4]) * np.sum(features**2, axis=2) + _CONSTANT
-        noise = np.exp(theta[:, 4:5])
-        result: Array = scale[:, None] * np.sqrt(np.maximum(own - explained, 0.0) + noise)
+        theta, root, anchors = fitted.arrays["theta"], fitted.arrays["root_weight"], fitted.anchors
+        variance = np.empty((len(theta), len(shares_QK)))
+        for f, one in enumerate(theta[:, None]):
+            noisy = _noisy_covariance(_kernel(one, anchors, anchors), one, root[[f]])[0]
+            cross = _kernel(one, anchors, shares_QK)[0] * root[f][:, None]
+            features, _ = _powers(shares_QK, np.exp(one[:, 2]))
+            own = np.exp(one[0, 0]) + np.exp(one[0, 3]) * np.sum(features[0] ** 2, axis=1) + _CONSTANT
+            unexplained = own - np.sum(cross * np.linalg.solve(noisy, cross), axis=0)
+            variance[f] = np.maximum(unexplained, 0.0) + np.exp(one[0, 4])
+        result: Array = fitted.arrays["scale"][:, None] * np.sqrt(variance)
         return result
+
+
+def _learn_from_some(shares_NK: Array, z_N: Array, root_weight_N: Array) -> Array:
+    """Hyper-parameters of one fit, learnt from a fixed draw of its runs."""
+    order = np.random.default_rng(0).permutation(len(shares_NK))
+    some = order[root_weight_N[order] > 0][:MOST_LEARNT_FROM]
+    objective = _likelihood(shares_NK[some], z_N[None, some], root_weight_N[None, some])
+    return minimise_from(objective, [start[None] for start in _STARTS], PRIOR)
+
+
+def _kernels(theta: Array, left_AK: Array, right_BK: Array) -> Iterator[tuple[Array, Index]]:
+    """Each different kernel, A x B, with the fits that have it: the folds of a large table share one."""
+    different, which = np.unique(theta, axis=0, return_inverse=True)
+    for number, one in enumerate(different):
+        yield _kernel(one[None], left_AK, right_BK)[0], np.flatnonzero(which.reshape(-1) == number)
 
 
 def _noisy_covariance(kernel: Array, theta: Array, root_weight: Array) -> Array:

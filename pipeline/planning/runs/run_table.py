@@ -17,7 +17,7 @@ from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array, Index, Mask, Texts
 from pipeline.planning.runs.tables import ROW, Columns, read_table
 
-MIN_DOMAINS, MAX_DOMAINS = 2, 20
+MIN_DOMAINS, MAX_DOMAINS = 2, 200
 # Shares written with three decimals can miss 1 by half of the last digit in every domain.
 SHARE_ROUNDING = 0.0005
 # Columns that say how a loss was measured. Losses of runs that differ in one of them are not comparable.

@@ -214,8 +214,8 @@ def test_design_goes_where_the_optimum_is_uncertain(tmp_path):
 def test_design_refuses_contradictions(tmp_path):
     out = tmp_path / "design.csv"
     for words, message in (
-        (("--domains", "plant", "--budget", "4"), "name 2 to 20"),
-        (("--domains", ",".join(map(str, range(21))), "--budget", "4"), "21 are named"),
+        (("--domains", "plant", "--budget", "4"), "name 2 to 200"),
+        (("--domains", ",".join(map(str, range(201))), "--budget", "4"), "201 are named"),
         (("--domains", "a,b,a", "--budget", "4"), "a is named more than once"),
         (("--domains", "a,b", "--budget", "4", "--proxy-samples", "0"), "must be at least 1"),
         (("--domains", "a,b", "--budget", "0"), "at least 1"),

@@ -67,7 +67,7 @@ def test_parquet_gives_what_csv_gives(tmp_path):
         ("b,0.25,0.75", "b,,0.75", ["row 2", "mix_plant is empty", "write 0"]),
         ("c,0.5,0.5,1.6", "c,0.5,0.5,high", ["row 3", "loss_plant", "'high'", "not a number"]),
         ("c,0.5,0.5,1.6", "c,0.5,0.5,inf", ["row 3", "loss_plant is inf", "diverged"]),
-        ("mix_plant,", "plant,", ["1 mix_<domain> column", "2 to 20"]),
+        ("mix_plant,", "plant,", ["1 mix_<domain> column", "2 to 200"]),
         ("loss_plant,loss_general", "plant,general", ["no loss_<name> column"]),
     ],
 )
@@ -164,7 +164,7 @@ def test_dropping_empty_domains_leaves_other_tables_as_they_are(tmp_path):
     assert dropped.domains == kept.domains
     assert dropped.warnings == kept.warnings == ()
     lonely = "mix_a,mix_b,loss_a\n" + "1,0,2\n" * 3
-    with pytest.raises(ConfigError, match=r"1 mix_<domain> column.* a mixture needs 2 to 20"):
+    with pytest.raises(ConfigError, match=r"1 mix_<domain> column.* a mixture needs 2 to 200"):
         read_runs(write(tmp_path, lonely), drop_empty_domains=True)
 
 
