@@ -20,13 +20,14 @@ from manifests.storage import write_file
 from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import design_notes, design_table, propose_runs
-from pipeline.planning.files import law_to_json, mixture_to_json, read_law, write_json
+from pipeline.planning.files import law_to_json, mixture_to_json, read_law, read_ratio, write_json
 from pipeline.planning.goals import Constraint, Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.planning.reports import choice_report, fit_report
 from pipeline.planning.runs.checks import outside_hull, require_one_setting
+from pipeline.planning.runs.groups import Groups, expand_domains, merge_limits, name_group
 from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_mixtures, read_runs
 
 
@@ -58,7 +59,10 @@ def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
         reads="RUNS, where given",
         writes="a table of runs to do",
     )
-    parser.add_argument("--domains", help="names, comma-separated; not needed with --runs")
+    text = "names, comma-separated; not needed with --runs; with --keep only the new ones, whose shares are free"
+    parser.add_argument("--domains", "--free", metavar="NAMES", help=text)
+    text = "a mixture of `plan choose`: its ratios stay and its share as a whole moves beside the --free domains"
+    parser.add_argument("--keep", metavar="MIXTURE", help=text)
     parser.add_argument("--budget", type=int, required=True, metavar="N", help="how many runs to propose")
     parser.add_argument("--runs", metavar="RUNS", help="runs done already: new ones keep away from them")
     _add_row_options(parser)
@@ -107,6 +111,8 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--constraint", action="append", metavar="LOSS<=LIMIT", help=text)
     _add_limits(parser)
     parser.add_argument("--max-epochs", action="append", metavar="DOMAIN=N", help="most passes over a domain's pool")
+    text = "take the mixture nearest to each pool's share of all data that costs at most so much of the objective"
+    parser.add_argument("--near-pools", metavar="NATS", help=text)
     text = (
         "R* of the value of repeated samples (15.4 was measured on text); none: repetition costs nothing, "
         "for proxy runs that were pool-matched"
@@ -117,7 +123,7 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: a picture (.png) or a page (.html)")
-    text = "write the mixture of a law that fails its own held-out test"
+    text = "write a mixture of a law that fails its held-out test, or of more passes than a law was shown to hold for"
     parser.add_argument("--accept-untrusted", action="store_true", help=text)
     parser.set_defaults(func=_choose)
 
@@ -148,14 +154,16 @@ def _limits(args: argparse.Namespace) -> Limits:
 def _design(args: argparse.Namespace) -> int:
     """`plantmix plan design`."""
     table = read_runs(args.runs, args.where, args.drop_empty_domains) if args.runs else None
-    domains = _domains(args, table)
+    domains, groups = _domains(args, table)
     limits = _limits(args)
     proxy_samples = parse_optional("--proxy-samples", args.proxy_samples)
     if proxy_samples is not None and proxy_samples < 1:
         raise ConfigError(f"--proxy-samples is {args.proxy_samples}; it must be at least 1")
     objective = parse_objective(args.objective) if args.objective else {}
-    proposed = propose_runs(domains, args.budget, share_box(domains, limits, {}), table, objective, args.replicates)
-    text, lines = design_table(domains, proposed, limits, proxy_samples, 0 if table is None else table.num_runs)
+    box = share_box(domains, merge_limits(limits, groups), {})
+    proposed = propose_runs(domains, args.budget, box, table, objective, args.replicates)
+    num_before = 0 if table is None else table.num_runs
+    text, lines = design_table(domains, proposed, limits, proxy_samples, num_before, groups)
     lines += design_notes(domains, proposed, args.budget, table)
     require_output(args.out, lambda content: content.startswith(b"run,reason,") and b"loss_" not in content)
     write_file(args.out, text.encode())
@@ -164,8 +172,8 @@ def _design(args: argparse.Namespace) -> int:
     return 0
 
 
-def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[str, ...]:
-    """The domains of the runs, or those named.
+def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[str, ...], Groups]:
+    """The domains to plan, of the runs or as named, and what they stand for where a mixture is kept.
 
     Raises: ConfigError when neither or both are there and differ, or a name stands twice.
     """
@@ -174,9 +182,19 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[str, ..
     if twice:
         raise ConfigError(f"--domains: {', '.join(twice)} is named more than once")
     if table is not None:
-        if named and set(named) != set(table.domains):
-            raise ConfigError(f"--domains {args.domains}: the runs have {', '.join(table.domains)}")
-        return table.domains
+        of_runs = expand_domains(table.domains, table.groups)
+        if args.keep:
+            raise ConfigError(
+                "--keep: the runs of --runs say already which domains keep their ratio; give one of the two"
+            )
+        if named and set(named) != set(of_runs):
+            raise ConfigError(f"--domains {args.domains}: the runs have {', '.join(of_runs)}")
+        return table.domains, table.groups
+    kept = read_ratio(args.keep) if args.keep else {}
+    groups = {name_group(tuple(kept)): kept} if len(kept) > 1 else {}
+    if both := sorted(set(kept) & set(named)):
+        raise ConfigError(f"--free: {', '.join(both)} is part of {args.keep} already; name new domains only")
+    named = (*(groups or kept), *named)
     if not MIN_DOMAINS <= len(named) <= MAX_DOMAINS:
         raise ConfigError(
             f"--domains: name {MIN_DOMAINS} to {MAX_DOMAINS}, e.g. --domains plant,general (or give --runs); "
@@ -184,7 +202,7 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[str, ..
         )
     if args.objective:
         raise ConfigError("--objective needs --runs: without runs nothing is known of the optimum")
-    return named
+    return named, groups
 
 
 def _fit(args: argparse.Namespace) -> int:
@@ -201,7 +219,7 @@ def _fit(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     """`plantmix plan predict`."""
     law, _ = read_law(args.law)
-    names, columns, shares = read_mixtures(args.mixtures, law.domains)
+    names, columns, shares = read_mixtures(args.mixtures, law.domains, law.runs.groups)
     added = {
         f"loss_{loss}{end}": values
         for loss, three in law.predict(shares).items()
@@ -228,16 +246,20 @@ def _predict(args: argparse.Namespace) -> int:
 def _choose(args: argparse.Namespace) -> int:
     """`plantmix plan choose`."""
     law, sha256 = read_law(args.law)
-    goal = _goal(args, law.domains)
+    goal = _goal(args, expand_domains(law.domains, law.runs.groups))
     if args.plot:
         require_drawing_name("--plot", args.plot)
     choice = choose_mixture(law, goal)
     failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
-    if failed and not args.accept_untrusted:
+    repeated = [line for line in choice.warnings if line.startswith("DO NOT TRUST this choice")]
+    if (failed or repeated) and not args.accept_untrusted:
         print(choice_report(law, goal, choice))
+        why = f"the law is not to be trusted ({len(failed)} of its losses predict worse than their mean)"
+        mend = "add runs and fit again"
+        if not failed:
+            why, mend = repeated[0].removeprefix("DO NOT TRUST this choice: ").split("; ")
         raise RunError(
-            f"{args.law}: the law is not to be trusted ({len(failed)} of its losses predict worse than their mean), so "
-            f"{args.out} was not written; add runs and fit again, or take it all the same with --accept-untrusted"
+            f"{args.law}: {why}, so {args.out} was not written; {mend}, or take it all the same with --accept-untrusted"
         )
     mixture = mixture_to_json(law, sha256, Path(args.law).name, goal, choice)
     write_json(mixture, args.out)
@@ -261,12 +283,16 @@ def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
         raise ConfigError(f"--repetition-scale is {scale:g}; it must be above 0, or none")
     if args.bootstrap < 20:
         raise ConfigError(f"--bootstrap is {args.bootstrap}; an interval needs at least 20 laws")
+    near_pools = parse_optional("--near-pools", args.near_pools)
+    if near_pools is not None and near_pools < 0:
+        raise ConfigError(f"--near-pools is {near_pools:g}; it must be 0 or more nats, e.g. 0.01")
     limits = _limits(args)
     max_epochs = _max_epochs(args.max_epochs, domains, limits.pools)
     return Goal(
         weights=parse_objective(args.objective),
         constraints=parse_constraints(args.constraint),
         limits=replace(limits, max_epochs=max_epochs, repetition_scale_epochs=scale),
+        near_pools_nats=near_pools,
         num_sampled_laws=args.bootstrap,
     )
 

@@ -80,7 +80,8 @@ class Weighing:
 
     weights: Weights
     errors: list[dict[str, float]]  # for each loss: form -> mean absolute held-out error
-    residuals: Array  # C x N absolute held-out errors of the weighted mean
+    predicted: Array  # C x N held-out predictions of the weighted mean
+    residuals: Array  # C x N absolute errors of these
 
 
 def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_CN: Array) -> Weighing:
@@ -90,16 +91,16 @@ def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_C
     therefore predicted with the weights that the errors of the other folds give.
     """
     gaps = {name: np.abs(held - losses_CN) for name, held in folded.held_out.items()}
-    residuals = np.empty(losses_CN.shape)
+    predicted = np.empty(losses_CN.shape)
     for fold in range(folded.num_folds):
         here = folded.fold_of_run == fold
         weights = _law_weights(gaps, shares_NK, counted_CN, ~here)
-        predicted = weighted_mean({name: folded.held_out[name][:, here] for name in weights}, weights)
-        residuals[:, here] = np.abs(predicted - losses_CN[:, here])
+        predicted[:, here] = weighted_mean({name: folded.held_out[name][:, here] for name in weights}, weights)
     everywhere = np.ones(losses_CN.shape[1], dtype=bool)
     errors = {name: _mean_errors(gap, counted_CN) for name, gap in gaps.items()}
     by_loss = [{name: float(error[c]) for name, error in errors.items()} for c in range(len(losses_CN))]
-    return Weighing(_law_weights(gaps, shares_NK, counted_CN, everywhere), by_loss, residuals)
+    weights = _law_weights(gaps, shares_NK, counted_CN, everywhere)
+    return Weighing(weights, by_loss, predicted, np.abs(predicted - losses_CN))
 
 
 def _law_weights(gaps: Mapping[str, Array], shares_NK: Array, counted_CN: Array, used_N: Mask) -> Weights:

@@ -23,11 +23,13 @@ from pipeline.planning.goals import Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box, Limits
 from pipeline.planning.runs.checks import held_domains, require_one_setting
+from pipeline.planning.runs.groups import Groups, expand_domains, expand_shares
 from pipeline.planning.runs.run_table import RunsTable, mixture_groups
 from pipeline.planning.search import cloud, project
 
 _CANDIDATES = 4000
 _SHARE_DECIMALS = 4
+_KEPT_DECIMALS = 6  # so that rounding leaves the ratio inside a kept mixture
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ def _sampled_optima(table: RunsTable, objective: dict[str, float], box: Box, cou
     return new
 
 
-def _rounded(points_QK: Array) -> Array:
-    """Shares with four decimals that sum to exactly 1 (largest remainder)."""
-    units = 10**_SHARE_DECIMALS
+def _rounded(points_QK: Array, decimals: int = _SHARE_DECIMALS) -> Array:
+    """Shares with a few decimals that sum to exactly 1 (largest remainder)."""
+    units = 10**decimals
     result: Array = np.array([largest_remainders(shares.tolist(), units) for shares in points_QK * units]) / units
     return result
 
@@ -126,11 +128,12 @@ def design_table(
     limits: Limits,
     proxy_samples: float | None,
     num_before: int = 0,
+    groups: Groups | None = None,
 ) -> tuple[str, list[str]]:
     """The design as csv text, and lines about it. `limits` are those of the full training.
 
     Columns: run, reason, seed, mix_*, and samples_*, pool_* where sizes are given. The numbers of the runs go on after
-    `num_before` runs, so that the runs of a second round can join the first.
+    `num_before` runs, so that the runs of a second round can join the first. A group is written as its members.
 
     Raises: ConfigError when pools are given without the two sample counts.
     """
@@ -140,6 +143,8 @@ def design_table(
     if limits.num_samples is not None and proxy_samples is not None:
         cut = min(1.0, proxy_samples / limits.num_samples)
         pools = {domain: max(1, round(pool * cut)) for domain, pool in limits.pools.items()}
+    planned, groups = domains, groups or {}
+    domains, decimals = expand_domains(planned, groups), _KEPT_DECIMALS if groups else _SHARE_DECIMALS
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["run", "reason", "seed", *(f"mix_{domain}" for domain in domains)]
@@ -149,9 +154,10 @@ def design_table(
     writer.writerow(head)
     for number, run in enumerate(proposed, start=num_before + 1):
         row: list[object] = [f"proxy-{number:02d}", run.reason, run.seed]
-        row += [f"{share:.{_SHARE_DECIMALS}f}" for share in run.shares]
+        shares = _rounded(expand_shares(planned, run.shares, groups)[None], decimals)[0]
+        row += [f"{share:.{decimals}f}" for share in shares]
         if proxy_samples is not None:
-            row += [round(proxy_samples), *(round(share * proxy_samples) for share in run.shares)]
+            row += [round(proxy_samples), *(round(share * proxy_samples) for share in shares)]
         row += [pools[domain] for domain in domains if domain in pools]
         writer.writerow(row)
     counts = Counter(run.reason for run in proposed)

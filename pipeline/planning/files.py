@@ -25,11 +25,14 @@ from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
 from pipeline.planning.forms.fitted import Fitted
 from pipeline.planning.goals import NEAR_OPTIMAL_NATS, Goal
 from pipeline.planning.laws import ColumnLaw, Law
+from pipeline.planning.limits import epochs_of, natural_shares
 from pipeline.planning.plots import shares_grid
+from pipeline.planning.runs.groups import Groups, expand_domains, expand_shares
 from pipeline.planning.runs.run_table import RunsTable
 
-LAW_FORMAT = "plantmix-law/3"
+LAW_FORMAT = "plantmix-law/4"
 MIXTURE_FORMAT = "plantmix-mixture/1"
+LEAST_KEPT = 1e-4  # of a mixture that is kept: a domain of less is left out
 _ARRAYS = {
     ColumnLaw: {"residuals": float, "residual_folds": int, "residual_widths": float},
     RunsTable: {
@@ -71,6 +74,22 @@ def read_law(path: str | Path) -> tuple[Law, str]:
         return law_from_json(values), hashlib.sha256(content).hexdigest()
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"{path}: a damaged law file ({error!r}); fit the law again") from None
+
+
+def read_ratio(path: str | Path) -> dict[str, float]:
+    """The domains of a mixture file that have a share, and their ratio, which sums to 1.
+
+    Raises: ConfigError for a file that holds no mixture.
+    """
+    try:
+        ratio = {str(name): float(share) for name, share in json.loads(Path(path).read_bytes())["ratio"].items()}
+        total = sum(ratio.values())
+        kept = {name: share / total for name, share in ratio.items() if share / total >= LEAST_KEPT}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+        raise ConfigError(f"{path}: not a mixture file; it needs a 'ratio', as `plantmix plan choose` writes") from None
+    return kept
 
 
 def law_to_json(law: Law) -> dict[str, Any]:
@@ -130,19 +149,21 @@ def _column_from_json(values: dict[str, Any], shares: Array) -> ColumnLaw:
 
 def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice: Choice) -> dict[str, Any]:
     """The chosen mixture as plain json values; `ratio` sums to 1 within 1e-9."""
-    domains = law.domains
-    epochs = {domain: float(passes) for domain, passes in zip(domains, choice.epochs, strict=True)}
+    domains, groups = law.domains, law.runs.groups
+    of_all = expand_domains(domains, groups)
+    passes = epochs_of(of_all, expand_shares(domains, choice.shares, groups)[None], goal.limits)[0].tolist()
+    epochs = dict(zip(of_all, passes, strict=True))
     constraints = [
         {"loss": c.loss, "limit": c.limit, "relative_to_best": c.relative, "allowed": choice.allowed[c.loss]}
         for c in goal.constraints
     ]
     return {
         "format": MIXTURE_FORMAT,
-        "ratio": _by_domain(domains, choice.shares),
-        "interval": _by_domain(domains, choice.interval),
+        "ratio": _by_domain(domains, choice.shares, groups),
+        "interval": _by_domain(domains, choice.interval, groups),
         "near_optimal": {
             "within_nats": NEAR_OPTIMAL_NATS,
-            "shares": _by_domain(domains, choice.near_optimal),
+            "shares": _by_domain(domains, choice.near_optimal, groups),
         },
         "objective": {
             "weights": dict(goal.weights),
@@ -153,7 +174,14 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
         "predicted": {
             name: {"loss": value, "low": low, "high": high} for name, (value, low, high) in choice.losses.items()
         },
-        "trade_off": None if choice.trade_off is None else _curve(domains, choice.trade_off),
+        "trade_off": None if choice.trade_off is None else _curve(law, choice.trade_off),
+        "near_pools": None
+        if choice.optimum is None or goal.near_pools_nats is None
+        else {
+            "within_nats": goal.near_pools_nats,
+            "natural": natural_shares(of_all, goal.limits),
+            "optimum": _by_domain(domains, choice.optimum, groups),
+        },
         "epochs": {domain: passes for domain, passes in epochs.items() if math.isfinite(passes)},
         "binding": list(choice.binding),
         "law": {
@@ -171,11 +199,12 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
 
 def _drawn(law: Law) -> dict[str, Any]:
     """What plots show of a law: its runs, and up to three domains its losses on a grid of shares, with intervals."""
-    grid = shares_grid(len(law.domains))
+    num_domains = len(law.domains)
+    grid = np.zeros((0, num_domains)) if law.runs.groups else shares_grid(num_domains)
     predicted = law.predict(grid) if len(grid) else {}
     return {
         "runs": {
-            "shares": _short(law.runs.shares),
+            "shares": _short(expand_shares(law.domains, law.runs.shares, law.runs.groups)),
             "losses": {name: _short(law.runs.loss_values[:, c]) for c, name in enumerate(law.losses)},
         },
         "grid": _short(grid),
@@ -204,10 +233,10 @@ def _evidence(column: ColumnLaw) -> dict[str, Any]:
     }
 
 
-def _curve(domains: tuple[str, ...], trade_off: TradeOff) -> dict[str, Any]:
+def _curve(law: Law, trade_off: TradeOff) -> dict[str, Any]:
     points = [
         {
-            "ratio": _by_domain(domains, shares),
+            "ratio": _by_domain(law.domains, shares, law.runs.groups),
             "losses": {loss: {"loss": value} for loss, value in zip(trade_off.losses, values.tolist(), strict=True)},
         }
         for shares, values in zip(trade_off.shares, trade_off.predicted, strict=True)
@@ -215,6 +244,6 @@ def _curve(domains: tuple[str, ...], trade_off: TradeOff) -> dict[str, Any]:
     return {"between": list(trade_off.losses), "points": points}
 
 
-def _by_domain(domains: tuple[str, ...], values: Array) -> dict[str, Any]:
-    """One value or pair of ends for each domain."""
-    return dict(zip(domains, values.tolist(), strict=True))
+def _by_domain(domains: tuple[str, ...], values: Array, groups: Groups) -> dict[str, Any]:
+    """One value or pair of ends for each domain; those of a group are parts of the group's."""
+    return dict(zip(expand_domains(domains, groups), expand_shares(domains, values.T, groups).T.tolist(), strict=True))

@@ -21,7 +21,7 @@ from pipeline.planning.search import minimise_score
 # The optimum is flat: refits on bootstrap samples of the public runs lose a median of 0.004 nats.
 NEAR_OPTIMAL_NATS = 0.005
 NUM_SAMPLED_LAWS = 120
-_PENALTY = 1e3  # a nat over a constraint costs more than any objective can gain
+PENALTY = 1e3  # a nat over a constraint costs more than any objective can gain
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Goal:
     weights: dict[str, float]  # loss -> weight, all > 0
     constraints: tuple[Constraint, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    near_pools_nats: float | None = None  # how much of the objective may be given up to stay near the natural shares
     num_sampled_laws: int = NUM_SAMPLED_LAWS
     seed: int = 0
 
@@ -98,7 +99,7 @@ class Scorer:
 
     def score(self, shares_QK: Array, allowed: Mapping[str, Array]) -> Array:
         """The objective plus a steep penalty for every nat above what a constraint allows."""
-        result: Array = self.objective(shares_QK) + _PENALTY * self.excess(shares_QK, allowed)
+        result: Array = self.objective(shares_QK) + PENALTY * self.excess(shares_QK, allowed)
         return result
 
     def with_interval(self, name: str, shares_QK: Array) -> Prediction:

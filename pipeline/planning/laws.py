@@ -15,7 +15,7 @@ from pipeline.planning.arrays import Array, Index, Mask
 from pipeline.planning.crossval import Folded, Weighing, Weights, choose_weights, fit_folds, predict_weighted
 from pipeline.planning.forms.catalogue import FORMS, MEAN, PROCESS
 from pipeline.planning.forms.fitted import Fitted
-from pipeline.planning.intervals import jackknife_plus, measured_coverage, relative_widths
+from pipeline.planning.intervals import jackknife_plus, level_of, measured_coverage, noise_slope, relative_widths
 from pipeline.planning.runs.checks import check_runs, noise_floor
 from pipeline.planning.runs.run_table import RunsTable
 
@@ -47,10 +47,12 @@ class ColumnLaw:
     folds: dict[str, Fitted]  # forms with a weight -> G fits
     residuals: Array  # absolute held-out errors, runs with this loss only
     residual_folds: Index  # the fold that held each of them out
-    residual_widths: Array  # see intervals.relative_widths
+    residual_widths: Array  # see intervals
     typical_deviation: float  # of the Gaussian process at the runs it has not seen, nats
     fit_error: float  # median absolute error on the runs themselves
     lowest_loss: float  # among the runs
+    highest_loss: float
+    noise_slope: float  # see intervals.noise_slope
     noise_floor: float  # standard deviation between replicates; nan without them
     coverage: float  # of the 90 % interval on the runs themselves
 
@@ -63,7 +65,9 @@ class ColumnLaw:
         """Predicted losses and the ends of their 90 % intervals."""
         value = self.value(shares_QK)
         by_fold = predict_weighted(self.folds, self.weights, shares_QK)
-        width = relative_widths(PROCESS.deviation(self.whole[PROCESS.name], shares_QK)[0], self.typical_deviation)
+        deviation = PROCESS.deviation(self.whole[PROCESS.name], shares_QK)[0]
+        level = level_of(value, self.lowest_loss, self.highest_loss)
+        width = relative_widths(deviation, self.typical_deviation) * np.exp(self.noise_slope * level)
         low, high = jackknife_plus(by_fold, self.residuals / self.residual_widths, self.residual_folds, width)
         if self.lowest_loss > 0:  # such a loss is never negative, however little is known of it
             low = np.maximum(low, 0.0)
@@ -163,8 +167,12 @@ def _column_law(
 ) -> ColumnLaw:
     deviation = folded.deviation[c, measured]
     typical = max(float(np.median(deviation)), 1e-12)
+    residuals, losses = weighing.residuals[c, measured], table.loss_values[measured, c]
+    lowest, highest = float(losses.min()), float(losses.max())
     widths = relative_widths(deviation, typical)
-    residuals = weighing.residuals[c, measured]
+    level = level_of(weighing.predicted[c, measured], lowest, highest)
+    slope = noise_slope(residuals / widths, level)
+    widths = widths * np.exp(slope * level)
     whole = {name: folded.whole[name].take([c]) for name in FORMS}
     fitted = predict_weighted(whole, weighing.weights, table.shares[measured])[0]
     return ColumnLaw(
@@ -181,8 +189,10 @@ def _column_law(
         residual_folds=folded.fold_of_run[measured],
         residual_widths=widths,
         typical_deviation=typical,
-        fit_error=float(np.median(np.abs(fitted - table.loss_values[measured, c]))),
-        lowest_loss=float(np.nanmin(table.loss_values[:, c])),
+        fit_error=float(np.median(np.abs(fitted - losses))),
+        lowest_loss=lowest,
+        highest_loss=highest,
+        noise_slope=slope,
         noise_floor=floor,
         coverage=measured_coverage(residuals / widths),
     )

@@ -91,6 +91,18 @@ def epochs_of(domains: tuple[str, ...], shares_QK: Array, limits: Limits) -> Arr
     return result
 
 
+def natural_shares(domains: tuple[str, ...], limits: Limits) -> dict[str, float]:
+    """Each domain's part of all data.
+
+    Raises: ConfigError when a pool is not given.
+    """
+    missing = [domain for domain in domains if domain not in limits.pools]
+    if missing:
+        raise ConfigError(f"--near-pools needs the pool of every domain; add --pool {missing[0]}=N")
+    total = sum(limits.pools[domain] for domain in domains)
+    return {domain: limits.pools[domain] / total for domain in domains}
+
+
 def effective_shares(domains: tuple[str, ...], shares_QK: Array, limits: Limits) -> Array:
     """Shares by what they are worth: samples seen e > 1 times count U (1 + R* (1 - exp(-(e - 1) / R*))).
 

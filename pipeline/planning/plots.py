@@ -32,7 +32,7 @@ def panels_of(mixture: Values) -> list[Panel]:
     domains = list(mixture["ratio"])
     drawn = mixture.get("drawn")
     panels = []
-    if drawn and len(domains) in (2, 3):
+    if drawn and drawn.get("grid") and len(domains) in (2, 3):
         draw = _draw_curve if len(domains) == 2 else _draw_triangle
         shape = {} if len(domains) == 2 else {"height": 3.6, "left": 0.2}
         for at, name in enumerate(drawn["losses"]):

@@ -54,6 +54,9 @@ def choice_report(law: Law, goal: Goal, choice: Choice) -> str:
         ends = "  ".join(f"{low:7.4f} to {high:.4f}" for low, high in (choice.interval[k], choice.near_optimal[k]))
         epochs = f"{choice.epochs[k]:6.2f}" if math.isfinite(choice.epochs[k]) else "     -"
         lines.append(f"{domain:<{width}}  {choice.shares[k]:7.4f}  {ends}  {epochs}")
+    if choice.optimum is not None:
+        named = ", ".join(f"{domain} {share:.4f}" for domain, share in zip(law.domains, choice.optimum, strict=True))
+        lines += ["", f"nearest to the pools within {goal.near_pools_nats:g} nats of the optimum ({named})"]
     lines += ["", f"{'loss':<{width}}  {'predicted':>9}  {'90 % interval':>17}"]
     for name, (value, low, high) in [*choice.losses.items(), ("objective", choice.objective)]:
         lines.append(f"{name:<{width}}  {value:9.4f}  {low:7.4f} to {high:.4f}")

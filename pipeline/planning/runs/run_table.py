@@ -1,13 +1,14 @@
 """A checked table of proxy runs, and the mixtures that `plan predict` is asked about.
 
-Columns: `mix_<domain>` shares (sum 1) and `loss_<name>` validation losses (empty = not measured); optional are `run`,
+Columns: `mix_<domain>` shares (sum 1) and `loss_<name>` validation losses (empty = not measured). A column
+`accuracy_<name>` (0 to 1, higher is better) becomes the loss `error_<name>`: 1 less the accuracy. Optional are `run`,
 `model_size`, `step`, `seed`, `samples_seen` and `weight`. Reads a file or a work folder through `tables`; writes
 nothing. Gives up with ConfigError that names the row; row 1 is the first data row of the file, before any filter.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array, Index, Mask, Texts
+from pipeline.planning.runs.groups import Groups, expand_domains, find_groups, merge_shares
 from pipeline.planning.runs.tables import ROW, Columns, read_table
 
 MIN_DOMAINS, MAX_DOMAINS = 2, 200
@@ -47,6 +49,7 @@ class RunsTable:
     sha256: str = ""
     where: str = ""
     warnings: tuple[str, ...] = ()
+    groups: Groups = field(default_factory=dict)  # domains of the file that are planned as one
 
     @property
     def num_runs(self) -> int:
@@ -88,6 +91,7 @@ def build_runs(names: list[str], columns: Columns, source: str, drop_empty_domai
 
     Raises: ConfigError, naming the row, for shares or losses that cannot be used.
     """
+    names, columns = _accuracies_as_losses(names, columns, source)
     rows = np.array(columns.get(ROW, range(1, len(next(iter(columns.values()))) + 1)), dtype=np.intp)
     cells = _Cells(columns, rows, source)
     domains = tuple(name.removeprefix("mix_") for name in names if name.startswith("mix_"))
@@ -102,6 +106,14 @@ def build_runs(names: list[str], columns: Columns, source: str, drop_empty_domai
         domains = tuple(domain for k, domain in enumerate(domains) if k not in empty)
         shares = np.delete(shares, empty, axis=1)
         _check_columns(domains, losses, names, source)
+    groups = find_groups(domains, shares)
+    domains, shares = merge_shares(domains, shares, groups)
+    for group, inside in groups.items():
+        ratio = " : ".join(f"{part:.4g}" for part in inside.values())
+        warnings.append(
+            f"{', '.join(inside)} have one ratio in all runs ({ratio}) and cannot be told apart: they are planned as "
+            f"one domain, {group}, and keep that ratio"
+        )
     loss_values = cells.losses(losses)
     measured = np.flatnonzero(np.isfinite(loss_values).any(axis=0))
     unmeasured = ", ".join(f"loss_{loss}" for i, loss in enumerate(losses) if i not in measured)
@@ -124,16 +136,39 @@ def build_runs(names: list[str], columns: Columns, source: str, drop_empty_domai
         samples_seen=cells.numbers("samples_seen"),
         source=source,
         warnings=tuple(warnings),
+        groups=groups,
     )
 
 
-def read_mixtures(path: str | Path, domains: tuple[str, ...]) -> tuple[list[str], Columns, Array]:
-    """Mixtures to predict for: the table as it is, and the shares in the order of `domains`.
+def _accuracies_as_losses(names: list[str], columns: Columns, source: str) -> tuple[list[str], Columns]:
+    """Columns `accuracy_<name>` as `loss_error_<name>`: 1 less the accuracy, so that lower is better everywhere.
+
+    Raises: ConfigError for an accuracy beyond 0 to 1.
+    """
+    accuracies = [name for name in names if name.startswith("accuracy_")]
+    cells = _Cells(columns, np.array(columns.get(ROW, range(1, len(next(iter(columns.values()))) + 1))), source)
+    errors: Columns = {}
+    for name in accuracies:
+        accuracy = cells.numbers(name)
+        for n in np.flatnonzero((accuracy < 0) | (accuracy > 1)):
+            raise cells.fault(
+                int(n), f"{name} is {accuracy[n]:g}; an accuracy lies in 0 to 1; percent must be divided by 100"
+            )
+        error = f"loss_error_{name.removeprefix('accuracy_')}"
+        if error in names:
+            raise ConfigError(f"{source}: {name} and {error} say the same; keep one of them")
+        errors[error] = [None if np.isnan(value) else 1.0 - value for value in accuracy.tolist()]
+    kept = [name for name in names if name not in accuracies]
+    return [*kept, *errors], {name: columns[name] for name in columns if name not in accuracies} | errors
+
+
+def read_mixtures(path: str | Path, domains: tuple[str, ...], groups: Groups) -> tuple[list[str], Columns, Array]:
+    """Mixtures to predict for: the table as it is, and the shares of `domains`, with the groups merged.
 
     Raises: ConfigError for a missing or unknown domain column, or shares that are not shares.
     """
     names, columns, _ = read_table(path, as_written=True)
-    source = Path(path).name
+    source, domains = Path(path).name, expand_domains(domains, groups)
     mixed = [name.removeprefix("mix_") for name in names if name.startswith("mix_")]
     missing = ", ".join(f"mix_{domain}" for domain in domains if domain not in mixed)
     unknown = ", ".join(f"mix_{domain}" for domain in mixed if domain not in domains)
@@ -143,7 +178,7 @@ def read_mixtures(path: str | Path, domains: tuple[str, ...]) -> tuple[list[str]
             f"drop, since they are no domain of the law: {unknown or 'none'}"
         )
     shares = _Cells(columns, np.array(columns[ROW], dtype=np.intp), source).shares(domains)
-    return [name for name in names if name != ROW], columns, shares
+    return [name for name in names if name != ROW], columns, merge_shares(domains, shares, groups)[1]
 
 
 def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: list[str], source: str) -> None:
@@ -159,7 +194,8 @@ def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: lis
             raise ConfigError(f"{source}: the column '{name}' names no {'domain' if name == 'mix_' else 'loss'}")
     if not losses:
         raise ConfigError(
-            f"{source}: no loss_<name> column found; add the validation losses of the runs (the columns are: {listed})"
+            f"{source}: no loss_<name> or accuracy_<name> column; add the validation losses of the runs (the columns "
+            f"are: {listed})"
         )
 
 

@@ -68,7 +68,7 @@ def test_parquet_gives_what_csv_gives(tmp_path):
         ("c,0.5,0.5,1.6", "c,0.5,0.5,high", ["row 3", "loss_plant", "'high'", "not a number"]),
         ("c,0.5,0.5,1.6", "c,0.5,0.5,inf", ["row 3", "loss_plant is inf", "diverged"]),
         ("mix_plant,", "plant,", ["1 mix_<domain> column", "2 to 200"]),
-        ("loss_plant,loss_general", "plant,general", ["no loss_<name> column"]),
+        ("loss_plant,loss_general", "plant,general", ["no loss_<name> or accuracy_<name> column"]),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, old, new, parts):
@@ -145,7 +145,7 @@ def test_runs_on_one_edge_are_refused_and_a_single_share_is_warned_of(tmp_path):
     fixed = head + "".join(f"{a / 10},{0.75 - a / 10},0.25,{a}\n" for a in range(7))
     warnings = check_runs(read_runs(write(tmp_path, fixed)))
     assert any("c has the single share 0.25" in line for line in warnings)
-    together = head + "".join(f"{a / 20},{a / 20},{1 - a / 10},{a}\n" for a in range(8))
+    together = head + "".join(f"{a / 20},{0.1 + a / 20},{0.9 - a / 10},{a}\n" for a in range(8))
     warnings = check_runs(read_runs(write(tmp_path, together)))
     assert any("vary in 1 direction(s) only, of 2" in line for line in warnings)
 
@@ -176,14 +176,14 @@ def test_outside_hull():
 
 def test_mixtures_to_predict_must_have_the_domains_of_the_law(tmp_path):
     path = write(tmp_path, "mix_general,mix_plant,name\n0.25,0.75,x\n")
-    names, columns, shares = read_mixtures(path, ("plant", "general"))
+    names, columns, shares = read_mixtures(path, ("plant", "general"), {})
     assert names == ["mix_general", "mix_plant", "name"]
     assert columns["name"] == ["x"]
     assert shares.tolist() == [[0.75, 0.25]]
     with pytest.raises(ConfigError, match=r"missing columns: mix_herbarium;"):
-        read_mixtures(path, ("plant", "general", "herbarium"))
+        read_mixtures(path, ("plant", "general", "herbarium"), {})
     with pytest.raises(ConfigError, match="no domain of the law: mix_plant"):
-        read_mixtures(path, ("general",))
+        read_mixtures(path, ("general",), {})
 
 
 def test_arrow_nulls_are_unmeasured_losses(tmp_path):

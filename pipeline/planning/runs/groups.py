@@ -1,0 +1,112 @@
+"""Domains that keep their ratio to each other: a mixture that is kept from an earlier plan is planned as one domain.
+
+`plan design --keep` gives runs in which the share of the kept mixture moves and the ratio inside it stays. `plan fit`
+sees that in the shares. Pure functions. Gives up with ConfigError when a mixture does not keep the ratio.
+
+Axes: Q mixtures, K domains, G domains after grouping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from manifests.errors import ConfigError
+from pipeline.planning.arrays import Array
+from pipeline.planning.limits import Limits
+
+Groups = dict[str, dict[str, float]]
+"""Name of a group -> its domains with their ratio, which sums to 1."""
+
+_FEWEST_MIXTURES = 3
+_SAME_RATIO = 0.01  # of the largest share of a domain: how far rounding may move a share off the ratio
+
+
+def name_group(members: tuple[str, ...]) -> str:
+    """A name for domains that are planned as one, e.g. "plant+fungi" or "plant+7"."""
+    return "+".join(members) if len(members) <= 3 else f"{members[0]}+{len(members) - 1}"
+
+
+def find_groups(domains: tuple[str, ...], shares_QK: Array) -> Groups:
+    """Domains whose shares vary between the mixtures, always in one ratio."""
+    groups: Groups = {}
+    if len(np.unique(np.round(shares_QK, 6), axis=0)) < _FEWEST_MIXTURES:
+        return groups
+    total = shares_QK.sum(axis=0)
+    varying = [k for k in range(len(domains)) if np.ptp(shares_QK[:, k]) > _SAME_RATIO * shares_QK[:, k].max()]
+    while varying:
+        first = varying[0]
+        expected = shares_QK[:, [first]] * (total / total[first])
+        off = np.abs(shares_QK - expected).max(axis=0) / np.maximum(shares_QK.max(axis=0), 1e-12)
+        members = [k for k in varying if off[k] <= _SAME_RATIO]
+        varying = [k for k in varying if k not in members]
+        if len(members) > 1:
+            ratio = total[members] / total[members].sum()
+            inside = {domains[k]: float(part) for k, part in zip(members, ratio, strict=True)}
+            groups[name_group(tuple(inside))] = inside
+    return groups
+
+
+def merge_shares(
+    domains: tuple[str, ...], shares_QK: Array, groups: Groups, same_ratio: bool = True
+) -> tuple[tuple[str, ...], Array]:
+    """The domains after grouping, a group in the place of its first domain, and their shares.
+
+    Raises: ConfigError with `same_ratio` for a mixture in which a group has another ratio inside.
+    """
+    names: dict[str, list[int]] = {}
+    group_of = {domain: name for name, inside in groups.items() for domain in inside}
+    for k, domain in enumerate(domains):
+        names.setdefault(group_of.get(domain, domain), []).append(k)
+    shares_QG = np.stack([shares_QK[:, places].sum(axis=1) for places in names.values()], axis=1)
+    off = np.abs(expand_shares(tuple(names), shares_QG, groups, domains) - shares_QK)
+    if same_ratio and off.max() > _SAME_RATIO:
+        q, k = np.unravel_index(off.argmax(), off.shape)
+        inside = groups[group_of[domains[k]]]
+        ratio = ", ".join(f"{domain} {part:.4g}" for domain, part in inside.items())
+        raise ConfigError(
+            f"mixture {q + 1}: mix_{domains[k]} is {shares_QK[q, k]:.4g}; in all runs of the law there was one ratio "
+            f"({ratio}), and nothing is known of another"
+        )
+    return tuple(names), shares_QG
+
+
+def expand_domains(domains: tuple[str, ...], groups: Groups) -> tuple[str, ...]:
+    """The domains with each group replaced by its members."""
+    return tuple(member for domain in domains for member in groups.get(domain, {domain: 1.0}))
+
+
+def expand_shares(
+    domains: tuple[str, ...], shares_QG: Array, groups: Groups, order: tuple[str, ...] | None = None
+) -> Array:
+    """Shares of the members of all groups, in the order of `expand_domains` or in another one."""
+    by_domain = {
+        member: shares_QG[..., g] * part
+        for g, domain in enumerate(domains)
+        for member, part in groups.get(domain, {domain: 1.0}).items()
+    }
+    return np.stack([by_domain[domain] for domain in order or tuple(by_domain)], axis=-1)
+
+
+def merge_limits(limits: Limits, groups: Groups) -> Limits:
+    """Limits of members as limits of their group: the member that reaches its limit first decides."""
+    merged = {name: dict(getattr(limits, name)) for name in ("pools", "max_epochs", "min_shares", "max_shares")}
+    for group, inside in groups.items():
+        parts = {domain: part for domain, part in inside.items() if part > 0}
+        caps = [
+            limits.max_epochs[domain] * limits.pools[domain] / part
+            for domain, part in parts.items()
+            if domain in limits.max_epochs and domain in limits.pools
+        ]
+        for name, decide in (("pools", min), ("max_shares", min), ("min_shares", max)):
+            values = [merged[name].pop(domain) / part for domain, part in parts.items() if domain in merged[name]]
+            if values:
+                merged[name][group] = decide([*values, *([merged[name][group]] if group in merged[name] else [])])
+        if caps:
+            for domain in parts:
+                merged["max_epochs"].pop(domain, None)
+            merged["max_epochs"][group] = min(caps) / merged["pools"][group]
+        if group in merged["max_shares"]:
+            merged["max_shares"][group] = min(merged["max_shares"][group], 1.0)
+    return replace(limits, **merged)
