@@ -15,7 +15,7 @@ from pipeline.planning.arrays import Array, Index, Mask
 from pipeline.planning.crossval import Folded, Weighing, Weights, choose_weights, fit_folds, predict_weighted
 from pipeline.planning.forms.catalogue import FORMS, MEAN, PROCESS
 from pipeline.planning.forms.fitted import Fitted
-from pipeline.planning.intervals import jackknife_plus, level_of, measured_coverage, noise_slope, relative_widths
+from pipeline.planning.intervals import jackknife_plus, level_of, measured_coverage, noise_slopes, relative_widths
 from pipeline.planning.runs.checks import check_runs, noise_floor
 from pipeline.planning.runs.run_table import RunsTable
 
@@ -52,7 +52,7 @@ class ColumnLaw:
     fit_error: float  # median absolute error on the runs themselves
     lowest_loss: float  # among the runs
     highest_loss: float
-    noise_slope: float  # see intervals.noise_slope
+    noise_slope: float  # see intervals.noise_slopes
     noise_floor: float  # standard deviation between replicates; nan without them
     coverage: float  # of the 90 % interval on the runs themselves
 
@@ -171,8 +171,8 @@ def _column_law(
     lowest, highest = float(losses.min()), float(losses.max())
     widths = relative_widths(deviation, typical)
     level = level_of(weighing.predicted[c, measured], lowest, highest)
-    slope = noise_slope(residuals / widths, level)
-    widths = widths * np.exp(slope * level)
+    slope, slope_of_others = noise_slopes(residuals / widths, level)
+    widths = widths * np.exp(slope_of_others * level)
     whole = {name: folded.whole[name].take([c]) for name in FORMS}
     fitted = predict_weighted(whole, weighing.weights, table.shares[measured])[0]
     return ColumnLaw(

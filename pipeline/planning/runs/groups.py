@@ -62,7 +62,7 @@ def merge_shares(
     shares_QG = np.stack([shares_QK[:, places].sum(axis=1) for places in names.values()], axis=1)
     off = np.abs(expand_shares(tuple(names), shares_QG, groups, domains) - shares_QK)
     if same_ratio and off.max() > _SAME_RATIO:
-        q, k = np.unravel_index(off.argmax(), off.shape)
+        q, k = map(int, np.unravel_index(off.argmax(), off.shape))
         inside = groups[group_of[domains[k]]]
         ratio = ", ".join(f"{domain} {part:.4g}" for domain, part in inside.items())
         raise ConfigError(
@@ -91,7 +91,9 @@ def expand_shares(
 
 def merge_limits(limits: Limits, groups: Groups) -> Limits:
     """Limits of members as limits of their group: the member that reaches its limit first decides."""
-    merged = {name: dict(getattr(limits, name)) for name in ("pools", "max_epochs", "min_shares", "max_shares")}
+    merged: dict[str, dict[str, float]] = {
+        name: dict(getattr(limits, name)) for name in ("pools", "max_epochs", "min_shares", "max_shares")
+    }
     for group, inside in groups.items():
         parts = {domain: part for domain, part in inside.items() if part > 0}
         caps = [
@@ -109,4 +111,10 @@ def merge_limits(limits: Limits, groups: Groups) -> Limits:
             merged["max_epochs"][group] = min(caps) / merged["pools"][group]
         if group in merged["max_shares"]:
             merged["max_shares"][group] = min(merged["max_shares"][group], 1.0)
-    return replace(limits, **merged)
+    return replace(
+        limits,
+        pools=merged["pools"],
+        max_epochs=merged["max_epochs"],
+        min_shares=merged["min_shares"],
+        max_shares=merged["max_shares"],
+    )

@@ -395,8 +395,8 @@ def test_intervals_are_wide_where_the_loss_is_noisy_and_narrow_where_it_is_not()
         covered.append([np.mean(((low <= drawn) & (drawn <= high))[part]) for part in (lowest, highest)])
         widths.append([np.mean((high - low)[part]) for part in (lowest, highest)])
     low_widths, high_widths = np.mean(widths, axis=0)
-    assert high_widths > 2.0 * low_widths  # 1.0 times without a slope
-    assert np.mean(covered, axis=0) == pytest.approx([0.9, 0.9], abs=0.12)
+    assert high_widths > 1.6 * low_widths  # 1.0 times without a slope
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.06)
 
 
 def test_errors_behind_the_intervals_do_not_owe_the_weights_to_themselves():
