@@ -203,6 +203,7 @@ def _drawn(law: Law) -> dict[str, Any]:
     grid = np.zeros((0, num_domains)) if law.runs.groups else shares_grid(num_domains)
     predicted = law.predict(grid) if len(grid) else {}
     return {
+        "domains": list(expand_domains(law.domains, law.runs.groups)),
         "runs": {
             "shares": _short(expand_shares(law.domains, law.runs.shares, law.runs.groups)),
             "losses": {name: _short(law.runs.loss_values[:, c]) for c, name in enumerate(law.losses)},

@@ -29,7 +29,7 @@ _ROW_INCHES = 0.3
 
 def panels_of(mixture: Values) -> list[Panel]:
     """The panels of a mixture file; those that an older file lacks the values for are left out."""
-    domains = list(mixture["ratio"])
+    domains = _domains(mixture)
     drawn = mixture.get("drawn")
     panels = []
     if drawn and drawn.get("grid") and len(domains) in (2, 3):
@@ -49,6 +49,11 @@ def panels_of(mixture: Values) -> list[Panel]:
     return panels
 
 
+def _domains(mixture: Values) -> list[str]:
+    """The domains in the order of the drawn shares; a file sorts the names in its mappings."""
+    return list((mixture.get("drawn") or {}).get("domains") or mixture["ratio"])
+
+
 def cautions_of(mixture: Values) -> list[str]:
     """What the plots say at their top: each warning once, the gravest first."""
     return sorted(dict.fromkeys(mixture.get("warnings") or ()), key=lambda line: not line.startswith("DO NOT TRUST"))
@@ -57,7 +62,8 @@ def cautions_of(mixture: Values) -> list[str]:
 def _rows(title: str, names: Sequence[str], mixture: Values, draw: Any) -> Panel:
     height = max(1.6, 1.0 + _ROW_INCHES * len(names))
     if draw is _draw_shares:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in mixture["ratio"].items())
+        chosen = [mixture["ratio"][name] for name in names]
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, chosen, strict=True))
         words = f"The chosen shares with their 90 % intervals: {shares}."
     else:
         words = "For each loss the runs and what is predicted for the chosen shares: " + ", ".join(
@@ -79,7 +85,7 @@ def _loss_in_words(mixture: Values, name: str) -> str:
 
 def _draw_curve(mixture: Values, name: str, colour: str, axis: Any) -> None:
     """Two domains: the band lies behind the curve, and the runs before both."""
-    domains, drawn = list(mixture["ratio"]), mixture["drawn"]
+    domains, drawn = _domains(mixture), mixture["drawn"]
     share = np.array(drawn["grid"])[:, 0]
     curve = drawn["losses"][name]
     low, high = mixture["interval"][domains[0]]
@@ -101,7 +107,7 @@ def _draw_curve(mixture: Values, name: str, colour: str, axis: Any) -> None:
 
 def _draw_triangle(mixture: Values, name: str, colour: str, axis: Any) -> None:
     """Three domains: the loss as a surface over the triangle, the runs as dots, the interval as an outline."""
-    domains, drawn = list(mixture["ratio"]), mixture["drawn"]
+    domains, drawn = _domains(mixture), mixture["drawn"]
     grid = np.array(drawn["grid"])
     x, y = (grid @ _CORNERS).T
     surface = axis.tricontourf(x, y, drawn["losses"][name]["loss"], levels=8, cmap=_FILL)
@@ -140,7 +146,7 @@ def _draw_trade_off(mixture: Values, axis: Any) -> None:
     """The frontier with the share of the first domain at some of its points, the runs behind it, the chosen point."""
     one, two = mixture["trade_off"]["between"]
     points = mixture["trade_off"]["points"]
-    first = next(iter(mixture["ratio"]))
+    first = _domains(mixture)[0]
     places = np.array([[point["losses"][name]["loss"] for name in (one, two)] for point in points])
     drawn = mixture.get("drawn")
     if drawn:
@@ -168,7 +174,7 @@ def _draw_trade_off(mixture: Values, axis: Any) -> None:
 
 def _draw_shares(mixture: Values, axis: Any) -> None:
     """A row for each domain: the shares tried, the interval of the optimum, the chosen share."""
-    domains = list(mixture["ratio"])
+    domains = _domains(mixture)
     at = np.arange(len(domains))[::-1]
     if drawn := mixture.get("drawn"):
         tried = np.array(drawn["runs"]["shares"])
@@ -176,8 +182,9 @@ def _draw_shares(mixture: Values, axis: Any) -> None:
             axis.plot(tried[:, k], np.full(len(tried), y - 0.3), "|", color=SOFT, markersize=5, alpha=0.7)
     low, high = np.array([mixture["interval"][domain] for domain in domains]).T
     axis.hlines(at, low, high, color=_CHOSEN, alpha=0.45, linewidth=7)
-    axis.plot(list(mixture["ratio"].values()), at, "o", color=INK, markersize=5)
-    for y, share in zip(at, mixture["ratio"].values(), strict=True):
+    chosen = [mixture["ratio"][domain] for domain in domains]
+    axis.plot(chosen, at, "o", color=INK, markersize=5)
+    for y, share in zip(at, chosen, strict=True):
         axis.annotate(f"{share:.1%}", (share, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=7.5)
     _name_rows(axis, domains, at)
     axis.set_xlim(0, 1)

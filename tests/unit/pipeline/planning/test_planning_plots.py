@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -41,6 +42,22 @@ def make_mixture(num_domains: int) -> dict[str, Any]:
         },
         "warnings": ["at the edge", "DO NOT TRUST the law", "at the edge"],
     }
+
+
+@pytest.mark.parametrize("num_domains", [2, 3, 4])
+def test_a_file_that_sorts_the_domains_is_drawn_as_the_choice_was(num_domains: int) -> None:
+    text = json.dumps(make_mixture(num_domains))
+    for at in range(num_domains):
+        text = text.replace(f"domain{at}", "dcba"[at])  # the first domain is the last by name
+    mixture = json.loads(text)
+    mixture["drawn"]["domains"] = list(mixture["ratio"])
+    mixture["ratio"]["d"] += 0.1
+    mixture["ratio"]["c"] -= 0.1
+    for part, name in ((mixture["drawn"], "losses"), (mixture["drawn"]["runs"], "losses"), (mixture, "predicted")):
+        part[name] = dict(sorted(part[name].items()))  # losses may change places, domains may not
+    read_back = json.loads(json.dumps(mixture, sort_keys=True))
+    now, later = ({panel.title: draw_svg(panel) for panel in panels_of(values)} for values in (mixture, read_back))
+    assert now == later
 
 
 @pytest.mark.parametrize(
