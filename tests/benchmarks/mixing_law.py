@@ -5,6 +5,7 @@
     python tests/benchmarks/mixing_law.py report --judge    # the end points on the sealed mixtures
     python tests/benchmarks/mixing_law.py choose            # once w128 is done: what `run` then measures the regret on
     python tests/benchmarks/mixing_law.py list              # the runs, and which are done
+    python tests/benchmarks/mixing_law.py table             # the records as mixing-law-runs.csv
 
 tests/benchmarks/protocols/mixing-law.md is the protocol; RELEASE is what mixing_law_material.py builds. A finished run
 is a line of tests/benchmarks/results/mixing-law.jsonl, and is not done again.
@@ -143,6 +144,30 @@ def do_run(run: Run, mixture: dict[str, float], release: str, work: Path) -> dic
         "versions": {"commit": commit.stdout.strip(), "python": platform.python_version(), "torch": torch.__version__,
                      "open_clip": open_clip.__version__, "numpy": np.__version__},
     }  # fmt: skip
+
+
+def write_table(results: Records) -> None:
+    """The records as a table that `plantmix plan fit` reads: one row for each run and checkpoint."""
+    rows = []
+    for name in sorted(results.names()):
+        run = results.one(name)
+        for step in sorted(run["losses"][DOMAINS[0]], key=int):
+            row = {
+                "run": name,
+                "block": run["block"],
+                "mixture": run["mixture"],
+                "model_size": run["width"],
+                "step": step,
+            }
+            row |= {"seed": run["seed"], "samples_seen": int(step) * BATCH}
+            row |= {f"mix_{domain}": run["shares"][domain] for domain in DOMAINS}
+            row |= {f"pool_{domain}": CUT_POOL if run["block"] == "cut-pools" else POOL for domain in DOMAINS}
+            row |= {f"loss_{domain}": run["losses"][domain][step] for domain in DOMAINS}
+            rows.append(row)
+    with (HERE / "results" / "mixing-law-runs.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def do_runs(release: str, work: Path, results: Records, blocks: list[str], seconds: float) -> None:
@@ -334,7 +359,7 @@ def report(results: Records, *, judge: bool) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "report", "choose", "list"))
+    parser.add_argument("command", choices=("run", "report", "choose", "list", "table"))
     parser.add_argument("release", nargs="?")
     parser.add_argument("work", nargs="?", type=Path)
     parser.add_argument("--block", action="append", default=[])
@@ -348,6 +373,8 @@ def main() -> None:
         do_runs(args.release, args.work, args.results, args.block, args.seconds)
     elif args.command == "choose":
         write_choice([r for r in read_records(args.results, judge=True) if r["block"] == "w128"])
+    elif args.command == "table":
+        write_table(args.results)
     elif args.command == "report":
         print("\n".join(report(args.results, judge=args.judge)))
     else:
