@@ -134,10 +134,6 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         source.recipe() | ({} if (cites := source.reader.cites()) is None else {"cites": cites})
         for source in config.sources
     ]
-    if semantic := recipe["dedup"]["semantic"]:
-        for name in ("model", "pretrained"):
-            semantic[name] = _without_folders(semantic[name])
-        del semantic["device"], semantic["batch_size"]
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
     recipe["mix"]["mixture"] = _without_folders(recipe["mix"]["mixture"])
     recipe["score"].pop("device")
