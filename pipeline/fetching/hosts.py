@@ -348,18 +348,3 @@ class HostGate(Board):
         if full and len(leased) < num_wanted:
             state.waiting[part] = now + _WAITING_SECONDS
         return Verdict(tuple(leased), max(until_next, _FULL_HOST_SECONDS if full else 0.0, 0.001))
-
-
-@dataclass(frozen=True, slots=True)
-class HostGateMaker:
-    """Makes the gate of a fetch where it shall stand; for a large cluster several, each for its own hosts."""
-
-    settings: NetworkSettings
-
-    def __call__(self) -> HostGate:
-        """A new gate, that knows nothing of any host."""
-        return HostGate(self.settings)
-
-    def name_of(self, host: str) -> str:
-        """The name under which a host is counted: hosts that share their limits share a gate."""
-        return self.settings.limits_of(host)[0]

@@ -34,12 +34,10 @@ Pairs = tuple[Hashes, Hashes]
 # 13 M of heavy clusters took 13.6 s and 19.7 CPU s with 2^16, 8.5 s and 14.2 with 2^19 (2026-11-28).
 _WINDOW = 1 << 19
 PAIRS_BYTES = 64  # of a pair from the search to its table
-_LEAST_CAPACITY = 1 << 16  # hashes that are rearranged at a time, however little memory there is
 _CHUNK = 1 << 15
 _REPACK_SLOTS = 16  # comparisons across buckets, for each hash, that cost as much as one `_repack`
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
-_PARTITION_BITS = 12
 _BATCH_PAIRS = 1 << 18
 
 
@@ -81,8 +79,7 @@ class _PairBudget:
 def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: int) -> Pairs:
     """All pairs of `hashes` (distinct, any order) within `radius`, lower hash first, each once, in no order.
 
-    `scratch_bytes` bounds the rearranged copies. With less than 8 bytes a hash and thread, each key is searched in
-    several passes over `hashes`.
+    Each thread holds a rearranged copy of `hashes`; `scratch_bytes` bounds how many threads there are.
 
     Raises: RunError when more than `max_pairs` pairs are found.
     """
@@ -90,10 +87,9 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
         return join_pairs([])
     plan = choose_plan(len(hashes), radius, bit_entropies(hashes, 64))
     num_threads = max(1, min(num_cores(), len(plan.keys), scratch_bytes // max(1, 8 * len(hashes))))
-    capacity = max(_LEAST_CAPACITY, scratch_bytes // num_threads // 8)
     budget = _PairBudget(max_pairs)
     with ThreadPoolExecutor(num_threads) as pool:
-        pending = [pool.submit(_search_key, hashes, plan, key, capacity, budget) for key in range(len(plan.keys))]
+        pending = [pool.submit(_search_key, hashes, plan, key, budget) for key in range(len(plan.keys))]
         try:
             return join_pairs([task.result() for task in pending])
         finally:
@@ -101,36 +97,30 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
                 task.cancel()
 
 
-def _search_key(hashes: Hashes, plan: SearchPlan, key: int, capacity: int, budget: _PairBudget) -> Pairs:
+def _search_key(hashes: Hashes, plan: SearchPlan, key: int, budget: _PairBudget) -> Pairs:
     """The pairs that `plan.keys[key]` is the first key to find.
 
-    The union over all keys is the whole answer, and no two keys give the same pair. At most about `capacity` hashes are
-    held rearranged at a time.
+    The union over all keys is the whole answer, and no two keys give the same pair.
 
     Raises: RunError when `budget` has no room for them.
     """
     kept: list[Pairs] = []
-    for left, right in _pairs_of_key(hashes, plan, key, capacity):
+    for left, right in _pairs_of_key(hashes, plan, key):
         budget.take((left, right), plan.radius)
         kept.append((np.minimum(left, right), np.maximum(left, right)))
     return join_pairs(kept)
 
 
-def _pairs_of_key(hashes: Hashes, plan: SearchPlan, key: int, capacity: int | None) -> Iterator[Pairs]:
+def _pairs_of_key(hashes: Hashes, plan: SearchPlan, key: int) -> Iterator[Pairs]:
     """The pairs that one key is the first to find, some at a time."""
     runs = bit_runs(plan.keys[key], plan.num_bits)
+    arranged = np.empty(len(hashes), np.uint64)
+    for start, piece in arranged_chunks(hashes, runs):
+        arranged[start : start + len(piece)] = piece
+    arranged.sort()
     num_free = plan.num_bits - plan.keys[key].bit_count()
-    for left, right in _batches(_scan_parts(hashes, runs, plan, num_free, capacity)):
+    for left, right in _batches(_scan(arranged, num_free, plan)):
         yield first_caught((move_back(left, runs), move_back(right, runs)), plan.keys[:key])
-
-
-def _scan_parts(
-    hashes: Hashes, runs: list[BitRun], plan: SearchPlan, num_free: int, capacity: int | None
-) -> Iterator[Pairs]:
-    for part in _arranged_parts(hashes, runs, plan, num_free, capacity):
-        part.sort()
-        yield from _scan(part, num_free, plan)
-        del part  # before the next one is made
 
 
 def _batches(results: Iterator[Pairs]) -> Iterator[Pairs]:
@@ -164,45 +154,6 @@ def first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
         if not len(left):
             break
     return left, right
-
-
-def _arranged_parts(
-    hashes: Hashes, runs: list[BitRun], plan: SearchPlan, num_free: int, capacity: int | None
-) -> Iterator[Hashes]:
-    """The hashes with the key on top: all at once, or by the key's leading bits in parts of about `capacity`."""
-    if capacity is None or len(hashes) <= capacity or num_free == plan.num_bits:
-        arranged = np.empty(len(hashes), np.uint64)
-        for start, piece in arranged_chunks(hashes, runs):
-            arranged[start : start + len(piece)] = piece
-        yield arranged
-        return
-    num_bits = min(_PARTITION_BITS, plan.num_bits - num_free)
-    drop = np.uint64(plan.num_bits - num_bits)
-    counts = np.zeros(1 << num_bits, np.int64)
-    for _, piece in arranged_chunks(hashes, runs):
-        counts += np.bincount((piece >> drop).astype(np.int64), minlength=len(counts))
-    for first, last in _ranges(counts, capacity):
-        arranged = np.empty(int(counts[first:last].sum()), np.uint64)
-        filled = 0
-        for _, piece in arranged_chunks(hashes, runs):
-            lead = piece >> drop
-            mine = piece[(lead >= np.uint64(first)) & (lead < np.uint64(last))]
-            arranged[filled : filled + len(mine)] = mine
-            filled += len(mine)
-        yield arranged
-        del arranged  # before the next one is made
-
-
-def _ranges(counts: npt.NDArray[np.int64], capacity: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring bins joined up to `capacity`; a bin that is larger than that stays alone."""
-    first, held = 0, 0
-    for place, count in enumerate(counts.tolist()):
-        if held and held + count > capacity:
-            yield first, place
-            first, held = place, 0
-        held += count
-    if held:
-        yield first, len(counts)
 
 
 def arranged_chunks(hashes: Hashes, runs: list[BitRun]) -> Iterator[tuple[int, Hashes]]:
@@ -302,7 +253,7 @@ def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs
     low_bits = np.uint64((1 << num_free) - 1)
     common, free = bucket[0] & ~low_bits, bucket & low_bits
     for key in range(len(plan.keys)):
-        for left, right in _pairs_of_key(free, plan, key, None):
+        for left, right in _pairs_of_key(free, plan, key):
             yield left | common, right | common
 
 

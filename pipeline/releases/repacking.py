@@ -27,7 +27,7 @@ from pipeline.releases.folder_checks import Finding
 from pipeline.releases.lookup import decisions_of
 from pipeline.releases.opening import open_sql
 from pipeline.releases.versions import fingerprint_without, write_version
-from pipeline.runner.work import Part, PartResult, StageRun
+from pipeline.runner.work import PartResult, StageRun
 from pipeline.stages import pack
 from pipeline.stages.pack_record import write_record
 from pipeline.store.files import Files, RowGroup
@@ -127,10 +127,10 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
         if damaged & {file.path for file in part.files}:
             _check_version(part, identity)
             try:
-                yield from _do_again(part, planned, pack.write_shard, run, damaged)
+                yield from _do_again(part, planned.inputs, pack.write_shard, run, damaged)
             except IntegrityError:  # `mend` has moved what was sound to another pool file
                 moved = replace(planned.inputs, rows=_as_they_lie_now(catalog, planned.inputs.rows, run))
-                yield from _do_again(part, replace(planned, inputs=moved), pack.write_shard, run, damaged)
+                yield from _do_again(part, moved, pack.write_shard, run, damaged)
                 storage.remove(moved.rows.path)
     for part in parts:
         if part.step == "record" and damaged & {file.path for file in part.files}:
@@ -139,8 +139,8 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
                 raise IntegrityError(
                     "its table of decisions must be made first, by a build with the configuration that packed it"
                 )
-            (planned_record,) = pack.plan_record(inputs, run)
-            yield from _do_again(part, planned_record, write_record, run, damaged)
+            (inputs_of_record,) = pack.plan_record(inputs, run)
+            yield from _do_again(part, inputs_of_record, write_record, run, damaged)
 
 
 def _check_version(part: PartRecord, identity: Mapping[str, Any]) -> None:
@@ -154,7 +154,7 @@ def _check_version(part: PartRecord, identity: Mapping[str, Any]) -> None:
 
 def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> RowGroup:
     """Arranged samples with the places of their pictures that the table of facts of the last build knows."""
-    arranged = pq.ParquetFile(rows.path).read_row_group(rows.number)
+    arranged = rows.read()
     current = catalog.find_current("fetch")
     facts = [file for part in catalog.parts_of(current or "") for file in part.files if file.table == "facts"]
     if not facts:
@@ -188,11 +188,11 @@ def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs
     return pack.PackInputs(**values)
 
 
-def _do_again(part: PartRecord, planned: Part[Any], work: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:
+def _do_again(part: PartRecord, inputs: Any, work: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:
     """Run the work of a part, and publish the files that come out as recorded and are damaged now."""
     table = next((file.path for file in part.files if file.table == "placements"), "")
     stem = table.rpartition("/")[2].removesuffix(".parquet") or part.key[:16]
-    result: PartResult = work(planned.inputs, run.execution(stem))
+    result: PartResult = work(inputs, run.execution(stem))
     recorded: dict[str, PartFile] = {file.path: file for file in part.files}
     for file in result.files:
         if file.path not in damaged:

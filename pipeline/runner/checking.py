@@ -5,10 +5,7 @@ A file is read once a build: afterwards its size, time and inode stand for its c
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from manifests import storage
 from manifests.errors import DamageError
@@ -75,21 +72,6 @@ class ContentChecks:
         except OSError:  # it is gone, or the disk does not give it
             return False
         return True
-
-
-def files_within(value: Any) -> Iterator[Files]:
-    """Every `Files` in the inputs of a stage."""
-    if isinstance(value, Files):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from files_within(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from files_within(each)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from files_within(getattr(value, field.name))
 
 
 def _stamp(path: str) -> Stamp:

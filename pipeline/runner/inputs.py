@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from manifests.settings import Settings
+
+Kind = TypeVar("Kind")
 
 
 def identity_of(value: Any) -> Any:
@@ -37,3 +39,17 @@ def identity_of(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [identity_of(each) for each in value]
     raise TypeError(f"{type(value).__name__} cannot be part of a step's inputs: {value!r}")
+
+
+def within(value: Any, kind: type[Kind]) -> Iterator[Kind]:
+    """Every value of a kind in the inputs of a stage or a part."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from within(list(value.values()), kind)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from within(each, kind)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from within(getattr(value, field.name), kind)

@@ -22,7 +22,7 @@ from manifests.services.local_ray import join_cluster, ray_environment
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
-from pipeline.runner.ray_gates import ActorGate, Keeper, SplitByHost
+from pipeline.runner.gates import ActorGate, Keeper
 from pipeline.store.arrow import without_pandas
 
 log = logging.getLogger("plantmix.runner")
@@ -32,8 +32,6 @@ _SILENT_SECONDS = 20.0  # a Ray that answers no connection for so long is gone; 
 _LOOK_SECONDS = 5.0  # how often the driver looks whether Ray answers, while no part ends
 _NODE_SECONDS = 90.0  # how long a node may take to start a worker and look; 5 s on a 2-core machine with load 25
 _NODE_LOSS_SECONDS = 10.0  # a killed raylet was known to be dead 2 to 4 s after its actors
-_WORKERS_A_GATE = 50  # an actor serves about 1,000 exchanges a second, and a worker asks 50 times a second at most
-_MOST_GATES = 16
 
 
 _LOCAL = RaySettings()
@@ -357,15 +355,12 @@ class RayExecutor:
     def share(self, make: Callable[[], Any]) -> Any:
         """Make the object inside an actor and give a proxy for the methods that workers and driver call.
 
-        The actor stands on the driver's node: the loss of another node does not touch it. A large cluster gets several
-        where the object can be split (it says under which name a host is counted); each then serves its own hosts.
+        The actor stands on the driver's node: the loss of another node does not touch it.
         """
         keeper = self._ray.remote(Keeper).options(
             num_cpus=0, max_concurrency=16, max_restarts=-1, scheduling_strategy=self._only_on(self._home)
         )
-        name_of = make.name_of if isinstance(make, SplitByHost) else None
-        num = min(_MOST_GATES, math.ceil(self._num_workers / _WORKERS_A_GATE)) if name_of else 1
-        return ActorGate([keeper.remote(make) for _ in range(num)], name_of)
+        return ActorGate(keeper.remote(make))
 
     def close(self) -> None:
         """Shut the driver's connection (and a local Ray) down."""

@@ -14,38 +14,21 @@ from typing import Any
 
 from manifests.errors import PartError
 from pipeline.runner.executing import do_job
+from pipeline.runner.gates import GateHandle
 from pipeline.store.arrow import without_pandas
 
 _calling = threading.Lock()
 _calls: Connection[Any, Any] | None = None  # to the objects that the driver shares; None in the driver
 
 
-class Shared:
+class Shared(GateHandle):
     """A handle on an object of the driver. In the driver it is called at once, in a worker over the connection."""
-
-    exchange_interval_seconds = 0.02  # as on Ray; a round trip takes about 0.1 ms
 
     def __init__(self, number: int, thing: Any) -> None:
         self._number, self._thing = number, thing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shared, (self._number, None)
-
-    def exchange(self, reports: Any, asked: Any, part: str = "") -> Any:
-        """Send reports and ask for permissions (pipeline.fetching.hosts.HostGate)."""
-        return self._call("exchange", reports, asked, part)
-
-    def check_in(self, part: str, tally: Any, ended: bool = False) -> bool:
-        """Say how far a part is; True when it should store what it has and end."""
-        return bool(self._call("check_in", part, tally, ended))
-
-    def progress(self) -> Any:
-        """What all parts have done so far, and what the hosts gave."""
-        return self._call("progress")
-
-    def request_stop(self) -> None:
-        """Ask all parts to store what they have and end."""
-        self._call("request_stop")
 
     def _call(self, method: str, *arguments: Any) -> Any:
         if _calls is None:

@@ -36,15 +36,16 @@ from manifests.errors import (
 from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
 from manifests.remote.folder import patiently, remove_from
 from pipeline.config import BuildConfig
-from pipeline.runner.away import spans_in
-from pipeline.runner.checking import ContentChecks, files_within
+from pipeline.runner.checking import ContentChecks
 from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
+from pipeline.runner.inputs import within
 from pipeline.runner.kept_config import keep_config
 from pipeline.runner.on_processes import ProcessExecutor
 from pipeline.runner.on_ray import RayExecutor, address_of
 from pipeline.runner.progress import Progress, Watch
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Execution, Part, Stage, StageRun, Step
+from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import close_scratch
 
 log = logging.getLogger("plantmix.runner")
@@ -215,7 +216,7 @@ class Runner:
             if stage.settle is not None:
                 stage.settle(context)
             return False
-        for files in files_within(inputs):
+        for files in within(inputs, Files):
             self._checks.require(files)
         for step in stage.steps:
             self._run_step(stage, step, inputs)
@@ -243,8 +244,8 @@ class Runner:
         context, title = self._context, f"{stage.name} {step.name}"
         self._publish_status(Progress(title, step.unit, 0).snapshot())
         run = self._stage_run(stage, step.how(context) if step.how else None)
-        planned = list(step.plan(inputs, run))
-        keys = [part.key if isinstance(part, PartRecord) else stage.key_of(step, part) for part in planned]
+        planned = [part if isinstance(part, Part) else Part(part) for part in step.plan(inputs, run)]
+        keys = [stage.key_of(step, part) for part in planned]
         kept = list(step.committed(inputs, run)) if step.committed else []
         committed = self._catalog.find_parts(keys)
         links = [(position, key) for position, key in enumerate(keys) if key in committed]
@@ -257,8 +258,8 @@ class Runner:
         todo, places = [], {}
         for place, key in new:
             part = planned[place]
-            assert isinstance(part, Part), "a part that an earlier build committed is found"
-            todo.append(Job(key, part, self._for_any_machine(part.inputs, run.execution(key[:16], shared))))
+            self._share_scratch(part.inputs, execution := run.execution(key[:16], shared))
+            todo.append(Job(key, part, execution))
             places[key] = place
         progress = Progress(title, step.unit, sum(job.num_rows for job in todo))
 
@@ -286,19 +287,17 @@ class Runner:
                 f"{failures[0]}. Mend the cause and run the same command again"
             )
 
-    def _for_any_machine(self, inputs: Any, execution: Execution[Any]) -> Execution[Any]:
-        """The same, with what another machine needs to read row groups out of a store; scratch files are put there."""
+    def _share_scratch(self, inputs: Any, execution: Execution[Any]) -> None:
+        """Put scratch files whose row groups a part reads where another machine can read them."""
         run = self._config.run
         if not execution.store or run.executor != "ray" or not address_of(run.ray):
-            return execution
-        spans = spans_in(inputs, execution.workdir)
-        for path in spans:
+            return
+        for path in {group.path for group in within(inputs, RowGroup)}:
             name = path.removeprefix(f"{execution.workdir}/")
             changed = Path(path).stat().st_mtime_ns
             if name.startswith("scratch/") and self._shared_scratch.get(name) != changed:
                 patiently(execution.store, partial(storage.upload, path, storage.join(execution.store, name)))
                 self._shared_scratch[name] = changed
-        return replace(execution, spans=spans)
 
     def _run_jobs(
         self,

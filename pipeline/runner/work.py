@@ -29,7 +29,7 @@ from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
 from pipeline.store.buckets import Bucket, cut_buckets
 from pipeline.store.files import Files, files_of
-from pipeline.store.sql import open_scratch
+from pipeline.store.sql import copy_sorted, open_scratch
 from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, write_table
 
 StageInputs = TypeVar("StageInputs")
@@ -67,7 +67,6 @@ class Execution(Generic[How]):
     shared: Any = None  # any object, or a handle on it in another process
     pieces: tuple[str, ...] = ()
     store: str = ""  # address of the store behind the work folder
-    spans: Mapping[str, Any] = field(default_factory=dict)  # where row groups lie (away.py), for other machines
 
     def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB that is gone afterwards."""
@@ -76,6 +75,11 @@ class Execution(Generic[How]):
     def writer(self, table: str, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> TableWriter:
         """Stream a table into a private file that will be published as `path`."""
         return TableWriter(self.workdir, table, path, schema, row_group_rows)
+
+    def save(self, sql: Any, name: str, schema: pa.Schema, query: str, order: str) -> PrivateFile:
+        """Write the rows of a query, sorted, as the table STAGE/TABLE that `name` says."""
+        writer = self.writer(name.rpartition("/")[2], f"tables/{name}-{self.stem}.parquet", schema)
+        return copy_sorted(sql, query, order, writer)
 
     def write(self, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:
         """Write one table to a private file that will be published as `path`."""
@@ -155,6 +159,10 @@ class StageRun(Generic[How]):
         """A private DuckDB for planning."""
         return open_scratch(self.workdir, self.settings.memory_gb)
 
+    def funnel(self, step: str) -> Funnel:
+        """Of all parts of a step."""
+        return sum((part.funnel for part in self.parts(step) if part.funnel), Funnel(0, 0))
+
     def num_rows(self, table: Files) -> int:
         """How many rows a table has, as its files say."""
         return sum(pq.ParquetFile(path).metadata.num_rows for path in brought(table).paths)
@@ -179,8 +187,8 @@ def whole(inputs: PartInputs, run: StageRun[None]) -> Sequence[Part[PartInputs]]
 class Step(Generic[StageInputs, PartInputs, How]):
     """Parts that may run side by side.
 
-    `plan` may raise ConfigError. A `PartRecord` in the plan is a part that an earlier build committed. `committed`
-    names more of those, whatever the plan says: the fetch stage keeps what it already downloaded.
+    `plan` gives the inputs of each part, as a `Part` where they weigh differently or later builds take them up. It may
+    raise ConfigError. `committed` names parts of earlier builds that count too: fetch keeps what it downloaded.
 
     `how` gives what only says how to run. `shared` gives a picklable maker of one object that all workers of the step
     talk to, on a cluster through an actor. `gpus`, where a step has it, says that its work holds a model from part to
@@ -201,7 +209,7 @@ class Step(Generic[StageInputs, PartInputs, How]):
     """
 
     name: str
-    plan: Callable[[StageInputs, StageRun[How]], Sequence[Part[PartInputs] | PartRecord]]
+    plan: Callable[[StageInputs, StageRun[How]], Sequence[Part[PartInputs]] | Sequence[PartInputs]]
     work: Callable[[PartInputs, Execution[How]], PartResult | Iterator[PartResult]]
     version: int = 1
     how: Callable[[BuildContext], How] | None = None

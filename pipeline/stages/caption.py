@@ -22,7 +22,7 @@ from pipeline.captions.settings import MEASURE_VERSION, MEASURED, CaptionSetting
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, view_parquet, view_table
+from pipeline.store.sql import view_parquet, view_table
 from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 
 JUDGE_ROWS = 500_000
@@ -107,7 +107,7 @@ def resolve(inputs: ResolveInputs, run: Execution[None]) -> PartResult:
 
 def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
     """Measure one row group of candidates."""
-    candidates = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
+    candidates = inputs.candidates.read()
     names = pq.read_table(inputs.names.path) if inputs.names else None
     rows = measure_captions(candidates, names)
     return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS),))
@@ -122,8 +122,7 @@ def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
             "SELECT text_key, count(*) AS num_same_text FROM captions JOIN facts USING (sample_id) "
             f"WHERE outcome = 'ok' AND text_key IS NOT NULL GROUP BY text_key HAVING count(*) > {inputs.allowed}"
         )
-        writer = run.writer("repeats", f"tables/caption/repeats-{run.stem}.parquet", REPEATS)
-        return PartResult((copy_sorted(sql, query, "text_key", writer),))
+        return PartResult((run.save(sql, "caption/repeats", REPEATS, query, "text_key"),))
 
 
 def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
@@ -144,8 +143,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             adding.register("judged", verdicts)
             adding.execute("INSERT INTO verdicts FROM judged")
         # verdicts are sorted, not the rows they were made from: a third of the bytes
-        writer = run.writer("caption_verdicts", f"tables/caption/verdicts-{run.stem}.parquet", tables.VERDICTS)
-        file = copy_sorted(sql, "FROM verdicts", "sample_id", writer)
+        file = run.save(sql, "caption/caption_verdicts", tables.VERDICTS, "FROM verdicts", "sample_id")
     num_kept = counts.pop("kept", 0)
     return PartResult((file,), Funnel(num_kept + sum(counts.values()), num_kept, counts))
 
@@ -175,10 +173,10 @@ def _inputs(context: BuildContext) -> CaptionInputs:
     )
 
 
-def _plan_resolve(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[ResolveInputs]]:
+def _plan_resolve(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[ResolveInputs]:
     if inputs.backbone is None:
         return []
-    return [Part(ResolveInputs(inputs.candidates, inputs.backbone, inputs.backbone_content))]
+    return [ResolveInputs(inputs.candidates, inputs.backbone, inputs.backbone_content)]
 
 
 def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[MeasureInputs]]:
@@ -193,24 +191,23 @@ def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[M
     return parts
 
 
-def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[RepeatsInputs]]:
+def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[RepeatsInputs]:
     limits = [rules.thresholds()["max_repeats"] for rules in inputs.rules if "max_repeats" in rules.thresholds()]
     if not limits:
         return []
-    return [Part(RepeatsInputs(inputs.facts, run.files("measure", "captions"), min(limits)))]
+    return [RepeatsInputs(inputs.facts, run.files("measure", "captions"), min(limits))]
 
 
-def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:
+def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
     captions, repeats = run.files("measure", "captions"), run.files("repeats", "repeats")
     return [
-        Part(JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, inputs.rules, bucket))
+        JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, inputs.rules, bucket)
         for bucket in run.buckets(inputs.facts)
     ]
 
 
 def _conclude(inputs: CaptionInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    funnel = sum((part.funnel for part in run.parts("judge") if part.funnel), Funnel(0, 0))
-    return funnel, {"content": fingerprint({"captions": run.files("measure", "captions").identity()})}
+    return run.funnel("judge"), {"content": fingerprint({"captions": run.files("measure", "captions").identity()})}
 
 
 STAGE = Stage(

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from manifests import tables
@@ -38,7 +37,7 @@ from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages.dedup_inputs import DedupInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
-from pipeline.store.sql import copy_sorted, cut_rows, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 MAX_NAMED_PLACEHOLDERS = 20
 MIRRORS = pa.schema([("pixels_sha256", pa.string()), ("phash_mirrored", pa.uint64())])
@@ -61,7 +60,7 @@ def _measure(
     inputs: PicturesInputs, run: Execution[None], measure: Callable[[Image.Image], int], schema: pa.Schema
 ) -> pa.Table:
     """`pixels_sha256` of each picture, and what is measured of it."""
-    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
+    rows = inputs.rows.read().to_pylist()
     measures = []
     with PoolReader(run.workdir) as pool, one_blas_thread():
         for stored in pool.read_rows(rows):
@@ -120,12 +119,11 @@ def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
     scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
     low, high = find_pairs(hashes, inputs.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
-    writer = run.writer("pairs", f"tables/dedup/pairs-{run.stem}.parquet", tables.PAIRS)
     with run.scratch() as sql:
         _view(sql, inputs)
         sql.register("near", near)
         make_pairs(sql)
-        file = copy_sorted(sql, "FROM pairs", "phash_a, phash_b", writer)
+        file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "phash_a, phash_b")
         ((num_hashes,),) = sql.execute("SELECT count(DISTINCT phash) FROM hashes").fetchall()
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
     notes = {
@@ -160,9 +158,9 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     return {f"{phash:016x}": num for phash, num in rows}
 
 
-def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PairsInputs]]:
+def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
     mirrors = run.files("mirror", "mirrors")
-    return [Part(PairsInputs(inputs.facts, mirrors, inputs.radius, inputs.placeholder_min_count))]
+    return [PairsInputs(inputs.facts, mirrors, inputs.radius, inputs.placeholder_min_count)]
 
 
 # ---- detail of near copies
@@ -210,19 +208,18 @@ class DetailsInputs:
 
 def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
     """One sorted table of the details that this build wants, whichever build measured them."""
-    writer = run.writer("details", f"tables/dedup/details-{run.stem}.parquet", tables.DETAILS)
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
         view_table(sql, "pairs", inputs.pairs, tables.PAIRS)
         view_table(sql, "found", inputs.found, tables.DETAILS)
         sql.execute(_WANTED_DETAILS)
         rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found SEMI JOIN wanted USING (pixels_sha256)"
-        return PartResult((copy_sorted(sql, rows, "pixels_sha256", writer),))
+        return PartResult((run.save(sql, "dedup/details", tables.DETAILS, rows, "pixels_sha256"),))
 
 
-def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[DetailsInputs]]:
+def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsInputs]:
     details = run.files("detail", "found_details")
-    return [Part(DetailsInputs(inputs.facts, run.files("pairs", "pairs"), details))] if details else []
+    return [DetailsInputs(inputs.facts, run.files("pairs", "pairs"), details)] if details else []
 
 
 # ---- the stage

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.errors import ConfigError
@@ -34,7 +33,7 @@ from pipeline.sources.reading import content_of_pictures, digest_inputs, read_ro
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, view_parquet, view_table
+from pipeline.store.sql import view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 1000
@@ -107,8 +106,8 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
     return PartResult((file,), None, {"set": settings.name, "num_images": file.num_rows})
 
 
-def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[ListInputs]]:
-    return [Part(ListInputs(each)) for each in inputs.evaluation]
+def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[ListInputs]:
+    return [ListInputs(each) for each in inputs.evaluation]
 
 
 # ---- their measurements
@@ -137,7 +136,7 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
     """
     from pipeline.pictures.phash import one_blas_thread
 
-    members = pq.ParquetFile(inputs.members.path).read_row_group(inputs.members.number).to_pylist()
+    members = inputs.members.read().to_pylist()
     rows = []
     with LocalReader(run.how.get(inputs.set, "")) as reader, one_blas_thread():
         for member in members:
@@ -316,8 +315,7 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
         )
         sql.execute(_SPREAD)
         sql.execute("CREATE VIEW leaks AS SELECT *, NULL AS via_sample_id FROM direct UNION ALL FROM spread")
-        writer = run.writer("leaks", f"tables/dedup/leaks-{run.stem}.parquet", tables.LEAKS)
-        file = copy_sorted(sql, "FROM leaks", "sample_id, evaluation_set", writer)
+        file = run.save(sql, "dedup/leaks", tables.LEAKS, "FROM leaks", "sample_id, evaluation_set")
         counts: dict[str, dict[str, int]] = {each["name"]: {} for each in inputs.sets}
         for name, matched, num in sql.execute(
             "SELECT evaluation_set, matched, count(*) FROM leaks GROUP BY ALL ORDER BY ALL"
@@ -372,21 +370,19 @@ def _names(sql: Any, named: Sequence[str]) -> pa.Table:
     return pa.table({name: pa.array([row[at] for row in image_names], pa.string()) for at, name in enumerate(columns)})
 
 
-def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[LeakInputs]]:
+def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs]:
     if not inputs.evaluation:
         return []
     return [
-        Part(
-            LeakInputs(
-                facts=inputs.facts,
-                candidates=inputs.candidates,
-                pairs=run.files("pairs", "pairs"),
-                evaluation=run.files("measure", "evaluation").digested(
-                    *(part.notes["content"] for part in run.parts("measure"))
-                ),
-                sets=tuple(describe_sets(inputs, run)),
-                named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
-            )
+        LeakInputs(
+            facts=inputs.facts,
+            candidates=inputs.candidates,
+            pairs=run.files("pairs", "pairs"),
+            evaluation=run.files("measure", "evaluation").digested(
+                *(part.notes["content"] for part in run.parts("measure"))
+            ),
+            sets=tuple(describe_sets(inputs, run)),
+            named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
         )
     ]
 

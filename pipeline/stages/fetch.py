@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from manifests.records import Funnel, PartRecord
 from pipeline.config import BuildConfig
 from pipeline.fetching.consent import Consent
 from pipeline.fetching.engine import fetch_in_pieces
-from pipeline.fetching.hosts import HostGateMaker
+from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Check
 from pipeline.pictures.settings import ImageSettings
@@ -51,7 +52,7 @@ from pipeline.stages.fetch_rounds import (
 )
 from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
+from pipeline.store.sql import cut_rows, facet, view_parquet, view_table
 
 log = logging.getLogger("plantmix.fetch")
 
@@ -86,7 +87,7 @@ class CollectInputs:
 
 def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
     """Fetch the rows of one part into pool tars and tables of facts, in pieces when it takes long."""
-    todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    todo = inputs.rows.read()
     urls, addresses, checks = dict[str, str](), dict[str, str](), dict[str, Check]()
     for row in todo.to_pylist():
         for sample_id in row["sample_ids"]:
@@ -129,12 +130,8 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         again = "SELECT 1 FROM parts GROUP BY sample_id HAVING count(*) > 1 LIMIT 1"
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
             counting = f"FROM ({counting}) QUALIFY {COUNTS}"
-        facts = copy_sorted(
-            sql,
-            judged(counting, inputs.image, inputs.consent),
-            "sample_id",
-            run.writer("facts", f"tables/fetch/facts-{run.stem}.parquet", tables.FACTS),
-        )
+        query = judged(counting, inputs.image, inputs.consent)
+        facts = run.save(sql, "fetch/facts", tables.FACTS, query, "sample_id")
         view_parquet(sql, "facts", [facts.temp])
         outcomes = dict(sql.execute("SELECT outcome, count(*) FROM facts GROUP BY 1").fetchall())
         num_in = sql.execute("SELECT count(*) FROM candidates").fetchall()[0][0]
@@ -231,10 +228,7 @@ def _view_candidates(
     """The candidates with what is `asked`, secrets included, and the `address` by which what was fetched is known."""
     view_parquet(sql, "rows", candidates.paths, bucket.where)
     view_table(sql, "secrets", secrets, tables.SECRETS, bucket.where)
-    sql.register(
-        "local",
-        pq.ParquetFile(local.path).read_row_group(local.number) if local else fetch_local.ADDRESSES.empty_table(),
-    )
+    sql.register("local", local.read() if local else fetch_local.ADDRESSES.empty_table())
     sql.execute(
         "CREATE VIEW candidates AS SELECT r.*, coalesce(s.url, r.url) AS asked, "
         "coalesce(l.address, s.address, r.url) AS address "
@@ -246,23 +240,21 @@ def _fetched(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     return downloads_of(inputs.image, run, inputs.round)
 
 
-def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[CollectInputs]]:
+def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[CollectInputs]:
     buckets = run.buckets(inputs.candidates)
     downloaded = spread(((part, ids_of(part)) for part in run.parts("download")), buckets)
     by_key = sorted(run.parts("local"), key=lambda part: part.key)
     local = FetchedFiles(run.files("sort", "sorted") or run.files_of(by_key, "fetched"), ())
     addresses = fetch_local.cut_addresses(inputs, run, buckets)
     return [
-        Part(
-            CollectInputs(
-                inputs.candidates,
-                inputs.secrets,
-                of_local,
-                (*by_settings(run, urls, inputs), local),
-                inputs.image,
-                inputs.consent,
-                bucket,
-            )
+        CollectInputs(
+            inputs.candidates,
+            inputs.secrets,
+            of_local,
+            (*by_settings(run, urls, inputs), local),
+            inputs.image,
+            inputs.consent,
+            bucket,
         )
         for bucket, urls, of_local in zip(buckets, downloaded, addresses, strict=True)
     ]
@@ -270,8 +262,7 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[Col
 
 def _conclude(inputs: FetchInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     parts = run.parts("collect")
-    funnel = sum((part.funnel for part in parts if part.funnel), Funnel(0, 0))
-    return funnel, {"content": join_facets([part.notes["content"] for part in parts])}
+    return run.funnel("collect"), {"content": join_facets([part.notes["content"] for part in parts])}
 
 
 STAGE = Stage(
@@ -287,7 +278,7 @@ STAGE = Stage(
             how=lambda context: DownloadHow(context.config.fetch, context.config.run.fetch_part_seconds),
             unit="images",
             committed=_fetched,
-            shared=lambda context: HostGateMaker(context.config.fetch.network),
+            shared=lambda context: partial(HostGate, context.config.fetch.network),
             reports=True,
             from_outside=True,
         ),

@@ -62,7 +62,7 @@ class SortInputs:
 
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     """Measure the pictures of one part into a pool tar and a table of facts; `run.how` is the folder of each source."""
-    todo = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    todo = inputs.rows.read()
     rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator", "seen")), strict=True))
     temp = new_pool_file(run)
     facts, addresses = read_local(rows, run.how, inputs.image, temp, with_c2pa=bool(inputs.deciding))
@@ -166,7 +166,7 @@ def sort(inputs: SortInputs, run: Execution[None]) -> PartResult:
         return PartResult((copy_sorted(sql, "FROM parts", "sample_id, url, round, pool_file, outcome", writer),))
 
 
-def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[SortInputs]]:
+def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[SortInputs]:
     """As many files a part as fit the memory; no part where one bucket takes all."""
     if len(run.buckets(inputs.candidates)) == 1:
         return []
@@ -178,7 +178,7 @@ def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[Part[SortIn
             room = most
         room -= num_rows
         chunks[-1].append(part)
-    return [Part(SortInputs(run.files_of(chunk, "fetched"))) for chunk in chunks]
+    return [SortInputs(run.files_of(chunk, "fetched")) for chunk in chunks]
 
 
 # ---- which content the pictures have

@@ -21,7 +21,7 @@ from manifests import storage, tables
 from manifests.errors import RunError
 from manifests.masking import hide_users
 from manifests.records import Funnel
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.sources.reading import digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
@@ -183,13 +183,12 @@ def _inputs(context: BuildContext) -> IngestInputs:
     )
 
 
-def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[Part[SourceInputs]]:
-    return [Part(source) for source in inputs.sources]
+def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
+    return inputs.sources
 
 
 def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    parts = run.parts("read")
-    funnel = sum((part.funnel for part in parts if part.funnel), Funnel(0, 0))
+    parts, funnel = run.parts("read"), run.funnel("read")
     if not funnel.num_kept:
         dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items()))
         raise RunError(

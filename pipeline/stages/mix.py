@@ -22,7 +22,7 @@ from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, facet, first_half_of_md5, view_parquet
+from pipeline.store.sql import facet, first_half_of_md5, view_parquet
 
 log = logging.getLogger("plantmix.mix")
 
@@ -172,8 +172,7 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
         sql.execute("SET preserve_insertion_order = true")
         sql.execute(_SHUFFLED.format(hashed=first_half_of_md5(f"'shuffle {seed} ' || copy || ' ' || sample_id")))
         sql.execute("DROP TABLE drawn")
-        writer = run.writer("draws", f"tables/mix/{run.stem}.parquet", tables.DRAWS)
-        draws = copy_sorted(sql, _DRAWS.format(num_train=num_train), "sample_id, copy", writer)
+        draws = run.save(sql, "mix/draws", tables.DRAWS, _DRAWS.format(num_train=num_train), "sample_id, copy")
         view_parquet(sql, "draws", [draws.temp])
         content = facet(sql, tables.DRAWS.names, "draws")
         ((num_kept,),) = sql.execute("SELECT count(*) FROM draws WHERE copy = 0").fetchall()

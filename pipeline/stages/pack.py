@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.records import Funnel, PartFile
@@ -81,7 +80,7 @@ class ShardInputs:
 
 def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     """One shard from the pool, each image checked against its recorded hash, and where every member lies."""
-    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    rows = inputs.rows.read()
     shard_path = f"{inputs.folder}/{inputs.shard}"
     final = storage.join(run.workdir, shard_path)
     storage.make_folder(final.rpartition("/")[0])
@@ -172,32 +171,30 @@ def release_path(name: str, fingerprint: str) -> str:
     return f"releases/{name}-{fingerprint[:12]}"
 
 
-def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[GatherInputs]]:
+def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[GatherInputs]:
     return [
-        Part(
-            GatherInputs(
-                inputs.draws,
-                inputs.candidates,
-                inputs.facts.exact(),
-                inputs.captions,
-                inputs.extra_captions,
-                inputs.texts,
-                inputs.max_bytes is not None,
-                bucket,
-            )
+        GatherInputs(
+            inputs.draws,
+            inputs.candidates,
+            inputs.facts.exact(),
+            inputs.captions,
+            inputs.extra_captions,
+            inputs.texts,
+            inputs.max_bytes is not None,
+            bucket,
         )
         for bucket in run.buckets(inputs.draws)
     ]
 
 
-def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ArrangeInputs]]:
+def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[ArrangeInputs]:
     gathered = run.files("gather", "gathered")
     most_rows = rows_of_bucket(run.settings.memory_gb)
     limits = inputs.max_samples, inputs.max_bytes
     with run.scratch() as sql:
         view_parquet(sql, "gathered", gathered.paths)
         return [
-            Part(ArrangeInputs(gathered, group, places, *limits))
+            ArrangeInputs(gathered, group, places, *limits)
             for group in _groups(inputs)
             for places in plan_ranges(sql, group, *limits, most_rows)
         ]
@@ -226,7 +223,7 @@ def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardI
     return parts
 
 
-def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[record.RecordInputs]]:
+def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.RecordInputs]:
     """The one part that seals the release."""
     shards, rows = [], []
     for (group, _, arranged, _), part in zip(_arranged(inputs, run), run.parts("write"), strict=True):
@@ -235,23 +232,21 @@ def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[record
         shards.append({"split": group.split, "shard": name, "domains": part.notes["domains"], **_sizes(file)})
         rows.append(record.ShardRows(arranged, run.files_of([part], "placements")))
     return [
-        Part(
-            record.RecordInputs(
-                folder=release_path(inputs.name, run.fingerprint),
-                name=inputs.name,
-                kind=inputs.kind,
-                fingerprint=run.fingerprint,
-                recipe=inputs.recipe,
-                counts=inputs.counts,
-                mixture=inputs.mixture,
-                evaluation=inputs.evaluation,
-                shards=tuple(shards),
-                splits=inputs.splits,
-                rows=tuple(rows),
-                num_samples=inputs.num_samples,
-                decisions=inputs.decisions,
-                dedup=inputs.dedup,
-            )
+        record.RecordInputs(
+            folder=release_path(inputs.name, run.fingerprint),
+            name=inputs.name,
+            kind=inputs.kind,
+            fingerprint=run.fingerprint,
+            recipe=inputs.recipe,
+            counts=inputs.counts,
+            mixture=inputs.mixture,
+            evaluation=inputs.evaluation,
+            shards=tuple(shards),
+            splits=inputs.splits,
+            rows=tuple(rows),
+            num_samples=inputs.num_samples,
+            decisions=inputs.decisions,
+            dedup=inputs.dedup,
         )
     ]
 

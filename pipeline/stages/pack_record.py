@@ -24,7 +24,7 @@ from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
-from pipeline.store.files import Files, RowGroup
+from pipeline.store.files import Files, RowGroup, open_parquet
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.writing import PrivateFile, private_bytes
 
@@ -204,7 +204,7 @@ def _write_samples(inputs: RecordInputs, run: Execution[None]) -> tuple[PrivateF
     for shard in inputs.rows:
         path = shard.arranged.path
         if path not in opened:
-            opened[path] = pq.ParquetFile(path)
+            opened[path] = open_parquet(path)
         # threads of Arrow would take the core of the thread that encodes, which all others wait for
         rows = opened[path].read_row_group(shard.arranged.number, columns=_ARRANGED_COLUMNS, use_threads=False)
         with pq.ParquetFile(shard.placements.path) as file:  # pq.read_table takes three times as long

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.masking import hide_in
@@ -23,7 +22,7 @@ from pipeline.scoring.scorers import code_of, loaded_scorer, make_scorer, score_
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
-from pipeline.store.sql import copy_sorted, cut_rows, facet, view_parquet, view_table
+from pipeline.store.sql import cut_rows, facet, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000
@@ -117,7 +116,7 @@ def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
 
     name, size = inputs.scorer.name, inputs.scorer.batch_size
     scorer = loaded_scorer(inputs.scorer.settings(run.how), name)
-    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
+    rows = inputs.rows.read()
     scores: list[float] = []
     with PoolReader(run.workdir) as pool:
         for start in range(0, rows.num_rows, size):
@@ -137,12 +136,13 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             view_parquet(sql, name, getattr(inputs, name).paths)
         view_table(sql, "scored", inputs.scored, SCORED)
         with_text = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
-        scores = copy_sorted(
+        scores = run.save(
             sql,
+            "score/scores",
+            tables.SCORES,
             f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({with_text}) w USING (sample_id, "
             "stored_sha256, text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
             "sample_id, scorer",
-            run.writer("scores", f"tables/score/scores-{run.stem}.parquet", tables.SCORES),
         )
         view_parquet(sql, "scores", [scores.temp])
         sql.execute(
@@ -156,13 +156,14 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             "SELECT sample_id, arg_min({'reason': reason, 'score': score, 'threshold': threshold}, "
             f"rule) AS first FROM ({fails or nothing}) GROUP BY sample_id"
         )
-        verdicts = copy_sorted(
+        verdicts = run.save(
             sql,
+            "score/score_verdicts",
+            tables.VERDICTS,
             "SELECT a.sample_id, f.sample_id IS NULL AS keep, f.first.reason AS reason, "
             "printf('%.4f', f.first.score) AS value, f.first.threshold AS threshold "
             "FROM alive a LEFT JOIN fails f USING (sample_id)",
             "sample_id",
-            run.writer("score_verdicts", f"tables/score/verdicts-{run.stem}.parquet", tables.VERDICTS),
         )
         reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
         view_parquet(sql, "verdicts", [verdicts.temp])
@@ -292,14 +293,12 @@ def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
     return run.made_of("measure", scorer, {2: fingerprint({"version": 2, **scorer.identity()})})
 
 
-def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[Part[JudgeInputs]]:
+def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
     if not inputs.scorers:
         return []
     scored = run.files("measure", "scored")
     return [
-        Part(
-            JudgeInputs(inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, inputs.rules)
-        )
+        JudgeInputs(inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, inputs.rules)
     ]
 
 

@@ -31,7 +31,7 @@ from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED
 from pipeline.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.quotas.caps import judge_caps, keys_schema, keys_sql
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.stages.select_contenders import (
     LEAK_GROUPS,
     ContendInputs,
@@ -47,7 +47,7 @@ from pipeline.stages.select_contenders import (
 )
 from pipeline.store.buckets import Bucket, cut_buckets, join_facets
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, facet, view_parquet, view_table
+from pipeline.store.sql import facet, view_parquet, view_table
 from pipeline.vocabulary.licences import LicenceSettings
 
 PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
@@ -112,51 +112,47 @@ class SelectInputs:
 # ---- duplicates
 
 
-def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[RelateInputs]]:
+def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateInputs]:
     num = math.ceil((run.num_rows(inputs.facts) + run.num_rows(inputs.pairs)) / PAIRS_OF_ROW)
     num_companies = len(cut_buckets(num, run.settings.memory_gb))
     return [
-        Part(
-            RelateInputs(
-                inputs.facts,
-                inputs.pairs,
-                inputs.candidates,
-                inputs.captions,
-                inputs.leaks,
-                inputs.choice.licences,
-                num_companies,
-            )
+        RelateInputs(
+            inputs.facts,
+            inputs.pairs,
+            inputs.candidates,
+            inputs.captions,
+            inputs.leaks,
+            inputs.choice.licences,
+            num_companies,
         )
     ]
 
 
-def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[ContendInputs]]:
+def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[ContendInputs]:
     choice = inputs.choice
     of_companies, leak_groups = run.files("relate", "companies"), run.files("relate", "leak_groups")
     return [
-        Part(
-            ContendInputs(
-                inputs.measured,
-                inputs.details,
-                of_companies,
-                leak_groups,
-                run.files("relate", "contradicted"),
-                choice.rules,
-                choice.priority,
-                choice.class_folders,
-                choice.extra_captions > 0,
-                bucket,
-            )
+        ContendInputs(
+            inputs.measured,
+            inputs.details,
+            of_companies,
+            leak_groups,
+            run.files("relate", "contradicted"),
+            choice.rules,
+            choice.priority,
+            choice.class_folders,
+            choice.extra_captions > 0,
+            bucket,
         )
         for bucket in run.buckets(inputs.facts)
     ]
 
 
-def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[DuplicatesInputs]]:
+def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DuplicatesInputs]:
     rivals, choice = run.files("contend", "rivals"), inputs.choice
     (related,) = run.parts("relate")
     return [
-        Part(DuplicatesInputs(rivals, inputs.pairs, choice.prefer, choice.extra_captions, company))
+        DuplicatesInputs(rivals, inputs.pairs, choice.prefer, choice.extra_captions, company)
         for company in range(related.notes["num_companies"])
     ]
 
@@ -215,8 +211,7 @@ def pick_keys(inputs: KeysInputs, run: Execution[None]) -> PartResult:
             f"SELECT {keys_sql(inputs.balance)} FROM left_over JOIN candidates c USING (sample_id) "
             "JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)"
         )
-        writer = run.writer("keyed", f"tables/select/keyed-{run.stem}.parquet", keys_schema(inputs.balance))
-        return PartResult((copy_sorted(sql, query, "sample_id", writer),))
+        return PartResult((run.save(sql, "select/keyed", keys_schema(inputs.balance), query, "sample_id"),))
 
 
 def cap(inputs: CapsInputs, run: Execution[None]) -> PartResult:
@@ -224,18 +219,18 @@ def cap(inputs: CapsInputs, run: Execution[None]) -> PartResult:
     with run.scratch() as sql:
         view_parquet(sql, "keyed", inputs.keyed.paths)
         balance = judge_caps(sql, inputs.balance)
-        writer = run.writer("cap_verdicts", f"tables/select/caps-{run.stem}.parquet", tables.VERDICTS)
-        return PartResult((copy_sorted(sql, "FROM cap_verdicts", "sample_id", writer),), None, {"balance": balance})
+        file = run.save(sql, "select/cap_verdicts", tables.VERDICTS, "FROM cap_verdicts", "sample_id")
+        return PartResult((file,), None, {"balance": balance})
 
 
-def _plan_keys(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[KeysInputs]]:
+def _plan_keys(inputs: SelectInputs, run: StageRun[None]) -> Sequence[KeysInputs]:
     balance = inputs.choice.balance
-    return [Part(KeysInputs(rows.inputs, balance)) for rows in _plan_decide(inputs, run)] if balance.caps else []
+    return [KeysInputs(rows, balance) for rows in _plan_decide(inputs, run)] if balance.caps else []
 
 
-def _plan_caps(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[CapsInputs]]:
+def _plan_caps(inputs: SelectInputs, run: StageRun[None]) -> Sequence[CapsInputs]:
     balance = inputs.choice.balance
-    return [Part(CapsInputs(run.files("keys", "keyed"), balance))] if balance.caps else []
+    return [CapsInputs(run.files("keys", "keyed"), balance)] if balance.caps else []
 
 
 # ---- decisions
@@ -292,19 +287,16 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
         _view_rows(sql, inputs)
         view_table(sql, "cap_verdicts", inputs.cap_verdicts, tables.VERDICTS, inputs.bucket.where)
         sql.execute(_DROPPED)
-        writer = run.writer("decisions", f"tables/select/{run.stem}.parquet", tables.DECISIONS)
         limits = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in inputs.limits.items())
         limit = f"CASE f.outcome{limits} END" if limits else "NULL"
         decisions = _DECISIONS.replace("$limit", limit)
-        files = [copy_sorted(sql, decisions, "sample_id", writer)]
+        files = [run.save(sql, "select/decisions", tables.DECISIONS, decisions, "sample_id")]
         view_parquet(sql, "decisions", [files[0].temp])
         notes: dict[str, Any] = {"content": facet(sql, tables.DECISIONS.names, "decisions")}
         if inputs.left_captions:
             view_parquet(sql, "left_captions", inputs.left_captions.paths, inputs.bucket.where)
             query = "FROM left_captions SEMI JOIN (FROM decisions WHERE keep) USING (sample_id)"
-            path = f"tables/select/{run.stem}-captions.parquet"
-            writer = run.writer("extra_captions", path, tables.EXTRA_CAPTIONS)
-            files.append(copy_sorted(sql, query, "sample_id, place", writer))
+            files.append(run.save(sql, "select/extra_captions", tables.EXTRA_CAPTIONS, query, "sample_id, place"))
             view_parquet(sql, "extra_captions", [files[1].temp])
             notes["captions"] = facet(sql, tables.EXTRA_CAPTIONS.names, "extra_captions")
         reasons = dict(
@@ -326,20 +318,18 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
     return PartResult(tuple(files), Funnel(num_in, num_kept, reasons), notes)
 
 
-def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Part[DecideInputs]]:
+def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DecideInputs]:
     leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
     names = ("duplicates", "conflicts", "left_captions")
     duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
     caps, rules = run.files("caps", "cap_verdicts"), inputs.choice.rules
     limits = inputs.choice.limits
     return [
-        Part(
-            DecideInputs(
-                *(inputs.measured, leak_groups, contradicted, duplicates, conflicts, left_captions, caps),
-                rules,
-                limits,
-                bucket,
-            )
+        DecideInputs(
+            *(inputs.measured, leak_groups, contradicted, duplicates, conflicts, left_captions, caps),
+            rules,
+            limits,
+            bucket,
         )
         for bucket in run.buckets(inputs.facts)
     ]
@@ -367,7 +357,7 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
     }
     if inputs.choice.extra_captions:
         notes["captions"] = [join_facets([part.notes["captions"] for part in parts])]
-    return sum((part.funnel for part in parts if part.funnel), Funnel(0, 0)), notes
+    return run.funnel("decide"), notes
 
 
 def _inputs(context: BuildContext) -> SelectInputs:

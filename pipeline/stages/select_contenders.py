@@ -24,7 +24,7 @@ from pipeline.runner.work import Execution, PartResult
 from pipeline.stages.dedup_evaluation import FLAT_PIXEL_STD
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import copy_sorted, first_half_of_md5, view_parquet, view_table
+from pipeline.store.sql import first_half_of_md5, view_parquet, view_table
 from pipeline.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 
 LEAK_GROUPS = pa.schema(
@@ -201,14 +201,11 @@ def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
         sql.execute("CREATE VIEW edges AS SELECT phash_a, phash_b FROM pairs")
         companies.find_companies(sql, inputs.num_companies)
         find_leak_groups(sql)
-        writer = run.writer("companies", f"tables/select/companies-{run.stem}.parquet", companies.COMPANIES)
-        of_companies = copy_sorted(sql, "FROM companies", "phash", writer)
-        writer = run.writer("leak_groups", f"tables/select/leak-groups-{run.stem}.parquet", LEAK_GROUPS)
-        groups = copy_sorted(sql, "FROM leak_groups", "source, group_id", writer)
+        of_companies = run.save(sql, "select/companies", companies.COMPANIES, "FROM companies", "phash")
+        groups = run.save(sql, "select/leak_groups", LEAK_GROUPS, "FROM leak_groups", "source, group_id")
         judge_kinds(sql, inputs.licences)
         find_contradicted(sql)
-        writer = run.writer("contradicted", f"tables/select/contradicted-{run.stem}.parquet", CONTRADICTED)
-        contradicted = copy_sorted(sql, "FROM contradicted", "sample_id", writer)
+        contradicted = run.save(sql, "select/contradicted", CONTRADICTED, "FROM contradicted", "sample_id")
     return PartResult((of_companies, groups, contradicted), None, {"num_companies": inputs.num_companies})
 
 
@@ -279,12 +276,8 @@ def contend(inputs: ContendInputs, run: Execution[None]) -> PartResult:
         sql.execute(_LIKENESS)
         sql.execute(_IN_COMPANY)
         judge_rules(sql, inputs.rules, ("num_words", *(("text", "text_source") if inputs.with_texts else ())))
-        rivals = copy_sorted(
-            sql,
-            _RIVALS.format(texts=_TEXTS if inputs.with_texts else _NO_TEXTS),
-            "company, sample_id",
-            run.writer("rivals", f"tables/select/rivals-{run.stem}.parquet", companies.RIVALS),
-        )
+        query = _RIVALS.format(texts=_TEXTS if inputs.with_texts else _NO_TEXTS)
+        rivals = run.save(sql, "select/rivals", companies.RIVALS, query, "company, sample_id")
     return PartResult((rivals,))
 
 
@@ -308,13 +301,12 @@ def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResu
         sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON phash_a = phash")
         companies.judge_duplicates(sql, inputs.prefer)
         find_conflicts(sql)
-        writer = run.writer("duplicates", f"tables/select/duplicates-{run.stem}.parquet", companies.DUPLICATES)
-        files = [copy_sorted(sql, "FROM duplicates", "sample_id", writer)]
-        writer = run.writer("conflicts", f"tables/select/conflicts-{run.stem}.parquet", CONFLICTS)
-        files.append(copy_sorted(sql, "FROM conflicts", "sample_id, about, matched, other_sample_id", writer))
+        files = [run.save(sql, "select/duplicates", companies.DUPLICATES, "FROM duplicates", "sample_id")]
+        order = "sample_id, about, matched, other_sample_id"
+        files.append(run.save(sql, "select/conflicts", CONFLICTS, "FROM conflicts", order))
         if inputs.extra_captions:
             left_captions = companies.captions_of_duplicates(inputs.extra_captions)
-            path = f"tables/select/left-captions-{run.stem}.parquet"
-            writer = run.writer("left_captions", path, tables.EXTRA_CAPTIONS)
-            files.append(copy_sorted(sql, left_captions, "sample_id, place", writer))
+            files.append(
+                run.save(sql, "select/left_captions", tables.EXTRA_CAPTIONS, left_captions, "sample_id, place")
+            )
     return PartResult(tuple(files))

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests import storage
+
 
 @dataclass(frozen=True)
 class Files:
@@ -57,6 +62,10 @@ class RowGroup:
         """What a fingerprint sees."""
         return self.content
 
+    def read(self) -> pa.Table:
+        """Its rows."""
+        return open_parquet(self.path).read_row_group(self.number)
+
 
 @dataclass(frozen=True)
 class Named:
@@ -68,6 +77,14 @@ class Named:
     def identity(self) -> Any:
         """What a fingerprint sees."""
         return self.content
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """A Parquet file; of one in a store only what is asked for is read."""
+    if not storage.is_remote(path):
+        return pq.ParquetFile(path)
+    fs, inner = storage.filesystem(path)
+    return pq.ParquetFile(fs.open(inner, "rb", cache_type="none"), pre_buffer=True)
 
 
 def files_of(pairs: Sequence[tuple[str, str]]) -> Files:

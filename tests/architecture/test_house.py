@@ -41,7 +41,7 @@ def _who_says(pattern: str) -> set[str]:
 def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() -> None:
     assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {
         "pipeline/runner/on_ray.py",
-        "pipeline/runner/ray_gates.py",
+        "pipeline/runner/gates.py",
         "training/run/launcher.py",
     }
 

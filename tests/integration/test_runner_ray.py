@@ -32,9 +32,6 @@ from running import (
 from manifests.catalog import Catalog
 from manifests.errors import PartError
 from manifests.records import Funnel
-from pipeline.fetching.hosts import HostGateMaker, HostReport
-from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
-from pipeline.fetching.tally import Tally
 from pipeline.runner.executing import InlineExecutor, Job
 from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.runner import Runner
@@ -229,30 +226,6 @@ def test_a_shared_object_that_dies_is_replaced_and_told(ray_executor: RayExecuto
     other, started_over = shared.exchange(None, None)
     assert other != pid
     assert started_over
-
-
-@pytest.mark.slow
-def test_a_large_cluster_has_several_gates_and_each_host_one(
-    ray_executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.runner.on_ray._WORKERS_A_GATE", 1)
-    shared_limits = HostOverride(pattern="*.example", shared=True, requests_per_second=None, connections=3)
-    limits = HostLimits(requests_per_second=None, connections=2)
-    gate = ray_executor.share(HostGateMaker(NetworkSettings(contact="a@b.org", limits=limits, hosts=(shared_limits,))))
-    own = [f"host{number}.org" for number in range(20)]
-    wanted = dict.fromkeys([*own, "a.example", "b.example", "c.example"], 2)
-    verdicts = gate.exchange([], wanted)
-    assert list(verdicts) != list(wanted)  # in the order of the gates: there are two
-    assert {host: len(verdicts[host].permissions) for host in own} == dict.fromkeys(own, 2)
-    assert sum(len(verdicts[host].permissions) for host in wanted if host not in own) == 3  # one gate counts all three
-    assert not any(verdict.permissions for verdict in gate.exchange([], wanted).values())
-    first = verdicts["host3.org"].permissions[0]
-    again = gate.exchange([HostReport("host3.org", first.lease, "answered")], wanted)
-    assert [host for host, verdict in again.items() if verdict.permissions] == ["host3.org"]
-    assert not gate.check_in("part", Tally())
-    gate.request_stop()
-    assert gate.check_in("part", Tally())
-    assert gate.progress().given.keys() == {"host3.org"}
 
 
 def test_ray_is_not_started_when_there_is_nothing_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,7 +307,7 @@ def test_a_killed_driver_is_followed_by_one_elsewhere(
 
 @pytest.mark.slow
 def test_two_nodes_that_share_no_disk(store: Store, pictures: str, whole: dict[str, str], tmp_path: Path) -> None:
-    """Two real Ray nodes, each with a local folder of its own; row groups are read by exact ranges."""
+    """Two real Ray nodes, each with a local folder of its own; row groups are read out of the store."""
     with Cluster() as cluster:
         for number in range(2):
             local = str(tmp_path / f"node-{number}")

@@ -123,16 +123,6 @@ def test_a_full_cube_of_sixteen_bits_is_found_whole():
     assert len(search_all(hashes, 3)) == 2**12 * (12 + 66 + 220) // 2
 
 
-def test_several_passes_within_little_memory_give_the_same_pairs():
-    rng = np.random.default_rng(9)
-    hashes = np.unique(clusters(rng, 300_000, 4))
-    whole = find_pairs(hashes, 4, scratch_bytes=1 << 30, max_pairs=1 << 30)
-    passes = find_pairs(hashes, 4, scratch_bytes=600_000, max_pairs=1 << 30)  # 65,536 hashes at a time
-    for one, other in zip(whole, passes, strict=True):
-        np.testing.assert_array_equal(np.sort(one), np.sort(other))
-    assert len(whole[0]) > 100_000
-
-
 @pytest.mark.parametrize("window", [1 << 8, 1 << 13, 1 << 16])
 def test_windows_of_any_size_give_the_same_pairs(monkeypatch, window):
     """The small ones end amid buckets, and a full cube fills the smallest and more."""
