@@ -69,7 +69,8 @@ def test_a_table_is_of_one_stage() -> None:
     """The catalogue finds the tables of a build by their names."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "pipeline/stages").glob("*.py"):
-        for name in re.findall(r"run\.(?:writer|write)\(\s*\"(\w+)\"", path.read_text(encoding="utf-8")):
+        pattern = r"run\.(?:writer\(|write\(|save\(\s*sql,)\s*\"(?:\w+/)?(\w+)\""
+        for name in re.findall(pattern, path.read_text(encoding="utf-8")):
             found.setdefault(name, set()).add(path.stem.partition("_")[0])
     assert len(found) > 25
     assert {name: stages for name, stages in found.items() if len(stages) > 1} == {}
