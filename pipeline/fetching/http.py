@@ -89,7 +89,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         """
         now = time.monotonic()
         refuse = self._refuse if check_opt_out else None
-        method = "HEAD" if head else "GET"
+        method = "HEAD" if head else self.method_of(target)
         request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds)
         if self._resolver.knows(target.hostname):
             self._look_up(request)
@@ -107,6 +107,10 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
             request.end(error)
         else:
             self._transport.send(request)
+
+    def method_of(self, target: Target) -> str:
+        """The method by which a target is asked for; a client that asks for sizes alone says HEAD."""
+        return "GET"
 
     def _refuse(self, headers: Headers) -> tuple[list[str], str | None]:
         """What headers say about use, and the statement of it that forbids us the picture; None when none does."""
