@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.untrusted import why_not_inside
-from pipeline.sources.files import names_in_zip, reading, walk_files, where_it_looked, zip_fault
+from manifests.untrusted import check_zip, why_not_inside
+from pipeline.sources.files import names_in_zip, reading, walk_files, where_it_looked, zip_fault, zip_of
 from pipeline.sources.limits import MAX_COLUMNS, MAX_TEXT_BYTES
 from pipeline.sources.tables.delimited import Dialect
 
@@ -117,6 +117,9 @@ def read_archive(path: str, where: str) -> Archive:
         why_not = None if is_zip else why_not_inside(path, prefix + location)
         if why_not is not None:
             raise ConfigError(f"{where}: {path}: {prefix}{location} {why_not}; put the file itself there")
+    if is_zip:
+        with reading(f"{where}: {path}", path), zip_of(path) as (archive, num_bytes):
+            check_zip(archive, num_bytes, {prefix + name for data in (core, *extensions) for name in data.locations})
     missing = [location for location in core.locations if location not in there]
     if missing:
         raise ConfigError(f"{where}: {path} does not hold {missing[0]}, which its {META_FILE} describes")
@@ -126,13 +129,13 @@ def read_archive(path: str, where: str) -> Archive:
 @contextmanager
 def _open(path: str, is_zip: bool, name: str) -> Iterator[Any]:
     """A stream of one file of an archive."""
-    fs, inner = storage.filesystem(path if is_zip else storage.join(path, name))
-    with fs.open(inner, "rb") as stream:
-        if not is_zip:
-            yield stream
-            return
-        with zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+    if is_zip:
+        with zip_of(path) as (archive, _), archive.open(name) as member:
             yield member
+        return
+    fs, inner = storage.filesystem(storage.join(path, name))
+    with fs.open(inner, "rb") as stream:
+        yield stream
 
 
 def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...]]:
@@ -164,6 +167,8 @@ def _data_file(element: ElementTree.Element, id_tag: str, what: str) -> DataFile
     locations = tuple((each.text or "").strip() for each in element.findall("files/location"))
     if not locations or not all(locations):
         raise ConfigError(f"{what}: {row_type or element.tag} names no file")
+    if len(set(locations)) < len(locations):
+        raise ConfigError(f"{what}: {row_type or element.tag} names a file twice; name each of its files once")
     key = element.find(id_tag)
     fields: dict[str, Term] = {}
     for each in element.findall("field"):

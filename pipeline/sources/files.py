@@ -104,10 +104,17 @@ WORKBOOK = (".xlsx", ".xls", ".xlsm", ".ods")
 WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that file"
 
 
-def names_in_zip(path: str) -> list[str]:
-    """Names of the files in a zip. Raises: zipfile.BadZipFile."""
+@contextmanager
+def zip_of(path: str) -> Iterator[tuple[zipfile.ZipFile, int]]:
+    """A zip, and its size in bytes. Raises: zipfile.BadZipFile."""
     fs, inner = storage.filesystem(path)
     with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        yield archive, int(fs.size(inner))
+
+
+def names_in_zip(path: str) -> list[str]:
+    """Names of the files in a zip. Raises: zipfile.BadZipFile."""
+    with zip_of(path) as (archive, _):
         return archive.namelist()
 
 

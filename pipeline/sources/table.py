@@ -7,7 +7,6 @@ given back as malformed. Raises ConfigError, which names the file, for a table t
 from __future__ import annotations
 
 import difflib
-import io
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
+from manifests.untrusted import bounded, check_zip
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     TABLE_NAME,
@@ -408,13 +408,16 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
     fs, inner = storage.filesystem(file)
     packing = _COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
     with ExitStack() as stack:
+        if packing is None:
+            yield stack.enter_context(fs.open(inner, "rb"))
+            return
+        num_bytes = fs.size(inner)
         if packing not in ("zstd", "zip"):
-            yield stack.enter_context(fs.open(inner, "rb", compression=packing))
+            yield bounded(stack.enter_context(fs.open(inner, "rb", compression=packing)), num_bytes)
             return
         stream = stack.enter_context(fs.open(inner, "rb"))
         if packing == "zstd":
-            unpacked = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
-            yield stack.enter_context(io.BufferedReader(unpacked))
+            yield bounded(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"), num_bytes)
             return
         try:
             archive = stack.enter_context(zipfile.ZipFile(stream))
@@ -423,4 +426,5 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
         names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")
+        check_zip(archive, num_bytes, names)
         yield stack.enter_context(archive.open(names[0]))

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manifests.untrusted import MAX_PACKING, check_packing
+
 MAX_CHUNK_BYTES = 256 << 20
-"""Of a column in one row group, unpacked, where it is packed more than MAX_PACKING times."""
-MAX_PACKING = 100  # texts of real lists are packed 3 to 20 times
+"""Of a column in one row group, and of the texts of all rows, where they are packed more than MAX_PACKING times."""
 MAX_LIST_VALUES = 16_000_000  # within the lists of a column, in one row group
 _SIZES = (
     "SELECT row_group_id, row_group_num_rows, path_in_schema, num_values, total_compressed_size, "
@@ -60,13 +61,16 @@ def read_rows(stream: Any, columns: Sequence[str], batch_rows: int, batch_bytes:
         if leaves[number].physical_type == "FIXED_LEN_BYTE_ARRAY" and leaves[number].length * batch_rows > batch_bytes:
             raise ValueError(f"each value of '{leaves[number].path}' has {leaves[number].length:,} bytes")
     _check_sizes(file, columns)
-    first = 0
+    first = num_bytes = 0
     for group in range(metadata.num_row_groups):
         head = next(coded.iter_batches(1, row_groups=[group], columns=columns), None)
         longest = max((_longest(column) for column in head.columns), default=0) if head is not None else 0
         reader = coded if longest * batch_rows > batch_bytes else plain
         for batch in reader.iter_batches(batch_rows, row_groups=[group], columns=columns):
-            yield from _measured(batch, first, batch_bytes, row_bytes)
+            for some in _measured(batch, first, batch_bytes, row_bytes):
+                num_bytes += some.num_bytes + _SHORT_BYTES * some.rows.num_rows  # a row without a value is work too
+                check_packing(file.size(), num_bytes, MAX_CHUNK_BYTES)
+                yield some
             first += batch.num_rows
 
 

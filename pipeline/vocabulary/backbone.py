@@ -23,6 +23,7 @@ from pydantic import Field
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import NAMES, TAXON_RANKS
+from manifests.untrusted import check_zip
 from pipeline.vocabulary.names import parse_name
 
 _MARKS = r"(×|\b(?:f\. ?sp|x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
@@ -83,6 +84,10 @@ def _find_tables(settings: BackboneSettings) -> tuple[Path, Path, Path | None]:
     elif zipfile.is_zipfile(backbone):
         with zipfile.ZipFile(backbone) as archive:
             members = [Path(member) for member in archive.namelist()]
+            try:
+                check_zip(archive, backbone.stat().st_size, archive.namelist())
+            except ValueError as error:
+                raise ConfigError(f"caption.backbone.path: {backbone}: {error}") from None
     else:
         raise ConfigError(f"{backbone} is neither a folder nor a zip; give a Darwin Core archive of a backbone")
     by_stem: dict[str, Path] = {}

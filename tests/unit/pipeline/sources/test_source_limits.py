@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import struct
 import tarfile
@@ -244,7 +246,7 @@ def test_a_line_that_unpacks_to_any_length_takes_little_memory(name: str, start:
     }[name]
     with gzip.open(path, "wb", compresslevel=1) as stream:
         stream.write(rows[0] + start)
-        for _ in range(80):
+        for _ in range(60):
             stream.write(b"x" * 1_000_000)
         stream.write(b"\n" + rows[1])
     tracemalloc.start()
@@ -312,7 +314,7 @@ def test_the_texts_of_a_row_have_a_length(tmp_path: Path, name: str) -> None:
 def test_a_long_value_in_the_parquet_beside_a_shard_breaks_the_shard(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0.jpg"))
-    rows = {"key": ["0"] * 300, "caption": pa.array(["x" * 2_000_000] * 300).dictionary_encode()}
+    rows = {"key": ["0"] * 81, "caption": pa.array([os.urandom(1_700_000).hex()] * 81).dictionary_encode()}
     pq.write_table(pa.table(rows), tmp_path / "0.parquet", dictionary_pagesize_limit=64 << 20)
     _, lost = read(shards(tmp_path, fields={"caption": "parquet.caption"}))
     assert ("broken_shard", "0.parquet cannot be read: its rows have more than 268,435,456 bytes") in lost
@@ -323,6 +325,61 @@ def test_a_pipe_is_no_table(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a.csv", tmp_path / "*.csv"):
         with pytest.raises(ConfigError, match=r"a\.csv is no regular file"):
             check_source(table(path))
+
+
+# ---- archive bombs
+
+HEAD, MILLION = b"url,caption\n", b"https://a.b/c.jpg,%b\n" % (b"rose " * 2_000) * 100
+
+
+def zipped(*blocks: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        packed.writestr("t.csv", b"".join(blocks))
+    return stream.getvalue()
+
+
+def packed_by(pack: Callable[[bytes], bytes]) -> Callable[..., bytes]:
+    """Several packed streams behind one another, as each of these formats allows."""
+    return lambda head, *blocks: pack(head) + pack(blocks[0]) * len(blocks)
+
+
+def as_zst(content: bytes) -> bytes:
+    return bytes(pa.compress(content, "zstd", asbytes=True))
+
+
+PACKINGS = [("gz", packed_by(gzip.compress)), ("bz2", packed_by(bz2.compress)), ("xz", packed_by(lzma.compress))]
+
+
+@pytest.mark.parametrize(("ending", "pack"), [*PACKINGS, ("zst", packed_by(as_zst)), ("zip", zipped)])
+def test_a_small_packed_table_holds_no_more_than_a_bound(
+    ending: str, pack: Callable[..., bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / f"t.csv.{ending}"
+    path.write_bytes(pack(HEAD, *[MILLION] * 70))
+    assert path.stat().st_size < 500_000
+    with pytest.raises(ConfigError, match=r"t\.csv\.\w+ cannot be read as csv: its [\d,]+ bytes unpack to \d\d,"):
+        read(table(path))
+
+
+@pytest.mark.parametrize(("ending", "pack"), PACKINGS)
+def test_a_large_table_of_regular_text_is_read_however_much_it_holds(
+    ending: str, pack: Callable[..., bytes], tmp_path: Path
+) -> None:
+    captions = [b" ".join(b"%d" % (number * times) for times in range(200)) for number in range(1_000)]
+    block = b"".join(b"https://a.b/%d.jpg,%b\n" % pair for pair in enumerate(captions))
+    path = tmp_path / f"t.csv.{ending}"
+    path.write_bytes(pack(HEAD, *[block] * 70))
+    assert 70 * len(block) > 64 << 20
+    keys, lost = read(table(path))
+    assert (len(keys), lost) == (70_000, [])
+
+
+def test_a_parquet_of_repeated_values_holds_no_more_than_a_bound(tmp_path: Path) -> None:
+    values = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), pa.array(["x" * 1_000_000]))
+    pq.write_table(pa.table({"url": values, "caption": ["rose"] * 400}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(ConfigError, match=r"its [0-9]{3} bytes unpack to [23][0-9]{2},"):
+        read(table(tmp_path / "a.parquet"))
 
 
 # ---- Darwin Core Archives
@@ -366,9 +423,31 @@ def a_large_description(content: bytes) -> bytes:
     return stream.getvalue()
 
 
+def a_bomb(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        packed.writestr("meta.xml", META.format(encoding="UTF-8", lines="1", index="0"))
+        packed.writestr("o.csv", MILLION * 70)
+    return stream.getvalue()
+
+
+def a_file_named_twice(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as packed:
+        meta = META.format(encoding="UTF-8", lines="1", index="0")
+        packed.writestr("meta.xml", meta.replace("<location>", "<location>o.csv</location><location>"))
+        packed.writestr("o.csv", "id,associatedMedia\n")
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(broken_deflate, "meta.xml cannot be read"), (a_large_description, "meta.xml has more than 1,048,576 bytes")],
+    [
+        (broken_deflate, "meta.xml cannot be read"),
+        (a_large_description, "meta.xml has more than 1,048,576 bytes"),
+        (a_bomb, r"a\.zip cannot be read: its [\d,]+ bytes unpack to 70,"),
+        (a_file_named_twice, "Occurrence names a file twice"),
+    ],
 )
 def test_a_broken_or_huge_archive_is_named(change: Callable[[bytes], bytes], message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.zip"

@@ -163,6 +163,9 @@ def test_what_is_no_backbone_is_refused_before_any_work(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("x/Taxon.tsv", "taxonID\tscientificName\n1\tIris\n")
     refused(tmp_path / "bad.zip", "lacks the columns taxonomicStatus")
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("x/Taxon.tsv", GBIF + "\n" * 70_000_000)
+    refused(tmp_path / "bomb.zip", r"bomb\.zip: its [\d,]+ bytes unpack to 70,")
     (tmp_path / "Taxon.tsv").write_text(COL)
     check_backbone(BackboneSettings(path=str(tmp_path)))
     check_backbone(None)
