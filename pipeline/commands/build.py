@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,18 +76,20 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
     return 0
 
 
-def build_config(config: BuildConfig, first: str | None = None, last: str | None = None) -> str | None:
-    """As `build`, of a configuration that is read already; returns the release."""
-    for warning in check_config(config, last):
+def build_config(
+    config: BuildConfig, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()
+) -> str | None:
+    """As `build`, of a configuration that is read already; returns the release. `as_sealed` as in `Runner.run`."""
+    for warning in check_config(config, last) if not as_sealed else ():
         log.warning("warning: %s", warning)
     stop = StopRequests()
     with stop.listening(), Catalog.open(config.work_dir) as catalog:
         origins = [*config.sources, *config.evaluation]
-        if prepare(origins, config.fetch.network.user_agent_header, os.environ):
+        if not as_sealed and prepare(origins, config.fetch.network.user_agent_header, os.environ):
             for warning in check_config(config, last):  # now of the archives too
                 log.warning("warning: %s", warning)
         after = partial(_check_ending, config, last)
-        report = Runner(config, FLOW, catalog, stop, after).run(first, last)
+        report = Runner(config, FLOW, catalog, stop, after).run(first, last, as_sealed)
     if report.redone:
         print(f"done in {report.seconds:.1f} s: {', '.join(report.redone)}")
     else:

@@ -26,7 +26,7 @@ from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
 from pipeline.releases.mending import Plan, downloads_in, forget_unused, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
-from pipeline.runner.kept_config import compare_with_last, last_config
+from pipeline.runner.kept_config import Comparison, compare_with_last, last_config
 from pipeline.stages.pack_record import release_recipe
 
 MAX_SHOWN = 20
@@ -163,14 +163,14 @@ def _repair(args: argparse.Namespace) -> int:
     with Catalog.open(args.dir) as catalog:
         plan = plan_mending(catalog, findings)
         config = config or _config_of(catalog, args.dir)
-        last, changes = _leave_out_what_differs(catalog, plan, config, is_partial)
+        compared = _leave_out_what_differs(catalog, plan, config, is_partial)
         if plan.num_to_ask and not args.yes:
             print_lines(_ask_first(plan.num_to_ask, plan.missing, args.dir, args.config))
             return 1
         print_lines(_mend(catalog, plan, findings, config))
     lost: list[str] = []
-    if last and (plan.forgotten or plan.num_to_ask or is_partial):
-        build_config(config, last=last)
+    if compared.same and (plan.forgotten or plan.num_to_ask or is_partial):
+        build_config(config, last=compared.same[-1], as_sealed=compared.away)
         findings = FolderCheck(args.dir, deep=True).run().findings
         with Catalog.open(args.dir) as catalog:
             print_lines(repack(catalog, findings))
@@ -183,41 +183,46 @@ def _repair(args: argparse.Namespace) -> int:
         print_lines(forgotten)
         left = FolderCheck(args.dir, deep=True).run()
     print_lines(describe(left, args.dir, deep=True))
-    if changes:
-        print_lines(_describe_changes(changes, args.config))
-    return 1 if left.findings or changes else 0
+    if compared.changes:
+        print_lines(_describe_changes(compared, args.config))
+    return 1 if left.findings or compared.changes else 0
 
 
-def _leave_out_what_differs(
-    catalog: Catalog, plan: Plan, config: BuildConfig, is_partial: bool
-) -> tuple[str | None, list[str]]:
+def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig, is_partial: bool) -> Comparison:
     """Leave in the plan what a build mends that makes the stages of the last build again, and no other release.
 
-    Gives the stage up to which that is so, None for none; and what of the configuration or its inputs has changed, if
-    the plan is shorter for it.
+    `changes` says what of the configuration or its inputs has changed, or is away, if the plan is shorter for it.
     """
     if is_partial:  # no stage is known any more: the newest release says what it was made by
+        compared = Comparison([FLOW[-1].name])
         with contextlib.suppress(ConfigError):
             recipe = json.loads(json.dumps(release_recipe(config)))
-            changes = differences(open_release(place_of(catalog.workdir)).record["recipe"], recipe)
-            return (None if changes else FLOW[-1].name), changes
-        return FLOW[-1].name, []
-    try:
-        same, changes = compare_with_last(catalog, FLOW, config)
-    except ConfigError as error:
-        same, changes = [], [str(error)]
-    if changes:
-        num_before = len(plan.forgotten) + len(plan.downloads)
-        plan.forgotten = [part for part in plan.forgotten if part.stage in same]
-        plan.downloads = [each for each in plan.downloads if "fetch" in same or not each.num_to_ask]
-        changes = changes if len(plan.forgotten) + len(plan.downloads) < num_before else []
-    return (same[-1] if same else None), changes
+            compared.changes = differences(open_release(place_of(catalog.workdir)).record["recipe"], recipe)
+            compared.same = [] if compared.changes else compared.same
+        return compared
+    compared = compare_with_last(catalog, FLOW, config)
+    if any(part.stage in compared.away for part in plan.forgotten):  # the stages behind it have to wait, too
+        compared.same = []
+    changes = [*compared.changes, *(f"{stage}: {why}" for stage, why in compared.away.items())]
+    num_before = len(plan.forgotten) + len(plan.downloads)
+    plan.forgotten = [part for part in plan.forgotten if part.stage in compared.same or not changes]
+    plan.downloads = [each for each in plan.downloads if "fetch" in compared.same or not (changes and each.num_to_ask)]
+    compared.changes = changes if len(plan.forgotten) + len(plan.downloads) < num_before else []
+    return compared
 
 
-def _describe_changes(changes: Sequence[str], config: str | None) -> Iterable[str]:
-    yield "not made again, because a build would make another release than the last one:"
-    yield from (f"    {change}" for change in changes[:MAX_SHOWN])
-    yield f"to make that release: plantmix build {config or 'CONFIG'}"
+def _describe_changes(compared: Comparison, config: str | None) -> Iterable[str]:
+    why = (
+        "what it is made from cannot be read"
+        if compared.away
+        else "a build would make another release than the last one"
+    )
+    yield f"not made again, because {why}:"
+    yield from (f"    {change}" for change in compared.changes[:MAX_SHOWN])
+    if compared.away:
+        yield "put it back, then run the same command again"
+    else:
+        yield f"to make that release: plantmix build {config or 'CONFIG'}"
 
 
 def _config_of(catalog: Catalog, workdir: str) -> BuildConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from manifests.catalog import Catalog
@@ -54,26 +55,41 @@ def last_config(catalog: Catalog) -> BuildConfig:
     return config.model_copy(update={"work_dir": catalog.workdir})
 
 
-def compare_with_last(catalog: Catalog, flow: Sequence[Stage[Any]], config: BuildConfig) -> tuple[list[str], list[str]]:
-    """Names of the first stages whose last versions a configuration makes again, and what makes the next one differ.
+@dataclass
+class Comparison:
+    """The first stages whose last versions a configuration makes `same`, and what makes the next one differ.
 
-    Nothing differs when all are the same, or up to where the last build stopped.
-
-    Raises: ConfigError when an input cannot be read.
+    Between them lie stages whose sources are `away`, and why they cannot be read. Their last versions are taken as they
+    are. Nothing differs when all are the same, or up to where the last build stopped.
     """
-    context = BuildContext(config, catalog.workdir, catalog)
+
+    same: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
+    away: dict[str, str] = field(default_factory=dict)
+
+
+def compare_with_last(catalog: Catalog, flow: Sequence[Stage[Any]], config: BuildConfig) -> Comparison:
+    """Compare the stages of a configuration with those of the last build."""
+    context, compared = BuildContext(config, catalog.workdir, catalog), Comparison()
     for stage in flow:
         current = catalog.find_current(stage.name)
         sealed = catalog.find_sealed(current) if current else None
         if sealed is None:
             break
-        identity = stage.identity(inputs := stage.inputs(context))
+        context.sealed[stage.name] = sealed
+        try:
+            inputs = stage.inputs(context)
+        except (ConfigError, OSError) as error:
+            at = getattr(error, "filename", None)
+            compared.away[stage.name] = f"{at}: {error.strerror}" if isinstance(error, OSError) and at else str(error)
+            continue
         if stage.fingerprint(inputs) != current:
             ((text,),) = catalog.ask("SELECT identity FROM stages WHERE fingerprint = ?", current)
-            changes = differences(json.loads(text), json.loads(json.dumps(identity)))
-            return list(context.sealed), [f"{stage.name}: {change}" for change in changes]
-        context.sealed[stage.name] = sealed
-    return list(context.sealed), []
+            changes = differences(json.loads(text), json.loads(json.dumps(stage.identity(inputs))))
+            compared.changes = [f"{stage.name}: {change}" for change in changes]
+            break
+        compared.same.append(stage.name)
+    return compared
 
 
 def _as_it_was_set(catalog: Catalog, text: str) -> str:

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,8 +86,10 @@ class Runner:
         self._status_failed = False
         self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
 
-    def run(self, first: str | None = None, last: str | None = None) -> BuildReport:
+    def run(self, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()) -> BuildReport:
         """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
+
+        The stages `as_sealed` stay as the last build sealed them; their sources are not looked at.
 
         Raises: PartError when parts failed for good (all others are committed); IntegrityError; ConfigError of a plan,
             or when a stage before `first` is not done yet.
@@ -100,6 +102,11 @@ class Runner:
             while place < len(self._flow):
                 stage = self._flow[place]
                 before = first is not None and place < names.index(first)
+                if stage.name in as_sealed:
+                    version = self._catalog.find_current(stage.name)
+                    self._context.sealed[stage.name] = self._sealed_or_refuse(stage.name, version)
+                    place += 1
+                    continue
                 try:
                     new = self._bring_up_to_date(stage, names[place + 1 :], must_be_done=before)
                 except DamageError as error:

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from manifests import storage
+from manifests.errors import ConfigError
 from manifests.records import LOOKED, Stamps
 from manifests.remote.folder import patiently
 from manifests.storage import is_remote
@@ -103,8 +105,13 @@ def places_of(origin: Origin, names: Sequence[str]) -> pa.Array:
 
 
 def looked_at(origin: Origin, names: Sequence[str]) -> pa.Table:
-    """Rows of LOOKED for the files of these names."""
+    """Rows of LOOKED for the files of these names.
+
+    Raises: ConfigError when their folder is not there.
+    """
     root = root_of(origin) or ""
+    if names and not is_remote(root) and not Path(root).is_dir():
+        raise ConfigError(f"{origin.where}: {root}: no such folder")
     stamps = ask(origin, lambda: look_at(root, names))
     paths = [storage.join(root, name) for name in names]
     return pa.table([places_of(origin, names), paths, stamps], schema=LOOKED)

@@ -129,6 +129,31 @@ def test_a_build_does_not_hand_over_a_release_that_was_damaged(lent: Lent, file:
     done("build", lent.path)
 
 
+@pytest.mark.parametrize("damaged", ["releases/*/shards/*.tar", "tables/select/*.parquet", "tables/mix/*.parquet"])
+def test_repair_makes_again_what_needs_no_source_while_the_source_is_away(lent: Lent, damaged: str) -> None:
+    (lent.folder / "pics").rename(lent.folder / "away")
+    before = hash_tree(lent.first)
+    part(sorted(lent.work.glob(damaged))[0]).unlink()
+    done("repair", lent.work, lent.path)
+    assert hash_tree(lent.first) == before
+    assert "are as recorded" in done("verify", lent.work, "--deep")
+
+
+def test_repair_names_the_source_that_it_has_to_wait_for(lent: Lent) -> None:
+    (lent.folder / "pics").rename(lent.folder / "away")
+    before = hash_tree(lent.first)
+    part(lent.work / "status.json").write_text("{")
+    for damaged in ("pool/*.tar", "tables/select/*.parquet"):
+        part(sorted(lent.work.glob(damaged))[0]).unlink()
+    said = refused("repair", lent.work, lent.path)
+    assert "not made again, because what it is made from cannot be read:" in said
+    assert f"fetch: sources.plant: {lent.folder}/pics/plant: no such folder" in said
+    assert json.loads((lent.work / "status.json").read_text())
+    (lent.folder / "away").rename(lent.folder / "pics")
+    done("repair", lent.work, lent.path)
+    assert hash_tree(lent.first) == before
+
+
 # ---- what a command writes over
 
 
