@@ -18,6 +18,7 @@ from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
+from manifests.takedowns import LIST_FILE
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 from pipeline.fetching.settings import DECIDED_BY
@@ -135,8 +136,10 @@ def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
         (name, was.get(name, 0), now.get(name, 0), _what_was_done(name, outcomes, was.get(name, 0))) for name in names
     ]
     follow = "run `plantmix build` with the same configuration: later stages take up the change"
+    num_taken = num_of(before, outcomes) - done.num_asked
     return [
         f"round {done.number}: asked again for {done.num_asked:,} rows, {now['ok'] - was['ok']:,} more pictures",
+        *([f"{num_taken:,} more were not asked: {LIST_FILE} says that they stay out"] if num_taken > 0 else []),
         "",
         *aligned(("outcome", ">before", ">after", ""), rows),
         "",

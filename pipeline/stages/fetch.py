@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.catalog import Catalog
 from manifests.records import Funnel, PartRecord
+from manifests.takedowns import find_named, standing_entries
 from pipeline.config import BuildConfig
 from pipeline.fetching.consent import Consent
 from pipeline.fetching.engine import fetch_in_pieces
@@ -165,9 +166,13 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
     with run.scratch() as sql:
         _view_candidates(sql, inputs.candidates, inputs.secrets, None)
         view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs), inputs.consent)
+        # a build has to see the pictures that were taken down, to know their copies; a round asks for none of them
+        taken = standing_entries(run.catalog.workdir, run.catalog.ask) if run.fetch_round else []
+        sql.execute("CREATE VIEW facts AS FROM parts")
+        find_named(sql, taken)
         groups = cut_rows(
             sql,
-            addresses_to_fetch(run.fetch_round),
+            addresses_to_fetch(run.fetch_round, "sample_id NOT IN (SELECT sample_id FROM named)"),
             "len(sample_ids) > 1, sample_id",  # what several rows share lies in parts of its own, read by all buckets
             "concat_ws(chr(31), array_to_string(sample_ids, ' '), url, asks)",
             run.scratch_file("fetch-todo.parquet"),

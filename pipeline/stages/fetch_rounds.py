@@ -236,12 +236,13 @@ def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> s
         (SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.address AND {done})"""
 
 
-def addresses_to_fetch(fetch_round: FetchRound | None) -> str:
+def addresses_to_fetch(fetch_round: FetchRound | None, where: str = "true") -> str:
     """A query for the addresses on the web to take up, each with the rows (`sample_ids`) that have it.
 
     `asks` says what is asked for: RULES, HEADERS or PICTURE; `way` where redirects led when it was asked first.
     """
-    return f"""WITH todo AS ({rows_to_fetch(fetch_round, "sample_id, asked, address", "locator IS NULL")}),
+    on_web = rows_to_fetch(fetch_round, "sample_id, asked, address", f"locator IS NULL AND {where}")
+    return f"""WITH todo AS ({on_web}),
         learnt AS (SELECT * FROM parts QUALIFY {_LEARNT}),
         asking AS (SELECT t.*, coalesce(k.lacks, '{PICTURE}') AS asks,
             if(asks = '{RULES}' AND len(k.redirects) > 0, list_append(k.redirects[2:], k.final_url), []) AS way

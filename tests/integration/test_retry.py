@@ -107,6 +107,30 @@ def test_only_what_passes_is_asked_again_and_later_stages_see_it(
     assert "fetch" not in capsys.readouterr().out.partition("\n")[0]
 
 
+@pytest.mark.parametrize("by", ["url", "owner", "id"])
+def test_what_must_stay_out_is_not_asked_again(
+    by: str, tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, work = write_config(tmp_path, web), tmp_path / "work"
+    web.mood = {"1": "5xx", "3": "5xx"}
+    assert main(["build", str(config), "--to", "fetch"]) == 0
+    with open_reader(str(work)) as connection:
+        (row,) = (
+            connection.sql("SELECT sample_id AS id, url FROM candidates WHERE record_key = '1'")
+            .to_arrow_table()
+            .to_pylist()
+        )
+    if by == "owner":
+        row["owner"] = "nobody"
+    (work / "takedowns.jsonl").write_text(json.dumps({"by": by, "value": row[by], "reason": "asked"}))
+    web.asked()
+    capsys.readouterr()
+    assert main(["retry", str(work)]) == 0
+    assert web.asked() == ({"1": 1, "3": 1} if by == "owner" else {"3": 1})
+    said = "1 more were not asked: takedowns.jsonl says that they stay out"
+    assert (said in capsys.readouterr().out) == (by != "owner")
+
+
 def test_explain_shows_every_round(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
     web.mood = {"1": "5xx"}
