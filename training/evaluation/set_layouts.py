@@ -238,12 +238,8 @@ def _class_number(answer: bytes, item: Item, num_classes: int) -> int:
 def _open_table(folder: Path, split: str) -> EvalSet:
     """Pictures by the rows of a table; only the split's rows where it has a column `split`."""
     path = folder / _TABLE
-    reader = csv.DictReader(io.StringIO(_text_inside(path), newline=""))
-    try:
-        rows = list(enumerate(reader, start=1))
-    except csv.Error as error:
-        raise ConfigError(f"{path}: cannot be read as csv: {error} (line {reader.line_num})") from None
-    names = reader.fieldnames or ()
+    names, cells = csv_rows(path, _text_inside(path))
+    rows = list(enumerate(cells, start=1))
     if not rows or "filepath" not in names:
         raise ConfigError(f"{path}: needs a column 'filepath' and rows")
     if "split" in names:
@@ -358,6 +354,18 @@ def read_text(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: line {line} is not UTF-8 (byte {content[error.start]:#04x}); convert the file, for "
                           "example with: iconv -f latin1 -t utf-8") from None  # fmt: skip
+
+
+def csv_rows(path: str | Path, text: str) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """The names of the columns, and the rows, of a csv.
+
+    Raises: ConfigError that names the line that the parser cannot read, such as one with a quote that is never closed.
+    """
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return reader.fieldnames or (), list(reader)
+    except csv.Error as error:
+        raise ConfigError(f"{path}: cannot be read as csv: {error} (line {reader.reader.line_num})") from None
 
 
 def _by_number(path: Path) -> tuple[list[int], str]:

@@ -6,8 +6,6 @@ samples_seen and pool_DOMAIN. Writes nothing. Gives up with ConfigError that nam
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections import Counter
@@ -23,7 +21,7 @@ from manifests.storage import is_remote
 from training.config import TrainSettings
 from training.data.settings import DataSettings
 from training.data.shards import SamplePool, cut_pools
-from training.evaluation.set_layouts import read_text
+from training.evaluation.set_layouts import csv_rows, read_text
 
 RUNS_FOLDER = "runs"
 _SHARE_ROUNDING = 0.0005  # of a share written with three decimals; as the planner reads tables
@@ -171,11 +169,10 @@ def check_runs(runs: Sequence[ProxyRun], pool: SamplePool, settings: ProxySettin
 
 def _read_csv(path: str) -> list[ProxyRun]:
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(Path(path)), newline="")))
-    except (OSError, csv.Error) as error:
+        _, rows = csv_rows(path, read_text(Path(path)))
+    except OSError as error:
         raise ConfigError(
-            f"{path}: the list of runs cannot be read ({getattr(error, 'strerror', None) or error}); make one with "
-            "`plantmix plan design`"
+            f"{path}: the list of runs cannot be read ({error.strerror}); make one with `plantmix plan design`"
         ) from None
     return [_from_row(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
 

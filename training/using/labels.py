@@ -6,9 +6,7 @@ a file that cannot be read, a label that is given twice, and a release without t
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections import Counter, defaultdict
@@ -26,7 +24,7 @@ from manifests.tables import TAXON_RANKS
 from training.config import ClassText, has_one_slot
 from training.evaluation.class_names import Taxon, class_text, taxon_of
 from training.evaluation.encoding import prompt_templates
-from training.evaluation.set_layouts import read_text
+from training.evaluation.set_layouts import csv_rows, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +78,7 @@ def read_labels(path: str, rank: str) -> Labels:
         if names and names[0].lower() in (*_LABEL_COLUMNS, "labels", "classes", *TAXON_RANKS):
             logger.warning("%s: the first line, '%s', is taken for a header and is no label", path, names.pop(0))
         return _checked(path, names, [None] * len(names), None)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows = list(reader)
-    columns = reader.fieldnames or ()
+    columns, rows = csv_rows(path, text)
     column = next((name for name in (*_LABEL_COLUMNS, rank) if name in columns), None)
     if column is None:
         raise ConfigError(f"{path}: needs a column 'label' or '{rank}'; it has {', '.join(columns) or 'none'}")

@@ -90,7 +90,11 @@ def _csv_marks(file: Path, content: bytes) -> tuple[str, str]:
     text = io.StringIO(content.decode("utf-8-sig", errors="replace"), newline="")
     separator = max(_SEPARATORS, key=text.readline().count)
     text.seek(0)
-    rows = [cells for cells in csv.reader(text, delimiter=separator) if cells]
+    reader = csv.reader(text, delimiter=separator)
+    try:
+        rows = [cells for cells in reader if cells]
+    except csv.Error as error:
+        raise ConfigError(f"{file}: cannot be read as csv: {error} (line {reader.line_num})") from None
     names = [name.strip() for name in rows[0]] if rows else []
     _refuse_doubled_names(file, names)
     for row, cells in enumerate(rows[1:], start=1):
