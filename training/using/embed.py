@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ def embed_pictures(
 
     Raises: ConfigError, IntegrityError.
     """
-    identity = {"pictures": listing.fingerprint, "batch": batch_size}
-    table, schema = _open(encoder, out, kind, len(listing), identity, listing.places)
+    table, schema = _open(encoder, out, kind, len(listing), {"batch": batch_size}, listing)
 
     def encode(pixels: Tensor) -> Tensor:
         return encoder.encode_views(pixels, kind)
@@ -88,13 +87,14 @@ def _open(
     kind: FeatureKind | None,
     num_rows: int,
     identity: dict[str, Any],
-    places: Sequence[str] = (),
+    listing: Listing | None = None,
 ) -> tuple[PiecedTable, pa.Schema]:
     if not out.lower().endswith(".parquet"):
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
     model = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
     # where the model and the pictures were, for a search
+    places = listing.places if listing else ()
     paths = {
         "source": str(encoder.folder.resolve()),
         "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in places],
@@ -104,7 +104,7 @@ def _open(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
     )
     identity = model | identity | {"device": encoder.model.device.type}
-    return PiecedTable(out, identity, num_rows, schema), schema
+    return PiecedTable(out, identity, num_rows, schema, listing.content if listing else None), schema
 
 
 def _as_lists(vectors: Tensor) -> pa.Array:

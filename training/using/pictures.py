@@ -9,9 +9,11 @@ with a fault, never an error. Gives up with ConfigError on a place that is not t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from manifests import storage
+from manifests import records, storage
 from manifests.errors import ConfigError, PlantMixError
 from manifests.masking import PIPE
 from manifests.release import LATEST_FILE, RECORD_FILE, Release
@@ -52,6 +54,7 @@ _SCHEMA = pa.schema(
 )
 _Row = tuple[str, str | None, int, int | None, str | None]
 _BLOCK_ROWS = 10_000
+_HASHED_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Listing:
     """Pictures in the order in which they are given, and where their bytes are."""
 
     table: pa.Table
-    fingerprint: str  # of names and places, and of the size and time of every file
+    digest: str = ""  # of what names the pictures, and of the releases; not of paths
+    files: tuple[str, ...] = ()  # all that are read, but those of releases
     places: tuple[str, ...] = ()  # as they were given
     releases: tuple[Release, ...] = ()  # that hold some of them
 
@@ -69,6 +73,20 @@ class Listing:
     def names(self, rows: range) -> pa.Array:
         """Names of some rows."""
         return self.table["name"].slice(rows.start, len(rows)).combine_chunks()
+
+    def content(self, recorded: Mapping[str, Any]) -> dict[str, str | None]:
+        """What the pictures are: `pictures`, a digest of names and bytes; and `stamps`, by which a change would show.
+
+        The files are read, unless `recorded`, which this gave before, has the same stamps.
+        """
+        stamps = [_stamp(path) for path in self.files]
+        whole = [self.digest, *(f"{path} {stamp}" for path, stamp in zip(self.files, stamps, strict=True))]
+        seen = None if None in stamps else hashlib.sha256("\n".join(whole).encode()).hexdigest()
+        if seen is not None and recorded.get("stamps") == seen:
+            return {"pictures": recorded["pictures"], "stamps": seen}
+        with ThreadPoolExecutor(_HASHED_AT_A_TIME) as threads:
+            content = [self.digest, *threads.map(_content, self.files)]
+        return {"pictures": hashlib.sha256("\n".join(content).encode()).hexdigest(), "stamps": seen}
 
     def read(self, row: int) -> bytes:
         """The bytes of a picture.
@@ -98,18 +116,20 @@ def list_pictures(places: Sequence[str]) -> Listing:
 
     Raises: ConfigError for a place that is not there, or in which no picture is.
     """
-    digest, read_from, stamp = hashlib.sha256(), None, ""
+    digest, files = hashlib.sha256(), list[str]()
     batches, waiting, num = list[pa.RecordBatch](), list[_Row](), 0
     releases, ends = list[Release](), list[int]()
     for place in places:
         num_before = num
         if (release := _release_in(Path(place))) is not None:
             releases.append(release)
+            digest.update(json.dumps(release.record["files"], sort_keys=True).encode())
         for row in map(_in_utf8, _rows_of(place) if release is None else _rows_of_release(release)):
             num += 1
-            if row[1] != read_from:
-                read_from, stamp = row[1], _stamp(row[1])
-            digest.update(f"{row}{stamp}\n".encode())
+            name, path, *where = row
+            if release is None and path is not None and row[-1] is None and files[-1:] != [path]:
+                files.append(path)
+            digest.update(f"{name!r} {len(files)} {where}\n".encode())
             waiting.append(row)
             if len(waiting) == _BLOCK_ROWS:
                 batches.append(_batch(waiting))
@@ -121,7 +141,7 @@ def list_pictures(places: Sequence[str]) -> Listing:
     if len(set(places)) > 1 and pc.count_distinct(table["name"]).as_py() < num:
         table = table.set_column(0, "name", _names_with_places(table["name"], places, ends))
         digest.update(b"names with places\n")
-    return Listing(table, digest.hexdigest(), tuple(places), tuple(releases))
+    return Listing(table, digest.hexdigest(), tuple(files), tuple(places), tuple(releases))
 
 
 def _names_with_places(names: pa.ChunkedArray, places: Sequence[str], ends: Sequence[int]) -> pa.ChunkedArray:
@@ -142,7 +162,7 @@ def listing_of_pool(pool: SamplePool, rows: Sequence[int], release: Release) -> 
     offsets, lengths = (pool.offsets[name][rows] for name in ("jpg_offset", "jpg_length"))
     paths = [pool.files[number].path for number in pool.shards[rows].tolist()]
     columns = [pool.names(rows), paths, offsets, lengths, pa.nulls(len(rows), pa.string())]
-    return Listing(pa.table(columns, schema=_SCHEMA), "".join(pool.fingerprints), releases=(release,))
+    return Listing(pa.table(columns, schema=_SCHEMA), releases=(release,))
 
 
 def encode_pieces(
@@ -312,14 +332,19 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
     return str(path), 0, None, fault
 
 
-def _stamp(path: str | None) -> str:
-    if path is not None and storage.is_remote(path):
+def _stamp(path: str) -> str | None:
+    """The stamp of a file (manifests/records.py); None where no change would show."""
+    if storage.is_remote(path):
         return stamp_of(path)[1]
     try:
-        stat = Path(path or "").stat()
+        return records.stamp_of(path)
     except OSError:
-        return ""
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+        return "is not there"
+
+
+def _content(path: str) -> str:
+    """The sha256 of a file; of a shard in a store what its listing says, as hashing would fetch it a second time."""
+    return stamp_of(path)[1] if storage.is_remote(path) else records.hash_or_unreadable(path)
 
 
 def _batch(rows: list[_Row]) -> pa.RecordBatch:

@@ -42,8 +42,15 @@ _LINE_SECONDS = 30.0  # between two lines of progress, where they do not stand o
 class PiecedTable:
     """The table `out`, which holds `num_rows` rows and depends on what `identity` says, and nothing else."""
 
-    def __init__(self, out: str, identity: dict[str, Any], num_rows: int, schema: pa.Schema) -> None:
-        """Looks at what is there.
+    def __init__(
+        self,
+        out: str,
+        identity: dict[str, Any],
+        num_rows: int,
+        schema: pa.Schema,
+        content: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """Looks at what is there. `content` gives `pictures` and `stamps` as `Listing.content` does.
 
         Raises: ConfigError for an ending that is none of ENDINGS, and for a place that holds something else.
         """
@@ -54,6 +61,11 @@ class PiecedTable:
             raise ConfigError(f"{out}: --out must end in one of {', '.join(ENDINGS)}")
         self.folder = self.out.with_name(f"{self.out.name}.pieces")
         self.record = self.out.with_name(f"{self.out.name}.{_MADE}")
+        self._stamps = None
+        if content is not None:
+            there = next((path for path in (self.record, self.folder / _MADE) if path.is_file()), None)
+            read = content(_read_json(there) if there else {})
+            identity, self._stamps = identity | {"pictures": read["pictures"]}, read["stamps"]
         self.identity = json.loads(json.dumps(identity | {"num_rows": num_rows, "piece_rows": PIECE_ROWS}))
         self.is_finished = self.out.is_file() and self._holds_the_same(self.record)
         self._holds_the_same(self.folder / _MADE)
@@ -82,7 +94,7 @@ class PiecedTable:
         storage.make_folder(str(self.folder))
         with lock_folder(self.folder):
             storage.sweep(str(self.folder))
-            _publish_json(self.folder / _MADE, self.identity)
+            _publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
             pieces = [range(i, min(i + PIECE_ROWS, self.num_rows)) for i in range(0, self.num_rows, PIECE_ROWS)]
             sealed = SealedFiles(self.folder)
             sealed.adopt(_name(rows) for rows in pieces)
@@ -102,7 +114,7 @@ class PiecedTable:
             line.end()
             temp, num_faults = self._merge(pieces)
             outcome = {"notes": notes, "num_faults": num_faults, "sha256": storage.hash_file(temp).sha256}
-            _publish_json(self.record, self.identity | outcome)
+            _publish_json(self.record, self.identity | outcome | {"stamps": self._stamps})
             storage.publish(temp, str(self.out))
         self._remove_pieces()
         return _read_json(self.record)
@@ -122,7 +134,7 @@ class PiecedTable:
         if not path.is_file():
             content = make()
             storage.make_folder(str(self.folder))
-            _publish_json(self.folder / _MADE, self.identity)
+            _publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
             _publish_json(path, content)
         return _read_json(path)
 

@@ -148,13 +148,12 @@ def predict_table(
     encoder, labels, options = classifier.encoder, classifier.labels, classifier.options
     identity = {
         "model": encoder.fingerprint,
-        "pictures": listing.fingerprint,
         "labels": labels.fingerprint,
         "device": encoder.model.device.type,
         "calibrated_on": None if calibration_on is None else [calibration_on[0].fingerprint, calibration_on[1]],
         "options": {key: value for key, value in asdict(options).items() if key != "num_workers"},
     }
-    table = PiecedTable(out, identity, len(listing), classifier.schema)
+    table = PiecedTable(out, identity, len(listing), classifier.schema, listing.content)
 
     def fit() -> dict[str, Any]:
         fitted = (

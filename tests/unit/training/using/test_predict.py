@@ -303,6 +303,37 @@ def test_what_is_there_is_reused_or_refused(
     assert own.read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_pictures_are_known_by_their_content(
+    command: str, run_folder: Path, labels: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "a.parquet"
+    folder.mkdir()
+    red, blue = (release_writer.draw_picture(colour, "circle", seed=1) for colour in ("red", "blue"))
+    one = folder / "1.jpg"
+    one.write_bytes(red.ljust(len(blue), b"\0"))
+    (folder / "2.jpg").write_bytes(blue)
+    given = [command, str(folder), "--model", str(run_folder), "--out", str(out)]
+    given += ["--labels", str(labels)] if command == "predict" else []
+    assert main(given) == 0
+    before = one.stat()
+    time.sleep(0.05)  # a stamp that is younger than a tick of the clock is not trusted
+    os.utime(folder / "2.jpg")
+    assert main(given) == 0, "the content is the same"
+    capsys.readouterr()
+    one.write_bytes(blue.ljust(before.st_size, b"\0"))
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (one.stat().st_size, one.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert main(given) == 2
+    assert "was made or begun from something else (pictures:" in capsys.readouterr().err
+    out.with_name("a.parquet.made.json").unlink()
+    out.unlink()
+    time.sleep(0.05)
+    assert main(given) == 0
+    monkeypatch.setattr("manifests.records.hash_or_unreadable", lambda path: pytest.fail(f"{path} is read again"))
+    assert main(given) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
