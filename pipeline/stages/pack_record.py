@@ -135,7 +135,8 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         for source in config.sources
     ]
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
-    recipe["mix"]["mixture"] = _without_folders(recipe["mix"]["mixture"])
+    if recipe["mix"]["mixture"]:
+        recipe["mix"]["mixture"] = "mixture.json"  # of the release, which holds the content; no name of a file decides
     recipe["score"].pop("device")
     for name in ("model", "pretrained"):
         recipe["score"][name] = _without_folders(recipe["score"][name])

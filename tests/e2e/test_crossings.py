@@ -154,6 +154,16 @@ def test_repair_names_the_source_that_it_has_to_wait_for(lent: Lent) -> None:
     assert hash_tree(lent.first) == before
 
 
+def test_the_name_of_a_mixture_file_decides_nothing(lent: Lent) -> None:
+    mixture, renamed = lent.folder / "a.json", lent.folder / "b.json"
+    mixture.write_text(json.dumps({"ratio": {"plant": 0.5, "general": 0.5}}))
+    done("mix", lent.config(mix={"mixture": str(mixture), "seed": 1}))
+    first = release_of(lent.work)
+    mixture.rename(renamed)
+    done("mix", lent.config(mix={"mixture": str(renamed), "seed": 1}))
+    assert release_of(lent.work) == first
+
+
 # ---- what a command writes over
 
 
