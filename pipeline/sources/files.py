@@ -193,23 +193,14 @@ def is_file_of(root: str, path: str) -> bool:
     return real.is_file() and real.is_relative_to(Path(root or ".").resolve())
 
 
-def walk_files(root: str) -> Iterator[tuple[str, int | None]]:
+def walk_files(root: str, hidden: bool = False) -> Iterator[tuple[str, int | None]]:
     """(name relative to root, size in bytes) of every file below a folder, in name order, one folder at a time.
 
     No link is followed. Links, pipes, devices and sockets have the size None; the name of a link to a folder ends in /.
 
     Raises: ConfigError for a folder that may not be read; RetryableError where a store refuses it now.
     """
-    return ((name, size) for name, size, _ in walk_versions(root))
-
-
-def walk_versions(root: str, hidden: bool = False) -> Iterator[tuple[str, int | None, str | None]]:
-    """As `walk_files`, with the version (ETag) that the listing of an object store names; None on a disk.
-
-    A version changes with the content, and is seen without a request for the file.
-    """
-    for name, size, entry in _walk_entries(root, hidden):
-        yield name, size, entry.get("ETag") or entry.get("etag")  # by S3's and by Google's name
+    return ((name, size) for name, size, _ in _walk_entries(root, hidden))
 
 
 def look_at(root: str, names: Sequence[str]) -> list[str | None]:

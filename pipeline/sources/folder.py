@@ -31,7 +31,6 @@ from pipeline.sources.files import (
     kind_of_place,
     make_locator,
     walk_files,
-    walk_versions,
     where_it_looked,
 )
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
@@ -134,9 +133,8 @@ class FolderReader(Reader[FolderSettings]):
             raise ConfigError(f"{self.where}: {self.path} holds no picture ({', '.join(self.settings.suffixes)})")
 
     def digest(self, hash_file: Callable[[str], str]) -> list[str]:
-        """Names and sizes of the pictures, and the content of every text that is read.
+        """Names and sizes of the pictures, and the content of every text that is read from a disk.
 
-        Of texts in an object store the version that its listing names: reading them is left to `rows`.
         With a table they are the files that it names, whatever their ending, and also those that are not there.
         """
         settings, digest = self.settings, hashlib.sha256()
@@ -145,13 +143,12 @@ class FolderReader(Reader[FolderSettings]):
                 digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
             return [digest.hexdigest(), *self._table().digest(hash_file)]
         reads_texts = settings.captions == "text_file"
-        for name, size, version in walk_versions(settings.path):
+        on_disk = not storage.is_remote(settings.path)
+        for name, size in walk_files(settings.path):
             if name.lower().endswith(("/", *_endings(settings))):
                 digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-                if reads_texts and size is not None and version is None:
+                if reads_texts and size is not None and on_disk:
                     digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
-            elif reads_texts and version is not None and name.endswith(_TEXT_ENDING):
-                digest.update(f"{name}\0{version}\n".encode("utf-8", "surrogateescape"))
         return [digest.hexdigest()]
 
     def picture_files(self) -> list[str]:
@@ -159,6 +156,12 @@ class FolderReader(Reader[FolderSettings]):
         if self.settings.table is not None:
             return [name for name, size in self._named_files().items() if isinstance(size, int)]
         return [name for name, _ in _pictures(self.settings)]
+
+    def text_files(self) -> list[str]:
+        """The texts of a folder in an object store: each costs a request, so they are hashed by their stamps."""
+        if self.settings.captions != "text_file" or not storage.is_remote(self.path):
+            return []
+        return [name for name, _ in walk_files(self.path) if name.endswith(_TEXT_ENDING)]
 
     def rows(self, scratch: Scratch) -> Iterator[Batch]:
         """Every picture of the folder in name order, or every row of its table."""
@@ -226,7 +229,7 @@ class FolderReader(Reader[FolderSettings]):
             files = raw.rows[table.columns[0]].to_pylist()
             names |= dict.fromkeys(name for file in files if (name := _below(file, root)))
         if storage.is_remote(self.path):
-            sizes = {name: size for name, size, _ in walk_versions(self.path, hidden=True)}
+            sizes = dict(walk_files(self.path, hidden=True))
             return {name: sizes.get(name) for name in names}
         return {name: _size_of(fs, self.path, root, name) for name in names}
 

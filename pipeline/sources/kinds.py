@@ -148,6 +148,10 @@ class Reader(ABC, Generic[SettingsT]):
         """Names, below the root, of pictures that lie in files of their own."""
         return []
 
+    def text_files(self) -> list[str]:
+        """Names, below the root, of texts that the rows depend on and `digest` leaves out."""
+        return []
+
     def skipped_files(self) -> dict[str, int]:
         """Endings of files that look like pictures and are not read, with their counts."""
         return {}

@@ -88,15 +88,21 @@ def root_of(source: Origin) -> str | None:
     return ask(source, source.reader.root) if source.reader.on_disk else None
 
 
-def content_of_pictures(origin: Origin, stamps: Stamps) -> list[str]:
-    """A digest of the pictures that lie in files of their own; those whose stamp has changed are hashed."""
-    names = sorted(set(ask(origin, origin.reader.picture_files)))
-    hashed = stamps.sha256_of_all(looked_at(origin, names))
+def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:
+    """A digest of the texts that `digest_inputs` leaves out, and of pictures that lie in files of their own.
+
+    Those whose stamp has changed are hashed.
+    """
+    reader = origin.reader
+    names = sorted({*ask(origin, reader.text_files), *(ask(origin, reader.picture_files) if pictures else ())})
+    if not names:
+        return []
+    hashed = ask(origin, lambda: stamps.sha256_of_all(looked_at(origin, names)))
     by_place = dict(zip(hashed["place"].to_pylist(), hashed["sha256"].to_pylist(), strict=True))
     digest = hashlib.sha256()
     for place in sorted(by_place):
         digest.update(f"{place}\0{by_place[place]}\n".encode("utf-8", "surrogateescape"))
-    return [digest.hexdigest()] if names else []
+    return [digest.hexdigest()]
 
 
 def places_of(origin: Origin, names: Sequence[str]) -> pa.Array:

@@ -29,7 +29,7 @@ from pipeline.matching.mirrors import FLAT_BITS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
-from pipeline.sources.reading import content_of_pictures, digest_inputs, read_rows, root_of
+from pipeline.sources.reading import content_of, digest_inputs, read_rows, root_of
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
@@ -54,7 +54,7 @@ def sets_of(context: BuildContext) -> tuple[SetInputs, ...]:
             settings,
             (
                 *digest_inputs(settings, context.catalog.input_sha256),
-                *content_of_pictures(settings, context.catalog.stamps),
+                *content_of(settings, context.catalog.stamps, pictures=True),
             ),
         )
         for settings in context.config.evaluation

@@ -22,7 +22,7 @@ from manifests.errors import RunError
 from manifests.masking import hide_users
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
-from pipeline.sources.reading import digest_inputs, read_ahead
+from pipeline.sources.reading import content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
@@ -175,9 +175,13 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
 
 
 def _inputs(context: BuildContext) -> IngestInputs:
+    catalog = context.catalog
     return IngestInputs(
         tuple(
-            SourceInputs(source, tuple(digest_inputs(source, context.catalog.input_sha256)))
+            SourceInputs(
+                source,
+                (*digest_inputs(source, catalog.input_sha256), *content_of(source, catalog.stamps, pictures=False)),
+            )
             for source in context.config.sources
         )
     )
