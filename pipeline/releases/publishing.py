@@ -28,8 +28,9 @@ from manifests.release import (
     read_record,
     refuse_within,
 )
+from manifests.remote.folder import place_of
 from pipeline.releases.checks import check_release
-from pipeline.releases.opening import open_sql, samples_path
+from pipeline.releases.opening import open_sql, samples_path, work_folder_of
 from pipeline.sidefiles.citation import write_citation
 from pipeline.sidefiles.croissant import write_croissant
 from pipeline.store.sql import view_parquet
@@ -156,16 +157,39 @@ def count_licences(release: Release) -> tuple[LicenceCount, ...]:
 
 
 def conflicts_of(release: Release) -> tuple[Conflict, ...]:
-    """Images of a release that everyone may pass on by their own licence, and not by that of a copy."""
-    rows = (release.record.get("duplicates") or {}).get("conflicts", ())
+    """Images of a release that everyone may pass on by their own licence, and not by that of a copy.
+
+    The newest release of the work folder may have seen copies that this one has not.
+    """
+    rows = [(*row, len(ids)) for row, ids in _conflicts_in(release)]
+    workdir = work_folder_of(release)
+    newest = Release.open(place_of(workdir)) if workdir else release
+    if newest.fingerprint != release.fingerprint:
+        with open_sql() as sql:
+            view_parquet(sql, "own", [samples_path(release)], "copy = 0")
+            view_parquet(sql, "newest", [samples_path(newest)], "copy = 0")
+            own = {sample_id for (sample_id,) in sql.sql("SELECT sample_id FROM own").fetchall()}
+            rows += [(*row, len(own.intersection(ids))) for row, ids in _conflicts_in(newest)]
+            rows += sql.execute(
+                f"SELECT coalesce(o.licence_id, '{UNKNOWN}'), coalesce(n.licence_id, '{UNKNOWN}'), ?, count(*) "
+                "FROM own o JOIN newest n USING (image_id) GROUP BY ALL ORDER BY ALL",
+                [f"same picture in {newest.name}"],
+            ).fetchall()
     return tuple(
-        Conflict(row["value"], row["other_value"], row["matched"], len(row["sample_ids"]))
+        Conflict(*row)
+        for row in dict.fromkeys(rows)
+        if row[3] and REDISTRIBUTABLE.allows(row[0]) and not REDISTRIBUTABLE.allows(row[1])
+    )
+
+
+def _conflicts_in(release: Release) -> list[tuple[tuple[str, str, str], list[str]]]:
+    """Both licences, how the copies match, and the sample ids of the contradictions that a record names."""
+    rows = (release.record.get("duplicates") or {}).get("conflicts", ())
+    return [
+        ((row["value"], row["other_value"], row["matched"]), row["sample_ids"])
         for row in rows
         if row["about"] == "licence"
-        and row["sample_ids"]
-        and REDISTRIBUTABLE.allows(row["value"])
-        and not REDISTRIBUTABLE.allows(row["other_value"])
-    )
+    ]
 
 
 def publish(plan: Plan) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,24 @@ def test_a_takedown_list_that_is_gone_stops_what_would_bring_pictures_back(lent:
     listed.write_text("")  # the owner says that nothing is to stay out
     done("mix", other)
     assert lent.holds(release_of(lent.work))
+
+
+def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(lent: Lent) -> None:
+    public = ("--to", "hf:me/plants", "--public", "--dry-run")
+    assert "public: the licence of every image" in done("publish", lent.first, *public)
+    (lent.folder / "pics/others").mkdir()
+    shutil.copy(lent.folder / "pics/plant/0.jpg", lent.folder / "pics/others/0.jpg")
+    (lent.folder / "pics/others/0.txt").write_text("a picture of the plant domain by someone else")
+    sources = yaml.safe_load(lent.path.read_text())["sources"]
+    folder = {"path": str(lent.folder / "pics/others"), "captions": "text_file"}
+    sources.append({"name": "others", "domain": "plant", "folder": folder, "defaults": {"licence": "CC BY-ND 4.0"}})
+    done("build", lent.config(sources=sources))
+    for release in (lent.work, lent.first):
+        assert "may not be public" in refused("publish", release, *public)
+    assert f"1 images: CC0-1.0, but CC-BY-ND-4.0 by the same picture in {release_of(lent.work).name}" in refused(
+        "publish", lent.first, *public
+    )
+    assert "nothing was sent" in done("publish", lent.first, *public[:2], "--dry-run")
 
 
 # ---- what lies among the releases
