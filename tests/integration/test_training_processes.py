@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import foreign_tars
 import pytest
 import release_writer as writer
 import torch
@@ -192,6 +193,31 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str
     assert not (killed / "run" / "summary.json").exists()
     assert _finish(_start(values, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(two, killed)
+
+
+@pytest.mark.slow
+def test_two_ranks_on_shards_of_others_resume_bit_for_bit(values: dict[str, Any], tmp_path: Path) -> None:
+    """Killed while it indexes and while it trains: the losses and weights of the run that nothing disturbed."""
+    whole, killed = _places(tmp_path, "whole", "killed")
+    for number in range(4):
+        samples = foreign_tars.tree_of_life_samples(30 * number, 30 * number + 30)
+        foreign_tars.write_tar(tmp_path / f"tars/{number:05d}.tar", samples)
+    text = {"use": "draw", "members": ["sci", "com"]}
+    of_shards = values["data"] | {"shards": str(tmp_path / "tars/{00000..00003}.tar"), "text": text}
+    whole_values = values | {"release": None, "data": of_shards | {"cache_dir": str(tmp_path / "a")}}
+    killed_values = values | {"release": None, "data": of_shards | {"cache_dir": str(tmp_path / "b")}}
+    _finish(_start(whole_values, whole, num_ranks=2))
+    process = _start(killed_values, killed, num_ranks=2)
+    deadline = time.monotonic() + 600
+    while not list((tmp_path / "b").glob("index/*/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    kill([*below(process.pid), process.pid])
+    process.communicate(timeout=100)
+    process = _start(killed_values, killed, num_ranks=2)
+    _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS - 8), signal.SIGKILL)
+    assert not (killed / "run" / "summary.json").exists()
+    assert _finish(_start(killed_values, killed, num_ranks=2)).startswith("finished: 24 steps")
+    _assert_same(whole, killed)
 
 
 @pytest.fixture(scope="module")

@@ -162,6 +162,9 @@ def _index(source: str, folder: Path, cache: ShardCache, say: Callable[[int], No
 
 
 def _passing(source: str, error: Exception) -> PlantMixError | None:
+    """What to say of a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
+    if isinstance(error, OSError) and not is_elsewhere(source):
+        raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
     if not patience.may_pass(error):
         return None
     words = hide_secrets(words_of(error))
