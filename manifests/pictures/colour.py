@@ -1,7 +1,7 @@
 """Any picture that Pillow opens, as 8-bit sRGB on a background of one colour.
 
-Pictures in, pictures out, in two steps with the resize between them: `simplify` first, which gives a mode that can be
-resized, then `to_srgb`, which applies profile and transparency to the few pixels that are left.
+Two steps, with the resize between them. `simplify` gives a mode that can be resized. `to_srgb` then applies profile and
+transparency, to the few pixels that are left.
 Gives up with UnsupportedMode for pixels whose range of values is unknown.
 """
 
@@ -50,7 +50,7 @@ def simplify(image: Image.Image) -> Image.Image:
 
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    """The picture in L, a strip at a time: at once it takes 19 bytes a pixel, in strips 3."""
+    """Convert to L strip by strip: 3 bytes of memory a pixel, where the whole picture at once takes 19."""
     made = Image.new("L", image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -122,8 +122,8 @@ def _apply_profile(image: Image.Image, icc_profile: bytes) -> Image.Image:
 def colour_std(rgb: Image.Image) -> float:
     """How far the colours of a picture are spread, apart from light and dark: 0 for grey, about 2 for sepia.
 
-    The square root of the variances of Cb and Cr, over means of 4 x 4 pixels, which takes a third of the time of all
-    pixels. Photos of groceries have 12 and more.
+    The root of the summed variances of Cb and Cr. It is measured on means of 4 x 4 pixels, in a third of the time that
+    all pixels take. Photos of groceries have 12 and more.
     """
     counts = np.array(rgb.reduce(4).convert("YCbCr").histogram()[256:], np.int64).reshape(2, 256)
     values, num = np.arange(256), int(counts[0].sum())

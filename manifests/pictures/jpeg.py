@@ -1,6 +1,6 @@
 """The segments of a JPEG: a copy without what camera and owner wrote into it, and why Pillow cannot read one.
 
-Bytes in, bytes or a word out. Pure. What it cannot follow gives None.
+Bytes in, bytes or a word out. Pure. Gives None for a structure that it cannot follow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The lease on a work folder in a store: one driver holds it, whatever machine it runs on.
 
 The leases of a folder are numbered objects, and the newest counts. A driver takes the next number with a conditional
-request, so of two drivers that find the folder free one wins. It renews its lease while it lives.
+request. When two drivers find the folder free, exactly one wins. It renews its lease while it lives.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Lease:
     """The next lease of a folder, which this process holds once it has taken it."""
 
     def __init__(self, address: str, names: list[str]) -> None:
-        """Of the folder at `address`; `names` are those of the objects in its folder `catalog`."""
+        """For the work folder at `address`; `names` are the objects in its folder `catalog`."""
         self._address, self._token = address, uuid.uuid4().hex
         self._older = {_number(name) for name in names} - {0}
         self.number = max(self._older, default=0) + 1
 
     def take(self) -> None:
-        """Take it. After a fault of the store, which may hide that it was taken, this may be called again.
+        """Take it. After a fault of the store call it again: the first call may have succeeded without an answer.
 
         Raises: RunError when another driver holds the folder, or takes it at the same moment.
         """
@@ -109,7 +109,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _host() -> str:
-    """This machine or container since it was started: the process numbers of another one mean nothing here."""
+    """Names this machine or container and its start: process ids of another one mean nothing here."""
     boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{boot.read_text().strip()[:8]}/{processes.readlink()}"
 

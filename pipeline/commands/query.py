@@ -1,7 +1,7 @@
 """`plantmix query`: read-only SQL over the catalogue's tables and the per-sample views.
 
 The SQL is run in a sandbox: DuckDB's own locks keep it to the tables of the work folder, and it runs in a process of
-its own, whose time and memory are limited. What is printed cannot steer a terminal.
+its own, whose time and memory are limited. Control characters are not printed, so that no text steers a terminal.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class CapSettings(Settings):
 
 
 class BalanceSettings(Settings):
-    """Caps over what rules and duplicates left. They work one after the other: each counts what the last one left."""
+    """Caps over the rows that rules and duplicates kept. They work in order: each counts what the one before kept."""
 
     caps: tuple[CapSettings, ...] = ()
     seed: int = 0
@@ -80,7 +80,7 @@ def judge_cap(table: pa.Table, cap: CapSettings, seed: int) -> pa.Table:
     """Verdicts (schema VERDICTS) of one cap over the columns sample_id, `key` and `unit`, row for row.
 
     Rows of one `unit` (32 hex digits) share a draw. With `about` the number that stays is binomial where units are
-    single rows, and its mean the cap. With `at_most` the lowest draws stay, so at most one unit of a key is cut. The
+    single rows, and its mean the cap. With `at_most` the lowest draws stay, so at most one unit of a key is split. The
     value of a verdict is the key and its number of rows.
     """
     keys = table["key"].combine_chunks().dictionary_encode()

@@ -5,7 +5,7 @@ an exact search. Drops nothing: if the better of two duplicates later falls to a
 be there.
 
 One search finds both kinds of pairs, for it looks at the hashes of pictures and of their mirror images together. Facts
-of earlier versions lack the latter; they are measured from the pool (`mirrors`).
+of earlier versions lack the hashes of mirror images. These are measured from the pool (`mirrors`).
 
 Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
 original and not a copy of it that was blown up.

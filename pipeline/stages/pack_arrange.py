@@ -38,9 +38,7 @@ ARRANGED = pa.schema(
         pa.field("txt", pa.string()),
         pa.field("txt_type", pa.string()),
         pa.field("texts", _TEXTS),
-        pa.field("licence_id", pa.string()),
-        tables.CAPTIONS.field("language"),
-        tables.CAPTIONS.field("taxon_derived"),
+        *[tables.CAPTIONS.field(name) for name in record.CAPTION_COLUMNS],
         *[tables.FACTS.field(name) for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")],
         *[tables.CANDIDATES.field(name) for name in record.CANDIDATE_COLUMNS],
     ]
@@ -60,7 +58,7 @@ A gathered table lacks the columns in which no sample of the build has a value.
 _JOINED = {
     "candidates": record.CANDIDATE_COLUMNS,
     "facts": (*record.FACT_COLUMNS, "pool_file", "offset", "length"),
-    "captions": ("text", "text_source", "licence_id", "language", "taxon_derived"),
+    "captions": ("text", "text_source", *record.CAPTION_COLUMNS),
 }
 _NUMBERED = "CREATE TABLE drawn AS SELECT sample_id FROM draws WHERE copy = 0"  # a sample's number is its rowid
 _DRAWS = "SELECT d.*, n.rowid AS number FROM draws d JOIN drawn n USING (sample_id) ORDER BY d.split = 'train', d.rank"

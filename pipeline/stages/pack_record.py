@@ -28,6 +28,8 @@ from pipeline.store.files import Files, RowGroup, open_parquet
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.writing import PrivateFile, private_bytes
 
+# Columns of samples.parquet that come from other tables, as they are there. A column in one of these is all it takes.
+CAPTION_COLUMNS = ("licence_id", "language", "taxon_derived")
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
 CANDIDATE_COLUMNS = tuple(
     name for name in tables.CANDIDATES.names if name not in ("sample_id", "domain", "row_number", "locator")
@@ -38,9 +40,7 @@ SAMPLES = pa.schema(
         *tables.PLACEMENTS,
         pa.field("text", pa.string()),
         pa.field("text_type", pa.string()),
-        pa.field("licence_id", pa.string()),
-        tables.CAPTIONS.field("language"),
-        tables.CAPTIONS.field("taxon_derived"),
+        *[tables.CAPTIONS.field(name) for name in CAPTION_COLUMNS],
         *[tables.FACTS.field(name) for name in FACT_COLUMNS],
         *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
     ]

@@ -1,4 +1,4 @@
-"""Ask GBIF for the downloads of a config, wait, fetch the archives. What was asked for is never asked for twice.
+"""Ask GBIF for the downloads of a config, wait, fetch the archives. No download is requested twice.
 
 Before a request is sent, its token is written down, and GBIF keeps the token with the download. So a process that was
 killed anywhere finds its download again: by its key, or in the user's list by the token. Writes the folders of the
@@ -118,7 +118,7 @@ def _ask(api: GbifApi, source: Source, environment: Mapping[str, str]) -> None:
 
 
 def _taxon_key(api: GbifApi, where: str, taxon: str | int) -> int:
-    """The key of a taxon in GBIF's backbone. Of a synonym, that of the accepted name.
+    """The key of a taxon in GBIF's backbone; for a synonym, the key of the accepted name.
 
     Raises: ConfigError for a name that GBIF does not know as it is written.
     """
@@ -172,7 +172,7 @@ def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str, sleep: Call
         if download is None:
             if settings.download:
                 raise ConfigError(f"{what}: GBIF knows no such download; check the key")
-            download = {"status": "PREPARING"}  # GBIF has given the key, and not entered it yet
+            download = {"status": "PREPARING"}  # GBIF gave the key but does not list it yet
         status = str(download.get("status"))
         if status == "SUCCEEDED":
             return dict(download)
