@@ -8,8 +8,10 @@ agree on a clock. Reads and writes nothing. A host that fails is paused and trie
 
 from __future__ import annotations
 
+import math
 import random
 import secrets
+import statistics
 import threading
 import time
 from collections import Counter
@@ -19,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
-from pipeline.fetching.tally import Board, Given, Tally
+from pipeline.fetching.tally import AdaptiveGiven, Board, Given, Tally
 
 Result = Literal["answered", "busy", "unreachable", "unused"]
 """How a request ended for its host: it answered (whatever the answer), it asked to be left alone (429, 503), it could
@@ -28,6 +30,13 @@ not be reached, or the permission came back unused."""
 _MAX_BUSY_PAUSE_SECONDS = 300.0
 _AHEAD_SECONDS = 0.1  # a permission is given at most this long before its time
 _LEASE_MARGIN_SECONDS = 30.0
+_WINDOW_SECONDS = 10.0  # of an adaptive host, between two decisions
+_MIN_ANSWERS = 5  # in a window
+_STEP_SHARE = 0.2  # of the first rate, that a calm window adds
+_MOST_TIMES = 8  # as fast as the limits say, at most; and an eighth as fast at least
+_SLOWER_TIMES = 2.0
+_USED_SHARE = 0.7  # of its rate that a host must have been asked at before it is asked faster
+_REFUSALS_TOGETHER_SECONDS = 2.0
 _SHOWN_HOSTS = 15
 _FULL_HOST_SECONDS = 0.02  # after this a worker asks again for a host whose connections are all in use
 _WAITING_SECONDS = 0.5  # a part that got too few connections counts so long as one that waits; it asks again before
@@ -42,6 +51,8 @@ class HostReport(NamedTuple):
     retry_after_seconds: float | None = None
     min_gap_seconds: float | None = None
     """Crawl-delay: the pause between requests that the host asks for. An override in the config counts more."""
+    seconds: float | None = None
+    """How long an answer took, for adaptive hosts."""
 
 
 class Permission(NamedTuple):
@@ -76,8 +87,79 @@ class Gate(Protocol):
 
 
 @dataclass(slots=True)
+class _Pace:
+    """How fast an adaptive host is asked: a little faster after each calm window, much slower when it has enough.
+
+    A host has enough when it answers 429 or 503: then the rate halves. Or when its median answer takes twice as long as
+    in its best window: then the rate loses a quarter, but not below the first rate. After either it stays below nine
+    tenths of what was too much. Additive increase and multiplicative decrease keep several clients fair to each other.
+    Source: Chiu and Jain 1989, "Analysis of the increase and decrease algorithms for congestion avoidance".
+    """
+
+    start: float  # requests a second
+    start_connections: int
+    rate: float
+    connections: int
+    most: float  # never faster
+    most_connections: int
+    fastest: float = 0.0  # rate of the fastest calm window
+    num_slow_downs: int = 0
+    best_seconds: float = math.inf
+    slowed_at: float = -math.inf
+    window_started: float | None = None
+    window_seconds: list[float] = field(default_factory=list)  # that answers of this window took
+    was_full: bool = False  # all connections were in use in this window
+
+    @classmethod
+    def of(cls, limits: HostLimits) -> _Pace | None:
+        """The pace that a host starts with; None where the limits are fixed."""
+        rate, connections = limits.requests_per_second, limits.connections
+        if not limits.adaptive or rate is None:
+            return None
+        return cls(rate, connections, rate, connections, rate * _MOST_TIMES, connections * _MOST_TIMES)
+
+    def answered(self, seconds: float, now: float) -> None:
+        """Note an answer; at the end of a window, decide whether to go faster."""
+        if self.window_started is None:
+            self.window_started = now
+        self.window_seconds.append(seconds)
+        window = now - self.window_started
+        if window < _WINDOW_SECONDS or len(self.window_seconds) < _MIN_ANSWERS:
+            return
+        per_second, took = len(self.window_seconds) / window, statistics.median(self.window_seconds)
+        if took > _SLOWER_TIMES * self.best_seconds:
+            if self.rate > self.start:
+                self._slow_down(max(self.start, 0.75 * self.rate), now)
+        else:
+            self.fastest = max(self.fastest, min(per_second, self.rate))
+            self.best_seconds = min(self.best_seconds, took)
+            if per_second >= _USED_SHARE * self.rate:
+                self.rate = min(self.rate + _STEP_SHARE * self.start, self.most)
+            elif self.was_full:  # the connections bound it, and not the rate
+                self.connections = min(self.connections + 1, self.most_connections)
+        self.window_started, self.window_seconds, self.was_full = now, [], False
+
+    def refused(self, now: float) -> None:
+        """Note a 429 or 503. Of those that come together only the first counts."""
+        if now - self.slowed_at >= _REFUSALS_TOGETHER_SECONDS:
+            self._slow_down(max(self.start / _MOST_TIMES, 0.5 * self.rate), now)
+            self.window_started, self.window_seconds, self.was_full = None, [], False
+
+    def given(self) -> AdaptiveGiven:
+        """The figures of the pace."""
+        return {"rate": self.rate, "fastest": self.fastest, "slow_downs": self.num_slow_downs}
+
+    def _slow_down(self, rate: float, now: float) -> None:
+        self.num_slow_downs += 1
+        self.most = max(rate, min(self.most, 0.9 * self.rate))
+        self.connections = self.most_connections = max(self.start_connections, self.connections - 1)
+        self.rate, self.slowed_at = rate, now
+
+
+@dataclass(slots=True)
 class _HostState:
     limits: HostLimits
+    pace: _Pace | None = None
     gap_seconds: float = 0.0  # between the starts of two requests
     crawl_delay_seconds: float = 0.0  # the host's own wish for that gap; 0 where the config counts more
     next_start: float = 0.0
@@ -100,7 +182,9 @@ class _HostState:
         The share is max-min fair: parts that have what they want keep it, the others divide the rest. Without it the
         first part would take each connection again as soon as it is free, and other workers would stand idle.
         """
-        connections = 1 if self.dead else self.limits.connections  # a dead host gets one request first
+        connections = self.pace.connections if self.pace else self.limits.connections
+        if self.dead:  # gets one request first
+            connections = 1
         free = connections - len(self.leases)
         self.waiting = {other: until for other, until in self.waiting.items() if until > now}
         wanting = {part, *self.waiting}
@@ -116,12 +200,14 @@ class _HostState:
     def given(self, session: str) -> Given:
         """The figures of the host in this session."""
         seconds = self.answered_to - (self.answered_from or 0.0)
+        pace = self.pace
         return {
             "session": session,
             "answers": self.num_answers,
             "refusals": self.num_refusals,
             "paused_seconds": self.paused_seconds,
             "per_second": (self.num_answers - 1) / seconds if seconds > 0 else 0.0,
+            "adaptive": pace.given() if pace else None,
         }
 
 
@@ -189,7 +275,7 @@ class HostGate(Board):
         state = self._hosts.get(name)
         if state is None:
             rate = limits.requests_per_second
-            state = self._hosts[name] = _HostState(limits, 1 / rate if rate else 0.0)
+            state = self._hosts[name] = _HostState(limits, _Pace.of(limits), 1 / rate if rate else 0.0)
             state.not_before = self._all_closed_until
         self._by_host[host] = state
         return state
@@ -207,6 +293,8 @@ class HostGate(Board):
             state.answered_to = now
             if state.answered_from is None:
                 state.answered_from = now
+            if state.pace and report.seconds is not None:
+                state.pace.answered(report.seconds, now)
         elif report.result == "busy":
             state.busy_in_a_row += 1
             state.unreachable_in_a_row = 0
@@ -214,11 +302,15 @@ class HostGate(Board):
             state.num_refusals += 1
             state.paused_seconds += until - max(state.not_before, now)
             state.not_before = until
+            if state.pace:
+                state.pace.refused(now)
         elif report.result == "unreachable":
             state.unreachable_in_a_row += 1
             if state.unreachable_in_a_row >= bounds.BREAKER_FAILURES:
                 state.dead = True
                 state.not_before = max(state.not_before, now + bounds.BREAKER_SECONDS)
+        if state.pace:
+            state.gap_seconds = max(1 / state.pace.rate, state.crawl_delay_seconds)
 
     def _busy_pause(self, state: _HostState, retry_after_seconds: float | None) -> float:
         if retry_after_seconds is not None:
@@ -248,6 +340,8 @@ class HostGate(Board):
         if not leased and until_next > 0 and state.crawl_delay_seconds > bounds.HOST_PATIENCE_SECONDS:
             why = f"host wants {state.crawl_delay_seconds:g} s between requests (Crawl-delay), the patience is "
             return Verdict((), state.crawl_delay_seconds, f"{why}{bounds.HOST_PATIENCE_SECONDS:g} s")
+        if state.pace and num_wanted > num_free:
+            state.pace.was_full = True
         # a request must end first, and this worker does not hear of others' requests
         full = len(leased) >= num_free
         state.waiting.pop(part, None)

@@ -182,7 +182,9 @@ class Scheduler:
         result = host_result(answer)
         if result == "answered":
             host.closed_since = None
-        self._reports.append(HostReport(job.host, job.lease, result, answer.retry_after_seconds))
+        self._reports.append(
+            HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
+        )
         visit = job.visit
         if answer.http_status in (405, 501) and visit.check is not None and not visit.is_robots:
             visit.check = None  # a server that knows no HEAD: the picture is asked for

@@ -58,12 +58,18 @@ DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = ("content_usage", "tdm_reservation"
 class HostLimits(Settings):
     """How hard one host may be asked, by all workers of the cluster together."""
 
-    removed: ClassVar = {"adaptive": Removed(False, "a polite client does not look for what a host can bear")}
-
     requests_per_second: Annotated[float, Field(gt=0)] | None = 5.0
     """null: only `connections` limits the host."""
     connections: Annotated[int, Field(ge=1, le=1000)] = 2
     """Most requests to the host at a time."""
+    adaptive: bool = False
+    """Go faster, up to eight times as fast, until the host slows down or answers 429 or 503; then stay below that."""
+
+    @model_validator(mode="after")
+    def _adaptive_has_a_start(self) -> Self:
+        if self.adaptive and self.requests_per_second is None:
+            raise ValueError("adaptive needs requests_per_second, the rate to start with")
+        return self
 
 
 class HostOverride(HostLimits):

@@ -35,6 +35,15 @@ class Given(TypedDict):
     refusals: int  # answers 429 and 503
     paused_seconds: float  # in all, for its refusals
     per_second: float  # answers, from the first to the last
+    adaptive: AdaptiveGiven | None
+
+
+class AdaptiveGiven(TypedDict):
+    """How fast an adaptive host was asked."""
+
+    rate: float  # requests a second now
+    fastest: float  # of the fastest calm window
+    slow_downs: int
 
 
 def describe_given(figures: Given) -> str:
@@ -42,6 +51,10 @@ def describe_given(figures: Given) -> str:
     words = f"{figures['answers']:,} answers"
     if figures["refusals"]:
         words += f", {figures['refusals']:,} refusals (paused {figures['paused_seconds']:,.0f} s)"
+    if pace := figures["adaptive"]:
+        words += (
+            f", {pace['rate']:.2g} requests/s now, {pace['fastest']:.2g} at most, {pace['slow_downs']:,} slow-downs"
+        )
     return words
 
 

@@ -95,12 +95,16 @@ def _given(sql: Any) -> list[dict[str, Any]]:
                 sessions[host, figures["session"]] = figures
     rows: dict[str, dict[str, Any]] = {}
     for (host, _), figures in sorted(sessions.items()):
-        none = {"host": host, "answers": 0, "refusals": 0, "paused": 0.0, "per_second": 0.0}
-        row = rows.setdefault(host, none)
+        pace = figures["adaptive"] or {"fastest": 0.0, "slow_downs": 0}
+        row = rows.setdefault(host, {"host": host, "answers": 0, "refusals": 0, "paused": 0.0, "per_second": 0.0,
+                                     "fastest": 0.0, "slow_downs": 0, "adaptive": False})  # fmt: skip
         row["answers"] += figures["answers"]
         row["refusals"] += figures["refusals"]
         row["paused"] += figures["paused_seconds"]
+        row["slow_downs"] += pace["slow_downs"]
         row["per_second"] = max(row["per_second"], figures["per_second"])
+        row["fastest"] = max(row["fastest"], pace["fastest"])
+        row["adaptive"] = row["adaptive"] or figures["adaptive"] is not None
     return sorted(rows.values(), key=lambda row: (-row["answers"], row["host"]))[:MOST_ROWS]
 
 

@@ -105,10 +105,10 @@ def last_round(context: BuildContext) -> int:
     return context.catalog.rounds.last_closed(recipe_of(context.config.fetch.image))
 
 
-def ids_of(part: PartRecord) -> tuple[str, str]:
-    """The first and the last sample id of what a part fetched; a part without rows has none."""
-    first, last = part.notes.get("ids", ("", ""))
-    return first, last
+def ids_of(part: PartRecord) -> tuple[str, str] | None:
+    """The first and the last sample id of what a part fetched; earlier versions did not note them."""
+    ids = part.notes.get("ids")
+    return (ids[0], ids[1]) if ids else None
 
 
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:

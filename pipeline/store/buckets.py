@@ -63,15 +63,16 @@ def cut_buckets(num_rows: int, memory_gb: float) -> list[Bucket]:
     return [Bucket(number, num) for number in range(num)]
 
 
-def spread(items: Iterable[tuple[Item, tuple[str, str]]], buckets: Sequence[Bucket]) -> list[list[Item]]:
+def spread(items: Iterable[tuple[Item, tuple[str, str] | None]], buckets: Sequence[Bucket]) -> list[list[Item]]:
     """What each of the buckets of a table has to read, in the order given.
 
-    An item comes with the first and the last sample id in it.
+    An item comes with the first and the last sample id in it, or with None where that is not known: then every bucket
+    reads it.
     """
     borders = [bucket.first for bucket in buckets[1:]]
     items_of_buckets: list[list[Item]] = [[] for _ in buckets]
     for item, ids in items:
-        first, last = (bisect_right(borders, sample_id) for sample_id in ids)
+        first, last = (bisect_right(borders, sample_id) for sample_id in ids) if ids else (0, len(borders))
         for read in items_of_buckets[first : last + 1]:
             read.append(item)
     return items_of_buckets

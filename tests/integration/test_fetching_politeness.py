@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 import socket
 import statistics
 import threading
@@ -16,6 +17,7 @@ from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
+from pipeline.fetching import hosts
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
@@ -312,3 +314,38 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     with pytest.raises(ConnectionError, match="the gate is gone"):
         fetch(["http://a.test/1"], settings, tmp_path / "p", LostGate())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_adaptive_host_is_asked_faster_until_it_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "_WINDOW_SECONDS", 1.0)
+    monkeypatch.setattr(hosts, "_SLOWER_TIMES", math.inf)  # a busy machine answers slowly; here refusals alone count
+    monkeypatch.setattr(bounds, "BACKOFF_SECONDS", 0.2)
+    limits = {"requests_per_second": 10, "connections": 8, "adaptive": True}
+    settings = network(limits=limits, retries=5)
+    refused = []
+
+    def limited(sock, request):
+        lately = [r for r in server.asked("a.test") if request.seconds - r.seconds <= 1.0]
+        if len(lately) > 21:  # asked 10, 12, ... 22 times a second; refused at 22, it is at 19.8 afterwards
+            refused.append(request.seconds)
+            send(sock, "429 Too Many Requests")
+        else:
+            send_picture(sock)
+
+    with MisbehavingServer(extra={"photo": limited}) as server:
+        gate = HostGate(settings)
+        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(350)], settings, tmp_path / "p", gate)
+        times = [r.seconds for r in server.asked("a.test")]
+    assert {fact["outcome"] for fact in facts} == {"ok"}
+    assert refused, "it went up to what the host allows"
+    last = [t for t in times if t > max(refused) + 1]
+    assert len(last) > 50, "and was asked for long below that"
+    assert len(last) / (last[-1] - last[0]) > 10, "faster than at first"
+    given = gate.progress().given[f"a.test:{server.port}"]
+    assert given["answers"] == 350 + 2, "the pictures, robots.txt and tdmrep.json"
+    assert given["refusals"] == len(refused)
+    assert given["per_second"] == pytest.approx(350 / (times[-1] - times[0]), rel=0.2)
+    assert given["adaptive"]
+    assert 1 <= given["adaptive"]["slow_downs"] <= len(refused)
+    assert given["adaptive"]["fastest"] > 10

@@ -248,6 +248,101 @@ def test_parts_share_the_connections_of_a_host_max_min_fair(connections, demands
         assert max(held.values()) <= min(short) + 1, "nobody has more than one that wants more"
 
 
+# ---- adaptive hosts
+
+
+def simulate(minutes, host, limits, demand=10_000):
+    """A host that answers as `host(rate over the last second, requests under way)` says: seconds, or None for 429.
+
+    Gives (time, was refused) of each request, from the start.
+    """
+    g, clock = gate(limits={"adaptive": True, **limits})
+    began, under_way, starts, ended = clock.now, [], [], []
+    while clock.now - began < 60 * minutes:
+        due = [item for item in under_way if item[0] <= clock.now]
+        under_way = [item for item in under_way if item[0] > clock.now]
+        reports = [
+            HostReport("a", lease, "busy" if seconds is None else "answered", None, seconds=seconds or 0.01)
+            for _, lease, seconds in due
+        ]
+        for permission in g.exchange(reports, {"a": demand})["a"].permissions:
+            start = clock.now + permission.wait_seconds
+            starts.append(start)
+            lately = sum(start - each <= 1.0 for each in starts[-400:])
+            seconds = host(lately, len(under_way) + 1)
+            under_way.append((start + (seconds or 0.01), permission.lease, seconds))
+            ended.append((start - began, seconds is None))
+        clock.now += 0.02
+    return ended
+
+
+def rate_within(ended, first, last):
+    return sum(first <= at < last for at, _ in ended) / (last - first)
+
+
+def test_an_adaptive_host_is_asked_faster_until_it_refuses_and_then_stays_below():
+    ended = simulate(10, lambda lately, _: None if lately > 20 else 0.1, {"requests_per_second": 5, "connections": 10})
+    assert rate_within(ended, 0, 10) == pytest.approx(5, abs=0.6)
+    refused = [at for at, was_refused in ended if was_refused]
+    assert 1 <= len(refused) <= 3, "it is refused at one time, and never again"
+    assert refused[-1] - refused[0] < 2
+    assert 15 <= rate_within(ended, 540, 600) <= 20
+
+
+def test_an_adaptive_host_that_slows_down_is_asked_less():
+    slow = simulate(10, lambda lately, _: 0.05 if lately <= 15 else 0.2, {"requests_per_second": 5, "connections": 10})
+    assert 12 <= rate_within(slow, 540, 600) <= 15.5
+
+
+def test_a_host_that_is_slow_for_all_is_asked_at_the_first_rate_and_no_slower():
+    calls = itertools.count()
+    ended = simulate(5, lambda *_: 0.1 if next(calls) < 60 else 0.5, {"requests_per_second": 5, "connections": 10})
+    assert rate_within(ended, 240, 300) == pytest.approx(5, abs=0.6)
+
+
+def test_a_host_that_refuses_the_first_rate_is_asked_slower_than_that():
+    ended = simulate(10, lambda lately, _: None if lately > 2 else 0.1, {"requests_per_second": 5, "connections": 4})
+    assert rate_within(ended, 540, 600) <= 2.1
+    assert sum(was_refused for at, was_refused in ended if at > 300) == 0
+
+
+def test_connections_grow_where_they_are_the_bound():
+    ended = simulate(10, lambda *_: 1.0, {"requests_per_second": 5, "connections": 1})
+    assert rate_within(ended, 0, 10) == pytest.approx(1, abs=0.2)
+    assert rate_within(ended, 540, 600) >= 6
+
+
+def test_an_adaptive_host_is_never_asked_more_than_eight_times_as_fast():
+    ended = simulate(8, lambda *_: 0.02, {"requests_per_second": 2, "connections": 4})
+    assert max(rate_within(ended, at, at + 10) for at in range(0, 480, 10)) <= 16.1
+    assert rate_within(ended, 420, 480) >= 14
+
+
+def test_nothing_grows_while_little_is_asked():
+    g, clock = gate(limits={"requests_per_second": 5, "connections": 4, "adaptive": True})
+    for _ in range(100):
+        (permission,) = ask(g).permissions
+        report_of = HostReport("a", permission.lease, "answered", None, seconds=0.1)
+        g.exchange([report_of], {})
+        clock.now += 1.0
+    starts = [ask(g, num=1).permissions, ask(g, num=1)]
+    assert starts[0][0].wait_seconds == 0
+    assert starts[1].ask_again_seconds == pytest.approx(0.1), "0.2 s apart, as at first"
+
+
+def test_a_crawl_delay_binds_an_adaptive_host():
+    g, _ = gate(limits={"requests_per_second": 5, "connections": 4, "adaptive": True})
+    g.exchange([HostReport("a", 0, "unused", min_gap_seconds=5.0)], {})
+    (permission,) = ask(g).permissions
+    g.exchange([HostReport("a", permission.lease, "answered", None, seconds=0.1)], {})
+    assert ask(g).ask_again_seconds == pytest.approx(4.9)
+
+
+def test_adaptive_needs_a_rate():
+    with pytest.raises(ValueError, match="adaptive needs requests_per_second"):
+        NetworkSettings.model_validate({"limits": {"requests_per_second": None, "adaptive": True}})
+
+
 # ---- profiles
 
 
@@ -283,11 +378,13 @@ def test_a_profile_does_not_put_a_crawl_delay_aside():
 
 
 def test_the_gate_says_what_each_host_gave():
-    g, clock = gate(limits={"requests_per_second": 5, "connections": 4})
+    g, clock = gate(limits={"requests_per_second": 5, "connections": 4, "adaptive": True})
     for result, retry_after in (("answered", None), ("busy", 30.0), ("busy", None)):
         (permission,) = ask(g).permissions
-        g.exchange([HostReport("a", permission.lease, result, retry_after)], {})
+        g.exchange([HostReport("a", permission.lease, result, retry_after, seconds=0.1)], {})
         clock.now += 60
     ask(g, "b")
     given = g.progress().given
-    assert {name: describe_given(one) for name, one in given.items()} == {"a": "1 answers, 2 refusals (paused 32 s)"}
+    assert {name: describe_given(one) for name, one in given.items()} == {
+        "a": "1 answers, 2 refusals (paused 32 s), 1.2 requests/s now, 0 at most, 2 slow-downs"
+    }

@@ -29,3 +29,8 @@ def test_a_bucket_reads_the_items_that_hold_its_ids(ids: list[str], num: int) ->
     assert sum(map(len, found)) <= len(items) + sum(
         item[0] < bucket.first <= item[-1] for item in items for bucket in buckets_of(num)[1:]
     )
+
+
+@given(st.integers(1, 40))
+def test_what_does_not_say_its_ids_is_read_by_every_bucket(num: int) -> None:
+    assert spread([("old", None)], buckets_of(num)) == [["old"]] * num
