@@ -19,7 +19,7 @@ PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-load
 NUMERIC_TESTS := tests/unit/pipeline/planning tests/unit/pipeline/quotas tests/unit/pipeline/matching \
   tests/unit/pipeline/scoring tests/unit/pipeline/pictures/test_pictures_phash.py tests/unit/training/model \
   tests/unit/training/evaluation/test_metrics.py \
-  tests/property/test_planning_property.py
+  tests/integration/test_semantic_duplicates.py tests/property/test_planning_property.py
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

@@ -43,6 +43,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         tables.EVALUATION,
         "One row an image of an evaluation set: its hashes, or why it has none.",
     ),
+    "semantic_pairs": ("dedup", tables.SEMANTIC_PAIRS, "Pictures whose embeddings are close (dedup.semantic)."),
     "leaks": ("dedup", tables.LEAKS, "One row a fetched image and evaluation set it shows: how it was matched."),
     "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
     "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),

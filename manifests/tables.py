@@ -175,6 +175,14 @@ DETAILS = pa.schema(  # of pictures that have a near copy of another size
     ]
 )
 
+SEMANTIC_PAIRS = pa.schema(
+    [
+        ("pixels_a", pa.string()),  # pixels_sha256 of facts, a < b
+        ("pixels_b", pa.string()),
+        ("cosine", pa.float32()),  # of their embeddings
+    ]
+)
+
 EVALUATION = pa.schema(
     [
         ("evaluation_set", pa.string()),

@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import ConfigPath, Removed, Settings, read_settings
+from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, read_settings
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
@@ -43,6 +43,7 @@ from pipeline.vocabulary.licences import LicenceSettings
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 """Names of the stages of FLOW, in its order."""
 PREFER = ("licence", "pixels", "caption", "priority")  # of two duplicates, the first difference decides which stays
+IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
 PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
 
@@ -74,17 +75,39 @@ class EvaluationSet(Origin):
         return super().recipe() | self.model_dump(include={"radius", "match_names", "unreadable"}) | {"mirrored": True}
 
 
+class SemanticSettings(Settings):
+    """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
+
+    removed: ClassVar = {
+        "images_per_cluster": Removed(IMAGES_PER_CLUSTER, "clusters of this size are compared quickly")
+    }
+
+    model: NameOrPath
+    """open_clip architecture, e.g. ViT-B-32, or path of its json config."""
+    pretrained: NameOrPath
+    """open_clip tag or path of local weights."""
+    threshold: float = Field(0.95, gt=0, le=1)
+    """Smallest cosine of embeddings of semantic duplicates."""
+    seed: int = 0
+    """Seed of the k-means."""
+    batch_size: int = Field(64, ge=1)
+    """Pictures embedded at a time."""
+    device: str = "cpu"
+    """Where the model runs, such as `cuda`."""
+
+
 class DedupSettings(Settings):
     """Which images count as the same, and which of them stays."""
 
     removed: ClassVar = {
         "placeholder_min_count": Removed(PLACEHOLDER_MIN_COUNT, "it names pictures and drops none"),
         "prefer": Removed(list(PREFER), "what may be used comes first, then the better picture, then its words"),
-        "semantic": Removed(None, "to a model two plants of one species look like one picture", "off"),
     }
 
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not."""
+    semantic: SemanticSettings | None = None
+    """Find semantic duplicates too; off when absent."""
     extra_captions: int = Field(0, ge=0, le=9)
     """How many captions of dropped duplicates stay with the kept image, as text members extra_caption_1.txt and on."""
 

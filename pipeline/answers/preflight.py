@@ -33,6 +33,7 @@ from pipeline.pictures.consent import require_library
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import ask, check_source
 from pipeline.sources.settings import SourceSettings
+from pipeline.stages.dedup_semantic import check_semantic
 from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.vocabulary.backbone import check_backbone
 from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
@@ -118,6 +119,8 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
         partial(check_scorers, config.score),
         partial(require_library, config.fetch.network.consent_signals),
     ]
+    if config.dedup.semantic is not None:
+        checks.append(partial(check_semantic, config.dedup.semantic))
     for check in checks:
         try:
             check()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.matching.groups import choose_of_groups
+from pipeline.matching.groups import choose_kept, choose_of_groups
 
 MORE_DETAIL = 1.02  # a larger copy was blown up when a smaller picture has this many times its detail
 SAME_SIZE = 1.02  # pictures whose pixels differ by less were stored at one size, but for rounding
@@ -231,6 +231,42 @@ def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Ta
         at_right[there],
         pairs["distance"].to_numpy()[there],
         priority,
+    )
+
+
+def judge_semantic(sql: Any, prefer: Sequence[str]) -> None:
+    """More `duplicates`: among the rows that the pHashes left, images that a model sees as the same.
+
+    Reads `semantic_pairs`, all of them, and what `judge_duplicates` made.
+    """
+    rows = sql.sql(
+        f"SELECT c.sample_id, c.pixels_sha256, row_number() OVER (ORDER BY {_order(prefer)}, c.sample_id) AS place "
+        "FROM competing c "
+        "ANTI JOIN duplicates d ON d.sample_id = c.sample_id SEMI JOIN (SELECT pixels_a AS pixels FROM semantic_pairs "
+        "UNION SELECT pixels_b FROM semantic_pairs) p ON p.pixels = c.pixels_sha256 WHERE NOT taken "
+        "ORDER BY c.sample_id"
+    ).to_arrow_table()
+    sql.register("left_rows", rows.append_column("row", pa.array(np.arange(len(rows)))))
+    pairs = sql.sql(
+        "SELECT a.row AS i, b.row AS j, cosine FROM semantic_pairs JOIN left_rows a ON a.pixels_sha256 = pixels_a "
+        "JOIN left_rows b ON b.pixels_sha256 = pixels_b ORDER BY 1, 2"
+    ).to_arrow_table()
+    ((least,),) = sql.execute("SELECT coalesce(min(cosine), 1) FROM semantic_pairs").fetchall()
+    i, j, cosine = (pairs[name].to_numpy() for name in ("i", "j", "cosine"))
+    # distances are whole numbers from 1 to 255, so the cosine is scaled between the least of all pairs and 1
+    apart = (1 + np.round(254 * (1 - cosine) / max(1e-6, 1 - least))).clip(1, 255).astype(np.uint8)
+    representative, _ = choose_kept(len(rows), i, j, apart, rows["place"].to_numpy().astype(np.int64))
+    dropped = np.flatnonzero(representative != np.arange(len(rows)))
+    chosen = {"i": np.minimum(dropped, representative[dropped]), "j": np.maximum(dropped, representative[dropped])}
+    sql.register("chosen_pairs", pa.table({**chosen, "dropped": dropped, "other": representative[dropped]}))
+    sql.register("all_pairs", pa.table({"i": np.minimum(i, j), "j": np.maximum(i, j), "cosine": cosine}))
+    sql.execute(
+        "INSERT INTO duplicates BY NAME SELECT a.sample_id, b.sample_id AS other_sample_id, NULL AS distance, "
+        "'semantic_duplicate' AS reason, printf('cosine %.4f', p.cosine) AS value, 'of ' || b.sample_id AS threshold, "
+        f"{_better(prefer)} AS kept_because "
+        "FROM chosen_pairs c JOIN all_pairs p ON p.i = c.i AND p.j = c.j JOIN left_rows l ON l.row = c.dropped "
+        "JOIN left_rows r ON r.row = c.other JOIN competing a ON a.sample_id = l.sample_id "
+        "JOIN competing b ON b.sample_id = r.sample_id"
     )
 
 

@@ -13,6 +13,8 @@ Guaranteed, given all pairs within the radius:
 
 Not guaranteed: that two rows of one group lie within the radius of each other (at most twice the radius), or that the
 fewest possible rows are dropped. A group never reaches past the radius around its representative, so nothing chains.
+
+Raises ConfigError for priorities that are not one different number a row.
 """
 
 from __future__ import annotations
@@ -20,10 +22,28 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from manifests.errors import ConfigError
+
 Rows = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.uint8]
 
 _EDGES_AT_ONCE = 1 << 20  # an edge takes 80 bytes as Python integers
+
+
+def choose_kept(
+    num_rows: int, pairs_i: Rows, pairs_j: Rows, distance: Distances, priority: Rows
+) -> tuple[Rows, Distances]:
+    """Representative of every row, and the distance to it, from pairs of rows.
+
+    `pairs_i`, `pairs_j` are row numbers, in any order. `priority` (num_rows,) is a rank: the lower one stays, and no
+    two are equal. Gives `representative` int64 (num_rows,), the row itself where it is kept, and uint8 distances.
+
+    Raises: ConfigError.
+    """
+    involved, ends = np.unique(np.concatenate([pairs_i, pairs_j]), return_inverse=True)
+    left, right = ends[: len(pairs_i)], ends[len(pairs_i) :]
+    starts = np.arange(len(involved) + 1)
+    return choose_of_groups(num_rows, starts, involved, left, right, distance, priority)
 
 
 def choose_of_groups(
@@ -35,12 +55,13 @@ def choose_of_groups(
     distance: Distances,
     priority: Rows,
 ) -> tuple[Rows, Distances]:
-    """Representative of every row, and the distance to it, over groups of equal rows that pairs join.
+    """The same over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join.
 
-    `rows`, cut at `starts`, are the groups; pairs of equal rows need not be written out. `left` and `right` are numbers
-    of groups, in any order. `priority` (num_rows,) is a rank: the lower one stays, and no two are equal. Gives
-    `representative` int64 (num_rows,), the row itself where it is kept, and uint8 distances.
+    So the pairs of equal rows need not be written out.
+
+    Raises: ConfigError.
     """
+    _check_priority(num_rows, priority)
     representative = np.arange(num_rows, dtype=np.int64)
     away = np.zeros(num_rows, np.uint8)
     if not len(rows):
@@ -95,3 +116,18 @@ def _best_rank(num: int, far: Rows, near: Rows, rank: Rows) -> Rows:
     order = np.argsort(-rank[near], kind="stable")  # of several writes to one place the last one stays: the best
     best[far[order]] = near[order]
     return best
+
+
+def _check_priority(num_rows: int, priority: Rows) -> None:
+    if priority.shape != (num_rows,) or priority.dtype.kind not in "iu":
+        raise ConfigError(
+            f"priority must be one integer a row: expected shape ({num_rows},), "
+            f"found {priority.shape} of {priority.dtype}"
+        )
+    ordered = np.sort(priority)
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same):
+        raise ConfigError(
+            f"priority {int(ordered[same[0]])} is given to two rows ({len(same):,} such cases); "
+            "break ties, for instance by id, so that the order of rows does not decide which one stays"
+        )

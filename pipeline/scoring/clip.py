@@ -20,12 +20,18 @@ from pipeline.scoring.settings import CLIP
 
 
 class ClipScorer:
-    """An open_clip model. `precision` is fp32, bf16 or fp16; a CPU computes on one thread, so that scores repeat."""
+    """An open_clip model. `precision` is fp32, bf16 or fp16; a CPU computes on one thread, so that scores repeat.
+
+    `where` names the part of the config in messages.
+    """
 
     name = CLIP
 
-    def __init__(self, model: str, pretrained: str, precision: str = "fp32", device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, pretrained: str, precision: str = "fp32", device: str = "cpu", where: str = "score"
+    ) -> None:
         self._model, self._pretrained, self._precision, self._device = model, pretrained, precision, device
+        self._where = where
         self._net: Any = None
 
     def check(self) -> None:
@@ -33,11 +39,11 @@ class ClipScorer:
 
         Raises: ConfigError when open_clip is not installed, or the model or its weights cannot be loaded.
         """
-        require("score.model", "open_clip", "torch")
+        require(f"{self._where}.model", "open_clip", "torch")
         model = _register_model(self._model)
         if model not in open_clip.list_models():
             raise ConfigError(
-                f"score.model: open_clip knows no model '{self._model}'; take a name of "
+                f"{self._where}.model: open_clip knows no model '{self._model}'; take a name of "
                 "open_clip.list_models() or the path of a model config (.json)"
             )
         if self._is_file():
@@ -45,11 +51,11 @@ class ClipScorer:
         tags = open_clip.list_pretrained_tags_by_model(model)
         if self._pretrained not in tags:
             raise ConfigError(
-                f"score.pretrained: '{self._pretrained}' is neither a file nor a tag of {self._model} "
+                f"{self._where}.pretrained: '{self._pretrained}' is neither a file nor a tag of {self._model} "
                 f"({', '.join(tags) or 'it has none'})"
             )
         self._check_activation(model)
-        model_hub.download_weights(model, self._pretrained, "score.pretrained")
+        model_hub.download_weights(model, self._pretrained, f"{self._where}.pretrained")
 
     def _check_activation(self, model: str) -> None:
         """Refuse a tag that was trained with another activation: open_clip only warns, and its scores are wrong."""
@@ -57,7 +63,7 @@ class ClipScorer:
         trained = open_clip.get_pretrained_cfg(model, self._pretrained).get("quick_gelu", False)
         if trained and not config.get("quick_gelu", False) and "timm_model_name" not in config["vision_cfg"]:
             raise ConfigError(
-                f"score: the weights '{self._pretrained}' were trained with QuickGELU, {self._model} computes "
+                f"{self._where}: the weights '{self._pretrained}' were trained with QuickGELU, {self._model} computes "
                 f"GELU: take the model {model}-quickgelu"
             )
 
@@ -75,7 +81,7 @@ class ClipScorer:
         with ExitStack() as during:
             if not self._is_file():
                 during.enter_context(model_hub.cache_without_hub())
-                model_hub.download_weights(name, self._pretrained, "score.pretrained")
+                model_hub.download_weights(name, self._pretrained, f"{self._where}.pretrained")
             try:
                 self._net, _, self._preprocess = open_clip.create_model_and_transforms(
                     name, pretrained=self._pretrained, precision=self._precision, device=self._device
@@ -84,7 +90,7 @@ class ClipScorer:
                 text = " ".join(str(error).split())
                 if "weights_only" in text:  # torch would have the user run the code in the file
                     text = "it holds more than tensors and plain values, and code in a file is never run"
-                raise ConfigError(f"score: {self._model} cannot load {self._pretrained}: {text:.300}") from None
+                raise ConfigError(f"{self._where}: {self._model} cannot load {self._pretrained}: {text:.300}") from None
             self._tokenize = open_clip.get_tokenizer(name)
         self._net.eval()
         self._dtype = open_clip.get_input_dtype(self._precision)
@@ -94,11 +100,23 @@ class ClipScorer:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
-            image = self._net.encode_image(pixels, normalize=True).float()
+            image = self._encode(images)
             text = self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
             scores: list[float] = (image * text).sum(-1).cpu().tolist()
         return scores
+
+    def embed(self, images: Sequence[Any]) -> Any:
+        """Embeddings of length 1, float32 (images, D)."""
+        import torch
+
+        with torch.inference_mode():
+            return self._encode(images).cpu().numpy()
+
+    def _encode(self, images: Sequence[Any]) -> Any:
+        import torch
+
+        pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
+        return self._net.encode_image(pixels, normalize=True).float()
 
 
 def _register_model(model: str) -> str:

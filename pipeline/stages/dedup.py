@@ -10,7 +10,8 @@ of earlier versions lack the hashes of mirror images. These are measured from th
 Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
 original and not a copy of it that was blown up.
 
-Images of evaluation sets are measured and matched here too (dedup_evaluation.py).
+Images of evaluation sets are measured and matched here too (dedup_evaluation.py), and so are pictures that mean the
+same (dedup_semantic.py).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pipeline.pictures.image import measure_pixels
 from pipeline.pictures.phash import one_blas_thread
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup_evaluation as evaluation
+from pipeline.stages import dedup_semantic as semantic
 from pipeline.stages.dedup_inputs import DedupInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
@@ -234,6 +236,7 @@ def _inputs(context: BuildContext) -> DedupInputs:
         placeholder_min_count=config.PLACEHOLDER_MIN_COUNT,
         evaluation=evaluation.sets_of(context),
         image=context.config.fetch.image if context.config.evaluation else None,
+        semantic=semantic.inputs_of(context),
         num_images=context.sealed["fetch"].funnel.num_kept,
     )
 
@@ -258,6 +261,9 @@ STAGE = Stage(
         Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
         Step("details", _plan_details, collect_details),
         evaluation.FIND_LEAKS,
+        semantic.EMBED,
+        semantic.CLUSTER,
+        semantic.COMPARE,
     ),
     conclude=_conclude,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import EvaluationSet
 from pipeline.pictures.settings import ImageSettings
-from pipeline.store.files import Files
+from pipeline.store.files import Files, Named
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,17 @@ class SetInputs:
 
 
 @dataclass(frozen=True)
+class SemanticInputs:
+    """Model and thresholds of semantic duplicates; model and weights count by the content of their files."""
+
+    model: Named
+    weights: Named
+    threshold: float
+    images_per_cluster: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class DedupInputs:
     """All that dedup reads. `candidates` count only when an evaluation set is matched by names."""
 
@@ -38,4 +49,5 @@ class DedupInputs:
     placeholder_min_count: int
     evaluation: tuple[SetInputs, ...]
     image: ImageSettings | None
+    semantic: SemanticInputs | None
     num_images: int

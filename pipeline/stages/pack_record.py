@@ -134,6 +134,10 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         source.recipe() | ({} if (cites := source.reader.cites()) is None else {"cites": cites})
         for source in config.sources
     ]
+    if semantic := recipe["dedup"]["semantic"]:
+        for name in ("model", "pretrained"):
+            semantic[name] = _without_folders(semantic[name])
+        del semantic["device"], semantic["batch_size"]
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = "mixture.json"  # of the release, which holds the content; no name of a file decides

@@ -98,6 +98,7 @@ class SelectInputs:
     pairs: Files
     details: Files
     leaks: Files
+    semantic_pairs: Files
     caption_verdicts: Files
     score_verdicts: Files
 
@@ -119,6 +120,7 @@ def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateIn
         RelateInputs(
             inputs.facts,
             inputs.pairs,
+            inputs.semantic_pairs,
             inputs.candidates,
             inputs.captions,
             inputs.leaks,
@@ -152,7 +154,7 @@ def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Dupl
     rivals, choice = run.files("contend", "rivals"), inputs.choice
     (related,) = run.parts("relate")
     return [
-        DuplicatesInputs(rivals, inputs.pairs, choice.prefer, choice.extra_captions, company)
+        DuplicatesInputs(rivals, inputs.pairs, inputs.semantic_pairs, choice.prefer, choice.extra_captions, company)
         for company in range(related.notes["num_companies"])
     ]
 
@@ -369,6 +371,7 @@ def _inputs(context: BuildContext) -> SelectInputs:
         pairs=context.files("dedup", "pairs"),
         details=context.files("dedup", "details"),
         leaks=context.files("dedup", "leaks"),
+        semantic_pairs=context.files("dedup", "semantic_pairs"),
         caption_verdicts=context.files("caption", "caption_verdicts"),
         score_verdicts=context.files("score", "score_verdicts").digested(context.sealed["score"].notes["content"]),
     )

@@ -167,6 +167,7 @@ class RelateInputs:
 
     facts: Files
     pairs: Files
+    semantic_pairs: Files
     candidates: Files
     captions: Files
     leaks: Files
@@ -183,6 +184,12 @@ _LIKENESS = f"""
         THEN {first_half_of_md5("pixels_sha256")} ELSE phash END AS phash) FROM measured_facts WHERE outcome = 'ok'
 """
 _TELLING = f"bit_count(phash_a::HUGEINT) > {FLAT_BITS} AND bit_count(phash_b::HUGEINT) > {FLAT_BITS}"
+_SEMANTIC_EDGES = """
+    CREATE TABLE meant AS SELECT DISTINCT pixels_sha256, phash FROM likeness SEMI JOIN
+        (SELECT unnest([pixels_a, pixels_b]) AS pixels_sha256 FROM semantic_pairs) USING (pixels_sha256);
+    CREATE TABLE semantic_edges AS SELECT a.phash AS phash_a, b.phash AS phash_b FROM semantic_pairs
+        JOIN meant a ON a.pixels_sha256 = pixels_a JOIN meant b ON b.pixels_sha256 = pixels_b
+"""
 
 
 def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
@@ -195,10 +202,12 @@ def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
         view_parquet(sql, "candidates", inputs.candidates.paths)
         view_parquet(sql, "captions", inputs.captions.paths)
         view_parquet(sql, "pairs", inputs.pairs.paths, _TELLING)
+        view_table(sql, "semantic_pairs", inputs.semantic_pairs, tables.SEMANTIC_PAIRS)
         view_table(sql, "leaks", inputs.leaks, tables.LEAKS)
         sql.execute(_LIKENESS)
+        sql.execute(_SEMANTIC_EDGES)
         sql.execute("CREATE VIEW shown AS SELECT phash FROM likeness")
-        sql.execute("CREATE VIEW edges AS SELECT phash_a, phash_b FROM pairs")
+        sql.execute("CREATE VIEW edges AS SELECT phash_a, phash_b FROM pairs UNION ALL FROM semantic_edges")
         companies.find_companies(sql, inputs.num_companies)
         find_leak_groups(sql)
         of_companies = run.save(sql, "select/companies", companies.COMPANIES, "FROM companies", "phash")
@@ -287,6 +296,7 @@ class DuplicatesInputs:
 
     rivals: Files
     pairs: Files
+    semantic_pairs: Files
     prefer: tuple[str, ...]
     extra_captions: int
     company: int
@@ -301,6 +311,9 @@ def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResu
         sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON phash_a = phash")
         companies.judge_duplicates(sql, inputs.prefer)
         find_conflicts(sql)
+        if inputs.semantic_pairs:
+            view_parquet(sql, "semantic_pairs", inputs.semantic_pairs.paths)
+            companies.judge_semantic(sql, inputs.prefer)
         files = [run.save(sql, "select/duplicates", companies.DUPLICATES, "FROM duplicates", "sample_id")]
         order = "sample_id, about, matched, other_sample_id"
         files.append(run.save(sql, "select/conflicts", CONFLICTS, "FROM conflicts", order))

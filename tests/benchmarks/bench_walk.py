@@ -3,10 +3,10 @@
     python tests/benchmarks/bench_walk.py --seed 1 --steps 2500 --hours 6 --out walk.jsonl
 
 A walk is LENGTH commands over one work folder, with changes between them (tests/walk). Every walk that ends is a line
-of the file; the same command goes on behind the last one. Some walks run in processes, or with --ray on Ray. A
-difference is written with its actions, shortened, and the next walk begins; the exit code is 1 then. Prints how often
-each command came after each other one. A step that changed nothing, and met nothing that had changed since the step
-before, is not counted.
+of the file; the same command goes on behind the last one. Some walks also turn dedup.semantic on, or run in processes,
+or with --ray on Ray. A difference is written with its actions, shortened, and the next walk begins; the exit code is 1
+then. Prints how often each command came after each other one. A step that changed nothing, and met nothing that had
+changed since the step before, is not counted.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def one_walk(args: Any, number: int, off: list[str], pairs: Counter[tuple[str, s
     executors += ["ray"] if args.ray and number % 12 == 11 else []
     options = {
         "off": off, "executors": executors, "favoured": FAVOURED.get(args.only),
+        "semantic": "C5" not in off and (number % 5 == 4 or args.only == "C5"),
     }  # fmt: skip
     actions: list[Action] = []
     steps: list[list[Any]] = []

@@ -23,7 +23,7 @@ from manifests.storage import is_private
 from walk import oracle
 from walk.oracle import Clean, CleanBuilds, DifferenceError
 from walk.running import Ran, run, run_and_kill
-from walk.web import Web
+from walk.web import Web, semantic_settings
 from walk.world import CHANGES, SETTINGS, World, recipe_of
 
 FAULTS = {  # what a walk leaves out while a fault is open: it would meet the same one again and again
@@ -32,6 +32,7 @@ FAULTS = {  # what a walk leaves out while a fault is open: it would meet the sa
     "C1": "a local picture replaced by one of the same size",
     "C2": "a file that a table names and whose ending is not watched",
     "C3": "other settings of robots.txt and consent",
+    "C5": "dedup.semantic",
     "C6": "other limits of pictures",
     "C9": "a file replaced by one of the same size and time",
     "W1": "a damaged catalogue or samples.parquet, which DuckDB tells with a traceback",
@@ -431,16 +432,18 @@ def same_but_for_bookkeeping(before: Mapping[str, str], after: Mapping[str, str]
 def walking(
     folder: Path,
     off: Iterable[str] = OPEN,
+    semantic: bool = False,
     executors: Sequence[str] = ("inline",),
     favoured: Mapping[str, float] | None = None,
 ) -> Iterator[Walk]:
-    """A new world in a folder that is removed at the end."""
+    """A new world in a folder that is removed at the end; `semantic` lets walks turn dedup.semantic on."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     web = Web()
     try:
         with web.server:
-            yield Walk(World(folder / "world", web, frozenset(off), tuple(executors), favoured or {}))
+            values = semantic_settings(folder) if semantic else [None]
+            yield Walk(World(folder / "world", web, frozenset(off), values, tuple(executors), favoured or {}))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -454,6 +457,7 @@ FAVOURED = {  # what shows a fault comes so much more often in a walk that looks
     "C1": {"file": 2.0, "other_place": 2.0},
     "C2": {"file": 4.0, "build": 2.0},
     "C3": {"setting": 2.0, "build": 3.0, **dict.fromkeys([name for name in SETTINGS if "network" in name], 8.0)},
+    "C5": {"setting": 2.0, "row": 2.0, "build": 3.0, "dedup.semantic": 8.0},
 }
 
 

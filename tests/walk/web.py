@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,25 @@ def picture(number: int, form: str) -> bytes:
     if form == "half":
         return picture(number, "jpg")[:900]
     return encode(image.resize((96, 96)), quality=90)
+
+
+def semantic_settings(folder: Path) -> list[Any]:
+    """Values of dedup.semantic, off first: a tiny model of random weights, written into the folder.
+
+    Pictures are embedded one by one, so that an embedding depends on nothing but its picture.
+    """
+    import open_clip  # takes seconds
+    import torch
+
+    shape = {"layers": 1, "width": 32}
+    vision, text = {"image_size": 32, "head_width": 16, "patch_size": 8}, {"context_length": 8, "heads": 1}
+    model, weights = folder / "vit-walk.json", folder / "vit-walk.pt"
+    model.write_text(json.dumps({"embed_dim": 16, "vision_cfg": shape | vision, "text_cfg": shape | text}))
+    torch.manual_seed(0)
+    open_clip.add_model_config(model)
+    torch.save(open_clip.create_model(model.stem).state_dict(), weights)
+    own = {"model": str(model), "pretrained": str(weights), "batch_size": 1}
+    return [None, own | {"threshold": 0.995}, own | {"threshold": 0.99}]
 
 
 class Web:

@@ -57,6 +57,7 @@ SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first o
     "fetch.network.consent_signals": ([_SIGNALS, ["tdm_reservation"], []], 0.7, "C3"),
     "dedup.radius": ([4, 0, 8], 1, ""),
     "dedup.extra_captions": ([0, 2], 0.3, ""),
+    "dedup.semantic": ([None], 1, "C5"),
     "caption.rules": ([[{"preset": "general"}], [{"preset": "plant"}], [{}], _TWO_RULES], 1, ""),
     "caption.text.members": ([[], ["sci", "sentence"]], 0.3, ""),
     "select.licences.deny": ([["all-rights-reserved"], ["CC-BY-NC"], []], 0.6, ""),
@@ -80,6 +81,7 @@ class World:
     web: Web
     off: frozenset[str] = frozenset()
     """Faults that are open still: what shows them is not done."""
+    semantic: list[Any] = field(default_factory=lambda: [None])
     executors: tuple[str, ...] = ("inline",)
     favoured: Mapping[str, float] = field(default_factory=dict)
     """Settings that change so much more often."""
@@ -233,6 +235,7 @@ def change(weight: float) -> Callable[[Change], Change]:
 def setting(world: World, rng: random.Random) -> str | None:
     values = {name: of for name, (of, _, fault) in SETTINGS.items() if world.may(fault)}
     values |= {"run.executor": list(world.executors)}
+    values |= {"dedup.semantic": world.semantic} if world.may("C5") else {}
     names = [name for name, of in values.items() if len(of) > 1]
     name = rng.choices(names, [SETTINGS[name][1] * world.favoured.get(name, 1.0) for name in names])[0]
     world.values[name] = rng.choice([value for value in values[name] if value != world.values[name]])

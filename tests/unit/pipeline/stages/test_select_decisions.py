@@ -110,6 +110,7 @@ def run_decide(
     takedowns: list[Entry] | None = None,
     leaks: list[dict[str, Any]] | None = None,
     extra_captions: int = 0,
+    semantic: list[dict[str, Any]] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], Selected]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -140,6 +141,7 @@ def run_decide(
         pairs=Files((str(folder / "pairs.parquet"),)),
         details=written("details", tables.DETAILS, [row for row in fetched if "detail_px" in row]),
         leaks=written("leaks", tables.LEAKS, leaks or []),
+        semantic_pairs=written("semantic_pairs", tables.SEMANTIC_PAIRS, semantic) if semantic else Files(),
     )
     result = decide(folder, inputs)
     decisions = result.decisions.to_pylist()
@@ -433,6 +435,31 @@ def test_captions_of_duplicates_are_kept_with_the_image_that_stays(tmp_path: Pat
     assert result.extra_captions == []
 
 
+# ---- semantic duplicates
+
+
+def close(a: str, b: str, cosine: float) -> dict[str, Any]:
+    return {"pixels_a": f"pixels of {a}", "pixels_b": f"pixels of {b}", "cosine": cosine}
+
+
+def test_semantic_duplicates_fall_to_the_better_image(tmp_path: Path) -> None:
+    large, small, third, last = (f"{number}{number} image" for number in (1, 4, 6, 9))
+    samples = [sample(large, width_px=900), sample(small, width_px=500), sample(third), sample(last)]
+    pairs = [close(large, small, 0.96), close(large, third, 0.99), close(small, third, 0.97), close(third, last, 0.98)]
+    found, result = run_decide(tmp_path, samples, semantic=pairs)
+    dropped = {name: (row["other_sample_id"], row["value"]) for name, row in found.items() if not row["keep"]}
+    # the last is close to the third alone, which goes: it stays, nothing chains
+    assert dropped == {small: (large, "cosine 0.9600"), third: (large, "cosine 0.9900")}
+    assert dict(result.funnel.reasons) == {"semantic_duplicate": 2}
+
+
+def test_semantic_duplicates_are_sought_among_what_hashes_left(tmp_path: Path) -> None:
+    samples = [sample("a", width_px=900, phash=77), sample("b", width_px=500, phash=77), sample("c")]
+    found, _ = run_decide(tmp_path, samples, semantic=[close("b", "c", 0.99)])
+    assert found["b"]["reason"] == "near_duplicate"
+    assert found["c"]["keep"]
+
+
 def test_what_is_of_one_group_with_a_leak_leaves_with_it(tmp_path: Path) -> None:
     samples = [
         sample("leaked", group_id="1"),
@@ -579,11 +606,18 @@ def test_buckets_and_companies_decide_as_all_rows_at_once(
     names = [row["sample_id"] for row in samples]
     groups = [(row["source"], row["group_id"]) if row.get("group_id") else None for row in samples]
     grouped = [name for name, group in zip(names, groups, strict=True) if group and groups.count(group) > 1]
+    lone = [*names[-38:-5], *names[:3]]  # most of these have a company of their own
     told: dict[str, Any] = {
         "takedowns": [Entry("url", "http://a.example/1-3", "asked"), Entry("id", names[5])],
         "leaks": [leak(grouped[0]), leak(grouped[-1]), leak(names[21], "duplicate", 2, grouped[0])],
         "balance": BalanceSettings(caps=(CapSettings(by="taxon", at_most=9), CapSettings(by="source", about=7))),
         "extra_captions": 2,
+        "semantic": [
+            close(*sorted(pair), 0.2 if number == 0 else 0.99 + 0.0001 * number)
+            for number, pair in enumerate(
+                (lone[at], lone[at + more]) for at in range(0, len(lone), 3) for more in (1, 2)
+            )
+        ],
     }
     found, whole = run_decide(tmp_path / "whole", samples, **told)
     assert set(whole.num_parts.values()) == {1}
@@ -592,6 +626,7 @@ def test_buckets_and_companies_decide_as_all_rows_at_once(
         "flat_picture",
         "near_duplicate",
         "exact_duplicate",
+        "semantic_duplicate",
         "eval_leak",
         "takedown",
         "licence",
