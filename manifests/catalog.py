@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from manifests.catalog_file import (
     whole_config,
     write_snapshot,
 )
-from manifests.catalog_reads import CommittedParts, CurrentStages
+from manifests.catalog_reads import CommittedParts, current_stages
 from manifests.errors import ConfigError, DamageError, RunError
 from manifests.masking import hide_secrets
 from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
@@ -55,7 +55,6 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._connection = connection
         self._session = session
         self._reader = connection.cursor()
-        self._current = CurrentStages(self._reader)
         self._parts = CommittedParts(self._connection)
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
@@ -154,7 +153,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Note that a stage version was begun and make it the current one."""
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
                 [fingerprint, stage, json.dumps(identity, sort_keys=True), utc_now()],
@@ -166,7 +165,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         if before == fingerprint:
             return
         self.open_stage(stage, fingerprint, identity)
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ?", [fingerprint])
             self._connection.execute(
                 "INSERT INTO stage_parts SELECT ?, step, position, part_key FROM stage_parts WHERE fingerprint = ?",
@@ -181,7 +180,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         Raises: IntegrityError when its rows do not add up.
         """
         stage.funnel.check(stage.stage)
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
             rows = [(stage.fingerprint, reason, num) for reason, num in stage.funnel.reasons.items() if num]
             if rows:
@@ -200,7 +199,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def forget_current(self, stages: Iterable[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
-        with self._transaction():
+        with transaction(self._connection):
             for stage in stages:
                 self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
 
@@ -247,18 +246,15 @@ class Catalog(AbstractContextManager["Catalog"]):
         rows, files, links = ([row for entry in entries for row in entry[table]] for table in _OF_PARTS)
         if self._session is not None:
             self._session.check()
-        stages_before = self._current.last_read
         with transaction(self._connection):
             self._insert("parts", rows)
             self._insert("files", files)
             at = [fingerprint, min(parts), max(parts), list(parts)]
             taken = {(step, position) for step, position in self._connection.execute(_TAKEN, at).fetchall()}
-            replaced = [link for link in links if (link["step"], link["position"]) in taken]
-            for link in replaced:
-                self._connection.execute(_OFF_PLACE, [link[name] for name in ("fingerprint", "step", "position")])
+            for step, position in taken.intersection((link["step"], link["position"]) for link in links):
+                self._connection.execute(_OFF_PLACE, [fingerprint, step, position])
             self._insert("stage_parts", links)
             append_to_journal(self.workdir, entries)
-        self._current.parts_added(fingerprint, len(parts) - len(replaced), stages_before)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
@@ -267,7 +263,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         ).fetchall()
         if sorted(before) == sorted(keys):
             return
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
                 self._connection.executemany(
@@ -309,7 +305,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         parts = self.find_parts(sorted(keys))
         for key in parts:
             self._parts.forget(key)
-            with self._transaction():
+            with transaction(self._connection):
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
                     "(SELECT fingerprint FROM stage_parts WHERE part_key = ?)",
@@ -325,7 +321,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def record_mix(self, fingerprint: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store what a mix drew from each domain (columns of the table `mixes`)."""
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
             self._insert("mixes", [{"fingerprint": fingerprint, **row} for row in rows])
 
@@ -335,7 +331,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
         with `value`), epochs (domain -> passes), validation (release, split, batch_size).
         """
-        with self._transaction():
+        with transaction(self._connection):
             for run in runs:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
@@ -357,7 +353,7 @@ class Catalog(AbstractContextManager["Catalog"]):
     ) -> None:
         """Store a sealed release and its shards (split, shard, num_samples, num_bytes, sha256)."""
         num_samples = sum(int(row["num_samples"]) for row in shards if row["split"] == "train")
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute(
                 "INSERT OR REPLACE INTO releases VALUES (?, ?, ?, ?, ?, ?)",
                 [name, path, fingerprint, num_samples, record_sha256, utc_now()],
@@ -377,7 +373,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
         One thread at a time may call it, also while another one calls the other methods.
         """
-        stages, mixes = self._current.rows()
+        stages, mixes = current_stages(self._reader)
         status = {"stages": stages, "mix": mixes, "updated_at": utc_now().isoformat() + "Z", **extra}
         storage.publish_bytes(storage.join(self.workdir, STATUS_FILE), status_bytes(status))
 
@@ -386,13 +382,6 @@ class Catalog(AbstractContextManager["Catalog"]):
         return list(self._connection.execute(query, list(values)).fetchall())
 
     # ---- inside
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Around all writing but that of a part: the status is asked for anew."""
-        with transaction(self._connection):
-            yield
-        self._current.changed()
 
     def _write_snapshot(self) -> None:
         if self._session is None:

@@ -230,45 +230,46 @@ def read_snapshot(workdir: str) -> Snapshot:
     Raises: IntegrityError when the snapshot is not there, damaged, or of a newer program; or when a line of the journal
         is damaged. The last line may be cut: a killed build wrote it.
     """
-    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
+    path, rows, entries = _read_lines(workdir)
     if not path.is_file():
         raise IntegrityError(f"{path}: there is no snapshot")
-    first, _, body = path.read_bytes().partition(b"\n")
-    head = _parsed(first)
-    if head is None or head.get("sha256") != hashlib.sha256(body).hexdigest():
+    head = _parsed(rows[0])
+    if head is None or head.get("sha256") != hashlib.sha256(b"\n".join(rows[1:])).hexdigest():
         raise IntegrityError(f"{path}: the snapshot is damaged")
     if head["format"] > FORMAT:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {head['format']})")
     snapshot = Snapshot(head["catalog"], head["number"])
-    for line in body.splitlines():
-        table, row = _parsed(line)
-        snapshot.tables.setdefault(table, []).append(row)
-    lines = journal.read_bytes().split(b"\n") if journal.is_file() else [b""]
-    for line in lines[:-1]:
-        entry = _parsed(line)
-        if entry is None:
-            raise IntegrityError(f"{journal}: the journal is damaged")
-        snapshot.closed = entry.pop("closed", None)
-        for table, rows in entry.items():
-            snapshot.tables.setdefault(table, []).extend(rows)
+    if not _add_lines(snapshot, rows[1:-1], entries[:-1]):
+        raise IntegrityError(f"{storage.join(workdir, JOURNAL_FILE)}: the journal is damaged")
     return snapshot
 
 
 def read_sound_lines(workdir: str) -> Snapshot:
     """What the lines of snapshot and journal say that are as they were written, when others are not."""
-    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
-    first, *rows = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    head = _parsed(first) or {"catalog": uuid.uuid4().hex, "number": 0}
+    _, rows, entries = _read_lines(workdir)
+    head = _parsed(rows[0]) or {"catalog": uuid.uuid4().hex, "number": 0}
     snapshot = Snapshot(head["catalog"], head["number"])
-    for line in rows:
-        if (parsed := _parsed(line)) is not None:
-            snapshot.tables.setdefault(parsed[0], []).append(parsed[1])
-    for line in journal.read_bytes().split(b"\n") if journal.is_file() else []:
-        entry = _parsed(line) or {}
-        entry.pop("closed", None)
+    _add_lines(snapshot, rows[1:], entries)
+    return snapshot
+
+
+def _read_lines(workdir: str) -> tuple[Path, list[bytes], list[bytes]]:
+    """Path and lines of the snapshot, and the lines of the journal. The last line of each is empty, or was cut."""
+    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
+    rows, entries = (each.read_bytes().split(b"\n") if each.is_file() else [b""] for each in (path, journal))
+    return path, rows, entries
+
+
+def _add_lines(snapshot: Snapshot, rows: Iterable[bytes], entries: Iterable[bytes]) -> bool:
+    """Add what the sound lines say; False when a line is damaged."""
+    parsed_rows, parsed_entries = list(map(_parsed, rows)), list(map(_parsed, entries))
+    for table, row in filter(None, parsed_rows):
+        snapshot.tables.setdefault(table, []).append(row)
+    for entry in filter(None, parsed_entries):
+        snapshot.closed = entry.pop("closed", None)
         for table, rows_of_part in entry.items():
             snapshot.tables.setdefault(table, []).extend(rows_of_part)
-    return snapshot
+    return None not in parsed_rows and None not in parsed_entries
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

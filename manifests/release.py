@@ -220,14 +220,7 @@ def require_output(path: str, is_own: Callable[[bytes], bool]) -> None:
     Raises: ConfigError; RetryableError when a store does not answer.
     """
     refuse_within(path)
-    fs, inner = storage.filesystem(path)
-    try:
-        content = bytes(fs.cat_file(inner))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return
-    except Exception as error:
-        storage.check_passing(path, error)
-        raise
+    content = storage.read_if_there(path)
     if content and not is_own(content):
         raise ConfigError(f"{path}: is there, and this command did not write it; choose another name, or move it away")
 

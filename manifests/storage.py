@@ -209,6 +209,21 @@ def read_range(path: str, start: int, num_bytes: int) -> bytes:
         return stream.read(num_bytes)
 
 
+def read_if_there(path: str) -> bytes | None:
+    """The content of a small file; None where there is none.
+
+    Raises: RetryableError when the store does not give what it has.
+    """
+    fs, inner = filesystem(path)
+    try:
+        return bytes(fs.cat_file(inner))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except Exception as error:
+        check_passing(path, error)
+        raise
+
+
 def read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
     """Spans (path, start, stop) of files in one store, one request each, side by side; None where a file is gone.
 

@@ -71,12 +71,12 @@ def read_list(workdir: str) -> list[Entry]:
     Raises: ConfigError that names the first line that is not an entry.
     """
     path = storage.join(workdir, LIST_FILE)
-    fs, inner = storage.filesystem(path)
-    if not fs.exists(inner):
+    content = storage.read_if_there(path)
+    if content is None:
         return []
     entries = set()
     # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
-    for number, line in enumerate(fs.cat_file(inner).decode("utf-8").split("\n"), 1):
+    for number, line in enumerate(content.decode("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

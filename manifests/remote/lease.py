@@ -101,11 +101,7 @@ def _refuse_held(address: str, number: int) -> None:
 
 def _read(path: str) -> dict[str, Any]:
     """What a lease says; nothing when it is not there any more."""
-    fs, inner = storage.filesystem(path)
-    try:
-        return dict(json.loads(fs.cat_file(inner, start=0, end=4096)))
-    except FileNotFoundError:
-        return {}
+    return dict(json.loads(storage.read_if_there(path) or b"{}"))
 
 
 def _host() -> str:

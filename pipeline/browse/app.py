@@ -20,16 +20,16 @@ from starlette.types import ASGIApp
 from manifests.errors import PlantMixError, RunError
 from manifests.reader import read_status
 from pipeline.browse import galleries
-from pipeline.browse.asking import MAX_ROWS, ask, cut
 from pipeline.browse.codes import Mask
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
 from pipeline.browse.guard import UPLOAD, Guard
+from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import as_id
-from pipeline.browse.looking import Looking
+from pipeline.browse.model_search import MAX_UPLOAD_BYTES, Hits, ModelSearch
 from pipeline.browse.pictures import read_picture
-from pipeline.browse.searching import MAX_UPLOAD_BYTES, Hits, ModelSearch
 from pipeline.browse.snapshot import Snapshot
+from pipeline.browse.sql_box import MAX_ROWS, ask, cut
 from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
@@ -52,13 +52,13 @@ class Pages:
         as_of: str,
         describe_life: Describe,
         evaluation: EvaluationPictures,
-        searching: ModelSearch | None = None,
+        model_search: ModelSearch | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._evaluation = evaluation
-        self._searching = searching
+        self._model_search = model_search
         self._describe_life = describe_life
-        self._opened: Looking | None = None
+        self._opened: ImageIndex | None = None
         self.share = 0.0  # of the index that is made
         self.seconds_left: float | None = None
         self._templates = jinja2.Environment(
@@ -78,15 +78,15 @@ class Pages:
             "shown_sets": evaluation.shown,
             "known_sets": evaluation.known,
             "find": self._find,
-            "searchable": searching is not None,
+            "searchable": model_search is not None,
             "upload": UPLOAD,
         }
         self._counts = functools.lru_cache(maxsize=64)(self._count)
-        self._once = functools.lru_cache(maxsize=16)(lambda question: question(self._looking))
+        self._once = functools.lru_cache(maxsize=16)(lambda question: question(self._image_index))
 
-    def open(self, looking: Looking) -> None:
+    def open(self, image_index: ImageIndex) -> None:
         """Answer from this index from now on; until then, every page says how far the index is."""
-        self._opened = looking
+        self._opened = image_index
 
     @property
     def num_images(self) -> int:
@@ -94,7 +94,7 @@ class Pages:
         return self._opened.codes.num_images if self._opened else 0
 
     @property
-    def _looking(self) -> Looking:
+    def _image_index(self) -> ImageIndex:
         assert self._opened is not None
         return self._opened
 
@@ -132,10 +132,10 @@ class Pages:
 
     def images(self, request: Request) -> Response:
         """The grid, with the filters and their counts."""
-        filters = Filters.read(request.query_params, self._looking.facets)
+        filters = Filters.read(request.query_params, self._image_index.facets)
         if filters.ranked:
             return self._nearest(filters)
-        images, more = self._looking.page(filters)
+        images, more = self._image_index.page(filters)
         total, facets = self._counts(filters.link())
         backwards = bool(filters.before)
         first, last = (images[0]["id"], images[-1]["id"]) if images else ("", "")
@@ -158,7 +158,7 @@ class Pages:
         images: list[dict[str, Any]] = []
         try:
             hits = self._ask_model(filters)
-            images, num_here, among = self._looking.nearest(filters, hits)
+            images, num_here, among = self._image_index.nearest(filters, hits)
             if not num_here:
                 message = (
                     f"None of the {len(hits):,} nearest pictures of {self._index} is in this folder. The index was "
@@ -174,28 +174,28 @@ class Pages:
 
     @property
     def _index(self) -> str:
-        return self._searching.index if self._searching else ""
+        return self._model_search.index if self._model_search else ""
 
     def _ask_model(self, filters: Filters) -> Hits:
         """Raises: RunError when there is no search, no such picture, or the search fails."""
-        if self._searching is None:
+        if self._model_search is None:
             raise RunError(NO_MODEL)
         if filters.shows:
-            return self._searching.by_words(filters.shows)
+            return self._model_search.by_words(filters.shows)
         if len(filters.like) == 64:
-            if self._searching.uploaded(filters.like) is None:
+            if self._model_search.uploaded(filters.like) is None:
                 raise RunError("that picture was uploaded in another session, or many others since; upload it again")
-            return self._searching.by_upload(filters.like)
-        place = self._looking.place(filters.like)
+            return self._model_search.by_upload(filters.like)
+        place = self._image_index.place(filters.like)
         content = read_picture(self._snapshot, place) if place else None
         if content is None:
             raise RunError("no picture of that image is stored, so nothing can be compared with it")
-        return self._searching.by_picture(content)
+        return self._model_search.by_picture(content)
 
     async def take_picture(self, request: Request) -> Response:
         """Keep an uploaded picture, and show what is like it under the filters of the address."""
         try:
-            if self._opened is None or self._searching is None:
+            if self._opened is None or self._model_search is None:
                 raise RunError(NO_MODEL)
             length = request.headers.get("content-length", "")
             if not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES:
@@ -203,7 +203,7 @@ class Pages:
             async with request.form(max_files=1, max_fields=1) as form:
                 upload = form.get("picture")
                 body = await upload.read() if isinstance(upload, UploadFile) else b""
-            name = await run_in_threadpool(self._searching.take, body)
+            name = await run_in_threadpool(self._model_search.take, body)
         except RunError as error:
             return self._page("wrong.html", "/", status=400, message=str(error))
         filters = Filters.read(request.query_params, self._opened.facets)
@@ -212,12 +212,12 @@ class Pages:
     def uploaded(self, request: Request) -> Response:
         """A picture that was uploaded."""
         filters = Filters.read({"like": request.path_params["name"]}, ())
-        return _jpeg(self._searching.uploaded(filters.like) if self._searching and filters.like else None)
+        return _jpeg(self._model_search.uploaded(filters.like) if self._model_search and filters.like else None)
 
     def image(self, request: Request) -> Response:
         """One image: its life, its duplicates, its near misses, its twin in an evaluation set."""
         sample_id = request.path_params["id"]
-        rows = self._looking.images([sample_id]) if as_id(sample_id) else []
+        rows = self._image_index.images([sample_id]) if as_id(sample_id) else []
         if not rows:
             return self._page("wrong.html", "/", status=404, message="There is no such image here.")
         image = rows[0]
@@ -226,18 +226,18 @@ class Pages:
             "image.html",
             "/",
             image=image,
-            place=self._looking.place(sample_id),
+            place=self._image_index.place(sample_id),
             life=life,
             lines=self._lines(life, image),
             leaks=self._leaks_of(sample_id),
-            duplicates=[] if image["phash"] is None else self._looking.duplicates(image),
-            near_misses=self._looking.near_misses(image),
-            neighbours=self._looking.neighbours(sample_id),
+            duplicates=[] if image["phash"] is None else self._image_index.duplicates(image),
+            near_misses=self._image_index.near_misses(image),
+            neighbours=self._image_index.neighbours(sample_id),
         )
 
     def picture(self, request: Request) -> Response:
         """The stored JPEG of an image."""
-        place = self._looking.place(request.path_params["id"])
+        place = self._image_index.place(request.path_params["id"])
         return _jpeg(read_picture(self._snapshot, place) if place else None)
 
     def twin(self, request: Request) -> Response:
@@ -279,7 +279,7 @@ class Pages:
         if a in folders and b in folders:
             before, after = (open_release(str(folders[name])) for name in (a, b))
             comparison = compare(before, after)
-            moved = {name: self._looking.images(ids) for name, ids in galleries.changes(before, after).items()}
+            moved = {name: self._image_index.images(ids) for name, ids in galleries.changes(before, after).items()}
         return self._page(
             "compare.html", "/compare", names=self._told(folders), a=a, b=b, found=comparison, moved=moved
         )
@@ -287,7 +287,7 @@ class Pages:
     def _told(self, names: Iterable[str]) -> dict[str, str]:
         """Each release with when it was sealed and how many samples it has, the newest first."""
         ordered = "SELECT name, num_samples, sealed_at FROM releases ORDER BY sealed_at DESC"
-        rows = [] if self._snapshot.release else self._looking.rows(ordered)
+        rows = [] if self._snapshot.release else self._image_index.rows(ordered)
         told = {row["name"]: f"{row['sealed_at']:%Y-%m-%d %H:%M}, {row['num_samples']:,} samples" for row in rows}
         return {name: told.get(name, "not in the catalogue") for name in sorted(names, key=[*told, *names].index)}
 
@@ -295,7 +295,7 @@ class Pages:
         """The SQL box."""
         statement = request.query_params.get("sql", "")
         answer = ask(self._snapshot, statement) if statement.strip() else None
-        views = self._looking.rows(
+        views = self._image_index.rows(
             "SELECT name, about, list(column_name ORDER BY column_index) AS columns FROM views "
             "JOIN duckdb_columns() ON table_name = name GROUP BY ALL ORDER BY name"
         )
@@ -329,10 +329,10 @@ class Pages:
 
     def _count(self, link: str) -> tuple[int, list[dict[str, Any]]]:
         query = Request({"type": "http", "query_string": link.partition("?")[2].encode(), "headers": []}).query_params
-        return self._facets(Filters.read(query, self._looking.facets))
+        return self._facets(Filters.read(query, self._image_index.facets))
 
     def _facets(self, filters: Filters, among: Mask | None = None) -> tuple[int, list[dict[str, Any]]]:
-        total, facets = self._looking.counts(filters, among)
+        total, facets = self._image_index.counts(filters, among)
         for facet in facets:
             for row in facet["values"]:
                 row["link"] = filters.toggled(facet["name"], row["value"])
@@ -348,8 +348,8 @@ class Pages:
             return False
 
     def _life(self, sample_id: str) -> dict[str, Any]:
-        if self._looking.lives is not None:
-            return self._looking.lives.find(sample_id)
+        if self._image_index.lives is not None:
+            return self._image_index.lives.find(sample_id)
         with self._snapshot.connection.cursor() as sql:
             row = sql.sql("SELECT * FROM samples WHERE sample_id = $1 AND copy = 0", params=[sample_id])
             return {"sample": row.to_arrow_table().to_pylist()[0]}
@@ -362,7 +362,7 @@ class Pages:
     def _leaks_of(self, sample_id: str) -> list[dict[str, Any]]:
         if self._snapshot.release:
             return []
-        return self._looking.rows(
+        return self._image_index.rows(
             f"SELECT l.*, e.url, {galleries.TWIN} FROM leaks l LEFT JOIN evaluation e "
             "ON e.evaluation_set = l.evaluation_set AND e.member = l.evaluation_member WHERE l.sample_id = ? LIMIT 20",
             [sample_id],

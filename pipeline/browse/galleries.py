@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from manifests.release import Release
-from pipeline.browse.looking import FROM, NOT_INSTEAD, ROW, Looking
+from pipeline.browse.image_index import FROM, NOT_INSTEAD, ROW, ImageIndex
 from pipeline.browse.snapshot import Snapshot
 from pipeline.matching.search import find_pairs
 from pipeline.releases.opening import open_sql, view_samples
@@ -44,54 +44,54 @@ def stages(snapshot: Snapshot) -> list[dict[str, Any]]:
     return [dict(zip(("stage", "num_in", "num_kept", "reasons"), row, strict=True)) for row in rows]
 
 
-def reasons(looking: Looking) -> list[dict[str, Any]]:
+def reasons(image_index: ImageIndex) -> list[dict[str, Any]]:
     """Each stage and reason with its count and the first images, the most frequent first."""
-    rows = looking.rows(
+    rows = image_index.rows(
         "SELECT stage, reason, count(*) AS num FROM session.images WHERE reason <> '' "
         f"GROUP BY ALL ORDER BY num DESC, stage, reason LIMIT {MAX_REASONS}"
     )
     for one in rows:
         chosen = {"stage": (one["stage"],), "reason": (one["reason"],)}
-        one["images"] = looking.at(looking.codes.first(chosen, EXAMPLES))
+        one["images"] = image_index.at(image_index.codes.first(chosen, EXAMPLES))
     return rows
 
 
-def groups(looking: Looking) -> list[dict[str, Any]]:
+def groups(image_index: ImageIndex) -> list[dict[str, Any]]:
     """The images for which most duplicates were dropped, each with its group."""
-    heads = looking.rows(
+    heads = image_index.rows(
         "SELECT other::VARCHAR AS id, count(*) AS num FROM session.images "
         f"WHERE other IS NOT NULL AND reason NOT IN {NOT_INSTEAD} "
         f"GROUP BY 1 ORDER BY num DESC, id LIMIT {MAX_GROUPS}"
     )
-    kept = {image["id"]: image for image in looking.images([head["id"] for head in heads])}
+    kept = {image["id"]: image for image in image_index.images([head["id"] for head in heads])}
     return [
-        {"num": head["num"] + 1, "head": head["id"], "images": looking.duplicates(kept[head["id"]])[:GROUP_MEMBERS]}
+        {"num": head["num"] + 1, "head": head["id"], "images": image_index.duplicates(kept[head["id"]])[:GROUP_MEMBERS]}
         for head in heads
         if head["id"] in kept
     ]
 
 
-def conflicts(looking: Looking) -> list[dict[str, Any]]:
+def conflicts(image_index: ImageIndex) -> list[dict[str, Any]]:
     """Images that stay beside a copy that contradicts them, the same bytes first."""
-    if looking.snapshot.release:
+    if image_index.snapshot.release:
         return []
-    rows = looking.rows(
+    rows = image_index.rows(
         "SELECT sample_id, other_sample_id, about, matched, value, other_value FROM conflicts "
         f"ORDER BY matched DESC, about, sample_id, other_sample_id LIMIT {MAX_CLOSE_CALLS}"
     )
     ids = {row[name] for row in rows for name in ("sample_id", "other_sample_id")}
-    images = {image["id"]: image for image in looking.images(sorted(ids))}
+    images = {image["id"]: image for image in image_index.images(sorted(ids))}
     shown = [{**row, "images": [images.get(row[name]) for name in ("sample_id", "other_sample_id")]} for row in rows]
     return [row for row in shown if all(row["images"])]
 
 
-def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+def close_calls(image_index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
     """Pairs at the largest distance that counts as a duplicate, pairs just beyond it, and hashes searched for those."""
-    radius = looking.snapshot.radius
+    radius = image_index.snapshot.radius
     if radius is None:
         return [], [], 0
-    inside = looking.rows(f"SELECT * FROM pairs ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}")
-    hashes = looking.rows(
+    inside = image_index.rows(f"SELECT * FROM pairs ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}")
+    hashes = image_index.rows(
         "SELECT DISTINCT phash FROM (SELECT phash FROM session.images WHERE phash IS NOT NULL "
         f"ORDER BY sample_id LIMIT {SEARCHED_HASHES}) ORDER BY 1"
     )
@@ -104,15 +104,15 @@ def close_calls(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, 
         if bits > radius
     ]
     beyond = sorted(beyond, key=lambda pair: (pair["distance"], pair["phash_a"], pair["phash_b"]))[:MAX_CLOSE_CALLS]
-    return _with_images(looking, inside), _with_images(looking, beyond), len(listed)
+    return _with_images(image_index, inside), _with_images(image_index, beyond), len(listed)
 
 
-def _with_images(looking: Looking, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_images(image_index: ImageIndex, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     hashes = sorted({pair[name] for pair in pairs for name in ("phash_a", "phash_b")})
     if not hashes:
         return []
     listed = ", ".join(str(int(one)) for one in hashes)
-    images = looking.rows(
+    images = image_index.rows(
         f"SELECT {ROW} FROM {FROM} WHERE i.phash IN ({listed}) "
         "QUALIFY row_number() OVER (PARTITION BY i.phash ORDER BY i.sample_id) = 1"
     )
@@ -121,15 +121,15 @@ def _with_images(looking: Looking, pairs: list[dict[str, Any]]) -> list[dict[str
     return [pair for pair in shown if all(pair["images"])]
 
 
-def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def leaks(image_index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Leaks by evaluation set and how they were matched, and the first of them with the image of the set."""
-    if looking.snapshot.release:
+    if image_index.snapshot.release:
         return [], []
-    summary = looking.rows(
+    summary = image_index.rows(
         "SELECT evaluation_set, matched, count(*) AS num FROM leaks GROUP BY ALL "
         "ORDER BY num DESC, evaluation_set, matched"
     )
-    rows = looking.rows(
+    rows = image_index.rows(
         f"SELECT {ROW}, l.evaluation_set, l.evaluation_member, l.matched, l.distance AS bits, {TWIN} FROM leaks l "
         "JOIN session.images i ON i.sample_id = l.sample_id::UUID "
         f"ORDER BY l.evaluation_set, l.evaluation_member, i.sample_id LIMIT {MAX_LEAKS}"
@@ -137,11 +137,11 @@ def leaks(looking: Looking) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return summary, rows
 
 
-def taxa(looking: Looking) -> dict[str, Any]:
+def taxa(image_index: ImageIndex) -> dict[str, Any]:
     """The most and the least frequent taxa, with how many were packed, and one image each."""
-    totals = looking.rows("SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM session.taxa")[0]
-    head = looking.rows(f"SELECT * FROM session.taxa ORDER BY num DESC, taxon LIMIT {MAX_TAXA}")
-    tail = looking.rows(f"SELECT * FROM session.taxa ORDER BY num, taxon LIMIT {MAX_TAXA}")
+    totals = image_index.rows("SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM session.taxa")[0]
+    head = image_index.rows(f"SELECT * FROM session.taxa ORDER BY num DESC, taxon LIMIT {MAX_TAXA}")
+    tail = image_index.rows(f"SELECT * FROM session.taxa ORDER BY num, taxon LIMIT {MAX_TAXA}")
     for row in (*head, *tail):
         row["example"] = None if row["example"] is None else row["example"].hex
     return {**totals, "head": head, "tail": tail}

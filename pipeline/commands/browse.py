@@ -40,7 +40,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.browse.serving import serve  # an extra of its own, and slow to import
+    from pipeline.browse.server import serve  # an extra of its own, and slow to import
 
     if args.model and not args.search:
         raise ConfigError("--model is for --search INDEX; give both")

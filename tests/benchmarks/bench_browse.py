@@ -34,8 +34,8 @@ from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
-from pipeline.browse.looking import Looking
-from pipeline.browse.making import Making
+from pipeline.browse.image_index import ImageIndex
+from pipeline.browse.index_process import IndexProcess
 from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.store.writing import ROW_GROUP_ROWS
 
@@ -177,12 +177,12 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
         seconds["index"] = seconds["index"][0], child.ru_utime + child.ru_stime
         peak_index = child.ru_maxrss / 1024
         stack.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
-        looking = timed("opening the index", lambda: Looking(snapshot))
+        image_index = timed("opening the index", lambda: ImageIndex(snapshot))
         index_bytes = sum(path.stat().st_size for path in snapshot.index.iterdir())
-        pages.open(looking)
+        pages.open(image_index)
         timed("first page", lambda: client.get("/"))
         cases = {f"{facet.name}={row['value']}": Filters(chosen={facet.name: (row["value"],)})
-                 for facet, shown in zip(looking.facets, looking.counts(Filters())[1], strict=True)
+                 for facet, shown in zip(image_index.facets, image_index.counts(Filters())[1], strict=True)
                  for row in (shown["values"][0], shown["values"][-1])}  # fmt: skip
         cases |= {
             "a common word": Filters(words="photo"),
@@ -195,11 +195,11 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
         filters: dict[str, tuple[float, float]] = {}
         counts: dict[str, tuple[float, float]] = {}
         for name, one in cases.items():  # a search for words is one walk over the captions, which the counts use too
-            timed(name, lambda one=one: looking.page(one), filters)
-            timed(name, lambda one=one: looking.counts(one), counts)
-        image = looking.page(Filters(chosen={"reason": ("near_duplicate",)}))[0][0]
+            timed(name, lambda one=one: image_index.page(one), filters)
+            timed(name, lambda one=one: image_index.counts(one), counts)
+        image = image_index.page(Filters(chosen={"reason": ("near_duplicate",)}))[0][0]
         deep = Filters(after="f" * 4 + "0" * 28)
-        timed("a page near the end", lambda: looking.page(deep))
+        timed("a page near the end", lambda: image_index.page(deep))
         timed("one image", lambda: client.get(f"/image/{image['id']}"))
         for page in ("/reasons", "/duplicates", "/leaks", "/taxa"):
             timed(page, lambda page=page: client.get(page))
@@ -212,8 +212,8 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
 
 def make(folder: str, private: Path) -> None:
     """The index, made as the command makes it."""
-    with Making(folder, private) as making:
-        making.wait(lambda share: None)
+    with IndexProcess(folder, private) as index_process:
+        index_process.wait(lambda share: None)
 
 
 def report(found: list[dict[str, Any]]) -> str:

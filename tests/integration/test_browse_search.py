@@ -22,9 +22,9 @@ from manifests.errors import ConfigError, RunError
 from manifests.reader import open_reader
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
+from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import make_index
-from pipeline.browse.looking import Looking
-from pipeline.browse.searching import ModelSearch
+from pipeline.browse.model_search import ModelSearch
 from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.commands.explain import describe_life
 from pipeline.sources.files import split_locator
@@ -55,9 +55,9 @@ def open_pages(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
         def make(index: Path | None = None, model: str | None = None) -> TestClient:
             own = tmp_path_factory.mktemp("search")
-            searching = stack.enter_context(ModelSearch(str(index), model, own)) if index else None
-            pages = Pages(snapshot, "today", describe_life, EvaluationPictures(snapshot, ()), searching)
-            pages.open(Looking(snapshot))
+            model_search = stack.enter_context(ModelSearch(str(index), model, own)) if index else None
+            pages = Pages(snapshot, "today", describe_life, EvaluationPictures(snapshot, ()), model_search)
+            pages.open(ImageIndex(snapshot))
             app = make_app(pages, token="t", port=8123)
             client = TestClient(app, base_url="http://127.0.0.1:8123", follow_redirects=False)
             client.get("/", params={"open": "t"})
@@ -177,23 +177,23 @@ def test_without_a_model_there_is_no_box(open_pages: Open) -> None:
 
 @pytest.mark.slow
 def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Path) -> None:
-    with ModelSearch(str(index), None, tmp_path) as searching:
-        assert searching.by_words("a tomato")
-        process = searching._process
+    with ModelSearch(str(index), None, tmp_path) as model_search:
+        assert model_search.by_words("a tomato")
+        process = model_search._process
         assert process is not None
         process.kill()
         process.wait()
-        assert searching.by_words("a tomato"), "kept"
-        assert searching.by_words("an apple"), "asked of a new process"
-        process = searching._process
+        assert model_search.by_words("a tomato"), "kept"
+        assert model_search.by_words("an apple"), "asked of a new process"
+        process = model_search._process
         assert process is not None
         os.kill(process.pid, 19)  # stopped: it reads nothing until it is killed
         killing = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({process.pid}, 9)"])
         with pytest.raises(RunError, match=r"was killed \(signal 9\); the next search starts it again"):
-            searching.by_words("a pear")
+            model_search.by_words("a pear")
         killing.wait()
-        assert searching.by_words("a pear")
-        process = searching._process
+        assert model_search.by_words("a pear")
+        process = model_search._process
     assert process is not None
     assert process.poll() is not None, "it ends with browse"
 

@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 from manifests.reader import open_reader
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
+from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import make_index
-from pipeline.browse.looking import Looking
 from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.cli import main
 from pipeline.commands.explain import describe_life
@@ -145,7 +145,7 @@ def test_browse_shows_them_side_by_side(work: Path, tmp_path: Path) -> None:
         make_index(snapshot)
         with snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True):
             pages = Pages(snapshot, "today", describe_life, EvaluationPictures(snapshot, ()))
-            pages.open(Looking(snapshot))
+            pages.open(ImageIndex(snapshot))
             client = TestClient(make_app(pages, token="t", port=8123), base_url="http://127.0.0.1:8123")
             client.get("/", params={"open": "t"})
             page = client.get("/duplicates").text

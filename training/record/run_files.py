@@ -49,7 +49,7 @@ def step_of(path: Path) -> int:
 
 def is_run(place: str) -> bool:
     """Whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
-    record = _json_object(_read(place, RUN_FILE))
+    record = _json_object(storage.read_if_there(storage.join(place, RUN_FILE)))
     return isinstance(record.get("identity"), dict) and "releases" in record["identity"]
 
 
@@ -117,7 +117,11 @@ def _figures(place: str, names: list[str]) -> Iterator[str]:
     """The figures of evaluations among some files, and their plots."""
     for name in names:
         path = PurePosixPath(name)
-        if path.parent.name == EVAL_FOLDER and path.suffix == ".json" and is_evaluation(_read(place, name)):
+        if (
+            path.parent.name == EVAL_FOLDER
+            and path.suffix == ".json"
+            and is_evaluation(storage.read_if_there(storage.join(place, name)))
+        ):
             yield name
             if (plot := str(path.with_suffix(".png"))) in names:
                 yield plot
@@ -141,18 +145,6 @@ def _names_in(place: str) -> list[str]:
             if (folder or entry["type"] == "file") and name:
                 names.append(folder + name)
     return names
-
-
-def _read(place: str, name: str) -> bytes | None:
-    """The content of a small file; None where it is not there."""
-    fs, inner = storage.filesystem(storage.join(place, *name.split("/")))
-    try:
-        return bytes(fs.cat_file(inner))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except Exception as error:
-        storage.check_passing(place, error)
-        raise
 
 
 def _json_object(content: bytes | None) -> dict[str, Any]:

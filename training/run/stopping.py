@@ -10,11 +10,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from manifests.errors import RunError
-from manifests.storage import filesystem, is_remote, is_storage_error, make_parent
+from manifests.storage import filesystem, is_remote, is_storage_error, make_parent, remove_if_there
 
 _LOOK_SECONDS, _LOOK_REMOTE_SECONDS = 1.0, 5.0
 
@@ -50,12 +50,12 @@ def signals_to_file(stop_file: str) -> Iterator[None]:
         fs, inner = filesystem(stop_file)
         fs.pipe_file(inner, b"")
 
-    _remove(stop_file)
+    remove_if_there(stop_file)
     with _on_signals(ask, lambda: _is_there(stop_file)):
         try:
             yield
         finally:
-            _remove(stop_file)
+            remove_if_there(stop_file)
 
 
 @contextmanager
@@ -95,9 +95,3 @@ def _is_there(path: str) -> bool:
             raise
         return False
     return True
-
-
-def _remove(path: str) -> None:
-    fs, inner = filesystem(path)
-    with suppress(FileNotFoundError):
-        fs.rm_file(inner)

@@ -94,7 +94,7 @@ class PiecedTable:
         storage.make_folder(str(self.folder))
         with lock_folder(self.folder):
             storage.sweep(str(self.folder))
-            _publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
+            storage.publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
             pieces = [range(i, min(i + PIECE_ROWS, self.num_rows)) for i in range(0, self.num_rows, PIECE_ROWS)]
             sealed = SealedFiles(self.folder)
             sealed.adopt(_name(rows) for rows in pieces)
@@ -114,7 +114,7 @@ class PiecedTable:
             line.end()
             temp, num_faults = self._merge(pieces)
             outcome = {"notes": notes, "num_faults": num_faults, "sha256": storage.hash_file(temp).sha256}
-            _publish_json(self.record, self.identity | outcome | {"stamps": self._stamps})
+            storage.publish_json(self.record, self.identity | outcome | {"stamps": self._stamps})
             storage.publish(temp, str(self.out))
         self._remove_pieces()
         return _read_json(self.record)
@@ -134,8 +134,8 @@ class PiecedTable:
         if not path.is_file():
             content = make()
             storage.make_folder(str(self.folder))
-            _publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
-            _publish_json(path, content)
+            storage.publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
+            storage.publish_json(path, content)
         return _read_json(path)
 
     def _holds_the_same(self, path: Path) -> bool:
@@ -194,10 +194,6 @@ def _writer(path: str, ending: str, schema: pa.Schema) -> tuple[Callable[[pa.Tab
 
 def _name(rows: range) -> str:
     return f"piece-{rows.start // PIECE_ROWS:08d}.parquet"
-
-
-def _publish_json(path: Path, content: dict[str, Any]) -> None:
-    storage.publish_bytes(str(path), (json.dumps(content, indent=2, sort_keys=True) + "\n").encode("utf-8"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

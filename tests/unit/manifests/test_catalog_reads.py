@@ -1,18 +1,11 @@
-"""Each status says what the catalogue holds, though it is not asked for each part."""
+"""Each status says what the catalogue holds, and parts that were read are not read again."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from manifests import catalog_reads
 from manifests.catalog import Catalog
-from manifests.catalog_file import transaction
-from manifests.catalog_reads import CurrentStages
 from manifests.reader import read_status
 from manifests.records import Funnel, PartFile, PartRecord
 
@@ -23,7 +16,6 @@ def part(key: str, path: str) -> PartRecord:
 
 
 def test_each_status_says_what_the_catalogue_holds(catalog: Catalog) -> None:
-    """It is not asked for each part, and must not miss one either."""
     fresh = catalog._reader
 
     def published() -> dict[str, int]:
@@ -56,45 +48,6 @@ def test_each_status_says_what_the_catalogue_holds(catalog: Catalog) -> None:
     assert published() == {"ingest": 0, "mix": 0}
     catalog.forget_current(["mix"])
     assert published() == {"ingest": 0}
-
-
-def test_a_part_that_comes_while_the_status_is_read_is_in_the_next_one(catalog: Catalog) -> None:
-    class Slow:
-        """A cursor in whose query a part is committed."""
-
-        def __init__(self) -> None:
-            self.also: list[PartRecord] = [part("p1", "b.parquet")]
-
-        def execute(self, query: str) -> Any:
-            found = catalog._reader.execute(query).fetchall()
-            while self.also:
-                catalog.commit_parts("v1", {1: self.also.pop()})
-            return SimpleNamespace(fetchall=lambda: found)
-
-        def sql(self, query: str) -> Any:
-            return catalog._reader.sql(query)
-
-    catalog.open_stage("ingest", "v1", {})
-    catalog.commit_parts("v1", {0: part("p0", "a.parquet")})
-    catalog._current = CurrentStages(Slow())
-    assert [catalog._current.rows()[0]["ingest"]["num_parts"] for _ in range(3)] == [1, 2, 2]
-
-
-def test_a_status_that_is_read_right_after_a_commit_counts_its_part_once(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @contextmanager
-    def followed(connection: Any) -> Iterator[None]:
-        with transaction(connection):
-            yield
-        catalog._current.rows()
-
-    catalog.open_stage("ingest", "v1", {})
-    monkeypatch.setattr("manifests.catalog.transaction", followed)
-    for num in (1, 2):
-        catalog._current.changed()
-        catalog.commit_parts("v1", {num: part(f"p{num}", f"{num}.parquet")})
-        assert catalog._current.rows()[0]["ingest"]["num_parts"] == num
 
 
 # ---- parts
@@ -136,11 +89,10 @@ def test_links_that_are_there_are_not_written_again(catalog: Catalog) -> None:
     catalog.open_stage("ingest", "v1", {})
     for position in range(2):
         catalog.commit_parts("v1", {position: part(f"p{position}", f"{position}.parquet")})
-    catalog.publish_status({"running": None})
-    known = catalog._current.last_read
+    links = "SELECT *, rowid FROM stage_parts ORDER BY ALL"
+    before = catalog.ask(links)
     catalog.link_parts("v1", "read", [(1, "p1"), (0, "p0")])
     catalog.link_parts("v1", "other", [])
-    catalog.publish_status({"running": None})
-    assert catalog._current.last_read is known, "nothing was written"
+    assert catalog.ask(links) == before, "nothing was written"
     catalog.link_parts("v1", "read", [(0, "p1")])
     assert [found.key for found in catalog.parts_of("v1")] == ["p1"]

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
+from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import make_index
-from pipeline.browse.looking import Looking
 from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.commands.explain import describe_life
 
@@ -28,16 +28,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def looking_at(folder: Path, private: Path) -> Iterator[Looking]:
+def open_image_index(folder: Path, private: Path) -> Iterator[ImageIndex]:
     with open_snapshot(str(folder), private) as snapshot:
         make_index(snapshot)
         with snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True):
-            yield Looking(snapshot)
+            yield ImageIndex(snapshot)
 
 
-def make_client(looking: Looking, *, signed_in: bool = True, evaluation: Sequence[str] = ()) -> TestClient:
-    pages = Pages(looking.snapshot, "today", describe_life, EvaluationPictures(looking.snapshot, evaluation))
-    pages.open(looking)
+def make_client(image_index: ImageIndex, *, signed_in: bool = True, evaluation: Sequence[str] = ()) -> TestClient:
+    pages = Pages(image_index.snapshot, "today", describe_life, EvaluationPictures(image_index.snapshot, evaluation))
+    pages.open(image_index)
     app = make_app(pages, token=TOKEN, port=PORT)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", follow_redirects=False)
     if signed_in:
@@ -46,28 +46,28 @@ def make_client(looking: Looking, *, signed_in: bool = True, evaluation: Sequenc
 
 
 @pytest.fixture(scope="session")
-def looking(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looking]:
-    with looking_at(work, tmp_path_factory.mktemp("private")) as found:
+def image_index(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageIndex]:
+    with open_image_index(work, tmp_path_factory.mktemp("private")) as found:
         yield found
 
 
 @pytest.fixture
-def client(looking: Looking) -> TestClient:
-    return make_client(looking)
+def client(image_index: ImageIndex) -> TestClient:
+    return make_client(image_index)
 
 
 @pytest.fixture
-def client_with(looking: Looking) -> Callable[..., TestClient]:
-    return functools.partial(make_client, looking)
+def client_with(image_index: ImageIndex) -> Callable[..., TestClient]:
+    return functools.partial(make_client, image_index)
 
 
 @pytest.fixture
-def stranger(looking: Looking) -> TestClient:
-    return make_client(looking, signed_in=False)
+def stranger(image_index: ImageIndex) -> TestClient:
+    return make_client(image_index, signed_in=False)
 
 
 @pytest.fixture(scope="session")
 def release_client(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     newest = work / "releases" / (work / "releases/LATEST").read_text(encoding="utf-8").strip()
-    with looking_at(newest, tmp_path_factory.mktemp("private")) as found:
+    with open_image_index(newest, tmp_path_factory.mktemp("private")) as found:
         yield make_client(found)

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
 from pipeline.browse.evaluation import EvaluationPictures
-from pipeline.browse.looking import Looking
+from pipeline.browse.image_index import ImageIndex
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def test_without_the_place_it_is_named_and_nothing_is_read(client: TestClient, n
     assert "--evaluation shows it" in page
 
 
-def test_only_the_bytes_that_were_measured_are_shown(looking: Looking, tmp_path: Path, near: str) -> None:
+def test_only_the_bytes_that_were_measured_are_shown(image_index: ImageIndex, tmp_path: Path, near: str) -> None:
     place = tmp_path / "evaluation"
-    shutil.copytree(looking.snapshot.folder.parent / "evaluation", place)
-    pictures = EvaluationPictures(looking.snapshot, [f"held={place}"])
+    shutil.copytree(image_index.snapshot.folder.parent / "evaluation", place)
+    pictures = EvaluationPictures(image_index.snapshot, [f"held={place}"])
     assert pictures.read(near, "held") is not None
     inside = (place / "near.png").rename(tmp_path / "outside.png")
     assert pictures.read(near, "held") is None
@@ -74,6 +74,6 @@ def test_only_the_bytes_that_were_measured_are_shown(looking: Looking, tmp_path:
         ("held", "no place is not there; give SET=PLACE"),
     ],
 )
-def test_a_set_or_place_that_is_not_there_is_named(looking: Looking, given: str, problem: str) -> None:
+def test_a_set_or_place_that_is_not_there_is_named(image_index: ImageIndex, given: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        EvaluationPictures(looking.snapshot, [given])
+        EvaluationPictures(image_index.snapshot, [given])

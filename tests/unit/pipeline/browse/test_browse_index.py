@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from manifests.errors import IntegrityError, RunError
 from pipeline.browse.app import PAGES, Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
-from pipeline.browse.looking import Looking
-from pipeline.browse.making import MAX_KEPT, Making, cache_folder, keep_index
+from pipeline.browse.image_index import ImageIndex
+from pipeline.browse.index_process import MAX_KEPT, IndexProcess, cache_folder, keep_index
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, INDEX_FOLDER, open_snapshot
 
 
@@ -34,12 +34,12 @@ def test_pages_answer_while_the_index_is_made_and_the_next_session_opens_it_at_o
             assert page.headers["refresh"] == "3"
             assert "<h1>Getting ready</h1>" in page.text
             assert '<th scope="row">fetch</th><td class="num">22</td>' in page.text
-        with Making(str(work), private) as making:
-            making.wait(shares.append)
+        with IndexProcess(str(work), private) as index_process:
+            index_process.wait(shares.append)
         assert shares == sorted(shares)
         assert shares[-1] == 1
         with snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True):
-            pages.open(Looking(snapshot))
+            pages.open(ImageIndex(snapshot))
             assert pages.num_images == 22
             page = client.get("/")
             assert "refresh" not in page.headers
@@ -49,7 +49,7 @@ def test_pages_answer_while_the_index_is_made_and_the_next_session_opens_it_at_o
     with open_snapshot(str(work), private_folder(tmp_path / "second"), cache) as snapshot:
         assert snapshot.index == cache / snapshot.key
         with snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True):
-            assert Looking(snapshot).codes.num_images == 22
+            assert ImageIndex(snapshot).codes.num_images == 22
 
 
 def test_another_content_is_another_index_and_the_same_content_elsewhere_is_not(work: Path, tmp_path: Path) -> None:
@@ -88,12 +88,15 @@ def test_what_goes_wrong_in_the_process_is_told(work: Path, tmp_path: Path) -> N
     broken = shutil.copytree(work, tmp_path / "broken")
     (part,) = broken.glob("tables/fetch/facts-*.parquet")
     part.unlink()
-    with Making(str(broken), private_folder(tmp_path / "a")) as making, pytest.raises(IntegrityError, match="facts"):
-        making.wait(lambda share: None)
-    with Making(str(work), private_folder(tmp_path / "b")) as making:
-        os.kill(making.process.pid, signal.SIGKILL)  # as the kernel ends a process that takes too much memory
+    with (
+        IndexProcess(str(broken), private_folder(tmp_path / "a")) as index_process,
+        pytest.raises(IntegrityError, match="facts"),
+    ):
+        index_process.wait(lambda share: None)
+    with IndexProcess(str(work), private_folder(tmp_path / "b")) as index_process:
+        os.kill(index_process.process.pid, signal.SIGKILL)  # as the kernel ends a process that takes too much memory
         with pytest.raises(RunError, match=r"was killed .* free memory"):
-            making.wait(lambda share: None)
+            index_process.wait(lambda share: None)
 
 
 def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from starlette.testclient import TestClient
 from manifests.errors import ConfigError, RunError
 from pipeline.browse import index
 from pipeline.browse import snapshot as snapshot_module
-from pipeline.browse.asking import MAX_ROWS, ask
 from pipeline.browse.codes import Codes
+from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import make_index
-from pipeline.browse.looking import Looking
 from pipeline.browse.pictures import read_picture
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, open_snapshot
+from pipeline.browse.sql_box import MAX_ROWS, ask
 
 # one long call of a function that takes little memory
 UNINTERRUPTED = "SELECT levenshtein(repeat('a', 100000), repeat('b', 200000))"
@@ -67,40 +67,40 @@ def cpu_seconds() -> float:
         "SELECT '" + "x" * 10_001 + "'",
     ],
 )
-def test_only_reading_of_the_views_is_taken(client: TestClient, looking: Looking, statement: str) -> None:
+def test_only_reading_of_the_views_is_taken(client: TestClient, image_index: ImageIndex, statement: str) -> None:
     page = client.get("/sql", params={"sql": statement})
     assert page.status_code == 400
     assert 'role="alert"' in page.text
-    assert looking.rows("SELECT count(*) AS num FROM session.images")[0]["num"] == 22
+    assert image_index.rows("SELECT count(*) AS num FROM session.images")[0]["num"] == 22
 
 
-def test_no_file_beside_the_tables_can_be_read_by_sql(looking: Looking, work: Path) -> None:
+def test_no_file_beside_the_tables_can_be_read_by_sql(image_index: ImageIndex, work: Path) -> None:
     for place in (work / "catalog.duckdb", work / "tables" / ".." / "status.json", work / "pool"):
-        assert "Permission" in ask(looking.snapshot, f"SELECT * FROM read_text('{place}')").error
+        assert "Permission" in ask(image_index.snapshot, f"SELECT * FROM read_text('{place}')").error
 
 
-def test_a_statement_is_stopped_when_it_takes_too_long(looking: Looking) -> None:
+def test_a_statement_is_stopped_when_it_takes_too_long(image_index: ImageIndex) -> None:
     endless = "SELECT count(*) FROM range(100000000000) a, range(1000000) b WHERE a.range + b.range = 7"
-    assert "stopped after 0.3 s" in ask(looking.snapshot, endless, seconds=0.3).error
+    assert "stopped after 0.3 s" in ask(image_index.snapshot, endless, seconds=0.3).error
 
 
-def test_a_statement_is_stopped_within_one_call_of_a_function(looking: Looking) -> None:
+def test_a_statement_is_stopped_within_one_call_of_a_function(image_index: ImageIndex) -> None:
     before = cpu_seconds()
-    assert "stopped after 0.2 s" in ask(looking.snapshot, UNINTERRUPTED, seconds=0.2).error
+    assert "stopped after 0.2 s" in ask(image_index.snapshot, UNINTERRUPTED, seconds=0.2).error
     assert cpu_seconds() - before < 5, "it went on until the function returned"
 
 
-def test_what_a_function_allocates_is_limited_too(looking: Looking) -> None:
-    assert "Memory" in ask(looking.snapshot, "SELECT length(repeat('a', 3900000000))").error
+def test_what_a_function_allocates_is_limited_too(image_index: ImageIndex) -> None:
+    assert "Memory" in ask(image_index.snapshot, "SELECT length(repeat('a', 3900000000))").error
 
 
-def test_a_spilled_statement_that_is_stopped_leaves_no_file(looking: Looking) -> None:
+def test_a_spilled_statement_that_is_stopped_leaves_no_file(image_index: ImageIndex) -> None:
     def listed() -> list[Path]:
-        return sorted(looking.snapshot.private.rglob("*"))
+        return sorted(image_index.snapshot.private.rglob("*"))
 
     before = listed()
     spilling = "SELECT md5(range::VARCHAR) AS h, repeat('x', 99) FROM range(1000000000) ORDER BY h"
-    assert re.search("stopped after 2 s|[Mm]emory", ask(looking.snapshot, spilling, seconds=2).error)
+    assert re.search("stopped after 2 s|[Mm]emory", ask(image_index.snapshot, spilling, seconds=2).error)
     assert listed() == before
 
 
@@ -142,19 +142,21 @@ def test_the_first_rows_of_an_answer_are_shown(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("name", ["../catalog.duckdb", "/etc/passwd", "../../pictures/broken.jpg", "", "."])
-def test_a_hostile_table_leads_to_no_file_outside(looking: Looking, name: str) -> None:
+def test_a_hostile_table_leads_to_no_file_outside(image_index: ImageIndex, name: str) -> None:
     row = {"pool_file": name, "pool_offset": 0, "pool_length": 4, "shard": None, "shard_split": None}
-    assert read_picture(looking.snapshot, row) is None
+    assert read_picture(image_index.snapshot, row) is None
     row = {"pool_file": None, "shard_split": "train", "shard": name, "jpg_offset": 0, "jpg_length": 4}
-    assert read_picture(looking.snapshot, row) is None
+    assert read_picture(image_index.snapshot, row) is None
 
 
-def test_a_pool_file_that_is_a_link_to_elsewhere_is_not_read(looking: Looking, work: Path, tmp_path: Path) -> None:
+def test_a_pool_file_that_is_a_link_to_elsewhere_is_not_read(
+    image_index: ImageIndex, work: Path, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_bytes(b"\xff\xd8 secret")
     link = work / "pool" / "link.tar"
     link.symlink_to(tmp_path / "secret")
     row = {"pool_file": "link.tar", "pool_offset": 0, "pool_length": 4, "shard": None, "shard_split": None}
-    assert read_picture(looking.snapshot, row) is None
+    assert read_picture(image_index.snapshot, row) is None
     link.unlink()
 
 

@@ -14,10 +14,10 @@ from starlette.testclient import TestClient
 from manifests.reader import open_reader
 from pipeline.answers.lives import find_lives
 from pipeline.browse import codes as codes_module
-from pipeline.browse import looking as looking_module
+from pipeline.browse import image_index as image_index_module
 from pipeline.browse.app import PAGES
 from pipeline.browse.filters import Filters
-from pipeline.browse.looking import Looking
+from pipeline.browse.image_index import ImageIndex
 from pipeline.commands.explain import describe_life
 
 
@@ -53,8 +53,8 @@ def test_every_page_is_there_for_work_folder_and_release(
         assert 'aria-current="page"' in page.text
 
 
-def test_the_counts_beside_filters_are_those_of_the_tables(looking: Looking, work: Path) -> None:
-    total, facets = looking.counts(Filters())
+def test_the_counts_beside_filters_are_those_of_the_tables(image_index: ImageIndex, work: Path) -> None:
+    total, facets = image_index.counts(Filters())
     counted = {facet["name"]: {row["value"]: row["num"] for row in facet["values"]} for facet in facets}
     assert total == 22
     assert counted["outcome"] == dict(ask(work, "SELECT outcome, count(*) FROM facts GROUP BY 1"))
@@ -69,9 +69,9 @@ def test_the_counts_beside_filters_are_those_of_the_tables(looking: Looking, wor
     assert all(sum(values.values()) == total for values in counted.values())
 
 
-def test_a_facet_counts_what_all_other_filters_leave(looking: Looking, work: Path) -> None:
+def test_a_facet_counts_what_all_other_filters_leave(image_index: ImageIndex, work: Path) -> None:
     filters = Filters(chosen={"stage": ("select", "fetch"), "reason": ("near_duplicate",)})
-    total, facets = looking.counts(filters)
+    total, facets = image_index.counts(filters)
     counted = {facet["name"]: {row["value"]: row["num"] for row in facet["values"]} for facet in facets}
     reasons = "SELECT reason, count(*) FROM decisions WHERE stage IN ('select', 'fetch') GROUP BY 1"
     assert counted["reason"] == dict(ask(work, reasons))
@@ -105,7 +105,7 @@ def test_search_and_filters_find_what_sql_finds(client: TestClient, work: Path, 
 def test_pages_show_every_image_once_and_lead_back(
     client: TestClient, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking_module, "PAGE_IMAGES", 6)
+    monkeypatch.setattr(image_index_module, "PAGE_IMAGES", 6)
     everything = [row[0] for row in ask(work, "SELECT sample_id FROM samples ORDER BY 1")]
 
     def walk(address: str | None, rel: str) -> list[list[str]]:
@@ -126,7 +126,7 @@ def test_pages_show_every_image_once_and_lead_back(
     assert back[-1] == forward[0]
 
 
-def test_an_image_tells_its_life_as_explain_does(client: TestClient, looking: Looking, work: Path) -> None:
+def test_an_image_tells_its_life_as_explain_does(client: TestClient, image_index: ImageIndex, work: Path) -> None:
     from pipeline.answers.lives import find_lives
 
     dropped = one_id(work, "reason = 'near_duplicate'")
@@ -151,14 +151,16 @@ def test_duplicates_stand_side_by_side_with_their_distances(client: TestClient, 
     assert f'/image/{kept}"' in client.get(f"/image/{dropped}").text
 
 
-def test_near_misses_are_the_nearest_beyond_the_radius(looking: Looking, work: Path) -> None:
-    for image in looking.images([row[0] for row in ask(work, "SELECT sample_id FROM samples WHERE phash IS NOT NULL")]):
+def test_near_misses_are_the_nearest_beyond_the_radius(image_index: ImageIndex, work: Path) -> None:
+    for image in image_index.images(
+        [row[0] for row in ask(work, "SELECT sample_id FROM samples WHERE phash IS NOT NULL")]
+    ):
         wanted = ask(
             work,
             f"SELECT bit_count(xor(phash, {image['phash']}::UBIGINT)) AS bits, sample_id FROM facts "
             "WHERE phash IS NOT NULL AND bits BETWEEN 5 AND 12 ORDER BY ALL LIMIT 8",
         )
-        assert [(row["bits"], row["id"]) for row in looking.near_misses(image)] == wanted
+        assert [(row["bits"], row["id"]) for row in image_index.near_misses(image)] == wanted
 
 
 def test_a_leak_names_its_twin(client: TestClient, work: Path) -> None:
@@ -237,7 +239,7 @@ def test_an_unknown_picture_or_image_is_not_found(client: TestClient, name: str)
     assert client.get(f"/image/{name}").status_code == 404
 
 
-def test_hostile_texts_change_nothing_but_themselves(client: TestClient, looking: Looking, work: Path) -> None:
+def test_hostile_texts_change_nothing_but_themselves(client: TestClient, image_index: ImageIndex, work: Path) -> None:
     pages = [client.get(path).text for path, _ in PAGES]
     pages += [client.get(f"/image/{row[0]}").text for row in ask(work, "SELECT sample_id FROM candidates")]
     pages.append(client.get("/", params={"q": OWNER, "taxon": OWNER, "reason": OWNER}).text)
@@ -254,28 +256,28 @@ def test_hostile_texts_change_nothing_but_themselves(client: TestClient, looking
     assert RIGHT_TO_LEFT in client.get("/sql", params={"sql": "SELECT caption FROM candidates"}).text
 
 
-def test_the_life_of_every_image_is_the_one_that_explain_finds(looking: Looking, work: Path) -> None:
-    assert looking.lives is not None
+def test_the_life_of_every_image_is_the_one_that_explain_finds(image_index: ImageIndex, work: Path) -> None:
+    assert image_index.lives is not None
     with open_reader(str(work)) as connection:
         for (sample_id,) in ask(work, "SELECT sample_id FROM candidates ORDER BY 1"):
-            assert looking.lives.find(sample_id) == find_lives(connection, sample_id)[0]
+            assert image_index.lives.find(sample_id) == find_lives(connection, sample_id)[0]
 
 
 def test_pages_follow_each_other_over_the_borders_of_what_is_walked_at_a_time(
-    looking: Looking, work: Path, monkeypatch: pytest.MonkeyPatch
+    image_index: ImageIndex, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes_module, "CHUNK", 3)
-    monkeypatch.setattr(looking_module, "PAGE_IMAGES", 4)
+    monkeypatch.setattr(image_index_module, "PAGE_IMAGES", 4)
     for chosen in ({}, {"stage": ("select",)}, {"stage": ("select", "fetch"), "source": ("photos",)}):
         wanted = " OR ".join(f"stage = '{stage}'" for stage in chosen.get("stage", ())) or "true"
         ids = [row[0] for row in ask(work, f"SELECT sample_id FROM decisions WHERE {wanted} ORDER BY 1")]
         seen, filters, more = [], Filters(chosen=chosen), True
         while more:
-            images, more = looking.page(filters)
+            images, more = image_index.page(filters)
             seen += [image["id"] for image in images]
             filters = Filters(chosen=chosen, after=seen[-1])
         assert seen == ids
-        back, more = looking.page(Filters(chosen=chosen, before=ids[-1]))
+        back, more = image_index.page(Filters(chosen=chosen, before=ids[-1]))
         assert [image["id"] for image in back] == ids[-5:-1]
         assert more == (len(ids) > 5)
 

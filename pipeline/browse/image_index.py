@@ -16,7 +16,7 @@ from pipeline.browse.codes import Codes, Mask
 from pipeline.browse.filters import Filters
 from pipeline.browse.index import LARGEST, LINEAGE, SIZES, Facet, as_id
 from pipeline.browse.lives import Lives
-from pipeline.browse.searching import Hits
+from pipeline.browse.model_search import Hits
 from pipeline.browse.snapshot import FACETS_FILE, Snapshot
 
 PAGE_IMAGES = 60
@@ -35,7 +35,7 @@ NOT_INSTEAD = "('eval_leak', 'conflicting_licence')"  # reasons that name anothe
 _ORDER_OF_SIZES = {name: at for at, name in enumerate([*(name for _, name in SIZES), LARGEST])}
 
 
-class Looking:
+class ImageIndex:
     """An index, attached as `session`. Safe for threads: each question has a cursor of its own."""
 
     def __init__(self, snapshot: Snapshot) -> None:

@@ -20,10 +20,10 @@ from manifests.errors import ConfigError
 from pipeline.browse.app import Describe, Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.guard import PARAMETER
+from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import Tell
-from pipeline.browse.looking import Looking
-from pipeline.browse.making import Making, cache_folder, keep_index
-from pipeline.browse.searching import ModelSearch
+from pipeline.browse.index_process import IndexProcess, cache_folder, keep_index
+from pipeline.browse.model_search import ModelSearch
 from pipeline.browse.snapshot import IMAGES_FILE, INDEX_FOLDER, Snapshot, open_snapshot
 
 LOOPBACK = "127.0.0.1"
@@ -56,8 +56,8 @@ def serve(
         as_of = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
         own_port = listening.getsockname()[1]
         token = secrets.token_hex(24)
-        searching = opened.enter_context(ModelSearch(search, model, Path(private))) if search else None
-        pages = Pages(snapshot, as_of, describe_life, EvaluationPictures(snapshot, evaluation), searching)
+        model_search = opened.enter_context(ModelSearch(search, model, Path(private))) if search else None
+        pages = Pages(snapshot, as_of, describe_life, EvaluationPictures(snapshot, evaluation), model_search)
         config = uvicorn.Config(
             make_app(pages, token=token, port=own_port),
             log_level="warning", access_log=False, lifespan="off", server_header=False,
@@ -68,10 +68,12 @@ def serve(
         def open_index() -> None:
             try:
                 if snapshot.index == Path(private) / INDEX_FOLDER:
-                    making = opened.enter_context(Making(path, Path(private)))  # Ctrl-C ends it before its folder
-                    making.wait(_telling(snapshot, pages))
+                    index_process = opened.enter_context(
+                        IndexProcess(path, Path(private))
+                    )  # Ctrl-C ends it before its folder
+                    index_process.wait(_telling(snapshot, pages))
                 opened.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
-                pages.open(Looking(snapshot))
+                pages.open(ImageIndex(snapshot))
                 _say(f"{snapshot.name}: ready, {pages.num_images:,} images")
             except Exception as error:
                 failures.append(error)

@@ -20,7 +20,7 @@ from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, MAKING_MB, Snapsh
 MAX_KEPT = 3  # indexes, the least recently used goes first
 
 
-class Making(Child):
+class IndexProcess(Child):
     """The process that makes an index."""
 
     def __init__(self, folder: str, private: Path) -> None:
