@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,24 +222,6 @@ def read_if_there(path: str) -> bytes | None:
     except Exception as error:
         check_passing(path, error)
         raise
-
-
-def read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
-    """Spans (path, start, stop) of files in one store, one request each, side by side; None where a file is gone.
-
-    Raises: RetryableError when the store does not give what it has.
-    """
-    if not spans:
-        return []
-    paths = [filesystem(path)[1] for path, _, _ in spans]
-    starts, stops = [start for _, start, _ in spans], [stop for _, _, stop in spans]
-    fs, _ = filesystem(spans[0][0])
-    contents = fs.cat_ranges(paths, starts, stops, on_error="return")
-    for (path, _, _), content in zip(spans, contents, strict=True):
-        if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-            check_passing(path, content)
-            raise content
-    return [None if isinstance(content, Exception) else bytes(content) for content in contents]
 
 
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
