@@ -65,10 +65,6 @@ class Thresholds(Settings):
     """Drop file names such as IMG_0042."""
     not_spam_like: bool | None = None
     """Drop what a shop says to its visitors, such as "click here to buy"."""
-    min_given_words: int | None = Field(default=None, ge=0)
-    """Least number of words of the caption as given, split at spaces."""
-    min_given_chars: int | None = Field(default=None, ge=0)
-    """Least number of characters of the caption as given."""
     min_chars: int | None = Field(default=None, ge=0)
     """Least number of characters of the clean caption."""
     max_chars: int | None = Field(default=None, ge=1)
@@ -92,35 +88,38 @@ class Thresholds(Settings):
     """Largest ratio of the longer to the shorter side, as downloaded."""
 
 
-RULE_NAMES: tuple[str, ...] = tuple(Thresholds.model_fields)
+_ON_GIVEN = ("min_given_words", "min_given_chars")  # of the caption as given: rules of DataComp's filter alone
+RULE_NAMES = tuple(
+    name for field in Thresholds.model_fields for name in ((*_ON_GIVEN, field) if field == "min_chars" else (field,))
+)
 RULE_OF_REASON = {FORMER_REASONS.get(name, name): name for name in RULE_NAMES}
 
-PRESETS: dict[PresetName, Thresholds] = {
+PRESETS: dict[PresetName, dict[str, Any]] = {
     # DataComp's basic filter without its language model: more than 2 words, more than 5 characters of the
     # caption as given, smallest side at least 200 px, aspect ratio at most 3.
     # Source: Gadre et al. 2023 (arXiv:2304.14108), section 5 and baselines/apply_filter.py of its repository.
-    "datacomp-basic": Thresholds(min_given_words=3, min_given_chars=6, min_side_px=200, max_aspect_ratio=3.0),
-    "plant": Thresholds(
-        not_empty=True,
-        not_placeholder_like=True,
-        not_filename_like=True,
-        not_spam_like=True,
-        max_chars=2000,
-        min_letter_ratio=0.2,
-        max_repeated_ratio=0.5,
-    ),
-    "general": Thresholds(
-        not_empty=True,
-        not_placeholder_like=True,
-        not_filename_like=True,
-        not_spam_like=True,
-        max_chars=1000,
-        max_words=150,
-        min_letter_ratio=0.2,
-        max_repeated_ratio=0.5,
-        not_bare_name=True,
-        max_repeats=250,
-    ),
+    "datacomp-basic": {"min_given_words": 3, "min_given_chars": 6, "min_side_px": 200, "max_aspect_ratio": 3.0},
+    "plant": {
+        "not_empty": True,
+        "not_placeholder_like": True,
+        "not_filename_like": True,
+        "not_spam_like": True,
+        "max_chars": 2000,
+        "min_letter_ratio": 0.2,
+        "max_repeated_ratio": 0.5,
+    },
+    "general": {
+        "not_empty": True,
+        "not_placeholder_like": True,
+        "not_filename_like": True,
+        "not_spam_like": True,
+        "max_chars": 1000,
+        "max_words": 150,
+        "min_letter_ratio": 0.2,
+        "max_repeated_ratio": 0.5,
+        "not_bare_name": True,
+        "max_repeats": 250,
+    },
 }
 
 
@@ -129,6 +128,8 @@ class RuleSet(Thresholds):
 
     A row is judged by the first rule set of the list that fits it.
     """
+
+    removed: ClassVar = dict.fromkeys(_ON_GIVEN, Removed(None, "datacomp-basic alone judges by it", "the preset's"))
 
     domains: tuple[str, ...] = ()
     """Domains whose rows it judges; all when empty."""
@@ -139,8 +140,9 @@ class RuleSet(Thresholds):
 
     def thresholds(self) -> dict[str, Any]:
         """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""
-        base = PRESETS[self.preset] if self.preset else Thresholds()
-        merged = {name: getattr(self if name in self.model_fields_set else base, name) for name in RULE_NAMES}
+        base = PRESETS[self.preset] if self.preset else {}
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        merged = {name: own.get(name) if name in own else base.get(name) for name in RULE_NAMES}
         return {name: threshold for name, threshold in merged.items() if threshold not in (None, False, ())}
 
     def identity(self) -> dict[str, Any]:

@@ -109,6 +109,6 @@ def _as_it_was_set(catalog: Catalog, text: str) -> str:
         on = applied[place] if len(applied) == len(rule_sets) else RULE_NAMES
         preset = PRESETS.get(rules.get("preset"))
         for name in RULE_NAMES:
-            if rules[name] is None and (preset is None or name in on or getattr(preset, name) is None):
+            if rules[name] is None and (preset is None or name in on or preset.get(name) is None):
                 del rules[name]
     return json.dumps(values)

@@ -8,13 +8,13 @@ Source: https://github.com/inaturalist/inaturalist-open-data
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings
+from manifests.settings import ConfigPath, Removed, Settings
 from manifests.tables import TAXON_RANKS
 from pipeline.sources.joining import (
     Case,
@@ -25,7 +25,6 @@ from pipeline.sources.joining import (
     stage_table,
     staging,
     text,
-    where_case,
     where_cases,
 )
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
@@ -40,20 +39,22 @@ _TABLES = {
 }
 _LETTERS = {"observations": "o", "photos": "p"}  # in SQL; `where` and `extra` may name any column of these two
 _ENDINGS = (".csv.gz", ".csv", ".tsv", ".tsv.gz", ".csv.zst", ".parquet")
+_GRADES = ["research"]
 _ADDRESS = "https://inaturalist-open-data.s3.amazonaws.com/photos/"
 
 
 class InaturalistSettings(Settings):
     """The open data of iNaturalist: a folder with photos, observations, taxa and observers."""
 
+    removed: ClassVar = {"quality_grade": Removed(_GRADES, "`where: {quality_grade: [...]}` names others")}
+
     path: ConfigPath
     """The folder of its four tables."""
     size: Literal["original", "large", "medium", "small", "thumb", "square"] = "medium"
     """Longest side at most: large 1024 px, medium 500, small 240, thumb 100."""
-    quality_grade: list[str] = Field(["research"])
-    """Grades that count; []: all."""
     where: WhereTerms = Field(default_factory=dict)
-    """By name (licence, kingdom to species, any column of the tables), the values of which a row must have one."""
+    """By name (licence, kingdom to species, any column of the tables), the values of which a row must have one. A
+    quality_grade that is not named is research."""
     extra: list[str] = Field(default_factory=list)
     """Columns kept as json beside the sample."""
 
@@ -143,9 +144,8 @@ def _joined(sql: Any, settings: InaturalistSettings, columns: Mapping[str, str])
         "LEFT JOIN lineages t ON t.id = o.taxon_id LEFT JOIN observers w ON w.observer_id = p.observer_id"
     )
     cases = [Case("o.observation_uuid IS NULL", "no_record", "p.observation_uuid")]
-    if settings.quality_grade:
-        cases.append(where_case("quality_grade", "o.quality_grade", settings.quality_grade))
-    cases += where_cases(sql, settings.where, columns.__getitem__, "p.license", "photos p")
+    where = {"quality_grade": _GRADES, **settings.where}
+    cases += where_cases(sql, where, columns.__getitem__, "p.license", "photos p")
     observer = "coalesce(nullif(w.name, ''), w.login)"
     mapped = {
         "record_key": "p.photo_id",

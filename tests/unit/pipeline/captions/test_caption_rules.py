@@ -36,7 +36,7 @@ ONE_RULE = [
     ("not_filename_like", True, "IMG_1234.jpg", "IMG_1234.jpg"),
     ("not_spam_like", True, "click here to buy now!!! $$$", "click here to buy now!!! $$$"),
     ("min_given_words", 3, "two words", "2"),
-    ("min_given_chars", 6, "rose!", "5"),
+    ("min_given_chars", 6, "a b c", "5"),
     ("min_chars", 5, "rose", "4"),
     ("max_chars", 5, "a rose", "6"),
     ("min_words", 3, "a rose", "2"),
@@ -52,7 +52,10 @@ ONE_RULE = [
 def test_each_rule_drops_with_its_value(make_candidates, rule: str, threshold, caption: str, value: str) -> None:
     good = {"max_words": "rose", "max_chars": "rose"}
     rows = [{"caption": caption}, {"caption": good.get(rule, "A red rose grows in the garden")}]
-    verdicts = judged(make_candidates(rows), {"rules": [{rule: threshold}]})
+    rules = {rule: threshold}
+    if rule.startswith("min_given"):
+        rules = {"preset": "datacomp-basic", "min_side_px": None, "max_aspect_ratio": None}
+    verdicts = judged(make_candidates(rows), {"rules": [rules]})
     assert verdicts.schema == VERDICTS
     assert verdicts["keep"].to_pylist() == [False, True]
     assert verdicts["reason"].to_pylist() == [FORMER_REASONS.get(rule, rule), None]

@@ -14,6 +14,8 @@ import pytest
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
+from pipeline.sources.dwca import DwcaReader, DwcaSettings
+from pipeline.sources.inaturalist import InaturalistReader, InaturalistSettings
 from pipeline.sources.joining import make_lineages
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
@@ -229,15 +231,16 @@ def test_photos_with_taxon_owner_and_address(tmp_path: Path, read: Read, ending:
 
 def test_filters_by_rank_licence_and_column(tmp_path: Path, read: Read) -> None:
     folder = write_tables(tmp_path / "open")
-    where = {"kingdom": ["Plantae"], "licence": ["CC0-1.0", "CC-BY"]}
-    rows, lost = read(inaturalist(folder, where=where, quality_grade=[], size="original"))
+    grades = {"quality_grade": ["research", "needs_id"]}
+    where = {"kingdom": ["Plantae"], "licence": ["CC0-1.0", "CC-BY"], **grades}
+    rows, lost = read(inaturalist(folder, where=where, size="original"))
     assert [(row["record_key"], row["url"].rpartition("/")[2]) for row in rows] == [
         ("12", "original.jpeg"),
         ("14", "original.jpg"),
     ]
     assert (2, "where_kingdom", "13", "Animalia") in lost
     assert (0, "where_licence", "11", "CC-BY-NC") in lost
-    rows, _ = read(inaturalist(folder, where={"observed_on": ["2024-05-02"]}, quality_grade=["research", "needs_id"]))
+    rows, _ = read(inaturalist(folder, where={"observed_on": ["2024-05-02"], **grades}))
     assert [row["record_key"] for row in rows] == ["14"]
 
 
@@ -264,3 +267,11 @@ def test_digests_cover_every_table(tmp_path: Path) -> None:
         "media_manifest_1.csv",
         "taxon.tab",
     ]
+
+
+def test_a_setting_that_is_gone_still_names_what_the_rows_depend_on() -> None:
+    """So a work folder of an earlier version ingests nothing anew."""
+    identity = InaturalistReader(InaturalistSettings(path="open"), "sources.inat").identity()
+    assert identity["quality_grade"] == ["research"]
+    identity = DwcaReader(DwcaSettings(path="archive.zip"), "sources.gbif").identity()
+    assert identity["vernacular_languages"] == ["en", "eng", "english"]
