@@ -140,19 +140,19 @@ def lines_of(model: type[Settings]) -> Iterator[str]:
         yield from ("", f"### {f'`{title}`' if place else title}", "")
         yield from (first_sentence(section), "")
         yield from ("| key | type | default | unit | meaning |", "|---|---|---|---|---|")
-        known: dict[str, list[str]] = {}
+        repeated_from: dict[str, list[str]] = {}
         for name in section.model_fields:
             origin = (definer_of(section, name), name)
             if origin in first_seen:
-                known.setdefault(first_seen[origin], []).append(name)
-        repeated = {name for names in known.values() if len(names) >= SHARED for name in names}
+                repeated_from.setdefault(first_seen[origin], []).append(name)
+        repeated = {name for names in repeated_from.values() if len(names) >= SHARED for name in names}
         for name, field in section.model_fields.items():
             first_seen.setdefault((definer_of(section, name), name), title)
             if name not in repeated:
                 cells = (f"`{name}`", type_of(field.annotation, field.metadata), default_of(field),
                          unit_of(name, field.annotation), meaning_of(section, name))  # fmt: skip
                 yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        for other, names in known.items():
+        for other, names in repeated_from.items():
             if len(names) >= SHARED:
                 yield f"| `{names[0]}` to `{names[-1]}` | | | | {len(names)} keys, as in {other} |"
 

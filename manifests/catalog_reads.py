@@ -53,13 +53,13 @@ class CommittedParts:
         self._kept.pop(key, None)
 
     def _read(self, keys: Sequence[str]) -> dict[str, PartRecord]:
-        self._connection.register("wanted", pa.table({"part_key": pa.array(keys, pa.string())}))
+        self._connection.register("requested_parts", pa.table({"part_key": pa.array(keys, pa.string())}))
         try:
-            rows = self._connection.execute("SELECT p.* FROM parts p JOIN wanted USING (part_key)").fetchall()
-            of_files = "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM wanted) USING (part_key)"
+            rows = self._connection.execute("SELECT p.* FROM parts p JOIN requested_parts USING (part_key)").fetchall()
+            of_files = "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM requested_parts) USING (part_key)"
             file_rows = self._connection.execute(of_files).fetchall() if rows else []
         finally:
-            self._connection.unregister("wanted")
+            self._connection.unregister("requested_parts")
         files: dict[str, list[PartFile]] = {}
         for key, *values in file_rows:
             files.setdefault(key, []).append(PartFile(*values))

@@ -36,9 +36,9 @@ class Column:
         names = set(values)
         return self.where(np.array([value in names for value in self.values]), rows)
 
-    def where(self, is_wanted: Mask, rows: slice) -> Mask:
-        """Which images have a value that is wanted; `is_wanted` has one entry a value."""
-        mask: Mask = is_wanted[self.codes[rows]]
+    def where(self, is_chosen: Mask, rows: slice) -> Mask:
+        """Which images have a chosen value; `is_chosen` has one entry a value."""
+        mask: Mask = is_chosen[self.codes[rows]]
         return mask
 
     def counts(self, mask: Mask | None) -> npt.NDArray[np.int64]:
