@@ -6,8 +6,12 @@ The blocks of a page run one after the other, each in a shell of its own that st
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import platform
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,13 +19,21 @@ import yaml
 from building import ROOT
 from shell_blocks import Block, blocks_of, copy_configs, run_block, write_yaml
 
+from manifests.errors import ConfigError
 from manifests.release import Release
-from pipeline.demo.pictures import prepare_web
+from pipeline.demo.debian import find_package
+from pipeline.demo.packages import PACKAGES
+from pipeline.demo.pictures import PREFERRED_PORT, prepare_web
 from pipeline.demo.server import serving
 from pipeline.flow import FLOW
 
 PAGES = ("README.md", "configs/GUIDE.md")
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+DEBS = ROOT / "data/demo/packages"
+PACKAGES_OF_THE_README = {  # sha256 of the packages whose pictures give the release that the README names
+    "pysiogame": "1fe053f398aa688e3c6d44ed81424c84cc804ee4d3341a51019aec1381ce3810",
+    "tuxpaint-stamps-default": "6312d03a37d0220b10fc91a7467bf2a2a2336e08c2f416de04311d25fd7aeacb",
+}
 
 
 def write_own_configs(folder: Path) -> None:
@@ -41,8 +53,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_own_configs(folder)
     web = folder / "data/demo/web"
     web.mkdir(parents=True)
-    with serving(web) as server:
-        prepare_web(web, ROOT / "data/demo/packages", server.port)
+    with ExitStack() as stack:
+        try:  # addresses are part of a release: with those of `make demo` it is the same one
+            server = stack.enter_context(serving(web, PREFERRED_PORT))
+        except ConfigError:
+            server = stack.enter_context(serving(web))
+        prepare_web(web, DEBS, server.port)
         yield folder
 
 
@@ -81,6 +97,31 @@ def test_the_readme_shows_what_a_build_prints(printed: dict[str, str]) -> None:
     said = printed["README.md"].splitlines()
     assert said, "the blocks did not run before in this process: run the whole file (xdist: --dist loadfile)"
     assert [line for line in shown if line not in said] == []
+
+
+def other_conditions(clone: Path) -> str:
+    """Why a build on this machine need not be the release that the README names; empty where it must."""
+    if platform.machine() != "x86_64":
+        return f"the release that the README names was made on x86_64, this is {platform.machine()}"
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE):
+        for package in importlib.metadata.distributions(name=name):
+            if package.version != version:
+                return f"{name} is {package.version} here, and {version} in constraints.txt"
+    for package in PACKAGES:
+        deb = find_package(package.name, DEBS)
+        if deb is None or hashlib.sha256(deb.read_bytes()).hexdigest() != PACKAGES_OF_THE_README[package.name]:
+            return f"{package.name} has other pictures here: {deb} is not the file with the recorded sha256"
+    if f"127.0.0.1:{PREFERRED_PORT}/" not in (clone / "data/demo/web/plants.csv").read_text(encoding="utf-8"):
+        return f"port {PREFERRED_PORT}, which is part of the addresses in the release, was taken"
+    return ""
+
+
+@pytest.mark.slow
+def test_the_release_that_the_readme_names_is_what_the_demo_gives(clone: Path, printed: dict[str, str]) -> None:
+    if why := other_conditions(clone):
+        pytest.skip(why)
+    (shown,) = re.findall(r"^release: \S+/([\w-]+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"^release: \S+/([\w-]+)$", printed["README.md"], re.MULTILINE)) == {shown}
 
 
 def test_the_build_that_the_readme_shows_adds_up() -> None:

@@ -309,7 +309,7 @@ def open_elsewhere(workdir: str) -> subprocess.CompletedProcess[str]:
         "try:\n    Catalog.open(sys.argv[1])\nexcept PlantMixError as error:\n"
         "    print(type(error).__name__, error)\n"
     )
-    return subprocess.run([sys.executable, "-c", script, workdir], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", script, workdir], capture_output=True, text=True, timeout=500)
 
 
 def test_a_second_process_is_told_that_a_build_runs(catalog: Catalog) -> None:
@@ -324,7 +324,7 @@ def test_a_reader_in_another_process_is_told_too(catalog: Catalog) -> None:
         "import sys\nfrom manifests.reader import open_reader\nfrom manifests.errors import RunError\n"
         "try:\n    open_reader(sys.argv[1])\nexcept RunError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, catalog.workdir], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, catalog.workdir], capture_output=True, text=True, timeout=500)
     assert "another process is writing this catalogue" in done.stdout, done.stderr
 
 

@@ -97,7 +97,7 @@ def test_parts_of_a_killed_build_come_out_of_the_journal(tmp_path: Path) -> None
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), here], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), here], timeout=500, check=False)
     assert done.returncode == -signal.SIGKILL
     journal = tmp_path / JOURNAL_FILE
     journal.write_bytes(journal.read_bytes() + b"0123 cut")  # the last write of a killed process may be half a line
@@ -234,7 +234,8 @@ def test_a_catalogue_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 def test_a_catalogue_in_use_is_not_rebuilt(tmp_path: Path) -> None:
     script = "import sys\nfrom manifests.catalog_file import rebuild\nrebuild(sys.argv[1])"
     with Catalog.open(str(tmp_path)):
-        done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert "another process is writing this catalogue" in done.stderr
 
 

@@ -102,7 +102,7 @@ def test_a_log_hears_at_once_of_the_first_row_that_ended(
         looks.release()
 
     with Watch(progress, 3600, look, lambda figures: None):
-        assert all(looks.acquire(timeout=30) for _ in range(3))
+        assert all(looks.acquire(timeout=500) for _ in range(3))
     assert caplog.messages == ["fetch download: 1 of 9 images"]
 
 
