@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from training.run.loop import train
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
             "grad_norm")  # fmt: skip
+
+Finished = Callable[..., Path]  # gives the folder of a finished run of a config, see the fixture `finished`
 
 
 def make_settings(values: dict[str, Any], **sections: Any) -> TrainSettings:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import release_writer
+from training_runs import Finished, make_settings, run_once
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,22 @@ def architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("architecture") / "dalip-loop-test.json"
     path.write_text(json.dumps(release_writer.TINY_ARCHITECTURE))
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Gives the folder of a finished run of a config: trained once a session, copied to the config's `output_dir`."""
+    masters: dict[str, Path] = {}
+
+    def lend(values: dict[str, Any], **sections: Any) -> Path:
+        settings = make_settings(values, **sections)
+        key = settings.model_dump_json(exclude={"output_dir"})
+        if key not in masters:
+            masters[key] = tmp_path_factory.mktemp("finished") / "run"
+            run_once(values, **sections | {"output_dir": str(masters[key])})
+        return Path(shutil.copytree(masters[key], settings.output_dir))
+
+    return lend
 
 
 @pytest.fixture

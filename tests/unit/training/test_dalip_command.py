@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from training_runs import Finished
 
 from training.cli import main
 from training.config import read_train_settings
@@ -265,10 +266,15 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
     ],
 )
 def test_a_wrong_zero_shot_task_is_named(
-    task: dict[str, Any], words: str, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: dict[str, Any],
+    words: str,
+    config: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    finished: Finished,
 ) -> None:
     config["schedule"] = {"steps": 1}
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     config["eval"]["zero_shot"] = [task]
     path = _write(tmp_path, config)
     assert main(["eval", path]) == 2
@@ -277,11 +283,11 @@ def test_a_wrong_zero_shot_task_is_named(
 
 
 def test_another_split_and_release_can_be_evaluated(
-    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str], finished: Finished
 ) -> None:
     config["schedule"] = {"steps": 1}
     path = _write(tmp_path, config)
-    assert main(["train", path]) == 0
+    finished(config)
     assert main(["eval", path, "--split", "train", "--out", str(tmp_path / "figures.json")]) == 0
     assert json.loads((tmp_path / "figures.json").read_text())["num_samples"] == 107
     other = writer.write_release(tmp_path / "other", writer.drawn_samples(4, 24), name="other")
@@ -290,11 +296,10 @@ def test_another_split_and_release_can_be_evaluated(
 
 
 @pytest.fixture
-def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Finished) -> Path:
     """The folder of a run of one step."""
-    assert main(["train", _write(tmp_path, config | {"schedule": {"steps": 1}})]) == 0
-    capsys.readouterr()
-    return Path(config["output_dir"])
+    _write(tmp_path, config | {"schedule": {"steps": 1}})
+    return finished(config, schedule={"steps": 1})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from evaluation_sets import write_folders
+from training_runs import Finished
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -73,11 +74,8 @@ def test_a_heldout_shard_with_other_content_is_one_line(
     assert not Path(out).exists()
 
 
-def test_a_checked_release_is_evaluated(config: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config))
-    assert main(["train", str(path)]) == 0
-    assert main(["eval", config["output_dir"]]) == 0
+def test_a_checked_release_is_evaluated(config: dict[str, Any], tmp_path: Path, finished: Finished) -> None:
+    assert main(["eval", str(finished(config))]) == 0
 
 
 @pytest.mark.parametrize(

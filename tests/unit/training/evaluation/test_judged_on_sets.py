@@ -14,6 +14,7 @@ import torch
 import yaml
 from evaluation_sets import write_folders, write_table, write_tars
 from PIL import Image
+from training_runs import Finished
 
 from training.cli import main
 
@@ -93,12 +94,12 @@ def test_a_run_is_judged_on_sets_of_every_layout(
 )
 def test_wrong_evaluation_settings_are_one_line_and_write_nothing(
     wanted: dict[str, Any], words: str, config: dict[str, Any], tmp_path: Path, writer: ModuleType,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], finished: Finished
 ) -> None:  # fmt: skip
     folders = write_folders(tmp_path / "folders", writer.drawn_samples(12, 0))
     run = tmp_path / "run.yaml"
     run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
-    assert main(["train", str(run)]) == 0
+    finished(config, schedule={"steps": 1})
     text = yaml.safe_dump(wanted).replace("FOLDERS", str(folders))
     (tmp_path / "eval.yaml").write_text(text)
     capsys.readouterr()
@@ -111,7 +112,12 @@ def test_wrong_evaluation_settings_are_one_line_and_write_nothing(
 
 @pytest.mark.parametrize("part", ["clip.visual.proj", "clip.text_projection", "clip.logit_scale"])
 def test_a_model_of_nans_has_no_score(
-    part: str, config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+    part: str,
+    config: dict[str, Any],
+    tmp_path: Path,
+    writer: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    finished: Finished,
 ) -> None:
     """Each kind of figure says of which set how many vectors are broken, and writes nothing."""
     samples = writer.drawn_samples(24, 0)
@@ -121,7 +127,7 @@ def test_a_model_of_nans_has_no_score(
     write_folders(tmp_path / "folders", samples)
     run = tmp_path / "run.yaml"
     run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
-    assert main(["train", str(run)]) == 0
+    finished(config, schedule={"steps": 1})
     weights = Path(config["output_dir"]) / "model.pt"
     content = torch.load(weights, weights_only=True)
     content["state_dict"][part].fill_(float("nan"))
@@ -149,7 +155,7 @@ def test_a_model_of_nans_has_no_score(
 
 
 def test_classes_of_one_name_are_named(
-    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str], finished: Finished
 ) -> None:
     samples = writer.drawn_samples(24, 0)
     classes = sorted({sample.category for sample in samples})
@@ -157,7 +163,7 @@ def test_classes_of_one_name_are_named(
     (folder / "classnames.txt").write_text("\n".join(["missile", classes[1], "missile", *classes[3:]]) + "\n")
     run = tmp_path / "run.yaml"
     run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
-    assert main(["train", str(run)]) == 0
+    finished(config, schedule={"steps": 1})
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"split": None, "sets": [{"name": "a", "path": str(folder)}]}))
     capsys.readouterr()
     assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0

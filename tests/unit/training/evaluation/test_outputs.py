@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import make_settings, run_once
+from training_runs import Finished, make_settings, run_once
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import Release
@@ -24,9 +24,8 @@ Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def run(config: dict[str, Any]) -> Path:
-    run_once(config, schedule={"steps": 1, "warmup_steps": 0})
-    return Path(config["output_dir"])
+def run(config: dict[str, Any], finished: Finished) -> Path:
+    return finished(config, schedule={"steps": 1, "warmup_steps": 0})
 
 
 def _content(folder: Path) -> dict[Path, bytes]:

@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import snapshot_download
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
-from training_runs import run_once
+from training_runs import Finished, run_once
 
 from manifests.release import Release
 from training.cli import main
@@ -86,8 +86,8 @@ def test_a_run_is_published_with_its_card_and_loads_from_there(
     )
 
 
-def test_weights_that_are_there_are_not_sent_again(config: dict[str, Any], hub: FakeHub) -> None:
-    run_once(config)
+def test_weights_that_are_there_are_not_sent_again(config: dict[str, Any], hub: FakeHub, finished: Finished) -> None:
+    finished(config)
     assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--public"]) == 0
     assert not hub.repositories[REPOSITORY].private
     assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--public"]) == 0
@@ -96,9 +96,9 @@ def test_weights_that_are_there_are_not_sent_again(config: dict[str, Any], hub: 
 
 
 def test_figures_go_with_the_weights_that_they_are_of_whatever_the_times_of_files(
-    config: dict[str, Any], tmp_path: Path, capsys: Output
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
-    run_once(config)
+    finished(config)
     run_once(config | {"output_dir": str(tmp_path / "other")}, seed=1)
     folder = Path(config["output_dir"])
     assert main(["eval", str(folder)]) == 0
@@ -115,8 +115,10 @@ def test_figures_go_with_the_weights_that_they_are_of_whatever_the_times_of_file
     assert "| zero-shot top1 | both |" in out
 
 
-def test_a_copied_run_names_its_own_weights(config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
-    run_once(config)
+def test_a_copied_run_names_its_own_weights(
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
+) -> None:
+    finished(config)
     copied = tmp_path / "copied"
     shutil.copytree(config["output_dir"], copied)
     path = tmp_path / "copied.yaml"
@@ -162,17 +164,17 @@ def test_a_release_that_is_gone_is_named_by_its_fingerprint(
 
 
 def test_a_model_folder_says_that_nothing_is_known_of_its_training(
-    config: dict[str, Any], hub: FakeHub, tmp_path: Path
+    config: dict[str, Any], hub: FakeHub, tmp_path: Path, finished: Finished
 ) -> None:
-    run_once(config)
+    finished(config)
     folder = str(tmp_path / "exported")
     assert main(["export", config["output_dir"], folder, "--format", "huggingface"]) == 0
     assert main(["publish", folder, "--to", "hf:lab/model"]) == 0
     assert "what they were trained on is not known here" in card_of(hub)
 
 
-def test_a_card_shows_the_law_that_chose_the_shares(config: dict[str, Any]) -> None:
-    run_once(config)
+def test_a_card_shows_the_law_that_chose_the_shares(config: dict[str, Any], finished: Finished) -> None:
+    finished(config)
     settings = open_trained_model(config["output_dir"]).settings
     law = {"ratio": {"plant": 0.7, "general": 0.3}, "interval": {"plant": [0.6, 0.8]}}
     release = TrainedOn("ab" * 32, "toy-0001", 107, law["ratio"], law)

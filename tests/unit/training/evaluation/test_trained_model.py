@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from training_runs import Finished
 
 from training.cli import main
 from training.config import TrainSettings
@@ -48,10 +49,10 @@ def _assert_same(given: Any, expected: Any) -> None:
 
 
 def test_the_run_is_judged_as_it_was_trained_whatever_the_config_says_now(
-    config: dict[str, Any], tmp_path: Path, capsys: Output
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
     """Another weight in the loss and another dropout would give other figures; what to measure is the config's."""
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     own, out = _figures(capsys, tmp_path, config["output_dir"])
     assert "note:" not in out
     changed = copy.deepcopy(config) | {"loss": {"first_order_weight": 0.9}}
@@ -68,9 +69,9 @@ def test_the_run_is_judged_as_it_was_trained_whatever_the_config_says_now(
 
 
 def test_weights_with_a_flipped_byte_are_neither_judged_nor_handed_on(
-    config: dict[str, Any], tmp_path: Path, capsys: Output
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     weights = Path(config["output_dir"]) / "model.pt"
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1  # within a tensor: torch would load it
@@ -81,10 +82,10 @@ def test_weights_with_a_flipped_byte_are_neither_judged_nor_handed_on(
 
 
 def test_a_config_stands_in_for_damaged_settings_of_its_run(
-    config: dict[str, Any], tmp_path: Path, capsys: Output
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
     path = _write(tmp_path, config)
-    assert main(["train", path]) == 0
+    finished(config)
     own, _ = _figures(capsys, tmp_path, config["output_dir"])
     (Path(config["output_dir"]) / "config.json").write_text("{")
     given, out = _figures(capsys, tmp_path, path)
@@ -152,11 +153,11 @@ def test_an_unfinished_run_with_an_average_is_judged_by_its_average(
 
 
 def test_a_model_in_a_folder_of_its_own_is_judged_and_handed_on(
-    config: dict[str, Any], release_folder: Path, tmp_path: Path, capsys: Output
+    config: dict[str, Any], release_folder: Path, tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
     """The figures of the run it was exported from, also after a second export."""
     config["loss"] = {"first_order_weight": 0.8}
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     measure = _write(tmp_path, config["eval"], "measure")
     run, _ = _figures(capsys, tmp_path, config["output_dir"])
     source = config["output_dir"]
@@ -175,10 +176,10 @@ def test_a_model_in_a_folder_of_its_own_is_judged_and_handed_on(
 
 @pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 def test_a_plain_open_clip_folder_is_judged_by_f(
-    weights: str, config: dict[str, Any], release_folder: Path, tmp_path: Path, capsys: Output
+    weights: str, config: dict[str, Any], release_folder: Path, tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
     config["model"] |= {"preset": "clip", "second_order": {}}
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     run, _ = _figures(capsys, tmp_path, config["output_dir"])
     assert main(["export", config["output_dir"], str(tmp_path / "hub"), "--format", "huggingface"]) == 0
     (tmp_path / "hub/dalip_config.json").unlink()
@@ -193,11 +194,11 @@ def test_a_plain_open_clip_folder_is_judged_by_f(
 
 
 def test_the_weights_a_run_would_begin_from_can_be_judged(
-    config: dict[str, Any], tmp_path: Path, capsys: Output
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
     """A baseline without a step: no run is begun by it, and what is untrained in it is said."""
     config["model"] |= {"preset": "clip", "second_order": {}}
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     run, _ = _figures(capsys, tmp_path, config["output_dir"])
     start = copy.deepcopy(config) | {"output_dir": str(tmp_path / "start")}
     start["model"]["pretrained"] = f"{config['output_dir']}/model.pt"
@@ -211,8 +212,10 @@ def test_the_weights_a_run_would_begin_from_can_be_judged(
     assert "16 tensors are in no pretrained weights and untrained: image_branch." in out
 
 
-def test_a_damaged_folder_of_a_model_is_named(config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
-    assert main(["train", _write(tmp_path, config)]) == 0
+def test_a_damaged_folder_of_a_model_is_named(
+    config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
+) -> None:
+    finished(config)
     assert main(["export", config["output_dir"], str(tmp_path / "hub"), "--format", "huggingface"]) == 0
     for name, content in (("dalip_config.json", "{}"), ("open_clip_config.json", "{"), ("open_clip_config.json", "[]")):
         kept = (tmp_path / "hub" / name).read_text()

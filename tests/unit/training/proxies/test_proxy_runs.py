@@ -268,7 +268,7 @@ def test_a_signal_stops_the_list_and_not_one_run_of_it(values: dict[str, Any], t
     runs = tmp_path / "study/runs"
     _wait(lambda: any(runs.glob("a/checkpoints/step-*.pt")), process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "dalip: error: stopped by a signal after step" in err
     assert not (runs / "b").exists()

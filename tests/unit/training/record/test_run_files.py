@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from training_runs import assert_same_run, make_settings, run_once
+from training_runs import Finished, assert_same_run, make_settings, run_once
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
@@ -38,20 +38,15 @@ def folder(config: dict[str, Any]) -> Path:
     return Path(config["output_dir"])
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The finished run of a config, by what is special about it: made once, copied by each test."""
-    return {}
+@pytest.fixture
+def run(config: dict[str, Any], finished: Finished) -> Path:
+    return finished(config)
 
 
 @pytest.fixture
-def finished(config: dict[str, Any], folder: Path, kept: dict[str, Path], tmp_path_factory: Any) -> Path:
-    if not kept:
-        for name, seed in (("one", 0), ("other", 1)):
-            kept[name] = tmp_path_factory.mktemp("kept") / name
-            run_once(config, output_dir=str(kept[name]), seed=seed)
-    shutil.copytree(kept["one"], folder)
-    return folder
+def undisturbed(config: dict[str, Any], finished: Finished, tmp_path: Path) -> str:
+    """The run that a test does not touch."""
+    return str(finished(config, output_dir=str(tmp_path / "undisturbed")))
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -78,28 +73,28 @@ def test_a_run_in_the_midst_of_a_project_leaves_it_as_it_is(
     assert before.items() <= _content(folder).items()
 
 
-def test_training_anew_removes_its_own_files_alone(config: dict[str, Any], finished: Path) -> None:
+def test_training_anew_removes_its_own_files_alone(config: dict[str, Any], run: Path) -> None:
     strange = [name for name in FOREIGN[:7] if "events" not in name]
-    before = {path: content for path, content in _put(finished, *strange).items() if "someone else" in str(content)}
+    before = {path: content for path, content in _put(run, *strange).items() if "someone else" in str(content)}
     assert len(before) == len(strange) > 5
-    own = [finished / "tensorboard/events.out.tfevents.1", finished / "eval/heldout-toy.json",
-           finished / "eval/heldout-toy.png", finished / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
+    own = [run / "tensorboard/events.out.tfevents.1", run / "eval/heldout-toy.json",
+           run / "eval/heldout-toy.png", run / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
     for path in own:
         path.write_text(FIGURES)
     run_once_anew = train(make_settings(config, schedule={"steps": 1, "warmup_steps": 0}), resume=False)[0]
     assert run_once_anew["steps"] == 1
-    assert before.items() <= _content(finished).items()
+    assert before.items() <= _content(run).items()
     assert not any(path.exists() for path in own)
-    assert [path.name for path in run_files.list_checkpoints(finished)] == ["step-00000001.pt"]
+    assert [path.name for path in run_files.list_checkpoints(run)] == ["step-00000001.pt"]
 
 
-def test_a_copy_of_a_checkpoint_under_another_name_is_no_checkpoint(config: dict[str, Any], finished: Path) -> None:
+def test_a_copy_of_a_checkpoint_under_another_name_is_no_checkpoint(config: dict[str, Any], run: Path) -> None:
     """Neither the newest nor counted among those that are kept."""
     for name in ("model.pt", "summary.json", "checkpoints/step-00000006.pt"):
-        (finished / name).unlink()
-    shutil.copy(finished / "checkpoints/step-00000004.pt", finished / "checkpoints/step-backup.pt")
+        (run / name).unlink()
+    shutil.copy(run / "checkpoints/step-00000004.pt", run / "checkpoints/step-backup.pt")
     run_once(config, checkpoint={"every_steps": 1, "keep": 1})
-    left = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    left = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert left == ["step-00000006.pt", "step-backup.pt"]
 
 
@@ -109,60 +104,66 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_whose_weights_are_gone_makes_them_again(
-    config: dict[str, Any], finished: Path, kept: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], run: Path, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (finished / "model.pt").unlink()
+    (run / "model.pt").unlink()
     assert not train(make_settings(config))[1]
-    assert_same_run(str(kept["one"]), str(finished))
-    whole = (finished / "model.pt").read_bytes()
+    assert_same_run(undisturbed, str(run))
+    whole = (run / "model.pt").read_bytes()
     for content in (whole[:-7], b"an export of something else"):
-        (finished / "model.pt").write_bytes(content)
+        (run / "model.pt").write_bytes(content)
         with pytest.raises(IntegrityError, match=r"model\.pt: damaged or replaced.*move it away"):
             train(make_settings(config))
-        assert main(["eval", str(finished)]) == 1
+        assert main(["eval", str(run)]) == 1
         assert "model.pt: damaged or replaced" in capsys.readouterr().err
-        assert (finished / "model.pt").read_bytes() == content
-    (finished / "model.pt").unlink()
-    shutil.rmtree(finished / "checkpoints")
+        assert (run / "model.pt").read_bytes() == content
+    (run / "model.pt").unlink()
+    shutil.rmtree(run / "checkpoints")
     with pytest.raises(IntegrityError, match=r"model\.pt and every checkpoint are gone; --no-resume"):
         train(make_settings(config))
 
 
 def test_a_checkpoint_of_another_run_is_refused(
-    config: dict[str, Any], finished: Path, kept: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any],
+    run: Path,
+    undisturbed: str,
+    finished: Finished,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of another seed: it has the same shapes, and nothing else would tell."""
     for name in ("model.pt", "summary.json", "checkpoints/step-00000006.pt"):
-        (finished / name).unlink()
-    shutil.copy(kept["other"] / "checkpoints/step-00000006.pt", finished / "checkpoints")
+        (run / name).unlink()
+    other = finished(config, output_dir=str(tmp_path / "other"), seed=1)
+    shutil.copy(other / "checkpoints/step-00000006.pt", run / "checkpoints")
     with pytest.raises(IntegrityError, match=r"step-00000006\.pt: is of another run than run\.json.*move it away"):
         run_once(config)
-    assert main(["eval", str(finished)]) == 1
+    assert main(["eval", str(run)]) == 1
     assert "is of another run" in capsys.readouterr().err
-    (finished / "checkpoints/step-00000006.pt").unlink()
+    (run / "checkpoints/step-00000006.pt").unlink()
     run_once(config)
-    assert_same_run(str(kept["one"]), str(finished))
+    assert_same_run(undisturbed, str(run))
 
 
-def test_a_run_of_an_earlier_version_goes_on(config: dict[str, Any], finished: Path, kept: dict[str, Path]) -> None:
+def test_a_run_of_an_earlier_version_goes_on(config: dict[str, Any], run: Path, undisturbed: str) -> None:
     """Its run.json has no id, and its summary no sha256."""
-    record = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps({"identity": record["identity"]}))
-    summary = json.loads((finished / "summary.json").read_text())
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({"identity": record["identity"]}))
+    summary = json.loads((run / "summary.json").read_text())
     del summary["model_sha256"]
-    (finished / "summary.json").write_text(json.dumps(summary))
+    (run / "summary.json").write_text(json.dumps(summary))
     assert train(make_settings(config))[1]
     for name in ("model.pt", "summary.json", "checkpoints/step-00000006.pt"):
-        (finished / name).unlink()
+        (run / name).unlink()
     run_once(config)
-    assert_same_run(str(kept["one"]), str(finished))
+    assert_same_run(undisturbed, str(run))
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "{", ""])
 def test_a_damaged_summary_is_one_line(
-    config: dict[str, Any], finished: Path, content: str, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], run: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (finished / "summary.json").write_text(content)
+    (run / "summary.json").write_text(content)
     with pytest.raises(IntegrityError, match=r"summary\.json: .*the run's folder is damaged"):
         train(make_settings(config))
 

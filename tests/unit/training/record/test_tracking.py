@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from training_runs import Finished
 
 from training.cli import main
 from training.record import curves
@@ -58,12 +59,13 @@ def test_tensorboard_has_the_steps_of_the_log_also_after_a_resume(config: dict[s
     assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own: wandb starts threads and a service that outlive a test."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     config["log"] |= {"wandb": {"project": "dalip-test"}}
     command = [sys.executable, "-m", "training.cli", "train", _write(tmp_path, config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     runs = list((Path(config["output_dir"]) / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 1
@@ -124,12 +126,12 @@ def test_runs_are_drawn_over_one_another(
 
 
 def test_what_cannot_be_drawn_is_said(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Finished
 ) -> None:
     out = str(tmp_path / "x.png")
     assert main(["plot", str(tmp_path), "--out", out]) == 2
     assert "not the folder of a run, or no step is logged yet" in capsys.readouterr().err
-    assert main(["train", _write(tmp_path, config)]) == 0
+    finished(config)
     for arguments, words in (
         (["--metric", "los"], "unknown metric 'los'; there are: loss, first_order_loss"),
         (["--metric", "validation"], "none of the runs has logged validation"),

@@ -95,6 +95,9 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
         raise AssertionError("texts of another length make it compile anew")
 
     torch.compiler.reset()  # shapes that other tests compiled would make these symbolic, which takes minutes
+    # compiled here, without processes that outlive the test, and by nothing that another version left on the disk
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     config["model"]["second_order"] |= {"dropout": 0.0}
     losses = []
     for compiled in (False, True):
@@ -104,7 +107,8 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
         values["compute"] = config["compute"] | {"compile": compiled, "grad_checkpointing": not compiled}
         train(parse_settings(values, TrainSettings, where="test"))
         losses.append([line["loss"] for line in read_log(tmp_path / str(compiled) / "log.jsonl", "step")])
-    assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+    assert losses[1][0] == pytest.approx(losses[0][0], abs=1e-5)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)  # AdamW makes full steps of gradients that are all rounding
 
 
 @pytest.mark.parametrize("share", [0.5, 1 - 1e-7, 1.0, 1 + 1e-7, 2.0, math.inf])

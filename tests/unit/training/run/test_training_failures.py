@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import assert_same_run, make_settings, run_once
+from training_runs import Finished, assert_same_run, make_settings, run_once
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
 from training.config import read_train_settings
@@ -35,12 +35,10 @@ def _spoil_byte(path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["byte", "cut"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, finished: Finished
 ) -> None:
-    whole = config | {"output_dir": str(tmp_path / "whole")}
-    run_once(whole)
-    folder = Path(config["output_dir"])
-    shutil.copytree(whole["output_dir"], folder)
+    whole = finished(config, output_dir=str(tmp_path / "whole"))
+    folder = finished(config)
     (folder / "summary.json").unlink()
     newest = folder / "checkpoints" / "step-00000006.pt"
     if how == "byte":
@@ -53,7 +51,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert "step-00000006.pt: damaged, its bytes are not those that were written; removed" in said
     assert "going on after step 4" in said
     assert read_log(folder / "log.jsonl", "resume")[0]["damaged"] == ["step-00000006.pt"]
-    assert_same_run(whole["output_dir"], config["output_dir"])
+    assert_same_run(str(whole), str(folder))
 
 
 def test_only_damaged_bytes_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +79,8 @@ def test_only_damaged_bytes_are_damage(tmp_path: Path, monkeypatch: pytest.Monke
         checkpoint.is_whole(path)
 
 
-def test_a_run_without_a_whole_checkpoint_stops(config: dict[str, Any]) -> None:
-    run_once(config)
-    folder = Path(config["output_dir"])
+def test_a_run_without_a_whole_checkpoint_stops(config: dict[str, Any], finished: Finished) -> None:
+    folder = finished(config)
     (folder / "summary.json").unlink()
     for path in run_files.list_checkpoints(folder):
         _spoil_byte(path)
@@ -92,9 +89,8 @@ def test_a_run_without_a_whole_checkpoint_stops(config: dict[str, Any]) -> None:
     assert len(run_files.list_checkpoints(folder)) == 2, "nothing is removed"
 
 
-def test_a_checkpoint_that_lacks_something_is_named(config: dict[str, Any]) -> None:
-    run_once(config)
-    folder = Path(config["output_dir"])
+def test_a_checkpoint_that_lacks_something_is_named(config: dict[str, Any], finished: Finished) -> None:
+    folder = finished(config)
     (folder / "summary.json").unlink()
     path = folder / "checkpoints" / "step-00000006.pt"
     content = torch.load(path, weights_only=True)
@@ -210,18 +206,16 @@ def test_a_bad_line_of_the_log_is_named_unless_a_resume_cuts_it_off(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", ""])
-def test_a_damaged_record_of_the_run_is_named(config: dict[str, Any], content: str) -> None:
-    run_once(config)
-    (Path(config["output_dir"]) / "run.json").write_text(content)
+def test_a_damaged_record_of_the_run_is_named(config: dict[str, Any], content: str, finished: Finished) -> None:
+    (finished(config) / "run.json").write_text(content)
     with pytest.raises(
         IntegrityError, match=r"run\.json: is not the record of a training, or damaged; move the folder away"
     ):
         run_once(config)
 
 
-def test_damaged_settings_of_a_run_are_named(config: dict[str, Any]) -> None:
-    run_once(config)
-    (Path(config["output_dir"]) / "config.json").write_text('{"seed": ')
+def test_damaged_settings_of_a_run_are_named(config: dict[str, Any], finished: Finished) -> None:
+    (finished(config) / "config.json").write_text('{"seed": ')
     with pytest.raises(ConfigError, match=r"config\.json: cannot be read: .*give the YAML config"):
         read_train_settings(config["output_dir"])
 

@@ -148,7 +148,7 @@ def untouched() -> dict[str, str]:
     return {}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_run_ends_as_one_that_nobody_touched(
     config: dict[str, Any], tmp_path: Path, seed: int, untouched: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
