@@ -16,17 +16,13 @@ STAGES = [stage.name for stage in FLOW]
 EXECUTORS = {
     "inline": {"executor": "inline", "fetch_part_size": 40},
     "two processes": {"executor": "processes", "num_workers": 2, "fetch_part_size": 40},
-    "one worker": {"executor": "ray", "num_workers": 1, "fetch_part_size": 40},
     "two workers": {"executor": "ray", "num_workers": 2, "fetch_part_size": 40},
 }
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("whole")
-    done = run_here("build", write_build_config(web, folder, "whole"))
-    assert done.returncode == 0, done.stderr
-    return hash_tree(release_of(folder / "whole"))
+def uninterrupted(built: Path) -> dict[str, str]:
+    return hash_tree(release_of(built / "build"))
 
 
 def _kill_in(config: Path, stage: str, after_seconds: float) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import ROOT, Web, run_plantmix, write_build_config
+from building import ROOT, Web, run_here, write_build_config
 
 from manifests.reader import open_reader
 
@@ -49,7 +49,7 @@ def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weight
         "rules": [{"min_quantile": 0.25}, {"scorer": "nsfw", "max_score": 0.9}],
     }
     work = tmp_path / "build"
-    done = run_plantmix("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
+    done = run_here("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
     assert done.returncode == 0, done.stderr
     measured = _score_parts(work)
     rows = _rows(
@@ -69,12 +69,12 @@ def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weight
     assert 0 <= low < high <= 1
     assert middle < 0.3, "fruit, toys and animals; the model was not made for drawings, one of them got 0.94"
     (one,) = _rows(work, "SELECT sample_id FROM scores ORDER BY 1 LIMIT 1")
-    told = run_plantmix("explain", work, one[0]).stdout
+    told = run_here("explain", work, one[0]).stdout
     assert " by clip" in told
     assert " by nsfw" in told
 
     score["rules"] = [{"min_quantile": 0.5, "domains": ["plant"]}, {"min_score": 2.0, "domains": ["general"]}]
-    moved = run_plantmix("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
+    moved = run_here("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
     assert moved.returncode == 0, moved.stderr
     assert moved.stdout.partition(": ")[2].startswith("score, select")
     assert _score_parts(work) == measured, "nothing is scored again"
@@ -95,11 +95,11 @@ def test_an_edited_caption_is_scored_alone(web: Web, weights: Path, tmp_path: Pa
     table.write_text(text, encoding="utf-8")
     edited = Web(table, web.general, web.root)
     config = write_build_config(edited, tmp_path, "build", score={"model": str(MODEL), "pretrained": str(weights)})
-    assert run_plantmix("build", config, "--to", "score").returncode == 0
+    assert run_here("build", config, "--to", "score").returncode == 0
     before = dict(_rows(tmp_path / "build", "SELECT sample_id, score FROM scores"))
     num_parts = len(_score_parts(tmp_path / "build"))
     table.write_text(text.replace("An apricot.", "A ripe apricot on a table.", 1), encoding="utf-8")
-    assert run_plantmix("build", config, "--to", "score").returncode == 0
+    assert run_here("build", config, "--to", "score").returncode == 0
     after = dict(_rows(tmp_path / "build", "SELECT sample_id, score FROM scores"))
     assert len(_score_parts(tmp_path / "build")) == num_parts + 1
     num_rows = _rows(
@@ -125,7 +125,7 @@ def test_an_edited_caption_is_scored_alone(web: Web, weights: Path, tmp_path: Pa
 def test_a_model_that_cannot_be_had_stops_before_any_work(
     web: Web, tmp_path: Path, score: dict[str, object], said: str
 ) -> None:
-    done = run_plantmix("build", write_build_config(web, tmp_path, "build", score=score))
+    done = run_here("build", write_build_config(web, tmp_path, "build", score=score))
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "build").exists()

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, Web, hash_tree, release_of, run_plantmix
+from building import ROOT, Web, hash_tree, release_of, run_here
 from darwin_core import gbif_files, write_zip
 
 CC_BY = "http://creativecommons.org/licenses/by/4.0/"
@@ -130,7 +130,7 @@ def data(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def query(work_dir: Path, sql: str) -> list[dict[str, Any]]:
-    done = run_plantmix("query", work_dir, sql, "--format", "json")
+    done = run_here("query", work_dir, sql, "--format", "json")
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout))
 
@@ -140,25 +140,25 @@ def test_three_kinds_of_sources_become_one_release(data: Path, tmp_path: Path) -
     own = tmp_path / "data"
     shutil.copytree(data, own)
     config = write_config(tmp_path / "inline", own, "inline")
-    done = run_plantmix("build", config)
+    done = run_here("build", config)
     assert done.returncode == 0, done.stderr
     work = tmp_path / "inline" / "work"
     release = hash_tree(release_of(work))
-    assert run_plantmix("verify", work, "--deep").returncode == 0
+    assert run_here("verify", work, "--deep").returncode == 0
     check_counts(work)
     check_life(work)
 
     # one more picture: only that is read
     before = local_parts(work)
     shutil.copy(next((own / "pics").rglob("*.png")), own / "pics" / "class_0" / "more.png")
-    assert run_plantmix("build", config, "--to", "fetch").returncode == 0
+    assert run_here("build", config, "--to", "fetch").returncode == 0
     after = local_parts(work)
     assert (after["num"] - before["num"], after["num_in"] - before["num_in"]) == (1, 1)
 
     # elsewhere, on Ray: the same bytes
     moved = tmp_path / "moved" / "else where"
     shutil.copytree(data, moved)
-    done = run_plantmix("build", write_config(tmp_path / "ray", moved, "ray"))
+    done = run_here("build", write_config(tmp_path / "ray", moved, "ray"))
     assert done.returncode == 0, done.stderr
     assert hash_tree(release_of(tmp_path / "ray" / "work")) == release
 
@@ -189,7 +189,7 @@ def check_life(work: Path) -> None:
     sample = query(work, "SELECT * FROM candidates WHERE source = 'shards' ORDER BY row_number LIMIT 1")[0]
     assert sample["url"].startswith("http://origin.example.org/")
     for name in (sample["url"], sample["locator"]):
-        told = run_plantmix("explain", work, name).stdout
+        told = run_here("explain", work, name).stdout
         assert f"on this machine: {sample['locator']}" in told
         assert f"sample    {sample['sample_id']}" in told
         assert sample["url"] in told

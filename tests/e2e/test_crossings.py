@@ -82,7 +82,10 @@ def refused(*arguments: str | Path) -> str:
 # ---- takedowns
 
 
-@pytest.mark.parametrize("way", [["publish", "--to"], ["export", "--for", "img2dataset", "--out"]])
+@pytest.mark.parametrize(
+    "way",
+    [["publish", "--to"], pytest.param(["export", "--for", "img2dataset", "--out"], marks=pytest.mark.slow)],
+)
 def test_what_was_taken_down_does_not_leave_in_an_older_release(lent: Lent, way: list[str]) -> None:
     done("mix", lent.config(name="other"))
     done("takedown", lent.work / "releases/other", "--id", lent.some_id)
@@ -137,7 +140,7 @@ def test_a_release_is_not_published_among_the_sealed_ones(lent: Lent, place: str
     assert hash_tree(lent.work / "releases") == before
 
 
-@pytest.mark.parametrize("file", ["report.html", "release.json"])
+@pytest.mark.parametrize("file", ["report.html", pytest.param("release.json", marks=pytest.mark.slow)])
 def test_a_build_does_not_hand_over_a_release_that_was_damaged(lent: Lent, file: str) -> None:
     before = hash_tree(lent.first)
     part(lent.first / file).write_text("{")

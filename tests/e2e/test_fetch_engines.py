@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from building import Web, run_plantmix, write_build_config
+from building import Web, run_here, run_plantmix, write_build_config
 
 from manifests.reader import open_reader
 from manifests.tables import FACTS
@@ -64,6 +64,6 @@ def test_a_change_of_engine_downloads_nothing(works: dict[str, Path], web: Web) 
     work = works["img2dataset"]
     before = facts_of(work)
     sample_id = before.filter(pc.equal(before["outcome"], "ok"))["sample_id"][0].as_py()
-    assert "ok after an unknown number of attempts: " in run_plantmix("explain", work, sample_id).stdout
+    assert "ok after an unknown number of attempts: " in run_here("explain", work, sample_id).stdout
     build(web, work.parent, work.name, "plantmix")
     assert facts_of(work).equals(before), "our own engine would have told the number of attempts"

@@ -124,7 +124,6 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
     ("executor", "way", "code", "most_twice"),
     [
         ("ray", kill_a_worker, 0, PART),
-        ("ray", kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),
         ("ray", kill_the_whole_ray, 1, NUM_WORKERS * PART),
         ("processes", kill_a_worker, 0, PART),
         ("processes", kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),

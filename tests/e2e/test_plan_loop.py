@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from building import Web, release_of, run_plantmix, write_build_config
+from building import Web, release_of, run_here, write_build_config
 
 from manifests.release import Release
 from training.cli import main as dalip
@@ -22,7 +22,7 @@ ARCHITECTURE = {
 
 
 def _plan(*arguments: str | Path) -> str:
-    done = run_plantmix("plan", *arguments)
+    done = run_here("plan", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -34,7 +34,7 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
     work = folder / "build"
     strata = write_build_config(web, folder, "strata", work, pack={"kind": "stratified"})
     strata.write_text(strata.read_text(encoding="utf-8").replace("name: plantmix-demo", "name: strata"))
-    assert run_plantmix("build", strata).returncode == 0
+    assert run_here("build", strata).returncode == 0
     pools = Release.open(str(work / "releases/strata")).num_by_domain("train")
 
     # -- which runs
@@ -88,7 +88,7 @@ def test_from_a_design_to_a_release_with_the_chosen_ratio(web: Web, built: Path,
     chosen = json.loads((tmp_path / "mixture.json").read_text())["ratio"]
     mix = {"ratio": None, "mixture": str(tmp_path / "mixture.json"), "num_samples": 60, "max_epochs": 2}
     final = write_build_config(web, folder, "final", work, mix=mix)
-    done = run_plantmix("build", final)
+    done = run_here("build", final)
     assert done.returncode == 0, done.stderr
     drawn = Release.open(str(release_of(work))).num_by_domain("train")
     assert sum(drawn.values()) == 60

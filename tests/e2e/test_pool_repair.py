@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from building import release_of, run_here
 from damaging import NUM_PICTURES, make_pictures, write_config
 
@@ -11,6 +12,7 @@ from manifests.reader import open_reader
 from pipeline.demo.server import serving
 
 
+@pytest.mark.slow
 def test_a_lost_pool_file_is_fetched_anew_and_what_the_web_lost_is_lost_everywhere(tmp_path: Path) -> None:
     make_pictures(tmp_path / "web")
     with serving(tmp_path / "web") as server:

@@ -46,6 +46,7 @@ def _rows_by_domain(shown: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line[:7] in ("plant  ", "general")}
 
 
+@pytest.mark.slow
 def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Path) -> None:
     work = copy / "build"
     config = _with_mix(write_build_config(web, copy, "other", work), by_size={"plant": "all", "general": 0.25})
@@ -92,6 +93,7 @@ def test_before_select_there_is_nothing_to_mix(web: Web, tmp_path: Path) -> None
     assert "no catalogue" in shown.stderr
 
 
+@pytest.mark.slow
 def test_sources_get_their_weights_within_a_domain(web: Web, copy: Path) -> None:
     config = write_build_config(web, copy, "build")
     values = yaml.safe_load(config.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from building import release_of, run_plantmix
+from building import release_of, run_here
 
 from manifests.reader import open_reader
 from manifests.release import Release
@@ -99,7 +99,7 @@ def test_its_numbers_are_those_of_the_record(release: Release) -> None:
 
 def test_the_command_adds_what_the_work_folder_knows(release: Release, built: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        done = run_plantmix("report", built / "build", "--out", tmp_path / f"{name}.html")
+        done = run_here("report", built / "build", "--out", tmp_path / f"{name}.html")
         assert done.returncode == 0, done.stderr
     page = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert page == (tmp_path / "two.html").read_text(encoding="utf-8")

@@ -115,7 +115,7 @@ def _take_down(release: Release, *ids: str, reason: str) -> tuple[Release, str]:
     return Release.open(done.stdout.splitlines()[-1].removeprefix("release: ")), done.stdout
 
 
-@pytest.mark.parametrize("lies_in", ["a work folder", "a folder of releases"])
+@pytest.mark.parametrize("lies_in", ["a work folder", pytest.param("a folder of releases", marks=pytest.mark.slow)])
 def test_a_takedown_from_an_older_version_brings_nothing_back(built: Path, tmp_path: Path, lies_in: str) -> None:
     if lies_in == "a work folder":
         lend(built / "build", tmp_path / "build")
@@ -161,6 +161,7 @@ def test_what_stands_on_the_list_is_left_out_too(built: Path, tmp_path: Path) ->
     assert "taken down before: 1 images" in told
 
 
+@pytest.mark.slow
 def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, built: Path, tmp_path: Path) -> None:
     lend(built / "build", tmp_path / "build")
     first = Release.open(str(tmp_path / "build"))
@@ -190,6 +191,7 @@ def _listed(work: Path) -> list[tuple[str, str]]:
     return [(entry["by"], entry["value"]) for entry in map(json.loads, lines)]
 
 
+@pytest.mark.slow
 def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_path: Path) -> None:
     """Kept by select, not drawn: no version of this release is made for it, and no later mixture draws it."""
     work = tmp_path / "build"
@@ -327,6 +329,7 @@ def _empty_split(release: Release, split: str) -> Release:
     return made
 
 
+@pytest.mark.slow
 def test_a_held_out_split_of_which_nothing_is_left_is_gone(alone: Release) -> None:
     made = _empty_split(alone, "heldout")
     for target in PRINTED:
@@ -338,6 +341,7 @@ def test_a_held_out_split_of_which_nothing_is_left_is_gone(alone: Release) -> No
     assert run_here("diff", alone.path, made.path).returncode == 0
 
 
+@pytest.mark.slow
 def test_with_no_training_samples_left_there_is_nothing_to_export(alone: Release, tmp_path: Path) -> None:
     made = _empty_split(alone, "train")
     for target in (*PRINTED, "img2dataset", "datacomp"):

@@ -156,6 +156,7 @@ def spoil_licence(folder: Path) -> None:
     seal_again(folder, record)
 
 
+@pytest.mark.slow
 def test_deep_compares_a_release_of_an_earlier_build_with_what_it_was_packed_from(web: Web, folder: Path) -> None:
     """A later build with other pictures and other texts must not stand in for it."""
     work = folder.parents[1]

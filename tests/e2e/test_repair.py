@@ -124,6 +124,7 @@ def test_a_file_of_every_kind_is_found_and_mended_without_the_web(
     assert small.requests == []
 
 
+@pytest.mark.slow
 def test_an_older_takedown_that_is_made_again_does_not_become_the_newest(work: Path, small: Small) -> None:
     cuts = []
     for number in (5, 6):
@@ -136,7 +137,7 @@ def test_an_older_takedown_that_is_made_again_does_not_become_the_newest(work: P
     assert (work / "releases/LATEST").read_text().strip() == cuts[1], "else picture 6 is in the newest release again"
 
 
-@pytest.mark.parametrize("kind", ["catalog.duckdb", "catalog.snapshot"])
+@pytest.mark.parametrize("kind", ["catalog.duckdb", pytest.param("catalog.snapshot", marks=pytest.mark.slow)])
 def test_damage_to_the_catalogue_or_its_snapshot_is_found_and_mended(
     work: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def damage_line(path: Path, words: bytes, at: int = 30) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_downloads_come_out_of_a_damaged_snapshot_when_the_database_is_damaged_too(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +173,7 @@ def test_downloads_come_out_of_a_damaged_snapshot_when_the_database_is_damaged_t
     assert small.requests == []
 
 
+@pytest.mark.slow
 def test_a_download_that_no_sound_line_names_is_asked_for_again(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +195,7 @@ def test_without_a_sound_line_the_message_says_what_to_do(work: Path, capsys: py
     assert "the snapshot is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_table_of_downloads_costs_only_the_rows_without_a_picture(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +212,7 @@ def test_a_damaged_table_of_downloads_costs_only_the_rows_without_a_picture(
     assert contents(work / "releases") == releases
 
 
+@pytest.mark.slow
 def test_shards_that_lost_their_pool_file_too_are_packed_from_what_the_web_gives(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +280,7 @@ def oldest_first(paths: list[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: path.stat().st_mtime_ns)
 
 
+@pytest.mark.slow
 def test_placements_of_a_version_without_arranged_samples_come_back_from_its_samples(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -295,6 +301,7 @@ def test_placements_of_a_version_without_arranged_samples_come_back_from_its_sam
     assert f"{placed.relative_to(work)}: made again, as recorded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_damaged_placements_that_no_version_uses_any_more_are_removed(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:

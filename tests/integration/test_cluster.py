@@ -100,7 +100,7 @@ def test_a_port_that_is_no_ray_is_named_at_once(kind: str) -> None:
         assert time.monotonic() - started < 120
 
 
-@pytest.mark.parametrize("by_environment", [True, False])
+@pytest.mark.parametrize("by_environment", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rays_client_is_refused_before_it_is_asked(by_environment: bool, tmp_path: Path) -> None:
     """It was named as an address to give, but Ray 2.60 refuses the streams in which parts give their results there."""
     write_config(tmp_path, None if by_environment else "ray://127.0.0.1:9", executor="ray")

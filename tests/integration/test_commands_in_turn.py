@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -99,7 +98,9 @@ def num_sealed(folder: Path) -> int:
 # ---- build, repair
 
 
-@pytest.mark.parametrize("stage", ["caption", "dedup", "select"])
+@pytest.mark.parametrize(
+    "stage", ["caption", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dedup", "select"))]
+)
 def test_a_repair_without_a_config_makes_the_release_that_was(folder: Path, stage: str) -> None:
     releases = hash_tree(folder / "work/releases")
     damage(folder, stage)
@@ -108,6 +109,7 @@ def test_a_repair_without_a_config_makes_the_release_that_was(folder: Path, stag
     assert main(["verify", str(folder / "work")]) == 0
 
 
+@pytest.mark.slow
 def test_a_repair_that_would_make_another_release_says_so_and_makes_none(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_repair_that_would_make_another_release_says_so_and_makes_none(
     assert hash_tree(folder / "work/releases") == releases
 
 
+@pytest.mark.slow
 def test_a_repair_says_that_a_release_waits_for_tables_that_it_may_not_make_again(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_repair_says_that_a_release_waits_for_tables_that_it_may_not_make_agai
     assert hash_tree(folder / "work/releases") == releases
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_seen_after_a_build_of_another_release_has_forgotten_it(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +158,7 @@ def test_a_lost_shard_is_seen_after_a_build_of_another_release_has_forgotten_it(
     assert main(["verify", str(folder / "work")]) == 0
 
 
+@pytest.mark.slow
 def test_a_repair_mends_what_comes_before_a_changed_takedown_list(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +184,7 @@ def test_a_mix_that_is_refused_is_not_the_config_of_the_last_build(folder: Path,
 # ---- retry, takedown
 
 
-@pytest.mark.parametrize("mended", [False, True])
+@pytest.mark.parametrize("mended", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_near_copy_is_taken_down_after_a_retry(
     folder: Path, web: Web, mended: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +199,7 @@ def test_a_near_copy_is_taken_down_after_a_retry(
     assert "of these, kept in place of a near copy that was asked for: 1 images" in said
 
 
+@pytest.mark.slow
 def test_a_near_copy_is_taken_down_while_the_next_build_has_not_decided_yet(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +209,7 @@ def test_a_near_copy_is_taken_down_while_the_next_build_has_not_decided_yet(
     assert "taken down: 1 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_takedown_without_decisions_is_refused_until_they_are_made_again(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,7 +242,10 @@ def write_mixture(folder: Path, num_samples: float | None) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("chosen_for", "num_drawn"), [(4.0, 4), (1000.0, 8), (None, 8)])
+@pytest.mark.parametrize(
+    ("chosen_for", "num_drawn"),
+    [(4.0, 4), *(pytest.param(number, 8, marks=pytest.mark.slow) for number in (1000.0, None))],
+)
 def test_a_mixture_is_drawn_up_to_the_samples_it_was_chosen_for(
     folder: Path, web: Web, chosen_for: float | None, num_drawn: int
 ) -> None:
@@ -253,44 +263,3 @@ def test_more_samples_than_a_mixture_was_chosen_for_are_a_contradiction(
     config = write_config(folder, web, mix={"mixture": str(mixture), "num_samples": 5})
     assert main(["mix", str(config), "--dry-run"]) == 2
     assert "mix.num_samples: 5 is more than the 4 samples that" in capsys.readouterr().err
-
-
-# ---- every pair
-
-
-def arguments_of(command: str, folder: Path, web: Web) -> list[str]:
-    work = str(folder / "work")
-    if command == "repair":
-        damage(folder, "dedup")
-    if command == "mix":
-        return ["mix", str(write_config(folder, web, "other", mix={"ratio": {"plant": 2, "general": 1}}))]
-    return {
-        "build": ["build", str(folder / "small.yaml")],
-        "retry": ["retry", work],
-        "repair": ["repair", work],
-        "takedown": ["takedown", work, "--url", web.url(2)],
-    }[command]
-
-
-@pytest.mark.slow
-def test_after_any_two_commands_the_folder_is_whole_and_builds_as_before(folder: Path, web: Web) -> None:
-    """A walk that holds every ordered pair of the commands that write, then takedowns, which change what is built."""
-    before = latest(folder)
-    for command in walk_of(["build", "retry", "repair", "mix"]):
-        assert main(["--quiet", *arguments_of(command, folder, web)]) == 0, command
-    assert main(["--quiet", "build", str(folder / "small.yaml")]) == 0
-    assert latest(folder) == before
-    for command in ("takedown", "retry", "takedown", "repair", "takedown", "mix", "takedown", "build"):
-        assert main(["--quiet", *arguments_of(command, folder, web)]) == 0, command
-    assert main(["verify", str(folder / "work"), "--deep"]) == 0
-
-
-def walk_of(commands: list[str]) -> list[str]:
-    """Commands in an order in which each stands right behind each other one."""
-    todo = set(itertools.permutations(commands, 2))
-    walk = [commands[0]]
-    while todo:
-        following = [pair for pair in sorted(todo) if pair[0] == walk[-1]] or sorted(todo)
-        todo.remove(following[0])
-        walk += following[0][following[0][0] == walk[-1] :]
-    return walk

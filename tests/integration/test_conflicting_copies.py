@@ -154,6 +154,7 @@ def test_browse_shows_them_side_by_side(work: Path, tmp_path: Path) -> None:
     assert "label Rosa canina, the same bytes says Quercus robur" in page
 
 
+@pytest.mark.slow
 def test_a_release_with_doubtful_licences_does_not_become_public(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -217,7 +217,9 @@ def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: An
     assert facts_of(tmp_path) == loose
 
 
-@pytest.mark.parametrize("name", ["robots_txt", "headers", "c2pa", "all"])
+@pytest.mark.parametrize(
+    "name", ["headers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("robots_txt", "c2pa", "all"))]
+)
 def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
     shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
     asked = build(tmp_path, server, STRICT[name], *TO_FETCH)
@@ -236,6 +238,7 @@ def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made:
     assert outcomes(tmp_path)["header/noai"] == "ok"
 
 
+@pytest.mark.slow
 def test_the_release_is_that_of_a_new_folder(tmp_path: Path, server: _Server, made: Any) -> None:
     shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
     build(tmp_path, server, OPEN)
@@ -258,6 +261,7 @@ def test_a_server_without_head_is_asked_for_the_picture(
     assert facts_of(tmp_path) == facts_of(made("headers", *TO_FETCH))
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
     tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_picture_that_was_replaced_in_place_is_read_alone(tmp_path: Path) -> N
     assert build(tmp_path / "work", in_files(folder)).redone == ()
 
 
+@pytest.mark.slow
 def test_a_copy_costs_a_reading_and_makes_nothing_new(tmp_path: Path) -> None:
     folder = fill(tmp_path / "pics", 0)
     report = build(tmp_path / "work", in_files(folder), last=None)
@@ -125,6 +126,7 @@ def test_a_copy_costs_a_reading_and_makes_nothing_new(tmp_path: Path) -> None:
     assert read_again(tmp_path / "work") == 4
 
 
+@pytest.mark.slow
 def test_no_fingerprint_sees_where_or_when_a_picture_was_written(tmp_path: Path) -> None:
     places = (tmp_path / name for name in "xy")
     reports = [build(place / "work", in_files(fill(place / f"pics-{place.name}", 0)), last=None) for place in places]
@@ -143,6 +145,7 @@ def test_unchanged_pictures_are_not_opened(tmp_path: Path, monkeypatch: pytest.M
     assert build(tmp_path / "work", in_files(folder)).redone == ()
 
 
+@pytest.mark.slow
 def test_pictures_of_a_killed_build_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path / "pics", 0)
     build(tmp_path / "work", in_files(folder))
@@ -159,6 +162,7 @@ def test_pictures_of_a_killed_build_are_not_read_again(tmp_path: Path, monkeypat
     assert hashed == [str(folder / "c.bmp")]
 
 
+@pytest.mark.slow
 def test_a_half_copied_picture_is_read_when_it_is_whole(tmp_path: Path) -> None:
     folder = fill(tmp_path / "pics", 0)
     whole = (folder / "d.bmp").read_bytes()
@@ -205,7 +209,7 @@ def test_a_table_of_the_same_size_and_time_is_read(tmp_path: Path) -> None:
     assert captions == [("drawing number",)]
 
 
-@pytest.mark.parametrize("given", [in_files, with_table])
+@pytest.mark.parametrize("given", [in_files, pytest.param(with_table, marks=pytest.mark.slow)])
 def test_a_leak_is_found_after_an_evaluation_picture_was_replaced(
     tmp_path: Path, given: Callable[[Path], dict[str, Any]]
 ) -> None:
@@ -255,6 +259,7 @@ def test_a_tar_is_known_by_its_content(tmp_path: Path) -> None:
     assert build(work, origin).redone == ()
 
 
+@pytest.mark.slow
 def test_decisions_say_what_a_limit_was_compared_with_and_no_words_of_a_library(tmp_path: Path) -> None:
     folder = fill(tmp_path / "pics", 0)
     (folder / "small.bmp").write_bytes(encode(picture(40, 20), "BMP"))
@@ -278,6 +283,7 @@ def test_a_work_folder_that_reads_as_a_pattern_is_refused(tmp_path: Path, sign: 
     assert [path.name for path in tmp_path.iterdir()] == ["pics"]
 
 
+@pytest.mark.slow
 def test_names_with_signs_of_patterns_are_names(tmp_path: Path) -> None:
     folder = fill(tmp_path / "pics [1]", 0, ODD)
     tables = tmp_path / "tables [1]"

@@ -85,6 +85,7 @@ def test_explain_names_the_image_kept_instead_by_id_and_place(pictures: Path, tm
     assert f"          kept instead: {twin} {place}" in lines
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_gone_has_no_bytes(pictures: Path, tmp_path: Path) -> None:
     build(pictures, tmp_path, radius=8)
     for file in (tmp_path / "pool").glob("*.tar"):
@@ -94,6 +95,7 @@ def test_a_picture_that_is_gone_has_no_bytes(pictures: Path, tmp_path: Path) -> 
     assert not any(picture.jpg for pictures in sheets.values() for picture in pictures)
 
 
+@pytest.mark.slow
 def test_a_placeholder_is_named_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.config.PLACEHOLDER_MIN_COUNT", 4)
     folder = tmp_path / "pictures"

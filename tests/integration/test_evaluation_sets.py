@@ -161,6 +161,7 @@ def test_another_radius_measures_nothing(built: tuple[Path, BuildReport], pictur
     assert sum(how == "bytes" for _, how in leaks.values()) == 3
 
 
+@pytest.mark.slow
 def test_a_webdataset_serves_as_set(pictures: Path, tmp_path: Path) -> None:
     report = build(config_of(pictures, tmp_path, [{"name": "tars", "webdataset": {"path": str(pictures / "set.tar")}}]))
     assert report.stages["select"].funnel.reasons == {"eval_leak": len(EVALUATED)}
@@ -181,6 +182,7 @@ def test_a_shard_with_other_pictures_of_the_same_size_is_measured_again(pictures
     assert list(dropped(tmp_path / "work")) == [f"exact_{later.name}"]
 
 
+@pytest.mark.slow
 def test_names_match_without_pictures(pictures: Path, tmp_path: Path) -> None:
     keys = [f"mirrored_{EVALUATED[3].name}", CLEAN[0].stem, "of-nothing"]
     table = pa.table({"key": keys, "url": [f"https://example.org/{key}" for key in keys]})
@@ -298,6 +300,7 @@ def test_pictures_of_one_colour_match_by_bytes_alone(tmp_path: Path) -> None:
 # ---- captions of dropped duplicates, from the sources to the training loader
 
 
+@pytest.mark.slow
 def test_extra_captions_are_members_that_training_can_draw(pictures: Path, tmp_path: Path) -> None:
     from manifests.release import Release
     from training.data.shards import ShardReader, open_pool

@@ -41,6 +41,7 @@ def write_config(folder: Path) -> str:
     return str(write_small_config(folder, source, run={"retry_wait_seconds": 0}))
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path)
     with largest_file(20_000):  # the catalogue's log
@@ -78,6 +79,7 @@ def test_a_disk_that_fails_names_the_file() -> None:
         storage.hash_file(memory)
 
 
+@pytest.mark.slow
 def test_damage_that_shows_amid_a_command_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bits of a table of samples and of the catalogue, which is read here and there while a build runs."""
     config = write_config(tmp_path)

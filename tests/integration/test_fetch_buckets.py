@@ -31,6 +31,7 @@ def build(web: MisbehavingServer, folder: Path) -> dict[str, str]:
     return hash_tree(folder / "work/releases")
 
 
+@pytest.mark.slow
 def test_a_bucket_reads_what_holds_its_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     down = True
 

@@ -121,6 +121,7 @@ def test_each_setting_is_followed_and_nothing_else_is_asked(
     assert build(folder, web, {**network, "threads": 2, "retries": 5}, image) == []
 
 
+@pytest.mark.slow
 def test_downloads_under_an_earlier_name_stay_in_use(tmp_path: Path, web: Web) -> None:
     """Catalogues of 0.5.0 and before named them without the step."""
     network: dict[str, Any] = {"allow_private_addresses": True}
@@ -135,6 +136,7 @@ def test_downloads_under_an_earlier_name_stay_in_use(tmp_path: Path, web: Web) -
     assert after == before
 
 
+@pytest.mark.slow
 def test_stricter_limits_ask_nobody_and_give_the_facts_of_a_new_folder(tmp_path: Path, web: Web) -> None:
     network = {"allow_private_addresses": True, "robots_txt": False, "x_robots_directives": []}
     loose = {"min_side_px": 16}
@@ -151,6 +153,7 @@ def test_stricter_limits_ask_nobody_and_give_the_facts_of_a_new_folder(tmp_path:
     assert facts_of(tmp_path / "run/work") == before
 
 
+@pytest.mark.slow
 def test_what_was_heard_is_judged_again_and_nobody_is_asked(tmp_path: Path, web: Web) -> None:
     open_network = {"allow_private_addresses": True, "robots_txt": False}
     assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == list(range(6))

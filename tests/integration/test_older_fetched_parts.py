@@ -19,7 +19,7 @@ PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 NEW_COLUMNS = ("has_camera", "colour_std", "phash_mirrored")
 
 
-@pytest.mark.parametrize("num_buckets", [1, 3])
+@pytest.mark.parametrize("num_buckets", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_columns_that_older_parts_lack_are_null(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_buckets: int
 ) -> None:

@@ -73,6 +73,7 @@ def test_an_address_is_asked_once_whatever_the_parts(tmp_path: Path, web: Web) -
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_retry_asks_it_once_as_well(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     web.down = {"1", "3"}
     build(tmp_path, web, "--to", "fetch", max_passing_share=1)

@@ -70,7 +70,7 @@ def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: P
             cluster, "submit", "--no-wait", "--submission-id", "first", "--", *PLANTMIX, "build", str(config)
         )
         assert begun.returncode == 0, begun.stderr
-        until = time.monotonic() + 240
+        until = time.monotonic() + 500
         while num_asked(web) < 3 * PART:
             assert time.monotonic() < until, ray_job(cluster, "logs", "first").stdout
             time.sleep(0.1)

@@ -63,7 +63,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 def test_a_local_ray_listens_on_the_loopback_only(program: str) -> None:
     """As it was found: six ports on every interface, and whoever reaches one runs code."""
     done = subprocess.run(
-        [sys.executable, "-c", _LISTENING + program], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, "-c", _LISTENING + program], capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
     found = set(json.loads(done.stdout.splitlines()[-1]))

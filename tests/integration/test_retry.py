@@ -131,6 +131,7 @@ def test_what_must_stay_out_is_not_asked_again(
     assert (said in capsys.readouterr().out) == (by != "owner")
 
 
+@pytest.mark.slow
 def test_explain_shows_every_round(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
     web.mood = {"1": "5xx"}
@@ -150,6 +151,7 @@ def test_explain_shows_every_round(tmp_path: Path, web: Web, capsys: pytest.Capt
     assert main(["explain", str(work), f"{url}01"]) == 0, "found by where it was redirected to as well"
 
 
+@pytest.mark.slow
 def test_outcomes_can_be_named(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
     web.mood = {"1": "5xx", "2": "429", "3": "404"}
@@ -187,6 +189,7 @@ def test_wrong_use_is_told(
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_a_fetch_that_is_not_done_is_built_first(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
     with Catalog.open(str(work)):
@@ -250,6 +253,7 @@ def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web, wor
     assert tables["inline"] == tables[workers]
 
 
+@pytest.mark.slow
 def test_a_new_url_after_a_retry_is_all_that_is_fetched(tmp_path: Path, web: Web) -> None:
     config = write_config(tmp_path, web)
     web.mood = {"1": "5xx", "2": "5xx"}
@@ -271,6 +275,7 @@ def test_the_stored_config_is_the_one_of_the_last_build(tmp_path: Path, web: Web
         assert last_config(catalog) == read_config(config)
 
 
+@pytest.mark.slow
 def test_a_file_that_was_away_is_read_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -307,7 +307,7 @@ def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> N
         stderr=subprocess.PIPE,
         text=True,
     ) as driver:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 500
         while len(list(pids.iterdir())) < 2:
             assert driver.poll() is None, driver.stderr and driver.stderr.read()
             assert time.monotonic() < deadline

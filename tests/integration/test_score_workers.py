@@ -27,6 +27,7 @@ def _note_load(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
     return PartResult(notes={"pid": os.getpid()})
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_once_a_worker_and_a_lost_worker_comes_back(tmp_path: Path) -> None:
     # not at the top: Ray's workers import this file, and cannot import that one
     from running import jobs_of, one_by_one

@@ -40,7 +40,7 @@ def none_outlives_its_test() -> Iterator[None]:
         process = _started.pop()
         if process.poll() is None:
             kill([*below(process.pid), process.pid])
-            process.communicate(timeout=100)
+            process.communicate(timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def _kill_after(process: subprocess.Popen[str], place: Path, step: int, number: 
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(rank), number)
-    process.communicate(timeout=100)
+    process.communicate(timeout=500)
 
 
 def _assert_same(one: Path, two: Path) -> None:
@@ -169,7 +169,7 @@ def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tm
     while not _last_step(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 1
     last = _last_step(place)
     assert f"dalip: error: stopped by a signal after step {last} of 5000" in err
@@ -281,7 +281,7 @@ def test_two_ranks_stop_together(values: dict[str, Any], tmp_path: Path) -> None
     while not _last_step(place) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=500)
     last = _last_step(place)
     assert f"stopped by a signal after step {last} of 5000" in err
     assert (place / "run" / "checkpoints" / f"step-{last:08d}.pt").exists()
@@ -383,30 +383,13 @@ def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
         assert time.monotonic() < deadline
         time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "stopped by a signal after step" in err
     saved = sorted((place / "run").rglob("step-*.pt"))
     assert len(saved) == 1
     assert f"after step {int(saved[0].stem.removeprefix('step-'))} of" in err
     assert not (place / "run" / "stop-asked").exists()
-
-
-@pytest.mark.slow
-def test_ray_starts_the_same_run(values: dict[str, Any], tmp_path: Path) -> None:
-    """Two processes of Ray Train: the losses of one process; a finished run is reused without starting Ray."""
-    one, two = _places(tmp_path, "one", "two")
-    second_order = values["model"]["second_order"] | {"dropout": 0.0}
-    values = values | {"model": values["model"] | {"second_order": second_order}, "schedule": {"steps": 6}}
-    _finish(_start(values, one))
-    done = _on_ray(values, two, "--num-workers", "2")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("finished: 6 steps, 72 samples")
-    start = read_log(two / "run" / "log.jsonl", "start")[0]
-    assert start["world_size"] == 2
-    for alone, apart in zip(_lines(one), _lines(two), strict=True):
-        assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
-    assert _on_ray(values, two, "--num-workers", "2").stdout.startswith("finished before, reused")
 
 
 @pytest.mark.slow
@@ -424,6 +407,7 @@ def test_ray_starts_again_after_killed_workers(values: dict[str, Any], undisturb
     assert [(rank, number) for rank, _, number in told] == [("1", "1"), ("0", "2")]
     assert all(int(step) % 3 == 0 for _, step, _ in told)
     _assert_same(undisturbed, killed)
+    assert _on_ray(values, killed, "--num-workers", "2").stdout.startswith("finished before, reused")
 
 
 @pytest.mark.slow

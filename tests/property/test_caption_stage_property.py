@@ -75,7 +75,7 @@ def run_stage(
 
 
 @given(ROWS, st.lists(st.integers(0, 100), max_size=3), st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_order_and_parts_change_nothing_and_every_row_has_one_verdict(
     tmp_path_factory: Any, rows: list[dict[str, Any]], cuts: list[int], random: Any
 ) -> None:
