@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_plantmix, write_small_config
+from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_here, run_plantmix, write_small_config
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
@@ -73,7 +73,7 @@ def all_files(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_plantmix("build", write_config(folder, web, executor="inline"))
+    done = run_here("build", write_config(folder, web, executor="inline"))
     assert done.returncode == 0, done.stderr
     assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}
     files = all_files(folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_plantmix, write_small_config
+from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_here, run_plantmix, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -100,7 +100,7 @@ def wait_for_requests(web: Web, build: subprocess.Popen[str], num: int) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(served: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_plantmix("build", write_config(folder, served, **EXECUTORS["inline"]))
+    done = run_here("build", write_config(folder, served, **EXECUTORS["inline"]))
     assert done.returncode == 0, done.stderr
     assert served.asked() == {f"/p/{n}": 1 for n in range(NUM)}
     return hash_tree(release_of(folder / "work"))
