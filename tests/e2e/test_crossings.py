@@ -11,11 +11,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import hash_tree, release_of, run_here, write_folder_config
+from building import ROOT, hash_tree, release_of, run_here, write_folder_config
 from sealed import lend, part
 from walk.web import picture
 
+from training.cli import main as dalip
+
 NUM_OF_DOMAIN = 9
+TOWERS = ROOT / "tests/unit/training/run/test_frozen_towers.py"
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,45 @@ def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(l
         "publish", lent.first, *public
     )
     assert "nothing was sent" in done("publish", lent.first, *public[:2], "--dry-run")
+
+
+def test_tokens_from_before_a_takedown_train_nothing_after_it(
+    lent: Lent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(TOWERS, lent.folder / "towers_of_tokens.py")
+    monkeypatch.syspath_prepend(str(lent.folder))
+    tokens: dict[str, Any] = {
+        "release": str(lent.work),
+        "output_dir": str(lent.folder / "tokens"),
+        "embed_dim": 16,
+        "num_threads": 1,
+        **{side: {"tower": f"towers_of_tokens:{side}_tower", "width": 10} for side in ("image", "text")},
+    }
+    run: dict[str, Any] = {
+        "release": str(lent.work),
+        "output_dir": str(lent.folder / "run"),
+        "model": {"architecture": str(lent.folder / "tokens/architecture.json"), "second_order": {"heads": 2}},
+        "data": {"batch_size": 4, "num_workers": 0, "tokens": str(lent.folder / "tokens")},
+        "schedule": {"steps": 2},
+        "compute": {"device": "cpu", "num_threads": 1},
+    }
+
+    def dalip_says(code: int, command: str, values: dict[str, Any]) -> str:
+        path = lent.folder / f"{command}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        assert dalip([command, str(path)]) == code
+        return capsys.readouterr().err
+
+    dalip_says(0, "tokens", tokens)
+    done("takedown", lent.work, "--id", lent.some_id)
+    assert "has no tokens of these samples; compute them with `dalip tokens`" in dalip_says(2, "train", run)
+    assert "holds tokens of something else (" in dalip_says(2, "tokens", tokens)
+    dalip_says(0, "tokens", tokens | {"output_dir": str(lent.folder / "after")})
+    before, after = (
+        json.loads((lent.folder / place / "train/image/tokens.json").read_text()) for place in ("tokens", "after")
+    )
+    assert after["num_rows"] == before["num_rows"] - 1
+    assert not lent.holds(release_of(lent.work))
 
 
 # ---- what lies among the releases

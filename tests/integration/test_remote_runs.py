@@ -222,6 +222,39 @@ def test_two_trainings_in_one_place_are_noticed(
         train(settings(served, tmp_path / "one"))
 
 
+def test_a_training_that_lost_its_place_changes_nothing_there(
+    store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was found: it put its log over that of the run that had finished meanwhile."""
+    interrupt(monkeypatch, 8, settings(served, tmp_path / "one"))
+    RemoteRun(RUN, str(tmp_path / "two")).take_up()
+    train(settings(served, tmp_path / "one"))
+    fs = fsspec.filesystem("s3", **store.options, use_listings_cache=False)
+    before = {
+        path: fs.cat_file(path) for path in fs.find(f"{BUCKET}/run") if not path.endswith(("run.json", "config.json"))
+    }
+    monkeypatch.setattr(RemoteRun, "take_up", lambda run: None)  # it has looked already
+    with pytest.raises(RunError, match="another training has written here meanwhile"):
+        train(settings(served, tmp_path / "two"))
+    assert {path: fs.cat_file(path) for path in before} == before
+
+
+def test_a_damaged_copy_on_this_machine_is_fetched_again(
+    store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    interrupt(monkeypatch, 8, settings(served, tmp_path / "one"))
+    copy = RemoteRun(RUN, str(tmp_path / "two"))
+    copy.take_up()
+    path = copy.folder / "checkpoints/step-00000008.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    train(settings(served, tmp_path / "two"))
+    assert "going on after step 8 from" in capsys.readouterr().err
+    assert_as_undisturbed(served, tmp_path / "two")
+
+
 def test_a_bucket_that_is_not_there_is_said_before_the_first_step(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

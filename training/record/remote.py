@@ -90,8 +90,9 @@ class RemoteRun:
                 if here is not None:  # the run was removed from the store
                     self._clear()
                 return
-            own = list_checkpoints(self.folder)
-            if here is None or here["run"] != there["run"] or not own or step_of(own[-1]) < _step(there):
+            own, newest = list_checkpoints(self.folder), there["checkpoints"][-1]
+            is_damaged = bool(own) and own[-1].name == newest["name"] and _entry(own[-1])["sha256"] != newest["sha256"]
+            if here is None or here["run"] != there["run"] or not own or step_of(own[-1]) < _step(there) or is_damaged:
                 self._clear()
                 self._take_newest(there)
             elif here != there:
@@ -216,7 +217,7 @@ class RemoteRun:
 
         Raises: RunError when the store does not take it.
         """
-        if self.is_finished():
+        if self.is_finished() and self._pointer() == self._own_pointer():
             return
         with contextlib.suppress(RunError):
             self._settle()
@@ -259,17 +260,17 @@ class RemoteRun:
     def push(self, keep: int) -> None:
         """Log, settings and the newest checkpoint, then the pointer; then remove all but the newest `keep`."""
         newest, own = list_checkpoints(self.folder)[-1], self._own_pointer()
+        if self._pointer() != own:
+            raise RunError(
+                f"{self.address}: another training has written here meanwhile; end one of them, or choose another "
+                "--output"
+            )
         beside = [*_SMALL, "not-finite-*.json", f"{TENSORBOARD_FOLDER}/**/*"]
         for path in (path for pattern in beside for path in self.folder.glob(pattern) if path.is_file()):
             self._put(str(path.relative_to(self.folder)))
         before = own["checkpoints"] if own else []
         if before and before[-1]["name"] == newest.name:
             return
-        if self._pointer() != own:
-            raise RunError(
-                f"{self.address}: another training has written here meanwhile; end one of them, or choose another "
-                "--output"
-            )
         entry = _entry(newest)
         self._put(f"{CHECKPOINT_FOLDER}/{newest.name}")
         entries = [*(old for old in before if old["name"] < newest.name), entry]
