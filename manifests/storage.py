@@ -210,13 +210,12 @@ def read_range(path: str, start: int, num_bytes: int) -> bytes:
 
 
 def read_if_there(path: str) -> bytes | None:
-    """The content of a small file; None where there is none.
+    """The content of a small file; None where there is none. No listing that is kept of a store is asked.
 
     Raises: RetryableError when the store does not give what it has.
     """
-    fs, inner = filesystem(path)
     try:
-        return bytes(fs.cat_file(inner))
+        return b"".join(read_chunks(path))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except Exception as error:
