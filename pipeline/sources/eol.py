@@ -123,7 +123,7 @@ def _make_pages(sql: Any, canonical: bool) -> None:
         'CREATE VIEW tree AS SELECT "taxonID" AS id, nullif("parentNameUsageID", \'\') AS parent, '
         f'"taxonRank" AS rank, {name} AS name FROM taxa'
     )
-    make_lineages(sql, "tree")
+    make_lineages(sql)
     sql.execute(
         'CREATE TABLE pages AS SELECT l.* REPLACE (t."scientificName" AS name), t."eolID" AS page '
         'FROM lineages l JOIN taxa t ON t."taxonID" = l.id '

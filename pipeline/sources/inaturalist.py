@@ -89,7 +89,7 @@ class InaturalistReader(Reader[InaturalistSettings]):
                 "CREATE VIEW tree AS SELECT taxon_id AS id, nullif(regexp_extract(ancestry, '[^/]*$'), '') AS parent, "
                 "rank, name FROM taxa"
             )
-            make_lineages(sql, "tree")
+            make_lineages(sql)
             yield from _joined(sql, self.settings, self._columns())
 
     def first_rows(self, scratch: Scratch) -> FirstRows:

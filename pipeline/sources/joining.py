@@ -168,8 +168,8 @@ def _licence_case(sql: Any, column: str, origin: str, allowed: Sequence[str]) ->
     return Case(f"coalesce({column}, '') NOT IN (SELECT licence FROM allowed_licences)", "where_licence", column)
 
 
-def make_lineages(sql: Any, taxa: str) -> None:
-    """Make the table `lineages` (id, name, kingdom ... species) of a view (id, parent, rank, name), all strings.
+def make_lineages(sql: Any) -> None:
+    """Make the table `lineages` (id, name, kingdom ... species) of the view `tree` (id, parent, rank, name): all texts.
 
     A taxon whose parent is missing counts as a root; one that is its own ancestor gets no ranks.
     """
@@ -177,12 +177,12 @@ def make_lineages(sql: Any, taxa: str) -> None:
     own = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, NULL) AS "{rank}\"""" for rank in TAXON_RANKS)
     inherited = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, p."{rank}") AS "{rank}\"""" for rank in TAXON_RANKS)
     sql.execute(
-        f"CREATE TABLE lineages AS SELECT t.id, t.name, {own}, 0 AS level FROM {taxa} t "
-        f"WHERE t.parent IS NULL OR t.parent = t.id OR NOT EXISTS (SELECT 1 FROM {taxa} p WHERE p.id = t.parent)"
+        f"CREATE TABLE lineages AS SELECT t.id, t.name, {own}, 0 AS level FROM tree t "
+        "WHERE t.parent IS NULL OR t.parent = t.id OR NOT EXISTS (SELECT 1 FROM tree p WHERE p.id = t.parent)"
     )
     for level in range(1, MAX_LEVELS):
         ((num,),) = sql.execute(
-            f"INSERT INTO lineages SELECT t.id, t.name, {inherited}, {level} FROM {taxa} t "
+            f"INSERT INTO lineages SELECT t.id, t.name, {inherited}, {level} FROM tree t "
             f"JOIN (SELECT id, {ranks} FROM lineages WHERE level = {level - 1}) p ON p.id = t.parent "
             "WHERE t.parent <> t.id"
         ).fetchall()

@@ -359,9 +359,8 @@ def _parquet_of(shard: str) -> str | None:
 
 def _guess(path: str) -> Place:
     files = find_files(path, path, ".tar")
-    first = files.path(files.names[0])
-    endings, keys = _first_samples(first)
-    columns = _columns(first)
+    endings, keys = _first_samples(files.path(files.names[0]))
+    columns = _first_columns(files) or []
     place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them")
     made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
     place.words += f"{made} (sure: the first one was opened)"
@@ -391,15 +390,6 @@ def _first_samples(shard: str) -> tuple[set[str], set[str]]:
         except BrokenTarError as error:
             raise ConfigError(f"{shard} cannot be read as a tar: {error}; if it is compressed, unpack it") from None
     return endings, keys
-
-
-def _columns(shard: str) -> list[str]:
-    parquet = _parquet_of(shard)
-    if parquet is None:
-        return []
-    fs, inner = storage.filesystem(parquet)
-    with reading(parquet, parquet, "as parquet"), fs.open(inner, "rb") as stream:
-        return list(pq.read_schema(stream).names)
 
 
 def _licence_field(keys: set[str], columns: Sequence[str]) -> str | None:

@@ -96,7 +96,7 @@ def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartR
 
     assert run.how is not None
     scorer = _loaded(inputs.model.value, inputs.weights.value, run.how.device)
-    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number).to_pylist()
+    rows = inputs.rows.read().to_pylist()
     embeddings: list[bytes] = []
     with PoolReader(run.workdir) as pool:
         for start in range(0, len(rows), run.how.batch_size):
@@ -181,11 +181,11 @@ def cluster(inputs: ClusterInputs, run: Execution[None]) -> PartResult:
     return PartResult((file,), None, {"num_clusters": len(centroids), "num_values": num_images * centroids.shape[1]})
 
 
-def _plan_cluster(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[ClusterInputs]]:
+def _plan_cluster(inputs: DedupInputs, run: StageRun[None]) -> Sequence[ClusterInputs]:
     if inputs.semantic is None or not inputs.num_images:
         return []
     embeddings = run.files("embed", "embeddings")
-    return [Part(ClusterInputs(inputs.facts, embeddings, inputs.semantic.images_per_cluster, inputs.semantic.seed))]
+    return [ClusterInputs(inputs.facts, embeddings, inputs.semantic.images_per_cluster, inputs.semantic.seed)]
 
 
 # ---- pairs
@@ -237,7 +237,7 @@ def compare(inputs: CompareInputs, run: Execution[None]) -> PartResult:
     return PartResult((writer.close(),), None, {"num_images": len(names)})
 
 
-def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[CompareInputs]]:
+def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[CompareInputs]:
     clustered = run.parts("cluster")
     if inputs.semantic is None or not clustered:
         return []
@@ -248,7 +248,7 @@ def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Com
     num_parts = min(num_clusters, max(1, round(num_bytes / (run.settings.memory_gb * 5e8))))
     borders = [num_clusters * number // num_parts for number in range(num_parts + 1)]
     return [
-        Part(CompareInputs(inputs.facts, embeddings, centroids, first, last, inputs.semantic.threshold))
+        CompareInputs(inputs.facts, embeddings, centroids, first, last, inputs.semantic.threshold)
         for first, last in itertools.pairwise(borders)
     ]
 

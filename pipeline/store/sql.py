@@ -189,7 +189,6 @@ def copy_sorted(
     query: str,
     order: str,
     writer: TableWriter,
-    batch_rows: int = 100_000,
     empty: Collection[str] = (),
 ) -> PrivateFile:
     """Stream a query's rows, sorted, into a table file; columns are picked by the writer's schema.
@@ -197,7 +196,7 @@ def copy_sorted(
     Columns that are known to be `empty` are not sorted.
     """
     names = ", ".join(f'"{name}"' for name in writer.schema.names if name not in empty)
-    reader = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}").to_arrow_reader(batch_rows)
+    reader = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}").to_arrow_reader(ROW_GROUP_ROWS)
     for batch in reader:
         writer.write(add_empty(pa.Table.from_batches([batch]), writer.schema, empty))
     return writer.close()

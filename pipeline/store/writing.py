@@ -228,7 +228,7 @@ def private_file(table: str, path: str, temp: str, num_rows: int) -> PrivateFile
     return PrivateFile(table, path, temp, num_rows, written.num_bytes, written.sha256)
 
 
-def private_bytes(workdir: str, table: str, path: str, content: bytes, num_rows: int = 0) -> PrivateFile:
+def private_bytes(workdir: str, table: str, path: str, content: bytes) -> PrivateFile:
     """Write bytes to a private file that will be published as `path`."""
     final = storage.join(workdir, path)
     storage.make_folder(final.rpartition("/")[0])
@@ -236,4 +236,4 @@ def private_bytes(workdir: str, table: str, path: str, content: bytes, num_rows:
     fs, inner = storage.filesystem(temp)
     with fs.open(inner, "wb") as stream:
         stream.write(content)
-    return PrivateFile(table, path, temp, num_rows, len(content), hashlib.sha256(content).hexdigest())
+    return PrivateFile(table, path, temp, 0, len(content), hashlib.sha256(content).hexdigest())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
@@ -18,6 +22,10 @@ from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.matching.semantic import assign, close_pairs, train_centroids, unit
 from pipeline.runner.runner import Runner
+from pipeline.runner.work import Execution
+from pipeline.stages.dedup_semantic import EmbedInputs, embed
+from pipeline.store.files import Named, RowGroup
+from pipeline.store.pool import PoolWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "configs/models/vit-tiny-demo.json"
@@ -109,6 +117,25 @@ def test_a_build_embeds_once_and_drops_what_is_close(tmp_path: Path, weights: Pa
     with open_reader(str(work)) as sql:
         sizes = sql.execute("SELECT num_rows FROM files WHERE table_name = 'embeddings' ORDER BY 1").fetchall()
     assert sizes == [(1,), (8,)]
+
+
+def test_rows_of_a_part_are_read_out_of_a_store(tmp_path: Path, weights: Path) -> None:
+    """On another machine of a cluster the list of pictures lies in the store alone."""
+    body = PHOTOS[0].read_bytes()
+    (tmp_path / "pool").mkdir()
+    with PoolWriter(tmp_path / "pool" / "a.tar") as pool:
+        pool.add("0" * 32, body)
+        ((offset, length),) = pool.finish().values()
+    sha256 = hashlib.sha256(body).hexdigest()
+    stored = {"pool_file": "a.tar", "offset": offset, "length": length, "stored_sha256": sha256}
+    todo = "memory://embed/todo.parquet"
+    fs, inner = storage.filesystem(todo)
+    with fs.open(inner, "wb") as stream:
+        pq.write_table(pa.Table.from_pylist([{"pixels_sha256": "p", **stored}]), stream)
+    how = config_of(tmp_path, tmp_path, weights).dedup.semantic
+    inputs = EmbedInputs(RowGroup(todo, 0, "c"), Named(str(MODEL), "m"), Named(str(weights), "w"))
+    (file,) = embed(inputs, Execution(str(tmp_path), 1.0, "x", how)).files
+    assert file.num_rows == 1
 
 
 def test_a_model_that_cannot_be_had_is_named(tmp_path: Path, weights: Path) -> None:

@@ -28,8 +28,8 @@ Read = Callable[[SourceSettings], tuple[list[dict[str, Any]], list[tuple[Any, ..
 def lineages(*taxa: tuple[str, str | None, str, str]) -> dict[str, dict[str, Any]]:
     connection = duckdb.connect()
     columns = [pa.array(column, pa.string()) for column in zip(*taxa, strict=True)]
-    connection.register("taxa", pa.table(columns, ["id", "parent", "rank", "name"]))
-    make_lineages(connection, "taxa")
+    connection.register("tree", pa.table(columns, ["id", "parent", "rank", "name"]))
+    make_lineages(connection)
     rows = connection.sql("SELECT * FROM lineages").to_arrow_table().to_pylist()
     return {row["id"]: {name: value for name, value in row.items() if value is not None} for row in rows}
 
