@@ -46,6 +46,7 @@ from training.evaluation.outside_sets import (
     open_sets,
 )
 from training.evaluation.report import plot_result
+from training.evaluation.set_layouts import EvalSet
 from training.evaluation.trained_model import TrainedModel, releases_of_run
 from training.model.dalip import DalipModel
 from training.model.loss import make_loss
@@ -77,7 +78,7 @@ def evaluate_model(
         raise ConfigError(
             f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
-    opened = _open(settings, release, chosen) if chosen is not None else []
+    opened = sources_of(settings, release, chosen) if chosen is not None else []
     name = f"{chosen}-{'+'.join(source.name for source in opened)}" if opened else "sets"
     path = Path(out) if out is not None else trained.folder / run_files.EVAL_FOLDER / f"{name}.json"
     _require_own(path)
@@ -93,24 +94,12 @@ def evaluate_model(
             loader.check_shards(opened, chosen)
         fingerprints = "+".join(source.fingerprint for source in opened)
         result |= {"release": "+".join(source.name for source in opened), "release_fingerprint": fingerprints}
-        pool = open_pool(opened, chosen)
         result["split"] = chosen
-        result["notes"] += [*pool.notes, *_seen_in_training(trained, opened, chosen)]
-        try:
-            _labels_of(pool, settings)
-        except ConfigError as error:
-            result["notes"] += [f"the validation loss takes every other pair for a negative ({error})"]
-            loss = settings.loss.model_copy(update={"same_label": "negative"})
-            settings = settings.model_copy(update={"loss": loss})
-        release_alone = opened[0] if isinstance(opened[0], Release) else None
-        cache = settings.data.cache
-        columns = SampleColumns(release_alone, chosen) if release_alone else ShardColumns(pool, "eval.zero_shot", cache)
-        result |= evaluate_split(model, pool, columns, settings)
-    result["sets"] = [
-        evaluate_set(model, set_settings, opened_set, settings)
-        for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
-    ]
-    result["groups"] = group_means(result["sets"])
+    measured = measure(model, settings, opened, chosen, sets)
+    result["notes"] += measured.pop("notes")
+    if chosen is not None:
+        result["notes"] += _seen_in_training(trained, opened, chosen)
+    result |= measured
     result["seconds"] = round(time.monotonic() - started, 2)
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     write_file(str(path.with_suffix(".png")), plot_result(result))
@@ -118,6 +107,39 @@ def evaluate_model(
         for file in (path, path.with_suffix(".png")):
             write_file(join(trained.address, run_files.EVAL_FOLDER, file.name), file.read_bytes())
     return result, path
+
+
+def measure(
+    model: DalipModel,
+    settings: TrainSettings,
+    sources: Sequence[Release | ShardRelease],
+    split: str | None,
+    sets: Sequence[EvalSet],
+) -> dict[str, Any]:
+    """All figures of a model: on a split of `sources`, where one is named, and on the sets of `settings`.
+
+    Raises: as `evaluate_split` and `evaluate_set`.
+    """
+    result: dict[str, Any] = {"notes": []}
+    if split is not None:
+        pool = open_pool(sources, split)
+        result["notes"] += pool.notes
+        try:
+            _labels_of(pool, settings)
+        except ConfigError as error:
+            result["notes"] += [f"the validation loss takes every other pair for a negative ({error})"]
+            loss = settings.loss.model_copy(update={"same_label": "negative"})
+            settings = settings.model_copy(update={"loss": loss})
+        release_alone = sources[0] if isinstance(sources[0], Release) else None
+        cache = settings.data.cache
+        columns = SampleColumns(release_alone, split) if release_alone else ShardColumns(pool, "eval.zero_shot", cache)
+        result |= evaluate_split(model, pool, columns, settings)
+    result["sets"] = [
+        evaluate_set(model, set_settings, opened_set, settings)
+        for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
+    ]
+    result["groups"] = group_means(result["sets"])
+    return result
 
 
 def _seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str) -> list[str]:
@@ -300,7 +322,11 @@ def _labels_of(pool: SamplePool, settings: TrainSettings) -> Tensor | None:
     return None if settings.loss.same_label == "negative" else txt_labels(pool, settings.loss.label_field)
 
 
-def _open(settings: TrainSettings, release: str | None, split: str) -> list[Release | ShardRelease]:
+def sources_of(settings: TrainSettings, release: str | None, split: str) -> list[Release | ShardRelease]:
+    """What is measured on: `release`, else what the run was trained on.
+
+    Raises: ConfigError where the run has several.
+    """
     if release is None and settings.release is not None and settings.data.shards:
         raise ConfigError("the run was trained on a release and on shards; name the release with --release")
     if release is None and not isinstance(settings.release, str | None):

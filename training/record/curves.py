@@ -24,6 +24,7 @@ _PANELS = (
     ("first_order_loss", "loss of f"),
     ("second_order_loss", "loss of z"),
     ("validation", "validation loss"),
+    ("same_label_share", "pairs of one label (share)"),
     ("grad_norm", "gradient norm"),
     ("lr", "learning rate"),
     ("logit_scale", "logit scale"),

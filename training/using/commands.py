@@ -33,6 +33,12 @@ example:
 
 Run it again after any interruption: it goes on, and the table is the same to the byte."""
 
+_BLEND_EXAMPLE = """\
+example:
+  dalip blend runs/before runs/after --alpha 0:1:0.1 --out blended --expert plant --general general
+  dalip blend openai-folder runs/plants --settings sets.yaml --release releases/plantmix-0001 --out blended
+
+The first model is alpha 0. Report the figures of the chosen one on data that it was not chosen by."""
 _INDEX_EXAMPLE = """\
 example:
   dalip index vectors.parquet --out my-index"""
@@ -49,6 +55,7 @@ def add_commands(add: AddCommand) -> None:
     _add_embed(add)
     _add_index(add)
     _add_search(add)
+    _add_blend(add)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -236,3 +243,39 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, given {text}")
     return value
+
+
+def _add_blend(add: AddCommand) -> None:
+    parser = add("blend", "Average the weights of two models, and choose between them.", _BLEND_EXAMPLE, _blend)
+    parser.add_argument("start", metavar="START", help="run or model folder that the training began with")
+    parser.add_argument("end", metavar="END", help="run or model folder that it ended with; says what is measured")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the model to write")
+    parser.add_argument("--alpha", metavar="FROM:TO:STEP", default="0:1:0.1", help="shares of END (default: 0:1:0.1)")
+    for name in ("expert", "general"):
+        parser.add_argument(f"--{name}", metavar="NAME", help="group of eval.sets, or domain of the split")
+    parser.add_argument("--release", metavar="PATH", help="release to measure on instead of END's")
+    parser.add_argument("--split", metavar="NAME", help="split of the release (default: END's eval.split)")
+    parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure instead of END's eval")
+
+
+def _blend(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from manifests.settings import read_settings
+    from training.config import EvalSettings
+    from training.evaluation.blend import PLOT_FILE, RULE, TABLE_FILE, blend, parse_alphas
+    from training.evaluation.trained_model import open_trained_model
+    from training.record.run_files import refuse_within_run
+
+    alphas = parse_alphas(options.alpha)
+    refuse_within_run(options.out)
+    measures = read_settings(options.settings, EvalSettings) if options.settings else None
+    start, end = open_trained_model(options.start), open_trained_model(options.end)
+    if measures is not None:
+        end = replace(end, settings=end.settings.model_copy(update={"eval": measures}))
+    names = {name: getattr(options, name) for name in ("expert", "general", "release", "split")}
+    best, code = blend(start, end, options.out, alphas, say=lambda line: print(line, flush=True), **names)
+    print(f"chosen: alpha {best.alpha:g}, by {RULE}")
+    print(f"model: {options.out}; {code}")
+    print(f"table: {options.out}/{TABLE_FILE}, plot: {options.out}/{PLOT_FILE}")
+    return 0

@@ -1,0 +1,162 @@
+"""`dalip blend`: the weights between two models, the table and its choice, and pairs of models that do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import yaml
+
+from manifests.errors import ConfigError
+from training.cli import main
+from training.evaluation.blend import parse_alphas
+from training.evaluation.trained_model import open_trained_model
+from training.model import exports
+from training.model.build import build_model
+from training.model.presets import ModelSettings
+
+EVAL = {"split": "heldout", "batch_size": 12, "zero_shot": [{"field": "extra.category", "domain": "plant"}]}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> str:
+    path = tmp_path / "measures.yaml"
+    path.write_text(yaml.safe_dump(EVAL))
+    return str(path)
+
+
+def model_folder(path: Path, architecture: Path, seed: int, *, preset: str = "dalip", **second: int) -> Path:
+    torch.manual_seed(seed)
+    values: dict[str, Any] = {"preset": preset, "architecture": str(architecture)}
+    if preset != "clip":
+        values["second_order"] = {"heads": 2, "reduced_width": 4} | second
+    exports.export_hugging_face(build_model(ModelSettings.model_validate(values)), path)
+    return path
+
+
+def blend_of(start: Path, end: Path, settings: str, release: Path, out: Path, *options: str) -> int:
+    fixed = ["--settings", settings, "--release", str(release), "--out", str(out)]
+    return main(["blend", str(start), str(end), *fixed, *options])
+
+
+def test_the_chosen_weights_lie_between_both_models_and_load_everywhere(
+    architecture: Path, release_folder: Path, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, end = (model_folder(tmp_path / str(seed), architecture, seed) for seed in (1, 2))
+    out = tmp_path / "blended"
+    assert blend_of(start, end, settings, release_folder, out, "--alpha", "0:1:0.25") == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = json.loads((out / "blend.json").read_text())
+    assert [row["alpha"] for row in table["rows"]] == [0, 0.25, 0.5, 0.75, 1]
+    assert table["groups"] == {"expert": "plant", "general": "general"}
+    assert [line.split()[:2] for line in lines[:5]] == [["alpha", f"{a:.2f}"] for a in (0, 0.25, 0.5, 0.75, 1)]
+    assert lines[5].startswith(f"chosen: alpha {table['alpha']:g}, by the largest geometric mean")
+    assert (out / "blend.png").read_bytes()[:4] == b"\x89PNG"
+
+    # the rule, by hand: plant has a task and is judged by accuracy, general has none and is judged by its loss
+    def score(row: dict[str, Any]) -> float:
+        assert (row["expert"]["what"], row["general"]["what"]) == ("zero-shot top1", "validation loss")
+        return math.sqrt(row["expert"]["value"] / row["general"]["value"])
+
+    assert max(table["rows"], key=score)["alpha"] == table["alpha"]
+    both = [open_trained_model(str(folder)).model.state_dict() for folder in (start, end, out)]
+    for name, tensor in both[2].items():
+        expected = (1 - table["alpha"]) * both[0][name].double() + table["alpha"] * both[1][name].double()
+        assert torch.allclose(tensor.double(), expected, rtol=1e-6, atol=1e-7), name
+
+    # the figures of each end are those of `dalip eval` on that model
+    for folder, row in ((start, table["rows"][0]), (end, table["rows"][-1])):
+        figures = tmp_path / f"{folder.name}.json"
+        command = ["eval", str(folder), "--settings", settings, "--release", str(release_folder), "--out", str(figures)]
+        assert main(command) == 0
+        result = json.loads(figures.read_text())
+        assert result["zero_shot"][0]["figures"]["both"]["top1"]["value"] == row["expert"]["value"]
+        assert result["validation_loss"]["general"]["value"] == pytest.approx(row["general"]["value"], rel=1e-6)
+
+    # an export of the blend is the same model in open_clip
+    assert main(["export", str(out), str(tmp_path / "made" / "model.pt")]) == 0
+    other = open_clip.create_model(f"local-dir:{out}").eval()
+    exported = torch.load(tmp_path / "made" / "model.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in other.state_dict().items())
+    assert blend_of(start, end, settings, release_folder, out, "--alpha", "0.5") == 0, "its own files are replaced"
+
+
+def test_without_a_branch_in_the_first_model_the_blend_has_none(
+    architecture: Path, release_folder: Path, settings: str, tmp_path: Path
+) -> None:
+    start = model_folder(tmp_path / "1", architecture, 1, preset="clip")
+    end = model_folder(tmp_path / "2", architecture, 2)
+    assert blend_of(start, end, settings, release_folder, tmp_path / "out", "--alpha", "0") == 0
+    trained = open_trained_model(str(tmp_path / "out"))
+    assert trained.model.second_order is None
+    states = [open_trained_model(str(path)).model.state_dict() for path in (start, tmp_path / "out")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dalip: error: ")
+    return line
+
+
+def test_models_that_do_not_fit_are_refused_in_one_line(
+    architecture: Path, release_folder: Path, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, out = model_folder(tmp_path / "1", architecture, 1), tmp_path / "out"
+    other = tmp_path / "wider.json"
+    config = json.loads(architecture.read_text())
+    config["text_cfg"] |= {"width": 64}
+    other.write_text(json.dumps(config))
+    for end, words in (
+        (model_folder(tmp_path / "2", other, 2), "they are different architectures: text_cfg.width"),
+        (model_folder(tmp_path / "3", architecture, 3, heads=4), "their second-order branches differ"),
+        (model_folder(tmp_path / "4", architecture, 4, preset="clip"), "their second-order branches differ"),
+    ):
+        capsys.readouterr()
+        assert blend_of(start, end, settings, release_folder, out) == 2
+        assert words in refusal(capsys)
+    damaged = model_folder(tmp_path / "5", architecture, 5)
+    weights = damaged / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    capsys.readouterr()
+    assert blend_of(start, damaged, settings, release_folder, out) == 2
+    assert f"{weights}: cannot be read as a checkpoint" in refusal(capsys)
+    assert blend_of(start, start, settings, release_folder, out, "--expert", "moss", "--general", "general") == 2
+    assert "'moss' is neither a group of eval.sets nor a domain of the split; there are general, plant" in refusal(
+        capsys
+    )
+    assert not out.exists()
+    out.mkdir()
+    (out / "blend.png").write_text("mine")
+    assert blend_of(start, start, settings, release_folder, out) == 2
+    assert "blend.png: is there, and no `dalip blend` wrote it" in refusal(capsys)
+
+
+def test_positions_of_another_size_are_named(
+    architecture: Path, release_folder: Path, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, end = model_folder(tmp_path / "1", architecture, 1), tmp_path / "2"
+    values = {"architecture": str(architecture), "image_size_px": 48, "second_order": {"heads": 2, "reduced_width": 4}}
+    exports.export_hugging_face(build_model(ModelSettings.model_validate(values)), end)
+    capsys.readouterr()
+    assert blend_of(start, end, settings, release_folder, tmp_path / "out") == 2
+    assert "tensors have other shapes; first: clip.visual.positional_embedding, [5, 32] and [10, 32]" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "alphas"),
+    [("0:1:0.5", [0, 0.5, 1]), ("0:1:0.1", [i / 10 for i in range(11)]), ("1,0,1", [0, 1]), ("0.3", [0.3])],
+)
+def test_alphas_are_a_range_or_a_list(text: str, alphas: list[float]) -> None:
+    assert parse_alphas(text) == alphas
+
+
+@pytest.mark.parametrize("text", ["", "0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "-1", "a", "0:1:0.0001", "nan"])
+def test_alphas_outside_the_line_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--alpha .*: give FIRST:LAST:STEP or a list like 0,0\.5,1"):
+        parse_alphas(text)

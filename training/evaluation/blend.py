@@ -1,0 +1,269 @@
+"""`dalip blend`: models on the line between two, and what each knows of the expert and of the general group.
+
+A model that was trained on from other weights gains in its domain and forgets elsewhere. Its weights, averaged with
+those it began with, often keep most of both. For each alpha the weights (1 - alpha) START + alpha END are measured as
+`dalip eval` does. The model of the best alpha is written as a folder, with the table and a plot of all.
+
+Reads two models and what they are measured on. Gives up with ConfigError, before anything is measured, on models that
+do not have the same architecture and tensors.
+
+Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifests import storage
+from manifests.drawing.panels import Panel, draw_png
+from manifests.drawing.theme import INK, SERIES, WARN
+from manifests.errors import ConfigError
+from manifests.services.packages import require
+from manifests.settings import differences
+from training.config import TrainSettings
+from training.data import loader
+from training.data.shards import open_pool
+from training.evaluation.encoding import evaluation_device, feature_kinds
+from training.evaluation.evaluate import measure, sources_of
+from training.evaluation.metrics import Figure, mean_figure
+from training.evaluation.outside_sets import open_sets
+from training.evaluation.trained_model import TrainedModel
+from training.model.architecture import architecture_config, forward_settings
+from training.model.dalip import DalipModel
+from training.model.exports import export_hugging_face, local_place
+
+TABLE_FILE, PLOT_FILE = "blend.json", "blend.png"
+MADE_BY = "dalip blend"
+RULE = "the largest geometric mean of both figures; a loss counts by its inverse; of equal ones the smaller alpha"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The two names between which a model is weighed: groups of evaluation sets, or domains of the release."""
+
+    expert: str
+    general: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One alpha: the figure of each group, and the mean that `RULE` compares."""
+
+    alpha: float
+    expert: Figure
+    general: Figure
+    score: float
+
+
+def parse_alphas(text: str) -> list[float]:
+    """`FIRST:LAST:STEP`, or numbers with commas between them, each from 0 (START) to 1 (END); sorted.
+
+    Raises: ConfigError.
+    """
+    try:
+        numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
+        if ":" in text:
+            first, last, step = numbers
+            numbers = [first + step * i for i in range(math.floor((last - first) / step + 1e-9) + 1)]
+    except (ValueError, ZeroDivisionError, OverflowError):
+        numbers = []
+    alphas = sorted({round(number, 10) for number in numbers})
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas) or len(alphas) > 101:
+        raise ConfigError(f"--alpha {text}: give FIRST:LAST:STEP or a list like 0,0.5,1, of numbers from 0 to 1")
+    return alphas
+
+
+def blend(
+    start: TrainedModel,
+    end: TrainedModel,
+    target: str,
+    alphas: Sequence[float],
+    *,
+    expert: str | None = None,
+    general: str | None = None,
+    release: str | None = None,
+    split: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Row, str]:
+    """Measure every alpha and write the model of the best one; returns its row, and the line that loads its CLIP.
+
+    What is measured, and how f and z are weighed, comes from the settings of `end`. Where `start` has no second-order
+    branch the blend has none either: a branch knows only the towers that it was trained on.
+
+    Raises: ConfigError before anything is measured.
+    """
+    require("a plot", "matplotlib")
+    folder = local_place(target)
+    _refuse_foreign(folder)
+    model = _common_model(start, end)
+    first, last = (_state_like(model, trained.model) for trained in (start, end))
+    settings, chosen = _without_extras(end.settings), split or end.settings.eval.split
+    if chosen is None and not settings.eval.sets:
+        raise ConfigError("nothing to measure: eval.split is null and eval.sets is empty")
+    if chosen is not None and release is None and not end.has_release:
+        raise ConfigError(f"{end.folder}: a model's folder names no release; give one with --release, or --settings")
+    opened = sources_of(settings, release, chosen) if chosen is not None else []
+    if chosen is not None:
+        loader.check_shards(opened, chosen)
+    sets = open_sets(settings.eval.sets)
+    of_sets = [item.group for item, opened_set in zip(settings.eval.sets, sets, strict=True)
+               if item.group is not None and opened_set.kind == "classification"]  # fmt: skip
+    domains = open_pool(opened, chosen).domains if chosen is not None else []
+    groups = _choose_groups(expert, general, list(dict.fromkeys(of_sets)), domains)
+    model = model.to(evaluation_device(settings)).eval()
+    rows: list[Row] = []
+    for alpha in alphas:
+        model.load_state_dict(blended_state(first, last, alpha))
+        result = measure(model, settings, opened, chosen, sets)
+        of_expert, of_general = (_figure(result, name, feature_kinds(model)[-1]) for name in vars(groups).values())
+        rows.append(Row(alpha, of_expert, of_general, (_gain(of_expert) + _gain(of_general)) / 2))
+        say(_line(rows[-1], groups))
+    best = max(rows, key=lambda row: (row.score, -row.alpha))
+    model.load_state_dict(blended_state(first, last, best.alpha))
+    code = export_hugging_face(model.cpu(), folder, end.settings.loss)
+    table = {
+        "made_by": MADE_BY, "start": start.source, "end": end.source, "alpha": best.alpha, "rule": RULE,
+        "groups": vars(groups), "rows": [vars(row) for row in rows],
+        "releases": [source.name for source in opened], "split": chosen,
+    }  # fmt: skip
+    storage.write_file(str(folder / PLOT_FILE), _plot(rows, best, groups))
+    storage.publish_json(folder / TABLE_FILE, table)
+    return best, code
+
+
+def blended_state(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """(1 - alpha) start + alpha end of every tensor, in its own type; at 0 and 1 the very weights. Counts are END's."""
+    if alpha in (0.0, 1.0):
+        return dict(end if alpha else start)
+    return {
+        name: torch.lerp(start[name].double(), tensor.double(), alpha).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in end.items()
+    }
+
+
+def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
+    """A model of the architecture that both have.
+
+    Raises: ConfigError, in one line, where they differ.
+    """
+    names = f"{start.source} and {end.source} cannot be blended"
+    ours, theirs = (trained.model for trained in (end, start))
+    before, after = (forward_settings(architecture_config(model.settings.architecture)) for model in (theirs, ours))
+    if changes := differences(before, after):
+        raise ConfigError(f"{names}, they are different architectures: {'; '.join(changes[:3])}")
+    before, after = (json.loads(json.dumps(m.clip.visual.preprocess_cfg)) | {"size": None} for m in (theirs, ours))
+    if changes := differences(before, after):
+        raise ConfigError(f"{names}, they prepare pictures differently: {'; '.join(changes[:3])}")
+    if theirs.second_order is None and ours.second_order is not None:
+        plain = ours.settings.model_copy(update={"preset": "clip", "second_order": type(ours.settings.second_order)()})
+        ours = DalipModel(ours.clip, plain)
+    elif theirs.second_order != ours.second_order:
+        raise ConfigError(f"{names}, their second-order branches differ: {theirs.second_order} and {ours.second_order}")
+    shapes = [{name: list(tensor.shape) for name, tensor in m.state_dict().items()} for m in (theirs, ours)]
+    if different := [name for name in shapes[1] if shapes[0].get(name) != shapes[1][name]]:
+        name = different[0]
+        raise ConfigError(
+            f"{names}, {len(different)} of {len(shapes[1])} tensors have other shapes; first: {name}, "
+            f"{shapes[0].get(name, 'absent')} and {shapes[1][name]}"
+        )
+    return ours
+
+
+def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
+    state = source.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in model.state_dict()}
+
+
+def _without_extras(settings: TrainSettings) -> TrainSettings:
+    """The settings without figures that no group is judged by."""
+    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"retrieval": False, "few_shot": None})})
+
+
+def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], domains: list[str]) -> Groups:
+    """The groups that were named; else the two groups of sets, or the two domains, one of which is called general.
+
+    Raises: ConfigError for names that are neither, and where they have to be given.
+    """
+    there = [*of_sets, *domains]
+    if expert is not None and general is not None:
+        if unknown := [name for name in (expert, general) if name not in there]:
+            raise ConfigError(
+                f"'{unknown[0]}' is neither a group of eval.sets nor a domain of the split; there are "
+                f"{', '.join(there) or 'none'}"
+            )
+        return Groups(expert, general)
+    for names in (of_sets, domains):
+        if len(names) == 2 and "general" in names and expert is general is None:
+            return Groups(*sorted(names, key=lambda name: name == "general"))
+    raise ConfigError(f"name both groups, --expert and --general; there are {', '.join(there) or 'none'}")
+
+
+def _figure(result: dict[str, Any], name: str, kind: str) -> Figure:
+    """What judges a group: zero-shot accuracy of its sets, else of the tasks of that domain, else its loss."""
+    tasks = [task["figures"][kind]["top1"] for task in result.get("zero_shot", ()) if task["domain"] == name]
+    if name in result["groups"] or tasks:
+        figure = result["groups"][name][kind] if name in result["groups"] else mean_figure(tasks)
+        return {**figure, "what": "zero-shot top1"}
+    return {**result["validation_loss"][name], "what": "validation loss"}
+
+
+def _gain(figure: Figure) -> float:
+    value = math.log(figure["value"]) if figure["value"] > 0 else -math.inf
+    return -value if figure["what"] == "validation loss" else value
+
+
+def _line(row: Row, groups: Groups) -> str:
+    parts = [
+        f"{name} {figure['what']} "
+        + (f"{figure['value']:.4f}" if "loss" in figure["what"] else f"{figure['value']:.1%}")
+        for name, figure in ((groups.expert, row.expert), (groups.general, row.general))
+    ]
+    return f"alpha {row.alpha:.2f}  {'  '.join(parts)}"
+
+
+def _plot(rows: Sequence[Row], best: Row, groups: Groups) -> bytes:
+    words = "; ".join(_line(row, groups) for row in rows)
+    return draw_png([Panel("blends", words, functools.partial(_draw, rows, best, groups), 5.2, 4.2)], "")
+
+
+def _draw(rows: Sequence[Row], best: Row, groups: Groups, axis: Any) -> None:
+    """The general group to the right, the expert one up; losses turned round, so that better lies outside."""
+    x, y = ([row.general["value"] for row in rows], [row.expert["value"] for row in rows])
+    axis.plot(x, y, "-o", color=SERIES[0], markersize=4)
+    for row in rows:
+        axis.annotate(
+            f"{row.alpha:g}", (row.general["value"], row.expert["value"]), xytext=(4, 4), textcoords="offset points",
+            fontsize=7, color=INK,
+        )  # fmt: skip
+    axis.plot(best.general["value"], best.expert["value"], "o", color=WARN, markersize=9, fillstyle="none")
+    for figure, name, set_label, invert in (
+        (best.general, groups.general, axis.set_xlabel, axis.invert_xaxis),
+        (best.expert, groups.expert, axis.set_ylabel, axis.invert_yaxis),
+    ):
+        set_label(f"{name}: {figure['what']}")
+        if "loss" in figure["what"]:
+            invert()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises: ConfigError where a file of these names is there that no blend wrote."""
+    there = [folder / name for name in (TABLE_FILE, PLOT_FILE) if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        made_by = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8")).get("made_by")
+    except (OSError, ValueError, AttributeError):
+        made_by = None
+    if made_by != MADE_BY:
+        raise ConfigError(f"{there[0]}: is there, and no `dalip blend` wrote it; choose another --out")
