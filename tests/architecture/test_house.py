@@ -177,6 +177,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "embed": ["--batch-size", "--device", "--features", "--model", "--num-workers", "--out", "--texts", "images"],
         "index": ["--out", "tables"],
         "search": ["--device", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
+        "blend": ["--alpha", "--expert", "--general", "--out", "--release", "--settings", "--split", "end", "start"],
     }  # fmt: skip
 
 
