@@ -32,6 +32,7 @@ _OTHER_NAMES = {
     "val": "split",
     "image_size": "size_px",
     "model_name": "architecture",
+    "init": "pretrained",
     "ray_address": "ray",
 }
 

@@ -30,15 +30,14 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     Raises: ConfigError.
     """
     source = settings.pretrained
-    folder = source is not None and Path(source).is_dir()
-    own_checkpoint = source is not None and not folder and weights.is_dalip_checkpoint(source)
-    clip = _create_clip(settings, None if folder or own_checkpoint else source)
+    has_file = source is not None and Path(source).exists()
+    clip = _create_clip(settings, None if has_file else source)
     model = DalipModel(clip, settings, branch)
     loaded: set[str] = set()
-    if source is not None:
+    if source is not None and has_file:
+        loaded, model.unused_tensors = weights.load_weights(model, source)
+    elif source is not None:
         loaded = {f"clip.{name}" for name, _ in clip.named_parameters()}
-        if folder or own_checkpoint:
-            loaded = weights.load_weights(model, source)
     model.new_parameters = tuple(name for name, _ in model.named_parameters() if name not in loaded)
     logger.info(
         "%s, preset %s: %d parameters; %d tensors from %s; new: %s",

@@ -36,7 +36,7 @@ class ParameterGroup(NamedTuple):
 class DalipModel(nn.Module):
     """An open_clip CLIP (`clip`) and, unless the preset is `clip`, two second-order branches beside it.
 
-    `new_parameters` names the parameters without a pretrained weight.
+    `new_parameters` names the parameters without a pretrained weight, `unused_tensors` what the weights had beside.
     """
 
     def __init__(self, clip: Any, settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch) -> None:
@@ -45,6 +45,7 @@ class DalipModel(nn.Module):
         self.settings = settings
         self.second_order = resolve_second_order(settings)
         self.new_parameters: tuple[str, ...] = ()
+        self.unused_tensors: tuple[str, ...] = ()
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
         self.text_branch: SecondOrderBranch | None = None

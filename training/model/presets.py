@@ -51,7 +51,8 @@ class ModelSettings(Settings):
     architecture: NameOrPath = Field(default="ViT-B-16", min_length=1)
     """A name of open_clip, or a JSON file in its format."""
     pretrained: NameOrPath | None = None
-    """Tag of open_clip, checkpoint file or Hugging Face folder; what it does not fill stays new."""
+    """What to begin with: tag of open_clip, checkpoint file, finished run, or folder of open_clip's or transformers'
+    CLIP. What it does not fill stays new."""
     image_size_px: int | tuple[int, int] | None = None
     """Side of the pictures, instead of that of the architecture."""
     second_order: SecondOrderSettings = SecondOrderSettings()

@@ -1,4 +1,4 @@
-"""Weights in: from the authors' released layout, a run's own checkpoints, and the Hugging Face layout.
+"""Weights in: from the authors' released layout, a run's own checkpoints, open_clip's and transformers' layouts.
 
 Reads safetensors and PyTorch checkpoints, whose code is not run. Writes nothing. Gives up with ConfigError that names
 every key that is missing, unknown or of another shape.
@@ -25,6 +25,7 @@ CONFIG_FILE = "open_clip_config.json"  # these two names are open_clip's
 WEIGHTS_FILE = "open_clip_model.safetensors"
 SECOND_CONFIG_FILE = "dalip_config.json"
 SECOND_WEIGHTS_FILE = "dalip_second_order.safetensors"
+_TRANSFORMERS_CONFIG, _TRANSFORMERS_VIEW = "config.json", "preprocessor_config.json"
 
 # Names in the released code -> names here. Every other key is CLIP's own and gets the prefix `clip.`.
 # `vbdc.conv_dr_block.0.weight` is a 1 x 1 convolution there and a matrix here.
@@ -87,11 +88,6 @@ def load_fault(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def is_dalip_checkpoint(path: str | Path) -> bool:
-    """True for a file that holds the state dict of a `DalipModel`."""
-    return Path(path).is_file() and any(name.startswith("clip.") for name in read_state(path))
-
-
 def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """A released-layout state dict as that of a `DalipModel` of preset `released`; `where` names it in messages.
 
@@ -118,47 +114,128 @@ def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> No
     model.load_state_dict(dict(state))
 
 
-def load_weights(model: DalipModel, source: str | Path) -> set[str]:
-    """Start from a folder in the Hugging Face layout or a `DalipModel` checkpoint; returns the names loaded.
+def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple[str, ...]]:
+    """Begin with weights that exist; returns the names loaded, and those of the file that the model has no place for.
 
-    The CLIP part must fit. A second-order part that is absent, or of another shape, stays new.
+    `source` is a folder of open_clip's or of transformers' CLIP, or a file: an open_clip checkpoint or a `DalipModel`.
+    The CLIP part must fit; positions of another picture size are resized. A second-order part that is absent, or of
+    another shape, stays new.
 
-    Raises: ConfigError for a CLIP part that does not fit, or that was trained to compute something else.
+    Raises: ConfigError, in one line, for a CLIP part that does not fit, or that was trained to compute something else.
     """
     path = Path(source)
+    if path.suffix in (".npz", ".npy"):  # big_vision's
+        open_clip.load_checkpoint(model.clip, str(path))
+        return {f"clip.{name}" for name in model.clip.state_dict()}, ()
     if path.is_dir():
-        take_preprocessing(model, path / CONFIG_FILE)
-        state = {f"clip.{name}": tensor for name, tensor in read_state(_weights_in(path)).items()}
+        config = next((path / name for name in (CONFIG_FILE, _TRANSFORMERS_CONFIG) if (path / name).is_file()), None)
+        if config is None:
+            raise ConfigError(
+                f"{path}: holds no {CONFIG_FILE} (open_clip), no {_TRANSFORMERS_CONFIG} (transformers), and is no run"
+            )
+        take_preprocessing(model, config if config.name == CONFIG_FILE else path / _TRANSFORMERS_VIEW)
+        state = read_state(_weights_in(path))
         if (path / SECOND_WEIGHTS_FILE).is_file():
-            state |= read_state(path / SECOND_WEIGHTS_FILE)
+            state = {f"clip.{name}": tensor for name, tensor in state.items()} | read_state(path / SECOND_WEIGHTS_FILE)
     else:
         state = read_state(path)
-        take_preprocessing(model, path)
-    own = model.state_dict()
-    wanted_clip, given_clip = (
+        if any(name.startswith("clip.") for name in state):
+            take_preprocessing(model, path)
+    own, prefix = model.state_dict(), "clip." if any(name.startswith("clip.") for name in state) else ""
+    of_clip = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)} | {
+        f"clip.{name}": tensor for name, tensor in _in_open_clip_layout(model.clip, of_clip).items()
+    }
+    own_clip, stored_clip = (
         {name: tensor for name, tensor in tensors.items() if name.startswith("clip.")} for tensors in (own, state)
     )
-    if problems := _mismatches(wanted_clip, given_clip):
-        raise ConfigError(f"{path}: does not fit {model.settings.architecture}:\n  " + "\n  ".join(problems))
+    if problems := _mismatches(own_clip, stored_clip):
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ConfigError(
+            f"{path}: does not fit {model.settings.architecture}, {len(problems)} of {len(own_clip)} tensors differ: "
+            f"{'; '.join(problems[:3])}{more}"
+        )
     if path.is_dir():
         _check_same_forward(model, path)
     fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
-    return set(fitting)
+    return set(fitting), tuple(sorted(set(state) - set(fitting)))
+
+
+def _in_open_clip_layout(clip: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a CLIP as open_clip's model has them: names, a scale of one number, positions of its size."""
+    if "text_model.embeddings.token_embedding.weight" in state:
+        state = _of_transformers(state)
+    state = dict(open_clip.convert_state_dict(clip, state))
+    if "positional_embedding" in state and hasattr(clip, "text") and not hasattr(clip, "positional_embedding"):
+        state = dict(open_clip.convert_to_custom_text_state_dict(state))
+    for name in ("logit_scale", "logit_bias"):
+        parameter = getattr(clip, name, None)
+        if name in state and parameter is not None:
+            state[name] = state[name].reshape(parameter.shape)
+        elif name == "logit_bias" and parameter is not None:  # of weights that were trained without one
+            state[name] = torch.zeros_like(parameter)
+    state.pop("text.transformer.embeddings.position_ids", None)
+    open_clip.resize_pos_embed(state, clip)
+    if hasattr(clip, "transformer") or hasattr(clip, "text"):
+        open_clip.resize_text_pos_embed(state, clip)
+    return state
+
+
+# Names in transformers' CLIPModel -> names in open_clip, applied one after another.
+_TRANSFORMERS_NAMES = (
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("vision_model.", "visual."), ("text_model.", ""), ("embeddings.patch_embedding.", "conv1."),
+    ("embeddings.", ""), ("encoder.layers.", "transformer.resblocks."), ("layer_norm1.", "ln_1."),
+    ("layer_norm2.", "ln_2."), ("self_attn.", "attn."), ("mlp.fc1.", "mlp.c_fc."), ("mlp.fc2.", "mlp.c_proj."),
+    ("pre_layrnorm.", "ln_pre."), ("post_layernorm.", "ln_post."), ("final_layer_norm.", "ln_final."),
+    ("visual_projection.weight", "visual.proj"), ("text_projection.weight", "text_projection"),
+)  # fmt: skip
+
+
+def _of_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIP of transformers under open_clip's names: one matrix for query, key and value, projections transposed."""
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = key
+        for theirs, ours in _TRANSFORMERS_NAMES:
+            name = name.replace(theirs, ours)
+        if name in ("visual.proj", "text_projection"):
+            renamed[name] = tensor.t()
+        elif ".attn.q_proj." in name:
+            parts = [state[key.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            renamed[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+        elif not name.endswith("position_ids") and ".k_proj." not in name and ".v_proj." not in name:
+            renamed[name] = tensor
+    return renamed
 
 
 def _weights_in(folder: Path) -> Path:
     """The weights of a folder; open_clip wrote them as a PyTorch file before it took safetensors."""
-    older = folder / "open_clip_pytorch_model.bin"
-    return older if older.is_file() and not (folder / WEIGHTS_FILE).is_file() else folder / WEIGHTS_FILE
+    names = (WEIGHTS_FILE, "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
+    return next((folder / name for name in names if (folder / name).is_file()), folder / WEIGHTS_FILE)
 
 
 def _check_same_forward(model: DalipModel, folder: Path) -> None:
-    config, own = architecture_config(str(folder)), architecture_config(model.settings.architecture)
-    if changes := differences(forward_settings(config), forward_settings(own)):
+    own = forward_settings(architecture_config(model.settings.architecture))
+    if (folder / CONFIG_FILE).is_file():
+        config, hint = forward_settings(architecture_config(str(folder))), ": give the folder as model.architecture too"
+    else:  # of transformers
+        # The heads and the activation are in no weight's shape.
+        stored, hint, config = read_json(folder / _TRANSFORMERS_CONFIG), "", json.loads(json.dumps(own))
+        for part, key in (("vision_cfg", "vision_config"), ("text_cfg", "text_config")):
+            values = {"hidden_act": "quick_gelu", "num_attention_heads": 12 if part == "vision_cfg" else 8}
+            values |= stored.get(key) or {}
+            config["quick_gelu"] = values["hidden_act"] == "quick_gelu"
+            if part == "text_cfg":
+                config[part]["heads"] = values["num_attention_heads"]
+            elif "width" in own[part]:
+                config[part]["head_width"] = own[part]["width"] // values["num_attention_heads"]
+    if changes := differences(config, own):
         raise ConfigError(
             f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
-            f"({'; '.join(changes[:3])}): give the folder as model.architecture too"
+            f"({'; '.join(changes[:3])}){hint}"
         )
 
 
@@ -179,6 +256,9 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
     """
     if path.name == CONFIG_FILE:
         return dict(read_json(path).get("preprocess_cfg", {}))
+    if path.name == _TRANSFORMERS_VIEW:
+        values = read_json(path) if path.is_file() else {}
+        return {name: values[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in values}
     if path.suffix == ".safetensors":
         return {}
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

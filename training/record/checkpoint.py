@@ -32,6 +32,7 @@ from training.record.run_files import (
     MODEL_FILE,
     RUN_FILE,
     SUMMARY_FILE,
+    is_run,
     list_checkpoints,
 )
 
@@ -180,6 +181,22 @@ def newest_weights(folder: Path) -> Path:
     if not has_weights(folder):
         raise ConfigError(f"{folder}: no trained model here; run `dalip train` first")
     return folder / MODEL_FILE if (folder / MODEL_FILE).exists() else list_checkpoints(folder)[-1]
+
+
+def begin_with(source: str | None) -> str | None:
+    """What `model.pretrained` names; of a run, the file of its final weights.
+
+    Raises: ConfigError for a run that is not finished; IntegrityError for other bytes than it wrote.
+    """
+    if source is None or not is_run(source):
+        return source
+    folder = Path(source)
+    if not (folder / MODEL_FILE).is_file():
+        raise ConfigError(
+            f"model.pretrained {source}: this run is not finished; run it to its end, or name one of its checkpoints"
+        )
+    check_model(folder)
+    return str(folder / MODEL_FILE)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

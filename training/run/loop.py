@@ -319,6 +319,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
     pool, settings = trainer.pool, trainer.settings
     started_from = settings.model.pretrained if state.kind == "new" else None
     new = list(trainer.model.new_parameters) if started_from is not None else None
+    unused = list(trainer.model.unused_tensors)
     log.event(
         "start" if state.kind == "new" else "resume",
         step=progress.step,
@@ -329,7 +330,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
         changed=list(state.changed),
         **({"damaged": [path.name for path in state.damaged]} if state.damaged else {}),
-        **({"pretrained": started_from, "new_parameters": new} if new is not None else {}),
+        **({"pretrained": started_from, "new_parameters": new, "unused_tensors": unused} if new is not None else {}),
     )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     where = f"{trainer.ranks.world_size} x {trainer.ranks.device.type}"
@@ -343,7 +344,11 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         log.event("left_out", step=progress.step, note=note)
         log.print_line(note)
     if new is not None:
-        log.print_line(f"weights from {started_from}; new, {len(new)} tensors: {', '.join(new) or 'none'}")
+        total = sum(1 for _ in trainer.model.parameters())
+        log.print_line(
+            f"weights from {started_from}: {total - len(new)} of {total} tensors; new: {len(new)}; of the weights, not "
+            f"used: {len(unused)} (names: {LOG_FILE})"
+        )
     if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data))[0]:
         log.print_line(
             f"data.text: no sample looked at has {', '.join(absent[0])}; they have: {', '.join(absent[1]) or 'none'}"

@@ -26,6 +26,7 @@ from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, load_components
 from training.model.loss import Loss, make_loss
 from training.model.weights import set_preprocessing
+from training.record.checkpoint import begin_with
 from training.record.run_folder import RunFolder
 from training.run import sharding
 from training.run.distributed import Ranks, on_main, wrap_model
@@ -84,7 +85,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
             f"set it to {num_samples:,} or less"
         )
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
-    model_settings = settings.model.model_copy(update={"pretrained": None}) if resumes else settings.model
+    source = None if resumes else begin_with(settings.model.pretrained)
+    model_settings = settings.model.model_copy(update={"pretrained": source})
     model = _with_towers(build_model(model_settings), settings).to(ranks.device)
     loss = make_loss(settings.loss)
     loss.prepare(model)

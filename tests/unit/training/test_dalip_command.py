@@ -212,15 +212,16 @@ def test_a_start_from_weights_says_what_is_new(
     assert main(["export", str(tmp_path / "clip"), str(tmp_path / "clip.pt")]) == 0
     assert main(["export", str(tmp_path / "clip"), str(tmp_path / "clip-hf"), "--format", "huggingface"]) == 0
     dalip["model"]["second_order"] = branch
-    for source, is_new in ((tmp_path / "clip.pt", True), (tmp_path / "clip-hf", True),
-                           (tmp_path / "from-clip.pt/model.pt", False)):  # fmt: skip
-        folder = tmp_path / f"from-{source.name}"
+    run = tmp_path / "from-clip.pt"
+    for source, is_new in ((tmp_path / "clip.pt", True), (tmp_path / "clip-hf", True), (run / "model.pt", False),
+                           (run, False)):  # fmt: skip
+        folder = tmp_path / f"from-{source.name}{'' if is_new else '-again'}"
         values = config | {"model": dalip["model"] | {"pretrained": str(source)}, "output_dir": str(folder)}
         assert main(["train", _write(tmp_path, values)]) == 0
         new = read_log(folder / "log.jsonl", "start")[0]["new_parameters"]
         assert ({name.partition(".")[0] for name in new} == {"image_branch", "text_branch"}) is is_new
         assert len(new) == (16 if is_new else 0)
-        listed = f"weights from {source}; new, {len(new)} tensors: {', '.join(new) or 'none'}"
+        listed = f"weights from {source}: {49 - len(new)} of 49 tensors; new: {len(new)}; of the weights, not used: 0"
         assert listed in capsys.readouterr().err
 
 

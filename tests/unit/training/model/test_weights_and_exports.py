@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
 from training.data.images import EvalView, normalise
 from training.evaluation.encoder import Encoder
@@ -24,6 +24,7 @@ from training.model.build import build_model, load_hugging_face, load_released
 from training.model.dalip import DalipModel
 from training.model.loss import LossSettings
 from training.model.presets import ModelSettings
+from training.record.checkpoint import begin_with
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
@@ -266,7 +267,9 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
             ModelSettings(architecture=tiny(tmp_path, "start-wider", embed_dim=64), pretrained=str(tmp_path / "hub"))
         )
     exports.export_open_clip(model, tmp_path / "plain.pt")
-    with pytest.raises(ConfigError, match="cannot build start-wider with weights"):
+    with pytest.raises(
+        ConfigError, match=r"^\S*plain\.pt: does not fit \S*start-wider\.json, \d+ of \d+ tensors differ: .*$"
+    ):
         build_model(
             ModelSettings(architecture=str(tmp_path / "start-wider.json"), pretrained=str(tmp_path / "plain.pt"))
         )
@@ -373,3 +376,98 @@ def test_an_export_that_would_compute_something_else_is_refused(tmp_path: Path) 
     with pytest.raises(ConfigError, match="its picture features differ from the model's; nothing is written"):
         exports.export_open_clip(model, tmp_path / "x.pt")
     assert not (tmp_path / "x.pt").exists()
+
+
+# -- weights that others trained
+
+
+def bioclip_folder(tmp_path: Path) -> Path:
+    """As BioCLIP 2 lies on the Hub: open_clip's config, the weights twice, and the files of a tokenizer."""
+    config = json.loads(Path(tiny(tmp_path, "bioclip-source")).read_text())
+    folder = tmp_path / "bioclip-2"
+    folder.mkdir()
+    torch.manual_seed(3)
+    state = open_clip.model.CLIP(**config).state_dict()
+    view = {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27], "interpolation": "bicubic", "resize_mode": "shortest"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": view}))
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+    for name in ("README.md", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["", "open_clip_model.safetensors", "epoch_9.pt"])
+def test_a_training_begins_from_weights_in_the_layout_of_bioclip_2(tmp_path: Path, file: str) -> None:
+    """The folder, its file, and what open_clip's trainer leaves: every tensor comes, and the branches are new."""
+    folder = bioclip_folder(tmp_path)
+    state = weights.read_state(folder / "open_clip_model.safetensors")
+    trained = {"epoch": 9, "name": "x", "state_dict": {f"module.{k}": v for k, v in state.items()}, "optimizer": {}}
+    torch.save(trained, folder / "epoch_9.pt")
+    model = build_model(ModelSettings(architecture=str(folder), pretrained=str(folder / file)))
+    assert all(torch.equal(model.clip.state_dict()[name], tensor) for name, tensor in state.items())
+    assert {name.partition(".")[0] for name in model.new_parameters} == {"image_branch", "text_branch"}
+    assert model.unused_tensors == ()
+    assert list(model.preprocess_settings.mean) == [0.48, 0.45, 0.4]
+
+
+def test_a_training_begins_from_a_clip_of_transformers(tmp_path: Path) -> None:
+    """The same features as transformers computes; another activation or number of heads is refused."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(4)
+    text = {"vocab_size": 49408, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 12, "eos_token_id": 49407}  # fmt: skip
+    vision = {"image_size": 32, "patch_size": 8, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+              "num_attention_heads": 2}  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)
+    theirs = transformers.CLIPModel(config).eval()
+    theirs.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3}))
+    architecture = tiny(tmp_path, "of-transformers", quick_gelu=True)
+    source = {"pretrained": str(tmp_path / "clip")}
+    model = build_model(ModelSettings(preset="clip", architecture=architecture, **source)).eval()
+    assert (model.new_parameters, model.unused_tensors) == ((), ())
+    assert list(model.preprocess_settings.mean) == [0.5] * 3
+    images, tokens = torch.randn(2, 3, 32, 32), model.tokenizer(["a leaf", "an oak in the snow"])
+    with torch.no_grad():
+        output = theirs(input_ids=tokens, pixel_values=images)
+        assert_same(model.encode_image(images), output.image_embeds)
+        assert_same(model.encode_text(tokens), output.text_embeds)
+    with pytest.raises(ConfigError, match=r"another architecture than .*\(quick_gelu: true -> false\)$"):
+        build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "of-transformers-gelu"), **source))
+
+
+def test_positions_of_another_picture_size_are_resized(tmp_path: Path) -> None:
+    """From a folder and from an own checkpoint, as open_clip does it with its own files."""
+    path = tiny(tmp_path, "resized")
+    model = build_model(ModelSettings(preset="clip", architecture=path))
+    exports.export_hugging_face(model, tmp_path / "hub")
+    exports.export_open_clip(model, tmp_path / "plain.pt")
+    torch.save({"state_dict": model.state_dict(), "preprocess": {}}, tmp_path / "own.pt")
+    theirs = open_clip.create_model("resized", str(tmp_path / "plain.pt"), force_image_size=48)
+    for source in ("hub", "plain.pt", "own.pt"):
+        values = {"architecture": path, "pretrained": str(tmp_path / source), "image_size_px": 48}
+        larger = build_model(ModelSettings.model_validate(values))
+        assert torch.equal(larger.clip.visual.positional_embedding, theirs.visual.positional_embedding)
+
+
+def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no open_clip_config.json \(open_clip\), .* and is no run$"):
+        build_model(ModelSettings(architecture=tiny(tmp_path, "empty"), pretrained=str(tmp_path)))
+    folder = bioclip_folder(tmp_path)
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        (folder / name).unlink()
+    with pytest.raises(ConfigError, match=r"open_clip_model.safetensors: no such checkpoint file$"):
+        build_model(ModelSettings(architecture=str(folder), pretrained=str(folder)))
+
+
+def test_the_weights_of_a_run_are_whole_and_final(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"identity": {"releases": {}}}))
+    with pytest.raises(ConfigError, match=r"this run is not finished; run it to its end, or name one of its"):
+        begin_with(str(tmp_path))
+    torch.save({"state_dict": {}}, tmp_path / "model.pt")
+    (tmp_path / "summary.json").write_text(json.dumps({"steps": 1, "model_sha256": "0"}))
+    with pytest.raises(IntegrityError, match="damaged or replaced"):
+        begin_with(str(tmp_path))
+    assert begin_with("openai") == "openai"
+    assert begin_with(None) is None
