@@ -136,6 +136,10 @@ def _add_launcher(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", metavar="NAME", help="of model.projectors, for pictures (default: the first)")
+
+
 def _add_train(commands: Any) -> None:
     parser = _add_command(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as configs/training/demo.yaml")
@@ -166,6 +170,7 @@ def _add_eval(commands: Any) -> None:
     )
     parser.add_argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
     parser.add_argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
+    _add_kind(parser)
     parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
     parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure instead of the config's eval")
     parser.add_argument(
@@ -219,6 +224,7 @@ def _add_export(commands: Any) -> None:
         default="open_clip",
         help="open_clip: one file of weights; huggingface, onnx: a folder with its config (default: open_clip)",
     )
+    _add_kind(parser)
 
 
 def _add_publish(commands: Any) -> None:
@@ -298,6 +304,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     settings = read_settings(options.settings, EvalSettings) if options.settings else None
     trained = open_trained_model(options.model, output_dir=options.output)
+    if options.kind is not None:
+        trained.model.use_kind(options.kind)
     if settings is not None:
         trained = replace(trained, settings=trained.settings.model_copy(update={"eval": settings}))
     result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
@@ -371,6 +379,11 @@ def _export(options: argparse.Namespace) -> int:
 
     refuse_within_run(options.target)
     trained = open_trained_model(options.model)
+    if options.kind is not None:
+        if options.format != "open_clip":
+            raise ConfigError("--kind goes with --format open_clip; huggingface holds all kinds, onnx the first one")
+        trained.model.use_kind(options.kind)
+        trained.model.fold_kind()
     if options.format == "huggingface":
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
     elif options.format == "onnx":

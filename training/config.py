@@ -339,6 +339,8 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["lock"]["lock_image_freeze_bn_stats"]
     if settings.data.batches == "mixed":
         del values["data"]["batches"]
+    if not settings.model.projectors:
+        del values["model"]["projectors"]
     if settings.loss.same_label == "negative":
         del values["loss"]["same_label"], values["loss"]["label_field"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)

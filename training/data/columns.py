@@ -112,6 +112,17 @@ class ShardColumns(SampleColumns):
         return texts
 
 
+class _NamesTaxon:
+    """Whether the text that was drawn for a sample names its taxon, and is no caption."""
+
+    def __init__(self, pool: SamplePool, members: Sequence[str]) -> None:
+        self._txt_names_N = torch.from_numpy(names_taxon(pool))
+        self._is_txt = torch.tensor([member == "txt" for member in members] + [True])
+
+    def of(self, rows: Tensor, members: Tensor) -> Tensor:
+        return ~self._is_txt[members] | self._txt_names_N[rows]
+
+
 class BatchLabels:
     """The label of every pair of a training batch, by `loss.label_field` and the text that was drawn."""
 
@@ -120,19 +131,47 @@ class BatchLabels:
 
         Raises: ConfigError for a field that no sample has.
         """
-        self._by_text = field == TEXT
-        self._labels_N = torch.zeros(0) if self._by_text else torch.from_numpy(_field_labels(pool, field))
-        self._named_N = torch.from_numpy(names_taxon(pool)) if field == TAXON else None
-        self._is_txt = torch.tensor([member == "txt" for member in members] + [True])
+        self._labels_N = None if field == TEXT else torch.from_numpy(_field_labels(pool, field))
+        self._names_taxon = _NamesTaxon(pool, members) if field == TAXON else None
 
     def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
         """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
-        if self._by_text:
+        if self._labels_N is None:
             return hash_rows(tokens)
-        labels = self._labels_N[rows]
-        if self._named_N is None:
-            return labels
-        return torch.where(~self._is_txt[members] | self._named_N[rows], labels, hash_rows(tokens))
+        if self._names_taxon is None:
+            return self._labels_N[rows]
+        return torch.where(self._names_taxon.of(rows, members), self._labels_N[rows], hash_rows(tokens))
+
+
+class BatchKinds:
+    """Which of `model.projectors` every pair of a batch has: its domain, else taxon or caption, by the drawn text."""
+
+    def __init__(self, pool: SamplePool, kinds: Sequence[str], members: Sequence[str]) -> None:
+        """`members` are `data.text.members`.
+
+        Raises: ConfigError for samples of no kind.
+        """
+        number = {kind: i for i, kind in enumerate(kinds)}
+        domains = pool.table["domain"].to_pylist()
+        self._domain_N = torch.tensor([number.get(domain, -1) for domain in domains])
+        self._by_text = torch.tensor([number.get("caption", -1), number.get("taxon", -1)])
+        self._names_taxon = None if (self._domain_N >= 0).all() else _NamesTaxon(pool, members)
+        rows = torch.arange(len(domains))
+        for member in range(-1, len(members)):
+            if (without := self.of(rows, torch.full_like(rows, member)) < 0).any():
+                row = int(without.nonzero()[0])
+                raise ConfigError(
+                    f"model.projectors: {int(without.sum()):,} of {len(rows):,} samples of split '{pool.split}' have "
+                    f"none of the kinds {', '.join(kinds)}; first: {pool.names([row])[0]}, domain {domains[row]}; add "
+                    "taxon, caption or the domain"
+                )
+
+    def of(self, rows: Tensor, members: Tensor) -> Tensor:
+        """Numbers of the kinds (B,), of rows of the pool and numbers of the drawn members."""
+        if self._names_taxon is None:
+            return self._domain_N[rows]
+        by_text = self._by_text[self._names_taxon.of(rows, members).long()]
+        return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], by_text)
 
 
 def txt_labels(pool: SamplePool, field: str) -> Tensor:
@@ -144,6 +183,15 @@ def txt_labels(pool: SamplePool, field: str) -> Tensor:
     if field == TAXON:
         labels = np.where(names_taxon(pool), labels, _field_labels(pool, TEXT))
     return torch.from_numpy(labels)
+
+
+def txt_kinds(pool: SamplePool, kinds: Sequence[str]) -> Tensor:
+    """As `BatchKinds`, of every row of a pool, (N,), where each sample is shown with its `txt`.
+
+    Raises: ConfigError for samples of no kind.
+    """
+    rows = torch.arange(len(pool))
+    return BatchKinds(pool, kinds, ("txt",)).of(rows, torch.zeros_like(rows))
 
 
 def names_taxon(pool: SamplePool) -> NDArray[np.bool_]:

@@ -40,6 +40,7 @@ from training.evaluation.trained_model import TrainedModel
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 from training.model.exports import export_hugging_face, local_place
+from training.model.presets import SecondOrderSettings
 
 TABLE_FILE, PLOT_FILE = "blend.json", "blend.png"
 MADE_BY = "dalip blend"
@@ -166,8 +167,8 @@ def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
     if changes := differences(before, after):
         raise ConfigError(f"{names}, they prepare pictures differently: {'; '.join(changes[:3])}")
     if theirs.second_order is None and ours.second_order is not None:
-        plain = ours.settings.model_copy(update={"preset": "clip", "second_order": type(ours.settings.second_order)()})
-        ours = DalipModel(ours.clip, plain)
+        plain = {"preset": "clip", "second_order": SecondOrderSettings(), "projectors": ()}
+        ours = DalipModel(ours.clip, ours.settings.model_copy(update=plain))
     elif theirs.second_order != ours.second_order:
         raise ConfigError(f"{names}, their second-order branches differ: {theirs.second_order} and {ours.second_order}")
     shapes = [{name: list(tensor.shape) for name, tensor in m.state_dict().items()} for m in (theirs, ours)]

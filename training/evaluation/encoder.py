@@ -79,7 +79,7 @@ class Encoder:
             "second_order": self.model.second_order and vars(self.model.second_order) | {"statistic": "brownian"},
             "first_order_weight": self._weight if len(self.kinds) > 1 else None,
             "precision": self.settings.compute.precision,
-        }
+        } | ({"kind": self.model.kind} if self.model.kind else {})
         digest.update(json.dumps(head, sort_keys=True).encode("utf-8"))
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -24,7 +24,7 @@ from manifests.services.packages import require
 from manifests.storage import join, write_file
 from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
 from training.data import loader
-from training.data.columns import SampleColumns, ShardColumns, txt_labels
+from training.data.columns import SampleColumns, ShardColumns, txt_kinds, txt_labels
 from training.data.shard_index import ShardRelease
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
@@ -89,6 +89,8 @@ def evaluate_model(
         "preset": settings.model.preset, "model_fingerprint": Encoder(trained).fingerprint,
     }  # fmt: skip
     model = trained.model.to(evaluation_device(settings))
+    if settings.model.projectors:
+        result["kind"] = settings.model.projectors[model.kind]
     if chosen is not None:
         if settings.data.check_shards:
             loader.check_shards(opened, chosen)
@@ -297,6 +299,8 @@ def _domain_losses(
     """The loss of the training, of the held-out pairs: over all of them and within each domain."""
     loss, beside = make_loss(settings.loss), {name: value.detach().cpu() for name, value in model.scales().items()}
     labels = _labels_of(pool, settings)
+    if settings.model.projectors and model.kind == 0:
+        images = Encoded(model.project(images.f, txt_kinds(pool, settings.model.projectors)[rows]).detach(), images.z)
     domains = pool.table["domain"].to_pylist()
     groups = {"all": list(range(len(rows)))}
     for domain in pool.domains:

@@ -97,7 +97,7 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     settings = parse_settings(values, ModelSettings, where=str(config_path), is_kept=True)
     model = build_model(settings)
     state = {f"clip.{name}": tensor for name, tensor in weights.read_state(source / weights.WEIGHTS_FILE).items()}
-    if settings.preset != "clip":
+    if settings.preset != "clip" or settings.projectors:
         state |= weights.read_state(source / weights.SECOND_WEIGHTS_FILE)
     weights.load_state(model, state, where=str(source))
     model.new_parameters = ()

@@ -36,6 +36,10 @@ class ParameterGroup(NamedTuple):
 class DalipModel(nn.Module):
     """An open_clip CLIP (`clip`) and, unless the preset is `clip`, two second-order branches beside it.
 
+    With `projectors` the first-order feature of a picture has a projection for each kind of text. The first kind has
+    that of the CLIP; each other one a matrix (C, C) behind it, which begins as the identity. The second-order feature
+    is the same for all kinds: its branch reads tokens behind the CLIP's projection alone.
+
     `new_parameters` names the parameters without a pretrained weight, `unused_tensors` what the weights had beside.
     """
 
@@ -46,6 +50,9 @@ class DalipModel(nn.Module):
         self.second_order = resolve_second_order(settings)
         self.new_parameters: tuple[str, ...] = ()
         self.unused_tensors: tuple[str, ...] = ()
+        width = _embed_dim(settings.architecture) if settings.projectors else 0
+        self.projectors = nn.ParameterDict({kind: torch.eye(width) for kind in settings.projectors[1:]})
+        self.kind = 0  # number of the kind that a picture is projected for where nothing else is said
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
         self.text_branch: SecondOrderBranch | None = None
@@ -75,14 +82,18 @@ class DalipModel(nn.Module):
         """open_clip's `PreprocessCfg` (size, mean, std, interpolation, resize_mode) for `image_transform_v2`."""
         return open_clip.PreprocessCfg(**self.clip.visual.preprocess_cfg)
 
-    def forward(self, images: Tensor, text_tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, text_tokens: Tensor, kinds: Tensor | None = None) -> dict[str, Tensor]:
         """Features of a batch of pairs, L2-normalised, and the scale (already exp'd).
+
+        `kinds` (B,) are the numbers of the pairs' kinds of text, with `projectors`; None: `kind` for all.
 
         Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
         text_second_order. `logit_bias` where the architecture has one.
         """
         output = self.scales()
-        for side, (first, second) in (("image", self.image_orders(images)), ("text", self.text_orders(text_tokens))):
+        for side, (first, second) in (("image", self._image_orders(images)), ("text", self.text_orders(text_tokens))):
+            if side == "image":
+                first = self.project(first, kinds)
             output[f"{side}_features"] = first
             if second is not None:
                 output[f"{side}_second_order"] = second
@@ -90,7 +101,57 @@ class DalipModel(nn.Module):
 
     def image_orders(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """f of pictures and, unless the preset is `clip`, z; each (B, C)."""
+        f_BC, z_BC = self._image_orders(images)
+        return self.project(f_BC), z_BC
+
+    def _image_orders(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `image_orders`, with f for the first kind of text."""
         return (self.encode_image(images), None) if self.second_order is None else self.encode_image_both(images)
+
+    def project(self, f_BC: Tensor, kinds_B: Tensor | None = None) -> Tensor:
+        """The f of pictures for their kinds of text, from that for the first kind; None: `kind` for all."""
+        if not self.projectors or (kinds_B is None and self.kind == 0):
+            return f_BC
+        with without_autocast(f_BC):
+            f_BC = full_precision(f_BC)
+            matrices = [full_precision(_whole(matrix)).to(f_BC) for matrix in self.projectors.values()]
+            if kinds_B is None:
+                return _normalised(f_BC @ matrices[self.kind - 1])
+            all_BKC = torch.stack([f_BC, *(f_BC @ matrix for matrix in matrices)], dim=1)
+            return _normalised(all_BKC[torch.arange(len(f_BC), device=f_BC.device), kinds_B])
+
+    def use_kind(self, kind: str) -> None:
+        """Project pictures for a kind of text from now on.
+
+        Raises: ConfigError for a kind that the model has no projection of.
+        """
+        kinds = self.settings.projectors
+        if kind not in kinds:
+            raise ConfigError(f"--kind {kind}: the model has {', '.join(kinds) or 'one projection for all texts'}")
+        self.kind = kinds.index(kind)
+
+    @torch.no_grad()
+    def fold_kind(self) -> None:
+        """Make the projection of `kind` that of the CLIP, which then holds all of f for that kind.
+
+        Raises: ConfigError for a tower without a linear projection at its end.
+        """
+        if self.kind == 0:
+            return
+        matrix_CC = _whole(self.projectors[self.settings.projectors[self.kind]])
+        visual = self.clip.visual
+        heads = [part for part in getattr(visual, "head", nn.Identity()).modules() if isinstance(part, nn.Linear)]
+        if isinstance(getattr(visual, "proj", None), nn.Parameter):
+            visual.proj.copy_(visual.proj @ matrix_CC)
+        elif heads:
+            heads[-1].weight.copy_(matrix_CC.t() @ heads[-1].weight)
+            if heads[-1].bias is not None:
+                heads[-1].bias.copy_(heads[-1].bias @ matrix_CC)
+        else:
+            raise ConfigError(f"{self.settings.architecture}: has no linear projection to hold that of a kind of text")
+        self.kind = 0
+        self.projectors = nn.ParameterDict()
+        self.settings = self.settings.model_copy(update={"projectors": ()})
 
     def text_orders(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """f of token ids (B, M) and, unless the preset is `clip`, z; each (B, C)."""
@@ -189,7 +250,7 @@ def parameter_role(name: str) -> Role:
         return "scale"
     if name.startswith(("image_branch.", "text_branch.")):
         return "second_order"
-    return "image_tower" if name.startswith("clip.visual.") else "text_tower"
+    return "image_tower" if name.startswith(("clip.visual.", "projectors.")) else "text_tower"
 
 
 def _branches(
@@ -213,6 +274,18 @@ def _branches(
         dropout_axis=second.text_dropout_axis, **common,
     )  # fmt: skip
     return branch(image), branch(text)
+
+
+def _embed_dim(architecture: str) -> int:
+    from training.model.architecture import architecture_config
+
+    return int(architecture_config(architecture)["embed_dim"])
+
+
+def _whole(matrix: Tensor) -> Tensor:
+    """A parameter, also of a model whose weights are sharded among ranks."""
+    whole: Tensor = matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
+    return whole
 
 
 def _normalised(features_BC: Tensor) -> Tensor:

@@ -56,6 +56,16 @@ class ModelSettings(Settings):
     image_size_px: int | tuple[int, int] | None = None
     """Side of the pictures, instead of that of the architecture."""
     second_order: SecondOrderSettings = SecondOrderSettings()
+    projectors: tuple[str, ...] = ()
+    """Kinds of text with an own projection of f of their pictures: names of domains, taxon (the text names the taxon),
+    caption (any other text). The first has that of the architecture."""
+
+    @field_validator("projectors")
+    @classmethod
+    def _two_or_none(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if len(kinds) == 1 or len(set(kinds)) < len(kinds):
+            raise ValueError("name two kinds of text or more, each once; leave it out for one projection")
+        return kinds
 
     @field_validator("image_size_px")
     @classmethod

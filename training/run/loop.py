@@ -24,7 +24,7 @@ from manifests.errors import RunError
 from manifests.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
-from training.data.columns import txt_labels
+from training.data.columns import txt_kinds, txt_labels
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
@@ -81,6 +81,8 @@ def train(
         held_out = open_pool(heldout, str(settings.eval.split))
         if settings.loss.same_label != "negative":
             txt_labels(held_out, settings.loss.label_field)
+        if settings.model.projectors:
+            txt_kinds(held_out, settings.model.projectors)
 
     # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
@@ -212,6 +214,7 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
         (
             model_input(batch.images.to(device, non_blocking=True), preprocess),
             (batch.tokens if whole_texts else trainer.model.cut_texts(batch.tokens)).to(device, non_blocking=True),
+            None if trainer.kinds is None else trainer.kinds.of(batch.rows, batch.members).to(device),
         )
         for batch in chunk
     ]

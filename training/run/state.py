@@ -17,7 +17,7 @@ import torch
 from manifests.errors import ConfigError
 from training.config import TrainSettings
 from training.data import loader
-from training.data.columns import TAXON, TEXT, BatchLabels
+from training.data.columns import TAXON, TEXT, BatchKinds, BatchLabels
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
 from training.data.tokens import ARCHITECTURE_FILE
@@ -57,6 +57,7 @@ class Trainer:
     wrapped: Any  # the model as it is called: compiled, or inside DistributedDataParallel
     loss: Loss
     labels: BatchLabels | None  # of pairs, for `loss.same_label`
+    kinds: BatchKinds | None  # of their texts, for `model.projectors`
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedWeights | None
@@ -105,6 +106,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         wrapped=wrap_model(model, ranks, parallel=settings.compute.parallel, compiled=settings.compute.compile),
         loss=loss,
         labels=_labels(settings, pool),
+        kinds=BatchKinds(pool, kinds, settings.data.text.members) if (kinds := settings.model.projectors) else None,
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
         average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,

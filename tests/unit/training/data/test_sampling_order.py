@@ -135,3 +135,19 @@ def test_no_samples_is_a_config_error() -> None:
 def test_seeds_fit_64_bits_and_differ_by_order(numbers: list[int]) -> None:
     assert 0 <= mix_seed(*numbers) < 2**64
     assert mix_seed(*numbers) != mix_seed(*numbers, 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_mixture_holds_in_every_batch_and_on_every_rank(world_size: int) -> None:
+    """A replayed domain is in each batch by its share, and in each rank's part of it: no batch forgets it."""
+    rows = np.arange(1000)
+    strata = (
+        Stratum("0:general", rows[:130], np.zeros(130, np.int32), 0.25),
+        Stratum("0:plant", rows[130:], np.zeros(870, np.int32), 0.75),
+    )
+    order = SampleOrder(strata, 1000, seed=5, window=64)
+    for batch in range(70):  # over the ends of four epochs
+        plans = [BatchPlan(64 // world_size, world_size, rank) for rank in range(world_size)]
+        parts = [order.rows(plan.positions(batch).start, plan.positions(batch).stop) for plan in plans]
+        assert abs(int((np.concatenate(parts) < 130).sum()) - 16) <= 2
+        assert all(abs(int((part < 130).sum()) - 16 / world_size) <= 2 for part in parts)

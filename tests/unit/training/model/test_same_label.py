@@ -18,7 +18,7 @@ from training_runs import make_settings, run_once
 
 from manifests.errors import ConfigError
 from training.data import columns
-from training.data.columns import BatchLabels, hash_rows, txt_labels
+from training.data.columns import BatchKinds, BatchLabels, hash_rows, txt_labels
 from training.data.loader import open_releases
 from training.data.shards import SamplePool, open_pool
 from training.model.loss import LossSettings, accumulate_backward, make_loss
@@ -213,6 +213,31 @@ def test_a_drawn_name_speaks_of_the_taxon_and_a_caption_of_itself(pool: SamplePo
     labels = BatchLabels(pool, "taxon", ("txt", "sci"))
     assert (0, 1, 4) in alike(pool, labels.of(ids, rows, torch.ones_like(rows)))
     assert alike(pool, labels.of(ids, rows, torch.full_like(rows, -1))) == {(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "members", "drawn", "expected"),
+    [
+        (("taxon", "caption"), ("txt",), 0, [0, 0, 0, 0, 1, 1, 1]),
+        (("caption", "taxon"), ("txt", "sci"), 1, [1] * 7),
+        (("caption", "taxon"), ("txt", "sci"), -1, [1, 1, 1, 1, 0, 0, 0]),
+        (("taxon", "plant"), ("txt",), 0, [1] * 7),
+    ],
+)
+def test_the_kind_of_a_text_is_its_domain_or_what_it_names(
+    kinds: tuple[str, ...], members: tuple[str, ...], drawn: int, expected: list[int], pool: SamplePool
+) -> None:
+    rows = torch.arange(len(pool))
+    numbers = BatchKinds(pool, kinds, members).of(rows, torch.full_like(rows, drawn)).tolist()
+    ids = pool.table["sample_id"].to_pylist()
+    by_id = dict(zip(ids, numbers, strict=True))
+    assert [by_id[release_writer.sample_id("toy", str(i))] for i in range(7)] == expected
+
+
+def test_samples_without_a_kind_are_named(pool: SamplePool) -> None:
+    words = r"model\.projectors: 3 of 7 samples of split 'train' have none of the kinds taxon, general; first: .*plant"
+    with pytest.raises(ConfigError, match=words):
+        BatchKinds(pool, ("taxon", "general"), ("txt",))
 
 
 def test_the_hash_of_token_ids_depends_on_every_position() -> None:
