@@ -95,7 +95,9 @@ def test_a_config_stands_in_for_damaged_settings_of_its_run(
     _assert_same(_figures(capsys, tmp_path, path)[0], own)
 
 
-@pytest.mark.parametrize("change", ["edited", "deleted", "damaged"])
+@pytest.mark.parametrize(
+    "change", ["edited", *(pytest.param(change, marks=pytest.mark.slow) for change in ("deleted", "damaged"))]
+)
 def test_an_architecture_file_that_changed_since_changes_nothing(
     change: str, config: dict[str, Any], tmp_path: Path, capsys: Output
 ) -> None:
@@ -174,7 +176,10 @@ def test_a_model_in_a_folder_of_its_own_is_judged_and_handed_on(
     assert (Path(source) / "eval/heldout-toy-0001.json").is_file()
 
 
-@pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "weights",
+    ["open_clip_model.safetensors", pytest.param("open_clip_pytorch_model.bin", marks=pytest.mark.slow)],
+)
 def test_a_plain_open_clip_folder_is_judged_by_f(
     weights: str, config: dict[str, Any], release_folder: Path, tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:

@@ -25,7 +25,7 @@ from training.run.loop import train
 OWN = {"form": "sigmoid_loss:Sigmoid"}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_loss_of_the_users_own_trains_and_validates(accumulate: int, config: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "with-a-bias.json"
     path.write_text(json.dumps(release_writer.TINY_ARCHITECTURE | {"init_logit_bias": -3.0}))
