@@ -15,37 +15,21 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.services.packages import install_line, require
 
-MODULE_OF = {
-    "add_model_config": "open_clip",
-    "create_model": "open_clip",
-    "create_model_and_transforms": "open_clip",
-    "get_input_dtype": "open_clip",
-    "get_model_config": "open_clip",
-    "get_tokenizer": "open_clip",
-    "list_models": "open_clip",
-    "list_pretrained_tags_by_model": "open_clip",
-    "load_checkpoint": "open_clip",
-    "OPENAI_IMAGENET_TEMPLATES": "open_clip",
-    "SIMPLE_IMAGENET_TEMPLATES": "open_clip",
-    "convert_state_dict": "open_clip.convert",
-    "CoCa": "open_clip.coca_model",
-    "HFTextEncoder": "open_clip.hf_model",
-    "CLIPTextCfg": "open_clip.model",
-    "CLIPVisionCfg": "open_clip.model",
-    "convert_to_custom_text_state_dict": "open_clip.model",
-    "resize_pos_embed": "open_clip.model",
-    "resize_text_pos_embed": "open_clip.model",
-    "set_model_preprocess_cfg": "open_clip.model",
-    "ModifiedResNet": "open_clip.modified_resnet",
-    "HF_SAFE_WEIGHTS_NAME": "open_clip.pretrained",
-    "download_pretrained": "open_clip.pretrained",
-    "get_pretrained_cfg": "open_clip.pretrained",
-    "HFTokenizer": "open_clip.tokenizer",
-    "SimpleTokenizer": "open_clip.tokenizer",
-    "PreprocessCfg": "open_clip.transform",
-    "image_transform_v2": "open_clip.transform",
-    "text_global_pool": "open_clip.transformer",
+_NAMES = {
+    "": "add_model_config create_model create_model_and_transforms get_input_dtype get_model_config get_tokenizer "
+    "list_models list_pretrained_tags_by_model load_checkpoint OPENAI_IMAGENET_TEMPLATES SIMPLE_IMAGENET_TEMPLATES",
+    ".coca_model": "CoCa",
+    ".convert": "convert_state_dict",
+    ".hf_model": "HFTextEncoder",
+    ".model": "CLIPTextCfg CLIPVisionCfg convert_to_custom_text_state_dict resize_pos_embed resize_text_pos_embed "
+    "set_model_preprocess_cfg",
+    ".modified_resnet": "ModifiedResNet",
+    ".pretrained": "HF_SAFE_WEIGHTS_NAME download_pretrained get_pretrained_cfg",
+    ".tokenizer": "HFTokenizer SimpleTokenizer",
+    ".transform": "PreprocessCfg image_transform_v2",
+    ".transformer": "text_global_pool",
 }
+MODULE_OF = {name: f"open_clip{module}" for module, names in _NAMES.items() for name in names.split()}
 """Names by the module of open_clip that has them."""
 
 

@@ -33,13 +33,6 @@ class ForeignShard(WrittenFile):
     segments: tuple[tuple[int, str], ...]  # bytes and sha256 of each
     has_ranges: bool  # a part of it can be read
 
-    def copy_to(self, local: str) -> None:
-        """Copy it to a file of this machine.
-
-        Raises: RunError for a command that fails; an error of the store.
-        """
-        copy(self.source, local)
-
     def is_content_of(self, path: str) -> bool:
         """Whether a local file holds what was indexed; every byte is read."""
         with storage.open_unbuffered(path) as stream:

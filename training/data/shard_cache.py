@@ -246,17 +246,11 @@ def require_content(shard: WrittenFile, path: str) -> None:
 
     Raises: IntegrityError.
     """
-    if has_content(shard, path):
-        return
-    if isinstance(shard, ForeignShard):
-        raise IntegrityError(
-            f"{shard.path} has other content than when it was indexed; put that back, or run the same command again: "
-            "where size, time or version changed, the shard is indexed anew"
-        )
-    raise IntegrityError(
-        f"{shard.path} has other content than when the release was sealed; take a whole copy, or see what differs with "
-        "`plantmix verify --deep`"
-    )
+    of_others = "it was indexed; put that back, or run the same command again: a shard that changed is indexed anew"
+    of_release = "the release was sealed; take a whole copy, or see what differs with `plantmix verify --deep`"
+    if not has_content(shard, path):
+        what = of_others if isinstance(shard, ForeignShard) else of_release
+        raise IntegrityError(f"{shard.path} has other content than when {what}")
 
 
 def _mark_whole(path: Path, shard: WrittenFile) -> None:

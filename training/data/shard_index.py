@@ -87,11 +87,6 @@ class ShardRelease:
     notes: tuple[str, ...]  # what was left out
     endings: frozenset[str]  # names of all members that some sample has
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The split that the group is of."""
-        return (self.split,)
-
 
 def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache) -> list[ShardRelease]:
     """The groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
