@@ -51,12 +51,16 @@ def install_line(module: str) -> str:
 
 @contextmanager
 def naming_client(address: str) -> Iterator[None]:
-    """Around the opening of an address: names the client of its store where that is not installed.
+    """Around the opening of an address: names the client of its store where that is not installed, or none is known.
 
     Raises: ConfigError.
     """
     try:
         yield
+    except ValueError as error:
+        if not str(error).startswith("Protocol not known"):
+            raise
+        raise ConfigError(f"{address.partition('://')[0]}://: no such kind of address; is it misspelt?") from None
     except ImportError:
         client = known_implementations[address.partition("://")[0]]["class"].partition(".")[0]
         raise ConfigError(f"{address} needs {client}, which is not installed: {install_line(client)}") from None

@@ -135,6 +135,12 @@ def test_a_real_object_store_gives_the_samples_and_a_changed_shard_is_named(
     assert "s3://bucket/others/0.tar: changed since it was indexed" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["s3x://bucket/0.tar", "s3x://bucket/{0..1}.tar", "s3x://bucket/*.tar"])
+def test_an_unknown_kind_of_address_is_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="s3x://: no such kind of address"):
+        opened(DataSettings(shards=name, cache_dir=str(tmp_path)))
+
+
 def test_a_command_that_ends_with_an_error_shows_no_secret(tmp_path: Path) -> None:
     assert foreign.shown("pipe:curl -H 'Authorization: Bearer s3cret' https://u:pw@h/x/07.tar?sig=a") == (
         "pipe:curl *** 07.tar"
