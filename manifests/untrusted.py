@@ -11,8 +11,7 @@ import os
 import re
 import stat
 import tarfile
-import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -56,21 +55,15 @@ def why_not_inside(folder: str | Path, name: str) -> str | None:
 
 
 def check_packing(packed_bytes: int, unpacked_bytes: int, free_bytes: int = FREE_BYTES) -> None:
-    """Raises: ValueError where a file holds more than `free_bytes` and than MAX_PACKING times its own size."""
+    """Raises: ValueError where a file holds more than `free_bytes` and than MAX_PACKING times its own size.
+
+    `zipfile` reads no more of a member than the directory of the zip says that it has.
+    """
     if unpacked_bytes > max(free_bytes, MAX_PACKING * packed_bytes):
         raise ValueError(
             f"its {packed_bytes:,} bytes unpack to {unpacked_bytes:,} or more, over {MAX_PACKING} times as much; "
             "if that is right, give it unpacked, or in smaller files"
         )
-
-
-def check_zip(archive: zipfile.ZipFile, zip_bytes: int, names: Collection[str]) -> None:
-    """Compare what members hold with the size of their zip. `zipfile` reads no more of one than the directory says.
-
-    Raises: ValueError.
-    """
-    taken = set(names)
-    check_packing(zip_bytes, sum(member.file_size for member in archive.infolist() if member.filename in taken))
 
 
 def bounded(unpacked: Any, packed_bytes: int) -> io.BufferedReader:

@@ -20,7 +20,7 @@ from pipeline.sources.files import (
     TABLE_NAME,
     WORKBOOK,
     WORKBOOK_CURE,
-    names_in_zip,
+    sizes_in_zip,
     walk_files,
     where_it_looked,
     zip_fault,
@@ -54,7 +54,7 @@ def _list(path: str) -> Listing:
     if not path.lower().endswith(".zip") or TABLE_NAME.search(path.lower()):
         return Listing(path, "file", [path])
     try:
-        return Listing(path, "zip", [name for name in names_in_zip(path) if not name.endswith("/")])
+        return Listing(path, "zip", [name for name in sizes_in_zip(path) if not name.endswith("/")])
     except zipfile.BadZipFile:
         raise ConfigError(f"{path} {zip_fault(path)}") from None
 

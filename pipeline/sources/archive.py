@@ -18,8 +18,8 @@ from xml.etree import ElementTree
 
 from manifests import storage
 from manifests.errors import ConfigError
-from manifests.untrusted import check_zip, why_not_inside
-from pipeline.sources.files import names_in_zip, reading, walk_files, where_it_looked, zip_fault, zip_of
+from manifests.untrusted import check_packing, why_not_inside
+from pipeline.sources.files import reading, sizes_in_zip, walk_files, where_it_looked, zip_fault
 from pipeline.sources.limits import MAX_COLUMNS, MAX_TEXT_BYTES
 from pipeline.sources.tables.delimited import Dialect
 
@@ -97,10 +97,10 @@ def read_archive(path: str, where: str) -> Archive:
     is_zip = not fs.isdir(inner)
     with reading(f"{where}: {path}", path):
         try:
-            names = names_in_zip(path) if is_zip else [name for name, _ in walk_files(path)]
+            sizes = sizes_in_zip(path) if is_zip else dict(walk_files(path))
         except zipfile.BadZipFile:
             raise ConfigError(f"{where}: {path} {zip_fault(path)}; an archive is a zip or a folder") from None
-    metas = sorted((name for name in names if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
+    metas = sorted((name for name in sizes if name.rpartition("/")[2] == META_FILE), key=lambda name: name.count("/"))
     if not metas:
         raise ConfigError(
             f"{where}: {path} has no {META_FILE}, so it is no Darwin Core Archive; "
@@ -112,14 +112,15 @@ def read_archive(path: str, where: str) -> Archive:
     with reading(what, path), _open(path, is_zip, metas[0]) as stream:
         core, extensions = parse_meta(stream.read(MAX_TEXT_BYTES + 1), what)
     prefix = metas[0].removesuffix(META_FILE)
-    there = {name.removeprefix(prefix) for name in names}
+    there = {name.removeprefix(prefix) for name in sizes}
     for location in (location for data in (core, *extensions) for location in data.locations if location in there):
         why_not = None if is_zip else why_not_inside(path, prefix + location)
         if why_not is not None:
             raise ConfigError(f"{where}: {path}: {prefix}{location} {why_not}; put the file itself there")
     if is_zip:
-        with reading(f"{where}: {path}", path), zip_of(path) as (archive, num_bytes):
-            check_zip(archive, num_bytes, {prefix + name for data in (core, *extensions) for name in data.locations})
+        described = {prefix + name for data in (core, *extensions) for name in data.locations}
+        with reading(f"{where}: {path}", path):
+            check_packing(int(fs.size(inner)), sum(sizes.get(name) or 0 for name in described))
     missing = [location for location in core.locations if location not in there]
     if missing:
         raise ConfigError(f"{where}: {path} does not hold {missing[0]}, which its {META_FILE} describes")
@@ -129,13 +130,13 @@ def read_archive(path: str, where: str) -> Archive:
 @contextmanager
 def _open(path: str, is_zip: bool, name: str) -> Iterator[Any]:
     """A stream of one file of an archive."""
-    if is_zip:
-        with zip_of(path) as (archive, _), archive.open(name) as member:
-            yield member
-        return
-    fs, inner = storage.filesystem(storage.join(path, name))
+    fs, inner = storage.filesystem(path if is_zip else storage.join(path, name))
     with fs.open(inner, "rb") as stream:
-        yield stream
+        if not is_zip:
+            yield stream
+            return
+        with zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+            yield member
 
 
 def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...]]:

@@ -104,18 +104,11 @@ WORKBOOK = (".xlsx", ".xls", ".xlsm", ".ods")
 WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that file"
 
 
-@contextmanager
-def zip_of(path: str) -> Iterator[tuple[zipfile.ZipFile, int]]:
-    """A zip, and its size in bytes. Raises: zipfile.BadZipFile."""
+def sizes_in_zip(path: str) -> dict[str, int]:
+    """Names of the files in a zip, and their sizes as they are unpacked. Raises: zipfile.BadZipFile."""
     fs, inner = storage.filesystem(path)
     with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
-        yield archive, int(fs.size(inner))
-
-
-def names_in_zip(path: str) -> list[str]:
-    """Names of the files in a zip. Raises: zipfile.BadZipFile."""
-    with zip_of(path) as (archive, _):
-        return archive.namelist()
+        return {member.filename: member.file_size for member in archive.infolist()}
 
 
 def zip_fault(path: str) -> str:

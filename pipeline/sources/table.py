@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
-from manifests.untrusted import bounded, check_zip
+from manifests.untrusted import bounded, check_packing
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     TABLE_NAME,
@@ -426,5 +426,5 @@ def _open(file: str, compressed: bool = True) -> Iterator[Any]:
         names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
         if len(names) != 1:
             raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")
-        check_zip(archive, num_bytes, names)
+        check_packing(num_bytes, archive.getinfo(names[0]).file_size)
         yield stack.enter_context(archive.open(names[0]))

@@ -23,7 +23,7 @@ from pydantic import Field
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import NAMES, TAXON_RANKS
-from manifests.untrusted import check_zip
+from manifests.untrusted import check_packing
 from pipeline.vocabulary.names import parse_name
 
 _MARKS = r"(×|\b(?:f\. ?sp|x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
@@ -85,7 +85,7 @@ def _find_tables(settings: BackboneSettings) -> tuple[Path, Path, Path | None]:
         with zipfile.ZipFile(backbone) as archive:
             members = [Path(member) for member in archive.namelist()]
             try:
-                check_zip(archive, backbone.stat().st_size, archive.namelist())
+                check_packing(backbone.stat().st_size, sum(member.file_size for member in archive.infolist()))
             except ValueError as error:
                 raise ConfigError(f"caption.backbone.path: {backbone}: {error}") from None
     else:
