@@ -1,11 +1,10 @@
-"""Measure the mixture planner: forms side by side on public runs, from short to long, repetition, time.
+"""Measure the mixture planner: few runs of two domains, repetition, time.
 
-    python tests/benchmarks/bench_planning.py [SECTION ...] [--seeds 20]
+    python tests/benchmarks/bench_planning.py [SECTION ...]
 
-Sections: public, splits, settings, few, time, repetition; all of them without one.
-
-Reads the public runs under tests/unit/pipeline/planning/data. Prints Markdown. LightGBM takes part when it is installed
-(it is no dependency of the project). Whether the intervals hold is measured by bench_planning_coverage.py.
+Sections: settings, few, time, repetition; all of them without one. Reads the public runs under
+tests/unit/pipeline/planning/data. Prints Markdown. The planner beside its rivals: bench_planning_tables.py; whether the
+interval of the optimum holds: bench_planning_coverage.py.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import propose_runs
-from pipeline.planning.forms.catalogue import FORMS, REGULARISED_EXPONENTIAL, Form
+from pipeline.planning.forms.catalogue import FORMS, REGULARISED_EXPONENTIAL
 from pipeline.planning.goals import Goal
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
@@ -30,100 +29,9 @@ from pipeline.planning.runs.run_table import RunsTable, build_runs, read_runs
 from pipeline.planning.search import cloud
 
 DATA = Path(__file__).parents[1] / "unit/pipeline/planning/data"
-TASKS = (
-    ("3 domains, 410M, 60k steps", "3mix.csv", "model_size = '410M' AND step = 60000", (24, 14, 8)),
-    ("2 domains, 160M, 30k steps", "2mix.csv", "model_size = '160M' AND step = 30000", (4,)),
-    ("2 domains, 70M, 30k steps", "2mix.csv", "model_size = '70M' AND step = 30000", (4,)),
-)
+LARGE = "model_size = '410M' AND step = 60000"
 FAMILIES = ("exponential", "additive", "effective data")
 Truth = Callable[[np.ndarray], np.ndarray]
-
-
-def light_gbm(shares: np.ndarray, losses: np.ndarray, asked: np.ndarray) -> np.ndarray | None:
-    """RegMix's settings (1,000 rounds, rate 0.01), with leaves of one run: its own need 20 runs a leaf."""
-    try:
-        import lightgbm
-    except ImportError:
-        return None
-    settings = {"objective": "regression", "learning_rate": 0.01, "seed": 42, "verbosity": -1,
-                "min_data_in_leaf": 1, "min_data_in_bin": 1, "num_threads": 1}  # fmt: skip
-    model = lightgbm.train(settings, lightgbm.Dataset(shares, losses), num_boost_round=1000)
-    return np.asarray(model.predict(asked))
-
-
-def split_errors(table: RunsTable, num_train: int, num_seeds: int) -> dict[str, float]:
-    """Mean absolute error on the runs left out, over random splits, all losses."""
-    errors: dict[str, list[float]] = {}
-    covered = []
-    for seed in range(num_seeds):
-        order = np.random.default_rng(seed).permutation(table.num_runs)
-        train, test = table.take(order[:num_train]), table.take(order[num_train:])
-        law = fit_law(train)
-        for c, column in enumerate(law.columns):
-            truth = test.loss_values[:, c]
-            guesses = {name: form.predict(column.whole[name], test.shares)[0] for name, form in FORMS.items()}
-            guesses["**the law**"], low, high = column.predict(test.shares)
-            tree = light_gbm(train.shares, train.loss_values[:, c], test.shares)
-            if tree is not None:
-                guesses["LightGBM"] = tree
-            for name, guess in guesses.items():
-                errors.setdefault(name, []).append(float(np.abs(guess - truth).mean()))
-            covered.append(float(np.mean((low <= truth) & (truth <= high))))
-    result = {name: float(np.mean(values)) for name, values in errors.items()}
-    result["coverage of 90 % intervals"] = float(np.mean(covered))
-    return result
-
-
-def public_section(num_seeds: int) -> list[str]:
-    heads, columns = [], []
-    for title, file, where, sizes in TASKS:
-        table = read_runs(DATA / file, where)
-        for num_train in sizes:
-            heads.append(f"{title}: {num_train} of {table.num_runs}")
-            columns.append(split_errors(table, num_train, num_seeds))
-    lines = [f"## Held-out error on public runs ({num_seeds} random splits, mean absolute error in nats)", ""]
-    lines += ["| form | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    lines += [
-        f"| {name} | " + " | ".join(f"{column.get(name, float('nan')):.4f}" for column in columns) + " |"
-        for name in columns[0]
-    ]
-    return lines
-
-
-def many_splits_section(num_splits: int = 200, block: int = 20) -> list[str]:
-    """How much 20 random splits leave to chance.
-
-    All splits of one size are fitted in one call (rows of weight 0 are left out); nothing is cross-validated here.
-    """
-    table = read_runs(DATA / TASKS[0][1], TASKS[0][2])
-    lines = [
-        f"## 3 domains, 410M, 60k steps: {num_splits} random splits a size (means of 3 losses)", "",
-        "| form | 8 of 32 | means of 20 splits | 14 of 32 | 24 of 32 |", "|---|---|---|---|---|",
-    ]  # fmt: skip
-    columns = []
-    for num_train in (8, 14, 24):
-        rng = np.random.default_rng([99, num_train])
-        kept = np.zeros((num_splits, table.num_runs))
-        for row in kept:
-            row[rng.permutation(table.num_runs)[:num_train]] = 1.0
-        guesses = {name: _split_predictions(form, table, kept) for name, form in FORMS.items()}
-        gaps = {name: np.abs(guess - table.loss_values.T[:, None]) * (1 - kept) for name, guess in guesses.items()}
-        columns.append({name: gap.sum(axis=2).mean(axis=0) / (1 - kept).sum(axis=1) for name, gap in gaps.items()})
-    for name in columns[0]:
-        blocks = columns[0][name].reshape(-1, block).mean(axis=1)
-        eight, fourteen, most = (column[name].mean() for column in columns)
-        lines.append(
-            f"| {name} | {eight:.4f} | {blocks.min():.3f} to {blocks.max():.3f} | {fourteen:.4f} | {most:.4f} |"
-        )
-    return lines
-
-
-def _split_predictions(form: Form, table: RunsTable, kept_SN: np.ndarray) -> np.ndarray:
-    """Losses of all runs by the fit on each split's runs, shape C x S x N."""
-    num_losses, num_splits = len(table.losses), len(kept_SN)
-    losses = np.repeat(table.loss_values.T, num_splits, axis=0)
-    fit = form.fit(table.shares, losses, np.tile(kept_SN, (num_losses, 1)))
-    return form.predict(fit, table.shares).reshape(num_losses, num_splits, -1)
 
 
 def two_domain_section() -> list[str]:
@@ -267,7 +175,7 @@ def _two(shares: np.ndarray, losses: np.ndarray) -> RunsTable:
 
 
 def time_section() -> list[str]:
-    public = read_runs(DATA / "3mix.csv", TASKS[0][2])
+    public = read_runs(DATA / "3mix.csv", LARGE)
     rng = np.random.default_rng(0)
     seven = rng.dirichlet(np.ones(7), 42)
     large = made_table(seven, random_truth("additive", 7, rng)(seven) + 0.005 * rng.normal(size=(42, 7)))
@@ -290,20 +198,17 @@ def _seconds(work: Callable[[], object]) -> float:
     return float(np.median(taken))
 
 
-SECTIONS: dict[str, Callable[[int], list[str]]] = {
-    "public": public_section,
-    "splits": lambda _: many_splits_section(),
-    "settings": lambda _: two_domain_section(),
-    "few": lambda _: few_runs_section(),
-    "time": lambda _: time_section(),
-    "repetition": lambda _: repetition_section(),
+SECTIONS: dict[str, Callable[[], list[str]]] = {
+    "settings": two_domain_section,
+    "few": few_runs_section,
+    "time": time_section,
+    "repetition": repetition_section,
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all without one")
-    parser.add_argument("--seeds", type=int, default=20, help="random splits a public set")
     args = parser.parse_args()
     unknown = sorted(set(args.sections) - set(SECTIONS))
     if unknown:
@@ -311,7 +216,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     print(f"commit {commit.stdout.strip()}, Python {platform.python_version()}, NumPy {np.__version__}\n")
     for name in args.sections or SECTIONS:
-        print("\n".join([*SECTIONS[name](args.seeds), ""]), flush=True)
+        print("\n".join([*SECTIONS[name](), ""]), flush=True)
 
 
 if __name__ == "__main__":
