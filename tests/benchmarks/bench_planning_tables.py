@@ -224,7 +224,7 @@ def print_tables(path: Path) -> None:
         ("CPU s a loss", 1.0, 3),
     )
     for at, (measure, unit, digits) in enumerate(measures):
-        names = list(rows[0]["methods"])
+        names = list(dict.fromkeys(name for row in rows for name in row["methods"]))
         extra = " | law / exponential |" if at == 0 else " |"
         print(f"| {measure}: table, runs | draws | " + " | ".join(names) + extra)
         print("|---" * (len(names) + 2 + (at == 0)) + "|")
