@@ -24,6 +24,7 @@ import torch
 import yaml
 from process_tree import below, kill
 
+from training.cli import main
 from training.record.log import read_log
 
 COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
@@ -218,6 +219,57 @@ def test_two_ranks_on_shards_of_others_resume_bit_for_bit(values: dict[str, Any]
     assert not (killed / "run" / "summary.json").exists()
     assert _finish(_start(killed_values, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(whole, killed)
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.slow
+def test_a_walk_over_kills_numbers_of_processes_and_other_commands(values: dict[str, Any], tmp_path: Path) -> None:
+    """What may change changes no loss; what may not is refused; other commands leave the run as it is."""
+    draw = random.Random(20)
+    whole, walked = _places(tmp_path, "whole", "walked")
+    values = values | {"model": values["model"] | {"second_order": {"heads": 2, "reduced_width": 4, "dropout": 0.0}}}
+    other, data, run, hub, vectors = (tmp_path / name for name in ("other", "data", "walked/run", "hub", "a.parquet"))
+    writer.write_work_folder(other, writer.drawn_samples(106, 0), shard_size=19)
+    shutil.copytree(Path(values["release"]) / "releases/toy-0001", data)
+    _finish(_start(values, whole))
+
+    def refused(*arguments: str, code: int = 2) -> None:
+        before = _content(run)
+        assert main([str(argument) for argument in arguments]) == code, arguments
+        assert _content(run) == before
+
+    def other_data() -> None:
+        refused("train", str(walked / "run.yaml"), "--release", str(other))
+
+    def exported() -> None:
+        refused("export", str(run), str(hub), "--format", "huggingface", code=0)
+        refused("export", str(run), str(run / "model.pt"))
+
+    def imported() -> None:
+        refused("import", str(next((run / "checkpoints").glob("step-*"))), str(run))
+
+    def embedded() -> None:
+        """A table of other weights, or of a release that lost a sample, is not taken for this one."""
+        given = ["embed", str(data), "--model", str(run), "--out", str(vectors)]
+        refused(*given, code=2 if vectors.exists() else 0)
+
+    for step, num_ranks in zip((4, 13), draw.sample((1, 2), 2), strict=True):
+        _kill_after(_start(values, walked, num_ranks=num_ranks), walked, step + draw.randrange(3), signal.SIGKILL)
+        assert not (run / "summary.json").exists()
+        for action in draw.sample((other_data, exported, imported, embedded), 4):
+            action()
+    assert _finish(_start(values, walked, num_ranks=draw.choice((1, 2)))).startswith("finished: 24 steps")
+    for alone, apart in zip(_lines(whole), _lines(walked), strict=True):
+        assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
+    vectors.unlink(missing_ok=True)
+    vectors.with_name("a.parquet.made.json").unlink(missing_ok=True)
+    embedded()
+    shutil.rmtree(data)
+    shutil.copytree(other / "releases/toy-0001", data)
+    embedded()
 
 
 @pytest.fixture(scope="module")
