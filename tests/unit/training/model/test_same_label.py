@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ from torch.nn.functional import normalize
 from training_runs import make_settings, run_once
 
 from manifests.errors import ConfigError
+from training.cli import main
 from training.data import columns
 from training.data.columns import BatchKinds, BatchLabels, hash_rows, txt_labels
 from training.data.loader import open_releases
@@ -290,3 +292,17 @@ def test_a_run_counts_the_pairs_of_its_batches(accumulate: int, config: dict[str
     assert sum(pairs) > 0
     stored = json.loads((Path(config["output_dir"]) / "run.json").read_text())["identity"]["loss"]
     assert stored["same_label"] == "positive"
+
+
+def test_an_evaluation_elsewhere_says_that_labels_are_missing(config: dict[str, Any], tmp_path: Path) -> None:
+    """A release without the field is measured all the same: its validation loss takes other pairs for negatives."""
+    loss = {"same_label": "masked", "label_field": "extra.category"}
+    run_once(config, loss=loss, schedule={"steps": 1})
+    samples = [dataclasses.replace(sample, category="") for sample in release_writer.drawn_samples(4, 24)]
+    release = release_writer.write_release(tmp_path / "elsewhere", samples)
+    (tmp_path / "measures.yaml").write_text("split: heldout\nbatch_size: 12\nretrieval: false\n")
+    options = ["--release", str(release), "--settings", str(tmp_path / "measures.yaml")]
+    assert main(["eval", config["output_dir"], *options, "--out", str(tmp_path / "figures.json")]) == 0
+    result = json.loads((tmp_path / "figures.json").read_text())
+    assert any("takes every other pair for a negative (loss.label_field: no sample" in note for note in result["notes"])
+    assert result["validation_loss"]["all"]["value"] > 0
