@@ -60,7 +60,8 @@ def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weight
     for domain in ("plant", "general"):
         kept = [score for name, keep, score in rows if name == domain and keep]
         dropped = [score for name, keep, score in rows if name == domain and not keep]
-        assert len(kept) == -(-3 * (len(kept) + len(dropped)) // 4), "three quarters of each domain, rounded up"
+        num = len(kept) + len(dropped)
+        assert len(dropped) == -(-(num - 1) // 4), "those below the quantile, which lies between two scores"
         assert min(kept) >= max(dropped)
     ((num, low, high, middle),) = _rows(
         work, "SELECT count(*), min(score), max(score), median(score) FROM scores WHERE scorer = 'nsfw'"
