@@ -88,28 +88,32 @@ def create_clip(
     image_size_px: int | tuple[int, int] | None = None,
     key: str = "model.pretrained",
 ) -> Any:
-    """An open_clip model on the CPU in float32; random weights when there is no tag `pretrained`.
+    """An open_clip model on the CPU in float32; random weights when `pretrained` (tag or file) is None.
 
     `key` names the setting that holds `pretrained`, for messages.
 
     Raises: ConfigError for an unknown architecture or tag, a download that fails, weights that do not fit.
     """
     name = architecture_name(architecture)
+    is_file = pretrained is not None and Path(pretrained).is_file()
     try:
         with ExitStack() as during:
-            if pretrained is not None:
+            if pretrained is not None and not is_file:
                 _check_tag(name, pretrained)
                 during.enter_context(model_hub.cache_without_hub())
                 model_hub.download_weights(name, pretrained, key)
             else:  # open_clip warns of random weights; here they are wanted, or replaced below
                 during.enter_context(quiet_open_clip())
-            return open_clip.create_model(
+            clip = open_clip.create_model(
                 name,
-                pretrained,
-                load_weights=pretrained is not None,
+                None if is_file else pretrained,
+                load_weights=pretrained is not None and not is_file,
                 force_image_size=image_size_px,
                 pretrained_text=False,
             )
+            if is_file:
+                open_clip.load_checkpoint(clip, pretrained)
+        return clip
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         source = f" with weights '{pretrained}'" if pretrained else ""
         raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
