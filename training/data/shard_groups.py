@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -20,7 +19,6 @@ from manifests.settings import NAME_PATTERN, Settings, from_config
 from training.data.foreign import shown
 
 JSON = "json:"  # a text is a key of the member json
-_MOST_IN_A_LIST = 1_000_000  # shards of one brace pattern
 
 
 class ShardGroup(Settings):
@@ -54,12 +52,12 @@ def expand(places: Iterable[str]) -> list[str]:
 
     Raises: ConfigError for a place without shards; RetryableError when a store does not answer.
     """
-    import braceexpand  # webdataset's own
+    from webdataset.shardlists import expand_urls
 
     shards: list[str] = []
     for part in (part for place in places for part in place.split("::")):
         try:
-            names = list(islice(braceexpand.braceexpand(part), _MOST_IN_A_LIST))
+            names = expand_urls(part)
         except ValueError as error:
             raise ConfigError(f"{shown(part)}: its braces cannot be read: {error}") from None
         for name in names:
