@@ -472,7 +472,7 @@ def draw(
     last = "build"
     yield "command", "build", rng.randrange(1 << 30)
     for _ in range(num_commands - 1):
-        seldom = {name: 1 / (1 + pairs.get((last, name), 0)) for name in COMMANDS} if pairs is not None else COMMANDS
+        seldom = {name: (1 + pairs.get((last, name), 0)) ** -3 for name in COMMANDS} if pairs is not None else COMMANDS
         last = _pick(rng, seldom, favoured or {})
         for _ in range(rng.choice([0, 1, 1, 1, 2])):
             yield "change", _pick(rng, changes, favoured or {}), rng.randrange(1 << 30)
