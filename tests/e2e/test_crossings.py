@@ -241,6 +241,7 @@ def write_runs(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_command_writes_over_no_file_but_its_own(lent: Lent) -> None:
     runs, law, page = write_runs(lent.folder / "runs.csv"), lent.folder / "law.json", lent.folder / "page.html"
     aims = ["--objective", "plant=1,general=1", "--out"]

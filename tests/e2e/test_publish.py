@@ -331,7 +331,7 @@ def test_a_folder_of_something_else_is_left_alone(
     [
         ("hf:plants", "write hf:OWNER/NAME"),
         ("hf://lab/plants", "write hf:OWNER/NAME"),
-        ("nosuch://bucket/x", "no file system for this address: Protocol not known: nosuch"),
+        ("nosuch://bucket/x", "nosuch://: no such kind of address; is it misspelt?"),
     ],
 )
 def test_a_target_that_cannot_be_is_named(

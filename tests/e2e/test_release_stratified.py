@@ -46,6 +46,7 @@ def release(web: Web, copy: Path) -> Release:
     return Release.open(str(copy / "build/releases/demo-strata"))
 
 
+@pytest.mark.slow
 def test_another_kind_and_another_ratio_ask_the_web_for_nothing(web: Web, copy: Path, requests: list[str]) -> None:
     for command, changes in (
         ("build", {"pack": {"kind": "stratified"}}),

@@ -232,6 +232,7 @@ def test_shards_that_lost_their_pool_file_too_are_packed_from_what_the_web_gives
     assert not (work / "scratch").exists() or not list((work / "scratch").iterdir())
 
 
+@pytest.mark.slow
 def test_what_only_the_web_can_give_is_asked_for_and_what_it_lost_is_named(
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:

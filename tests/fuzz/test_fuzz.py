@@ -36,6 +36,7 @@ def test_no_parser_crashes_hangs_or_takes_all_memory(tmp_path: Path) -> None:
     assert sum(each.num_cases for each in found.values()) > 2500
 
 
+@pytest.mark.slow
 def test_a_slow_a_greedy_and_a_crashing_parser_are_found() -> None:
     """The fuzzer itself can find something."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 from building import ROOT, build_own_pictures
 from PIL import Image
 
@@ -19,6 +20,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(key for (key,) in rows)
 
 
+@pytest.mark.slow
 def test_the_originals_stay(tmp_path: Path) -> None:
     (tmp_path / "pics/fruit").mkdir(parents=True)
     for photo in PHOTOS:

@@ -77,6 +77,7 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("kind", ["silent", "web server"])
+@pytest.mark.slow
 def test_a_port_that_is_no_ray_is_named_at_once(kind: str) -> None:
     """As it was found: more than 400 seconds without a word."""
     with socket.socket() as silent:

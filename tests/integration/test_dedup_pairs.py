@@ -118,7 +118,7 @@ def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, int, int, bool]]:
     return [(row["phash_a"], row["phash_b"], row["distance"], bool(row["mirrored"])) for row in rows]
 
 
-@pytest.mark.parametrize("radius", [0, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("radius", [0, *(pytest.param(radius, marks=pytest.mark.slow) for radius in (4, 8))])
 def test_any_history_gives_all_pairs_of_the_build_and_the_same_bytes(tmp_path: Path, radius: int) -> None:
     whole, rows = build(tmp_path / "whole", [A, B, C], radius)
     assert as_tuples(rows) == brute_force([A, B, C], radius)

@@ -75,6 +75,7 @@ def test_a_bucket_reads_what_holds_its_ids(tmp_path: Path, monkeypatch: pytest.M
     assert sum(part.funnel.num_kept for part in parts if part.funnel) == NUM
 
 
+@pytest.mark.slow
 def test_facts_of_local_pictures_are_sorted_for_the_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(NUM):

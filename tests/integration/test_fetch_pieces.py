@@ -113,6 +113,7 @@ def test_a_part_that_stops_stores_what_it_has_and_lets_requests_end(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == [Path(piece.pool_path).name]
 
 
+@pytest.mark.slow
 def test_a_host_that_does_not_answer_delays_no_stop(tmp_path: Path, server: MisbehavingServer) -> None:
     rows = [*rows_of(server, "quick", 3), ("f" * 32, f"http://localhost:{server.port}/silent/1")]
     gate, names = HostGate(NETWORK), files_in(tmp_path)

@@ -89,6 +89,7 @@ STRICT = [
 ]
 
 
+@pytest.mark.slow
 def test_each_setting_is_followed_and_nothing_else_is_asked(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:

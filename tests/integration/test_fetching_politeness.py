@@ -70,6 +70,7 @@ def most_in_window(times, seconds):
     return max(sum(start <= t < start + seconds for t in times) for start in times)
 
 
+@pytest.mark.slow
 def test_two_workers_together_keep_rate_and_connections_of_a_host(tmp_path):
     settings = network(
         hosts=[
@@ -103,6 +104,7 @@ def test_two_workers_together_keep_rate_and_connections_of_a_host(tmp_path):
     assert {fact["outcome"] for facts in results.values() for fact in facts} == {"ok"}
 
 
+@pytest.mark.slow
 def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
     settings = network()
     gate = HostGate(settings)
@@ -150,6 +152,7 @@ def test_dead_host_slows_nobody_and_is_soon_left_alone(tmp_path, monkeypatch, ro
         assert outcomes["host_unavailable"] >= 50
 
 
+@pytest.mark.slow
 def test_host_limited_to_a_trickle_slows_nobody(tmp_path):
     settings = network(threads=4, hosts=[{"pattern": "trickle.test", "requests_per_second": 5, "connections": 1}])
     with MisbehavingServer(extra={"photo": photo_now}) as server:
@@ -224,6 +227,7 @@ def test_connections_are_used_again(tmp_path):
     assert {fact["outcome"] for fact in facts} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_second_part_does_not_wait_for_the_first(tmp_path):
     settings = network(limits={"requests_per_second": None, "connections": 2})
     ended = []

@@ -105,6 +105,7 @@ OK, HEAD = b"HTTP/1.1 200 OK\r\n", b"\r\nhello"
         ("is sound", OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Outcome.BODY_TRUNCATED),
     ],
 )
+@pytest.mark.slow
 def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
     greeting: str, answer: bytes, wanted: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
     assert (end.outcome, end.body) == (wanted, b"hello" if wanted is Outcome.OK else b"")
 
 
+@pytest.mark.slow
 def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
     """Four may grow at a time: the server sees how far it gets with the others."""
     num_sent = [0] * (NUM_LARGE + 3)

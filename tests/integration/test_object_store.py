@@ -176,6 +176,7 @@ def test_a_source_refused_for_a_moment_is_neither_wrong_nor_short(
     assert list(read_rows(source, nullcontext))
 
 
+@pytest.mark.slow
 def test_the_wait_between_tries_grows(store: Store, config: Path) -> None:
     values = yaml.safe_load(config.read_text())
     values["run"] |= {"max_attempts": 3, "retry_wait_seconds": 0.4}

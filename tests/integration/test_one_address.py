@@ -63,6 +63,7 @@ def outcomes(folder: Path) -> list[tuple[str, str]]:
         ).fetchall()
 
 
+@pytest.mark.slow
 def test_an_address_is_asked_once_whatever_the_parts(tmp_path: Path, web: Web) -> None:
     build(tmp_path / "one", web)
     assert web.asked() == dict.fromkeys("012345", 1)

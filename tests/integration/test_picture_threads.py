@@ -29,6 +29,7 @@ def num_blas_threads() -> set[int]:
 
 
 @pytest.mark.parametrize("engine", ["plantmix", pytest.param("img2dataset", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_every_picture_of_an_inline_build(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, photos in (("own", PHOTOS[:4]), ("set", PHOTOS[4:6])):
         (tmp_path / name).mkdir()

@@ -163,6 +163,7 @@ def test_checkpoints_without_their_pointer_are_taken_up(
     assert_as_undisturbed(served, tmp_path / "three")
 
 
+@pytest.mark.slow
 def test_a_place_in_the_store_that_holds_something_else_is_refused(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_two_trainings_in_one_place_are_noticed(
         train(settings(served, tmp_path / "one"))
 
 
+@pytest.mark.slow
 def test_a_training_that_lost_its_place_changes_nothing_there(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +241,7 @@ def test_a_training_that_lost_its_place_changes_nothing_there(
     assert {path: fs.cat_file(path) for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_on_this_machine_is_fetched_again(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

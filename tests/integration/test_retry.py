@@ -201,6 +201,7 @@ def test_a_fetch_that_is_not_done_is_built_first(tmp_path: Path, web: Web, capsy
     assert "the stage 'fetch' is not done yet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
 
 
 @pytest.mark.parametrize("workers", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web, workers: str) -> None:
     tables = {}
     for executor in ("inline", workers):

@@ -88,6 +88,7 @@ def test_a_worker_that_always_dies_fails_its_part_and_tells_how(
     assert "try 1 of 2" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_after_its_last_result_costs_nothing(
     tmp_path: Path, trace: Path, process_executor: ProcessExecutor
 ) -> None:
@@ -134,6 +135,7 @@ def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("num_parts", "num_started"), [(1, 2), (2, 4), (5, 4)])
+@pytest.mark.slow
 def test_as_many_workers_again_get_ready_beside_those_at_work(num_parts: int, num_started: int) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         return PartResult((), None, {})

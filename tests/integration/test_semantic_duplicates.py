@@ -144,6 +144,7 @@ def test_a_model_that_cannot_be_had_is_named(tmp_path: Path, weights: Path) -> N
         check_config(config)
 
 
+@pytest.mark.slow
 def test_pictures_that_left_teach_the_clusters_nothing(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def _use_and_collect(address: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["expired_403", "slow_down", "reset", "truncated", "slow"])
+@pytest.mark.slow
 def test_passing_faults_cost_no_sample(store: Store, served: tuple[Store, Path], tmp_path: Path, fault: str) -> None:
     failed: set[str] = set()
 

@@ -46,6 +46,7 @@ def assert_stored(local: str, place: str) -> None:
     assert storage.hash_file(place).sha256 == storage.hash_file(local).sha256
 
 
+@pytest.mark.slow
 def test_a_large_file_is_one_request(store: Store, tmp_path: Path) -> None:
     """As it was: in pieces of 50 MB above 100 MB."""
     local, place = made(tmp_path, 120), f"s3://{BUCKET}/large"
@@ -115,6 +116,7 @@ class _SlowStore(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
+@pytest.mark.slow
 def test_an_upload_may_take_longer_than_an_answer_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system still holds of it when all is sent counts as waiting for the answer, so that is kept small."""
     answer_seconds = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import duckdb
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ IDS = st.lists(st.one_of(st.uuids().map(lambda each: each.hex), st.text("0123456
 
 @given(IDS, st.integers(1, 64))
 @settings(max_examples=30, deadline=None)
+@pytest.mark.slow
 def test_each_row_is_in_one_bucket_and_the_buckets_are_in_order(ids: list[str], num: int) -> None:
     with duckdb.connect() as sql:
         sql.register("rows", pa.table({"sample_id": pa.array(ids, pa.string())}))

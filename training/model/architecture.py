@@ -46,7 +46,7 @@ def architecture_name(architecture: str) -> str:
     if registered is None:
         _register(path.stem, config)
     elif registered != config:
-        raise ConfigError(f"{path}: open_clip has another architecture named '{path.stem}'; rename the file")
+        return register_architecture(config)
     return path.stem
 
 

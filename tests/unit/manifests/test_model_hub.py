@@ -52,6 +52,7 @@ def test_one_moment_without_a_network_does_not_cut_a_process_off() -> None:
     assert constants.HF_HUB_OFFLINE is False
 
 
+@pytest.mark.slow
 def test_a_dead_resolver_does_not_hold_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*arguments: Any, **options: Any) -> Any:
         time.sleep(PATIENCE_SECONDS + 20)

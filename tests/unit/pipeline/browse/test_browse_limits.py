@@ -94,6 +94,7 @@ def test_what_a_function_allocates_is_limited_too(image_index: ImageIndex) -> No
     assert "Memory" in ask(image_index.snapshot, "SELECT length(repeat('a', 3900000000))").error
 
 
+@pytest.mark.slow
 def test_a_spilled_statement_that_is_stopped_leaves_no_file(image_index: ImageIndex) -> None:
     def listed() -> list[Path]:
         return sorted(image_index.snapshot.private.rglob("*"))
@@ -104,6 +105,7 @@ def test_a_spilled_statement_that_is_stopped_leaves_no_file(image_index: ImageIn
     assert listed() == before
 
 
+@pytest.mark.slow
 def test_the_server_answers_while_a_statement_runs_and_takes_it_along_when_it_ends(work: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

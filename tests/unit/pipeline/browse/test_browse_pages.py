@@ -151,6 +151,7 @@ def test_duplicates_stand_side_by_side_with_their_distances(client: TestClient, 
     assert f'/image/{kept}"' in client.get(f"/image/{dropped}").text
 
 
+@pytest.mark.slow
 def test_near_misses_are_the_nearest_beyond_the_radius(image_index: ImageIndex, work: Path) -> None:
     for image in image_index.images(
         [row[0] for row in ask(work, "SELECT sample_id FROM samples WHERE phash IS NOT NULL")]

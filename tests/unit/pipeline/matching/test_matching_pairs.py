@@ -95,6 +95,7 @@ def test_members_at_the_radius_are_found_and_one_bit_further_are_not(radius):
         assert all((pair in pairs) is are_found for pair in expected)
 
 
+@pytest.mark.slow
 def test_fifty_thousand_of_every_kind_equal_brute_force_at_every_radius():
     rng = np.random.default_rng(50)
     kinds = [clusters(rng, 18_000, 4), clusters(rng, 6_000, 8), bit_flip_chain(rng, 3_000), crowded(rng, 2_900)]
@@ -124,6 +125,7 @@ def test_a_full_cube_of_sixteen_bits_is_found_whole():
 
 
 @pytest.mark.parametrize("window", [1 << 8, 1 << 13, 1 << 16])
+@pytest.mark.slow
 def test_windows_of_any_size_give_the_same_pairs(monkeypatch, window):
     """The small ones end amid buckets, and a full cube fills the smallest and more."""
     cube = np.arange(2**12, dtype=np.uint64) << np.uint64(26)

@@ -225,6 +225,7 @@ def test_a_fit_with_cross_validation_of_every_form_is_quick(public):
         assert 0.8 <= column.coverage <= 1.0
 
 
+@pytest.mark.slow
 def test_hundreds_of_runs_of_many_domains_fit_in_little_memory():
     rng = np.random.default_rng(0)
     shares = rng.dirichlet(np.full(17, 0.3), 512)

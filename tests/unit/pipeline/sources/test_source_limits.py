@@ -363,6 +363,7 @@ def test_a_small_packed_table_holds_no_more_than_a_bound(
 
 
 @pytest.mark.parametrize(("ending", "pack"), PACKINGS)
+@pytest.mark.slow
 def test_a_large_table_of_regular_text_is_read_however_much_it_holds(
     ending: str, pack: Callable[..., bytes], tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def drawn_samples(folder: Path, num: int) -> GatherInputs:
 
 
 @pytest.mark.parametrize(("memory_gb", "digits"), [(0.0033, 1), (0.0002, 2)])
+@pytest.mark.slow
 def test_a_bucket_that_does_not_fit_the_memory_is_gathered_in_quarters(
     tmp_path: Path, memory_gb: float, digits: int
 ) -> None:

@@ -599,6 +599,7 @@ def crowd(seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("seed", "most_rows"), [(2, 9), (12, 30)])
+@pytest.mark.slow
 def test_buckets_and_companies_decide_as_all_rows_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, most_rows: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import duckdb
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ def buckets_of(num: int) -> list[Bucket]:
 
 
 @given(st.lists(IDS, min_size=1, max_size=20), st.integers(1, 40))
+@pytest.mark.slow
 def test_a_bucket_reads_the_items_that_hold_its_ids(ids: list[str], num: int) -> None:
     ids = sorted(ids)
     items = [ids[start : start + 3] for start in range(0, len(ids), 3)]

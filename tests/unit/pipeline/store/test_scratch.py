@@ -24,6 +24,7 @@ def test_scratch_is_removed_after_work_and_after_errors(tmp_path: Path) -> None:
     assert list(tmp_path.glob("scratch/*")) == []
 
 
+@pytest.mark.slow
 def test_a_step_spills_where_no_step_made_a_folder_before(tmp_path: Path) -> None:
     """DuckDB makes its folder only when memory is short, and one level alone."""
     with open_scratch(str(tmp_path / "new"), 0.256) as sql:

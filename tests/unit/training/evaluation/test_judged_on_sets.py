@@ -19,6 +19,7 @@ from training_runs import Finished
 from training.cli import main
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_on_sets_of_every_layout(
     config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_dead_model_scores_nothing_beyond_its_chance() -> None:
             assert figure["value"] == pytest.approx(figure["chance"]), name
 
 
+@pytest.mark.slow
 def test_ties_count_what_drawing_their_order_gives() -> None:
     """Coarse similarities, full of ties: the mean over many random orders of the tied."""
     rng = np.random.default_rng(2)

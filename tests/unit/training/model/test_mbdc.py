@@ -242,6 +242,7 @@ def test_the_distance_step_is_float32_under_autocast(
 
 # Dynamo makes an instance of every autograd function it traces, which torch itself deprecates.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.slow
 def test_the_fast_path_compiles_without_a_graph_break_and_equals_eager() -> None:
     generator = torch.Generator().manual_seed(1)
     tokens, anchor = torch.randn(2, 5, 2, 4, generator=generator), torch.randn(2, 2, 4, generator=generator)

@@ -357,6 +357,7 @@ def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.slow
 def test_the_whole_model_compiles_and_equals_eager(tmp_path: Path) -> None:
     model = build_model(settings(tiny(tmp_path, "compiled"))).eval()
     images, tokens = batch(model)
@@ -436,3 +437,11 @@ def test_the_released_preset_starts_its_reduction_as_the_authors_code_does(tmp_p
         assert text == pytest.approx(golden["text"].std(), rel=0.03)
     assert golden["image"].std() == pytest.approx((2 / 46) ** 0.5, rel=0.01)
     assert golden["text"].std() == pytest.approx((3 * 128) ** -0.5, rel=0.01)
+
+
+def test_two_files_of_one_name_are_two_architectures(tmp_path: Path) -> None:
+    """open_clip knows an architecture by a name alone; a process may use the files of two folders."""
+    for folder, embed_dim in (("a", 16), ("b", 24), ("a", 16)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = tiny(tmp_path / folder, "one_name_of_two", embed_dim=embed_dim)
+        assert build_model(settings(path, "clip")).clip.text_projection.shape[1] == embed_dim

@@ -310,6 +310,7 @@ def _run_line(code: str) -> tuple[open_clip.CLIP, Callable[[Image.Image], Tensor
 
 @pytest.mark.parametrize("name", ["sized.pt", "sized.safetensors", "sized-folder"])
 @pytest.mark.parametrize("architecture", ["file", "folder", "built in"])
+@pytest.mark.slow
 def test_an_export_of_another_size_loads_at_that_size(tmp_path: Path, name: str, architecture: str) -> None:
     """By the printed line, from each kind of architecture: same pictures in, same features out."""
     source = {"file": tiny(tmp_path, "sized-architecture"), "built in": "ViT-S-32"}.get(architecture, "")

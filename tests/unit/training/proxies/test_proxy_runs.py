@@ -125,6 +125,7 @@ def test_a_list_of_runs_is_utf8_with_or_without_a_mark(values: dict[str, Any], t
         read_runs(_settings(values))
 
 
+@pytest.mark.slow
 def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_path: Path) -> None:
     """A proxy run is `dalip train` with that mixture and seed: nothing of the other runs reaches it."""
     from training.evaluation.evaluate import domain_losses
@@ -142,6 +143,7 @@ def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_pa
     assert losses["plant"]["value"] == outcome.results[2]["losses"]["plant"]["value"]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any], tmp_path: Path) -> None:
     lines = DESIGN.splitlines(keepends=True)
     (tmp_path / "design.csv").write_text("".join(lines[:3]))

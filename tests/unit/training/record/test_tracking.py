@@ -118,7 +118,7 @@ def test_runs_are_drawn_over_one_another(
     page = tmp_path / "curves.html"
     assert main(["plot", *runs, "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
-    assert text.count("<svg ") == 9, "a panel for each metric"
+    assert text.count("<svg ") == 10, "a panel for each metric"
     assert 'http-equiv="refresh"' not in text
     assert main(["plot", runs[0], "--metric", "lr", "--out", str(tmp_path / "lr.png")]) == 0
     with Image.open(tmp_path / "lr.png") as one:

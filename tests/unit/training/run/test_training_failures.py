@@ -153,6 +153,7 @@ def _spoil_gradients(monkeypatch: pytest.MonkeyPatch, spoils: Any) -> None:
     monkeypatch.setattr(loop, "compute_gradients", spoiled)
 
 
+@pytest.mark.slow
 def test_fp16_leaves_out_a_few_steps_but_not_for_ever(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     half = {"precision": "fp16"}
     with monkeypatch.context() as patch:
@@ -166,6 +167,7 @@ def test_fp16_leaves_out_a_few_steps_but_not_for_ever(config: dict[str, Any], mo
     assert len(report["samples"]) == 12
 
 
+@pytest.mark.slow
 def test_fp16_whose_scale_sinks_to_nothing_stops(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second gradient lost: never many in a row, but the scale only falls."""
     _spoil_gradients(monkeypatch, lambda number: number % 2 == 0)

@@ -294,6 +294,7 @@ def test_a_stratified_release_without_a_mixture_is_said(
     )
 
 
+@pytest.mark.slow
 def test_domain_losses_say_what_a_run_knows_of_each_domain(
     config: dict[str, Any], writer: ModuleType, tmp_path: Path
 ) -> None:
