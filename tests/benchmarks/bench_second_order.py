@@ -1,0 +1,430 @@
+"""The study of tests/benchmarks/protocols/second-order.md: what does a second-order head add, when each arm stops well?
+
+    python tests/benchmarks/bench_second_order.py prepare GROCERY CORPUS EMOJIONE --work DIR  # pictures and tokens
+    python tests/benchmarks/bench_second_order.py run --work DIR                 # tuning, then every final run
+    python tests/benchmarks/bench_second_order.py run --work DIR --only NAME --check    # one run against its record
+    python tests/benchmarks/bench_second_order.py power                           # coverage and power, before judging
+    python tests/benchmarks/bench_second_order.py judge --work DIR               # once, when every run is done
+    python tests/benchmarks/bench_second_order.py statistics                     # from the committed file alone
+
+GROCERY is the Grocery Store dataset (train/, val/, train.txt, val.txt), CORPUS a folder of captioned pictures with a
+pairs.parquet, EMOJIONE the npm package emojione 2.2.7, unpacked. The packages of study_towers.py must be importable. A
+finished run is a line of results/second-order.jsonl; several processes share the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from second_order_material import TEMPLATES, Material, prepare
+from study_records import Records
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+RESULTS = Records(Path(__file__).parent / "results/second-order.jsonl")
+ARMS = {"f": None, "mean": "mean", "attention": "attention", "covariance": "covariance", "brownian": "brownian"}
+PRIMARY = ("mean", "covariance", "brownian")  # these share their number of steps
+RATES, LENGTHS = (3e-4, 1e-3, 3e-3), (250, 500, 1_000, 2_000)
+TUNING_SEEDS, FINAL_SEEDS = (900, 901), tuple(range(10))
+BATCH, WARMUP_SHARE, WEIGHT_DECAY = 128, 1 / 12, 0.1
+MARGIN, ROUNDS = 0.04, 10_000
+
+
+# ---- runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run."""
+
+    arm: str
+    seed: int
+    rate: float
+    steps: int
+    purpose: str = "tuning"
+
+    @property
+    def name(self) -> str:
+        return f"{self.purpose}-{self.arm}-{self.seed}-{self.rate:g}-{self.steps}"
+
+
+def tuning_runs() -> Iterator[Run]:
+    for seed in TUNING_SEEDS:
+        for arm in ARMS:
+            for steps in LENGTHS:
+                yield from (Run(arm, seed, rate, steps) for rate in RATES)
+
+
+def tuned() -> dict[tuple[str, int], tuple[float, float]]:
+    """The best rate of each arm at each length, and its loss on validation; of equal ones the lowest rate."""
+    best = {}
+    for arm in ARMS:
+        for steps in LENGTHS:
+            tried = [(np.mean(_losses(arm, rate, steps)), rate) for rate in RATES]
+            best[arm, steps] = (min(tried)[1], float(min(tried)[0]))
+    return best
+
+
+def _losses(arm: str, rate: float, steps: int) -> list[float]:
+    return [RESULTS.one(Run(arm, seed, rate, steps).name)["val_loss"] for seed in TUNING_SEEDS]
+
+
+def shared_steps() -> int:
+    """The length at which the primary arms, each at its best rate, have the lowest mean loss; the least of equals."""
+    best = tuned()
+    return min(LENGTHS, key=lambda steps: (np.mean([best[arm, steps][1] for arm in PRIMARY]), steps))
+
+
+def final_runs() -> Iterator[Run]:
+    """All arms at the shared number of steps, and plain f also at its own best length, under the name f-own."""
+    best, steps = tuned(), shared_steps()
+    own = min(LENGTHS, key=lambda length: (best["f", length][1], length))
+    for seed in FINAL_SEEDS:
+        yield from (Run(arm, seed, best[arm, steps][0], steps, "final") for arm in ARMS)
+        yield Run("f-own", seed, best["f", own][0], own, "final")
+
+
+def build(one: Run, material: Material) -> Any:
+    """The untrained model of a run."""
+    import torch
+    from study_heads import HEADS
+
+    from training.model.build import build_model
+    from training.model.presets import ModelSettings
+
+    head = ARMS[one.arm.removesuffix("-own")]
+    values: dict[str, Any] = {"preset": "dalip" if head else "clip", "architecture": str(material.config)}
+    if head:
+        values["second_order"] = {"reduced_width": 23, "heads": 4}
+    torch.manual_seed(one.seed)
+    return build_model(ModelSettings.model_validate(values), HEADS[head or "brownian"])
+
+
+def train(one: Run, material: Material) -> tuple[Any, dict[str, Any]]:
+    """Train; returns the model, and what is kept of the run: among it the loss on validation at each quarter."""
+    import torch
+
+    from training.config import OptimiserSettings, ScheduleSettings
+    from training.model.loss import LossSettings, make_loss
+    from training.run.optimiser import build_optimiser, lr_ratio_at, set_lr
+
+    started, model, loss = time.process_time(), build(one, material), make_loss(LossSettings())
+    optimiser = build_optimiser(model, OptimiserSettings(lr=one.rate, weight_decay=WEIGHT_DECAY))
+    schedule = ScheduleSettings(steps=one.steps, warmup_steps=round(WARMUP_SHARE * one.steps))
+    order = np.random.default_rng([one.seed, 1])
+    streams = [_endless(material.of_split(split), order) for split in ("special", "general")]
+    quarters, last = [], []
+    for step in range(one.steps):
+        rows = [next(stream) for stream in streams for _ in range(BATCH // 2)]
+        texts = [str(order.choice(material.rows[row]["texts"])) for row in rows]
+        set_lr(optimiser, one.rate * lr_ratio_at(step, one.steps, schedule))
+        torch.manual_seed(1_000_003 * one.seed + step)  # dropout
+        model.train()
+        parts = loss(model(material.images(rows), material.texts(texts)))
+        optimiser.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        loss.bound(model)
+        last.append(float(parts["loss"].detach()))
+        if (step + 1) % (one.steps // 4) == 0:
+            judged = on_validation(model.eval(), material)
+            quarters.append({name: judged[name] for name in ("loss", "top1", "temperature")})
+    # of tuning the spread over names is needed, for `power`
+    spread = {"val_of_each": judged["of_each"]} if one.purpose == "tuning" and one.arm in PRIMARY else {}
+    return model, spread | {
+        "arm": one.arm, "seed": one.seed, "rate": one.rate, "steps": one.steps, "purpose": one.purpose,
+        "cpu_seconds": round(time.process_time() - started, 1), "quarters": quarters, "val_loss": quarters[-1]["loss"],
+        "train_loss": round(float(np.mean(last[-one.steps // 10 :])), 4),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }  # fmt: skip
+
+
+def _endless(rows: list[int], rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from (rows[i] for i in rng.permutation(len(rows)))
+
+
+def similarities(model: Any, material: Material, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of the pictures of a split with all names of it (N, K), and the place of each picture's own name."""
+    import torch
+    from torch.nn.functional import normalize
+
+    rows = material.of_split(split)
+    own = [material.rows[row]["texts"][0] for row in rows]
+    names = sorted(set(own))
+
+    def vectors(encode: str, inputs: Any) -> Any:
+        if model.second_order is None:
+            return getattr(model, f"encode_{encode}")(inputs)
+        return torch.cat(getattr(model, f"encode_{encode}_both")(inputs), dim=1) / 2**0.5
+
+    with torch.no_grad():
+        pictures = [vectors("image", material.images(rows[i : i + 256])) for i in range(0, len(rows), 256)]
+        texts = sum(
+            torch.cat([
+                vectors("text", material.texts([template.format(n) for n in names[i : i + 256]]))
+                for i in range(0, len(names), 256)
+            ])
+            for template in TEMPLATES
+        )  # fmt: skip
+        cosines = torch.cat(pictures) @ normalize(texts, dim=-1).t()
+    return cosines.numpy().astype(np.float64), np.array([names.index(name) for name in own])
+
+
+def log_losses(cosines: np.ndarray, own: np.ndarray, temperature: float) -> np.ndarray:
+    logits = cosines * temperature
+    logits -= logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(own)), own]
+
+
+def on_validation(model: Any, material: Material) -> dict[str, Any]:
+    """Log-loss at the temperature that fits validation best, top 1, and the loss of each picture."""
+    from scipy.optimize import minimize_scalar
+
+    cosines, own = similarities(model, material, "val")
+    fit = minimize_scalar(lambda log_t: log_losses(cosines, own, np.exp(log_t)).mean(), bounds=(0, 7), method="bounded")
+    temperature = float(np.exp(fit.x))
+    of_each = log_losses(cosines, own, temperature)
+    return {
+        "loss": round(float(of_each.mean()), 5), "top1": round(float((cosines.argmax(1) == own).mean()), 5),
+        "temperature": round(temperature, 4), "of_each": [round(float(value), 3) for value in of_each],
+    }  # fmt: skip
+
+
+def run(work: Path, minutes: float) -> None:
+    """Every run that is not done, until the minutes are over."""
+    import torch
+
+    torch.set_num_threads(1)
+    material, stop = Material(work), time.time() + 60 * minutes
+    for plan in (tuning_runs, final_runs):
+        while todo := [one for one in plan() if one.name not in RESULTS.names()]:
+            for one in todo:
+                claim = work / "claims" / one.name
+                claim.parent.mkdir(exist_ok=True)
+                with claim.open("w") as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        continue  # another process makes it
+                    if one.name in RESULTS.names():
+                        continue
+                    if time.time() > stop:
+                        raise SystemExit("time is up; run again to go on")
+                    _keep(one, material)
+            time.sleep(2)
+    print("nothing is left")
+
+
+def _keep(one: Run, material: Material) -> None:
+    import torch
+
+    model, record = train(one, material)
+    if one.purpose == "final":
+        path = material.work / "weights" / f"{one.name}.pt"
+        path.parent.mkdir(exist_ok=True)
+        torch.save(model.state_dict(), path)
+    RESULTS.add(one.name, record)
+    print(one.name, record["cpu_seconds"], "CPU s", record["quarters"][-1], flush=True)
+
+
+def check(work: Path, name: str) -> None:
+    """Make one run again, and compare it with what is committed."""
+    import torch
+
+    torch.set_num_threads(1)
+    kept = RESULTS.one(name)
+    _, made = train(Run(*(kept[key] for key in ("arm", "seed", "rate", "steps", "purpose"))), Material(work))
+    differ = [key for key in ("val_loss", "train_loss", "quarters") if made[key] != kept[key]]
+    print(
+        f"{name}: {'differs in ' + ', '.join(differ) if differ else 'the same figures'}",
+        made["val_loss"],
+        kept["val_loss"],
+    )
+    raise SystemExit(bool(differ))
+
+
+# ---- judging
+
+
+def judge(work: Path) -> None:
+    """Open the sealed pictures, once: the log-loss and the place of each name, for every final run."""
+    import torch
+
+    torch.set_num_threads(1)
+    material, plan = Material(work), list(final_runs())
+    if missing := [one.name for one in plan if one.name not in RESULTS.names()]:
+        raise SystemExit(f"not every final run is done, the sealed pictures stay sealed: {missing}")
+    for one in plan:
+        record = RESULTS.one(one.name)
+        model, again = trained(one, material)
+        cosines, own = similarities(model, material, "sealed")
+        losses = log_losses(cosines, own, record["quarters"][-1]["temperature"])
+        RESULTS.add(one.name.replace("final", "sealed"), {
+            "arm": one.arm, "seed": one.seed, "retrained": again,
+            "losses": [round(float(value), 4) for value in losses],
+            "hits": "".join(str(int(hit)) for hit in cosines.argmax(1) == own),
+        })  # fmt: skip
+        print(one.name, round(float(losses.mean()), 4), flush=True)
+
+
+def trained(one: Run, material: Material) -> tuple[Any, bool]:
+    """The model of a final run, from its weights; where they are gone, trained again, which the second value says."""
+    import torch
+
+    path = material.work / "weights" / f"{one.name}.pt"
+    if not path.is_file():
+        return train(one, material)[0].eval(), True
+    model = build(one, material)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval(), False
+
+
+# ---- statistics
+
+
+def interval(values: np.ndarray, rounds: int = ROUNDS, seed: int = 0) -> dict[str, float]:
+    """Mean of paired differences (seeds, names), its 95 % interval over seeds and names, and its two-sided p."""
+    rng = np.random.default_rng(seed)
+    num_seeds, num_names = values.shape
+    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), rounds) / num_seeds
+    names = rng.multinomial(num_names, np.full(num_names, 1 / num_names), rounds) / num_names
+    draws = ((seeds @ values) * names).sum(axis=1)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    p = min(1.0, 2 * max(min((draws <= 0).mean(), (draws >= 0).mean()), 1 / rounds))
+    return {"value": float(values.mean()), "low": float(low), "high": float(high), "error": float(draws.std()), "p": p}
+
+
+def sentence(one: dict[str, float], what: str) -> str:
+    """What the protocol allows to say of a difference in log-loss."""
+    if one["high"] < -MARGIN:
+        return f"{what} is better, by more than {MARGIN} nats"
+    if one["high"] < 0:
+        return f"{what} is better"
+    if one["low"] > 0:
+        return f"{what} is worse"
+    if one["low"] > -MARGIN and one["high"] < MARGIN:
+        return f"{what} makes no difference of {MARGIN} nats"
+    return f"nothing is shown of {what}"
+
+
+def power(rounds: int = 400) -> None:
+    """Coverage of the interval, and how often each sentence is reached, from the spread of the tuning runs."""
+    steps, best, rng, num_seeds = shared_steps(), tuned(), np.random.default_rng(0), len(FINAL_SEEDS)
+    losses = {
+        arm: np.array([RESULTS.one(Run(arm, seed, best[arm, steps][0], steps).name)["val_of_each"]
+                       for seed in TUNING_SEEDS])
+        for arm in PRIMARY
+    }  # fmt: skip
+    for one, two in (("covariance", "mean"), ("brownian", "mean"), ("brownian", "covariance")):
+        spread = losses[one] - losses[two]  # two seeds
+        between = spread.mean(axis=0)
+        noise = (spread[0] - spread[1]).std() / 2**0.5
+        names = max(between.var() - noise**2 / 2, 0.0) ** 0.5
+        seeds = abs(spread[0].mean() - spread[1].mean()) / 2**0.5
+        print(f"{one} less {two}: seeds {seeds:.4f}, names {names:.3f}, both {noise:.3f} nats")
+        for true in (-2 * MARGIN, -MARGIN, 0.0):
+            said: dict[str, int] = {}
+            covered = 0
+            for _ in range(rounds):
+                effects = (
+                    (seeds, (num_seeds, 1)),
+                    (names, (1, spread.shape[1])),
+                    (noise, (num_seeds, spread.shape[1])),
+                )
+                made = true + sum(size * rng.standard_normal(shape) for size, shape in effects)
+                shown = interval(made, 1_000)
+                covered += shown["low"] <= true <= shown["high"]
+                words = sentence(shown, "it")
+                said[words] = said.get(words, 0) + 1
+            shares = ", ".join(f"'{words}' {num / rounds:.2f}" for words, num in sorted(said.items()))
+            print(f"  true {true:+.2f}: covered {covered / rounds:.3f}; {shares}", flush=True)
+
+
+def statistics() -> str:
+    """All figures as Markdown, from the records alone."""
+    best, steps = tuned(), shared_steps()
+    sealed = {arm: RESULTS.of(f"sealed-{arm}-[0-9]*") for arm in (*ARMS, "f-own")}
+    sealed = {arm: sorted(records, key=lambda record: record["seed"]) for arm, records in sealed.items()}
+    losses = {arm: np.array([record["losses"] for record in records]) for arm, records in sealed.items()}
+    hits = {
+        arm: np.array([[int(hit) for hit in record["hits"]] for record in records]) for arm, records in sealed.items()
+    }
+    pairs = [("covariance", "mean"), ("brownian", "mean"), ("brownian", "covariance"), ("mean", "f")]
+    pairs += [("brownian", "f-own")]
+    lines = [f"All arms {steps:,} steps, f-own {sealed['f-own'] and RESULTS.of('final-f-own-*')[0]['steps']:,}.", "",
+             "| difference | log-loss, nats | p | top 1, points |", "|---|---|---|---|"]  # fmt: skip
+    for one, two in pairs:
+        loss, top = interval(losses[one] - losses[two]), interval(100.0 * (hits[one] - hits[two]))
+        lines.append(
+            f"| {one} less {two} | {loss['value']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) | {loss['p']:.4f} "
+            f"| {top['value']:+.1f} ({top['low']:+.1f} to {top['high']:+.1f}) |"
+        )
+    lines += ["", *(sentence(interval(losses[a] - losses[b]), f"{a} less {b}") + "." for a, b in pairs[:3])]
+    secondary = [
+        interval(hits["brownian"] - hits["mean"])["p"],
+        interval(losses["brownian"] - losses["covariance"])["p"],
+    ]
+    low, high = min(secondary), max(secondary)
+    lines.append(f"Secondary, corrected by Holm: p {min(1.0, 2 * low):.4f} and {max(high, min(1.0, 2 * low)):.4f}.")
+    lines += [
+        "",
+        "| arm | rate | sealed log-loss | sealed top 1 | validation loss at each quarter |",
+        "|---|---|---|---|---|",
+    ]
+    for arm in sealed:
+        runs = RESULTS.of(f"final-{arm}-[0-9]*")
+        curve = np.mean([[quarter["loss"] for quarter in one["quarters"]] for one in runs], axis=0)
+        lines.append(f"| {arm} | {runs[0]['rate']:g} | {losses[arm].mean():.3f} | {hits[arm].mean():.1%} "
+                     f"| {', '.join(f'{value:.3f}' for value in curve)} |")  # fmt: skip
+    lines += [
+        "",
+        "Tuning: loss on validation of two seeds, best rate.",
+        "",
+        f"| arm | {' | '.join(f'{length:,} steps' for length in LENGTHS)} |",
+        f"|---|{'---|' * len(LENGTHS)}",
+    ]
+    for arm in ARMS:
+        cells = (f"{best[arm, length][1]:.3f} at {best[arm, length][0]:g}" for length in LENGTHS)
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("prepare", "run", "power", "judge", "statistics"):
+        command = commands.add_parser(name)
+        if name in ("prepare", "run", "judge"):
+            command.add_argument("--work", type=Path, required=True)
+    for name in ("grocery", "corpus", "emojione"):
+        commands.choices["prepare"].add_argument(name, type=Path)
+    commands.choices["run"].add_argument("--minutes", type=float, default=1e6)
+    commands.choices["run"].add_argument("--only", metavar="NAME", help="with --check: make this run again")
+    commands.choices["run"].add_argument("--check", action="store_true", help="compare it with its record")
+    args = parser.parse_args()
+    if args.command == "prepare":
+        prepare(args.grocery, args.corpus, args.emojione, args.work)
+    elif args.command == "run" and (args.only or args.check):
+        check(args.work, args.only)
+    elif args.command == "run":
+        run(args.work, args.minutes)
+    elif args.command == "judge":
+        judge(args.work)
+    elif args.command == "power":
+        power()
+    else:
+        print(statistics())
+
+
+if __name__ == "__main__":
+    main()
