@@ -1,6 +1,6 @@
 """Measure `plantmix browse` on metadata alone: the index, the first page, filters, counts, one image, galleries.
 
-    python tests/benchmarks/bench_browse.py [--rows 1000000,13000000] [--out tests/benchmarks/results/browse.md]
+    python tests/benchmarks/bench_browse.py [--rows 1000000,13000000] [--out tests/benchmarks/results/using.md]
 
 The tables are synthetic Parquet parts; MACROS and TABLES say what is assumed. Each size runs in a process of its own,
 so that its peak memory can be told. The disk's cache is warm.
@@ -105,7 +105,7 @@ def main() -> None:
     """Make the tables of each size, look at them, write the report."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="1000000,13000000")
-    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/browse.md"))
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/using.md"))
     parser.add_argument("--one", type=int, help="run one size and print its figures")
     parser.add_argument("--folder", help="where the tables of --one lie")
     args = parser.parse_args()

@@ -4,7 +4,7 @@ The loop follows the released structure: per head a cosine softmax, a 1 x 1 conv
 figure written out with matrices of ones; then both start from the same tokens and weights and must agree. Gradients are
 those a training step needs: of the tokens, the anchor (a token of the tower, or its pooled feature) and the weights.
 
-    python tests/benchmarks/bench_mbdc.py [--out tests/benchmarks/results/mbdc.md]
+    python tests/benchmarks/bench_mbdc.py [--out tests/benchmarks/results/training.md]
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Some thousand mutated inputs; `python -m fuzz.fuzzing` in tests/ runs any number (benchmarks/results/fuzz.md)."""
+"""Some thousand mutated inputs; `python -m fuzz.fuzzing` in tests/ runs more (benchmarks/results/robustness.md)."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class LossSettings(Settings):
     takes `RELEASED_LOSS` for what it leaves out.
     """
 
-    # Small runs (tests/benchmarks/results/learning.md), judged by f and z together: the sum of similarities is ahead of
+    # Small runs (tests/benchmarks/results/training.md), judged by f and z together: the sum of similarities is ahead of
     # the sum of losses by 3.4 points (0.4 to 6.6) in the six seeds that chose it, and by 2.8 (0.1 to 5.9) in five other
     # seeds on pictures from other shops. z alone loses 4.6 points by it (1.7 to 7.7), f alone no measurable amount.
     # Alpha was tried with one seed.

@@ -21,7 +21,7 @@ class SecondOrderSettings(Settings):
         "statistic": Removed("brownian", "the other statistics were the controls of a study"),
         **dict.fromkeys(
             ("text_padding", "image_norm", "text_norm", "image_dropout_axis", "text_dropout_axis", "projection"),
-            Removed(None, "a preset is what was measured, see tests/benchmarks/results/learning.md", "the preset's"),
+            Removed(None, "a preset is what was measured, see tests/benchmarks/results/training.md", "the preset's"),
         ),
     }
 
@@ -117,7 +117,7 @@ RELEASED = SecondOrder(
 # Our own preset: what differs from the released code, and why. Its loss is the default of the section `loss`.
 # MBDC stays: of the heads that cost less a step, none is shown to be within 2 points of it on sealed photos
 # (tests/benchmarks/results/dalip_vs_clip.md, whose protocol set this rule before they were opened).
-# "Small runs" are those of tests/benchmarks/results/learning.md: a ViT 128 wide, 300 steps. Judged by f and z together
+# "Small runs" are those of tests/benchmarks/results/training.md: a ViT 128 wide, 300 steps. Judged by f and z together
 # they could not tell settings of padding and norm apart.
 DALIP = SecondOrder(
     heads=4,
@@ -137,7 +137,7 @@ DALIP = SecondOrder(
     image_dropout_axis="channel",
     text_dropout_axis="channel",
     # Nothing non-linear lies between the two released layers, so one layer reaches the same maps. It adds 5.0 M
-    # parameters to CLIP instead of 42.4 M; cost in tests/benchmarks/results/model_cost.md.
+    # parameters to CLIP instead of 42.4 M; cost in tests/benchmarks/results/training.md.
     projection="single",
 )
 
