@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from manifests.drawing.panels import MADE_BY, Panel, draw_png, draw_svg
 from manifests.drawing.theme import theme_css
 from manifests.errors import ConfigError
 from manifests.release import require_output
+
+_ID = re.compile(r'((?:id="|#)[mp])([0-9a-f]{10})\b')  # of a marker or a clip path, as matplotlib names them
 
 PAGE_CSS = """\
 * { box-sizing: border-box; }
@@ -61,7 +64,9 @@ def draw_page(
     """
     refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">\n' if refresh_seconds else ""
     notes = "".join(f'<p class="warn" role="note">{html.escape(text)}</p>\n' for text in cautions)
-    drawn = "\n".join(f"<div>{draw_svg(panel)}</div>" for panel in panels)
+    # two panels of the same lines have the same ids, so each gets its number into them
+    numbered = (_ID.sub(rf"\g<1>{number}-\2", draw_svg(panel)) for number, panel in enumerate(panels))
+    drawn = "\n".join(f"<div>{svg}</div>" for svg in numbered)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{refresh}'
