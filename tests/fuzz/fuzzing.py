@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import io
 import random
 import signal
@@ -401,6 +402,7 @@ def run_cases(name: str, parser: Parser, num_cases: int, seed: int) -> Findings:
     for content in parser.seeds:  # what is loaded on the first call is no fault of a case
         with suppress(Exception):
             parser.parse(content)
+    gc.freeze()  # else a case may pay for looking through all that earlier tests of this process left
     for _ in range(num_cases):
         content = mutate(noise, parser)
         found.num_cases += 1
@@ -420,6 +422,7 @@ def run_cases(name: str, parser: Parser, num_cases: int, seed: int) -> Findings:
             found.bad.append((f"{more >> 20} MiB", content))
         found.slowest_seconds = max(found.slowest_seconds, time.process_time() - started)
         found.most_bytes = max(found.most_bytes, more)
+    gc.unfreeze()
     return found
 
 
