@@ -18,7 +18,7 @@ import argparse
 import fcntl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ RESULTS = Records(Path(__file__).parent / "results/second-order.jsonl")
 ARMS = {"f": None, "mean": "mean", "attention": "attention", "covariance": "covariance", "brownian": "brownian"}
 PRIMARY = ("mean", "covariance", "brownian")  # these share their number of steps
 RATES, LENGTHS = (3e-4, 1e-3, 3e-3), (250, 500, 1_000, 2_000)
-TUNING_SEEDS, FINAL_SEEDS = (900, 901), tuple(range(10))
+TUNING_SEEDS, FINAL_SEEDS, MORE_SEEDS = (900, 901), tuple(range(10)), tuple(range(20))
 BATCH, WARMUP_SHARE, WEIGHT_DECAY = 128, 1 / 12, 0.1
 MARGIN, ROUNDS = 0.04, 10_000
 
@@ -83,11 +83,11 @@ def shared_steps() -> int:
     return min(LENGTHS, key=lambda steps: (np.mean([best[arm, steps][1] for arm in PRIMARY]), steps))
 
 
-def final_runs() -> Iterator[Run]:
+def final_runs(seeds: Sequence[int]) -> Iterator[Run]:
     """All arms at the shared number of steps, and plain f also at its own best length, under the name f-own."""
     best, steps = tuned(), shared_steps()
     own = min(LENGTHS, key=lambda length: (best["f", length][1], length))
-    for seed in FINAL_SEEDS:
+    for seed in seeds:
         yield from (Run(arm, seed, best[arm, steps][0], steps, "final") for arm in ARMS)
         yield Run("f-own", seed, best["f", own][0], own, "final")
 
@@ -200,13 +200,13 @@ def on_validation(model: Any, material: Material) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(work: Path, minutes: float) -> None:
+def run(work: Path, minutes: float, seeds: Sequence[int]) -> None:
     """Every run that is not done, until the minutes are over."""
     import torch
 
     torch.set_num_threads(1)
     material, stop = Material(work), time.time() + 60 * minutes
-    for plan in (tuning_runs, final_runs):
+    for plan in (tuning_runs, lambda: final_runs(seeds)):
         while todo := [one for one in plan() if one.name not in RESULTS.names()]:
             for one in todo:
                 claim = work / "claims" / one.name
@@ -256,12 +256,12 @@ def check(work: Path, name: str) -> None:
 # ---- judging
 
 
-def judge(work: Path) -> None:
+def judge(work: Path, seeds: Sequence[int]) -> None:
     """Open the sealed pictures, once: the log-loss and the place of each name, for every final run."""
     import torch
 
     torch.set_num_threads(1)
-    material, plan = Material(work), list(final_runs())
+    material, plan = Material(work), list(final_runs(seeds))
     if missing := [one.name for one in plan if one.name not in RESULTS.names()]:
         raise SystemExit(f"not every final run is done, the sealed pictures stay sealed: {missing}")
     for one in plan:
@@ -317,9 +317,9 @@ def sentence(one: dict[str, float], what: str) -> str:
     return f"nothing is shown of {what}"
 
 
-def power(rounds: int = 400) -> None:
+def power(seeds: Sequence[int], rounds: int = 400) -> None:
     """Coverage of the interval, and how often each sentence is reached, from the spread of the tuning runs."""
-    steps, best, rng, num_seeds = shared_steps(), tuned(), np.random.default_rng(0), len(FINAL_SEEDS)
+    steps, best, rng, num_seeds = shared_steps(), tuned(), np.random.default_rng(0), len(seeds)
     losses = {
         arm: np.array([RESULTS.one(Run(arm, seed, best[arm, steps][0], steps).name)["val_of_each"]
                        for seed in TUNING_SEEDS])
@@ -330,14 +330,14 @@ def power(rounds: int = 400) -> None:
         between = spread.mean(axis=0)
         noise = (spread[0] - spread[1]).std() / 2**0.5
         names = max(between.var() - noise**2 / 2, 0.0) ** 0.5
-        seeds = abs(spread[0].mean() - spread[1].mean()) / 2**0.5
-        print(f"{one} less {two}: seeds {seeds:.4f}, names {names:.3f}, both {noise:.3f} nats")
+        of_seed = abs(spread[0].mean() - spread[1].mean()) / 2**0.5
+        print(f"{one} less {two}: seeds {of_seed:.4f}, names {names:.3f}, both {noise:.3f} nats")
         for true in (-2 * MARGIN, -MARGIN, 0.0):
             said: dict[str, int] = {}
             covered = 0
             for _ in range(rounds):
                 effects = (
-                    (seeds, (num_seeds, 1)),
+                    (of_seed, (num_seeds, 1)),
                     (names, (1, spread.shape[1])),
                     (noise, (num_seeds, spread.shape[1])),
                 )
@@ -411,17 +411,22 @@ def main() -> None:
     commands.choices["run"].add_argument("--minutes", type=float, default=1e6)
     commands.choices["run"].add_argument("--only", metavar="NAME", help="with --check: make this run again")
     commands.choices["run"].add_argument("--check", action="store_true", help="compare it with its record")
+    for name in ("run", "power", "judge"):
+        commands.choices[name].add_argument(
+            "--more", action="store_true", help="20 final seeds, where `power` asks for it"
+        )
     args = parser.parse_args()
+    seeds = MORE_SEEDS if getattr(args, "more", False) else FINAL_SEEDS
     if args.command == "prepare":
         prepare(args.grocery, args.corpus, args.emojione, args.work)
     elif args.command == "run" and (args.only or args.check):
         check(args.work, args.only)
     elif args.command == "run":
-        run(args.work, args.minutes)
+        run(args.work, args.minutes, seeds)
     elif args.command == "judge":
-        judge(args.work)
+        judge(args.work, seeds)
     elif args.command == "power":
-        power()
+        power(seeds)
     else:
         print(statistics())
 
