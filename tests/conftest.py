@@ -1,7 +1,10 @@
 """What holds for every test: its name is the same each time it is collected, and a busy machine may be slow."""
 
 import os
+import tempfile
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("plantmix", deadline=None)
@@ -9,6 +12,18 @@ settings.load_profile("plantmix")
 
 # A small build waits for the disk 170 times, and no test takes its power away. Processes that a test starts do wait.
 os.fsync = lambda descriptor: None
+
+# Ray puts sockets there, whose paths may have 107 bytes
+os.environ.setdefault("RAY_TMPDIR", "/tmp")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every process of the run puts what no test names; it goes with the folders of the tests."""
+    folder = tmp_path_factory.getbasetemp() / "t"
+    folder.mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+    return folder
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -62,10 +62,13 @@ def _grocery(folder: Path) -> list[dict[str, Any]]:
 
 def _corpus(folder: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
+    from PIL import Image
 
     rows, seen = [], set()
     for entry in pq.read_table(folder / "pairs.parquet").to_pylist():
         if entry["tier"] != "core" or not entry["caption"] or entry["error"] or entry["sha256"] in seen:
+            continue
+        if entry["width"] * entry["height"] > Image.MAX_IMAGE_PIXELS:
             continue
         seen.add(entry["sha256"])
         source, path = entry["source_package"], entry["url_path"]
