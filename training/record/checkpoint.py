@@ -49,9 +49,7 @@ def check_model(folder: Path) -> None:
 
     Raises: IntegrityError.
     """
-    path, recorded = folder / MODEL_FILE, None
-    if (folder / SUMMARY_FILE).is_file():
-        recorded = read_summary(folder).get("model_sha256")
+    path, recorded = folder / MODEL_FILE, read_summary(folder).get("model_sha256")
     # Runs of earlier versions recorded no sha256; there the CRC-32 of each tensor has to do.
     if not (is_whole(path) if recorded is None else storage.hash_file(str(path)).sha256 == recorded):
         raise IntegrityError(
@@ -176,11 +174,25 @@ def has_weights(folder: Path) -> bool:
 def newest_weights(folder: Path) -> Path:
     """The file with the weights of a run: the final ones, else the newest checkpoint.
 
-    Raises: ConfigError when there are none.
+    Only the summary says which bytes the final weights have. Without it they are not used.
+
+    Raises: ConfigError when there are none; IntegrityError for final weights alone.
     """
-    if not has_weights(folder):
+    checkpoints = list_checkpoints(folder)
+    if _has_final(folder):
+        return folder / MODEL_FILE
+    if not checkpoints and has_weights(folder):
+        raise IntegrityError(
+            f"{folder / MODEL_FILE}: its {SUMMARY_FILE} and every checkpoint are gone, so nothing says that these are "
+            f"the weights of the run; put {SUMMARY_FILE} back, or run `dalip train` again, which trains anew"
+        )
+    if not checkpoints:
         raise ConfigError(f"{folder}: no trained model here; run `dalip train` first")
-    return folder / MODEL_FILE if (folder / MODEL_FILE).exists() else list_checkpoints(folder)[-1]
+    return checkpoints[-1]
+
+
+def _has_final(folder: Path) -> bool:
+    return (folder / SUMMARY_FILE).exists() and (folder / MODEL_FILE).exists()
 
 
 def begin_with(source: str | None) -> str | None:
@@ -191,7 +203,7 @@ def begin_with(source: str | None) -> str | None:
     if source is None or not is_run(source):
         return source
     folder = Path(source)
-    if not (folder / MODEL_FILE).is_file():
+    if not _has_final(folder):
         raise ConfigError(
             f"model.pretrained {source}: this run is not finished; run it to its end, or name one of its checkpoints"
         )

@@ -9,11 +9,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from training_runs import Finished, assert_same_run, make_settings, run_once
+import torch
+from training_runs import Finished, assert_same_run, final_weights, make_settings, run_once
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
-from training.record import run_files
+from training.record import checkpoint, run_files
 from training.run.loop import train
 
 FIGURES = json.dumps(dict.fromkeys(("weights", "model", "preset", "sets", "groups")))
@@ -121,6 +122,31 @@ def test_a_finished_run_whose_weights_are_gone_makes_them_again(
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(IntegrityError, match=r"model\.pt and every checkpoint are gone; --no-resume"):
         train(make_settings(config))
+
+
+def test_weights_of_another_run_are_handed_on_by_no_command_when_the_summary_is_gone(
+    config: dict[str, Any], run: Path, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else says which bytes `model.pt` has: the newest checkpoint counts, and without one all is refused."""
+    own = final_weights(str(run))
+    other = finished(config, output_dir=str(tmp_path / "other"), seed=1)
+    shutil.copy(other / "model.pt", run)
+    (run / "summary.json").unlink()
+    assert main(["export", str(run), str(tmp_path / "out.pt")]) == 0
+    assert "step-00000006.pt" in capsys.readouterr().out
+    exported = torch.load(tmp_path / "out.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(exported[name], own[f"clip.{name}"]) for name in exported)
+    with pytest.raises(ConfigError, match="is not finished"):
+        checkpoint.begin_with(str(run))
+    shutil.rmtree(run / "checkpoints")
+    for command in (
+        ["export", str(run), str(tmp_path / "again.pt")],
+        ["export", str(run), str(tmp_path / "onnx"), "--format", "onnx"],
+        ["publish", str(run), "--to", "hf:lab/plants", "--dry-run"],
+    ):
+        assert main(command) == 1
+        assert "summary.json and every checkpoint are gone" in capsys.readouterr().err
+    assert not (tmp_path / "again.pt").exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(
