@@ -326,7 +326,7 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
     yield from lost_rows(
         sql,
         "SELECT n AS row_number, id AS record_key, NULL AS url, 'no_media' AS reason, NULL AS value "
-        "FROM records c WHERE NOT EXISTS (SELECT 1 FROM media m WHERE m.id = c.id) "
+        "FROM records ANTI JOIN (SELECT DISTINCT id FROM media) USING (id) "
         "UNION ALL SELECT n, NULL, NULL, 'missing_key', NULL FROM core WHERE id IS NULL",
     )
 

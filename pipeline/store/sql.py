@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from manifests import storage
+from manifests.errors import RunError
 from manifests.reader import literals
 from manifests.remote.folder import bring_missing
 from pipeline.store.files import Files, RowGroup
@@ -90,6 +91,8 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
 
     A database that neither spilled nor read from a store is kept for the next one of this process and work folder,
     until `close_scratch`: to open and close one takes 15 ms, and a build needs some thirty.
+
+    Raises: RunError where a query needs more than the memory limit, or more than the disk has for what it spills.
     """
     scratch = storage.join(workdir, "scratch")
     storage.make_folder(scratch)
@@ -97,8 +100,13 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     try:
         with database.connected(memory_gb) as connection:
             yield connection
-    except BaseException:
+    except BaseException as error:
         database.close()
+        if "Out of Memory Error" in str(error):  # a kind of its own, or within one of Arrow's
+            raise RunError(
+                f"a query does not fit into run.memory_gb ({memory_gb:g}), nor on the disk of {scratch} "
+                f"({str(error).splitlines()[0]}); give it more of either, then run the same command to go on"
+            ) from None
         raise
     if Path(database.folder).exists() or database.root.list_filesystems():
         database.close()  # nothing else frees the disk, or forgets what was read from a store

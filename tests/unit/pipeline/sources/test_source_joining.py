@@ -1,0 +1,53 @@
+"""Joins of readers keep to their memory, whatever a stranger repeats; where a query cannot, it ends in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from darwin_core import gbif_files, write_folder
+
+from manifests.errors import RunError
+from pipeline.sources.joining import staging
+from pipeline.sources.reading import read_rows
+from pipeline.sources.settings import SourceSettings
+from pipeline.store.sql import open_scratch
+
+
+@contextmanager
+def scratch(folder: Path, limit: str = "24MB") -> Iterator[Any]:
+    with open_scratch(str(folder), 0.25) as sql:
+        sql.execute(f"SET memory_limit = '{limit}'; SET threads = 1")
+        yield sql
+
+
+def test_media_of_no_record_take_bounded_memory_however_often_their_key_is_repeated(tmp_path: Path) -> None:
+    files = gbif_files([{"gbifID": "1"}], [{"gbifID": "7" * 1000, "identifier": "https://a.b/c.jpg"}])
+    header, row = files["multimedia.txt"].splitlines()
+    files["multimedia.txt"] = "\n".join([header, *[row] * 30_000]) + "\n"
+    path = write_folder(tmp_path / "archive", files)
+    source = SourceSettings.model_validate({"name": "g", "domain": "plant", "dwca": {"path": str(path)}})
+    reasons: dict[str, int] = {}
+    for batch in read_rows(source, partial(scratch, tmp_path)):
+        for reason in batch.lost["reason"].to_pylist():
+            reasons[reason] = reasons.get(reason, 0) + 1
+    assert reasons == {"no_record": 30_000, "no_media": 1}
+
+
+def test_a_join_holds_the_side_in_which_a_key_stands_once(tmp_path: Path) -> None:
+    """The other one may repeat a key without end, also where it has fewer rows."""
+    with staging(partial(scratch, tmp_path)) as (sql, _):
+        sql.execute("CREATE VIEW media AS SELECT 'x' AS id, repeat('u', 300) || range AS url FROM range(150_000)")
+        sql.execute("CREATE VIEW records AS SELECT 'r' || range AS id, range AS n FROM range(200_000)")
+        query = "SELECT url, n FROM media LEFT JOIN records USING (id)"
+        assert sum(batch.num_rows for batch in sql.sql(query).to_arrow_reader(10_000)) == 150_000
+
+
+def test_a_query_that_takes_more_memory_than_it_may_is_one_line(tmp_path: Path) -> None:
+    words = r"run\.memory_gb \(0\.25\), nor on the disk of .*scratch \(Out of Memory Error: .*\); give it more"
+    with pytest.raises(RunError, match=words), scratch(tmp_path) as sql:
+        sql.sql("SELECT list(range) FROM range(20_000_000)").fetchall()
