@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import re
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 from foreign_tars import img2dataset_samples, write_tar
+from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.errors import ConfigError, IntegrityError
@@ -133,6 +135,40 @@ def test_a_real_object_store_gives_the_samples_and_a_changed_shard_is_named(
     s3.invalidate_cache()
     assert opened(data).fingerprints != pool.fingerprints
     assert "s3://bucket/others/0.tar: changed since it was indexed" in capfd.readouterr().err
+
+
+def test_the_hub_gives_the_samples_and_lists_a_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repository = Repository(private=True)
+
+    def put(name: str, start: int, stop: int) -> None:
+        content = write_tar(tmp_path / "x.tar", img2dataset_samples(start, stop)).read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        repository.files[f"deep/{name}"] = StoredFile(sha256, len(content), content, is_large=True)
+
+    for number in range(12):
+        put(f"{number:05d}.tar", 2 * number, 2 * number + 2)
+    with fake_hub() as hub:
+        use_hub(hub, monkeypatch)
+        hub.repositories["datasets/lab/plants"] = repository
+        for place in ("deep/{00000..00011}.tar", "deep", "**/*.tar"):
+            values = {"shards": f"hf://datasets/lab/plants/{place}", "cache_dir": str(tmp_path / "cache")}
+            data = DataSettings(**values)
+            pool = opened(data)
+            assert contents(pool, data) == of_samples(24)
+        hub.log.clear()
+        assert opened(data).fingerprints == pool.fingerprints
+        assert sum("/tree/" in line for line in hub.log) <= 1 + shard_index._NUM_THREADS, "once a thread, not a shard"
+        with_ranges = DataSettings(**values, cache_gb=1e-4)
+        assert contents(opened(with_ranges), with_ranges) == of_samples(24)
+        listing = list_pictures([f"hf://datasets/lab/plants/{place}"])
+        assert listing.read(23) == of_samples(24)[23][0]
+        put("00003.tar", 100, 105)
+        assert opened(data).fingerprints != pool.fingerprints
+        assert "hf://datasets/lab/plants/deep/00003.tar: changed since it was indexed" in capfd.readouterr().err
+        with pytest.raises(ConfigError, match=r"plants/deep/9.tar: no such shard"):
+            opened(DataSettings(shards="hf://datasets/lab/plants/deep/9.tar", cache_dir=str(tmp_path / "cache")))
 
 
 @pytest.mark.parametrize("name", ["s3x://bucket/0.tar", "s3x://bucket/{0..1}.tar", "s3x://bucket/*.tar"])

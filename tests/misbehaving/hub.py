@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/api/repos/create", self._create),
             (r"/api/validate-yaml", lambda _: self._answer(200, {"errors": [], "warnings": []})),
             (r"/api/(\w+/[^/]+/[^/]+)(?:/revision/\w+)?", self._tell),
-            (r"/api/(\w+/[^/]+/[^/]+)/tree/\w+", self._list),
+            (r"/api/(\w+/[^/]+/[^/]+)/tree/\w+(?:/(.+))?", self._list),
             (r"/api/(\w+/[^/]+/[^/]+)/preupload/main", self._preupload),
             (r"/api/(\w+/[^/]+/[^/]+)/commit/main", self._commit),
             (r"/api/\w+/[^/]+/[^/]+/xet-write-token/main", self._xet_token),
@@ -213,13 +213,23 @@ class _Handler(BaseHTTPRequestHandler):
             told = {"id": repository, "sha": found.sha, "private": found.private, "siblings": siblings, "tags": []}
             self._answer(200, told | ({"downloads": 0} if kind == "models" else {}))
 
-    def _list(self, body: bytes, name: str) -> None:
-        if found := self._repository(name):
-            listed = [
+    def _list(self, body: bytes, name: str, folder: str | None) -> None:
+        if repository := self._repository(name):
+            prefix = f"{folder}/" if folder else ""
+            below = {path: file for path, file in repository.files.items() if path.startswith(prefix)}
+            if folder and not below:
+                return self._answer(404, {"error": "no such folder"}, {"X-Error-Code": "EntryNotFound"})
+            inner = {path: path.removeprefix(prefix) for path in below}
+            whole = "recursive=true" in self.path.lower()
+            listed: list[dict[str, Any]] = [
                 {"type": "file", "path": path, "size": file.num_bytes, "oid": file.oid}
-                for path, file in found.files.items()
+                for path, file in below.items()
+                if whole or "/" not in inner[path]
             ]
+            folders = {prefix + path.partition("/")[0] for path in inner.values() if "/" in path}
+            listed += [{"type": "directory", "path": path, "size": 0, "oid": "0"} for path in sorted(folders)]
             self._answer(200, listed)
+        return None
 
     def _preupload(self, body: bytes, name: str) -> None:
         if found := self._repository(name):
@@ -293,6 +303,10 @@ class _Handler(BaseHTTPRequestHandler):
         if file is None or file.content is None:
             return self._answer(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         headers = {"ETag": f'"{file.oid}"', "X-Repo-Commit": found.sha, "X-Linked-Size": str(file.num_bytes)}
+        if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            piece = file.content[int(part[1]) : int(part[2]) + 1]
+            span = f"bytes {part[1]}-{int(part[1]) + len(piece) - 1}/{file.num_bytes}"
+            return self._answer(206, piece, headers | {"Content-Range": span})
         return self._answer(200, file.content, headers)
 
 

@@ -72,19 +72,26 @@ def shown(source: str) -> str:
     return str(hide_in(source))
 
 
-def stamp_of(source: str) -> tuple[int | None, str]:
+def store_of(source: str) -> tuple[Any, str] | None:
+    """The file system of a store and the path in it; None for a file of this machine and a pipe."""
+    is_in_store = not source.startswith(PIPE) and storage.is_remote(source)
+    return storage.filesystem(source) if is_in_store else None
+
+
+def stamp_of(source: str, store: tuple[Any, str] | None = None) -> tuple[int | None, str]:
     """Size of a shard, where it is said, and what changes when the file does.
+
+    `store` is `store_of(source)`, and its listing counts. That of the Hub is one a thread, so threads share the caller's.
 
     Raises: ConfigError where it is not there; RetryableError when the store does not answer.
     """
     if source.startswith(PIPE):
         return None, ""
     try:
-        if not storage.is_remote(source):
+        if (store := store or store_of(source)) is None:
             stat = Path(source).stat()
             return stat.st_size, stamp_of_stat(stat)
-        fs, inner = storage.filesystem(source)
-        fs.invalidate_cache(inner)  # a listing may be older than the file
+        fs, inner = store
         info: dict[str, Any] = fs.info(inner)
     except FileNotFoundError:
         raise ConfigError(f"{shown(source)}: no such shard") from None

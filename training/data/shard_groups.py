@@ -60,6 +60,8 @@ def expand(places: Iterable[str]) -> list[str]:
             names = expand_urls(part)
         except ValueError as error:
             raise ConfigError(f"{shown(part)}: its braces cannot be read: {error}") from None
+        if storage.is_remote(part):
+            storage.filesystem(part)[0].invalidate_cache()  # once: a listing that is kept may be older than the files
         for name in names:
             if MASK in name:
                 raise ConfigError(f"{shown(name)}: a run's folder keeps no secrets; give your own config instead")

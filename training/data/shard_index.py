@@ -36,7 +36,7 @@ from manifests.masking import hide_secrets
 from manifests.printable import ProgressLine
 from manifests.remote import patience
 from manifests.untrusted import BrokenTarError, Member, tar_members
-from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of
+from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of, store_of
 from training.data.sealed import SUMS_FILE, SealedFiles
 from training.data.shard_cache import ShardCache, local_folder, locked
 from training.data.shard_groups import JSON, ShardGroup, expand, text_name
@@ -107,6 +107,7 @@ def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
     """
     folder = local_folder(cache.cache_dir) / "index"
     folder.mkdir(exist_ok=True)
+    stores = [store_of(source) for source in sources]
     line = ProgressLine(sys.stderr, every_seconds=30.0, last=time.monotonic())
 
     def show(number: int, at: int) -> None:
@@ -119,7 +120,7 @@ def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
         own.mkdir(exist_ok=True)
         try:
             with locked(own / "lock"):
-                return _index(source, own, cache, partial(show, number))
+                return _index(source, stores[number], own, cache, partial(show, number))
         except PlantMixError as error:
             return error
 
@@ -132,13 +133,17 @@ def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
     return [each for each in indexes if isinstance(each, ShardIndex)]
 
 
-def _index(source: str, folder: Path, cache: ShardCache, say: Callable[[int], None]) -> ShardIndex:
-    size, stamp = stamp_of(source)
+def _index(
+    source: str, store: tuple[Any, str] | None, folder: Path, cache: ShardCache, say: Callable[[int], None]
+) -> ShardIndex:
+    size, stamp = stamp_of(source, store)
     kept = _Segments(folder, stamp)
     if kept.was_changed:
         print(f"{shown(source)}: changed since it was indexed (now {stamp}); indexed anew", file=sys.stderr, flush=True)
     if kept.is_finished:
         return kept.as_index(source)
+    if (own_store := store_of(source)) is not None:
+        own_store[0].invalidate_cache(own_store[1])  # this thread's listing may be older than the file
     passing = partial(_passing, source)
     if size is not None:
         with suppress(_NoRangesError):
