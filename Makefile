@@ -3,6 +3,7 @@
 # make test-all                      the tests that `make test` leaves out
 # make test-numerics                 the tests of numbers again, as another processor would round them
 # make reference                     configs/REFERENCE.md from the settings classes
+# make gpu-check                     right and how fast on this machine's GPU; without one, a small twin on the CPU
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
 #
 # Every target sets up .venv first when pyproject.toml or constraints.txt changed. pip obeys its own settings
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-numerics check reference bench setup clean distclean constraints
+.PHONY: help demo test test-all test-numerics check reference bench gpu-check setup clean distclean constraints
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -70,6 +71,10 @@ reference: $(STAMP)
 bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do \
 	  echo "$$script"; $(BIN)/python "$$script" || [ $$? -eq 2 ] || exit 1; done
+
+# goes on when it is run again; the rows lie in data/gpu-check.jsonl
+gpu-check: $(STAMP)
+	@$(BIN)/python tests/benchmarks/gpu_check.py
 
 # pins of what is installed now: run it in a fresh .venv after changing a range in pyproject.toml
 constraints: $(STAMP)

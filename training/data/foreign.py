@@ -81,7 +81,7 @@ def store_of(source: str) -> tuple[Any, str] | None:
 def stamp_of(source: str, store: tuple[Any, str] | None = None) -> tuple[int | None, str]:
     """Size of a shard, where it is said, and what changes when the file does.
 
-    `store` is `store_of(source)`, and its listing counts. That of the Hub is one a thread, so threads share the caller's.
+    `store` is `store_of(source)`. Its listing counts; the Hub's client has one a thread, so threads share the caller's.
 
     Raises: ConfigError where it is not there; RetryableError when the store does not answer.
     """

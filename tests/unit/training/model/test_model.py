@@ -6,10 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
+from golden import SIDES, golden_arrays, golden_branch, golden_tokens
 from torch import Tensor
 
 from manifests.errors import ConfigError
@@ -20,7 +20,6 @@ from training.model.build import build_model
 from training.model.dalip import DalipModel, towers
 from training.model.presets import ModelSettings, resolve_second_order
 
-GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 ROOT = Path(__file__).parents[4]
 DEMO = str(ROOT / "configs/models/vit-tiny-demo.json")
 TINY_VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -50,35 +49,10 @@ def batch(model: DalipModel, size: int = 3, seed: int = 0) -> tuple[Tensor, Tens
     return images, model.tokenizer([captions[index % 4] for index in range(size)])
 
 
-def golden_branch(side: str, arrays: dict[str, Tensor]) -> SecondOrderBranch:
-    image = side == "image"
-    shape = BranchShape(512, 4, 46, "batch" if image else "layer", 0.5, "channel" if image else "token", "full")
-    with torch.device("meta"):
-        branch = SecondOrderBranch(shape)
-    branch.projection = torch.nn.Sequential()
-    branch.second_order_norm = torch.nn.LayerNorm(1)
-    branch = branch.to_empty(device="cpu").double().eval()
-    norm = {"weight": arrays[f"{side}_{'bn' if image else 'ln'}_weight"]}
-    norm["bias"] = arrays[f"{side}_{'bn' if image else 'ln'}_bias"]
-    if image:
-        norm |= {"running_mean": arrays["image_bn_mean"], "running_var": arrays["image_bn_var"]}
-        norm["num_batches_tracked"] = torch.tensor(0)
-    branch.norm.load_state_dict(norm)
-    branch.token_projection.weight.data = arrays[f"{side}_fc1"].double()
-    branch.reduce.weight.data = arrays[f"{side}_reduce"].double()
-    return branch
-
-
-@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("side", SIDES)
 def test_the_branch_equals_the_golden_values(side: str) -> None:
-    with np.load(GOLDEN) as stored:
-        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    tokens = arrays[f"{side}_tokens"].double()
-    if side == "image":
-        anchor, tokens = tokens[:, 0], tokens[:, 1:]
-    else:
-        anchor = tokens[torch.arange(len(tokens)), arrays["text_ids"].argmax(-1)]
-    vector = golden_branch(side, arrays).statistics(anchor, tokens)
+    arrays = golden_arrays()
+    vector = golden_branch(side, arrays).statistics(*golden_tokens(side, arrays))
     assert (vector - arrays[f"{side}_second_order"]).abs().max().item() <= 1e-9
 
 
@@ -425,8 +399,7 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
 
 def test_the_released_preset_starts_its_reduction_as_the_authors_code_does(tmp_path: Path) -> None:
     """A 1 x 1 convolution for pictures, a linear layer for texts: the golden weights were drawn so."""
-    with np.load(GOLDEN) as stored:
-        golden = {side: stored[f"{side}_reduce"].astype(float) for side in ("image", "text")}
+    golden = {side: golden_arrays()[f"{side}_reduce"].double().numpy() for side in SIDES}
     path = tiny(tmp_path, "starts", embed_dim=512)
     torch.manual_seed(0)
     of_preset = {preset: build_model(settings(path, preset, reduced_width=46)) for preset in ("released", "dalip")}
