@@ -26,6 +26,7 @@ _TICK_NS = 20_000_000  # clocks of file systems go in steps of 1 to 10 ms: a sec
 _HASHED_AT_A_TIME = 8
 UNREADABLE = ""
 """Stands for the sha256 of a file that cannot be read."""
+_VERSIONS = ("ETag", "etag", "blob_id", "Last-Modified")  # S3 and web servers, Google, the Hub, other web servers
 LOOKED = pa.schema([("place", pa.string()), ("path", pa.string()), ("stamp", pa.string())])
 
 
@@ -160,6 +161,17 @@ def stamp_of(path: str) -> str | None:
     return stamp_in_store(fs.info(inner)) if storage.is_remote(path) else _stamp_on_disk(inner)
 
 
+def look_in_store(path: str) -> tuple[str | None, int]:
+    """The stamp of a file in a store as it is now, whatever listings of the store were kept, and its size.
+
+    Raises: as `stamp_of`.
+    """
+    fs, inner = storage.filesystem(path)
+    fs.invalidate_cache(inner)
+    info = fs.info(inner)
+    return stamp_in_store(info), int(info.get("size") or 0)
+
+
 def _stamp_on_disk(path: str) -> str | None:
     info = Path(path).stat()
     is_settled = time.time_ns() - info.st_ctime_ns > _TICK_NS
@@ -167,9 +179,9 @@ def _stamp_on_disk(path: str) -> str | None:
 
 
 def stamp_in_store(entry: Mapping[str, Any]) -> str | None:
-    """The stamp of a file by its entry in a store's listing: the ETag (by S3's or Google's name), or size and time."""
-    version = entry.get("ETag") or entry.get("etag") or storage.changed_ns(entry)
-    return f"{entry['size']}-{version}" if version else None
+    """The stamp of a file by its entry in a store's listing: the version that the store names, or size and time."""
+    version = next((entry[name] for name in _VERSIONS if entry.get(name)), None) or storage.changed_ns(entry)
+    return f"{entry.get('size')}-{version}" if version else None
 
 
 def stamps_on_disk(folder: str, names: Iterable[str]) -> list[str | None]:
@@ -218,6 +230,11 @@ class Stamps:
             [name, int(info["size"]), storage.changed_ns(info), sha256, stamp],
         )
         return sha256
+
+    def is_hashed(self, name: str, stamp: str | None) -> bool:
+        """Whether the whole file that is kept under `name` was hashed when it had this stamp."""
+        query = "SELECT 1 FROM inputs WHERE path = ? AND stamp = ?"
+        return bool(self._connection.execute(query, [name, stamp]).fetchall())
 
     def stored(self, looked: pa.Table) -> pa.Table:
         """Rows of LOOKED with `sha256`, null where the stamp is not the stored one, and whether any is `stored`."""

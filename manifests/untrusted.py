@@ -94,6 +94,8 @@ class Member:
     offset: int
     num_bytes: int
     fault: str | None = None
+    begins: int = 0
+    """Where its first header lies: a reading may go on there."""
 
 
 class BrokenTarError(Exception):
@@ -116,6 +118,7 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
     place = start
     for_all: dict[str, str] = {}  # what a pax header says of all that follow
     for_next: dict[str, str] = {}
+    begins = start
     while (header := _header_at(stream, place)) is not None:
         content = place + tarfile.BLOCKSIZE
         if header.type in _EXTENDED:
@@ -138,7 +141,8 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
         place = _next_place(content, size if has_content else 0, end, place, name)
         if not header.isdir():
             fault = said.get("fault") if header.isreg() else "is no regular file"
-            yield _member(name, content, size if has_content else 0, fault)
+            yield _member(name, content, size if has_content else 0, fault, begins)
+        begins = place
 
 
 def _header_at(stream: Any, place: int) -> tarfile.TarInfo | None:
@@ -205,7 +209,7 @@ def _behind_sparse_map(stream: Any, place: int) -> int:
     return place
 
 
-def _member(name: str, offset: int, num_bytes: int, fault: str | None) -> Member:
+def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: int) -> Member:
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_TAR_NAME_BYTES:
         fault = f"has a name of {len(encoded):,} bytes, more than {MAX_TAR_NAME_BYTES:,}"
@@ -214,4 +218,4 @@ def _member(name: str, offset: int, num_bytes: int, fault: str | None) -> Member
         name = encoded.decode()
     except UnicodeDecodeError:
         name, fault = encoded.decode("utf-8", "backslashreplace"), fault or "has a name that is no UTF-8"
-    return Member(name, offset, num_bytes, fault)
+    return Member(name, offset, num_bytes, fault, begins)

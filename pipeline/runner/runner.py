@@ -218,11 +218,7 @@ class Runner:
         if not is_current:  # the later stages belong to another version
             self._catalog.forget_current(after)
         if sealed is not None:
-            log.info("%s: reused, %s", stage.name, _describe(sealed))
-            context.sealed[stage.name] = sealed
-            if stage.settle is not None:
-                stage.settle(context)
-            return False
+            return self._reuse(stage, sealed)
         for files in within(inputs, Files):
             self._checks.require(files)
         for step in stage.steps:
@@ -230,6 +226,10 @@ class Runner:
             if step.learns is not None:
                 inputs = step.learns(inputs, self._stage_run(stage, None))
                 before, context.fingerprint = context.fingerprint, stage.fingerprint(inputs)
+                sealed = self._catalog.find_sealed(context.fingerprint)
+                if before != context.fingerprint and sealed is not None:  # other files of the same content
+                    self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
+                    return self._reuse(stage, sealed)
                 self._catalog.name_anew(stage.name, before, context.fingerprint, stage.identity(inputs))
         run = self._stage_run(stage, None)
         funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
@@ -241,6 +241,13 @@ class Runner:
             stage.settle(context)
         log.info("%s: done, %s", stage.name, _describe(record))
         return True
+
+    def _reuse(self, stage: Stage[Any], sealed: StageRecord) -> bool:
+        log.info("%s: reused, %s", stage.name, _describe(sealed))
+        self._context.sealed[stage.name] = sealed
+        if stage.settle is not None:
+            stage.settle(self._context)
+        return False
 
     def _stage_run(self, stage: Stage[Any], how: Any) -> StageRun[Any]:
         context = self._context
@@ -335,7 +342,7 @@ class Runner:
                         else:
                             whole.add(job.key)
                         if not step.reports:
-                            progress.advance(job.num_rows, result.funnel)
+                            progress.advance(job.num_rows if result.weight is None else result.weight, result.funnel)
                     elif (
                         lost := isinstance(done.error, LostNodeError) and losses[job.key] < _MOST_LOST_NODES
                     ) or self._goes_again(done, attempts[job.key]):

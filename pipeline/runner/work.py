@@ -49,6 +49,8 @@ class PartResult:
     funnel: Funnel | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     is_piece: bool = False
+    weight: int | None = None
+    """Of a piece, how much of the part's `num_rows` it is; None: all."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from manifests.settings import ConfigPath, Settings
 from pipeline.sources.rows import Batch, Scratch, make_batch
+from pipeline.sources.tar_samples import KeptSamples, StoredTars
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
@@ -160,6 +161,15 @@ class Reader(ABC, Generic[SettingsT]):
     def folders_are_classes(self) -> bool:
         """Whether the name of its folder says what a picture shows."""
         return False
+
+    # ---- tars in a store
+
+    kept_samples: KeptSamples | None = None
+    """What `rows` takes the samples of tars from, where a build has read them before."""
+
+    def tars(self) -> StoredTars | None:
+        """Tars in a store, whose samples `rows` takes from `kept_samples`: a build reads each once, front to back."""
+        return None
 
     # ---- what a build is told and records
 

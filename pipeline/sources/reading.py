@@ -24,6 +24,7 @@ from pipeline.sources.files import look_at
 from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
+from pipeline.sources.tar_samples import KeptSamples
 
 T = TypeVar("T")
 
@@ -68,14 +69,16 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
     return ask(source, partial(source.reader.digest, hash_file))
 
 
-def read_rows(source: Origin, scratch: Scratch) -> Iterator[Batch]:
-    """Every row of a source in a fixed order, in batches of bounded size."""
-    return source.reader.rows(scratch)
+def read_rows(source: Origin, scratch: Scratch, kept: KeptSamples | None = None) -> Iterator[Batch]:
+    """Every row of a source in a fixed order, in batches of bounded size; `kept` holds samples of tars read before."""
+    reader = source.reader
+    reader.kept_samples = kept
+    return reader.rows(scratch)
 
 
-def read_ahead(source: Origin, scratch: Scratch) -> Iterator[Batch]:
+def read_ahead(source: Origin, scratch: Scratch, kept: KeptSamples | None = None) -> Iterator[Batch]:
     """The same, while a thread reads the next batches: a source that is ingested alone keeps two cores busy."""
-    batches = read_rows(source, scratch)
+    batches = read_rows(source, scratch, kept)
     with ThreadPoolExecutor(1) as thread:
         coming = deque(thread.submit(next, batches, None) for _ in range(_BATCHES_AHEAD))
         while (batch := coming.popleft().result()) is not None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, create_model, model_validator
 
+from manifests.masking import hide_users
 from manifests.settings import NAME_PATTERN, Settings
+from manifests.tables import sample_ids
 from pipeline.scoring.scorers import code_of
 from pipeline.sources.kinds import Reader, all_kinds
 from pipeline.sources.rows import RowDefaults
@@ -79,6 +83,16 @@ class Origin(_WithKinds):
         """What reads it."""
         kind = KINDS[self.kind]
         return kind(self if kind.is_flat else getattr(self, self.kind), self.where)
+
+    def ids_of(self, record_keys: Any) -> pa.Array:
+        """Sample ids of whole keys, in an array or a list. Passwords are left out: a short one could be guessed from
+        the hash. A token may stay in.
+        """
+        keys = pa.chunked_array([record_keys]) if isinstance(record_keys, list) else record_keys
+        texts = pc.utf8_trim_whitespace(pc.fill_null(keys, ""))
+        if pc.any(pc.match_substring(texts, "@")).as_py():
+            texts = pa.chunked_array([pa.array([hide_users(text) for text in texts.to_pylist()], pa.string())])
+        return sample_ids(self.name, texts.cast(pa.binary()).to_pylist())
 
     def in_work_folder(self, work_dir: str) -> Self:
         """The source with the place where it keeps what is brought for it."""

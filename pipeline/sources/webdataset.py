@@ -1,9 +1,10 @@
 """The kind `webdataset`, samples of tars as they lie: img2dataset's (with its Parquet), TreeOfLife's, plain jpg + txt.
 
 Reads tar headers and text members, and the Parquet file beside a shard where there is one. Pictures are read once, in
-fetch, by the offset in their locator. Memory: the Parquet rows of one shard. An odd member costs its sample alone. A
-shard that breaks off loses what lies behind the break, and gets one row `broken_shard`; so does one whose Parquet file
-is damaged. Raises ConfigError for tars that are missing, no tar, compressed, or links that lead elsewhere.
+fetch, by the offset in their locator; of a tar in a store all is read once, front to back (tar_samples.py). Memory: the
+Parquet rows of one shard. An odd member costs its sample alone. A shard that breaks off loses what lies behind the
+break, and gets one row `broken_shard`; so does one whose Parquet file is damaged. Raises ConfigError for tars that are
+missing, no tar, compressed, or links that lead elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -20,19 +21,20 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
-from manifests.untrusted import BrokenTarError, Member, tar_members
+from manifests.untrusted import BrokenTarError
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     UNREADABLE,
     Shards,
     check_store,
+    exists,
     find_files,
     is_file_of,
     make_locator,
     reading,
 )
-from pipeline.sources.kinds import Listing, Place, Reader
-from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS, MAX_TEXT_BYTES
+from pipeline.sources.kinds import HEAD_ROWS, FirstRows, Listing, Place, Reader
+from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
 from pipeline.sources.rows import (
     BATCH_ROWS,
     PLAIN_COLUMNS,
@@ -48,6 +50,7 @@ from pipeline.sources.rows import (
     parse_json,
 )
 from pipeline.sources.tables.columns import plain
+from pipeline.sources.tar_samples import KeptSamples, Sample, StoredTars, samples_in
 from pipeline.store.foreign import read_rows as read_foreign
 
 _LOOKED_AT = 20  # samples, by init
@@ -92,16 +95,6 @@ class WebdatasetSettings(Settings):
     def read_fields(self) -> ShardFields:
         """The fields, or the usual ones."""
         return self.fields or _USUAL_FIELDS
-
-
-@dataclass
-class _Sample:
-    """The members of one key by extension: texts, where its pictures lie, and why others are not read."""
-
-    key: str
-    texts: dict[str, bytes] = field(default_factory=dict)
-    pictures: dict[str, tuple[int, int]] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
 
 
 class WebdatasetReader(Reader[WebdatasetSettings]):
@@ -155,8 +148,32 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
 
     def rows(self, scratch: Scratch) -> Iterator[Batch]:
         """Every sample of every shard, in order; what img2dataset could not download ends as `no_image`."""
-        rows = enumerate(_rows(self.settings, self._shards()))
-        for some in in_batches(rows, BATCH_ROWS):
+        return self._batches(_rows(self.settings, self._shards(), self.kept_samples))
+
+    def first_rows(self, scratch: Scratch) -> FirstRows:
+        """Of a store, the first thousand: `rows` would read on to the end of a batch."""
+        if not storage.is_remote(self.path):
+            return super().first_rows(scratch)
+        rows = list(islice(_rows(self.settings, self._shards(), None), HEAD_ROWS + 1))
+        return FirstRows(self._batches(iter(rows[:HEAD_ROWS])), is_part=len(rows) > HEAD_ROWS)
+
+    def tars(self) -> StoredTars | None:
+        """Tars of a store are read once."""
+        if not storage.is_remote(self.path):
+            return None
+        shards, texts = self._shards(), self.settings.read_fields.texts()
+        return StoredTars(shards.root, tuple(shards.names), self.settings.suffixes, tuple(sorted(texts)), self._key_of)
+
+    def _key_of(self, tar: str, sample: Sample) -> str | None:
+        fields, place = self.settings.read_fields, f"{tar.removesuffix('.tar')}/{sample.key}"
+        if fields.record_key is None:
+            return place
+        with suppress(ValueError):
+            return _values(sample, [fields.record_key], {})[fields.record_key]
+        return None
+
+    def _batches(self, rows: Iterator[dict[str, str | None] | Lost]) -> Iterator[Batch]:
+        for some in in_batches(enumerate(rows), BATCH_ROWS):
             good = [(number, row) for number, row in some if not isinstance(row, Lost)]
             lost = [replace(row, row_number=number) for number, row in some if isinstance(row, Lost)]
             columns = {name: [row[name] for _, row in good] for name in (good[0][1] if good else {})}
@@ -171,8 +188,10 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return find_files(self.path, self.where, ".tar")
 
 
-def _rows(settings: WebdatasetSettings, shards: Shards) -> Iterator[dict[str, str | None] | Lost]:
-    """A row or a lost one for each sample; lost ones still lack their number."""
+def _rows(
+    settings: WebdatasetSettings, shards: Shards, kept: KeptSamples | None
+) -> Iterator[dict[str, str | None] | Lost]:
+    """A row or a lost one for each sample, without its number yet; `kept` gives samples of tars read before."""
     columns = settings.read_fields.columns()
     for name in shards.names:
         shard, stem = shards.path(name), name.removesuffix(".tar")
@@ -186,7 +205,7 @@ def _rows(settings: WebdatasetSettings, shards: Shards) -> Iterator[dict[str, st
             unlisted = side if columns else None
             yield Lost(-1, "broken_shard", side)
         try:
-            for sample in _samples(shard, settings):
+            for sample in (kept and kept(name)) or _samples(shard, settings):
                 place = f"{stem}/{sample.key}"
                 row = _row(name, place, sample, settings, listed.pop(sample.key, {}))
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
@@ -199,7 +218,7 @@ def _rows(settings: WebdatasetSettings, shards: Shards) -> Iterator[dict[str, st
 
 
 def _row(
-    shard: str, place: str, sample: _Sample, settings: WebdatasetSettings, listed: dict[str, Any]
+    shard: str, place: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
     at = next((sample.pictures[suffix] for suffix in settings.suffixes if suffix in sample.pictures), None)
@@ -224,7 +243,7 @@ def _row(
     return row
 
 
-def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[str, str | None]:
+def _values(sample: Sample, names: list[str], listed: dict[str, Any]) -> dict[str, str | None]:
     """Every field that is asked for.
 
     Raises: ValueError for a member that must not be read, and for a text that is no UTF-8 or no json.
@@ -246,59 +265,11 @@ def _values(sample: _Sample, names: list[str], listed: dict[str, Any]) -> dict[s
     return values
 
 
-# ---- members of a tar
-
-
-def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[_Sample]:
-    """The samples of a shard, in its order.
-
-    Raises: BrokenTarError. The last sample is lost with what lies behind the break, unless another one begins there.
-    """
-    texts, suffixes = settings.read_fields.texts(), set(settings.suffixes)
+def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
+    """The samples of a shard, in its order. Raises: BrokenTarError."""
     fs, inner = storage.filesystem(shard)
-    here: _Sample | None = None
     with fs.open(inner, "rb") as stream:
-        try:
-            for member in tar_members(stream):
-                key, extension = _key_of(member.name)
-                if not key:
-                    continue
-                if here is None or key != here.key:
-                    if here is not None:
-                        yield here
-                    here = _Sample(key)
-                if extension in suffixes or extension in texts:
-                    _take(member, extension, extension in suffixes, here, stream)
-        except BrokenTarError as error:
-            place = here.key if here else "the first sample"
-            if here is not None and error.member and _key_of(error.member)[0] not in ("", here.key):
-                yield here
-            raise BrokenTarError(f"{error}, in or behind {place}") from None
-    if here is not None:
-        yield here
-
-
-def _take(member: Member, extension: str, is_picture: bool, sample: _Sample, stream: Any) -> None:
-    """Note where a picture lies, read a text, or note why neither can be done."""
-    fault = member.fault
-    if not is_picture and member.num_bytes > MAX_TEXT_BYTES:
-        fault = f"has {member.num_bytes:,} bytes, more than {MAX_TEXT_BYTES:,}"
-    if fault is not None:
-        sample.faults[extension] = fault
-    elif is_picture:
-        sample.pictures[extension] = (member.offset, member.num_bytes)
-    else:
-        stream.seek(member.offset)
-        sample.texts[extension] = stream.read(member.num_bytes)
-
-
-def _key_of(name: str) -> tuple[str, str]:
-    """Key and lower-case extension, cut at the first dot of the base name, as webdataset does; no key for __name__."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    if not stem or not extension or (base.startswith("__") and base.endswith("__")):
-        return "", ""
-    return f"{folder}{slash}{stem}".removeprefix("./"), extension.lower()
+        yield from samples_in(stream, settings.read_fields.texts(), settings.suffixes)
 
 
 # ---- the Parquet file beside a tar
@@ -349,9 +320,11 @@ def _first_columns(shards: Shards) -> list[str] | None:
 
 def _parquet_of(shard: str) -> str | None:
     """The Parquet file beside a shard, if there is one."""
+    if not shard.endswith(".tar"):
+        return None
     path = shard.removesuffix(".tar") + ".parquet"
     fs, inner = storage.filesystem(path)
-    return path if fs.exists(inner) else None
+    return path if exists(fs, inner) else None
 
 
 # ---- what init sees

@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.outcomes import Outcome
 from manifests.records import Funnel, PartRecord
+from pipeline.fetching.consent import Consent
 from pipeline.fetching.local import read_local
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
 from pipeline.sources.reading import looked_at, places_of, root_of
 from pipeline.sources.settings import Origin
+from pipeline.sources.tar_samples import SAMPLES
 from pipeline.stages.fetch_rounds import (
     FetchedFiles,
     FetchInputs,
@@ -134,23 +136,31 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
             run.scratch_file("local-todo.parquet"),
             run.settings.fetch_part_size,
         )
-    deciding, reuse = _deciding(inputs), _reuse(inputs)
+    deciding, reuse = deciding_of(inputs.consent), _reuse(inputs)
     return [
         Part(PicturesInputs(rows, inputs.image, deciding, inputs.round), reuse, num_rows) for rows, num_rows in groups
     ]
 
 
-def _deciding(inputs: FetchInputs) -> tuple[tuple[str, str], ...]:
-    """C2PA's assertion is read only where it counts; what else a picture says of itself always is."""
-    return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in inputs.consent.signals else ()
+def deciding_of(consent: Consent) -> tuple[tuple[str, str], ...]:
+    """C2PA's assertion is read only where it counts; other signals inside the picture are always read."""
+    return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in consent.signals else ()
 
 
 def _reuse(inputs: FetchInputs) -> tuple[ImageSettings, tuple[tuple[str, str], ...]]:
-    return inputs.image, _deciding(inputs)
+    return inputs.image, deciding_of(inputs.consent)
+
+
+def stored_as(image: ImageSettings, deciding: tuple[tuple[str, str], ...]) -> str:
+    """The name of facts of local pictures that this version measures in this way."""
+    return STEP.reuse_key((image, deciding))
 
 
 def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return [part for part in run.made_of("local", _reuse(inputs)) if part.notes["round"] <= inputs.round]
+    """Also what ingest has measured of tars that it read."""
+    name = stored_as(*_reuse(inputs))
+    passed = [part for part in run.catalog.parts_like("ingest", "tars") if part.notes["stored_as"] == name]
+    return [part for part in [*run.made_of("local", _reuse(inputs)), *passed] if part.notes["round"] <= inputs.round]
 
 
 def _roots(context: BuildContext) -> dict[str, str]:
@@ -198,6 +208,9 @@ def look_at_candidates(context: BuildContext) -> RowGroup | None:
         sql.execute(
             f"CREATE TABLE named AS SELECT source, {_NAME} AS name, {_IS_WHOLE} AS whole FROM candidates c GROUP BY ALL"
         )
+        passed = files_in(context.workdir, context.catalog.parts_of(context.sealed["ingest"].fingerprint), "samples")
+        view_table(sql, "passed", context.require(passed), SAMPLES)
+        sql.execute("CREATE TABLE passed_tars AS SELECT DISTINCT source, tar AS name FROM passed")
         sql.register("tars", pa.concat_tables([_tars(context, origin, sql) for origin in origins]))
         looked = pa.concat_tables([looked_at(origin, _names(sql, origin, "whole")) for origin in origins])
         sql.register("files", stamps.stored(looked))
@@ -221,8 +234,10 @@ def look_at_candidates(context: BuildContext) -> RowGroup | None:
             "local-looked",
             sql,
             "SELECT sample_id, locator, place, f.stamp, "
-            "locator || '#' || coalesce(t.sha256, h.sha256, n.sha256, f.sha256) AS address "
-            f"FROM (SELECT sample_id, locator, {_place(origins)} AS place FROM candidates c) "
+            "locator || '#' || coalesce(s.sha256, t.sha256, h.sha256, n.sha256, f.sha256) AS address "
+            f"FROM (SELECT sample_id, source, locator, {_place(origins)} AS place FROM candidates c) "
+            "LEFT JOIN (SELECT source, locator, any_value(sha256) AS sha256 FROM passed GROUP BY ALL) s "
+            "USING (source, locator) "
             "LEFT JOIN tars t USING (place) LEFT JOIN files f USING (place) LEFT JOIN hashed h USING (place) "
             "LEFT JOIN noted n USING (place)",
         )
@@ -283,8 +298,9 @@ def _place(origins: Sequence[Origin]) -> str:
 
 
 def _tars(context: BuildContext, origin: Origin, sql: Any) -> pa.Table:
-    """The tars that hold many pictures, with the sha256 that ingest took."""
-    names, root = _names(sql, origin, "NOT whole"), root_of(origin) or ""
+    """The tars that hold many pictures, with the sha256 that ingest took; what it read itself is left out."""
+    of_ingest = "(source, name) NOT IN (SELECT (source, name) FROM passed_tars)"
+    names, root = _names(sql, origin, f"NOT whole AND {of_ingest}"), root_of(origin) or ""
     hashes = [context.catalog.input_sha256(storage.join(root, name)) for name in names]
     return pa.table({"place": places_of(origin, names), "sha256": pa.array(hashes, pa.string())})
 

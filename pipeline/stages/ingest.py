@@ -1,7 +1,8 @@
 """ingest: turn the rows of every source into candidates with an identity. Other rows end here with a reason.
 
-Reads the sources through their readers. Writes `candidates` (sorted by sample_id) and `rejects`, one part a source. A
-source is read again only when its bytes or its settings change.
+Reads the sources through their readers, and tars of a store once for fetch too (ingest_tars.py). Writes `candidates`
+(sorted by sample_id) and `rejects`, one part a source. A source is read again only when its bytes or its settings
+change.
 
 This is the one place where secrets in addresses (passwords, tokens, signatures) are taken out. Every text of a row is
 written without them. The whole address of such a row stands in `secrets`, which only fetch reads.
@@ -9,7 +10,7 @@ written without them. The whole address of such a row stands in `secrets`, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests import storage, tables
+from manifests.catalog import Catalog
 from manifests.errors import RunError
-from manifests.masking import hide_users
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.sources.reading import content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tar_samples import kept_samples
+from pipeline.stages import ingest_tars
+from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
@@ -62,7 +66,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     hidden = pc.and_(pc.is_null(rows["locator"]), pc.not_equal(whole, mapped["url"]))
     mapped |= {
         "asked_url": pc.if_else(hidden, whole, None),
-        "sample_id": _sample_ids(source.name, keys),
+        "sample_id": source.ids_of(keys),
         "source": pa.repeat(source.name, num_rows),
         "domain": pa.repeat(source.domain, num_rows),
         "row_number": pa.array(batch.numbers, pa.int64()),
@@ -84,14 +88,6 @@ def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray)
     reason = pc.case_when(conditions, "missing_url", "invalid_url", "missing_key")
     value = pc.if_else(pc.equal(reason, "invalid_url"), pc.utf8_slice_codeunits(url, 0, MAX_VALUE_CHARS), None)
     return reason, value
-
-
-def _sample_ids(source: str, keys: pa.ChunkedArray) -> pa.Array:
-    """Ids from the whole keys, passwords left out: a short one could be guessed from the hash. A token may stay in."""
-    texts = pc.fill_null(keys, "")
-    if pc.any(pc.match_substring(texts, "@")).as_py():
-        texts = pa.chunked_array([pa.array([hide_users(text) for text in texts.to_pylist()], pa.string())])
-    return tables.sample_ids(source, texts.cast(pa.binary()).to_pylist())
 
 
 def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
@@ -121,12 +117,21 @@ class IngestInputs:
     sources: tuple[SourceInputs, ...]
 
 
-def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
+@dataclass(frozen=True)
+class PassedSourceInputs(SourceInputs):
+    """A source whose tars were read on the way here: what was kept of their samples."""
+
+    samples: Files
+
+
+def read_source(inputs: SourceInputs | PassedSourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
-    source = inputs.source
+    source, of_tars = inputs.source, None
+    if isinstance(inputs, PassedSourceInputs) and (tars := source.reader.tars()):
+        of_tars = kept_samples(inputs.samples.paths, tars)
     stem = f"tables/ingest/{source.name}-{run.stem}"
     staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
-    for batch in read_ahead(source, run.scratch):
+    for batch in read_ahead(source, run.scratch, of_tars):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
     with run.scratch() as sql:
@@ -175,20 +180,41 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
 
 
 def _inputs(context: BuildContext) -> IngestInputs:
-    catalog = context.catalog
     return IngestInputs(
         tuple(
-            SourceInputs(
-                source,
-                (*digest_inputs(source, catalog.input_sha256), *content_of(source, catalog.stamps, pictures=False)),
-            )
+            _look_at(source, context.catalog, ingest_tars.hashes_of_tars(source, context))
             for source in context.config.sources
         )
     )
 
 
+def _look_at(source: SourceSettings, catalog: Catalog, of_tars: Mapping[str, str]) -> SourceInputs:
+    def hash_file(path: str) -> str:
+        return of_tars[path] if path in of_tars else catalog.input_sha256(path)
+
+    return SourceInputs(
+        source, (*digest_inputs(source, hash_file), *content_of(source, catalog.stamps, pictures=False))
+    )
+
+
+def _sources(inputs: IngestInputs) -> list[SourceSettings]:
+    return [each.source for each in inputs.sources]
+
+
+def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
+    """The same inputs, with the content of tars that were read for the first time."""
+    learnt = [(each, ingest_tars.learn(each.source, run)) for each in inputs.sources]
+    return IngestInputs(
+        tuple(_look_at(each.source, run.catalog, of_tars) if of_tars else each for each, of_tars in learnt)
+    )
+
+
 def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
-    return inputs.sources
+    return [
+        PassedSourceInputs(each.source, each.content, samples) if samples else each
+        for each in inputs.sources
+        for samples in [ingest_tars.samples_of(each.source, run)]
+    ]
 
 
 def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
@@ -211,6 +237,17 @@ STAGE = Stage(
     name="ingest",
     about="read the sources' tables, give every row an identity",
     inputs=_inputs,
-    steps=(Step("read", _plan, read_source, version=4, unit="sources"),),
+    steps=(
+        Step(
+            "tars",
+            lambda inputs, run: ingest_tars.plan(_sources(inputs), run),
+            ingest_tars.read,
+            how=ingest_tars.how_to_read,
+            unit="MB",
+            committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
+            learns=_learn,
+        ),
+        Step("read", _plan, read_source, version=4, unit="sources"),
+    ),
     conclude=_conclude,
 )

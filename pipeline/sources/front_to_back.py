@@ -1,0 +1,100 @@
+"""A file of a store as a stream that is read once, front to back, in ranges; the next one comes while one is used.
+
+Memory: two ranges, and what is read at once. A fault that passes costs a request. Raises PartError for a file that is
+another one by now, ConfigError for a server that gives no ranges, RetryableError when the store does not answer.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+from manifests import storage
+from manifests.errors import ConfigError, PartError, RetryableError, words_of
+from manifests.masking import hide_secrets
+from manifests.records import look_in_store
+from manifests.remote import patience
+from pipeline.sources.limits import MAX_TEXT_BYTES
+
+RANGE_BYTES = 8 << 20
+WAITS_SECONDS = (0.5, 2.0, 8.0)  # beside what the client library tries by itself
+_KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
+
+
+class FrontToBack(AbstractContextManager["FrontToBack"]):
+    """The bytes of a file from `start` on; `seek` may go back a little."""
+
+    def __init__(self, path: str, stamp: str | None, num_bytes: int, start: int) -> None:
+        self._path, self._stamp, self._end = path, stamp, num_bytes
+        self._place = self._base = start
+        self._held = bytearray()
+        self._file: Any = None
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: Future[bytes] = self._thread.submit(self._fetch, start)
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        if self._file is not None:
+            self._file.close()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a byte."""
+        self._place = offset + (self._end if whence == os.SEEK_END else 0)
+        return self._place
+
+    def read(self, num_bytes: int) -> bytes:
+        """The next bytes; fewer at the end."""
+        while self._base + len(self._held) < min(self._place + num_bytes, self._end):
+            if (surplus := min(self._place - _KEPT_BYTES - self._base, len(self._held))) > 0:
+                del self._held[:surplus]
+                self._base += surplus
+            self._held += self._coming.result()
+            self._coming = self._thread.submit(self._fetch, self._base + len(self._held))
+        start = self._place - self._base
+        if start < 0:
+            raise ValueError(f"byte {self._place:,} has gone by")
+        content = bytes(self._held[start : start + num_bytes])
+        self._place += len(content)
+        return content
+
+    def require_unchanged(self) -> None:
+        """Raises: PartError when the store names another version than the one that is read."""
+        stamp, _ = look_in_store(self._path)
+        if self._stamp is not None and stamp != self._stamp:
+            raise PartError(
+                f"{hide_secrets(self._path)}: was changed while it was read ({self._stamp} -> {stamp}); run the same "
+                "command again: it is then read anew"
+            )
+
+    def _fetch(self, start: int) -> bytes:
+        if start >= self._end:
+            return b""
+        return patience.patiently(lambda: self._ask(start), WAITS_SECONDS, self._passing)
+
+    def _ask(self, start: int) -> bytes:
+        num_bytes = min(RANGE_BYTES, self._end - start)
+        if self._file is None:
+            fs, inner = storage.filesystem(self._path)
+            self._file = fs.open(inner, "rb", cache_type="none")
+        try:
+            self._file.seek(start)
+            content = bytes(self._file.read(num_bytes))
+        except ValueError as error:
+            raise ConfigError(
+                f"{hide_secrets(self._path)}: its server gives no parts of files ({error}); download it, and give the "
+                "file"
+            ) from None
+        if not content or len(content) > num_bytes:
+            raise RetryableError(f"{len(content):,} bytes came of {num_bytes:,} from byte {start:,} on")
+        return content
+
+    def _passing(self, error: Exception) -> Exception | None:
+        """What a fault means in the end; the next try opens the file anew."""
+        self._file = None
+        if isinstance(error, FileNotFoundError) or not patience.may_pass(error):
+            return None
+        with suppress(OSError):
+            self.require_unchanged()
+        return RetryableError(f"{hide_secrets(self._path)} cannot be read now ({words_of(error)})")

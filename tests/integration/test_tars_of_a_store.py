@@ -1,0 +1,191 @@
+"""Tars of a store are read once, front to back, whatever the web does; a build that was stopped goes on there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from building import run_here, write_small_config
+from foreign_tars import img2dataset_samples, write_tar
+from range_server import RangeServer, serving_ranges
+
+from manifests.catalog import Catalog
+from manifests.reader import open_reader
+from pipeline.sources import front_to_back
+from pipeline.stages import ingest_tars
+
+NUM = 24
+HEAD = 16 << 10  # bytes that `check` asks for, at most
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_to_back, "WAITS_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(front_to_back, "RANGE_BYTES", 16 << 10)
+    monkeypatch.setattr(ingest_tars, "PIECE_BYTES", 20 << 10)
+
+
+@pytest.fixture
+def server() -> Iterator[RangeServer]:
+    with serving_ranges() as served:
+        yield served
+
+
+def tar_of(folder: Path, start: int = 0, stop: int = NUM) -> bytes:
+    return write_tar(folder / "made.tar", img2dataset_samples(start, stop)).read_bytes()
+
+
+def config_of(folder: Path, path: str, work: str = "work", **run: Any) -> Path:
+    source = {
+        "name": "theirs",
+        "domain": "plant",
+        "defaults": {"licence": "CC0-1.0"},
+        "webdataset": {"path": path},
+    }
+    run = {"max_attempts": 2, "retry_wait_seconds": 0.01, **run}
+    return write_small_config(folder, source, name="tars", file=work, work_dir=str(folder / work), run=run)
+
+
+def build(config: Path, status: int = 0, last: str = "fetch") -> str:
+    fsspec.filesystem("http").clear_instance_cache()
+    done = run_here("build", config, "--to", last)
+    assert done.returncode == status, done.stderr
+    return done.stderr
+
+
+def rows_of(workdir: Path) -> dict[str, list[Any]]:
+    """Record key -> caption, and what was fetched."""
+    with open_reader(str(workdir)) as sql:
+        asked = "caption, url, row_number, outcome, image_id, stored_sha256, locator"
+        query = f"SELECT record_key, {asked} FROM candidates JOIN facts USING (sample_id)"
+        return {key: rest for key, *rest in sql.execute(query).fetchall()}
+
+
+def versions(workdir: Path) -> dict[str, str]:
+    with Catalog.open(str(workdir)) as catalog:
+        return dict(catalog.ask("SELECT stage, fingerprint FROM current_stages"))
+
+
+def ranges(server: RangeServer, name: str = "0.tar") -> list[int]:
+    """Where the reading of a tar asked for bytes; `check` asks at 0 too."""
+    return sorted(start for asked, start, _ in server.asked if asked == name and start)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> dict[str, list[Any]]:
+    """What the same tar gives as a file of this machine."""
+    tar_of(tmp_path)
+    (tmp_path / "made.tar").rename(tmp_path / "0.tar")
+    build(config_of(tmp_path, str(tmp_path / "0.tar"), "here"))
+    return rows_of(tmp_path / "here")
+
+
+def test_a_tar_is_read_once_and_gives_what_it_gives_here(
+    server: RangeServer, tmp_path: Path, here: dict[str, list[Any]]
+) -> None:
+    content = tar_of(tmp_path)
+    server.put("0.tar", content)
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    build(config)
+    assert rows_of(tmp_path / "work") == here
+    assert len(here) == NUM
+    assert ranges(server) == list(range(16 << 10, len(content), 16 << 10)), "each byte once"
+    server.asked.clear()
+    assert "ingest: reused" in build(config)
+    assert ranges(server) == []
+
+
+@pytest.mark.parametrize("fault", ["reset", "short", "slow", 503])
+def test_faults_that_pass_cost_a_request_and_no_sample(fault: Any, server: RangeServer, tmp_path: Path) -> None:
+    content = tar_of(tmp_path)
+    server.put("0.tar", content)
+    failed: list[int] = []
+
+    def choose(name: str, start: int) -> Any:
+        if name == "0.tar" and start >= 32 << 10 and len(failed) < 3:
+            failed.append(start)
+            return fault
+        return None
+
+    server.choose = choose
+    build(config_of(tmp_path, f"{server.address}/0.tar"), last="ingest")
+    assert len(failed) == 3
+    with open_reader(str(tmp_path / "work")) as sql:
+        assert sql.execute("SELECT count(*) FROM candidates").fetchall() == [(NUM,)]
+
+
+def test_a_server_that_stays_away_costs_no_piece_that_is_committed(
+    server: RangeServer, tmp_path: Path, here: dict[str, list[Any]]
+) -> None:
+    content = tar_of(tmp_path)
+    server.put("0.tar", content)
+    server.choose = lambda name, start: 503 if start >= 64 << 10 else None
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    assert "0.tar cannot be read now" in build(config, 1)
+    with Catalog.open(str(tmp_path / "work")) as catalog:
+        committed = max(piece.notes["stop"] for piece in catalog.parts_like("ingest", "tars"))
+    assert committed >= 40 << 10
+    server.choose = lambda name, start: None
+    server.asked.clear()
+    build(config)
+    assert min(ranges(server)) == committed
+    assert rows_of(tmp_path / "work") == here
+
+
+def test_another_version_of_the_same_content_runs_nothing_again(server: RangeServer, tmp_path: Path) -> None:
+    content = tar_of(tmp_path)
+    server.put("0.tar", content)
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    build(config)
+    before = versions(tmp_path / "work")
+    num_pool = len(list((tmp_path / "work/pool").iterdir()))
+    server.put("0.tar", content, etag="uploaded-again")
+    server.asked.clear()
+    said = build(config)
+    assert "ingest: reused" in said
+    assert "fetch: reused" in said
+    assert len(ranges(server)) == len(content) // (16 << 10), "read once to know it"
+    assert versions(tmp_path / "work") == before
+    server.asked.clear()
+    build(config)
+    assert ranges(server) == []
+    other = tmp_path / "other"
+    other.mkdir()
+    build(config_of(other, f"{server.address}/0.tar"))
+    assert versions(other / "work") == before, "no fingerprint saw an ETag or a place"
+    assert num_pool <= len(list((tmp_path / "work/pool").iterdir()))
+
+
+def test_a_tar_that_changes_is_named_and_then_read_anew(server: RangeServer, tmp_path: Path) -> None:
+    server.put("0.tar", tar_of(tmp_path))
+
+    def choose(name: str, start: int) -> None:
+        if start == 64 << 10:
+            server.put("0.tar", tar_of(tmp_path, 100, 100 + NUM))
+
+    server.choose = choose
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    assert "0.tar: was changed while it was read" in build(config, 1)
+    server.choose = lambda name, start: None
+    build(config)
+    assert sorted(rows_of(tmp_path / "work")) == [f"0/{number:09d}" for number in range(100, 100 + NUM)]
+
+
+def test_a_tar_that_breaks_off_is_named(server: RangeServer, tmp_path: Path) -> None:
+    server.put("0.tar", tar_of(tmp_path)[: 50 << 10])
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    build(config)
+    with open_reader(str(tmp_path / "work")) as sql:
+        ((value,),) = sql.execute("SELECT value FROM rejects WHERE reason = 'broken_shard'").fetchall()
+    assert value.startswith("0.tar: the member at byte ")
+    assert 8 < len(rows_of(tmp_path / "work")) < NUM
+
+
+def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -> None:
+    server.put("0.tar", tar_of(tmp_path))
+    server.choose = lambda name, start: "whole"
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    assert "gives no parts of files" in build(config, 2)
