@@ -124,7 +124,7 @@ class PassedSourceInputs(SourceInputs):
     samples: Files
 
 
-def read_source(inputs: SourceInputs | PassedSourceInputs, run: Execution[None]) -> PartResult:
+def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
     source, of_tars = inputs.source, None
     if isinstance(inputs, PassedSourceInputs) and (tars := source.reader.tars()):
