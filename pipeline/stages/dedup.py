@@ -36,7 +36,7 @@ from pipeline.pictures.phash import one_blas_thread
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
-from pipeline.stages.dedup_inputs import DedupInputs
+from pipeline.stages.dedup_semantic import DedupInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import cut_rows, view_parquet, view_table

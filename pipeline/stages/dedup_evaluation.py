@@ -31,7 +31,7 @@ from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import content_of, digest_inputs, read_rows, root_of
 from pipeline.sources.rows import without_secrets
-from pipeline.stages.dedup_inputs import DedupInputs, SetInputs
+from pipeline.stages.dedup_semantic import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import view_parquet, view_table
 

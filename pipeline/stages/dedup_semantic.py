@@ -5,6 +5,8 @@ Off unless the config says `dedup.semantic`. Reads facts and the pool through an
 already embedded is not embedded again; another threshold compares again. Pictures of earlier builds that are no longer
 part of this one count for nothing. Embeddings are floating-point: their last bits may depend on the machine, so
 byte-identity of releases holds for the same embeddings.
+
+The inputs of all steps of dedup stand here too.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from manifests import tables
 from manifests.records import PartRecord, fingerprint
 from manifests.services.packages import require
 from pipeline import config
-from pipeline.config import SemanticSettings
+from pipeline.config import EvaluationSet, SemanticSettings
 from pipeline.matching.semantic import ASSIGN_ROWS, Vectors, assign, close_pairs, train_centroids, unit
+from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.scoring.clip import ClipScorer
-from pipeline.stages.dedup_inputs import DedupInputs, SemanticInputs
 from pipeline.stages.score import named_file
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
@@ -38,6 +40,49 @@ PART_ROWS = 2_000
 SAMPLES_PER_CLUSTER = 256  # at most; k-means learns a cluster from them
 EMBEDDINGS = pa.schema([("pixels_sha256", pa.string()), ("embedding", pa.binary())])  # float16, length 1
 _CENTROIDS = pa.schema([("centroid", pa.binary())])  # float32
+
+
+@dataclass(frozen=True)
+class SetInputs:
+    """One evaluation set: its settings, and hashes of all that its images depend on."""
+
+    settings: EvaluationSet
+    content: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """What leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
+        return {
+            **self.settings.identity(),
+            "inputs": list(self.content),
+            "radius": self.settings.radius,
+            "mirrored": True,
+            "match_names": self.settings.match_names,
+        }
+
+
+@dataclass(frozen=True)
+class SemanticInputs:
+    """Model and thresholds of semantic duplicates; model and weights count by the content of their files."""
+
+    model: Named
+    weights: Named
+    threshold: float
+    images_per_cluster: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DedupInputs:
+    """All that dedup reads. `candidates` count only when an evaluation set is matched by names."""
+
+    facts: Files
+    candidates: Files
+    radius: int
+    placeholder_min_count: int
+    evaluation: tuple[SetInputs, ...]
+    image: ImageSettings | None
+    semantic: SemanticInputs | None
+    num_images: int
 
 
 def check_semantic(settings: SemanticSettings) -> None:
