@@ -2,7 +2,9 @@
 
 A model that was trained on from other weights gains in its domain and forgets elsewhere. Its weights, averaged with
 those it began with, often keep most of both. For each alpha the weights (1 - alpha) START + alpha END are measured as
-`dalip eval` does. The model of the best alpha is written as a folder, with the table and a plot of all.
+`dalip eval` does. The model of the best alpha is written as a folder, with the table and a plot of all. The table is
+written after each alpha: after an interruption those in it are not measured again, as long as the weights, the
+pictures and what is measured are the same.
 
 Reads two models and what they are measured on. Gives up with ConfigError, before anything is measured, on models that
 do not have the same architecture and tensors.
@@ -32,6 +34,7 @@ from manifests.settings import differences
 from training.config import TrainSettings
 from training.data import loader
 from training.data.shards import open_pool
+from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import evaluation_device, feature_kinds
 from training.evaluation.evaluate import measure, sources_of
 from training.evaluation.metrics import Figure, mean_figure
@@ -41,10 +44,12 @@ from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 from training.model.exports import export_hugging_face, local_place
 from training.model.presets import SecondOrderSettings
+from training.record.checkpoint import lock_folder
 
 TABLE_FILE, PLOT_FILE = "blend.json", "blend.png"
 MADE_BY = "dalip blend"
 RULE = "the largest geometric mean of both figures; a loss counts by its inverse; of equal ones the smaller alpha"
+_LEAST_LOSS = 1e-12  # below which losses count as equal
 
 
 @dataclass(frozen=True)
@@ -120,25 +125,57 @@ def blend(
                if item.group is not None and opened_set.kind == "classification"]  # fmt: skip
     domains = open_pool(opened, chosen).domains if chosen is not None else []
     groups = _choose_groups(expert, general, list(dict.fromkeys(of_sets)), domains)
-    model = model.to(evaluation_device(settings)).eval()
-    rows: list[Row] = []
-    for alpha in alphas:
-        model.load_state_dict(blended_state(first, last, alpha))
-        result = measure(model, settings, opened, chosen, sets)
-        of_expert, of_general = (_figure(result, name, feature_kinds(model)[-1]) for name in vars(groups).values())
-        rows.append(Row(alpha, of_expert, of_general, (_gain(of_expert) + _gain(of_general)) / 2))
-        say(_line(rows[-1], groups))
-    best = max(rows, key=lambda row: (row.score, -row.alpha))
-    model.load_state_dict(blended_state(first, last, best.alpha))
-    code = export_hugging_face(model.cpu(), folder, end.settings.loss)
-    table = {
-        "made_by": MADE_BY, "start": start.source, "end": end.source, "alpha": best.alpha, "rule": RULE,
-        "groups": vars(groups), "rows": [vars(row) for row in rows],
-        "releases": [source.name for source in opened], "split": chosen,
+    identity = {
+        "start": Encoder(start).fingerprint, "end": Encoder(end).fingerprint, "groups": vars(groups),
+        "releases": [source.fingerprint for source in opened], "split": chosen,
+        "sets": [eval_set.fingerprint() for eval_set in sets], "measures": _measures(settings),
     }  # fmt: skip
-    storage.write_file(str(folder / PLOT_FILE), _plot(rows, best, groups))
-    storage.publish_json(folder / TABLE_FILE, table)
+    table = {
+        "made_by": MADE_BY, "start": start.source, "end": end.source, "rule": RULE, "groups": vars(groups),
+        "releases": [source.name for source in opened], "split": chosen, "identity": identity,
+    }  # fmt: skip
+    model = model.to(evaluation_device(settings)).eval()
+    with lock_folder(folder):
+        measured = _rows_before(folder / TABLE_FILE, identity, say)
+        rows: list[Row] = []
+        for alpha in alphas:
+            if alpha not in measured:
+                model.load_state_dict(blended_state(first, last, alpha))
+                result = measure(model, settings, opened, chosen, sets)
+                figures = [_figure(result, name, feature_kinds(model)[-1]) for name in vars(groups).values()]
+                measured[alpha] = Row(alpha, *figures, math.sqrt(math.prod(map(_gain, figures))))
+                kept = [vars(measured[each]) for each in sorted(measured)]
+                storage.publish_json(folder / TABLE_FILE, table | {"alpha": None, "rows": kept})
+            rows.append(measured[alpha])
+            say(_line(rows[-1], groups))
+        best = max(rows, key=lambda row: (row.score, -row.alpha))
+        model.load_state_dict(blended_state(first, last, best.alpha))
+        code = export_hugging_face(model.cpu(), folder, end.settings.loss)
+        storage.write_file(str(folder / PLOT_FILE), _plot(rows, best, groups))
+        storage.publish_json(folder / TABLE_FILE, table | {"alpha": best.alpha, "rows": [vars(row) for row in rows]})
     return best, code
+
+
+def _measures(settings: TrainSettings) -> dict[str, Any]:
+    """What of the settings a figure depends on. Where a set lies and how it is called is not among it."""
+    values = settings.model_dump(mode="json", include={"eval", "loss"})
+    for item in values["eval"]["sets"]:
+        del item["path"], item["name"], item["split"]
+    return values
+
+
+def _rows_before(path: Path, identity: dict[str, Any], say: Callable[[str], None]) -> dict[float, Row]:
+    """The rows of an earlier call that measured the same; none where something differs, which is said."""
+    if not path.is_file():
+        return {}
+    table = json.loads(path.read_text(encoding="utf-8"))
+    before = table.get("identity") or {}
+    if changed := [key for key, value in identity.items() if before.get(key) != value]:
+        say(f"{path}: measured with other {', '.join(changed)}; all alphas are measured anew")
+        return {}
+    rows = {row["alpha"]: Row(**row) for row in table["rows"]}
+    say(f"{len(rows)} alphas were measured before")
+    return rows
 
 
 def blended_state(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -166,12 +203,16 @@ def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
     before, after = (json.loads(json.dumps(m.clip.visual.preprocess_cfg)) | {"size": None} for m in (theirs, ours))
     if changes := differences(before, after):
         raise ConfigError(f"{names}, they prepare pictures differently: {'; '.join(changes[:3])}")
+    if theirs.projectors and list(theirs.projectors) != list(ours.projectors):
+        kinds = " and ".join(", ".join(model.settings.projectors) or "none" for model in (theirs, ours))
+        raise ConfigError(f"{names}, their model.projectors differ: {kinds}")
     if theirs.second_order is None and ours.second_order is not None:
-        plain = {"preset": "clip", "second_order": SecondOrderSettings(), "projectors": ()}
-        ours = DalipModel(ours.clip, ours.settings.model_copy(update=plain))
+        plain = ours.settings.model_copy(update={"preset": "clip", "second_order": SecondOrderSettings()})
+        projectors, ours = ours.projectors, DalipModel(ours.clip, plain)
+        ours.projectors = projectors
     elif theirs.second_order != ours.second_order:
         raise ConfigError(f"{names}, their second-order branches differ: {theirs.second_order} and {ours.second_order}")
-    shapes = [{name: list(tensor.shape) for name, tensor in m.state_dict().items()} for m in (theirs, ours)]
+    shapes = [{name: list(tensor.shape) for name, tensor in _state_like(ours, m).items()} for m in (theirs, ours)]
     if different := [name for name in shapes[1] if shapes[0].get(name) != shapes[1][name]]:
         name = different[0]
         raise ConfigError(
@@ -182,8 +223,10 @@ def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
 
 
 def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
-    state = source.state_dict()
-    return {name: state[name].detach().cpu().clone() for name in model.state_dict()}
+    """The tensors of `source` that `model` has. A projection of a kind of text that it lacks is the identity."""
+    state = {f"projectors.{kind}": torch.eye(len(matrix)) for kind, matrix in model.projectors.items()}
+    state |= source.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in model.state_dict() if name in state}
 
 
 def _without_extras(settings: TrainSettings) -> TrainSettings:
@@ -220,8 +263,7 @@ def _figure(result: dict[str, Any], name: str, kind: str) -> Figure:
 
 
 def _gain(figure: Figure) -> float:
-    value = math.log(figure["value"]) if figure["value"] > 0 else -math.inf
-    return -value if figure["what"] == "validation loss" else value
+    return 1 / max(figure["value"], _LEAST_LOSS) if figure["what"] == "validation loss" else float(figure["value"])
 
 
 def _line(row: Row, groups: Groups) -> str:

@@ -10,10 +10,12 @@ Gives up with ConfigError on any other folder, and on one with links or pipes am
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +73,15 @@ class EvalSet:
     taxa: tuple[Taxon | None, ...] = ()
     templates: tuple[str, ...] = ()  # the set's own; each has one {}
     captions: tuple[tuple[str, ...], ...] = ()
+
+    def fingerprint(self) -> str:
+        """Identity of its content: classes, captions, answers, and the bytes of every picture that can be read."""
+        words = (self.kind, self.labels, self.classes, self.taxa, self.templates, self.captions)
+        digest = hashlib.sha256(repr(words).encode())
+        for item in self.items:
+            with suppress(CorruptSample, OSError):  # an evaluation names it
+                digest.update(hashlib.sha256(item.read()).digest())
+        return digest.hexdigest()
 
 
 def open_eval_set(path: str, split: str) -> EvalSet:

@@ -38,7 +38,9 @@ example:
   dalip blend runs/before runs/after --alpha 0:1:0.1 --out blended --expert plant --general general
   dalip blend openai-folder runs/plants --settings sets.yaml --release releases/plantmix-0001 --out blended
 
-The first model is alpha 0. Report the figures of the chosen one on data that it was not chosen by."""
+The first model is alpha 0. The chosen alpha has the largest geometric mean of the expert's and the general figure; a
+validation loss counts by its inverse; of equal alphas the smallest. Report the chosen model on data that it was not
+chosen by. Run it again after any interruption: alphas that were measured are kept."""
 _INDEX_EXAMPLE = """\
 example:
   dalip index vectors.parquet --out my-index"""

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
+import release_writer
 import torch
 import yaml
+from PIL import Image
 
 from manifests.errors import ConfigError
 from training.cli import main
+from training.evaluation import blend
 from training.evaluation.blend import parse_alphas
 from training.evaluation.trained_model import open_trained_model
 from training.model import exports
@@ -30,12 +35,17 @@ def settings(tmp_path: Path) -> str:
     return str(path)
 
 
-def model_folder(path: Path, architecture: Path, seed: int, *, preset: str = "dalip", **second: int) -> Path:
+def model_folder(
+    path: Path, architecture: Path, seed: int, *, preset: str = "dalip", kinds: tuple[str, ...] = (), **second: int
+) -> Path:
     torch.manual_seed(seed)
-    values: dict[str, Any] = {"preset": preset, "architecture": str(architecture)}
+    values: dict[str, Any] = {"preset": preset, "architecture": str(architecture), "projectors": kinds}
     if preset != "clip":
         values["second_order"] = {"heads": 2, "reduced_width": 4} | second
-    exports.export_hugging_face(build_model(ModelSettings.model_validate(values)), path)
+    model = build_model(ModelSettings.model_validate(values))
+    for matrix in model.projectors.values():
+        matrix.data += torch.randn(matrix.shape) / 4
+    exports.export_hugging_face(model, path)
     return path
 
 
@@ -135,6 +145,126 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
     (out / "blend.png").write_text("mine")
     assert blend_of(start, start, settings, release_folder, out) == 2
     assert "blend.png: is there, and no `dalip blend` wrote it" in refusal(capsys)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Gives how many alphas were measured since it was asked last."""
+    calls: list[int] = []
+    original = blend.measure
+
+    def counted(*arguments: Any) -> dict[str, Any]:
+        calls.append(1)
+        return original(*arguments)
+
+    def since() -> int:
+        number = len(calls)
+        calls.clear()
+        return number
+
+    monkeypatch.setattr(blend, "measure", counted)
+    return since
+
+
+def test_an_interrupted_blend_goes_on_and_measures_nothing_twice(
+    architecture: Path,
+    release_folder: Path,
+    tmp_path: Path,
+    measured: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pictures = tmp_path / "set"
+    for number, name in enumerate("ab"):
+        (pictures / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (90 * number, 50, 50)).save(pictures / name / "1.png")
+    settings = tmp_path / "measures.yaml"
+    one_set = {"name": "set", "group": "plant", "path": str(pictures)}
+    settings.write_text(yaml.safe_dump(EVAL | {"zero_shot": [], "sets": [one_set]}))
+    start, end = (model_folder(tmp_path / str(seed), architecture, seed, preset="clip") for seed in (1, 2))
+    out, names = tmp_path / "out", ["--alpha", "0:1:0.5", "--expert", "plant", "--general", "general"]
+
+    def run(target: Path = out, final: Path = end) -> list[str]:
+        assert blend_of(start, final, str(settings), release_folder, target, *names) == 0
+        return capsys.readouterr().out.splitlines()
+
+    with monkeypatch.context() as patch:
+        write = blend.storage.publish_json
+
+        def stop_after_two(path: str, content: Any) -> None:
+            write(path, content)
+            if len(content["rows"]) == 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(blend.storage, "publish_json", stop_after_two)
+        assert blend_of(start, end, str(settings), release_folder, out, *names) == 1
+    assert measured() == 2
+    assert json.loads((out / "blend.json").read_text())["alpha"] is None, "not finished"
+    capsys.readouterr()
+    assert run()[0] == "2 alphas were measured before"
+    assert measured() == 1
+    run(tmp_path / "whole")
+    assert measured() == 3
+    assert (out / "blend.json").read_bytes() == (tmp_path / "whole" / "blend.json").read_bytes()
+    moved = tmp_path / "moved"
+    shutil.copytree(end, moved)
+    assert run(final=moved)[0] == "3 alphas were measured before"
+    assert measured() == 0, "weights are known by content, not by place"
+
+    # what changes a figure is measured anew
+    names[1] = "1"
+    another = model_folder(tmp_path / "3", architecture, 3, preset="clip")
+    assert run(final=another)[0].endswith("blend.json: measured with other end; all alphas are measured anew")
+    Image.new("RGB", (32, 32), (7, 7, 200)).save(pictures / "a" / "1.png")
+    assert "measured with other sets;" in run(final=another)[0]
+    other = tmp_path / "other-release"
+    release_writer.write_work_folder(other, release_writer.drawn_samples(40, 30), shard_size=19)
+    assert blend_of(start, another, str(settings), other, out, *names) == 0
+    assert "measured with other releases;" in capsys.readouterr().out
+    assert measured() == 3
+
+
+def test_a_run_with_itself_is_the_same_at_every_alpha(
+    architecture: Path, release_folder: Path, settings: str, tmp_path: Path
+) -> None:
+    one, out = model_folder(tmp_path / "1", architecture, 1), tmp_path / "out"
+    assert blend_of(one, one, settings, release_folder, out, "--alpha", "0,0.3,1") == 0
+    table = json.loads((out / "blend.json").read_text())
+    assert table["alpha"] == 0
+    assert all(row | {"alpha": 0} == table["rows"][0] for row in table["rows"])
+    states = [open_trained_model(str(path)).model.state_dict() for path in (one, out)]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize(("of_start", "preset"), [(("plant", "general"), "dalip"), ((), "dalip"), ((), "clip")])
+def test_projections_of_kinds_are_blended(
+    of_start: tuple[str, ...], preset: str, architecture: Path, release_folder: Path, settings: str, tmp_path: Path
+) -> None:
+    """A model without them has the identity for each kind."""
+    start = model_folder(tmp_path / "1", architecture, 1, kinds=of_start, preset=preset)
+    end = model_folder(tmp_path / "2", architecture, 2, kinds=("plant", "general"))
+    out = tmp_path / "out"
+    assert blend_of(start, end, settings, release_folder, out, "--alpha", "0.5") == 0
+    models = [open_trained_model(str(folder)).model for folder in (start, end, out)]
+    assert models[2].settings.projectors == ("plant", "general")
+    assert (models[2].second_order is None) == (preset == "clip")
+    first = models[0].projectors["general"] if of_start else torch.eye(len(models[1].projectors["general"]))
+    assert torch.allclose(models[2].projectors["general"], (first + models[1].projectors["general"]) / 2)
+
+
+def test_other_projections_are_refused(
+    architecture: Path, release_folder: Path, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = model_folder(tmp_path / "1", architecture, 1, kinds=("plant", "general"))
+    end = model_folder(tmp_path / "2", architecture, 2)
+    capsys.readouterr()
+    assert blend_of(start, end, settings, release_folder, tmp_path / "out") == 2
+    assert "their model.projectors differ: plant, general and none" in refusal(capsys)
+
+
+def test_an_accuracy_of_zero_has_a_score_that_json_can_hold() -> None:
+    assert blend._gain({"value": 0.0, "what": "zero-shot top1"}) == 0.0
+    assert math.isfinite(blend._gain({"value": 0.0, "what": "validation loss"}))
 
 
 def test_positions_of_another_size_are_named(
