@@ -29,6 +29,7 @@ from training.data.shards import SamplePool, ShardReader
 
 _READ_ROWS = 256  # whose texts are read at a time
 TEXT, TAXON = "text", "taxon"  # fields that follow the text that was drawn
+_LABEL_FIELD = "loss.label_field"
 _TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
 
 
@@ -115,8 +116,8 @@ class ShardColumns(SampleColumns):
 class _NamesTaxon:
     """Whether the text that was drawn for a sample names its taxon, and is no caption."""
 
-    def __init__(self, pool: SamplePool, members: Sequence[str]) -> None:
-        self._txt_names_N = torch.from_numpy(names_taxon(pool))
+    def __init__(self, pool: SamplePool, members: Sequence[str], setting: str) -> None:
+        self._txt_names_N = torch.from_numpy(names_taxon(pool, setting))
         self._is_txt = torch.tensor([member == "txt" for member in members] + [True])
 
     def of(self, rows: Tensor, members: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ class BatchLabels:
         Raises: ConfigError for a field that no sample has.
         """
         self._labels_N = None if field == TEXT else torch.from_numpy(_field_labels(pool, field))
-        self._names_taxon = _NamesTaxon(pool, members) if field == TAXON else None
+        self._names_taxon = _NamesTaxon(pool, members, _LABEL_FIELD) if field == TAXON else None
 
     def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
         """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
@@ -155,7 +156,8 @@ class BatchKinds:
         domains = pool.table["domain"].to_pylist()
         self._domain_N = torch.tensor([number.get(domain, -1) for domain in domains])
         self._by_text = torch.tensor([number.get("caption", -1), number.get("taxon", -1)])
-        self._names_taxon = None if (self._domain_N >= 0).all() else _NamesTaxon(pool, members)
+        every_domain = bool((self._domain_N >= 0).all())
+        self._names_taxon = None if every_domain else _NamesTaxon(pool, members, "model.projectors")
         rows = torch.arange(len(domains))
         for member in range(-1, len(members)):
             if (without := self.of(rows, torch.full_like(rows, member)) < 0).any():
@@ -181,7 +183,7 @@ def txt_labels(pool: SamplePool, field: str) -> Tensor:
     """
     labels = _field_labels(pool, field)
     if field == TAXON:
-        labels = np.where(names_taxon(pool), labels, _field_labels(pool, TEXT))
+        labels = np.where(names_taxon(pool, _LABEL_FIELD), labels, _field_labels(pool, TEXT))
     return torch.from_numpy(labels)
 
 
@@ -194,12 +196,12 @@ def txt_kinds(pool: SamplePool, kinds: Sequence[str]) -> Tensor:
     return BatchKinds(pool, kinds, ("txt",)).of(rows, torch.zeros_like(rows))
 
 
-def names_taxon(pool: SamplePool) -> NDArray[np.bool_]:
-    """Whether the `txt` of each row names its taxon, and is no caption, (N,).
+def names_taxon(pool: SamplePool, setting: str) -> NDArray[np.bool_]:
+    """Whether the `txt` of each row names its taxon, and is no caption, (N,); `setting` is what asks.
 
     Raises: ConfigError for a release that does not say.
     """
-    columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"])]
+    columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"], setting)]
     kinds = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     return np.asarray(pc.fill_null(pc.not_equal(kinds, "caption"), False).to_numpy())
 
@@ -226,7 +228,7 @@ def _field_labels(pool: SamplePool, field: str) -> NDArray[np.int64]:
     column = pa.chunked_array(parts, pa.string())
     if column.null_count == len(column):
         raise ConfigError(
-            f"loss.label_field: no sample of split '{pool.split}' has a value of '{field}'; name another field, or set "
+            f"{_LABEL_FIELD}: no sample of split '{pool.split}' has a value of '{field}'; name another field, or set "
             "loss.same_label: negative"
         )
     coded = column.combine_chunks().dictionary_encode()
@@ -236,10 +238,10 @@ def _field_labels(pool: SamplePool, field: str) -> NDArray[np.int64]:
     return np.where(codes >= 0, hashes[codes], alone)
 
 
-def _columns_of(pool: SamplePool, names: Sequence[str]) -> Sequence[SampleColumns]:
+def _columns_of(pool: SamplePool, names: Sequence[str], setting: str = _LABEL_FIELD) -> Sequence[SampleColumns]:
     if any(pool.members):
-        return [ShardColumns(pool, "loss.label_field")]
-    return [SampleColumns(Release.open(path), pool.split, "loss.label_field", names) for path in pool.paths]
+        return [ShardColumns(pool, setting)]
+    return [SampleColumns(Release.open(path), pool.split, setting, names) for path in pool.paths]
 
 
 def _taxa(columns: SampleColumns, rank: str) -> pa.ChunkedArray:

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -349,8 +350,8 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
     if new is not None:
         total = sum(1 for _ in trainer.model.parameters())
         log.print_line(
-            f"weights from {started_from}: {total - len(new)} of {total} tensors; new: {len(new)}; of the weights, not "
-            f"used: {len(unused)} (names: {LOG_FILE})"
+            f"weights from {started_from}: {total - len(new)} of {total} tensors; new: {_by_part(new)}; of the "
+            f"weights, not used: {_by_part(unused)} (names: {LOG_FILE})"
         )
     if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data))[0]:
         log.print_line(
@@ -360,6 +361,12 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         log.print_line(f"{path}: damaged, its bytes are not those that were written; removed")
     if state.kind == "resume":
         log.print_line(f"going on after step {progress.step} from {state.checkpoint}")
+
+
+def _by_part(names: Sequence[str]) -> str:
+    """How many tensors, and of which parts of the model."""
+    parts = Counter(".".join(name.split(".")[: 2 if name.startswith("clip.") else 1]) for name in names)
+    return f"{len(names)}" + (f" ({', '.join(f'{part} {count}' for part, count in parts.items())})" if parts else "")
 
 
 def setting_notes(trainer: Trainer) -> list[str]:

@@ -223,7 +223,10 @@ def test_a_start_from_weights_says_what_is_new(
         assert ({name.partition(".")[0] for name in new} == {"image_branch", "text_branch"}) is is_new
         assert len(new) == (16 if is_new else 0)
         total = len(torch.load(folder / "model.pt", weights_only=True)["state_dict"])
-        listed = f"weights from {source}: {total - len(new)} of {total} tensors; new: {len(new)}; of the weights, not "
+        parts = "16 (image_branch 8, text_branch 8)" if is_new else "0"
+        listed = (
+            f"weights from {source}: {total - len(new)} of {total} tensors; new: {parts}; of the weights, not used: 0"
+        )
         assert listed in capsys.readouterr().err
 
 

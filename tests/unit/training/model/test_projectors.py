@@ -144,7 +144,7 @@ def test_a_run_trains_every_projection_and_measures_by_one(
 
 def test_samples_of_no_kind_are_counted_before_a_run(config: dict[str, Any]) -> None:
     config["model"]["projectors"] = ["plant", "moss"]
-    with pytest.raises(ConfigError, match="the release has no field 'text_type'"):
+    with pytest.raises(ConfigError, match=r"model\.projectors: the release has no field 'text_type'"):
         train(make_settings(config))
     with pytest.raises(ConfigError, match="name two kinds of text or more, each once"):
         make_settings(config, model={"projectors": ["plant"]})

@@ -275,6 +275,16 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
         )
 
 
+def test_weights_of_another_text_width_are_refused_in_one_line(tmp_path: Path) -> None:
+    exports.export_open_clip(
+        build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "plain"))), tmp_path / "a.pt"
+    )
+    config = json.loads((tmp_path / "plain.json").read_text())
+    (tmp_path / "wide.json").write_text(json.dumps(config | {"text_cfg": config["text_cfg"] | {"width": 64}}))
+    with pytest.raises(ConfigError, match=r"^\S*a\.pt: does not fit \S*wide\.json, \d+ of \d+ tensors differ: .*$"):
+        build_model(ModelSettings(architecture=str(tmp_path / "wide.json"), pretrained=str(tmp_path / "a.pt")))
+
+
 def test_weights_of_another_activation_are_refused_with_the_architecture_to_take(tmp_path: Path) -> None:
     """OpenAI's weights under the plain name load without an error in open_clip and compute something else."""
     with pytest.raises(ConfigError, match=r"'openai' was trained with QuickGELU, ViT-B-16 .*: ViT-B-16-quickgelu$"):

@@ -11,6 +11,7 @@ import torch
 from training_runs import final_weights, make_settings, run_once
 
 from manifests.errors import ConfigError
+from training.record.log import read_log
 from training.run import loop, state
 from training.run.loop import train
 
@@ -45,3 +46,18 @@ def test_a_plain_clip_with_both_towers_locked_is_refused(config: dict[str, Any])
     with pytest.raises(ConfigError, match="nothing is left to train"):
         run_once(config)
     assert not Path(config["output_dir"]).exists()
+
+
+def test_a_locked_tower_keeps_the_weights_it_starts_with_and_its_projections_learn(config: dict[str, Any]) -> None:
+    general = config | {"output_dir": config["output_dir"] + "-general"}
+    general["model"] = {"preset": "clip", "architecture": config["model"]["architecture"]}
+    run_once(general, schedule={"steps": 2})
+    config["model"] |= {"pretrained": general["output_dir"], "projectors": ["plant", "general"]}
+    run_once(config, lock={"lock_image": True})
+    start, end = final_weights(general["output_dir"]), final_weights(config["output_dir"])
+    assert all(torch.equal(end[name], tensor) for name, tensor in start.items() if name.startswith("clip.visual."))
+    assert not torch.equal(end["projectors.general"], torch.eye(32))
+    assert any(not torch.equal(end[name], start[name]) for name in start if name.startswith("clip.transformer."))
+    (event,) = read_log(Path(config["output_dir"]) / "log.jsonl", "start")
+    assert all(name.startswith(("projectors.", "image_branch.", "text_branch.")) for name in event["new_parameters"])
+    assert event["unused_tensors"] == []
