@@ -332,7 +332,8 @@ def _plot(options: argparse.Namespace) -> int:
     if all(run.endswith(".json") for run in options.runs):
         from training.evaluation.report import plot_results
 
-        plot_results(options.runs, options.out)
+        for line in plot_results(options.runs, options.out):
+            print(line)
     else:
         plot_runs(runs, options.out, options.metric)
     print(f"plot: {options.out}")

@@ -203,10 +203,13 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
 def test_every_config_loads() -> None:
     for path in sorted((ROOT / "configs/pipeline").glob("*.yaml")):
         assert isinstance(read_config(path), BuildConfig), path
-    for path in sorted((ROOT / "configs/recipes").glob("*/build.yaml")):
-        assert isinstance(read_config(path), BuildConfig), path
-    for path in sorted((ROOT / "configs/recipes").glob("*/training.yaml")):
-        assert isinstance(read_settings(path, TrainSettings), TrainSettings), path
+    for path in sorted((ROOT / "configs/recipes").glob("*/*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if "\nwork_dir:" in text:
+            assert isinstance(read_config(path), BuildConfig), path
+        else:
+            model = TrainSettings if "\nschedule:" in text else EvalSettings
+            assert isinstance(read_settings(path, model), model), path
     for path in sorted((ROOT / "configs/training").glob("*.yaml")):
         model = ProxySettings if path.name.startswith("proxies") else TrainSettings
         assert isinstance(read_settings(path, model), model), path

@@ -17,6 +17,7 @@ from manifests.drawing.panels import Panel, draw_png
 from manifests.drawing.theme import INK, SERIES, SOFT, WARN
 from manifests.errors import ConfigError
 from training.evaluation.metrics import Figure
+from training.evaluation.outside_sets import OVERALL
 from training.record.run_files import EVAL_FOLDER
 
 ABOUT = "Dots are figures with their 95 % intervals; the dotted line is what guessing reaches."
@@ -66,8 +67,10 @@ def plot_result(result: dict[str, Any]) -> bytes:
     return draw_png(result_panels({str(result["model"]): result}), f"{result['model']}, weights: {result['weights']}")
 
 
-def plot_results(files: Sequence[str], out: str) -> None:
+def plot_results(files: Sequence[str], out: str) -> list[str]:
     """Draw the JSON files of evaluations into the same panels, models side by side, as a picture or a page.
+
+    Returns a table of the means of groups, a line a model; none where there are no groups.
 
     Raises: ConfigError for a file that is no result.
     """
@@ -85,6 +88,20 @@ def plot_results(files: Sequence[str], out: str) -> None:
     if len(results) < len(evaluations):
         raise ConfigError("a result is given twice; name each once")
     write_drawing(out, "Evaluation: " + ", ".join(results), result_panels(results), about=ABOUT)
+    return _group_table(results)
+
+
+def _group_table(results: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Zero-shot accuracy of each model in each group, by all its features."""
+    groups = list(dict.fromkeys(group for result in results.values() for group in result["groups"] if group != OVERALL))
+    lines = [["", *groups]] if groups else []
+    for model, result in results.items() if groups else ():
+        figures = [
+            list(result["groups"][group].values())[-1] if group in result["groups"] else None for group in groups
+        ]
+        lines.append([model, *(f"{f['value']:.1%} [{f['low']:.1%}, {f['high']:.1%}]" if f else "-" for f in figures)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _run_of(file: Path) -> str:

@@ -73,7 +73,13 @@ def test_a_run_is_judged_on_sets_of_every_layout(
     other.parent.mkdir(parents=True)
     shutil.copy(written, other)
     page = tmp_path / "compared.html"
+    capsys.readouterr()
     assert main(["plot", str(written), str(other), "--out", str(page)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[0] == ["general", "plant"]
+    for line, model in zip(table[1:3], ("run", "other"), strict=True):
+        figures = [f"{result['groups'][group]['both']['value']:.1%}" for group in ("general", "plant")]
+        assert [line[0], line[1], line[4]] == [model, *figures]
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg ") == 5, "a panel for each set, and one for the means"
     for words in ("run, f", "other, both", "chance", "zero-shot top1", "3-shot", "text to image r1", "all sets"):
