@@ -276,25 +276,33 @@ def _line(row: Row, groups: Groups) -> str:
 
 
 def _plot(rows: Sequence[Row], best: Row, groups: Groups) -> bytes:
-    words = "; ".join(_line(row, groups) for row in rows)
-    return draw_png([Panel("blends", words, functools.partial(_draw, rows, best, groups), 5.2, 4.2)], "")
+    words, title = (
+        "; ".join(_line(row, groups) for row in rows),
+        f"alpha from 0, START, to 1, END; chosen: {best.alpha:g}",
+    )
+    return draw_png([Panel(title, words, functools.partial(_draw, rows, best, groups), 5.2, 4.2, 0.85)], "")
 
 
 def _draw(rows: Sequence[Row], best: Row, groups: Groups, axis: Any) -> None:
-    """The general group to the right, the expert one up; losses turned round, so that better lies outside."""
-    x, y = ([row.general["value"] for row in rows], [row.expert["value"] for row in rows])
-    axis.plot(x, y, "-o", color=SERIES[0], markersize=4)
-    for row in rows:
-        axis.annotate(
-            f"{row.alpha:g}", (row.general["value"], row.expert["value"]), xytext=(4, 4), textcoords="offset points",
-            fontsize=7, color=INK,
-        )  # fmt: skip
-    axis.plot(best.general["value"], best.expert["value"], "o", color=WARN, markersize=9, fillstyle="none")
-    for figure, name, set_label, invert in (
+    """The general group to the right, the expert one up; losses turned round, so that better lies outside.
+
+    The chosen alpha has a ring, and the 95 % intervals of both figures.
+    """
+    labels = (
         (best.general, groups.general, axis.set_xlabel, axis.invert_xaxis),
         (best.expert, groups.expert, axis.set_ylabel, axis.invert_yaxis),
-    ):
-        set_label(f"{name}: {figure['what']}")
+    )
+    x_scale, y_scale = (1 if "loss" in figure["what"] else 100 for figure, *_ in labels)
+    points = [(row.general["value"] * x_scale, row.expert["value"] * y_scale) for row in rows]
+    axis.plot(*zip(*points, strict=True), "-o", color=SERIES[0], markersize=4)
+    for row, point in zip(rows, points, strict=True):
+        axis.annotate(f"{row.alpha:g}", point, xytext=(4, 4), textcoords="offset points", fontsize=7, color=INK)
+    x, y = points[rows.index(best)]
+    axis.plot(x, y, "o", color=WARN, markersize=9, fillstyle="none")
+    axis.hlines(y, best.general["low"] * x_scale, best.general["high"] * x_scale, color=WARN, linewidth=1)
+    axis.vlines(x, best.expert["low"] * y_scale, best.expert["high"] * y_scale, color=WARN, linewidth=1)
+    for figure, name, set_label, invert in labels:
+        set_label(f"{name}: {figure['what']}" + ("" if "loss" in figure["what"] else ", %"))
         if "loss" in figure["what"]:
             invert()
 
