@@ -110,6 +110,8 @@ def blend(
     require("a plot", "matplotlib")
     folder = local_place(target)
     _refuse_foreign(folder)
+    if folder.resolve() in (start.folder.resolve(), end.folder.resolve()):
+        raise ConfigError(f"{target}: is one of the models to blend; choose another --out")
     model = _common_model(start, end)
     first, last = (_state_like(model, trained.model) for trained in (start, end))
     settings, chosen = _without_extras(end.settings), split or end.settings.eval.split
@@ -142,8 +144,11 @@ def blend(
             if alpha not in measured:
                 model.load_state_dict(blended_state(first, last, alpha))
                 result = measure(model, settings, opened, chosen, sets)
-                figures = [_figure(result, name, feature_kinds(model)[-1]) for name in vars(groups).values()]
-                measured[alpha] = Row(alpha, *figures, math.sqrt(math.prod(map(_gain, figures))))
+                of_expert, of_general = (
+                    _figure(result, name, feature_kinds(model)[-1]) for name in (groups.expert, groups.general)
+                )
+                score = math.sqrt(_gain(of_expert) * _gain(of_general))
+                measured[alpha] = Row(alpha, of_expert, of_general, score)
                 kept = [vars(measured[each]) for each in sorted(measured)]
                 storage.publish_json(folder / TABLE_FILE, table | {"alpha": None, "rows": kept})
             rows.append(measured[alpha])

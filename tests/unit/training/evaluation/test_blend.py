@@ -140,6 +140,10 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
     assert "'moss' is neither a group of eval.sets nor a domain of the split; there are general, plant" in refusal(
         capsys
     )
+    before = (start / "open_clip_model.safetensors").read_bytes()
+    assert blend_of(start, start, settings, release_folder, start) == 2
+    assert "is one of the models to blend; choose another --out" in refusal(capsys)
+    assert (start / "open_clip_model.safetensors").read_bytes() == before
     assert not out.exists()
     out.mkdir()
     (out / "blend.png").write_text("mine")
