@@ -27,6 +27,8 @@ from pipeline.releases.mending import Plan, downloads_in, forget_unused, mend, p
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
 from pipeline.runner.kept_config import Comparison, compare_with_last, last_config
+from pipeline.runner.work import BuildContext
+from pipeline.stages.pack import recipe_of
 from pipeline.stages.pack_record import release_recipe
 
 MAX_SHOWN = 20
@@ -196,8 +198,9 @@ def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig, i
     if is_partial:  # no stage is known any more: the newest release says what it was made by
         compared = Comparison([FLOW[-1].name])
         with contextlib.suppress(ConfigError):
-            recipe = json.loads(json.dumps(release_recipe(config)))
-            compared.changes = differences(open_release(place_of(catalog.workdir)).record["recipe"], recipe)
+            sealed = open_release(place_of(catalog.workdir)).record["recipe"]
+            recipes = recipe_of(BuildContext(config, catalog.workdir, catalog)), release_recipe(config)
+            compared.changes = min((differences(sealed, json.loads(json.dumps(each))) for each in recipes), key=len)
             compared.same = [] if compared.changes else compared.same
         return compared
     compared = compare_with_last(catalog, FLOW, config)

@@ -23,6 +23,7 @@ from manifests.remote.folder import publish_bytes_into
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.scoring.scorers import code_of, make_scorer
 from pipeline.sidefiles import write as sidefiles
 from pipeline.stages import pack_record as record
 from pipeline.stages.pack_arrange import (
@@ -34,12 +35,14 @@ from pipeline.stages.pack_arrange import (
     plan_ranges,
     shard_groups,
 )
+from pipeline.stages.score import named_file
 from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
+from pipeline.vocabulary.backbone import backbone_files
 
 VERSION = 8
 
@@ -153,8 +156,28 @@ def _inputs(context: BuildContext) -> PackInputs:
         dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts={name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"},
         evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),
-        recipe=record.release_recipe(config),
+        recipe=recipe_of(context),
     )
+
+
+def recipe_of(context: BuildContext) -> dict[str, Any]:
+    """The recipe of the release that a configuration makes; files stand in it by their content, code too."""
+    config = context.config
+
+    def content_of(value: Any) -> Any:
+        content = named_file(context, value).content
+        return record.name_of(value) if content == value else content
+
+    recipe = record.release_recipe(config, content_of)
+    if backbone := config.caption.backbone:
+        recipe["caption"]["backbone"]["file"] = [
+            context.catalog.input_sha256(file) for file in backbone_files(backbone)
+        ]
+    for plugin, settings in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
+        if not settings.scorer.startswith("pipeline."):
+            code = code_of(make_scorer(config.score, settings.name))
+            plugin["scorer"] = f"{settings.scorer.partition(':')[2]} {code}"
+    return recipe
 
 
 def _count(funnel: Funnel) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 from typing import Any
@@ -24,6 +24,7 @@ from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
+from pipeline.stages.score import each_of
 from pipeline.store.files import Files, RowGroup, open_parquet
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.writing import PrivateFile, private_bytes
@@ -118,8 +119,16 @@ def _json_texts(column: pa.ChunkedArray) -> Any:
     return pc.binary_join_element_wise('"', texts, '"', "")
 
 
-def release_recipe(config: BuildConfig) -> dict[str, Any]:
-    """What the release was made by: the config without paths, secrets, workers, rates."""
+def name_of(value: Any) -> Any:
+    """The last part of a text that may be a path."""
+    return hide_secrets(value).rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
+
+
+def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of) -> dict[str, Any]:
+    """What the release was made by: the config without paths, secrets, workers, rates.
+
+    `file_as` gives what stands for a value that may name a file: its content; in earlier releases the file's name.
+    """
     recipe: dict[str, Any] = hide_in(config.recorded())
     del recipe["work_dir"], recipe["run"]
     recipe["fetch"] = config.fetch.identity()
@@ -129,33 +138,24 @@ def release_recipe(config: BuildConfig) -> dict[str, Any]:
         "text": config.caption.text_identity(),
     }
     if config.caption.backbone:
-        recipe["caption"]["backbone"]["file"] = _without_folders(hide_secrets(config.caption.backbone.path))
+        recipe["caption"]["backbone"]["file"] = file_as(config.caption.backbone.path)
     recipe["sources"] = [
         source.recipe() | ({} if (cites := source.reader.cites()) is None else {"cites": cites})
         for source in config.sources
     ]
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):
-            semantic[name] = _without_folders(semantic[name])
+            semantic[name] = file_as(getattr(config.dedup.semantic, name))
         del semantic["device"], semantic["batch_size"]
     recipe["evaluation"] = [evaluation.recipe() for evaluation in config.evaluation]
     if recipe["mix"]["mixture"]:
         recipe["mix"]["mixture"] = "mixture.json"  # of the release, which holds the content; no name of a file decides
     recipe["score"].pop("device")
     for name in ("model", "pretrained"):
-        recipe["score"][name] = _without_folders(recipe["score"][name])
-    for plugin in recipe["score"]["plugins"]:
-        plugin["options"] = _without_folders(plugin["options"])
+        recipe["score"][name] = file_as(getattr(config.score, name))
+    for plugin, settings in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
+        plugin["options"] = hide_in(each_of(file_as, settings.options))
     return recipe
-
-
-def _without_folders(value: Any) -> Any:
-    """A value of which every text may be a path, with the names of files alone."""
-    if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(each) for each in value]
-    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)

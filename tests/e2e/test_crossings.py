@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,34 @@ def test_the_name_of_a_mixture_file_decides_nothing(lent: Lent) -> None:
     mixture.rename(renamed)
     done("mix", lent.config(mix={"mixture": str(renamed), "seed": 1}))
     assert release_of(lent.work) == first
+
+
+def test_names_of_files_and_modules_decide_nothing(lent: Lent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release is known by what its backbone and its scorer hold."""
+    monkeypatch.syspath_prepend(str(lent.folder))
+
+    def named(name: str) -> Path:
+        importlib.invalidate_caches()
+        plugin = {"name": "length", "scorer": f"{name}:Lengths", "options": {"words": f"{lent.folder}/{name}.txt"}}
+        backbone = {"path": str(lent.folder / f"{name}.zip")}
+        return lent.config(score={"plugins": [plugin]}, caption={"backbone": backbone})
+
+    code = (ROOT / "tests/scorer_of_lengths.py").read_text()
+    takes_words = "    def __init__(self, words: str) -> None:\n        pass\n\n    def load("
+    (lent.folder / "first.py").write_text(code.replace("    def load(", takes_words))
+    (lent.folder / "first.txt").write_text("words")
+    with zipfile.ZipFile(lent.folder / "first.zip", "w") as archive:
+        archive.writestr("Taxon.tsv", "taxonID\tscientificName\ttaxonRank\ttaxonomicStatus\n1\tIris\tgenus\taccepted\n")
+    done("build", named("first"))
+    sealed = release_of(lent.work)
+    for ending in ("py", "txt", "zip"):
+        (lent.folder / f"first.{ending}").rename(lent.folder / f"second.{ending}")
+    done("build", named("second"))
+    assert release_of(lent.work) == sealed
+    assert "first" not in json.dumps(json.loads((sealed / "release.json").read_text())["recipe"])
+    (lent.folder / "second.txt").write_text("other words")
+    done("build", named("second"))
+    assert release_of(lent.work) != sealed
 
 
 # ---- what a command writes over
