@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.remote.patience import read_if_there
 
 RECORD_FILE = "release.json"
 LATEST_FILE = "LATEST"
@@ -220,7 +221,7 @@ def require_output(path: str, is_own: Callable[[bytes], bool]) -> None:
     Raises: ConfigError; RetryableError when a store does not answer.
     """
     refuse_within(path)
-    content = storage.read_if_there(path)
+    content = read_if_there(path)
     if content and not is_own(content):
         raise ConfigError(f"{path}: is there, and this command did not write it; choose another name, or move it away")
 
@@ -232,12 +233,10 @@ def refuse_within(place: str) -> None:
     """
     folder = place.rstrip("/") if storage.is_remote(place) else str(Path(place).absolute())
     while folder and not folder.endswith(":/"):
-        fs, inner = storage.filesystem(storage.join(folder, RECORD_FILE))
-        record = None
         try:
-            record = json.loads(fs.cat_file(inner))
-        except Exception as error:  # no record, or one of something else
-            storage.check_passing(folder, error)
+            record = json.loads(read_if_there(storage.join(folder, RECORD_FILE)) or b"null")
+        except (OSError, ValueError, RecursionError):  # a record of something else
+            record = None
         if isinstance(record, dict) and record.get("format") == FORMAT:
             raise ConfigError(f"{place}: lies in the sealed release {folder}; choose a place outside of it")
         folder = folder.rpartition("/")[0]
@@ -258,29 +257,27 @@ def _named(rows: pa.Table, split: str | None) -> Iterator[tuple[str, str, pa.Tab
 
 def _resolve(path: str) -> str:
     """The release folder that `path` stands for."""
-    fs, pointer = storage.filesystem(f"{path.rstrip('/')}.{LATEST_FILE}")
-    if fs.exists(pointer):  # WORKDIR/releases/NAME, without a version
-        return storage.join(path.rstrip("/").rpartition("/")[0] or ".", _pointed_at(fs, pointer))
-    for folder, prefix in ((path, ()), (storage.join(path, "releases"), ("releases",))):
-        fs, record = storage.filesystem(storage.join(folder, RECORD_FILE))
-        if fs.exists(record):
+    if name := _pointed_at(f"{path.rstrip('/')}.{LATEST_FILE}"):  # WORKDIR/releases/NAME, without a version
+        return storage.join(path.rstrip("/").rpartition("/")[0] or ".", name)
+    for folder in (path, storage.join(path, "releases")):
+        if read_if_there(storage.join(folder, RECORD_FILE)) is not None:
             return folder
-        fs, latest = storage.filesystem(storage.join(folder, LATEST_FILE))
-        if fs.exists(latest):
-            return storage.join(path, *prefix, _pointed_at(fs, latest))
+        if name := _pointed_at(storage.join(folder, LATEST_FILE)):
+            return storage.join(folder, name)
     raise ConfigError(
         f"{path}: no sealed release here (no {RECORD_FILE}); give a release folder, or a work folder "
         "in which `plantmix build` has finished"
     )
 
 
-def _pointed_at(fs: Any, pointer: str) -> str:
-    """The name of the release that a pointer file holds.
+def _pointed_at(pointer: str) -> str | None:
+    """The name of the release that a pointer file holds; None where there is none.
 
     Raises: IntegrityError when it holds anything else.
     """
+    content = read_if_there(pointer)
     try:
-        return PlainName(fs.cat_file(pointer).decode().strip())
+        return None if content is None else PlainName(content.decode().strip())
     except ValueError as error:
         raise IntegrityError(f"{pointer}: {error}; write the name of a release folder into it") from None
 
@@ -291,11 +288,11 @@ def read_record(folder: str) -> dict[str, Any]:
     Raises: ConfigError when there is none, or one of another format; IntegrityError when it is not whole, or holds a
         name that is not plain.
     """
-    fs, inner = storage.filesystem(storage.join(folder, RECORD_FILE))
+    content = read_if_there(storage.join(folder, RECORD_FILE))
+    if content is None:
+        raise ConfigError(f"{folder}: no sealed release here (no {RECORD_FILE})")
     try:
-        record = json.loads(fs.cat_file(inner))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder}: no sealed release here (no {RECORD_FILE})") from None
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{folder}/{RECORD_FILE}: not valid JSON: {error}. {WHEN_DAMAGED}") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:

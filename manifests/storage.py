@@ -209,20 +209,6 @@ def read_range(path: str, start: int, num_bytes: int) -> bytes:
         return stream.read(num_bytes)
 
 
-def read_if_there(path: str) -> bytes | None:
-    """The content of a small file; None where there is none. No listing that is kept of a store is asked.
-
-    Raises: RetryableError when the store does not give what it has.
-    """
-    try:
-        return b"".join(read_chunks(path))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
-    except Exception as error:
-        check_passing(path, error)
-        raise
-
-
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
     """Copy a file to a local path, hashed on the way.
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
+from manifests.remote.patience import read_if_there
 
 LIST_FILE = "takedowns.jsonl"
 KINDS = ("url", "owner", "id")
@@ -71,7 +72,7 @@ def read_list(workdir: str) -> list[Entry]:
     Raises: ConfigError that names the first line that is not an entry.
     """
     path = storage.join(workdir, LIST_FILE)
-    content = storage.read_if_there(path)
+    content = read_if_there(path)
     if content is None:
         return []
     entries = set()

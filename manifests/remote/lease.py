@@ -16,6 +16,7 @@ from typing import Any
 
 from manifests import storage
 from manifests.errors import RunError
+from manifests.remote.patience import read_if_there
 
 RENEWED_SECONDS = 60.0
 STALE_SECONDS = 300.0
@@ -101,7 +102,7 @@ def _refuse_held(address: str, number: int) -> None:
 
 def _read(path: str) -> dict[str, Any]:
     """What a lease says; nothing when it is not there any more."""
-    return dict(json.loads(storage.read_if_there(path) or b"{}"))
+    return dict(json.loads(read_if_there(path) or b"{}"))
 
 
 def _host() -> str:

@@ -6,10 +6,28 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from manifests.errors import RetryableError
-from manifests.storage import is_storage_error
+from manifests.errors import RetryableError, words_of
+from manifests.storage import is_remote, is_storage_error, read_chunks
 
 T = TypeVar("T")
+
+_READ_AGAIN_SECONDS = (0.5, 2.0)
+
+
+def read_if_there(path: str) -> bytes | None:
+    """The content of a small file; None where there is none. No listing that is kept of a store is asked.
+
+    Raises: RetryableError when the store stays away.
+    """
+
+    def passing(error: Exception) -> RetryableError | None:
+        fails = is_remote(path) and may_pass(error)
+        return RetryableError(f"{path} cannot be read now ({words_of(error)})") if fails else None
+
+    try:
+        return patiently(lambda: b"".join(read_chunks(path)), _READ_AGAIN_SECONDS, passing)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
 
 
 def may_pass(error: Exception) -> bool:

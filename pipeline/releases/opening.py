@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from manifests import storage
 from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import RECORD_FILE, SAMPLES_FILE, Release
+from manifests.remote.patience import read_if_there
 from manifests.remote.session import at_hand
 from pipeline.store.sql import open_scratch, view_parquet
 
@@ -49,9 +51,15 @@ def work_folder_of(release: Release) -> str | None:
 
 
 def read_json(release: Release, name: str) -> Any:
-    """One of the JSON files of a release."""
-    fs, inner = storage.filesystem(storage.join(release.path, name))
-    return json.loads(fs.cat_file(inner))
+    """One of the JSON files of a release.
+
+    Raises: IntegrityError for one that is not as it was sealed.
+    """
+    path = storage.join(release.path, name)
+    content = read_if_there(path) or b""
+    if hashlib.sha256(content).hexdigest() != release.record["files"].get(name, {}).get("sha256"):
+        raise IntegrityError(f"{path}: other content than when it was sealed: take a whole copy of the release")
+    return json.loads(content)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.records import fingerprint
 from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
+from manifests.remote.patience import read_if_there
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples
@@ -218,6 +219,5 @@ def _move_pointers(parent: str, name: str, versions: set[str], new: str) -> None
     """Pointers to any version of this release now name the new one, which holds the fewest pictures."""
     for pointer in (LATEST_FILE, f"{name}.{LATEST_FILE}"):
         path = storage.join(parent, pointer)
-        fs, inner = storage.filesystem(path)
-        if fs.exists(inner) and fs.cat_file(inner).decode("utf-8", "replace").strip() in versions:
+        if (read_if_there(path) or b"").decode("utf-8", "replace").strip() in versions:
             storage.publish_bytes(path, f"{new}\n".encode())

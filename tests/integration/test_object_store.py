@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from release_writer import draw_picture, drawn_samples
 
 from manifests import storage
 from manifests.errors import RetryableError
-from manifests.release import Release
+from manifests.release import FORMAT, Release
 from pipeline.cli import main
 from pipeline.config import SourceSettings
 from pipeline.sources.reading import check_source, digest_inputs, read_rows
@@ -174,6 +175,24 @@ def test_a_source_refused_for_a_moment_is_neither_wrong_nor_short(
     with pytest.raises((RetryableError, PermissionError)):  # either fails the part, which is tried again
         list(read_rows(source, nullcontext))
     assert list(read_rows(source, nullcontext))
+
+
+def test_a_release_that_is_refused_for_a_moment_opens(
+    store: Store, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer to it, and its record."""
+    monkeypatch.setattr("manifests.remote.patience._READ_AGAIN_SECONDS", (0.01,))
+    record = {"format": FORMAT, "name": "demo", "version": "abc", "fingerprint": "a", "splits": {}, "files": {}}
+    fs = fsspec.filesystem("s3", **store.options)
+    fs.pipe_file(f"{BUCKET}/work/releases/LATEST", b"demo-abc\n")
+    fs.pipe_file(f"{BUCKET}/work/releases/demo-abc/release.json", json.dumps(record).encode())
+    for refused in ("releases/LATEST", "demo-abc/release.json"):
+        left = [1]
+        store.choose = lambda method, path, name=refused, left=left: (  # type: ignore[misc]
+            "expired_403" if method == "GET" and name in path and left and left.pop() else None
+        )
+        assert Release.open(f"s3://{BUCKET}/work").name == "demo-abc"
+        assert not left
 
 
 @pytest.mark.slow

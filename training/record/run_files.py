@@ -17,6 +17,7 @@ from typing import Any
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import refuse_within
+from manifests.remote.patience import read_if_there
 from training.config import SETTINGS_FILE
 from training.record.log import LOG_FILE
 from training.record.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER
@@ -49,7 +50,7 @@ def step_of(path: Path) -> int:
 
 def is_run(place: str) -> bool:
     """Whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
-    record = _json_object(storage.read_if_there(storage.join(place, RUN_FILE)))
+    record = _json_object(read_if_there(storage.join(place, RUN_FILE)))
     return isinstance(record.get("identity"), dict) and "releases" in record["identity"]
 
 
@@ -120,7 +121,7 @@ def _figures(place: str, names: list[str]) -> Iterator[str]:
         if (
             path.parent.name == EVAL_FOLDER
             and path.suffix == ".json"
-            and is_evaluation(storage.read_if_there(storage.join(place, name)))
+            and is_evaluation(read_if_there(storage.join(place, name)))
         ):
             yield name
             if (plot := str(path.with_suffix(".png"))) in names:

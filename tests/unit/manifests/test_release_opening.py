@@ -13,6 +13,7 @@ import pytest
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release
+from pipeline.releases.opening import read_json
 
 
 def sealed(folder: Path, **changes: Any) -> Path:
@@ -196,3 +197,15 @@ def test_opens_from_an_object_store(tmp_path: Path) -> None:
     memory.rm(f"/{tmp_path.name}/demo-abc/shards/demo-000000.tar")
     with pytest.raises(IntegrityError, match="is missing"):
         Release.open(f"memory://{tmp_path.name}/demo-abc")
+
+
+def test_a_small_file_of_a_release_counts_as_it_was_sealed(tmp_path: Path) -> None:
+    """One of the same size would pass for it; a ratio of other samples would be published."""
+    sealed_bytes, other = b'{"law": 1}', b'{"law": 2}'
+    files = {"mixture.json": {"num_bytes": 10, "sha256": hashlib.sha256(sealed_bytes).hexdigest()}}
+    folder = sealed(tmp_path / "demo-abc", files=files)
+    (folder / "mixture.json").write_bytes(sealed_bytes)
+    assert read_json(Release.open(str(folder)), "mixture.json") == {"law": 1}
+    (folder / "mixture.json").write_bytes(other)
+    with pytest.raises(IntegrityError, match=r"mixture\.json: other content than when it was sealed"):
+        read_json(Release.open(str(folder)), "mixture.json")
