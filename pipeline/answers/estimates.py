@@ -27,6 +27,7 @@ from manifests.reader import open_reader
 from manifests.remote.session import at_hand
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
+from pipeline.fetching.hosts import MOST_TIMES
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.on_ray import count_cpus
@@ -71,7 +72,10 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
 
 
 def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> list[dict[str, Any]]:
-    """Hours each host takes at its limits, longest first; hosts that share limits are one entry."""
+    """Hours each host takes at its limits, longest first; hosts that share limits are one entry.
+
+    `fewest_hours` are those of an adaptive host that bears the most that its rate may grow to.
+    """
     entries: dict[str, dict[str, Any]] = {}
     for host, num_urls in hosts:
         name, limits = network.limits_of(host)
@@ -82,6 +86,7 @@ def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> li
                 "num_urls": 0,
                 "requests_per_second": limits.requests_per_second,
                 "connections": limits.connections,
+                "adaptive": limits.adaptive,
             },
         )
         entry["num_urls"] += num_urls
@@ -89,6 +94,7 @@ def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> li
         by_connections = entry["connections"] / ASSUMED_REQUEST_SECONDS
         rate = min(entry["requests_per_second"] or by_connections, by_connections)
         entry["hours"] = entry["num_urls"] / rate / 3600
+        entry["fewest_hours"] = entry["hours"] / (MOST_TIMES if entry["adaptive"] else 1)
     return sorted(entries.values(), key=lambda entry: (-entry["hours"], entry["host"]))
 
 
@@ -232,7 +238,12 @@ def _figures(
         "local": local,
         "heads": heads,
         "bytes": {"mean_picture": mean_bytes, "download": num_downloads * mean_bytes},
-        "hours": {"slowest_host": slowest, "local_work": work_hours, "total": max(slowest, work_hours)},
+        "hours": {
+            "slowest_host": slowest,
+            "local_work": work_hours,
+            "total": max(slowest, work_hours),
+            "decided_by": hosts[0]["host"] if slowest > work_hours else "decoding",
+        },
         "disk": {
             "pool_bytes": pool_bytes,
             "release_bytes": pool_bytes,

@@ -13,6 +13,7 @@ from pipeline.answers.preflight import about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
+from pipeline.fetching.hosts import MOST_TIMES
 
 SHOWN_HOSTS = 15
 
@@ -129,19 +130,33 @@ def _size_lines(figures: dict[str, Any]) -> list[str]:
 def _time_lines(figures: dict[str, Any]) -> list[str]:
     hours, assumed = figures["hours"], figures["assumed"]
     work, total = duration(hours["local_work"] * 3600), duration(hours["total"] * 3600)
-    lines = []
-    if figures["web"]["hosts"]:
-        slowest = figures["web"]["hosts"][0]
-        lines.append(
-            f"time      slowest host {slowest['host']}: {duration(hours['slowest_host'] * 3600)} at its polite rate "
-            f"(at most one request in {assumed['request_seconds']:g} s a connection, assumed)"
-        )
+    lines = [] if hours["decided_by"] == "decoding" else _deciding_lines(figures)
+    begin = "          decoding here" if lines else "time      decoding here decides"
     lines.append(
-        f"{'' if lines else 'time':<10}decoding here: {work} on {assumed['num_cores']} cores "
+        f"{begin}: {work} on {assumed['num_cores']} cores "
         f"(assumed {assumed['pictures_per_core_second']} pictures/s a core)"
     )
     lines.append(f"          in total {total}: hosts are asked side by side, pictures decoded meanwhile")
     return lines
+
+
+def _deciding_lines(figures: dict[str, Any]) -> list[str]:
+    """The host that decides how long a build takes, and what would change it."""
+    slowest, *others = figures["web"]["hosts"]
+    rate = f"{slowest['requests_per_second']:g} requests/s" if slowest["requests_per_second"] else "no limit of rate"
+    lines = [
+        f"time      {slowest['host']} decides: {duration(slowest['hours'] * 3600)} at {rate}, {slowest['connections']} "
+        f"at once (at most one request in {figures['assumed']['request_seconds']:g} s a connection, assumed)"
+    ]
+    if slowest["adaptive"]:
+        most = duration(slowest["fewest_hours"] * 3600)
+        lines.append(f"          {most} if it bears {MOST_TIMES} times as much: its rate grows until it refuses")
+    without = max([figures["hours"]["local_work"], *(host["hours"] for host in others)])
+    return [
+        *lines,
+        "          sooner with a mirror of its pictures, a higher rate agreed with its operator (fetch.network.hosts),",
+        f"          or fewer rows of it; without it {duration(without * 3600)}",
+    ]
 
 
 def _disk_lines(disk: dict[str, Any]) -> list[str]:

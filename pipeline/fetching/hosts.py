@@ -23,9 +23,9 @@ from pipeline.fetching import settings as bounds
 from pipeline.fetching.settings import HostLimits, HostOverride, NetworkSettings
 from pipeline.fetching.tally import AdaptiveGiven, Board, Given, Tally
 
-Result = Literal["answered", "busy", "unreachable", "unused"]
-"""How a request ended for its host: it answered (whatever the answer), it asked to be left alone (429, 503), it could
-not be reached, or the permission came back unused."""
+Result = Literal["answered", "forbidden", "busy", "unreachable", "unused"]
+"""How a request ended for its host: it answered (whatever the answer), it answered 403, it asked to be left alone (429,
+503), it could not be reached, or the permission came back unused."""
 
 _MAX_BUSY_PAUSE_SECONDS = 300.0
 _AHEAD_SECONDS = 0.1  # a permission is given at most this long before its time
@@ -33,10 +33,11 @@ _LEASE_MARGIN_SECONDS = 30.0
 _WINDOW_SECONDS = 10.0  # of an adaptive host, between two decisions
 _MIN_ANSWERS = 5  # in a window
 _STEP_SHARE = 0.2  # of the first rate, that a calm window adds
-_MOST_TIMES = 8  # the rate stays between an eighth of the limit and eight times it
+MOST_TIMES = 8  # the rate stays between an eighth of the limit and eight times it
 _SLOWER_TIMES = 2.0
 _USED_SHARE = 0.7  # of its rate that a host must have been asked at before it is asked faster
 _REFUSALS_TOGETHER_SECONDS = 2.0
+_FORBIDDEN_IN_A_ROW = 3  # answers 403, after which they are taken for a refusal of all
 _SHOWN_HOSTS = 15
 _FULL_HOST_SECONDS = 0.02  # after this a worker asks again for a host whose connections are all in use
 _WAITING_SECONDS = 0.5  # a part that got too few connections counts so long as one that waits; it asks again before
@@ -92,7 +93,9 @@ class _Pace:
 
     A host has enough when it answers 429 or 503: then the rate halves. Or when its median answer takes twice as long as
     in its best window: then the rate loses a quarter, but not below the first rate. After either it stays below nine
-    tenths of what was too much. Additive increase and multiplicative decrease keep several clients fair to each other.
+    tenths of what was too much. A 403 may be about one picture alone. So it halves the rate down to the first one, and
+    further only when several come in a row, and the host may be asked as fast again later. Additive increase and
+    multiplicative decrease keep several clients fair to each other.
     Source: Chiu and Jain 1989, "Analysis of the increase and decrease algorithms for congestion avoidance".
     """
 
@@ -116,7 +119,7 @@ class _Pace:
         rate, connections = limits.requests_per_second, limits.connections
         if not limits.adaptive or rate is None:
             return None
-        return cls(rate, connections, rate, connections, rate * _MOST_TIMES, connections * _MOST_TIMES)
+        return cls(rate, connections, rate, connections, rate * MOST_TIMES, connections * MOST_TIMES)
 
     def answered(self, seconds: float, now: float) -> None:
         """Note an answer; at the end of a window, decide whether to go faster."""
@@ -142,8 +145,15 @@ class _Pace:
     def refused(self, now: float) -> None:
         """Note a 429 or 503. Of those that come together only the first counts."""
         if now - self.slowed_at >= _REFUSALS_TOGETHER_SECONDS:
-            self._slow_down(max(self.start / _MOST_TIMES, 0.5 * self.rate), now)
-            self.window_started, self.window_seconds, self.was_full = None, [], False
+            self._slow_down(max(self.start / MOST_TIMES, 0.5 * self.rate), now)
+
+    def forbidden(self, now: float, num_in_a_row: int) -> None:
+        """Note a 403; as with `refused`, of those that come together only the first counts."""
+        least = self.start if num_in_a_row < _FORBIDDEN_IN_A_ROW else self.start / MOST_TIMES
+        if now - self.slowed_at >= _REFUSALS_TOGETHER_SECONDS and self.rate > least:
+            most, most_connections = self.most, self.most_connections
+            self._slow_down(max(least, 0.5 * self.rate), now)
+            self.most, self.most_connections = most, most_connections
 
     def given(self) -> AdaptiveGiven:
         """The figures of the pace."""
@@ -154,6 +164,7 @@ class _Pace:
         self.most = max(rate, min(self.most, 0.9 * self.rate))
         self.connections = self.most_connections = max(self.start_connections, self.connections - 1)
         self.rate, self.slowed_at = rate, now
+        self.window_started, self.window_seconds, self.was_full = None, [], False
 
 
 @dataclass(slots=True)
@@ -173,6 +184,7 @@ class _HostState:
     num_refusals: int = 0
     paused_seconds: float = 0.0  # in all, for its refusals
     busy_in_a_row: int = 0
+    forbidden_in_a_row: int = 0
     unreachable_in_a_row: int = 0
     dead: bool = False
 
@@ -286,14 +298,17 @@ class HostGate(Board):
         if report.min_gap_seconds and not isinstance(state.limits, HostOverride):
             state.crawl_delay_seconds = max(state.crawl_delay_seconds, report.min_gap_seconds)
             state.gap_seconds = max(state.gap_seconds, report.min_gap_seconds)
-        if report.result == "answered":
+        if report.result in ("answered", "forbidden"):
             state.busy_in_a_row = state.unreachable_in_a_row = 0
+            state.forbidden_in_a_row = state.forbidden_in_a_row + 1 if report.result == "forbidden" else 0
             state.dead = False
             state.num_answers += 1
             state.answered_to = now
             if state.answered_from is None:
                 state.answered_from = now
-            if state.pace and report.seconds is not None:
+            if state.pace and state.forbidden_in_a_row:
+                state.pace.forbidden(now, state.forbidden_in_a_row)
+            elif state.pace and report.seconds is not None:
                 state.pace.answered(report.seconds, now)
         elif report.result == "busy":
             state.busy_in_a_row += 1

@@ -174,17 +174,14 @@ class Scheduler:
 
     def _handle_answer(self, job: _Job, answer: Answer | None) -> None:
         self._in_flight -= 1
+        report = _report(job, answer)
+        self._reports.append(report)
         if answer is None:
-            self._reports.append(HostReport(job.host, job.lease, "unused"))
             return
         host = self._hosts[job.host]
         host.ask_at = 0.0
-        result = host_result(answer)
-        if result == "answered":
+        if report.result in ("answered", "forbidden"):
             host.closed_since = None
-        self._reports.append(
-            HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
-        )
         visit = job.visit
         if answer.http_status in (405, 501) and visit.check is not None and not visit.is_robots:
             visit.check = None  # a server that knows no HEAD: the picture is asked for
@@ -421,10 +418,16 @@ class Scheduler:
             except queue.Empty:
                 return
             if isinstance(event, tuple):
-                job, answer = event
                 self._in_flight -= 1
-                result, wait = (host_result(answer), answer.retry_after_seconds) if answer else ("unused", None)
-                self._gate.exchange([HostReport(job.host, job.lease, result, wait)], {}, self._part)
+                self._gate.exchange([_report(*event)], {}, self._part)
+
+
+def _report(job: _Job, answer: Answer | None) -> HostReport:
+    """What the gate must hear of a request that has ended."""
+    if answer is None:
+        return HostReport(job.host, job.lease, "unused")
+    result = host_result(answer, job.visit)
+    return HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
 
 
 class _WaitingBytes:

@@ -63,7 +63,7 @@ class HostLimits(Settings):
     connections: Annotated[int, Field(ge=1, le=1000)] = 2
     """Most requests to the host at a time."""
     adaptive: bool = False
-    """Go faster, up to eight times as fast, until the host slows down or answers 429 or 503; then stay below that."""
+    """Go faster, up to eight times as fast, until the host slows down or answers 403, 429 or 503; then go slower."""
 
     @model_validator(mode="after")
     def _adaptive_has_a_start(self) -> Self:
@@ -107,7 +107,8 @@ PROFILES: dict[ProfileName, HostProfile] = {
         source="https://github.com/inaturalist/inaturalist-open-data/issues/5",
         read_on="2026-11-26",
         requests_per_second=5.0,
-        connections=2,
+        connections=3,  # at half a second a picture, two would not reach the rate
+        adaptive=True,
     ),
     "gbif": HostProfile(
         patterns=("api.gbif.org",),

@@ -137,14 +137,16 @@ def next_step(
     return visit.end(answer.outcome, answer.detail, answer.body)
 
 
-def host_result(answer: Answer) -> Result:
-    """What this answer tells the gate about its host."""
+def host_result(answer: Answer, visit: Visit) -> Result:
+    """What this answer tells the gate about its host. A store answers 403 for a robots.txt that is not there."""
     if not answer.was_sent and answer.outcome is Outcome.REFUSED_TARGET:
         return "unused"
     if answer.outcome in _UNREACHABLE:
         return "unreachable"
     if answer.outcome is Outcome.HTTP_429 or answer.http_status == 503:
         return "busy"
+    if answer.http_status == 403 and not visit.is_robots:
+        return "forbidden"
     return "busy" if answer.retry_after_seconds is not None and answer.outcome is Outcome.HTTP_5XX else "answered"
 
 

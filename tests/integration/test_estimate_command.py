@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from building import ROOT
 from misbehaving.server import SITE_FILES
 
 from manifests.errors import ConfigError
@@ -134,7 +135,9 @@ def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out
     assert "391 distinct addresses on 3 hosts" in text
     assert "1 invalid_url, 1 missing_url" in text
-    assert "slowest host slow.org: 10 min 00 s at its polite rate" in text
+    assert found["hours"]["decided_by"] == "slow.org"
+    assert "slow.org decides: 10 min 00 s at 0.5 requests/s, 1 at once" in text
+    assert "fewer rows of it; without it 1 min 30 s" in text
     assert "1 pictures of 5 kB are on this machine" in text
 
 
@@ -201,6 +204,49 @@ def test_hosts_without_a_rate_are_bounded_by_their_connections() -> None:
     free = network(limits={"requests_per_second": None, "connections": 2})
     (host,) = host_times([("a.org", 3600)], free)
     assert host["hours"] == pytest.approx(3600 * 0.5 / 2 / 3600)
+
+
+def test_an_adaptive_host_may_take_an_eighth_of_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    urls = [f"https://inaturalist-open-data.s3.amazonaws.com/photos/{n}/medium.jpg" for n in range(3_000)]
+    path = write_config(tmp_path, *urls, network={"contact": "mailto:me@example.org"})
+    assert main(["estimate", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "inaturalist-open-data.s3.amazonaws.com decides: 10 min 00 s at 5 requests/s, 3 at once" in text
+    assert "1 min 15 s if it bears 8 times as much" in text
+    (host,) = host_times([("a.org", 3600)], network(limits={"requests_per_second": None, "connections": 2}))
+    assert host["fewest_hours"] == host["hours"]
+
+
+def test_the_readme_states_the_days_of_the_reference_recipe(tmp_path: Path) -> None:
+    """A thousandth of its pictures, under its own config; hours grow with the rows."""
+    section = (ROOT / "configs/README.md").read_text().partition("## How long the reference recipe takes")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.split("\n## ")[0].splitlines()]
+    stated = {row[0].partition(",")[0]: row[1:] for row in rows if len(row) == 4 and row[1][:1].isdigit()}
+    assert len(stated) == 4
+    config = yaml.safe_load((ROOT / "configs/pipeline/plantmix-13m.yaml").read_text())
+    assert config["mix"]["num_samples"] == 13_000_000 == int(stated["decoding"][0].replace(",", ""))
+    config["fetch"]["network"]["contact"] = "mailto:me@example.org"
+    config["run"]["num_workers"] = 2
+    config["mix"] = {"ratio": {"plant": 1}}
+    lines = [
+        f"https://{host}/{n}.jpg,a plant"
+        for host, (num, *_) in stated.items()
+        if host != "decoding"
+        for n in range(int(num.replace(",", "")) // 1000)
+    ]
+    (tmp_path / "all.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
+    columns = {"url": "url", "caption": "caption"}
+    config["sources"] = [{"name": "all", "domain": "plant", "table": str(tmp_path / "all.csv"), "columns": columns}]
+    config["work_dir"] = str(tmp_path / "work")
+    found = estimate(BuildConfig.model_validate(config))
+    num_pictures = found["web"]["num_urls"]
+    hosts = {host["host"]: host for host in found["web"]["hosts"]}
+    assert hosts.keys() == stated.keys() - {"decoding"}
+    for name, host in hosts.items():
+        _, days, fewest = stated[name]
+        assert f"{1000 * host['hours'] / 24:.1f}" == days, name
+        assert (f"{1000 * host['fewest_hours'] / 24:.1f}" if host["adaptive"] else "") == fewest, name
+    assert f"{13_000_000 / num_pictures * found['hours']['local_work'] / 24:.1f}" == stated["decoding"][1]
 
 
 def test_stored_sizes_follow_the_settings() -> None:

@@ -320,6 +320,49 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class CountingGate(HostGate):
+    """A gate whose time is what it makes requests wait: nothing waits in fact, and every answer takes as long."""
+
+    def __init__(self, settings):
+        self.now = 1000.0
+        super().__init__(settings, lambda: self.now, lambda: 0.5)
+        self.rates = []  # after each answer of a picture
+
+    def exchange(self, reports, asked, part=""):
+        verdicts = super().exchange([report._replace(seconds=0.1) for report in reports], asked, part)
+        if reports:
+            self.rates += [one["adaptive"]["rate"] for one in self.progress().given.values()]
+        (verdict,) = verdicts.values() or [None]
+        if verdict is None:
+            return {}
+        self.now += sum(permission.wait_seconds for permission in verdict.permissions) or verdict.ask_again_seconds
+        permissions = tuple(permission._replace(wait_seconds=0.0) for permission in verdict.permissions)
+        return {name: verdict._replace(permissions=permissions, ask_again_seconds=0.0) for name in verdicts}
+
+
+@pytest.mark.parametrize("status", ["403 Forbidden", "429 Too Many Requests", "503 Slow Down"])
+def test_the_rate_grows_while_all_is_well_and_halves_at_the_first_refusal(tmp_path, status):
+    settings = network(limits={"requests_per_second": 5, "connections": 1, "adaptive": True})
+    numbers = itertools.count()
+
+    def refuses_one(sock, request):
+        if next(numbers) == 700:
+            send(sock, status)
+        else:
+            send(sock, body=b"no picture")
+
+    with MisbehavingServer(extra={"photo": refuses_one}) as server:
+        gate = CountingGate(settings)
+        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(720)], settings, tmp_path / "p", gate)
+    assert len(facts) == 720
+    rates = [rate for rate, _ in itertools.groupby(gate.rates)]
+    refused = next(place for place in range(1, len(rates)) if rates[place] < rates[place - 1])
+    assert rates[:refused] == [5.0 + step for step in range(refused)], "a fifth of the first rate a window"
+    assert rates[refused - 1] >= 11
+    assert rates[refused] == rates[refused - 1] / 2
+    assert all(5 / 8 <= rate <= 40 for rate in rates)
+
+
 @pytest.mark.slow
 def test_an_adaptive_host_is_asked_faster_until_it_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "_WINDOW_SECONDS", 1.0)

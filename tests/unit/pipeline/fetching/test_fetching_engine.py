@@ -201,6 +201,7 @@ def test_retry_begins_at_the_first_url():
     [
         (Answer(Outcome.OK, http_status=200), "answered"),
         (Answer(Outcome.HTTP_404, http_status=404), "answered"),
+        (Answer(Outcome.HTTP_4XX, http_status=403), "forbidden"),
         (Answer(Outcome.HTTP_429, http_status=429), "busy"),
         (Answer(Outcome.HTTP_5XX, http_status=503), "busy"),
         (Answer(Outcome.HTTP_5XX, http_status=500), "answered"),
@@ -211,7 +212,10 @@ def test_retry_begins_at_the_first_url():
     ],
 )
 def test_what_the_gate_learns(answer, result):
-    assert host_result(answer) == result
+    target = parse_url("http://a.org/x")
+    assert host_result(answer, Visit(0, target, target)) == result
+    robots = host_result(answer, Visit(None, target, target))
+    assert robots == ("answered" if result == "forbidden" else result), "a store has no robots.txt, and answers 403"
 
 
 @pytest.mark.parametrize(

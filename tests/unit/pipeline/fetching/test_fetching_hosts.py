@@ -318,6 +318,43 @@ def test_an_adaptive_host_is_never_asked_more_than_eight_times_as_fast():
     assert rate_within(ended, 420, 480) >= 14
 
 
+def paces(results):
+    """The rate of a host after each answer, with one answer in its own time at the rate that holds."""
+    g, clock = gate(limits={"requests_per_second": 5, "connections": 4, "adaptive": True})
+    rates = []
+    for result in results:
+        verdict = ask(g)
+        while not verdict.permissions:
+            clock.now += verdict.ask_again_seconds
+            verdict = ask(g)
+        (permission,) = verdict.permissions
+        clock.now += permission.wait_seconds
+        g.exchange([HostReport("a", permission.lease, result, None, seconds=0.1)], {})
+        rates.append(g.progress().given["a"]["adaptive"]["rate"])
+    return rates
+
+
+CALM = ["answered"] * 8_500  # until the rate has grown to its bound
+
+
+@pytest.mark.parametrize("refusal", ["busy", "forbidden"])
+def test_a_rate_halves_at_the_first_refusal_and_keeps_its_bounds(refusal):
+    rates = paces([*CALM, *[refusal] * 120])
+    up, down = rates[: len(CALM)], rates[len(CALM) :]
+    assert up == sorted(up), "while all is well it only grows"
+    assert (up[0], up[-1]) == (5, 40)
+    assert down[0] == 20
+    assert down == sorted(down, reverse=True)
+    assert down[-1] == 5 / 8
+
+
+def test_pictures_that_nobody_may_see_do_not_take_the_first_rate():
+    rates = paces((["answered"] * 100 + ["forbidden"]) * 20)
+    assert min(rates) == 5, "a single 403 may be about its picture alone"
+    assert max(rates) > 5
+    assert paces([*CALM, "forbidden", *CALM])[-1] == 40, "and it may go up again"
+
+
 def test_nothing_grows_while_little_is_asked():
     g, clock = gate(limits={"requests_per_second": 5, "connections": 4, "adaptive": True})
     for _ in range(100):
@@ -352,8 +389,8 @@ def test_adaptive_needs_a_rate():
         ("upload.wikimedia.org", 1, 2),
         ("api.gbif.org", 5, 1),
         ("content.eol.org", 1, 1),
-        ("inaturalist-open-data.s3.amazonaws.com", 5, 2),
-        ("inaturalist-open-data.s3.us-east-1.amazonaws.com:443", 5, 2),
+        ("inaturalist-open-data.s3.amazonaws.com", 5, 3),
+        ("inaturalist-open-data.s3.us-east-1.amazonaws.com:443", 5, 3),
         ("api.gbif.org.example.org", 5, 2),
     ],
 )
