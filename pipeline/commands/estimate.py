@@ -87,7 +87,8 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
     if web["num_headers"] or web["num_rules"]:
         held.append(
             f"other signals of consent count than when they were fetched: headers are asked for {web['num_headers']:,} "
-            f"of them, and robots.txt or tdmrep.json once a host for {web['num_headers'] + web['num_rules']:,}"
+            "of them, and robots.txt, tdmrep.json or licences once a host for "
+            f"{web['num_headers'] + web['num_rules']:,}"
         )
     if not web["num_urls"]:
         return [*held, "nothing to download"] if held else ["no addresses on the web"]

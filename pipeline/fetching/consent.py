@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from urllib.parse import unquote
 
 from protego import Protego
 
 from manifests.outcomes import Outcome
+from pipeline.fetching import rsl
+from pipeline.fetching.patterns import fits, plain_path, unescaped
 from pipeline.pictures.consent import MARKS
 
 # Directives that carry a value after a colon, so that their name is not taken for an agent's.
@@ -23,14 +24,13 @@ _AGENT = re.compile(r"[a-z*][a-z0-9_\-*.]*(/[a-z0-9.]+)?")
 _USER_AGENT_LINE = re.compile(r"\s*user[- ]?agent\b[\s:]*([^#]*)", re.IGNORECASE)
 
 _PREFERENCE = re.compile(r"(?:^|,)\s*([a-z*][a-z0-9_\-.*]*)\s*=\s*([^\s,;]+)")
+_LICENCE_LINE = re.compile(r"\s*license\s*:\s*(\S+)", re.IGNORECASE)
 _USAGE_LINE = re.compile(r"\s*content-usage\s*:\s*(/\S*)?\s*([^#]*)", re.IGNORECASE)
 
 ROBOTS_PATH, TDMREP_PATH = "/robots.txt", "/.well-known/tdmrep.json"
 ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
-_MAX_TDM_RULES = 10_000
+_MAX_TDM_RULES, _MAX_LICENCES = 10_000, 3
 _MAX_STATEMENTS, _MAX_STATEMENT_CHARS = 100, 100  # that are kept of the headers of one answer
-_PERCENT = re.compile("%[0-9A-Fa-f]{2}")
-_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
 Said = Mapping[str, Sequence[str]]
@@ -44,6 +44,11 @@ _DISALLOW, _USAGE, _RESERVED = "robots.txt", "robots.txt: Content-Usage", "tdmre
 def robots_of(agent_token: str) -> str:
     """The place of what robots.txt says to an agent."""
     return f"robots.txt {agent_token}"
+
+
+def rsl_of(agent_token: str) -> str:
+    """The place of what the licences say that robots.txt names to an agent."""
+    return f"RSL {agent_token}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Consent:
             refusals.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
             if "content_usage" in self.signals:
                 refusals.append((robots_of(self.agent_token), _USAGE, Outcome.OPTED_OUT))
+            if self.reads_licences:
+                refusals += [(rsl_of(self.agent_token), words, Outcome.OPTED_OUT) for words in rsl.REFUSALS]
         if "tdmrep_file" in self.signals:
             refusals.append((TDMREP, _RESERVED, Outcome.OPTED_OUT))
         in_headers = [f"X-Robots-Tag: {who}{name}" for name in self.directives for who in ("", f"{self.agent_token}: ")]
@@ -72,6 +79,11 @@ class Consent:
         if "tdm_reservation" in self.signals:
             in_headers.append("tdm-reservation: 1")
         return (*refusals, *((HEADERS, statement, Outcome.OPTED_OUT) for statement in in_headers))
+
+    @property
+    def reads_licences(self) -> bool:
+        """Whether the licences count that robots.txt names."""
+        return self.robots_txt and "rsl_licence" in self.signals
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -122,8 +134,9 @@ def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
 def no_training(usage: str) -> str | None:
     """The preference in a Content-Usage value that forbids training a model; None when none does.
 
-    `train-ai` counts where it is stated, else `bots`, which covers all automated use. Of a key that is stated twice the
-    last counts. Source: draft-ietf-aipref-attach-04 for the form, draft-ietf-aipref-vocab for the keys.
+    `train-ai` counts where it is stated, else `bots`, an earlier draft's word for all automated use. Other labels say
+    nothing about training (`search`, `ai-use`) or are unknown. Of a key that is stated twice the last counts.
+    Source: draft-ietf-aipref-attach-05 (2026-08-19) for the form, draft-ietf-aipref-vocab-08 (2026-09-14) for the keys.
     """
     stated = dict(_PREFERENCE.findall(usage.lower()))
     for key in ("train-ai", "bots"):
@@ -138,8 +151,12 @@ class RobotsRules:
 
     parsed: Protego
     agent_token: str
-    usage: Protego
-    """Its Content-Usage lines, as rules: what must not train a model is disallowed."""
+    usage: tuple[tuple[str, bool], ...] = ()
+    """Its Content-Usage rules: a pattern of paths, and whether they must not train a model."""
+    licences: tuple[str, ...] = ()
+    """The addresses of its RSL licences."""
+    of_licences: tuple[rsl.Rules, ...] = ()
+    """What each of those says."""
     tdm: tuple[tuple[str, bool], ...] = ()
     """Rules of its tdmrep.json: a pattern of paths, and whether their rights are reserved."""
 
@@ -149,6 +166,9 @@ class RobotsRules:
         if consent.robots_txt:
             usage = [] if self.allows_training(path) else [_USAGE]
             said[robots_of(consent.agent_token)] = ([] if self.allows(path) else [_DISALLOW]) + usage
+        if consent.reads_licences:
+            refusals = (rsl.refusal(rules, path) for rules in self.of_licences)
+            said[rsl_of(consent.agent_token)] = [words for words in refusals if words]
         if "tdmrep_file" in consent.signals:
             said[TDMREP] = [_RESERVED] if self.reserves(path) else []
         return said
@@ -157,8 +177,8 @@ class RobotsRules:
         """True when the first rule of tdmrep.json that fits `path` reserves its rights."""
         if not self.tdm:
             return False
-        plain = _unescaped(path).replace("$", "%24").replace("*", "%2A")  # as patterns write them
-        return next((is_reserved for pattern, is_reserved in self.tdm if _fits(pattern, plain)), False)
+        plain = plain_path(path)
+        return next((is_reserved for pattern, is_reserved in self.tdm if fits(pattern, plain)), False)
 
     def allows(self, path: str) -> bool:
         """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
@@ -166,8 +186,13 @@ class RobotsRules:
         return self.parsed.can_fetch(f"http://host{path}", self.agent_token)
 
     def allows_training(self, path: str) -> bool:
-        """False when Content-Usage says that `path` must not train a model; the longest path that fits counts."""
-        return self.usage.can_fetch(f"http://host{path}", self.agent_token)
+        """False when Content-Usage says that `path` must not train a model.
+
+        The longest path that fits counts; of equal ones, one that forbids.
+        """
+        plain = plain_path(path)
+        matches = ((len(pattern), forbids) for pattern, forbids in self.usage if fits(pattern, plain))
+        return not max(matches, default=(0, False))[1]
 
     @property
     def crawl_delay_seconds(self) -> float | None:
@@ -182,11 +207,8 @@ def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
     """
     lines = body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").splitlines()
     plain = [_with_plain_name(line, agent_token) for line in lines]
-    usage = Protego.parse("\n".join(_usage_rule(line) for line in plain))
-    return RobotsRules(Protego.parse("\n".join(plain)), agent_token, usage)
-
-
-ALLOW_ALL = parse_robots(b"", "*")
+    usage, licences = _usage_and_licences(plain, agent_token)
+    return RobotsRules(Protego.parse("\n".join(plain)), agent_token, usage, licences)
 
 
 def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
@@ -203,38 +225,8 @@ def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
     for row in rows[:_MAX_TDM_RULES] if isinstance(rows, list) else ():
         location, value = (row.get("location"), row.get("tdm-reservation")) if isinstance(row, dict) else (None, None)
         if isinstance(location, str) and str(value) in ("0", "1"):
-            rules.append((_unescaped(location), str(value) == "1"))
+            rules.append((unescaped(location), str(value) == "1"))
     return tuple(rules)
-
-
-def _unescaped(path: str) -> str:
-    """A path in which only those characters are percent-encoded that must be."""
-    return _PERCENT.sub(lambda match: _plain_or_upper(match[0]), path)
-
-
-def _plain_or_upper(escaped: str) -> str:
-    plain = unquote(escaped, errors="replace")
-    return plain if plain in _UNRESERVED else escaped.upper()
-
-
-def _fits(pattern: str, path: str) -> bool:
-    """True when a path begins as the pattern says; `*` is any text, `$` at the end is the end of the path.
-
-    Each piece is looked for once, so that a pattern of many stars takes no longer than the path is long.
-    """
-    is_whole = pattern.endswith("$")
-    first, *pieces = pattern.removesuffix("$").split("*")
-    if not path.startswith(first):
-        return False
-    if not pieces:
-        return not is_whole or path == first
-    place = len(first)
-    for piece in pieces[:-1] if is_whole else pieces:
-        start = path.find(piece, place)
-        if start < 0:
-            return False
-        place = start + len(piece)
-    return not is_whole or (path.endswith(pieces[-1]) and len(path) - len(pieces[-1]) >= place)
 
 
 def _with_plain_name(line: str, agent_token: str) -> str:
@@ -250,14 +242,34 @@ def _with_plain_name(line: str, agent_token: str) -> str:
     return f"User-agent: {name if name in (agent_token, '*') else '(another)'}"
 
 
-def _usage_rule(line: str) -> str:
-    """A line of robots.txt as a rule about training: who is meant, or which path may not or may.
+def _usage_and_licences(lines: Sequence[str], agent_token: str) -> tuple[tuple[tuple[str, bool], ...], tuple[str, ...]]:
+    """The Content-Usage rules for an agent, and its licences.
 
-    Any other line becomes a rule that forbids nothing, so that the names before and after it stay apart.
+    A licence in the lines of a group is for the agents of the group. Before all groups, or behind an empty line, it is
+    for everybody. Source: RSL 1.0, section 4.4.
     """
-    if _USER_AGENT_LINE.match(line):
-        return line
-    match = _USAGE_LINE.match(line)
-    if match is None or not _PREFERENCE.search(match[2].lower()):
-        return "Disallow:" if ":" in line else ""
-    return f"{'Disallow' if no_training(match[2]) else 'Allow'}: {match[1] or '/'}"
+    groups: list[tuple[set[str], list[tuple[str, bool]], list[str]]] = []
+    for_all: list[str] = []
+    is_naming = in_block = False
+    for line in lines:
+        if (match := _USER_AGENT_LINE.match(line)) is not None:
+            if not is_naming:
+                groups.append((set(), [], []))
+            groups[-1][0].add(match[1].strip())
+            is_naming = in_block = True
+            continue
+        if not line.strip():
+            in_block = False
+        is_naming = is_naming and ":" not in line
+        if (match := _LICENCE_LINE.match(line)) is not None:
+            (groups[-1][2] if in_block else for_all).append(match[1])
+        match = _USAGE_LINE.match(line)
+        if groups and match is not None and _PREFERENCE.search(match[2].lower()):
+            groups[-1][1].append((unescaped(match[1] or "/"), no_training(match[2]) is not None))
+    name = agent_token if any(agent_token in agents for agents, *_ in groups) else "*"
+    ours = [group for group in groups if name in group[0]]
+    licences = dict.fromkeys([*(each for *_, named in ours for each in named), *for_all])
+    return tuple(rule for _, usage, _ in ours for rule in usage), tuple(licences)[:_MAX_LICENCES]
+
+
+ALLOW_ALL = parse_robots(b"", "*")

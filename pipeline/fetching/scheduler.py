@@ -16,25 +16,18 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
 from manifests.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import (
-    ALLOW_ALL,
-    ROBOTS_MAX_BYTES,
-    ROBOTS_PATH,
-    TDMREP_PATH,
-    RobotsRules,
-    parse_tdmrep,
-)
+from pipeline.fetching.consent import ROBOTS_MAX_BYTES, RobotsRules
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
-from pipeline.fetching.visits import AskAgain, Check, Download, Visit, host_result, next_step, robots_verdict
+from pipeline.fetching.visits import AskAgain, Check, Download, SiteFiles, Visit, host_result, next_step
 
 _MAX_WAITING_BYTES = 128 << 20  # of finished bodies that wait for a decoder; above it no new request starts
 
@@ -46,9 +39,7 @@ class _Host:
     ask_at: float = 0.0
     closed_since: float | None = None
     in_turns: bool = False  # its name is in the scheduler's `_turns`
-    # by origin: rows that wait for robots.txt or tdmrep.json, and what robots.txt said while tdmrep.json is asked for
-    awaiting_robots: dict[str, list[Visit]] = field(default_factory=dict)
-    from_robots: dict[str, RobotsRules] = field(default_factory=dict)
+    site_files: dict[str, SiteFiles] = field(default_factory=dict)  # that are asked for, by origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,42 +184,37 @@ class Scheduler:
                 self._schedule(time.monotonic() + step.wait_seconds, visit)
             else:
                 self._enqueue(visit, first=True)
-        elif visit.is_robots:
-            self._end_robots(visit, step)
+        elif visit.files is not None:
+            self._end_file(visit.files, visit, step)
         else:
             self._finish(visit.row, step)
 
-    def _end_robots(self, visit: Visit, download: Download) -> None:
-        """A robots.txt or tdmrep.json is finished: ask for the next file, queue the rows that waited, or end them."""
-        host, origin = self._hosts[visit.start.host], visit.start.origin
-        if visit.start.path == TDMREP_PATH:  # without one a host does not take part, whatever the reason
-            tdm = parse_tdmrep(download.body) if download.outcome is Outcome.OK else ()
-            self._keep_rules(host, origin, replace(host.from_robots.pop(origin, ALLOW_ALL), tdm=tdm))
+    def _end_file(self, files: SiteFiles, visit: Visit, download: Download) -> None:
+        """A file of a site is finished: ask for the next one, queue the rows that waited, or end them."""
+        verdict = files.take(visit, download)
+        if isinstance(verdict, Visit):
+            self._enqueue(verdict, first=True)
             return
-        verdict = robots_verdict(visit, download, self._settings.agent_token)
-        if isinstance(verdict, tuple):
-            waiting = host.awaiting_robots.pop(origin, [])
-            of_origin = [v for v in host.queue if v.target.origin == origin and not v.is_robots]
-            host.queue = deque(v for v in host.queue if v.target.origin != origin or v.is_robots)
-            for other in [*waiting, *of_origin]:
-                self._finish(other.row, other.end(*verdict))
+        host, origin = self._hosts[files.site.host], files.site.origin
+        if host.site_files.get(origin) is files:
+            del host.site_files[origin]
+        if isinstance(verdict, RobotsRules):
+            self._keep_rules(host, files, verdict)
             return
-        if "tdmrep_file" not in self._client.consent.signals:
-            self._keep_rules(host, origin, verdict)
-            return
-        host.from_robots[origin] = verdict
-        target = replace(visit.start, path=TDMREP_PATH)
-        self._enqueue(Visit(None, target, target), first=True)
+        of_origin = [v for v in host.queue if v.target.origin == origin and not v.is_robots]
+        host.queue = deque(v for v in host.queue if v.target.origin != origin or v.is_robots)
+        for other in [*files.waiting, *of_origin]:
+            self._finish(other.row, other.end(*verdict))
 
-    def _keep_rules(self, host: _Host, origin: str, rules: RobotsRules) -> None:
+    def _keep_rules(self, host: _Host, files: SiteFiles, rules: RobotsRules) -> None:
         """Remember the rules of an origin, and queue the rows that waited for them.
 
         A Crawl-delay holds from here on: were it longer than the patience, tdmrep.json would be all that is asked for.
         """
         if rules.crawl_delay_seconds:
             self._reports.append(HostReport(host.name, 0, "unused", min_gap_seconds=rules.crawl_delay_seconds))
-        self._client.keep_robots_rules(origin, rules)
-        for other in reversed(host.awaiting_robots.pop(origin, [])):
+        self._client.keep_robots_rules(files.site.origin, rules)
+        for other in reversed(files.waiting):
             self._enqueue(other, first=True)
 
     def _enqueue(self, visit: Visit, *, first: bool = False) -> None:
@@ -241,15 +227,13 @@ class Scheduler:
         if (consent.robots_txt or "tdmrep_file" in consent.signals) and not visit.is_robots:
             rules = self._client.robots_rules(target.origin)
             if rules is None:
-                waiting = host.awaiting_robots.get(target.origin)
-                if waiting is not None:
-                    waiting.append(visit)
+                files = host.site_files.get(target.origin)
+                if files is not None:
+                    files.waiting.append(visit)
                     return
-                host.awaiting_robots[target.origin] = [visit]
-                path = ROBOTS_PATH if self._settings.robots_txt else TDMREP_PATH
-                robots = Target(target.scheme, target.hostname, target.port, path)
-                visit = Visit(None, robots, robots)
-                first = True
+                site = Target(target.scheme, target.hostname, target.port, "/")
+                files = host.site_files[target.origin] = SiteFiles(site, consent, [visit])
+                visit, first = files.first(), True
             else:
                 said = rules.statements(target.path, consent)
                 visit.hear(said)
@@ -378,9 +362,10 @@ class Scheduler:
     def _close_host(self, host: _Host, why: str) -> None:
         """End every row that waits for this host; requests in flight end by themselves."""
         rows = [visit for visit in host.queue if not visit.is_robots]
-        robots = [visit for visit in host.queue if visit.is_robots]
-        for visit in robots:  # perhaps of another host, whose robots.txt redirected to this one
-            rows += self._hosts[visit.start.host].awaiting_robots.pop(visit.start.origin, [])
+        for files in [visit.files for visit in host.queue if visit.files]:  # perhaps of a site that names this host
+            self._hosts[files.site.host].site_files.pop(files.site.origin, None)
+            rows += files.waiting
+            files.waiting.clear()
         host.queue.clear()
         host.ask_at = 0.0  # a row that comes back for a retry must end at once too
         for visit in rows:

@@ -51,8 +51,12 @@ BREAKER_SECONDS = 300.0  # how long a dead host is left alone
 MAX_REDIRECTS = 5  # a longer chain ends as too_many_redirects
 DECODE_THREADS = 2  # pictures decoded at a time in one worker; each may need the memory of `image.max_pixels`
 
-ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining", "c2pa_training"]
-DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = ("content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining")
+ConsentSignal = Literal[
+    "content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining", "c2pa_training"
+]
+DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = (
+    *("content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining"),
+)
 
 
 class HostLimits(Settings):
@@ -176,7 +180,7 @@ class NetworkSettings(Settings):
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 
     consent_signals: tuple[ConsentSignal, ...] = DEFAULT_SIGNALS
-    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, IPTC's field; C2PA needs an extra."""
+    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, RSL, IPTC; C2PA needs an extra."""
 
     @field_validator("x_robots_directives")
     @classmethod

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from manifests.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import ALLOW_ALL, HEADERS, RobotsRules, Said, parse_robots
+from pipeline.fetching.consent import (
+    ALLOW_ALL,
+    HEADERS,
+    ROBOTS_PATH,
+    TDMREP_PATH,
+    Consent,
+    RobotsRules,
+    Said,
+    parse_robots,
+    parse_tdmrep,
+)
 from pipeline.fetching.hosts import Result
+from pipeline.fetching.rsl import parse_rsl
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, Target, follow
 
@@ -62,9 +74,9 @@ class Check(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Visit:
-    """The way of one row, or of a robots.txt or tdmrep.json, from its first request to its end."""
+    """The way of one row, or of a file of a site, from its first request to its end."""
 
-    row: int | None  # its number; None for a robots.txt or tdmrep.json
+    row: int | None  # its number; None for a robots.txt, a tdmrep.json or a licence
     start: Target
     target: Target  # of the next request
     attempts: int = 0  # begun so far
@@ -75,10 +87,11 @@ class Visit:
     num_checked: int = 0  # steps of its way
     said: dict[str, list[str]] = field(default_factory=dict)
     redirected_by: dict[str, str] = field(default_factory=dict)  # addresses in order, each with its form for the table
+    files: SiteFiles | None = None  # of which this is one
 
     @property
     def is_robots(self) -> bool:
-        """True for a request for robots.txt itself, or for tdmrep.json."""
+        """True for a request for robots.txt itself, for tdmrep.json or for a licence."""
         return self.row is None
 
     def end(self, outcome: Outcome, detail: str, body: bytes = b"") -> Download:
@@ -108,6 +121,62 @@ class Visit:
         if last is not None and last.outcome is not Outcome.OK:
             return self.end(last.outcome, f"{last.detail}; {detail}")
         return self.end(Outcome.HOST_UNAVAILABLE, detail)
+
+
+@dataclass(slots=True, eq=False)
+class SiteFiles:
+    """The files in which a site says what may be done: robots.txt, tdmrep.json, and the licences that robots.txt names.
+
+    They are asked for one after the other, while rows of the site wait.
+    """
+
+    site: Target
+    consent: Consent
+    waiting: list[Visit]
+    rules: RobotsRules = ALLOW_ALL
+    _left: list[Target] = field(default_factory=list)
+
+    def first(self) -> Visit:
+        """The visit of the first file."""
+        places = {ROBOTS_PATH: self.consent.robots_txt, TDMREP_PATH: "tdmrep_file" in self.consent.signals}
+        self._left = [replace(self.site, path=path) for path, counts in places.items() if counts]
+        return self._visit()
+
+    def take(self, visit: Visit, download: Download) -> Visit | RobotsRules | tuple[Outcome, str]:
+        """What follows from a file: the visit of the next one, the rules of the site, or how the rows that wait end.
+
+        A tdmrep.json that does not come says nothing, whatever the reason. A licence that robots.txt names and that
+        cannot be read for now allows nothing for now.
+        """
+        came = download.outcome is Outcome.OK
+        if visit.start == replace(self.site, path=ROBOTS_PATH):
+            verdict = robots_verdict(visit, download, self.consent.agent_token)
+            if isinstance(verdict, tuple):
+                return verdict
+            self.rules = verdict
+            if self.consent.reads_licences:
+                self._left += self._licences()
+        elif visit.start == replace(self.site, path=TDMREP_PATH):
+            self.rules = replace(self.rules, tdm=parse_tdmrep(download.body) if came else ())
+        elif came:
+            said = parse_rsl(download.body, self.site)
+            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, said))
+        elif download.outcome.passing:
+            words = f"the licence that robots.txt names: {download.outcome.value} {download.detail}"
+            return Outcome.HOST_UNAVAILABLE, words.strip()
+        return self._visit() if self._left else self.rules
+
+    def _visit(self) -> Visit:
+        target = self._left.pop(0)
+        return Visit(None, target, target, files=self)
+
+    def _licences(self) -> list[Target]:
+        """Where the licences lie; the site's credentials are for the site alone."""
+        targets = []
+        for address in self.rules.licences:
+            with suppress(BadURL):
+                targets.append(follow(replace(self.site, path=ROBOTS_PATH), address))
+        return targets
 
 
 @dataclass(frozen=True, slots=True)

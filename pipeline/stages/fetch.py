@@ -197,8 +197,8 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
     ).fetchall()
     if num_rules or num_headers:
         log.info(
-            "fetch: other signals of consent count than when %s pictures were fetched: robots.txt or tdmrep.json is "
-            "asked for once a host, and for %s of them the headers (HEAD)",
+            "fetch: other signals of consent count than when %s pictures were fetched: robots.txt, tdmrep.json or "
+            "licences are asked for once a host, and for %s of them the headers (HEAD)",
             *(f"{num:,}" for num in (num_rules + num_headers, num_headers)),
         )
     sealed = "FROM stages WHERE stage = 'fetch' AND sealed_at IS NOT NULL ORDER BY sealed_at DESC LIMIT 1"

@@ -38,7 +38,7 @@ _LEARNT = (
     "ORDER BY pool_file DESC NULLS LAST, round DESC, outcome, detail) = 1"
 )
 RULES, HEADERS, PICTURE = "rules", "headers", "picture"
-"""What a row is asked again for: only robots.txt and tdmrep.json of its hosts, headers by HEAD, or all of it."""
+"""What a row is asked again for: only the files of its hosts (robots.txt, ...), headers by HEAD, or all of it."""
 
 # Columns of FACTS that only a stored picture has.
 _OF_STORED = (
@@ -147,7 +147,8 @@ _STEPS = """
     CREATE VIEW parts_lacking AS SELECT *, CASE WHEN is_refused OR host IS NULL THEN NULL
         WHEN {unread[in_c2pa]} AND pool_file IS NOT NULL THEN '{PICTURE}'
         WHEN {unread[in_headers]} AND (outcome = 'ok' OR http_status IN (200, 203)) THEN '{HEADERS}'
-        WHEN {unread[in_robots]} OR {unread[in_tdmrep]} THEN '{RULES}' END AS lacks FROM parts_judged;
+        WHEN {unread[in_robots]} OR {unread[in_tdmrep]} OR {unread[in_rsl]} THEN '{RULES}' END AS lacks
+        FROM parts_judged;
     CREATE VIEW parts AS SELECT *, lacks IS NOT NULL OR (was_decided AND NOT is_refused) AS outdated
         FROM parts_lacking WHERE outcome <> '{not_refused}'
 """
@@ -193,6 +194,7 @@ def _columns(consent: Consent) -> dict[str, str]:
     return {
         "in_robots": places.robots_of(consent.agent_token),
         "in_tdmrep": places.TDMREP,
+        "in_rsl": places.rsl_of(consent.agent_token),
         "in_headers": places.HEADERS,
         "in_picture": places.PICTURE,
         "in_c2pa": places.C2PA,

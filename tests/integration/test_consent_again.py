@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import collections
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from building import list_source, loopback, write_small_config
+from building import PLANTMIX, list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels
+from misbehaving.consent import licence
 from misbehaving.owners import mining, signed, with_xmp
 
 from manifests import tables
@@ -27,7 +30,10 @@ Content-Usage: /art/ train-ai=n
 
 User-agent: gentlebot
 Disallow: /gentle/
+
+License: /licence.xml
 """
+LICENCE = licence('<permits type="usage">search</permits>', "/licensed/").encode()
 TDMREP = b'[{"location": "/reserved/", "tdm-reservation": 1}]'
 HEADERS = {
     "noai": ("X-Robots-Tag", "noai"),
@@ -39,7 +45,7 @@ HEADERS = {
 MOVED = {"/moved/private": "/private/moved", "/moved/plain": "/plain/moved"}
 PATHS = [
     *(f"/plain/{n}" for n in range(4)),
-    *(f"/{place}/1" for place in ("private", "art", "reserved", "gentle")),
+    *(f"/{place}/1" for place in ("private", "art", "reserved", "gentle", "licensed")),
     *(f"/header/{name}" for name in HEADERS),
     *MOVED,
     "/private/gone",
@@ -57,6 +63,7 @@ OPEN: dict[str, Any] = {"robots_txt": False, "x_robots_directives": [], "consent
 STRICT: dict[str, dict[str, Any]] = {
     "robots_txt": {"robots_txt": True},
     "content_usage": {"robots_txt": True, "consent_signals": ["content_usage"]},
+    "rsl_licence": {"robots_txt": True, "consent_signals": ["rsl_licence"]},
     "tdmrep_file": {"consent_signals": ["tdmrep_file", "iptc_data_mining"]},
     "headers": {"x_robots_directives": ["noindex", "noai"], "consent_signals": ["tdm_reservation"]},
     "c2pa": {"consent_signals": ["c2pa_training"]},
@@ -64,9 +71,12 @@ STRICT: dict[str, dict[str, Any]] = {
     "all": {
         "robots_txt": True,
         "x_robots_directives": ["noai", "noindex"],
-        "consent_signals": ["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining"],
+        "consent_signals": ["content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining"],
     },
 }
+
+
+SITE_FILES = {"/robots.txt": ROBOTS, "/.well-known/tdmrep.json": TDMREP, "/licence.xml": LICENCE}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,7 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int | None) -> None:
         self.server.asked[self.command, self.path] += 1
         name, headers = self.path.rpartition("/")[2], {}
-        body = {"/robots.txt": ROBOTS, "/.well-known/tdmrep.json": TDMREP}.get(self.path)
+        body = SITE_FILES.get(self.path)
+        if body is None and self.server.holds_after is not None and self.server.asked.total() > self.server.holds_after:
+            self.server.let_go.wait(60)
         if self.path in MOVED:
             status, headers = 302, {"Location": MOVED[self.path]}
         elif name == "gone":
@@ -116,6 +128,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: collections.Counter[tuple[str, str]] = collections.Counter()
         self.knows_no_head = False
+        self.holds_after: int | None = None  # requests, after which a picture waits until it is let go
+        self.let_go = threading.Event()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +183,7 @@ def release_of(folder: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def is_site_file(request: tuple[str, str]) -> bool:
-    return request[1] in ("/robots.txt", "/.well-known/tdmrep.json")
+    return request[1] in SITE_FILES
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +220,7 @@ def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: An
     assert pictures == ({("GET", "/mark/c2pa")} if name == "c2pa" else set()), "headers and marks were stored"
     needs = {
         *({("GET", "/robots.txt")} if STRICT[name].get("robots_txt") else ()),
+        *({("GET", "/licence.xml")} if "rsl_licence" in STRICT[name].get("consent_signals", ()) else ()),
         *({("GET", "/.well-known/tdmrep.json")} if "tdmrep_file" in STRICT[name].get("consent_signals", ()) else ()),
     }
     assert {request for request in asked if is_site_file(request)} == needs
@@ -277,6 +292,30 @@ def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
     assert facts_of(tmp_path) == facts_of(made("robots_txt", *TO_FETCH))
 
 
+def test_a_licence_is_obeyed_after_a_kill_on_the_way(
+    tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, server, STRICT["rsl_licence"])
+    server.asked.clear()
+    monkeypatch.setattr(server, "holds_after", 12)
+    with subprocess.Popen([*PLANTMIX, "build", str(config), *TO_FETCH]) as process:
+        deadline = time.monotonic() + 120
+        while server.asked.total() < 13 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert server.asked["GET", "/licence.xml"] == 1, "once a host, whatever the pictures"
+    server.let_go.set()
+    monkeypatch.undo()
+    build(tmp_path, server, STRICT["rsl_licence"], *TO_FETCH)
+    assert facts_of(tmp_path) == facts_of(made("rsl_licence", *TO_FETCH))
+    url = f"http://127.0.0.1:{server.server_address[1]}/licensed/1"
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "work"), url]) == 0
+    assert "opted_out" in (said := capsys.readouterr().out)
+    assert "RSL: training is not among what it permits" in said
+    assert build(tmp_path, server, STRICT["rsl_licence"], *TO_FETCH) == {}
+
+
 def test_what_will_be_asked_again_is_said_before(
     tmp_path: Path, server: _Server, made: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,21 +328,21 @@ def test_what_will_be_asked_again_is_said_before(
         assert main(["estimate", str(config)]) == 0
         return capsys.readouterr().out
 
-    assert "21 addresses are in the work folder already\nnothing to download\n" in estimate({})
+    assert "22 addresses are in the work folder already\nnothing to download\n" in estimate({})
     rules = estimate(STRICT["robots_txt"])
-    assert "headers are asked for 0 of them, and robots.txt or tdmrep.json once a host for 21" in rules
+    assert "headers are asked for 0 of them, and robots.txt, tdmrep.json or licences once a host for 22" in rules
     assert "nothing to download" in rules
     every = estimate(STRICT["all"])
-    assert "headers are asked for 18 of them, and robots.txt or tdmrep.json once a host for 20" in every, (
+    assert "headers are asked for 19 of them, and robots.txt, tdmrep.json or licences once a host for 21" in every, (
         "one says so itself"
     )
-    assert "18 distinct addresses on 1 host" in every
+    assert "19 distinct addresses on 1 host" in every
     assert "download  0 B" in every
     assert server.asked == {}
     build(tmp_path, server, STRICT["all"], *TO_FETCH)
     assert (
-        "fetch: other signals of consent count than when 20 pictures were fetched: robots.txt or tdmrep.json is asked "
-        "for once a host, and for 18 of them the headers (HEAD)\n"
+        "fetch: other signals of consent count than when 21 pictures were fetched: robots.txt, tdmrep.json or licences "
+        "are asked for once a host, and for 19 of them the headers (HEAD)\n"
     ) in capsys.readouterr().err
     config = write_config(tmp_path, server, STRICT["all"])
     config.write_text(config.read_text().replace("  network:", "  image: {size_px: 64}\n  network:"))

@@ -111,6 +111,7 @@ TRIED_BY = {  # of each signal of consent, some of the behaviours that send it
     "content_usage": ("opt_out_content_usage", "robots_txt_usage"),
     "tdm_reservation": ("opt_out_tdm_reservation",),
     "tdmrep_file": ("tdmrep_all", "tdmrep_pattern"),
+    "rsl_licence": ("rsl_prohibits", "rsl_for_pay", "rsl_elsewhere"),
     "iptc_data_mining": ("owner_xmp", "owner_xmp_png"),
     "c2pa_training": ("owner_c2pa",),
 }

@@ -252,3 +252,97 @@ _register_tdmrep()
 def tdmrep_moved(sock, request):
     """a tdmrep.json in the place of a picture"""
     send(sock, body=b'[{"location": "/", "tdm-reservation": 1}]')
+
+
+# ---- RSL licences
+
+NAMED = "User-agent: *\nAllow: /\n\nLicense: {}\n"
+
+
+def licence(uses: str, url: str = "/", before: str = "") -> str:
+    """A document that says one thing of some paths."""
+    return (
+        f'<?xml version="1.0"?>\n{before}<rsl xmlns="https://rslstandard.org/rsl"><content url="{url}"><license>{uses}'
+        "</license></content></rsl>"
+    )
+
+
+def _named_elsewhere(sock, request):
+    port = request.host.partition(":")[2]
+    send(sock, body=NAMED.format(f"http://rsl-prohibits.test:{port}/licence.xml").encode())
+
+
+def _register_rsl() -> None:
+    no, yes = '<prohibits type="usage">ai-train</prohibits>', '<permits type="usage">search ai-train</permits>'
+    bomb = '<!DOCTYPE rsl [<!ENTITY a "ai-train"><!ENTITY b "&a;&a;&a;&a;">]>'
+    forms = {
+        "prohibits": ("an RSL licence prohibits ai-train", "opted_out", robots_answer(licence(no))),
+        "permits": ("an RSL licence permits ai-train", "ok", robots_answer(licence(yes))),
+        "leaves_out": (
+            "an RSL licence permits search alone",
+            "opted_out",
+            robots_answer(licence('<permits type="usage">search</permits>')),
+        ),
+        "for_pay": (
+            "an RSL licence permits ai-train for payment",
+            "opted_out",
+            robots_answer(licence(yes + '<payment type="crawl"/>')),
+        ),
+        "other_path": ("an RSL licence prohibits it for another path", "ok", robots_answer(licence(no, "/other/"))),
+        "missing": ("the licence that robots.txt names is not there", "ok", robots_answer("", status="404 Not Found")),
+        "failing": (
+            "the licence that robots.txt names answers 500, every time",
+            "host_unavailable",
+            robots_answer("", status="500 Internal Server Error"),
+        ),
+        "silent": ("the licence never comes", "host_unavailable", lambda sock, request: time.sleep(5)),
+        "endless": ("a licence without end", "ok", _endless_robots),
+        "html": ("the licence is a web page", "ok", robots_answer("<!DOCTYPE html><html></html>")),
+        "entities": (
+            "a licence that declares entities",
+            "ok",
+            robots_answer(licence(no.replace("ai-train", "&b;"), before=bomb)),
+        ),
+        "deep": ("a licence of 150,000 levels", "ok", robots_answer("<rsl>" * 150_000)),
+        "redirected": (
+            "the licence lies elsewhere, and prohibits",
+            "opted_out",
+            lambda sock, request: send(sock, "302 Found", {"Location": "/rsl_moved"}),
+        ),
+    }
+    for form, (does, outcome, act) in forms.items():
+        name, robots = f"rsl_{form}", robots_answer(NAMED.format("/licence.xml"))
+        BEHAVIOURS[name] = Behaviour(
+            name, does, outcome, lambda sock, request: send_picture(sock), robots=robots, licence=act
+        )
+    named = {
+        "for_others": ("robots.txt names it to another agent", "ok", "User-agent: GPTBot\nLicense: /licence.xml\n"),
+        "private": ("robots.txt names a private address", "ok", NAMED.format("http://10.0.0.1/licence.xml")),
+        "no_address": ("robots.txt names what is no address", "ok", NAMED.format("http://[/")),
+    }
+    for form, (does, outcome, text) in named.items():
+        name = f"rsl_{form}"
+        BEHAVIOURS[name] = Behaviour(
+            name,
+            does,
+            outcome,
+            lambda sock, request: send_picture(sock),
+            robots=robots_answer(text),
+            licence=robots_answer(licence(no)),
+        )
+    BEHAVIOURS["rsl_elsewhere"] = Behaviour(
+        "rsl_elsewhere",
+        "robots.txt names a licence of another host, which prohibits",
+        "opted_out",
+        lambda sock, request: send_picture(sock),
+        robots=_named_elsewhere,
+    )
+
+
+_register_rsl()
+
+
+@behaviour("not_an_image")
+def rsl_moved(sock, request):
+    """a licence in the place of a picture"""
+    send(sock, body=licence('<prohibits type="usage">all</prohibits>').encode())

@@ -33,6 +33,8 @@ class Behaviour(NamedTuple):
     """What its host answers for robots.txt, where not as every other."""
     tdmrep: Act | None = None
     """What its host answers for tdmrep.json; 404 where absent."""
+    licence: Act | None = None
+    """What its host answers for /licence.xml; 404 where absent."""
 
 
 BEHAVIOURS: dict[str, Behaviour] = {}

@@ -20,7 +20,7 @@ from misbehaving.answers import send
 from misbehaving.registry import BEHAVIOURS, Act, Request, host_of
 
 CERTIFICATE = Path(__file__).parents[1] / "self_signed.pem"
-SITE_FILES = ("/robots.txt", "/.well-known/tdmrep.json")
+SITE_FILES = ("/robots.txt", "/.well-known/tdmrep.json", "/licence.xml")
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 
 
@@ -81,7 +81,7 @@ class MisbehavingServer:
         )
 
     def asked(self, host: str) -> list[Request]:
-        """The log of one host name (without port), robots.txt and tdmrep.json left out."""
+        """The log of one host name (without port), files of the site left out."""
         return [r for r in self.log if r.host.partition(":")[0] == host and r.path not in SITE_FILES]
 
     def _bound(self) -> socket.socket:
@@ -153,6 +153,8 @@ class MisbehavingServer:
                 self._answer_robots(sock, request)
             elif request.path == SITE_FILES[1] and (tdmrep := TDMREP_OF.get(request.host.partition(":")[0])):
                 tdmrep(sock, request)
+            elif request.path == SITE_FILES[2] and (licence := LICENCE_OF.get(request.host.partition(":")[0])):
+                licence(sock, request)
             elif name in self.extra:
                 self.extra[name](sock, request)
             elif name in BEHAVIOURS:
@@ -172,4 +174,5 @@ class MisbehavingServer:
 
 
 TDMREP_OF = {host_of(known.name): known.tdmrep for known in BEHAVIOURS.values() if known.tdmrep}
+LICENCE_OF = {host_of(known.name): known.licence for known in BEHAVIOURS.values() if known.licence}
 ROBOTS_OF = {host_of(known.name): known.robots for known in BEHAVIOURS.values() if known.robots}

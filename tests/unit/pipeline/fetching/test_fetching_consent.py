@@ -67,6 +67,8 @@ def test_opt_out_headers(headers, found):
         ("train-ai=y, train-ai=n", "train-ai=n"),
         ("train-ai=n;exceptions=(a b), search=y", "train-ai=n"),
         ("train-ai", None),
+        ("ai-use=n", None),
+        ("later-word=n, train-ai=n", "train-ai=n"),
         ("no-train-ai=n", None),
         (",,==;\x00", None),
     ],
@@ -91,6 +93,12 @@ Content-Usage: train-ai=n
     assert not any(others.allows_training(path) for path in paths)
     assert [ours.allows(path) for path in paths] == [True, False, True, True, True]
     assert all(ALLOW_ALL.allows_training(path) for path in paths)
+    same_path = parse_robots(
+        b"User-agent: *\nContent-Usage: / train-ai=y\nContent-Usage: / train-ai=n\nContent-Usage: / search=y\n", "x"
+    )
+    assert not same_path.allows_training("/a"), "of statements about the same path the one that forbids counts"
+    unknown = parse_robots(b"User-agent: *\nContent-Usage: / train-ai=n, ai-use=y, later-word=y\n", "x")
+    assert not unknown.allows_training("/a"), "unknown labels are ignored"
     named_without_usage = b"User-agent: plantmix\nDisallow: /x\n\nUser-agent: *\nContent-Usage: train-ai=n\n"
     assert parse_robots(named_without_usage, "plantmix").allows_training("/")
 
@@ -265,6 +273,22 @@ def test_what_must_be_looked_at_when_other_things_count():
     assert strict.unread(loose) == ("C2PA", "headers", "robots.txt plantmix")
     assert loose.unread(strict) == strict.unread(strict) == ()
     assert replace(strict, agent_token="other").unread(strict) == ("headers", "robots.txt other")
+
+
+@pytest.mark.parametrize(
+    ("text", "licences"),
+    [
+        ("License: https://a.org/l.xml", ("https://a.org/l.xml",)),
+        ("User-agent: *\nAllow: /\n\nLICENSE : /l.xml # ours", ("/l.xml",)),
+        ("User-agent: other\nLicense: /other.xml", ()),
+        ("User-agent: other\nLicense: /other.xml\n\nLicense: /all.xml", ("/all.xml",)),
+        ("User-agent: *\nLicense: /star.xml\n\nUser-agent: PlantMix/3\nLicense: /us.xml", ("/us.xml",)),
+        ("License: /1\nLicense: /1\nLicense: /2\nLicense: /3\nLicense: /4", ("/1", "/2", "/3")),
+        ("License:", ()),
+    ],
+)
+def test_the_licences_that_robots_txt_names(text, licences):
+    assert parse_robots(text.encode(), "plantmix").licences == licences
 
 
 def test_many_or_long_statements_are_cut():
