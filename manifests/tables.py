@@ -81,7 +81,7 @@ FACTS = pa.schema(
 )
 
 SIGNALS = pa.field("signals", pa.map_(pa.string(), pa.list_(pa.string())))
-"""What was said about use, by the place that was looked at (pipeline/fetching/consent.py); null: not stored."""
+"""What was said about use, by the place that was looked at (pipeline/fetching/consent); null: not stored."""
 
 FETCHED = FACTS.append(pa.field("url", pa.string())).append(pa.field("round", pa.int32())).append(SIGNALS)
 """What each round of fetching found under an address. A build is round 0; each `plantmix retry` is one more."""

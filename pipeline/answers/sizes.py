@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from manifests.outcomes import Outcome
-from pipeline.fetching.consent import ROBOTS_PATH, TDMREP_PATH
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import NetworkSettings
-from pipeline.fetching.urls import Target
 
 _ANY_SIZE = 1 << 62
 
@@ -49,9 +47,7 @@ def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient
 class HeadClient(HttpClient):
     """An HttpClient that asks for pictures with HEAD, and gives the declared length as the body, `?` where none is.
 
-    robots.txt is still read with GET.
+    The files of a site are still read with GET.
     """
 
-    def method_of(self, target: Target) -> str:
-        """GET for the files of a site, HEAD for all else."""
-        return "GET" if target.path in (ROBOTS_PATH, TDMREP_PATH) else "HEAD"
+    pictures_by_head = True

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from manifests.outcomes import Outcome
 from pipeline.fetching import settings as bounds
-from pipeline.fetching.consent import C2PA, PICTURE
+from pipeline.fetching.consent.statements import C2PA, PICTURE
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download

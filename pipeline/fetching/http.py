@@ -20,7 +20,7 @@ from functools import partial
 from manifests.outcomes import Outcome
 from pipeline.fetching.addresses import LOOKUP_THREADS, LookupFailed, Resolver, TargetRefused
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import HEADERS, RobotsRules, statements_of
+from pipeline.fetching.consent.statements import HEADERS, RobotsRules, statements_of
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.transport import Done, Headers, Request, Transport
 from pipeline.fetching.urls import Target
@@ -40,6 +40,9 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
 
     One client may serve many parts. Its owner closes it.
     """
+
+    pictures_by_head = False
+    """True for a client that asks for sizes alone."""
 
     def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] | None = None) -> None:
         self.settings = settings
@@ -89,7 +92,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         """
         now = time.monotonic()
         refuse = self._refuse if check_opt_out else None
-        method = "HEAD" if head else self.method_of(target)
+        method = "HEAD" if head or (self.pictures_by_head and check_opt_out) else "GET"
         request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds)
         if self._resolver.knows(target.hostname):
             self._look_up(request)
@@ -107,10 +110,6 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
             request.end(error)
         else:
             self._transport.send(request)
-
-    def method_of(self, target: Target) -> str:
-        """The method by which a target is asked for; a client that asks for sizes alone says HEAD."""
-        return "GET"
 
     def _refuse(self, headers: Headers) -> tuple[list[str], str | None]:
         """What headers say about use, and the statement of it that forbids us the picture; None when none does."""

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from manifests.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import ROBOTS_MAX_BYTES, RobotsRules
+from pipeline.fetching.consent.statements import ROBOTS_MAX_BYTES, RobotsRules
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url

@@ -24,7 +24,7 @@ from manifests import __version__
 from manifests.errors import ConfigError
 from manifests.outcomes import Outcome
 from manifests.settings import Removed, Settings
-from pipeline.fetching.consent import Consent
+from pipeline.fetching.consent.statements import Consent
 from pipeline.pictures.settings import ImageSettings
 
 # The settings that decide a final outcome: another value may change it, another day will not.

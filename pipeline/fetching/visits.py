@@ -15,7 +15,8 @@ from typing import NamedTuple
 from manifests.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import (
+from pipeline.fetching.consent.rsl import parse_rsl
+from pipeline.fetching.consent.statements import (
     ALLOW_ALL,
     HEADERS,
     ROBOTS_PATH,
@@ -27,7 +28,6 @@ from pipeline.fetching.consent import (
     parse_tdmrep,
 )
 from pipeline.fetching.hosts import Result
-from pipeline.fetching.rsl import parse_rsl
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, Target, follow
 

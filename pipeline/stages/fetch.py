@@ -26,7 +26,7 @@ from manifests.catalog import Catalog
 from manifests.records import Funnel, PartRecord
 from manifests.takedowns import find_named, standing_entries
 from pipeline.config import BuildConfig
-from pipeline.fetching.consent import Consent
+from pipeline.fetching.consent.statements import Consent
 from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings

@@ -16,8 +16,8 @@ from manifests.outcomes import Outcome
 from manifests.reader import literals
 from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
-from pipeline.fetching import consent as places
-from pipeline.fetching.consent import Consent
+from pipeline.fetching.consent import statements as places
+from pipeline.fetching.consent.statements import Consent
 from pipeline.pictures.image import Original
 from pipeline.pictures.limits import LIMITS
 from pipeline.pictures.settings import ImageSettings
@@ -82,7 +82,7 @@ class FetchedFiles:
     outdated: tuple[str, ...]
     """Outcomes that were decided by settings which have changed since: they do not count any more."""
     unread: tuple[str, ...] = ()
-    """Places (pipeline/fetching/consent.py) that must be looked at now, and did not count then."""
+    """Places (pipeline/fetching/consent/statements.py) that must be looked at now, and did not count then."""
 
 
 def recipe_of(image: ImageSettings) -> str:

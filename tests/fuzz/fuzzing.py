@@ -47,6 +47,7 @@ from fuzz.seeds import (
     make_tar,
     make_zip,
 )
+from misbehaving.consent import licence
 from misbehaving.owners import mining, signed
 
 from manifests.errors import ConfigError, IntegrityError
@@ -55,7 +56,8 @@ from manifests.release import read_record
 from manifests.untrusted import BrokenTarError, tar_members
 from pipeline.captions.clean import clean_captions
 from pipeline.fetching.answers import parse_retry_after
-from pipeline.fetching.consent import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
+from pipeline.fetching.consent import rsl
+from pipeline.fetching.consent.statements import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
 from pipeline.fetching.urls import BadURL, follow, parse_url
 from pipeline.pictures.consent import c2pa_training, data_mining
 from pipeline.pictures.image import measure_image
@@ -200,6 +202,12 @@ def _tdmrep(content: bytes) -> None:
         rules.reserves(path)
 
 
+def _rsl(content: bytes) -> None:
+    rules = rsl.parse_rsl(content, parse_url("https://a.org/"))
+    for path in ("/", "/a/b", "/a*b/*"):
+        assert rsl.refusal(rules, path) in ("", *rsl.REFUSALS)
+
+
 def _texts(content: bytes) -> None:
     text = content.decode("utf-8", "replace")
     clean_captions(pa.array([text]))
@@ -288,6 +296,10 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "tdmrep.json": Parser(
             _tdmrep, (b'[{"location": "/a*b/%2A$", "tdm-reservation": 1}, {"location": "/", "tdm-reservation": 0}]',),
             (), (*JSON, b"*", b"$", b"%2"),
+        ),
+        "rsl": Parser(
+            _rsl, (licence('<permits type="usage">ai-train search</permits><payment type="free"/>', "/a*b/").encode(),),
+            (), (*XML, b"<!DOCTYPE rsl [", b"&a;", b"<prohibits type='usage'>all</prohibits>", b"https://*", b"$"),
         ),
         "xmp": Parser(data_mining, (mining("DMI-PROHIBITED"),), (), (b"<!DOCTYPE x [", b"&a;", b"<plus:DataMining>")),
         "c2pa": Parser(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from building import ROOT
+from misbehaving.consent import licence
 from misbehaving.server import SITE_FILES
 
 from manifests.errors import ConfigError
@@ -45,7 +46,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._note()
-        body = b"User-agent: *\nDisallow: /private\n"
+        body = b"User-agent: *\nDisallow: /private\n\nLicense: /licence.xml\n"
+        if self.path == "/licence.xml":
+            body = licence('<prohibits type="usage">all</prohibits>', "/licensed/").encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -161,22 +164,23 @@ def test_repeated_records_are_told(tmp_path: Path) -> None:
 
 def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
     urls = [f"{server.address}/{name}.jpg" for name in (1000, 3000, "moved", "gone", "optout", "nolength")]
-    path = write_config(tmp_path, *urls, f"{server.address}/private/1.jpg", network={"allow_private_addresses": True})
+    urls += [f"{server.address}/{name}/1.jpg" for name in ("private", "licensed")]
+    path = write_config(tmp_path, *urls, network={"allow_private_addresses": True})
     config = BuildConfig.model_validate(yaml.safe_load(path.read_text()))
     assert estimate(config)["heads"] is None
     assert server.seen == []
     found = estimate(config, num_heads=100)
     assert found["heads"] == {
-        "num_asked": 7,
+        "num_asked": 8,
         "num_answered": 3,
         "mean_bytes": 2000,
         "median_bytes": 2000,
-        "outcomes": {"http_404": 1, "no_length": 1, "opted_out": 1, "robots_disallowed": 1},
+        "outcomes": {"http_404": 1, "no_length": 1, "opted_out": 2, "robots_disallowed": 1},
     }
-    assert found["bytes"]["download"] == 7 * 2000
+    assert found["bytes"]["download"] == 8 * 2000
     assert {method for _, method, path_ in server.seen if path_ not in SITE_FILES} == {"HEAD"}
     assert "/private/1.jpg" not in {path_ for *_, path_ in server.seen}
-    assert any("7 addresses for their size, 3 gave it" in line for line in describe(found))
+    assert any("8 addresses for their size, 3 gave it" in line for line in describe(found))
     assert not any("not enough" in line for line in describe(found))
     found["disk"]["needed_bytes"] = found["disk"]["free_bytes"] + 1
     assert any("not enough" in line for line in describe(found))

@@ -15,7 +15,7 @@ from misbehaving.server import MisbehavingServer
 
 from manifests.catalog import Catalog
 from pipeline.cli import main
-from pipeline.fetching.consent import Consent
+from pipeline.fetching.consent.statements import Consent
 from pipeline.stages import fetch, fetch_local
 from pipeline.store import buckets
 

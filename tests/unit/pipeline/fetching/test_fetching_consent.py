@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.fetching.consent import (
+from pipeline.fetching.consent.statements import (
     ALLOW_ALL,
     HEADERS,
     Consent,

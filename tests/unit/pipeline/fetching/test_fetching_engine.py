@@ -16,7 +16,7 @@ from manifests.outcomes import Outcome
 from manifests.settings import parse_settings
 from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent import ALLOW_ALL, RobotsRules
+from pipeline.fetching.consent.statements import ALLOW_ALL, RobotsRules
 from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.fetching import rsl
+from pipeline.fetching.consent import rsl
 from pipeline.fetching.urls import parse_url
 
 SITE = parse_url("https://photos.example.org/")

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
-from pipeline.fetching.patterns import fits, plain_path, unescaped
+from pipeline.fetching.consent.patterns import fits, plain_path, unescaped
 from pipeline.fetching.urls import Target
 
 PROHIBITED = "RSL: prohibits training"

@@ -14,8 +14,8 @@ from functools import cached_property
 from protego import Protego
 
 from manifests.outcomes import Outcome
-from pipeline.fetching import rsl
-from pipeline.fetching.patterns import fits, plain_path, unescaped
+from pipeline.fetching.consent import rsl
+from pipeline.fetching.consent.patterns import fits, plain_path, unescaped
 from pipeline.pictures.consent import MARKS
 
 # Directives that carry a value after a colon, so that their name is not taken for an agent's.
