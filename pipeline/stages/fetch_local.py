@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from manifests import storage, tables
 from manifests.outcomes import Outcome
 from manifests.records import Funnel, PartRecord
-from pipeline.fetching.consent import Consent
+from pipeline.fetching.consent.statements import Consent
 from pipeline.fetching.local import read_local
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
