@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,8 @@ import fsspec
 import pytest
 from building import run_here, write_small_config
 from foreign_tars import img2dataset_samples, write_tar
+from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
+from misbehaving.object_store import BUCKET, become_user, serving
 from range_server import RangeServer, serving_ranges
 
 from manifests.catalog import Catalog
@@ -74,13 +81,13 @@ def ranges(server: RangeServer, name: str = "0.tar") -> list[int]:
     return sorted(start for asked, start, _ in server.asked if asked == name and start)
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> dict[str, list[Any]]:
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What the same tar gives as a file of this machine."""
-    tar_of(tmp_path)
-    (tmp_path / "made.tar").rename(tmp_path / "0.tar")
-    build(config_of(tmp_path, str(tmp_path / "0.tar"), "here"))
-    return rows_of(tmp_path / "here")
+    folder = tmp_path_factory.mktemp("here")
+    write_tar(folder / "0.tar", img2dataset_samples(0, NUM))
+    build(config_of(folder, str(folder / "0.tar")))
+    return rows_of(folder / "work")
 
 
 def test_a_tar_is_read_once_and_gives_what_it_gives_here(
@@ -189,3 +196,59 @@ def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -
     server.choose = lambda name, start: "whole"
     config = config_of(tmp_path, f"{server.address}/0.tar")
     assert "gives no parts of files" in build(config, 2)
+
+
+def test_a_bucket_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as store:
+        become_user(store, monkeypatch)
+        s3 = fsspec.filesystem("s3", **store.options)
+        content = tar_of(tmp_path)
+        s3.pipe_file(f"{BUCKET}/theirs/0.tar", content)
+        build(config_of(tmp_path, f"s3://{BUCKET}/theirs", executor="processes", num_workers=2))
+        assert rows_of(tmp_path / "work") == here
+        tars = [num for path, num in store.sent if path.partition("?")[0].endswith("/0.tar")]
+        assert sum(tars) == 3 * len(content), "the heads that two checks ask for, then once"
+
+
+def test_the_hub_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tar_of(tmp_path)
+    with fake_hub() as hub:
+        use_hub(hub, monkeypatch)
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+        sha256 = hashlib.sha256(content).hexdigest()
+        stored = StoredFile(sha256, len(content), content, True)
+        hub.repositories["datasets/lab/theirs"] = Repository(False, {"0.tar": stored}, [["0.tar"]])
+        config = config_of(tmp_path, "hf://datasets/lab/theirs/0.tar")
+        build(config)
+        assert rows_of(tmp_path / "work") == here
+        asked = len(hub.log)
+        assert "ingest: reused" in build(config)
+        assert not [line for line in hub.log[asked:] if line.startswith("GET") and "/resolve/" in line][2:]
+
+
+SMALL = """
+import sys
+from pipeline.cli import main
+from pipeline.sources import front_to_back
+from pipeline.stages import ingest_tars
+front_to_back.RANGE_BYTES, ingest_tars.PIECE_BYTES = 16 << 10, 20 << 10
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_build_reads_nothing_again(server: RangeServer, tmp_path: Path, here: dict[str, list[Any]]) -> None:
+    server.put("0.tar", tar_of(tmp_path))
+    config = config_of(tmp_path, f"{server.address}/0.tar")
+    killed = threading.Event()
+    server.choose = lambda name, start: killed.wait(120) and None if start >= 80 << 10 else None
+    process = subprocess.Popen([sys.executable, "-c", SMALL, "build", str(config), "--to", "fetch"])
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "work/tables/ingest").glob("samples-*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)  # when the second is there, the first is committed
+    process.kill()
+    process.wait()
+    killed.set()
+    server.asked.clear()
+    build(config)
+    assert min(ranges(server)) >= 20 << 10
+    assert rows_of(tmp_path / "work") == here
