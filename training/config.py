@@ -325,6 +325,7 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     Raises: ConfigError for an unknown architecture.
     """
     from training.model.architecture import architecture_config
+    from training.model.weights import content_of
 
     values = settings.recorded()
     for key in _EXECUTION:
@@ -344,6 +345,8 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     if settings.loss.same_label == "negative":
         del values["loss"]["same_label"], values["loss"]["label_field"]
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
+    if settings.model.pretrained and (content := content_of(settings.model.pretrained)):
+        values["model"]["pretrained_sha256"] = content
     weights = loader.share_weights(settings.release, settings.data)
     values["releases"] = {"fingerprints": list(fingerprints), "weights": weights}
     return values

@@ -187,6 +187,5 @@ def _ranks(connection: Any) -> dict[str, Any] | None:
 
 
 def _picture(row: Mapping[str, Any], folder: str) -> bytes:
-    fs, inner = storage.filesystem(path_of_shard(folder, row["split"], row["shard"]))
-    start = row["jpg_offset"]
-    return bytes(fs.cat_file(inner, start=start, end=start + row["jpg_length"]))
+    shard = path_of_shard(folder, row["split"], row["shard"])
+    return storage.read_range(shard, row["jpg_offset"], row["jpg_length"])

@@ -32,11 +32,6 @@ from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
-REASONS = (
-    "malformed_row", "missing_key", "missing_url", "invalid_url", "duplicate_record",
-    "missing_file", "file_outside_folder", "no_regular_file", "no_image", "broken_shard", "no_record", "no_media",
-)  # fmt: skip  # and where_TERM, for the filters of a source
-
 _STAGED = pa.schema([*tables.CANDIDATES, *((name, pa.string()) for name in ("reason", "value", "asked_url"))])
 
 

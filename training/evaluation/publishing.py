@@ -6,14 +6,12 @@ A stopped publish goes on where it was: the same weights have the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manifests import storage
-from manifests.errors import ConfigError
 from manifests.publishing import hub
 from manifests.release import Release
 from training.config import TrainSettings
@@ -23,7 +21,7 @@ from training.evaluation.report import figures_of
 from training.evaluation.trained_model import TrainedModel, releases_of_run
 from training.model.exports import export_hugging_face
 from training.model.frozen import FrozenCLIP
-from training.model.weights import CONFIG_FILE
+from training.model.weights import CONFIG_FILE, read_json
 from training.record import run_files
 
 _MIXTURE_FILE = "mixture.json"
@@ -119,13 +117,5 @@ def _described(release: Release, settings: TrainSettings) -> TrainedOn:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file, empty where there is none.
-
-    Raises: ConfigError for one that cannot be read.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    """A JSON file, empty where there is none. Raises: ConfigError for one that cannot be read."""
+    return read_json(path) if path.is_file() else {}

@@ -19,6 +19,7 @@ from torch import Tensor
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from manifests.settings import differences
+from manifests.storage import hash_file
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 
@@ -26,6 +27,7 @@ CONFIG_FILE = "open_clip_config.json"  # these two names are open_clip's
 WEIGHTS_FILE = "open_clip_model.safetensors"
 SECOND_CONFIG_FILE = "dalip_config.json"
 SECOND_WEIGHTS_FILE = "dalip_second_order.safetensors"
+_ENDINGS = (".pt", ".bin", ".safetensors")
 _TRANSFORMERS_CONFIG, _TRANSFORMERS_VIEW = "config.json", "preprocessor_config.json"
 
 # Names in the released code -> names here. Every other key is CLIP's own and gets the prefix `clip.`.
@@ -53,6 +55,13 @@ _RELEASED_BRANCHES = {
     "tbdc.down.bias": "text_branch.projection.0.bias",
     "fc2.weight": "text_branch.projection.1.weight",
 }
+
+
+def content_of(source: str) -> str | None:
+    """What the files of weights hold that `source` names, by sha256; None for a tag, and for what is gone."""
+    path = Path(source)
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in _ENDINGS)
+    return "+".join(hash_file(str(file)).sha256 for file in files) or None
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

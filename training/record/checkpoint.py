@@ -176,18 +176,14 @@ def newest_weights(folder: Path) -> Path:
 
     Only the summary says which bytes the final weights have. Without it they are not used.
 
-    Raises: ConfigError when there are none; IntegrityError for final weights alone.
+    Raises: ConfigError when there are none.
     """
     checkpoints = list_checkpoints(folder)
     if _has_final(folder):
         return folder / MODEL_FILE
-    if not checkpoints and has_weights(folder):
-        raise IntegrityError(
-            f"{folder / MODEL_FILE}: its {SUMMARY_FILE} and every checkpoint are gone, so nothing says that these are "
-            f"the weights of the run; put {SUMMARY_FILE} back, or run `dalip train` again, which trains anew"
-        )
     if not checkpoints:
-        raise ConfigError(f"{folder}: no trained model here; run `dalip train` first")
+        why = f" (no {SUMMARY_FILE} says which bytes its {MODEL_FILE} has)" if has_weights(folder) else ""
+        raise ConfigError(f"{folder}: no trained model here{why}; run `dalip train` first")
     return checkpoints[-1]
 
 

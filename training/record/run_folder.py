@@ -215,7 +215,7 @@ def inspect_run(
     stored = read_json(folder / RUN_FILE).get("identity")
     if not isinstance(stored, dict):
         raise checkpoint.damaged(folder / RUN_FILE, "holds no identity")
-    changed = tuple(differences(stored, identity))
+    changed = tuple(differences(_by_content(stored, identity), _by_content(identity, stored)))
     fixed = [text for text in changed if text.startswith(_FIXED)]
     if changed and not (allow_changed and checkpoints and not finished):
         what = "a finished run" if finished else "checkpoints"
@@ -238,6 +238,16 @@ def inspect_run(
             "come and the schedule would differ. Set it back, or choose another --output"
         )
     return RunState("resume", checkpoints[-1], changed)
+
+
+def _by_content(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """An identity without the name of the weights that the run began with, where both know what they held.
+
+    An earlier version recorded the name alone, and the file may be gone since.
+    """
+    models = [each.get("model") or {} for each in (identity, other)]
+    left_out = "pretrained" if all("pretrained_sha256" in model for model in models) else "pretrained_sha256"
+    return identity | {"model": {key: value for key, value in models[0].items() if key != left_out}}
 
 
 def _first_few(changed: Sequence[str], limit: int = 3) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from manifests.errors import RunError
-from manifests.storage import filesystem, is_remote, is_storage_error, make_parent, remove_if_there
+from manifests.errors import RetryableError, RunError
+from manifests.remote.patience import read_if_there
+from manifests.storage import filesystem, is_remote, make_parent, remove_if_there
 
 _LOOK_SECONDS, _LOOK_REMOTE_SECONDS = 1.0, 5.0
 
@@ -87,11 +88,6 @@ def _watch(stop_file: str, stop: threading.Event, over: threading.Event) -> None
 
 def _is_there(path: str) -> bool:
     """False also where a store does not answer; it is asked again."""
-    fs, inner = filesystem(path)
-    try:
-        fs.cat_file(inner)
-    except Exception as error:
-        if not is_storage_error(error):
-            raise
-        return False
-    return True
+    with suppress(OSError, RetryableError):
+        return read_if_there(path) is not None
+    return False

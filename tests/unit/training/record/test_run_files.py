@@ -144,8 +144,8 @@ def test_weights_of_another_run_are_handed_on_by_no_command_when_the_summary_is_
         ["export", str(run), str(tmp_path / "onnx"), "--format", "onnx"],
         ["publish", str(run), "--to", "hf:lab/plants", "--dry-run"],
     ):
-        assert main(command) == 1
-        assert "summary.json and every checkpoint are gone" in capsys.readouterr().err
+        assert main(command) == 2
+        assert "no trained model here (no summary.json says which bytes its model.pt has)" in capsys.readouterr().err
     assert not (tmp_path / "again.pt").exists()
 
 

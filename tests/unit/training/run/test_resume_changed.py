@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_runs import make_settings
+from training_runs import Finished, make_settings
 
 from manifests.errors import ConfigError
 from training.config import TrainSettings, identity_values
@@ -116,6 +117,29 @@ def test_a_resume_does_not_need_the_weights_it_began_from(
     one, two = _checkpoint(whole, 6), _checkpoint(config, 6)
     assert two["preprocess"]["mean"] == (0.1, 0.2, 0.3)
     assert _distance(one["state_dict"], two["state_dict"]) == 0
+
+
+def test_a_run_knows_the_weights_that_it_began_with_by_content(
+    config: dict[str, Any], finished: Finished, tmp_path: Path
+) -> None:
+    """A finished run is no result of other weights under the same name; the name itself decides nothing."""
+    source, moved = tmp_path / "start.pt", tmp_path / "moved.pt"
+    shutil.copy(finished(config, output_dir=str(tmp_path / "one")) / "model.pt", source)
+    other = finished(config, output_dir=str(tmp_path / "other"), seed=1) / "model.pt"
+    settings = make_settings(config, model={"pretrained": str(source)}, schedule={"steps": 1, "warmup_steps": 0})
+    assert not train(settings)[1]
+    source.rename(moved)
+    assert train(settings)[1], "the file is not needed any more"
+    model = settings.model.model_copy(update={"pretrained": str(moved)})
+    assert train(settings.model_copy(update={"model": model}))[1]
+    shutil.copy(other, source)
+    with pytest.raises(ConfigError, match=r"of another config or release \(model\.pretrained_sha256: "):
+        train(settings)
+    record = Path(config["output_dir"]) / "run.json"
+    earlier = json.loads(record.read_text())
+    del earlier["identity"]["model"]["pretrained_sha256"]
+    record.write_text(json.dumps(earlier))
+    assert train(settings)[1], "a run of an earlier version knows the name alone"
 
 
 def test_how_batches_are_drawn_is_named_only_where_it_is_changed(config: dict[str, Any]) -> None:
