@@ -68,10 +68,13 @@ def tab_table(terms: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def gbif_files(occurrences: Sequence[Mapping[str, str]], media: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def gbif_files(
+    occurrences: Sequence[Mapping[str, str]], media: Sequence[Mapping[str, str]], more_terms: Sequence[str] = ()
+) -> dict[str, str]:
     """Every file of a GBIF download by name."""
+    terms = (*OCCURRENCE_TERMS, *more_terms)
     meta = meta_xml(
-        describe("core", f"{DWC}Occurrence", "occurrence.txt", OCCURRENCE_TERMS, "id"),
+        describe("core", f"{DWC}Occurrence", "occurrence.txt", terms, "id"),
         describe("extension", f"{DWC}Occurrence", "verbatim.txt", OCCURRENCE_TERMS, "coreid"),
         describe("extension", f"{GBIF}Multimedia", "multimedia.txt", MULTIMEDIA_TERMS, "coreid"),
     )
@@ -80,7 +83,7 @@ def gbif_files(occurrences: Sequence[Mapping[str, str]], media: Sequence[Mapping
         "meta.xml": meta,
         "metadata.xml": "<eml:eml xmlns:eml='eml://ecoinformatics.org/eml-2.1.1'><dataset/></eml:eml>",
         "dataset/50c9509d-22c7-4a22-a47d-8c48425ef4a7.xml": "<eml/>",
-        "occurrence.txt": tab_table(OCCURRENCE_TERMS, occurrences),
+        "occurrence.txt": tab_table(terms, occurrences),
         "verbatim.txt": tab_table(OCCURRENCE_TERMS, verbatim),
         "multimedia.txt": tab_table(MULTIMEDIA_TERMS, media),
         "rights.txt": "dataset: http://creativecommons.org/licenses/by-nc/4.0/legalcode\n",

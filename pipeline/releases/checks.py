@@ -23,6 +23,7 @@ from manifests.release import RECORD_FILE, SPLIT_FOLDERS, WHEN_DAMAGED, Release
 from manifests.remote.folder import bring_missing
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples, work_folder_of
+from pipeline.sidefiles.citation import counts_of, write_counts
 from pipeline.store.sql import view_parquet
 
 MAX_SHOWN = 10
@@ -136,6 +137,10 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
     ).fetchall()
     if row != (0, 0):
         yield f"attribution.parquet: {row[0]:,} images are missing in it, {row[1]:,} are none of the release"
+    for table in counts_of(release.record, sql):
+        fs, inner = storage.filesystem(storage.join(release.path, table["file"]))
+        if not fs.exists(inner) or fs.cat_file(inner) != write_counts(table):
+            yield f"{table['file']}: not the images of samples.parquet by {table['by']}"
 
 
 def _train_counts(release: Release) -> dict[str, int]:

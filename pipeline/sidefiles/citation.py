@@ -1,14 +1,20 @@
-"""CITATION.cff: how to cite a release, and what it is made of. Pure: a record goes in, bytes come out.
+"""How to cite a release, and what it is made of: CITATION.cff, and tables of counts that sources ask for.
+
+Reads the record and a view over the samples table. Writes nothing: bytes come out.
 
 Source: Citation File Format 1.2.0, https://github.com/citation-file-format/citation-file-format.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+
+from manifests.reader import rows_of
 
 
 def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -21,6 +27,34 @@ def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
                 {"source": source["name"]} | {key: str(cites.get(key) or "") for key in ("doi", "citation")}
             )
     return citations
+
+
+def counts_of(record: Mapping[str, Any], connection: Any) -> list[dict[str, Any]]:
+    """The tables of counts that sources ask for, without empty ones: `file`, `by`, `about`, and `rows` (`key`, `num`).
+
+    Pictures count once, however often they are drawn. The connection has the view `samples`.
+    """
+    asked: dict[tuple[str, str, str], list[str]] = {}
+    for source in record["recipe"].get("sources", []):
+        if counts := source.get("counts"):
+            asked.setdefault((counts["file"], counts["by"], counts["about"]), []).append(source["name"])
+    query = (
+        "SELECT said AS key, count(DISTINCT sample_id) AS num FROM (SELECT sample_id, "
+        "json_extract_string(extra, $by) AS said FROM samples WHERE list_contains($sources, source)) "
+        "WHERE said <> '' GROUP BY said ORDER BY num DESC, said"
+    )
+    tables = [
+        {"file": file, "by": by, "about": about, "rows": rows_of(connection, query, {"by": by, "sources": sources})}
+        for (file, by, about), sources in sorted(asked.items())
+    ]
+    return [table for table in tables if table["rows"]]
+
+
+def write_counts(table: Mapping[str, Any]) -> bytes:
+    """One of those tables, as CSV without a header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows((row["key"], row["num"]) for row in table["rows"])
+    return text.getvalue().encode()
 
 
 def write_citation(record: Mapping[str, Any], address: str | None, authors: Sequence[str], date: str) -> bytes:

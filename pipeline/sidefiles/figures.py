@@ -14,6 +14,7 @@ from manifests import storage
 from manifests.reader import rows_of
 from manifests.release import path_of_shard
 from manifests.tables import TAXON_RANKS
+from pipeline.sidefiles.citation import counts_of
 from pipeline.store.sql import view_parquet
 
 SHEET_IMAGES = 12  # of each domain
@@ -102,6 +103,7 @@ def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any
     largest = (record.get("duplicates") or {}).get("largest")
     return {
         **counts,
+        "tables": counts_of(record, connection),
         "words": word_counts(connection, "samples"),
         "sides": _histogram(connection, "least(width_px, height_px)", SIDE_EDGES_PX, "images", f"< {SIDE_EDGES_PX[0]}"),
         "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),

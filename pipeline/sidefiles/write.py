@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS
+from pipeline.sidefiles.citation import write_counts
 from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report
 from pipeline.store.writing import PrivateFile, TableWriter
 
-VERSION = 9  # raise it when the same release would get other bytes: fingerprints of releases hold it
+VERSION = 10  # raise it when the same release would get other bytes: fingerprints of releases hold it
 ATTRIBUTION_COLUMNS = (
     "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
 )  # fmt: skip
@@ -46,6 +47,8 @@ def side_files(
         yield f"{SPLIT_FOLDERS[split]}/sizes.json", sizes
         index = wids_index(f"{record['name']} {split}", entry["shards"])
         yield f"{SPLIT_FOLDERS[split]}/wids.json", json_bytes(index)
+    for table in figures["tables"]:
+        yield table["file"], write_counts(table)
     yield "mixture.json", json_bytes(mixture)
     yield "ATTRIBUTION.md", write_attribution_page(record, figures).encode()
     yield "README.md", write_card(record, mixture, figures).encode()

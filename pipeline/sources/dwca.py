@@ -55,6 +55,7 @@ _LICENCE = ("license", "UsageTerms", "WebStatement", "rights")
 _RIGHTS_HOLDER = ("rightsHolder", "Owner")
 _PAGE = ("references", "furtherInformationURL")
 VERNACULAR_LANGUAGES = ("en", "eng", "english")  # of names in a file of their own; the first one there is counts
+_DATASET_KEY = "datasetKey"  # of a record in what GBIF gives; kept, so that a release can count its data sets
 _LISTED = "associatedMedia"  # of a record, in archives without a media file
 
 
@@ -86,6 +87,7 @@ class DwcaReader(Reader[DwcaSettings]):
 
     settings_type: ClassVar[type[DwcaSettings]] = DwcaSettings
     init_order = 1
+    version = "2"  # keeps datasetKey
 
     @property
     def archive(self) -> str:
@@ -131,6 +133,16 @@ class DwcaReader(Reader[DwcaSettings]):
         there = [[rows[term] for term in terms if term in rows] for terms in (_URL, _LICENCE)]
         return FirstRows.of_addresses(*(pc.coalesce(*values).to_pylist() if values else [] for values in there))
 
+    def counts(self) -> dict[str, str]:
+        """The pictures of each data set, as a form of GBIF takes them: no header, a key and a number in each line.
+
+        Source: https://www.gbif.org/derived-dataset/about
+        """
+        about = (
+            "it goes into the form at https://www.gbif.org/derived-dataset/register, which gives a release its own DOI"
+        )
+        return {"file": "gbif-derived-dataset.csv", "by": _DATASET_KEY, "about": about}
+
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """An archive, by its meta.xml."""
@@ -168,7 +180,10 @@ class _Plan:
     def __init__(self, archive: Archive, media: DataFile, settings: DwcaSettings, where: str) -> None:
         self.archive, self.media, self.settings = archive, media, settings
         core = archive.core
-        named = [name for name in (*settings.caption, *settings.extra, *settings.where) if name != "licence"]
+        self.extra = [*settings.extra]
+        if _DATASET_KEY in core.fields and _DATASET_KEY not in self.extra:
+            self.extra.append(_DATASET_KEY)
+        named = [name for name in (*settings.caption, *self.extra, *settings.where) if name != "licence"]
         self._check_terms(named, where)
         of_media = [name.removeprefix("media.") for name in named if name.startswith("media.")]
         of_record = [name for name in named if not name.startswith("media.")]
@@ -320,7 +335,7 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
         "rights_holder": plan.first(_RIGHTS_HOLDER),
         "creator": plan.first(("creator",)),
         "reference_url": f"coalesce({plan.first(_PAGE)}, {plan.core('references')}, {link})",
-        "extra": json_object({name: plan.column(name) for name in plan.settings.extra}),
+        "extra": json_object({name: plan.column(name) for name in plan.extra}),
     }
     yield from judged_rows(sql, columns, f"media m LEFT JOIN records c ON c.id = m.id {join}", "m.n", _cases(sql, plan))
     yield from lost_rows(

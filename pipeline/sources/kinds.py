@@ -191,6 +191,10 @@ class Reader(ABC, Generic[SettingsT]):
         """What a release must say of where the rows came from."""
         return None
 
+    def counts(self) -> dict[str, str] | None:
+        """A file `file` of the release that counts its pictures `by` a key of their `extra`; `about` says what for."""
+        return None
+
     # ---- before a build
 
     def first_rows(self, scratch: Scratch) -> FirstRows:

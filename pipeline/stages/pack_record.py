@@ -139,10 +139,10 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
     }
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = file_as(config.caption.backbone.path)
-    recipe["sources"] = [
-        source.recipe() | ({} if (cites := source.reader.cites()) is None else {"cites": cites})
-        for source in config.sources
-    ]
+    recipe["sources"] = []
+    for source in config.sources:
+        said = {"cites": source.reader.cites(), "counts": source.reader.counts()}
+        recipe["sources"].append(source.recipe() | {name: value for name, value in said.items() if value is not None})
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):
             semantic[name] = file_as(getattr(config.dedup.semantic, name))

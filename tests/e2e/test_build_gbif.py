@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import PLANTMIX, ROOT, release_of
-from darwin_core import gbif_files, write_zip
-from gbif_server import ACCOUNT, PASSWORD, GbifServer
+from darwin_core import GBIF, gbif_files, write_zip
+from gbif_server import ACCOUNT, DATASETS, PASSWORD, GbifServer
 
 from pipeline.demo.server import serving
 
@@ -38,12 +39,17 @@ def make_archive(folder: Path, address: str) -> bytes:
     occurrences, media = [], []
     for number, photo in enumerate(sorted((ROOT / "tests/photos").glob("*.jpg"))):
         shutil.copy(photo, folder / f"{number}.jpg")
-        record = {"gbifID": str(number), "kingdom": "Plantae", "scientificName": f"Rosa number{number}"}
+        record = {
+            "gbifID": str(number),
+            "datasetKey": DATASETS[number % 2]["datasetKey"],
+            "kingdom": "Plantae",
+            "scientificName": f"Rosa number{number}",
+        }
         occurrences.append(record | {"basisOfRecord": "HUMAN_OBSERVATION"})
         media.append(
             {"gbifID": str(number), "type": "StillImage", "identifier": f"{address}/{number}.jpg", "license": LICENCE}
         )
-    return write_zip(folder / "made.zip", gbif_files(occurrences, media)).read_bytes()
+    return write_zip(folder / "made.zip", gbif_files(occurrences, media, [f"{GBIF}datasetKey"])).read_bytes()
 
 
 def write_config(folder: Path, api: str, **settings: Any) -> Path:
@@ -96,6 +102,11 @@ def test_a_killed_wait_goes_on_and_the_release_says_what_to_cite(tmp_path: Path)
     card = (release / "README.md").read_text(encoding="utf-8")
     assert "GBIF Occurrence Download https://doi.org/10.15468/dl.abc123" in card
     assert "| Data set 3 \\| of plants | 10\\.15468/d3 | 30 |" in card
+    lines = (release / "gbif-derived-dataset.csv").read_text(encoding="utf-8").splitlines()
+    assert {line.partition(",")[0] for line in lines} == {DATASETS[0]["datasetKey"], DATASETS[1]["datasetKey"]}
+    num_images = pq.read_table(release / "attribution.parquet").num_rows
+    assert sum(int(line.partition(",")[2]) for line in lines) == num_images, "each picture that is in the release"
+    assert "`gbif-derived-dataset.csv` counts" in card
     (source,) = json.loads((release / "release.json").read_text(encoding="utf-8"))["recipe"]["sources"]
     assert source["cites"]["key"] == "0012345-261126031328000"
     for path in (tmp_path / "work").rglob("*"):

@@ -1,0 +1,24 @@
+"""A data provider is named by its own modules and by no core module, so that another one can be added beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+NAMING_GBIF = {
+    "pipeline/fetching/settings.py",  # the profile of its hosts
+    "pipeline/sources/dwca.py",
+    "pipeline/sources/kinds.py",  # where the kind `gbif` is listed
+    "pipeline/vocabulary/backbone.py",
+}
+
+
+def test_only_its_own_modules_name_gbif() -> None:
+    naming = {
+        str(path.relative_to(ROOT))
+        for folder in ("pipeline", "manifests", "training")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".html") and "README" not in path.name
+        if "gbif" in path.read_text(encoding="utf-8").lower()
+    }
+    assert {name for name in naming if not name.startswith("pipeline/sources/gbif/")} == NAMING_GBIF
