@@ -119,6 +119,8 @@ def _config() -> dict[str, Any]:
         "fetch": {
             "image": {"size_px": 96, "min_side_px": 48},
             "network": {
+                # what was said is kept by place: other defaults would give other values, from the same version
+                "consent_signals": ["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining"],
                 "allow_private_addresses": ["127.0.0.1"],
                 "hosts": [{"pattern": host, **limits} for host, limits in local.items()],
             },
