@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,7 @@ class Catalog(AbstractContextManager["Catalog"]):
             )
             for table in ("stage_parts", "stages"):
                 self._connection.execute(f"DELETE FROM {table} WHERE fingerprint = ?", [before])
+        self._parts.forget_links()
 
     def seal_stage(self, stage: StageRecord) -> None:
         """Close a stage version for good.
@@ -197,11 +198,9 @@ class Catalog(AbstractContextManager["Catalog"]):
             )
         self._write_snapshot()
 
-    def forget_current(self, stages: Iterable[str]) -> None:
+    def forget_current(self, stages: Sequence[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
-        with transaction(self._connection):
-            for stage in stages:
-                self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
+        self._connection.execute("DELETE FROM current_stages WHERE list_contains(?::VARCHAR[], stage)", [stages])
 
     # ---- parts
 
@@ -213,12 +212,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
-        rows = self._connection.sql(
-            "SELECT part_key, step, position FROM stage_parts "
-            "WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position",
-            params=[fingerprint, step],
-        ).fetchall()
-        return self._parts.in_order([key for key, *_ in rows])
+        return self._parts.of(fingerprint, step)
 
     def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
         """Every committed part of a recipe, or of all; whatever the stage version, oldest first."""
@@ -255,6 +249,9 @@ class Catalog(AbstractContextManager["Catalog"]):
                 self._connection.execute(_OFF_PLACE, [fingerprint, step, position])
             self._insert("stage_parts", links)
             append_to_journal(self.workdir, entries)
+        self._parts.forget_links()
+        for row, part in zip(rows, parts.values(), strict=True):
+            self._parts.keep(row, part.files)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
@@ -263,6 +260,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         ).fetchall()
         if sorted(before) == sorted(keys):
             return
+        self._parts.forget_links()
         with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
@@ -303,6 +301,7 @@ class Catalog(AbstractContextManager["Catalog"]):
     def forget_parts(self, keys: Collection[str]) -> dict[str, int]:
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
+        self._parts.forget_links()
         for key in parts:
             self._parts.forget(key)
             with transaction(self._connection):

@@ -31,15 +31,20 @@ _RATE_SECONDS = 30.0  # the rate is that of so many seconds
 class Progress:
     """Figures of one step. `report` takes them from running parts; without it they grow with each committed part."""
 
-    def __init__(self, title: str, unit: str, total: int) -> None:
-        self._title, self._unit, self._total = title, unit, total
+    def __init__(self, title: str, unit: str, total: int = 0) -> None:
+        self._title, self._unit = title, unit
+        self.begin(total)
         self._num_done = 0
         self.has_reported = False
         """A running part has ended its first row."""
         self._reasons: Mapping[str, int] = {}
         self._worst_hosts: Mapping[str, int] = {}
         self._given: Mapping[str, Any] = {}
+
+    def begin(self, total: int) -> None:
+        """The plan of the step is known. Until then it has no line."""
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self.total = total
 
     def advance(self, num_rows: int, funnel: Funnel | None) -> None:
         """Count a committed part."""
@@ -52,7 +57,7 @@ class Progress:
         if tally.num_rows and not self.has_reported:
             self.has_reported = True
             self._history = deque([(time.monotonic(), tally.num_rows)])  # the start of the workers is no rate
-        self._num_done = max(self._num_done, min(tally.num_rows, self._total))
+        self._num_done = max(self._num_done, min(tally.num_rows, self.total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts
         self._given = tally.given
@@ -63,10 +68,10 @@ class Progress:
         return {
             "step": self._title,
             "done": self._num_done,
-            "total": self._total,
+            "total": self.total,
             "unit": self._unit,
             "per_second": round(rate, 2),
-            "seconds_left": round((self._total - self._num_done) / rate) if rate else None,
+            "seconds_left": round((self.total - self._num_done) / rate) if rate else None,
             "reasons": dict(self._reasons),
             "worst_hosts": dict(self._worst_hosts),
             "given": dict(self._given),
@@ -75,8 +80,8 @@ class Progress:
     def line(self) -> str:
         """How far it is, then the most frequent reasons and the hosts that fail most."""
         rate = self._rate()
-        text = f"{self._title}: {self._num_done:,} of {self._total:,} {self._unit}"
-        text += pace(rate, (self._total - self._num_done) / rate if rate else None)
+        text = f"{self._title}: {self._num_done:,} of {self.total:,} {self._unit}"
+        text += pace(rate, (self.total - self._num_done) / rate if rate else None)
         if top := sorted(self._reasons.items(), key=lambda item: -item[1])[:4]:
             text += f", dropped: {', '.join(f'{num:,} {name}' for name, num in top)}"
         if hosts := list(self._worst_hosts.items())[:3]:
@@ -94,7 +99,7 @@ class Progress:
 
 
 class Watch:
-    """Looks at a running step every half second, from a thread of its own: shows and publishes how far it is.
+    """Looks at a step every half second, from a thread of its own: publishes how far it is, and shows it once planned.
 
     A log gets a line when a running part ends its first row, one after two seconds, then one an interval.
 
@@ -134,6 +139,8 @@ class Watch:
                 self._publish(self._progress.snapshot())
             except (PlantMixError, OSError) as error:  # a lost gate or a full disk: the parts will say so
                 log.debug("no figures: %s", error)
+                continue
+            if not self._progress.total:
                 continue
             if self._live is not None:
                 self._live.show(self._progress.line())

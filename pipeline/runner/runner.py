@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
 import shutil
 import threading
@@ -50,6 +51,7 @@ from pipeline.store.sql import close_scratch
 
 log = logging.getLogger("plantmix.runner")
 
+_STATUS_SECONDS = 0.5
 _MOST_LOST_NODES = 20  # a part that took so many machines with it is taken for the reason
 
 
@@ -83,7 +85,8 @@ class Runner:
         self._checks = ContentChecks(catalog.workdir)
         self._context = BuildContext(config, catalog.workdir, catalog, require=self._checks.require)
         self._forgotten: set[str] = set()
-        self._status_failed = False
+        self._status_failed = self._config_is_kept = False
+        self._status_at = -math.inf
         self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
 
     def run(self, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()) -> BuildReport:
@@ -120,7 +123,7 @@ class Runner:
                 place += 1
                 if stage.name == last:
                     break
-            keep_config(self._catalog, self._config)
+            self._keep_config()
             is_whole = place == len(self._flow)
             release = self._catalog.find_release(self._context.fingerprint) if is_whole else None
         return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
@@ -213,8 +216,8 @@ class Runner:
             )
         is_current = self._catalog.find_current(stage.name) == context.fingerprint
         if sealed is None or not is_current:
-            keep_config(self._catalog, self._config)
-        self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
+            self._keep_config()
+            self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
         if not is_current:  # the later stages belong to another version
             self._catalog.forget_current(after)
         if sealed is not None:
@@ -249,38 +252,19 @@ class Runner:
             stage.settle(self._context)
         return False
 
+    def _keep_config(self) -> None:
+        if not self._config_is_kept:
+            keep_config(self._catalog, self._config)
+            self._config_is_kept = True
+
     def _stage_run(self, stage: Stage[Any], how: Any) -> StageRun[Any]:
         context = self._context
         run = self._config.run
         return StageRun(stage, context.fingerprint, self._catalog, run, how, context.fetch_round, self._checks.require)
 
     def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
-        context, title = self._context, f"{stage.name} {step.name}"
-        self._publish_status(Progress(title, step.unit, 0).snapshot())
-        run = self._stage_run(stage, step.how(context) if step.how else None)
-        planned = [part if isinstance(part, Part) else Part(part) for part in step.plan(inputs, run)]
-        keys = [stage.key_of(step, part) for part in planned]
-        kept = list(step.committed(inputs, run)) if step.committed else []
-        committed = self._catalog.find_parts(keys)
-        links = [(position, key) for position, key in enumerate(keys) if key in committed]
-        links += [(len(keys) + extra, part.key) for extra, part in enumerate(kept)]
-        self._catalog.link_parts(context.fingerprint, step.name, links)
-        new = [(place, key) for place, key in enumerate(keys) if key not in committed]
-        if not new:
-            return
-        shared = self._ready_executor().share(step.shared(context)) if step.shared else None
-        todo, places = [], {}
-        for place, key in new:
-            part = planned[place]
-            self._share_scratch(part.inputs, execution := run.execution(key[:16], shared))
-            todo.append(Job(key, part, execution))
-            places[key] = place
-        progress = Progress(title, step.unit, sum(job.num_rows for job in todo))
-
-        after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows
-
-        def place_of(job: Job, is_piece: bool) -> int:
-            return next(after) if is_piece else places[job.key]
+        context, shared = self._context, None
+        progress = Progress(f"{stage.name} {step.name}", step.unit)
 
         def look() -> None:
             if shared is not None and step.reports:
@@ -288,10 +272,36 @@ class Runner:
                 if self._stop.asked():
                     shared.request_stop()
 
+        if time.monotonic() - self._status_at > _STATUS_SECONDS:  # steps of a small build are shorter
+            self._publish_status(progress.snapshot())
         with contextlib.ExitStack() as around:
+            around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
+            run = self._stage_run(stage, step.how(context) if step.how else None)
+            planned = [part if isinstance(part, Part) else Part(part) for part in step.plan(inputs, run)]
+            keys = [stage.key_of(step, part) for part in planned]
+            kept = list(step.committed(inputs, run)) if step.committed else []
+            committed = self._catalog.find_parts(keys)
+            links = [(position, key) for position, key in enumerate(keys) if key in committed]
+            links += [(len(keys) + extra, part.key) for extra, part in enumerate(kept)]
+            self._catalog.link_parts(context.fingerprint, step.name, links)
+            new = [(place, key) for place, key in enumerate(keys) if key not in committed]
+            if not new:
+                return
+            shared = self._ready_executor().share(step.shared(context)) if step.shared else None
+            todo, places = [], {}
+            for place, key in new:
+                part = planned[place]
+                self._share_scratch(part.inputs, execution := run.execution(key[:16], shared))
+                todo.append(Job(key, part, execution))
+                places[key] = place
+            after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows
+
+            def place_of(job: Job, is_piece: bool) -> int:
+                return next(after) if is_piece else places[job.key]
+
             if step.reports:
                 around.enter_context(self._stop.finishing_first())
-            around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
+            progress.begin(sum(job.num_rows for job in todo))
             failures = self._run_jobs(stage, step, todo, place_of, progress)
         if self._stop.asked():
             raise KeyboardInterrupt
@@ -427,6 +437,7 @@ class Runner:
 
     def _publish_status(self, running: dict[str, Any] | None) -> None:
         with self._publishing:
+            self._status_at = time.monotonic()
             try:
                 self._catalog.publish_status(
                     {"name": self._config.name, "running": running, "pid": os.getpid() if running else None}

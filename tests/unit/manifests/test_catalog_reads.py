@@ -96,3 +96,13 @@ def test_links_that_are_there_are_not_written_again(catalog: Catalog) -> None:
     assert catalog.ask(links) == before, "nothing was written"
     catalog.link_parts("v1", "read", [(0, "p1")])
     assert [found.key for found in catalog.parts_of("v1")] == ["p1"]
+
+
+def test_what_was_just_committed_is_not_read_again(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog.open_stage("ingest", "v1", {})
+    committed = {position: part(f"p{position}", f"{position}.parquet") for position in range(2)}
+    catalog.commit_parts("v1", committed)
+    monkeypatch.setattr(catalog._parts, "_read", None)
+    assert catalog.parts_of("v1") == list(committed.values())
+    monkeypatch.setattr(catalog._parts, "_connection", None)
+    assert catalog.parts_of("v1") == list(committed.values())
