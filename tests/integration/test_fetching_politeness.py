@@ -280,7 +280,7 @@ def test_name_that_changes_its_address_after_the_check_is_of_no_use_to_an_attack
 
 def test_tls_with_a_trusted_certificate_and_its_deadline(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(Path(__file__).parents[1] / "self_signed.pem"))
-    settings = network(retries=0, total_timeout_seconds=1.2)
+    settings = network(retries=0, total_timeout_seconds=3)
 
     def drip(sock, request):
         send(sock, headers={"Content-Length": "100000"}, length=False)

@@ -7,7 +7,6 @@ import logging
 import re
 import sys
 import threading
-import time
 from collections import Counter
 
 import pytest
@@ -36,21 +35,29 @@ def fetching() -> Progress:
     return progress
 
 
+def await_looks(looks: threading.Semaphore) -> None:
+    while looks.acquire(blocking=False):
+        pass
+    assert all(looks.acquire(timeout=500) for _ in range(2))
+
+
 @pytest.mark.parametrize("columns", [80, 140])
 def test_log_lines_stand_above_the_live_line(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(pipeline.runner.progress, "_RATE_FROM_SECONDS", 0)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm-256color")
     set_up_logging(verbose=False)
-    with Watch(fetching(), 10, lambda: None, lambda figures: None):
-        time.sleep(0.7)  # the line is drawn each half second
+    looks = threading.Semaphore(0)  # at the second look from now on, the line has been drawn once
+    with Watch(fetching(), 10, looks.release, lambda figures: None):
+        await_looks(looks)
         logging.getLogger("plantmix.test").warning("a line of the log [bold]as it is[/bold]")
-        time.sleep(0.7)
+        await_looks(looks)
         running = terminal.getvalue()
     logged, line = screen_of(running)
     assert logged == "a line of the log [bold]as it is[/bold]"
-    whole = r"fetch download: 300 of 900 images, \d+/s, about \d+ s left, dropped: 17 http_404, 3 corrupt_image"
+    whole = r"fetch download: 300 of 900 images, [\d,]+/s, about \d+ s left, dropped: 17 http_404, 3 corrupt_image"
     assert re.fullmatch(whole, line) if columns == 140 else re.match(whole[:40], line)
     assert len(line) < columns, "a line that is broken in two cannot be wiped"
     assert screen_of(terminal.getvalue()) == [logged], "the line goes, the log stays"
@@ -64,8 +71,9 @@ def test_a_dumb_terminal_gets_lines_as_a_log_does(
     monkeypatch.setattr(pipeline.runner.progress, "_FIRST_LINE_SECONDS", 0)
     monkeypatch.setenv("TERM", "dumb")
     caplog.set_level(logging.INFO, "plantmix.progress")
-    with Watch(fetching(), 3600, lambda: None, lambda figures: None):
-        time.sleep(0.7)
+    looks = threading.Semaphore(0)
+    with Watch(fetching(), 3600, looks.release, lambda figures: None):
+        await_looks(looks)
     assert caplog.messages[0].startswith("fetch download: 300 of 900 images")
     assert "\x1b" not in terminal.getvalue()
 
@@ -102,7 +110,7 @@ def test_a_log_hears_at_once_of_the_first_row_that_ended(
         looks.release()
 
     with Watch(progress, 3600, look, lambda figures: None):
-        assert all(looks.acquire(timeout=500) for _ in range(3))
+        await_looks(looks)
     assert caplog.messages == ["fetch download: 1 of 9 images"]
 
 

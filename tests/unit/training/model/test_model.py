@@ -330,18 +330,6 @@ def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
     assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.clip.context_length)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.slow
-def test_the_whole_model_compiles_and_equals_eager(tmp_path: Path) -> None:
-    model = build_model(settings(tiny(tmp_path, "compiled"))).eval()
-    images, tokens = batch(model)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        expected, given = model(images, tokens), compiled(images, tokens)
-    for name, value in expected.items():
-        assert torch.allclose(given[name], value, atol=1e-5)
-
-
 def hugging_face_text(folder: Path, kind: str) -> str:
     """A small real text tower and its tokenizer in the layout of transformers, as open_clip names them by folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -161,7 +161,7 @@ def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any]
 def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path) -> None:
     """SIGKILL to the command: its processes end with it, finished runs stay, the one at work goes on, bit for bit."""
     values["num_processes"], values["checkpoint"] = 2, {"every_steps": 2}
-    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",600,").splitlines(keepends=True)[:3]))
+    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",1200,").splitlines(keepends=True)[:3]))
     command = [sys.executable, "-m", "training.cli", "proxies", _config_file(values, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "study/runs/proxy-01/checkpoints"
@@ -182,7 +182,7 @@ def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path)
     assert resumed["losses"] == whole["losses"]
 
 
-def _wait(ready: Any, process: Any = None, seconds: float = 300) -> None:
+def _wait(ready: Any, process: Any = None, seconds: float = 1500) -> None:
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end
