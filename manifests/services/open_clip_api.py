@@ -7,6 +7,7 @@ first used, since that takes seconds. Where another version moves or drops a nam
 from __future__ import annotations
 
 import importlib
+import sys
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +44,7 @@ def __getattr__(name: str) -> Any:
     require("this", "open_clip", "torch")
     for each, module in MODULE_OF.items():
         with suppress(ModuleNotFoundError, AttributeError):
-            globals()[each] = getattr(importlib.import_module(module), each)
+            globals()[each] = getattr(_import_module(module), each)
     if name in globals():
         return globals()[name]
     raise ConfigError(
@@ -52,6 +53,18 @@ def __getattr__(name: str) -> Any:
     )
 
 
+def _import_module(name: str) -> Any:
+    """A module of open_clip. It brings timm, which would import wandb where that is installed: half a second of every
+    process, and two folders in /tmp that a killed one leaves.
+    """
+    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # Python's mark of what cannot be imported
+    try:
+        return importlib.import_module(name)
+    finally:
+        if sys.modules["wandb"] is None:
+            del sys.modules["wandb"]
+
+
 def config_folder() -> Path:
     """Where open_clip keeps the architectures that every installation of this version knows."""
-    return Path(importlib.import_module("open_clip").__file__ or "").parent / "model_configs"
+    return Path(_import_module("open_clip").__file__ or "").parent / "model_configs"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from manifests.errors import ConfigError
@@ -12,6 +15,12 @@ def test_every_name_is_there() -> None:
     for name in open_clip_api.MODULE_OF:
         assert getattr(open_clip_api, name) is not None
     assert (open_clip_api.config_folder() / "ViT-B-16.json").is_file()
+
+
+@pytest.mark.slow
+def test_wandb_is_imported_by_those_who_log_to_it() -> None:
+    code = "import sys, manifests.services.open_clip_api as o; o.create_model; assert 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{code}; import wandb"], check=True)
 
 
 def test_a_version_without_a_name_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
