@@ -56,6 +56,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._session = session
         self._reader = connection.cursor()
         self._parts = CommittedParts(self._connection)
+        self._config = ""
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
         self.stamps = Stamps(connection)
@@ -113,8 +114,10 @@ class Catalog(AbstractContextManager["Catalog"]):
         return self.stamps.sha256_of(path, name or hide_secrets(path))
 
     def record_config(self, config: str) -> None:
-        """Keep the configuration (json) that a build runs with: without secrets here, whole in a private file."""
-        digest, shown = shown_config(config)
+        """Keep the configuration (json) that a build runs with, once: without secrets here, whole in a private file."""
+        if config == self._config:
+            return
+        self._config, (digest, shown) = config, shown_config(config)
         if shown != config:
             storage.publish_bytes(storage.join(self.workdir, CONFIG_FILE), config.encode(), is_secret=True)
         later = "greatest(?, (SELECT max(used_at) + INTERVAL 1 microsecond FROM configs))"  # when a clock was set back

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import math
 import os
 import shutil
 import threading
@@ -51,7 +50,6 @@ from pipeline.store.sql import close_scratch
 
 log = logging.getLogger("plantmix.runner")
 
-_STATUS_SECONDS = 0.5
 _MOST_LOST_NODES = 20  # a part that took so many machines with it is taken for the reason
 
 
@@ -85,8 +83,7 @@ class Runner:
         self._checks = ContentChecks(catalog.workdir)
         self._context = BuildContext(config, catalog.workdir, catalog, require=self._checks.require)
         self._forgotten: set[str] = set()
-        self._status_failed = self._config_is_kept = False
-        self._status_at = -math.inf
+        self._status_failed, self._status_at = False, 0.0
         self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
 
     def run(self, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()) -> BuildReport:
@@ -123,7 +120,7 @@ class Runner:
                 place += 1
                 if stage.name == last:
                     break
-            self._keep_config()
+            keep_config(self._catalog, self._config)
             is_whole = place == len(self._flow)
             release = self._catalog.find_release(self._context.fingerprint) if is_whole else None
         return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
@@ -137,8 +134,7 @@ class Runner:
         Raises: ConfigError when the stage, or one before it, is not done with this configuration; else as `run`.
         """
         names = [stage.name for stage in self._flow]
-        place = names.index(name)
-        context = self._context
+        context, place = self._context, names.index(name)
         with self._working():
             for stage in self._flow[:place]:
                 context.sealed[stage.name] = self._sealed_or_refuse(stage.name, self._catalog.find_current(stage.name))
@@ -216,7 +212,7 @@ class Runner:
             )
         is_current = self._catalog.find_current(stage.name) == context.fingerprint
         if sealed is None or not is_current:
-            self._keep_config()
+            keep_config(self._catalog, self._config)
             self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
         if not is_current:  # the later stages belong to another version
             self._catalog.forget_current(after)
@@ -252,14 +248,8 @@ class Runner:
             stage.settle(self._context)
         return False
 
-    def _keep_config(self) -> None:
-        if not self._config_is_kept:
-            keep_config(self._catalog, self._config)
-            self._config_is_kept = True
-
     def _stage_run(self, stage: Stage[Any], how: Any) -> StageRun[Any]:
-        context = self._context
-        run = self._config.run
+        context, run = self._context, self._config.run
         return StageRun(stage, context.fingerprint, self._catalog, run, how, context.fetch_round, self._checks.require)
 
     def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
@@ -272,7 +262,7 @@ class Runner:
                 if self._stop.asked():
                     shared.request_stop()
 
-        if time.monotonic() - self._status_at > _STATUS_SECONDS:  # steps of a small build are shorter
+        if time.monotonic() - self._status_at > 0.5:  # steps of a small build are shorter
             self._publish_status(progress.snapshot())
         with contextlib.ExitStack() as around:
             around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
@@ -288,12 +278,11 @@ class Runner:
             if not new:
                 return
             shared = self._ready_executor().share(step.shared(context)) if step.shared else None
-            todo, places = [], {}
+            todo, places = [], {key: place for place, key in new}
             for place, key in new:
                 part = planned[place]
                 self._share_scratch(part.inputs, execution := run.execution(key[:16], shared))
                 todo.append(Job(key, part, execution))
-                places[key] = place
             after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows
 
             def place_of(job: Job, is_piece: bool) -> int:
