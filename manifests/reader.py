@@ -48,6 +48,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
     "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),
     "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule that dropped it."),
+    "joined_texts": ("caption", tables.JOINED_TEXTS, "Texts joined to fetched pictures, or the rule that dropped one."),
     "scores": ("score", tables.SCORES, "What each configured scorer says of an image and its text."),
     "score_verdicts": (
         "score",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +114,21 @@ CAPTIONS = pa.schema(
         ("has_binomial", pa.bool_()),
         ("bare_name", pa.bool_()),  # a scientific name and nothing else
         ("steps", pa.list_(pa.string())),  # names of the cleaning steps that changed something
+    ]
+)
+
+JOINED_TEXTS = pa.schema(  # of fetched pictures
+    [
+        ("sample_id", pa.string()),
+        ("name", pa.string()),  # the kind, of further texts with a number (trait_2); null where a rule dropped it
+        ("kind", pa.string()),
+        ("text", pa.string()),  # cleaned
+        ("source", pa.string()),
+        ("entry", pa.int16()),  # number in `captions` of the source, from 1
+        ("row_number", pa.int64()),  # 0-based row in the table
+        ("reason", pa.string()),  # the caption rule that dropped it, or empty_text, same_text; null when kept
+        ("value", pa.string()),
+        ("threshold", pa.string()),
     ]
 )
 
@@ -278,6 +294,52 @@ HASHES = frozenset({"sample_id", "image_id", "stored_sha256", "pixels_sha256", "
 SOUGHT = frozenset({"sample_id", "domain", "source", "split", "shard"})
 """Texts that the tables of a release are sorted by, or that readers look for. These tables do not say of other texts
 which value is the least and which the largest in a row group."""
+
+
+TextType = Literal[
+    "scientific",
+    "common",
+    "taxonomic",
+    "sci",
+    "com",
+    "taxon",
+    "taxonTag",
+    "sci_com",
+    "taxon_com",
+    "taxonTag_com",
+    "canonical",
+    "sentence",
+]
+TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
+"""Texts that name the taxon. Any other name of a text is `caption`, or the kind of a text that a source joins."""
+
+# File name of each text type inside a shard, behind the key.
+# Source: TreeOfLife-10M card, imageomics/TreeOfLife-10M; canonical and sentence are ours.
+MEMBER_NAMES: dict[str, str] = {
+    "scientific": "scientific_name.txt",
+    "common": "common_name.txt",
+    "taxonomic": "taxonomic_name.txt",
+    **{name: f"{name}.txt" for name in TEXT_TYPES[3:]},
+}
+
+
+_NAMING = {name.lower() for name in (*TEXT_TYPES, *(file.removesuffix(".txt") for file in MEMBER_NAMES.values()))}
+
+
+def names_taxon(name: str) -> bool:
+    """Whether a text of this name, or in a member of this name, names the taxon."""
+    return name.lower() in _NAMING
+
+
+def kind_of(name: str) -> str:
+    """The name without the number that further texts of a kind have: `trait` of `trait_2`."""
+    kind = name.rstrip("0123456789")
+    return kind[:-1] if kind != name and kind.endswith("_") else name
+
+
+def member_name(name: str) -> str:
+    """File name of a text inside a shard, behind the key."""
+    return MEMBER_NAMES.get(name, f"{name}.txt")
 
 
 def sample_ids(source: str, record_keys: Sequence[bytes]) -> pa.StringArray:

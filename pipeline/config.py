@@ -33,6 +33,7 @@ from pydantic import (
 )
 
 from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, read_settings
+from manifests.tables import TEXT_TYPES
 from pipeline.captions.settings import CaptionSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.quotas.balance import BalanceSettings
@@ -313,6 +314,7 @@ class BuildConfig(Settings):
     def _sections_fit(self) -> BuildConfig:
         self._check_names()
         self._check_domains()
+        self._check_texts()
         self._check_caps()
         self._check_source_weights()
         return self
@@ -350,6 +352,13 @@ class BuildConfig(Settings):
             raise ValueError(
                 "sources: a stratified release names shards by domain, and 'heldout' names a split's shards"
             )
+
+    def _check_texts(self) -> None:
+        kinds = [captions.kind for source in self.sources for captions in source.captions]
+        there = dict.fromkeys(["caption", *TEXT_TYPES, *kinds])
+        for name in (name for choice in self.caption.text.choices for name in choice.any_of):
+            if name not in there:
+                raise ValueError(f"caption.text.choices: no text is called '{name}'; there are {', '.join(there)}")
 
     def _check_caps(self) -> None:
         kept = {name for source in self.sources for name in source.reader.extra_names()}

@@ -27,6 +27,7 @@ _ONE_ROW = {
 }
 _MORE_ROWS = {
     "extra_captions": "SELECT * FROM extra_captions WHERE sample_id = $1 ORDER BY place",
+    "joined_texts": "SELECT * FROM joined_texts WHERE sample_id = $1 ORDER BY kind, entry, row_number",
     "fetched": "SELECT f.* FROM fetched f JOIN candidates c ON f.sample_id = c.sample_id "
     "AND coalesce(starts_with(f.url, c.locator || '#'), f.url = c.url) WHERE f.sample_id = $1 ORDER BY round",
     "scores": "SELECT * FROM scores WHERE sample_id = $1",

@@ -279,7 +279,8 @@ def _about_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
     for source in config.sources:
         head = heads[source.name]
         num = head.rows.num_rows
-        if not head.has_captions or not num:
+        is_joined = any(captions.kind == "caption" for captions in source.captions)
+        if not head.has_captions or is_joined or not num:
             continue
         try:
             verdicts = _judge(head.rows, config)

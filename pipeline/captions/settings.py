@@ -12,18 +12,16 @@ from pydantic import Field, field_validator
 
 from manifests.outcomes import FORMER_REASONS
 from manifests.settings import Removed, Settings
+from manifests.tables import TextType
 from pipeline.captions.clean import STEPS
 from pipeline.vocabulary.backbone import BackboneSettings
-from pipeline.vocabulary.taxa import TextType
-
-TextName = Literal["caption"] | TextType
 
 MEASURE_VERSION = 10  # raise when cleaning or measuring changes what it writes
 MEASURED = {"language": True}  # stands in fingerprints, as when it was a setting
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
 # Of the rule `languages`, measured in README.md: a guess less sure than this, or over fewer characters, drops nothing.
 MIN_CONFIDENCE, MIN_CHARS = 0.6, 20
-OTHERWISE: tuple[TextName, ...] = ("caption", "sentence")  # what a sample gets that has no text of its choice
+OTHERWISE = ("caption", "sentence")  # what a sample gets that has no text of its choice
 
 PresetName = Literal["datacomp-basic", "plant", "general"]
 
@@ -169,12 +167,12 @@ class TextChoice(Settings):
     """Domains that it is for; all when empty."""
     sources: tuple[str, ...] = ()
     """Sources that it is for; all when empty."""
-    any_of: tuple[TextName, ...] = ("caption",)
-    """Texts to choose from."""
+    any_of: tuple[str, ...] = ("caption",)
+    """Texts to choose from: caption, texts of the taxon as in `members`, and kinds that `captions` of a source join."""
 
     @field_validator("any_of")
     @classmethod
-    def _something_to_choose(cls, any_of: tuple[TextName, ...]) -> tuple[TextName, ...]:
+    def _something_to_choose(cls, any_of: tuple[str, ...]) -> tuple[str, ...]:
         if not any_of:
             raise ValueError("name at least one text")
         if len(set(any_of)) != len(any_of):

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.captions.settings import OTHERWISE, TextChoice, TextName, TextSettings
-from pipeline.vocabulary.taxa import MEMBER_NAMES
+from manifests.tables import member_name
+from pipeline.captions.settings import OTHERWISE, TextChoice, TextSettings
 
 EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of captions of dropped duplicates
 
@@ -65,18 +65,11 @@ def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
     )
 
 
-def text_members(texts: dict[str, str], settings: TextSettings) -> dict[str, str]:
-    """Extra text members of a sample, of its taxon and of dropped duplicates: file name (behind the key) to content."""
-    members = {MEMBER_NAMES[name]: texts[name] for name in settings.members if name in texts}
-    return members | {f"{name}.txt": text for name, text in texts.items() if name.startswith(EXTRA_CAPTION)}
-
-
-def members_by_row(texts: pa.ChunkedArray, settings: TextSettings) -> list[list[tuple[str, str]]]:
-    """`text_members` of each row of a column `texts`, sorted by name; fast where no row has any."""
-    names = {name for chunk in texts.chunks for name in pc.unique(chunk.keys).to_pylist()}
-    if not text_members(dict.fromkeys(names, ""), settings):
+def members_by_row(texts: pa.ChunkedArray) -> list[list[tuple[str, str]]]:
+    """Extra text members of each row of a column `texts`: file name (behind the key) and content, sorted by name."""
+    if not any(len(chunk.keys) for chunk in texts.chunks):
         return [[]] * len(texts)
-    return [sorted(text_members(dict(pairs or ()), settings).items()) for pairs in texts.to_pylist()]
+    return [sorted((member_name(name), text) for name, text in pairs or ()) for pairs in texts.to_pylist()]
 
 
 def _choice_for(domain: str | None, source: str | None, settings: TextSettings) -> TextChoice:
@@ -88,9 +81,7 @@ def _there(text: str, origin: str, pairs: Iterable[tuple[str, str]]) -> dict[str
     return {**dict(pairs), "caption": text} if origin == "caption" else dict(pairs)
 
 
-def _choose(
-    sample_id: str, there: Mapping[str, str], choice: TextChoice, seed: int
-) -> tuple[TextName | None, str | None]:
+def _choose(sample_id: str, there: Mapping[str, str], choice: TextChoice, seed: int) -> tuple[str | None, str | None]:
     choices = [name for name in choice.any_of if there.get(name)]
     if len(choices) > 1:
         digest = hashlib.blake2b(f"{seed}\x1f{sample_id}".encode(), digest_size=8).digest()

@@ -47,6 +47,9 @@ def describe(comparison: Mapping[str, Any]) -> list[str]:
     rows = [(*(row[name] for name in names), f"{row['more_samples']:+,}") for row in comparison["domains"]]
     lines = [f"{comparison['before']} -> {comparison['after']}", "", *aligned(head, rows)]
     lines.append("(counts of distinct images; the last column counts repeats too)")
+    if comparison["texts"]:
+        named = ", ".join(f"{row['name']} of {row['images']:,} images" for row in comparison["texts"])
+        lines.append(f"other joined texts: {named}")
     if comparison["moved_between_splits"]:
         lines.append(f"{comparison['moved_between_splits']:,} images are in another split than before")
     shards = comparison["shards"]

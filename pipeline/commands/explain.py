@@ -99,6 +99,7 @@ def describe_life(life: dict[str, Any]) -> list[str]:
     decision = life["decisions"]
     if life["captions"] is not None:
         lines += _taxon_lines(life, life["captions"]) + _caption_lines(life["captions"])
+    lines += [line for row in life["joined_texts"] for line in _text_lines(row)]
     lines += [f"score     {row['score']:.4f} by {row['scorer']}" for row in life["scores"]]
     if decision is None:
         return [*lines, "select    not yet"]
@@ -179,6 +180,16 @@ def _caption_lines(row: dict[str, Any]) -> list[str]:
         f"caption   {row['text']!r}{taxon}{steps}",
         f"          {row['num_chars']} characters, {row['num_words']} words, language {row['language'] or 'unknown'}, "
         f"letters {row['letter_ratio'] or 0:.2f}, licence read as {row['licence_id']}",
+    ]
+
+
+def _text_lines(row: dict[str, Any]) -> list[str]:
+    """A joined text: where it came from, and what became of it."""
+    value = f" ({row['value']}; allowed: {row['threshold']})" if row["threshold"] else ""
+    return [
+        f"text      {row['name'] or row['kind']}: {row['text']!r}",
+        f"          row {row['row_number'] + 1:,} of the table of captions {row['entry']} of {row['source']}"
+        + (f"; DROPPED: {row['reason']}{value}" if row["reason"] else ""),
     ]
 
 

@@ -12,11 +12,20 @@ _COUNTS = """
     SELECT coalesce(b.split, a.split) AS split, coalesce(b.domain, a.domain) AS domain,
         count(a.sample_id) AS before, count(b.sample_id) AS after,
         count(*) FILTER (a.sample_id IS NULL) AS added, count(*) FILTER (b.sample_id IS NULL) AS removed,
-        count(*) FILTER (a.text IS DISTINCT FROM b.text AND a.sample_id = b.sample_id) AS text,
+        count(*) FILTER (
+            (a.text IS DISTINCT FROM b.text OR a.texts IS DISTINCT FROM b.texts) AND a.sample_id = b.sample_id
+        ) AS text,
         count(*) FILTER (a.stored_sha256 <> b.stored_sha256) AS image,
         coalesce(sum(b.copies), 0)::BIGINT - coalesce(sum(a.copies), 0)::BIGINT AS more_samples
     FROM a FULL JOIN b ON a.sample_id = b.sample_id AND a.split = b.split
     GROUP BY ALL ORDER BY split DESC, domain
+"""
+_KINDS = """
+    SELECT name, count(*) AS images FROM (
+        SELECT unnest(list_distinct(list_concat(map_keys(a.texts), map_keys(b.texts)))) AS name,
+            a.texts AS before, b.texts AS after
+        FROM a JOIN b ON a.sample_id = b.sample_id AND a.split = b.split
+    ) WHERE before[name] IS DISTINCT FROM after[name] GROUP BY name ORDER BY name
 """
 _MOVED = """
     SELECT count(*) FROM (SELECT sample_id, split FROM a) x JOIN (SELECT sample_id, split FROM b) y USING (sample_id)
@@ -29,10 +38,14 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
     with open_sql() as sql:
         for name, release in (("a", before), ("b", after)):
             view_samples(sql, release, f"{name}_samples")
+            has_texts = "texts" in sql.table(f"{name}_samples").columns  # where a source joins some
+            texts = "coalesce(any_value(texts), MAP {})" if has_texts else "MAP([]::VARCHAR[], []::VARCHAR[])"
             sql.execute(
                 f"CREATE VIEW {name} AS SELECT sample_id, split, any_value(domain) AS domain, any_value(text) AS text, "
-                f"any_value(stored_sha256) AS stored_sha256, count(*) AS copies FROM {name}_samples GROUP BY ALL"
+                f"{texts} AS texts, any_value(stored_sha256) AS stored_sha256, count(*) AS copies "
+                f"FROM {name}_samples GROUP BY sample_id, split"
             )
+        kinds = sql.sql(_KINDS).to_arrow_table().to_pylist()
         domains = sql.sql(_COUNTS).to_arrow_table().to_pylist()
         moved = sql.execute(_MOVED).fetchall()[0][0]
     own, other = (_shards(release) for release in (before, after))
@@ -41,6 +54,7 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
         "before": before.name,
         "after": after.name,
         "domains": domains,
+        "texts": kinds,
         "moved_between_splits": moved,
         "shards": {
             "before": len(own),

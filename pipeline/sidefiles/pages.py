@@ -13,11 +13,11 @@ from typing import Any
 from manifests.drawing.panels import draw_svg
 from manifests.drawing.theme import SERIES, theme_css
 from manifests.release import SPLIT_FOLDERS
+from manifests.tables import MEMBER_NAMES
 from pipeline.config import STAGES
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.sidefiles.rendering import most_first, render
 from pipeline.sidefiles.treemap import cut_into_tiles
-from pipeline.vocabulary.taxa import MEMBER_NAMES
 
 MOST_OUTER, MOST_INNER = 12, 8  # tiles of the map of taxa, the rest is one tile
 OTHERS = "others"
@@ -86,6 +86,7 @@ def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any
         "law": _law(mixture["law"]) if mixture.get("law") else None,
         "evaluation": record.get("evaluation") or [],
         "takedowns": record.get("takedowns") or [],
+        "joins": counts.get("ingest", {}).get("captions", []),
     }
 
 

@@ -31,12 +31,13 @@ T = TypeVar("T")
 _BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes longer than those after it
 
 
-def ask(source: Origin, question: Callable[[], T]) -> T:
+def ask(source: Origin | Reader[Any], question: Callable[[], T]) -> T:
     """What the driver wants to know of a source; asked again after a passing fault where it lies in a store.
 
     Raises: RunError when the store stays away.
     """
-    return patiently(source.where, question) if is_remote(source.reader.path) else question()
+    reader = source.reader if isinstance(source, Origin) else source
+    return patiently(reader.where, question) if is_remote(reader.path) else question()
 
 
 def prepare(origins: Sequence[Origin], user_agent: str, environment: Mapping[str, str]) -> bool:
@@ -54,11 +55,12 @@ def prepare(origins: Sequence[Origin], user_agent: str, environment: Mapping[str
 
 
 def check_source(source: Origin) -> None:
-    """Check that a source is there, and is what the config says of it, by the heads of its files.
+    """Check that a source and the tables of its captions are there, and are what the config says, by their heads.
 
     Raises: ConfigError that names the source, what is wrong, and what is there; RunError when its store stays away.
     """
-    ask(source, source.reader.check)
+    for reader in (source.reader, *source.caption_tables()):
+        ask(reader, reader.check)
 
 
 def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:

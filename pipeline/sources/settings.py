@@ -17,6 +17,8 @@ from manifests.tables import sample_ids
 from pipeline.scoring.scorers import code_of
 from pipeline.sources.kinds import Reader, all_kinds
 from pipeline.sources.rows import RowDefaults
+from pipeline.sources.table import TableReader
+from pipeline.sources.tables.captions import JoinedCaptions
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 KINDS, _FAULTS = all_kinds()
@@ -94,6 +96,11 @@ class Origin(_WithKinds):
             texts = pa.chunked_array([pa.array([hide_users(text) for text in texts.to_pylist()], pa.string())])
         return sample_ids(self.name, texts.cast(pa.binary()).to_pylist())
 
+    def caption_tables(self) -> list[TableReader]:
+        """What reads each table of texts that is joined to it."""
+        captions: tuple[JoinedCaptions, ...] = getattr(self, "captions", ())
+        return [entry.reader(f"{self.where}.captions[{number}]") for number, entry in enumerate(captions, 1)]
+
     def in_work_folder(self, work_dir: str) -> Self:
         """The source with the place where it keeps what is brought for it."""
         reader = self.reader
@@ -121,6 +128,17 @@ class SourceSettings(Origin):
     """The domain of its pictures."""
     priority: int = 0
     """Of two duplicates the one from the source with the higher priority stays."""
+    captions: tuple[JoinedCaptions, ...] = ()
+    """Texts of other tables for its pictures."""
+
+    @model_validator(mode="after")
+    def _keeps_what_is_joined(self) -> Self:
+        kept = self.reader.extra_names()
+        for name in (captions.extra_name for captions in self.captions):
+            if name is not None and name not in kept:
+                has = f"it keeps {', '.join(kept)}" if kept else "it keeps none"
+                raise ValueError(f"captions: the source keeps no column '{name}' ({has}); name it in its `extra`")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The identity of the origin, and the domain; the priority belongs to select."""
@@ -128,4 +146,5 @@ class SourceSettings(Origin):
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the origin, with everything that the build uses."""
-        return super().recipe() | {"priority": self.priority}
+        joined = {"captions": [captions.identity() for captions in self.captions]} if self.captions else {}
+        return super().recipe() | {"priority": self.priority} | joined

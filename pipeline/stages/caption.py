@@ -3,6 +3,9 @@
 Reads candidates and facts, and the backbone where one is given. Writes `names` (one row a name looked up in it),
 `captions` (measurements, one row a candidate), `repeats` (texts that stand on too many pictures) and `caption_verdicts`
 (one row a fetched image). Measurements are parts of their own: a moved threshold judges again, it never measures again.
+
+Texts that a source joins to its pictures are measured as captions of theirs, and judged one by one (`joined_texts`). A
+rule that drops one leaves the picture alone. The first one of kind `caption` is the caption of a picture without one.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.records import Funnel, fingerprint
+from pipeline.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import view_parquet, view_table
+from pipeline.store.sql import facet, view_parquet, view_table
 from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 
 JUDGE_ROWS = 500_000
@@ -40,7 +44,10 @@ _JOINED = {
 
 @dataclass(frozen=True)
 class CaptionInputs:
-    """All that caption reads. `backbone_content` is the hash of each file of the backbone."""
+    """All that caption reads. `backbone_content` is the hash of each file of the backbone.
+
+    `joined` are the texts that are joined to the candidates of each source, as many as files of candidates.
+    """
 
     candidates: Files
     facts: Files
@@ -48,6 +55,7 @@ class CaptionInputs:
     backbone_content: tuple[str, ...]
     rules: tuple[RuleSet, ...]
     measure: dict[str, bool] = field(default_factory=MEASURED.copy)
+    joined: tuple[Files, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,30 +69,41 @@ class ResolveInputs:
 
 @dataclass(frozen=True)
 class MeasureInputs:
-    """One row group of candidates; `names` as the backbone resolved them, if there is one."""
+    """One row group of candidates, and texts that its source joins; `names` as the backbone resolved them, if any."""
 
     candidates: RowGroup
     names: Files
     measure: dict[str, bool] = field(default_factory=MEASURED.copy)
+    joined: Files = field(default_factory=Files)
+
+    def identity(self) -> dict[str, Any]:
+        """All of it; where no texts are joined, as before there were any."""
+        own = {"candidates": self.candidates.identity(), "names": self.names.identity(), "measure": self.measure}
+        return own | ({"joined": self.joined.identity()} if self.joined else {})
 
 
 @dataclass(frozen=True)
 class RepeatsInputs:
-    """Measurements of every candidate; a text that stands on more than `allowed` pictures is listed."""
+    """Measurements of every candidate; a text that stands on more than `allowed` pictures is listed.
+
+    Of joined texts the rows of their tables count: one row for all pictures of a species is no boilerplate.
+    """
 
     facts: Files
     captions: Files
+    texts: Files
     allowed: int
 
 
 @dataclass(frozen=True)
 class JudgeInputs:
-    """Measurements of every candidate, texts that repeat, the rules, and the candidates to judge."""
+    """Measurements of every candidate and joined text, texts that repeat, the rules, and the candidates to judge."""
 
     candidates: Files
     facts: Files
     captions: Files
     repeats: Files
+    texts: Files
     rules: tuple[RuleSet, ...]
     bucket: Bucket = WHOLE
 
@@ -106,11 +125,19 @@ def resolve(inputs: ResolveInputs, run: Execution[None]) -> PartResult:
 
 
 def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
-    """Measure one row group of candidates."""
+    """Measure one row group of candidates, and the texts that are joined to them."""
     candidates = inputs.candidates.read()
     names = pq.read_table(inputs.names.path) if inputs.names else None
+    files = []
+    if inputs.joined:
+        ids = candidates["sample_id"]
+        writer = run.writer("texts", f"tables/caption/{run.stem}-texts.parquet", MEASURED_TEXTS)
+        with run.scratch() as sql:
+            view_parquet(sql, "joined", inputs.joined.paths, f"sample_id BETWEEN '{ids[0]}' AND '{ids[-1]}'")
+            candidates = measure_texts(sql, candidates, names, writer.write)
+        files.append(writer.close())
     rows = measure_captions(candidates, names)
-    return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS),))
+    return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS), *files))
 
 
 def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
@@ -118,9 +145,12 @@ def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
     with run.scratch() as sql:
         for name in ("facts", "captions"):
             view_parquet(sql, name, getattr(inputs, name).paths)
+        view_table(sql, "texts", inputs.texts, MEASURED_TEXTS, "NOT is_caption")
         query = (
-            "SELECT text_key, count(*) AS num_same_text FROM captions JOIN facts USING (sample_id) "
-            f"WHERE outcome = 'ok' AND text_key IS NOT NULL GROUP BY text_key HAVING count(*) > {inputs.allowed}"
+            "SELECT text_key, count(*) AS num_same_text FROM (SELECT text_key FROM captions JOIN facts USING "
+            "(sample_id) WHERE outcome = 'ok' "
+            "UNION ALL SELECT text_key FROM (SELECT DISTINCT text_key, source, entry, row_number FROM texts)) "
+            f"WHERE text_key IS NOT NULL GROUP BY text_key HAVING count(*) > {inputs.allowed}"
         )
         return PartResult((run.save(sql, "caption/repeats", REPEATS, query, "text_key"),))
 
@@ -129,6 +159,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     """Verdicts over every fetched image of a bucket."""
     settings = CaptionSettings(rules=inputs.rules)
     counts: dict[str, int] = {}
+    files = []
     with run.scratch() as sql:
         for name in ("candidates", "facts", "captions"):
             view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
@@ -136,22 +167,30 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
         adding = sql.cursor()  # a second cursor, because the first is still reading rows
-        for rows in _joined_rows(sql, settings):
+        for rows in _joined_rows(sql, settings, "captions"):
             verdicts = judge_captions(rows, settings)
             for reason, num in count_reasons(verdicts).items():
                 counts[reason] = counts.get(reason, 0) + num
             adding.register("judged", verdicts)
             adding.execute("INSERT INTO verdicts FROM judged")
         # verdicts are sorted, not the rows they were made from: a third of the bytes
-        file = run.save(sql, "caption/caption_verdicts", tables.VERDICTS, "FROM verdicts", "sample_id")
+        files.append(run.save(sql, "caption/caption_verdicts", tables.VERDICTS, "FROM verdicts", "sample_id"))
+        if inputs.texts:
+            view_parquet(sql, "texts", inputs.texts.paths, inputs.bucket.where)
+            texts = _joined_rows(sql, settings, "texts", MEASURED_TEXTS.names)
+            query = number_texts(adding, ((rows, judge_captions(rows, settings)) for rows in texts))
+            order = "sample_id, kind, entry, row_number"
+            files.append(run.save(adding, "caption/joined_texts", tables.JOINED_TEXTS, query, order))
     num_kept = counts.pop("kept", 0)
-    return PartResult((file,), Funnel(num_kept + sum(counts.values()), num_kept, counts))
+    return PartResult(tuple(files), Funnel(num_kept + sum(counts.values()), num_kept, counts))
 
 
-def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
+def _joined_rows(sql: Any, settings: CaptionSettings, texts: str, more: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """The texts of fetched pictures, out of a view: what the rules read of them, and `more` columns."""
     needed = columns_needed(settings)
-    columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in sorted(needed)]
-    joins = "JOIN candidates c USING (sample_id) JOIN captions t USING (sample_id)"
+    listed = sorted(needed.union(more))
+    columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in listed]
+    joins = f"JOIN candidates c USING (sample_id) JOIN {texts} t USING (sample_id)"
     if "num_same_text" in needed:
         joins += " LEFT JOIN repeats r USING (text_key)"
     reader = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'").to_arrow_reader(
@@ -164,12 +203,18 @@ def _joined_rows(sql: Any, settings: CaptionSettings) -> Iterator[pa.Table]:
 def _inputs(context: BuildContext) -> CaptionInputs:
     settings = context.config.caption
     backbone = backbone_files(settings.backbone) if settings.backbone else []
+    joins = context.catalog.parts_of(context.sealed["ingest"].fingerprint, "join")
+    joined = tuple(
+        files_in(context.workdir, [part for part in joins if part.notes["source"] == source.name], "joined")
+        for source in context.config.sources
+    )
     return CaptionInputs(
         context.files("ingest", "candidates"),
         context.facts(),
         settings.backbone,
         tuple(context.catalog.input_sha256(file) for file in backbone),
         settings.rules,
+        joined=joined if joins else (),
     )
 
 
@@ -181,13 +226,14 @@ def _plan_resolve(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Resolv
 
 def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[MeasureInputs]]:
     parts = []
-    names = run.files("resolve", "names")
-    for path, sha256 in zip(inputs.candidates.paths, inputs.candidates.content, strict=True):
+    names, candidates = run.files("resolve", "names"), inputs.candidates
+    joined = inputs.joined or [Files()] * len(candidates.paths)
+    for path, sha256, texts in zip(candidates.paths, candidates.content, joined, strict=True):
         metadata = pq.ParquetFile(path).metadata
         for number in range(metadata.num_row_groups):
             rows = RowGroup(path, number, f"{sha256}-{number}")
             num_rows = metadata.row_group(number).num_rows
-            parts.append(Part(MeasureInputs(rows, names), num_rows=num_rows))
+            parts.append(Part(MeasureInputs(rows, names, joined=texts), num_rows=num_rows))
     return parts
 
 
@@ -195,19 +241,25 @@ def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Repeat
     limits = [rules.thresholds()["max_repeats"] for rules in inputs.rules if "max_repeats" in rules.thresholds()]
     if not limits:
         return []
-    return [RepeatsInputs(inputs.facts, run.files("measure", "captions"), min(limits))]
+    return [RepeatsInputs(inputs.facts, run.files("measure", "captions"), run.files("measure", "texts"), min(limits))]
 
 
 def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
     captions, repeats = run.files("measure", "captions"), run.files("repeats", "repeats")
+    texts = run.files("measure", "texts")
     return [
-        JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, inputs.rules, bucket)
+        JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, texts, inputs.rules, bucket)
         for bucket in run.buckets(inputs.facts)
     ]
 
 
 def _conclude(inputs: CaptionInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
-    return run.funnel("judge"), {"content": fingerprint({"captions": run.files("measure", "captions").identity()})}
+    notes = {"content": fingerprint({"captions": run.files("measure", "captions").identity()})}
+    if texts := run.files("judge", "joined_texts"):
+        with run.scratch() as sql:
+            view_parquet(sql, "texts", texts.paths, "name IS NOT NULL")
+            notes["joined_texts"] = facet(sql, ("sample_id", "name", "text"), "texts")
+    return run.funnel("judge"), notes
 
 
 STAGE = Stage(

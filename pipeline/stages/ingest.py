@@ -2,7 +2,8 @@
 
 Reads the sources through their readers, and tars of a store once for fetch too (ingest_tars.py). Writes `candidates`
 (sorted by sample_id) and `rejects`, one part a source. A source is read again only when its bytes or its settings
-change.
+change. Then it joins the texts of other tables to candidates (`joined`, one part an entry of `captions`): before any
+picture is fetched, a join that fits nothing shows.
 
 This is the one place where secrets in addresses (passwords, tokens, signatures) are taken out. Every text of a row is
 written without them. The whole address of such a row stands in `secrets`, which only fetch reads.
@@ -10,8 +11,10 @@ written without them. The whole address of such a row stands in `secrets`, which
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +23,20 @@ import pyarrow.compute as pc
 
 from manifests import storage, tables
 from manifests.catalog import Catalog
-from manifests.errors import RunError
+from manifests.errors import ConfigError, RunError
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
-from pipeline.sources.reading import content_of, digest_inputs, read_ahead
+from pipeline.sources.joining import staging, text
+from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.captions import JOINED, JoinedCaptions, describe_join, fault_of, join_captions
 from pipeline.sources.tar_samples import kept_samples
 from pipeline.stages import ingest_tars
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
+
+log = logging.getLogger("plantmix.ingest")
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
 _STAGED = pa.schema([*tables.CANDIDATES, *((name, pa.string()) for name in ("reason", "value", "asked_url"))])
@@ -106,10 +113,30 @@ class SourceInputs:
 
 
 @dataclass(frozen=True)
+class JoinInputs:
+    """An entry of `captions`: of which source, its number there, and hashes of the table's files.
+
+    The candidates of the source stand here once they are read.
+    """
+
+    source: str
+    entry: int
+    captions: JoinedCaptions
+    content: tuple[str, ...]
+    candidates: Files
+
+    @property
+    def where(self) -> str:
+        """How messages name it."""
+        return f"sources.{self.source}.captions[{self.entry}]"
+
+
+@dataclass(frozen=True)
 class IngestInputs:
     """All that ingest reads."""
 
     sources: tuple[SourceInputs, ...]
+    captions: tuple[JoinInputs, ...]
 
 
 @dataclass(frozen=True)
@@ -174,12 +201,31 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     )
 
 
+def join(inputs: JoinInputs, run: Execution[None]) -> PartResult:
+    """Join one table of texts to the candidates of a source."""
+    captions = inputs.captions
+    with staging(run.scratch) as (sql, folder):
+        query, counts = join_captions(sql, folder, inputs.candidates.paths, captions, captions.reader(inputs.where))
+        rows = f"{text(inputs.source)} AS source, {inputs.entry} AS entry, {text(captions.kind)} AS kind"
+        joined = run.save(sql, "ingest/joined", JOINED, f"SELECT *, {rows} FROM ({query})", "sample_id, row_number")
+    return PartResult((joined,), None, {"source": inputs.source, "entry": inputs.entry, **counts})
+
+
 def _inputs(context: BuildContext) -> IngestInputs:
+    catalog, sources = context.catalog, context.config.sources
     return IngestInputs(
+        tuple(_look_at(source, catalog, ingest_tars.hashes_of_tars(source, context)) for source in sources),
         tuple(
-            _look_at(source, context.catalog, ingest_tars.hashes_of_tars(source, context))
-            for source in context.config.sources
-        )
+            JoinInputs(
+                source.name,
+                number,
+                source.captions[number - 1],
+                tuple(ask(table, partial(table.digest, catalog.input_sha256))),
+                Files(),
+            )
+            for source in sources
+            for number, table in enumerate(source.caption_tables(), 1)
+        ),
     )
 
 
@@ -200,7 +246,8 @@ def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
     """The same inputs, with the content of tars that were read for the first time."""
     learnt = [(each, ingest_tars.learn(each.source, run)) for each in inputs.sources]
     return IngestInputs(
-        tuple(_look_at(each.source, run.catalog, of_tars) if of_tars else each for each, of_tars in learnt)
+        tuple(_look_at(each.source, run.catalog, of_tars) if of_tars else each for each, of_tars in learnt),
+        inputs.captions,
     )
 
 
@@ -212,6 +259,11 @@ def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
     ]
 
 
+def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
+    candidates = {part.notes["source"]: run.files_of([part], "candidates") for part in run.parts("read")}
+    return [replace(table, candidates=candidates[table.source]) for table in inputs.captions]
+
+
 def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     parts, funnel = run.parts("read"), run.funnel("read")
     if not funnel.num_kept:
@@ -220,12 +272,18 @@ def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
             f"ingest: none of {funnel.num_in:,} rows of the sources can be used ({dropped or 'the tables are empty'}); "
             "check what each source says of its columns"
         )
+    joins = [dict(part.notes) for part in run.parts("join")]
+    for table, counts in zip(inputs.captions, joins, strict=True):
+        if fault := fault_of(table.captions, table.where, counts):
+            raise ConfigError(fault)
+        log.info("ingest: %s", describe_join(counts))
     by_domain: dict[str, int] = {}
     for part in parts:
         assert part.funnel is not None
         domain = str(part.notes["domain"])
         by_domain[domain] = by_domain.get(domain, 0) + part.funnel.num_kept
-    return funnel, {"addresses": [part.notes["addresses"] for part in parts], "domains": by_domain}
+    notes = {"addresses": [part.notes["addresses"] for part in parts], "domains": by_domain}
+    return funnel, notes | ({"captions": joins} if joins else {})
 
 
 STAGE = Stage(
@@ -243,6 +301,7 @@ STAGE = Stage(
             learns=_learn,
         ),
         Step("read", _plan, read_source, version=4, unit="sources"),
+        Step("join", _plan_join, join, unit="tables"),
     ),
     conclude=_conclude,
 )

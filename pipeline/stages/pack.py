@@ -73,10 +73,9 @@ class PackInputs:
 
 @dataclass(frozen=True)
 class ShardInputs:
-    """The samples of one shard, which texts go with them, and the shard's name within the work folder."""
+    """The samples of one shard with their texts, and the shard's name within the work folder."""
 
     rows: RowGroup
-    texts: TextSettings
     shard: str
     folder: str
 
@@ -91,7 +90,7 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     keys = record.sample_keys(rows)
     with PoolReader(run.workdir) as pool, Path(temp).open("wb") as stream:
         archive = ArchiveWriter(stream, digest := hashlib.sha256())
-        places = _write_samples(archive, pool, rows, keys, inputs.texts)
+        places = _write_samples(archive, pool, rows, keys)
         num_bytes = archive.finish()
     shard = PrivateFile("shard", shard_path, temp, rows.num_rows, num_bytes, digest.hexdigest())
     table = pa.table(
@@ -109,7 +108,7 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
 
 
 def _write_samples(
-    archive: ArchiveWriter, pool: PoolReader, rows: pa.Table, keys: Sequence[str], texts: TextSettings
+    archive: ArchiveWriter, pool: PoolReader, rows: pa.Table, keys: Sequence[str]
 ) -> dict[str, list[int]]:
     """Append every sample; gives the offset and length columns of placements.
 
@@ -119,7 +118,7 @@ def _write_samples(
     images = list(zip(*(rows[name].to_pylist() for name in columns), strict=True))
     txts, jsons = rows["txt"].cast(pa.binary()).to_pylist(), record.sample_jsons(rows, keys)
     places: dict[str, list[int]] = {f"{name}_offset": [] for name in ("jpg", "txt", "json")}
-    others = members_by_row(rows["texts"], texts)
+    others = members_by_row(rows["texts"])
     for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
         if number % ANNOUNCED == 0:
             pool.announce([place[:3] for place in images[number : number + ANNOUNCED]])
@@ -137,7 +136,12 @@ def _write_samples(
 
 def _inputs(context: BuildContext) -> PackInputs:
     config = context.config
-    select, mix = context.sealed["select"], context.sealed["mix"]
+    caption, select, mix = (context.sealed[name] for name in ("caption", "select", "mix"))
+    joined = caption.notes.get("joined_texts")
+    texts = context.files("caption", "joined_texts").digested(joined) if joined else Files()
+    counts = {name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"}
+    if joins := context.sealed["ingest"].notes.get("captions"):
+        counts["ingest"]["captions"] = [{k: v for k, v in join.items() if isinstance(v, str | int)} for join in joins]
     return PackInputs(
         name=config.name,
         kind=config.pack.kind,
@@ -150,11 +154,11 @@ def _inputs(context: BuildContext) -> PackInputs:
         num_samples=mix.funnel.num_kept,
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
-        captions=context.files("caption", "captions").digested(context.sealed["caption"].notes["content"]),
-        extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())),
+        captions=context.files("caption", "captions").digested(caption.notes["content"]),
+        extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
         decisions=context.files("select", "decisions").digested(select.notes["content"]),
         dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
-        counts={name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"},
+        counts=counts,
         evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),
         recipe=recipe_of(context),
     )
@@ -241,7 +245,7 @@ def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardI
     parts = []
     for group, number, rows, num_rows in _arranged(inputs, run):
         shard = record.shard_name(inputs.name, group.split, number, group.domain)
-        placed = ShardInputs(rows, inputs.texts, shard, f"{folder}/{SPLIT_FOLDERS[group.split]}")
+        placed = ShardInputs(rows, shard, f"{folder}/{SPLIT_FOLDERS[group.split]}")
         parts.append(Part(placed, num_rows=num_rows))
     return parts
 

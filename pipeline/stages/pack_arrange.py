@@ -74,6 +74,13 @@ _TEXTS_OF_CAPTIONS = """
 """
 _IS_CAPTION = "c.text_source = 'caption'"
 _WITHOUT_CAPTION = f"SELECT 1 FROM all_captions c WHERE NOT {_IS_CAPTION} LIMIT 1"
+_EXTRA_TEXTS = f"""
+    CREATE TABLE extra_texts AS
+    SELECT sample_id, map(list(name ORDER BY name), list(text ORDER BY name)) AS more
+    FROM (SELECT sample_id, text, coalesce(name, '{EXTRA_CAPTION}' || place) AS name FROM extra_captions)
+    WHERE name <> 'caption' GROUP BY sample_id
+"""  # the joined text that is called caption is that of its sample
+_EXTRA = tables.EXTRA_CAPTIONS.append(tables.JOINED_TEXTS.field("name"))
 _TAKEN_ROWS = 50_000
 _SAMPLE_BYTES = 300  # what all tables have of a sample, at least where it has three hashes, a URL and a caption
 
@@ -137,7 +144,7 @@ def cut_shards(sizes: NDArray[np.int64], max_samples: int | None, max_bytes: int
     return counts
 
 
-def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
+def estimate_bytes(rows: pa.Table) -> NDArray[np.int64]:
     """Bytes that each arranged sample takes in a tar, headers and padding included, within one block or so."""
 
     def padded(num_bytes: Any) -> Any:
@@ -149,14 +156,17 @@ def estimate_bytes(rows: pa.Table, texts: TextSettings) -> NDArray[np.int64]:
 
     total: NDArray[np.int64] = padded(rows["length"].to_numpy().astype(np.int64)) + padded(length("txt"))
     total += padded(np.sum([length(column) for column in _JSON_COLUMNS], axis=0) + _JSON_BYTES)
-    members = members_by_row(rows["texts"], texts)
+    members = members_by_row(rows["texts"])
     total += np.array([sum(padded(len(text.encode())) for _, text in each) for each in members], np.int64)
     return total
 
 
 @dataclass(frozen=True)
 class GatherInputs:
-    """What shards are cut from, and whose samples. Every byte of the facts counts: they say where an image lies."""
+    """What shards are cut from, and whose samples. Every byte of the facts counts: they say where an image lies.
+
+    `extra_captions` are those of dropped duplicates, and texts that sources join (JOINED_TEXTS).
+    """
 
     draws: Files
     candidates: Files
@@ -207,7 +217,7 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
         # no text was chosen: such a sample gets an empty txt member
         rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
         rows = rows.append_column("txt_type", chosen["txt_type"])
-        sizes = estimate_bytes(rows, inputs.texts) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
+        sizes = estimate_bytes(rows) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
         writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
     return PartResult((writer.close(),))
 
@@ -279,17 +289,16 @@ def _read(
 def _view_captions(sql: Any, inputs: GatherInputs, bucket: Bucket) -> list[str]:
     """`captions`: those of a bucket with the texts that their samples need; returns columns that they need besides."""
     view_parquet(sql, "all_captions", inputs.captions.paths, bucket.where)
-    view_table(sql, "extra_captions", inputs.extra_captions, tables.EXTRA_CAPTIONS, bucket.where)
-    sql.execute(
-        f"CREATE TABLE extra_texts AS SELECT sample_id, map(list('{EXTRA_CAPTION}' || place ORDER BY place), "
-        "list(text ORDER BY place)) AS more FROM extra_captions GROUP BY sample_id"
-    )
+    view_table(sql, "extra_captions", inputs.extra_captions, _EXTRA, bucket.where, of_versions=True)
+    sql.execute(_EXTRA_TEXTS)
     texts = inputs.texts
     picked = f"map_from_entries(list_filter(map_entries(c.texts), lambda e: e.key IN ({literals(texts.members)})))"
     sql.execute(
         _TEXTS_OF_CAPTIONS.format(
             members=picked if texts.members else "MAP([]::VARCHAR[], []::VARCHAR[])",
-            choosable=f"if({_IS_CAPTION}, NULL, c.texts)" if prefers_captions(texts) else "c.texts",
+            choosable=f"if({_IS_CAPTION}, NULL, c.texts)"
+            if prefers_captions(texts)
+            else "if(x.more IS NULL, c.texts, map_concat(c.texts, x.more))",
         )
     )
     return ["choosable"] if not prefers_captions(texts) or sql.execute(_WITHOUT_CAPTION).fetchall() else []

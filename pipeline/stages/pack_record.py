@@ -46,6 +46,8 @@ SAMPLES = pa.schema(
         *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
     ]
 )
+JOINED_SAMPLES = SAMPLES.append(pa.field("texts", pa.map_(pa.string(), pa.string())))
+"""Where a source joins texts: also the text members of each sample by name, so that a change of one shows."""
 _ARRANGED_COLUMNS = [
     "sample_id", "copy", "txt", "txt_type", *(
         name for name in SAMPLES.names if name not in tables.PLACEMENTS.names and name not in ("text", "text_type")
@@ -204,21 +206,23 @@ def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
 
 def _write_samples(inputs: RecordInputs, run: Execution[None]) -> tuple[PrivateFile, PrivateFile]:
     """samples.parquet and attribution.parquet, shard by shard: arranged rows and placements have the same order."""
-    writer = SamplesWriter(run.workdir, f"{inputs.folder}/", SAMPLES)
+    schema = JOINED_SAMPLES if any("captions" in source for source in inputs.recipe["sources"]) else SAMPLES
+    read = [*_ARRANGED_COLUMNS, *schema.names[len(SAMPLES.names) :]]
+    writer = SamplesWriter(run.workdir, f"{inputs.folder}/", schema)
     opened: dict[str, pq.ParquetFile] = {}
     for shard in inputs.rows:
         path = shard.arranged.path
         if path not in opened:
             opened[path] = open_parquet(path)
         # threads of Arrow would take the core of the thread that encodes, which all others wait for
-        rows = opened[path].read_row_group(shard.arranged.number, columns=_ARRANGED_COLUMNS, use_threads=False)
+        rows = opened[path].read_row_group(shard.arranged.number, columns=read, use_threads=False)
         with pq.ParquetFile(shard.placements.path) as file:  # pq.read_table takes three times as long
             placed = file.read(use_threads=False)
         if placed["sample_id"] != rows["sample_id"] or placed["copy"] != rows["copy"]:
             raise IntegrityError(f"{shard.placements.path}: other samples than arranged; remove it and build again")
         columns = {name: placed[name] for name in tables.PLACEMENTS.names}
         columns |= {"text": rows["txt"], "text_type": rows["txt_type"]}
-        columns |= {name: rows[name] for name in SAMPLES.names if name not in columns}
+        columns |= {name: rows[name] for name in schema.names if name not in columns}
         writer.write(pa.table(columns))
     for file in opened.values():
         file.close()

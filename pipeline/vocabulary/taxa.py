@@ -10,37 +10,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Literal, get_args
 
 import pyarrow as pa
 
 from manifests.tables import TAXON_RANKS
 from pipeline.vocabulary.names import EMPTY_NAME, Name, is_no_name, is_unnamed, parse_name, tidy_name
-
-TextType = Literal[
-    "scientific",
-    "common",
-    "taxonomic",
-    "sci",
-    "com",
-    "taxon",
-    "taxonTag",
-    "sci_com",
-    "taxon_com",
-    "taxonTag_com",
-    "canonical",
-    "sentence",
-]
-TEXT_TYPES: tuple[TextType, ...] = get_args(TextType)
-
-# File name of each text type inside a shard, behind the key.
-# Source: TreeOfLife-10M card, imageomics/TreeOfLife-10M; canonical and sentence are ours.
-MEMBER_NAMES = {
-    "scientific": "scientific_name.txt",
-    "common": "common_name.txt",
-    "taxonomic": "taxonomic_name.txt",
-    **{name: f"{name}.txt" for name in TEXT_TYPES[3:]},
-}
 
 
 def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vernacular: str | None) -> dict[str, str]:

@@ -124,7 +124,7 @@ def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None), run)
     numbers = range(len(result.notes["shards"][group.table]))
     shards = [
-        ShardInputs(RowGroup(result.files[0].temp, number, ""), texts, f"{target}-{number:06d}.tar", target)
+        ShardInputs(RowGroup(result.files[0].temp, number, ""), f"{target}-{number:06d}.tar", target)
         for number in numbers
     ]
     runs = [Execution(str(folder), 2.0, f"{target}-{number}", None) for number in numbers]

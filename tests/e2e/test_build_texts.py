@@ -12,10 +12,10 @@ from sealed import lend
 
 from manifests.reader import open_reader
 from manifests.release import Release
+from manifests.tables import MEMBER_NAMES, TEXT_TYPES
 from manifests.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.takedown import take_down
-from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES
 from training.data.loader import SampleDataset
 from training.data.settings import TextSettings
 from training.data.shards import open_pool

@@ -62,11 +62,19 @@ def run_stage(
         files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
     counted = count_repeats(
-        RepeatsInputs(tables_of["facts"], tables_of["captions"], 2), Execution(str(folder), 0.5, "all", None)
+        RepeatsInputs(tables_of["facts"], tables_of["captions"], Files(), 2), Execution(str(folder), 0.5, "all", None)
     )
     tables_of["repeats"] = Files((counted.files[0].temp,))
     results = [
-        judge(JudgeInputs(**tables_of, rules=SETTINGS.rules, bucket=Bucket(number, num_buckets)), run)
+        judge(
+            JudgeInputs(
+                **tables_of,
+                texts=Files(),
+                rules=SETTINGS.rules,
+                bucket=Bucket(number, num_buckets),
+            ),
+            run,
+        )
         for number in range(num_buckets)
         for run in [Execution(str(folder), 0.5, f"x{number}", None)]
     ]

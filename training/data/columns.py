@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from manifests.errors import ConfigError
 from manifests.release import Release
-from manifests.tables import TAXON_RANKS
+from manifests.tables import TAXON_RANKS, kind_of, names_taxon
 from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader
 
@@ -113,15 +113,16 @@ class ShardColumns(SampleColumns):
         return texts
 
 
-class _NamesTaxon:
-    """Whether the text that was drawn for a sample names its taxon, and is no caption."""
+class _OfText:
+    """A value of the text that was drawn for a sample, which follows from its name."""
 
-    def __init__(self, pool: SamplePool, members: Sequence[str], setting: str) -> None:
-        self._txt_names_N = torch.from_numpy(names_taxon(pool, setting))
+    def __init__(self, pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> None:
+        self._txt_N = torch.from_numpy(_of_txt(pool, value, setting))
         self._is_txt = torch.tensor([member == "txt" for member in members] + [True])
+        self._of_member = torch.tensor([value(member) for member in members] + [0])
 
     def of(self, rows: Tensor, members: Tensor) -> Tensor:
-        return ~self._is_txt[members] | self._txt_names_N[rows]
+        return torch.where(self._is_txt[members], self._txt_N[rows], self._of_member[members])
 
 
 class BatchLabels:
@@ -133,7 +134,7 @@ class BatchLabels:
         Raises: ConfigError for a field that no sample has.
         """
         self._labels_N = None if field == TEXT else torch.from_numpy(_field_labels(pool, field))
-        self._names_taxon = _NamesTaxon(pool, members, _LABEL_FIELD) if field == TAXON else None
+        self._names_taxon = _OfText(pool, members, names_taxon, _LABEL_FIELD) if field == TAXON else None
 
     def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
         """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
@@ -141,11 +142,14 @@ class BatchLabels:
             return hash_rows(tokens)
         if self._names_taxon is None:
             return self._labels_N[rows]
-        return torch.where(self._names_taxon.of(rows, members), self._labels_N[rows], hash_rows(tokens))
+        return torch.where(self._names_taxon.of(rows, members).bool(), self._labels_N[rows], hash_rows(tokens))
 
 
 class BatchKinds:
-    """Which of `model.projectors` every pair of a batch has: its domain, else taxon or caption, by the drawn text."""
+    """Which of `model.projectors` every pair of a batch has: its domain, else that of the drawn text.
+
+    That is the text's own kind, such as trait, where it has a projector; else `taxon` or `caption`.
+    """
 
     def __init__(self, pool: SamplePool, kinds: Sequence[str], members: Sequence[str]) -> None:
         """`members` are `data.text.members`.
@@ -153,11 +157,15 @@ class BatchKinds:
         Raises: ConfigError for samples of no kind.
         """
         number = {kind: i for i, kind in enumerate(kinds)}
+
+        def of_text(name: str) -> int:
+            other = TAXON if names_taxon(name) else "caption"
+            return number.get(kind_of(name), number.get(other, -1))
+
         domains = pool.table["domain"].to_pylist()
         self._domain_N = torch.tensor([number.get(domain, -1) for domain in domains])
-        self._by_text = torch.tensor([number.get("caption", -1), number.get("taxon", -1)])
         every_domain = bool((self._domain_N >= 0).all())
-        self._names_taxon = None if every_domain else _NamesTaxon(pool, members, "model.projectors")
+        self._by_text = None if every_domain else _OfText(pool, members, of_text, "model.projectors")
         rows = torch.arange(len(domains))
         for member in range(-1, len(members)):
             if (without := self.of(rows, torch.full_like(rows, member)) < 0).any():
@@ -170,10 +178,9 @@ class BatchKinds:
 
     def of(self, rows: Tensor, members: Tensor) -> Tensor:
         """Numbers of the kinds (B,), of rows of the pool and numbers of the drawn members."""
-        if self._names_taxon is None:
+        if self._by_text is None:
             return self._domain_N[rows]
-        by_text = self._by_text[self._names_taxon.of(rows, members).long()]
-        return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], by_text)
+        return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], self._by_text.of(rows, members))
 
 
 def txt_labels(pool: SamplePool, field: str) -> Tensor:
@@ -183,7 +190,7 @@ def txt_labels(pool: SamplePool, field: str) -> Tensor:
     """
     labels = _field_labels(pool, field)
     if field == TAXON:
-        labels = np.where(names_taxon(pool, _LABEL_FIELD), labels, _field_labels(pool, TEXT))
+        labels = np.where(_of_txt(pool, names_taxon, _LABEL_FIELD), labels, _field_labels(pool, TEXT))
     return torch.from_numpy(labels)
 
 
@@ -196,14 +203,17 @@ def txt_kinds(pool: SamplePool, kinds: Sequence[str]) -> Tensor:
     return BatchKinds(pool, kinds, ("txt",)).of(rows, torch.zeros_like(rows))
 
 
-def names_taxon(pool: SamplePool, setting: str) -> NDArray[np.bool_]:
-    """Whether the `txt` of each row names its taxon, and is no caption, (N,); `setting` is what asks.
+def _of_txt(pool: SamplePool, value: Callable[[str], int], setting: str) -> NDArray[np.int64]:
+    """A value of the `txt` of each row, by the name of the text that it is, (N,); `setting` is what asks.
 
     Raises: ConfigError for a release that does not say.
     """
     columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"], setting)]
-    kinds = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-    return np.asarray(pc.fill_null(pc.not_equal(kinds, "caption"), False).to_numpy())
+    names = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+    coded = pc.fill_null(names, "caption").combine_chunks().dictionary_encode()
+    values = np.array([value(name) for name in coded.dictionary.to_pylist()], np.int64)
+    rows: NDArray[np.int64] = values[coded.indices.to_numpy()]
+    return rows
 
 
 def hash_rows(tokens_BL: Tensor) -> Tensor:

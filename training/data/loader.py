@@ -25,6 +25,7 @@ from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunErro
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.storage import WrittenFile, hash_file, is_remote, join
+from manifests.tables import kind_of
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
@@ -138,7 +139,11 @@ class SampleDataset(Dataset[Any]):
             members["txt"] = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise CorruptSample(f"text is not UTF-8: {error}") from None
-        there = [(members[name], number) for number, name in enumerate(self.text.members) if name in members]
+        named = self.text.members
+        there = [(members[name], number) for number, name in enumerate(named) if name in members]
+        if self.text.use == "draw":  # further texts of a kind, as trait_2, are drawn by its name too
+            more = ((kind_of(name), text) for name, text in members.items() if name not in named)
+            there += [(text, named.index(kind)) for kind, text in more if kind in named]
         return there[mix_seed(seed, 0x747874) % len(there)] if there else (members["txt"], -1)
 
 

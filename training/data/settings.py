@@ -30,7 +30,7 @@ class TextSettings(Settings):
     """
 
     use: Literal["fixed", "draw"] = "fixed"
-    """fixed: the first of the members; draw: one of them each time."""
+    """fixed: the first of the members; draw: one of them each time, also of further ones of a kind, as trait_2."""
     members: tuple[str, ...] = Field(default=("txt",), min_length=1)
     """Text members by their ending, such as `txt`, `sci`; of `data.shards` also keys of a json, as `json:caption`."""
 

@@ -57,8 +57,8 @@ class ModelSettings(Settings):
     """Side of the pictures, instead of that of the architecture."""
     second_order: SecondOrderSettings = SecondOrderSettings()
     projectors: tuple[str, ...] = ()
-    """Kinds of text with an own projection of f of their pictures: names of domains, taxon (the text names the taxon),
-    caption (any other text). The first has that of the architecture."""
+    """Kinds of text with an own projection of f of their pictures: names of domains, kinds of joined texts such as
+    trait, taxon (the text names the taxon), caption (any other text). The first has that of the architecture."""
 
     @field_validator("projectors")
     @classmethod

@@ -1,1 +1,1 @@
-"""Tables as they come: texts cut into records, items of json, and which column holds what."""
+"""Tables as they come: texts cut into records, items of json, which column holds what, texts joined to candidates."""

@@ -91,7 +91,9 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
     file = None if address else _best(names, values, "file", _share_of(_PICTURE_NAME), guesses)
     if address is None and file is None:
         raise ConfigError(
-            f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}"
+            f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}. "
+            "Texts for pictures of another place belong into its source: `captions: [{join: TABLE, on: record_key, "
+            "text: COLUMN, kind: caption}]`"
         )
     if address is not None:
         guesses["url"] = address

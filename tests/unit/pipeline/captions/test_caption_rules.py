@@ -15,7 +15,7 @@ from manifests.tables import VERDICTS
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.captions.settings import RULE_OF_REASON, CaptionSettings, TextChoice, TextSettings
-from pipeline.captions.texts import choose_texts, text_members
+from pipeline.captions.texts import choose_texts, members_by_row
 
 
 def judged(candidates: pa.Table, config: dict, **columns) -> pa.Table:
@@ -243,8 +243,12 @@ def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
     both = choose_texts(joined, TextSettings(choices=(TextChoice(any_of=("caption", "sci")),)))
     assert both["txt_type"].to_pylist()[1] == "sci"  # the sentence in place of a caption is no caption to draw
     texts = dict(measured["texts"][0].as_py())
-    assert text_members(texts, checked.text) == {"sci.txt": "a photo of Iris tectorum.", "common_name.txt": "Wall iris"}
-    assert text_members({}, checked.text) == {}
+    picked = [[(name, texts[name]) for name in checked.text.members], [("trait", "blue"), ("trait_2", "tall")], []]
+    assert members_by_row(pa.chunked_array([pa.array(picked, pa.map_(pa.string(), pa.string()))])) == [
+        [("common_name.txt", "Wall iris"), ("sci.txt", "a photo of Iris tectorum.")],
+        [("trait.txt", "blue"), ("trait_2.txt", "tall")],
+        [],
+    ]
     plain = choose_texts(joined, TextSettings())
     assert plain["txt_type"].to_pylist() == ["caption", "sentence", "caption", None]
     assert plain["txt"].to_pylist() == ["A pond in spring", texts["sentence"], "A pond", None]

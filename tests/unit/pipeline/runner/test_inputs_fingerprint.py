@@ -28,6 +28,7 @@ from pipeline.runner.inputs import identity_of
 from pipeline.runner.work import Part, Stage, StageRun
 from pipeline.scoring.settings import ScoreRule
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.captions import JoinedCaptions
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.vocabulary.backbone import BackboneSettings
 from pipeline.vocabulary.licences import LicenceSettings
@@ -36,6 +37,10 @@ from pipeline.vocabulary.licences import LicenceSettings
 def _source(name: str) -> SourceSettings:
     columns = {"url": "url", "caption": "caption"}
     return SourceSettings.model_validate({"name": name, "domain": "plant", "table": "t.csv", "columns": columns})
+
+
+def _captions(kind: str) -> JoinedCaptions:
+    return JoinedCaptions(join="t.csv", on="url", text="caption", kind=kind)
 
 
 def _set(name: str) -> EvaluationSet:
@@ -59,6 +64,7 @@ EXAMPLES: dict[type, tuple[Any, Any]] = {
     LicenceSettings: (LicenceSettings(), LicenceSettings(allow=("CC0-1.0",))),
     BalanceSettings: (BalanceSettings(), BalanceSettings(seed=1)),
     ScoreRule: (ScoreRule(min_score=0.2), ScoreRule(min_score=0.3)),
+    JoinedCaptions: (_captions("a"), _captions("b")),
     Entry: (Entry("url", "a"), Entry("url", "b")),
 }
 MOVED: dict[type, Any] = {

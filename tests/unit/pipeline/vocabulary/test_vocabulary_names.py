@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from manifests.tables import TAXON_RANKS
+from manifests.tables import MEMBER_NAMES, TAXON_RANKS, TEXT_TYPES
 from pipeline.vocabulary.names import EMPTY_NAME, parse_name
-from pipeline.vocabulary.taxa import MEMBER_NAMES, TEXT_TYPES, derived_ranks, taxon_columns, taxon_texts
+from pipeline.vocabulary.taxa import derived_ranks, taxon_columns, taxon_texts
 
 GOLDEN = Path(__file__).parent / "names_golden.tsv"
 ROWS = list(csv.DictReader(GOLDEN.read_text(encoding="utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -215,6 +215,8 @@ def test_a_drawn_name_speaks_of_the_taxon_and_a_caption_of_itself(pool: SamplePo
     labels = BatchLabels(pool, "taxon", ("txt", "sci"))
     assert (0, 1, 4) in alike(pool, labels.of(ids, rows, torch.ones_like(rows)))
     assert alike(pool, labels.of(ids, rows, torch.full_like(rows, -1))) == {(0, 1)}
+    traits = BatchLabels(pool, "taxon", ("txt", "trait"))
+    assert not alike(pool, traits.of(ids, rows, torch.ones_like(rows)))
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,9 @@ def test_a_drawn_name_speaks_of_the_taxon_and_a_caption_of_itself(pool: SamplePo
         (("caption", "taxon"), ("txt", "sci"), 1, [1] * 7),
         (("caption", "taxon"), ("txt", "sci"), -1, [1, 1, 1, 1, 0, 0, 0]),
         (("taxon", "plant"), ("txt",), 0, [1] * 7),
+        (("taxon", "trait", "caption"), ("txt", "trait_2"), 1, [1] * 7),
+        (("taxon", "caption"), ("txt", "trait"), 1, [1] * 7),
+        (("taxon", "caption"), ("txt", "extra_caption_1"), 1, [1] * 7),
     ],
 )
 def test_the_kind_of_a_text_is_its_domain_or_what_it_names(

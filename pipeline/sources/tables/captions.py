@@ -1,0 +1,154 @@
+"""Texts of another table, joined to the pictures of a source by its key, its URL or a column that it keeps.
+
+Reads the table and the candidates of the source. DuckDB joins them on disk, so memory does not grow with either. A key
+that stands on several rows of the table gives its pictures several texts, in the order of the rows. Pure but for a
+private folder. What could not be joined is counted, and `fault_of` says when the counts make no sense.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import AfterValidator, Field, model_validator
+
+from manifests.reader import rows_of
+from manifests.settings import ConfigPath, Settings
+from manifests.tables import JOINED_TEXTS
+from pipeline.sources.joining import StagedTable, text, view_staged
+from pipeline.sources.rows import without_secrets
+from pipeline.sources.table import TableReader
+from pipeline.store.sql import view_parquet
+
+MAX_TEXTS = 100  # of one key: a column that tells pictures apart has fewer, and the join stays small
+_LOST = ("without_key", "without_text", "malformed")
+
+_JOINED = ("sample_id", "source", "entry", "row_number", "kind", "text")
+JOINED = pa.schema([JOINED_TEXTS.field(name) for name in _JOINED])  # the text as given
+_COUNTS = """
+    SELECT count(*) AS num_rows, count(*) FILTER (coalesce(key, '') = '') AS without_key,
+        count(*) FILTER (coalesce(trim(text), '') = '') AS without_text,
+        min(left(nullif(key, ''), 80), 3) AS keys_of_rows,
+        (SELECT min(left(nullif(key, ''), 80), 3) FROM pictures) AS keys_of_pictures,
+        (SELECT count(*) FROM pictures) AS num_pictures,
+        (SELECT count(*) FROM pictures SEMI JOIN (SELECT DISTINCT key FROM usable) USING (key)) AS num_joined,
+        (SELECT max({'num': n, 'key': left(key, 80)}) FROM (SELECT key, count(*) AS n FROM usable GROUP BY key)) AS most
+    FROM texts
+"""
+
+
+def _check_kind(kind: str) -> str:
+    if not re.fullmatch("[a-z]+(_[a-z]+)*", kind) or kind in ("txt", "extra_caption"):
+        raise ValueError(f"'{kind}' is no kind of text; use small letters and _, such as caption, trait, taxon")
+    return kind
+
+
+class JoinedCaptions(Settings):
+    """A table whose texts belong to the pictures of a source."""
+
+    join: ConfigPath
+    """The table: parquet, csv, tsv, json or jsonl; a file, a folder of them, or a glob."""
+    on: Annotated[dict[str, str], Field(min_length=1, max_length=1)]
+    """What tells which picture a text is for: `record_key`, `url`, or `extra.NAME` of a column that the source keeps.
+    The column of the table has the same name (NAME); else write `{extra.NAME: COLUMN}`."""
+    text: str
+    """Column of the table that holds the texts."""
+    kind: Annotated[str, AfterValidator(_check_kind)]
+    """What the texts are: the name of their member in a shard. `caption` stands in where a picture has no caption."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_pair(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = {
+            "on" if key is True else key: value for key, value in values.items()
+        }  # YAML reads the key `on` as true
+        on = values.get("on")
+        return values | ({"on": {on: on.removeprefix("extra.")}} if isinstance(on, str) else {})
+
+    @model_validator(mode="after")
+    def _names_columns(self) -> JoinedCaptions:
+        if self.key not in ("record_key", "url") and not re.match(r"extra\..", self.key):
+            raise ValueError(f"on: '{self.key}' is nothing that a source has; write record_key, url, or extra.NAME")
+        if self.column == self.text:
+            raise ValueError(f"on and text name the same column '{self.text}'")
+        return self
+
+    @property
+    def key(self) -> str:
+        """What the source has."""
+        return next(iter(self.on))
+
+    @property
+    def column(self) -> str:
+        """The column of the table that must be the same."""
+        return self.on[self.key]
+
+    @property
+    def extra_name(self) -> str | None:
+        """The column that the source must keep, where it is joined by one."""
+        return self.key.removeprefix("extra.") if self.key.startswith("extra.") else None
+
+    def identity(self) -> dict[str, Any]:
+        """What the joined texts depend on besides the two tables."""
+        return self.model_dump(exclude={"join"})
+
+    def reader(self, where: str) -> TableReader:
+        """What reads the table; `where` names it in messages."""
+        return TableReader.of(where, self.join, [self.column, self.text])
+
+
+def join_captions(
+    sql: Any, folder: str, candidates: Sequence[str], captions: JoinedCaptions, table: TableReader
+) -> tuple[str, dict[str, Any]]:
+    """SQL that gives sample_id, row_number and text of every text with a picture, and counts of both sides."""
+    num_malformed = 0
+    with StagedTable(folder, "texts", ("key", "text")) as staged:
+        for raw in table.batches():
+            keys = without_secrets(pc.utf8_trim_whitespace(raw.rows[captions.column]))  # as ingest writes ours
+            staged.write(raw.numbers, {"key": keys, "text": without_secrets(raw.rows[captions.text])})
+            num_malformed += len(raw.malformed)
+    view_staged(sql, staged)
+    view_parquet(sql, "candidates", candidates)
+    key = captions.key
+    if captions.extra_name is not None:
+        path = text('$."' + captions.extra_name.replace('"', '\\"') + '"')
+        key = f"trim(json_extract_string(extra, {path}))"
+    sql.execute(f"CREATE VIEW pictures AS SELECT sample_id, {key} AS key FROM candidates")
+    sql.execute("CREATE VIEW usable AS SELECT * FROM texts WHERE key <> '' AND trim(text) <> ''")
+    (counts,) = rows_of(sql, _COUNTS)
+    counts |= {"kind": captions.kind, "malformed": num_malformed}
+    fits = "true" if (counts["most"] or {"num": 0})["num"] <= MAX_TEXTS else "false"
+    return f"SELECT sample_id, n AS row_number, text FROM pictures JOIN usable USING (key) WHERE {fits}", counts
+
+
+def fault_of(captions: JoinedCaptions, where: str, counts: Mapping[str, Any]) -> str | None:
+    """Why the counts of a join make no sense, and what to do; None where they do."""
+    most = counts["most"]
+    if most and most["num"] > MAX_TEXTS:
+        return (
+            f"{where}: {most['num']:,} rows of {captions.join} have the {captions.column} {most['key']!r}, and a "
+            f"picture may have {MAX_TEXTS} texts; join by a column that tells pictures apart"
+        )
+    if counts["num_pictures"] and not counts["num_joined"]:
+        ours, theirs = (", ".join(map(repr, counts[name] or ["none"])) for name in ("keys_of_pictures", "keys_of_rows"))
+        return (
+            f"{where}: none of {counts['num_pictures']:,} pictures has a text: {captions.key} of the source ({ours}) "
+            f"and {captions.column} of {captions.join} ({theirs}) have no value in common; name other columns in `on`"
+        )
+    return None
+
+
+def describe_join(counts: Mapping[str, Any]) -> str:
+    """How many pictures found no text in a table, and what of its rows could not be used."""
+    num, without = counts["num_pictures"], counts["num_pictures"] - counts["num_joined"]
+    lost = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in _LOST if counts[name]]
+    return (
+        f"captions {counts['entry']} of {counts['source']} ({counts['kind']}): {without:,} of {num:,} pictures "
+        f"({without / max(num, 1):.1%}) have no partner among {counts['num_rows']:,} rows"
+        + (f"; rows left out: {', '.join(lost)}" if lost else "")
+    )
