@@ -67,10 +67,41 @@ def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def _start(values: dict[str, Any], place: Path, num_ranks: int = 1, *options: str) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def undropped(values: dict[str, Any]) -> dict[str, Any]:
+    """Without dropout: two ranks draw other masks than one."""
+    return values | {"model": values["model"] | {"second_order": {"heads": 2, "reduced_width": 4, "dropout": 0.0}}}
+
+
+@pytest.fixture(scope="module")
+def alone(undropped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process that nothing disturbed."""
+    place = tmp_path_factory.mktemp("alone")
+    _train_here(undropped, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(undropped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nothing disturbed."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    _finish(_start(undropped, place, num_ranks=2))
+    return place
+
+
+def _config(values: dict[str, Any], place: Path) -> str:
     config = place / "run.yaml"
     config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
-    command = [sys.executable, "-m", "training.cli", "train", str(config)]
+    return str(config)
+
+
+def _train_here(values: dict[str, Any], place: Path) -> None:
+    """The real command in this process, which has loaded what it needs."""
+    assert main(["train", _config(values, place)]) == 0
+
+
+def _start(values: dict[str, Any], place: Path, num_ranks: int = 1, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "training.cli", "train", _config(values, place)]
     if num_ranks > 1:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -145,10 +176,12 @@ def _places(tmp_path: Path, *names: str) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_sigkill_at_random_steps_changes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
+def test_sigkill_at_random_steps_changes_nothing(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Killed without warning, twice, a worker at hand: the loss lines and weights of the uninterrupted run."""
     whole, killed = _places(tmp_path, "whole", "killed")
-    _finish(_start(values, whole))
+    _train_here(values, whole)
     steps = sorted(random.SystemRandom().sample(range(1, NUM_STEPS - 8), 2))
     print(f"killed after steps {steps}")
     for step in steps:
@@ -158,7 +191,9 @@ def test_sigkill_at_random_steps_changes_nothing(values: dict[str, Any], tmp_pat
         assert not (killed / "run" / "summary.json").exists()
     assert _finish(_start(values, killed)).startswith("finished: 24 steps")
     _assert_same(whole, killed)
-    assert _finish(_start(values, killed)).startswith("finished before, reused")
+    capsys.readouterr()
+    _train_here(values, killed)
+    assert capsys.readouterr().out.startswith("finished before, reused")
 
 
 @pytest.mark.slow
@@ -179,21 +214,19 @@ def test_sigterm_to_the_whole_group_saves_and_exits_1(values: dict[str, Any], tm
 
 
 @pytest.mark.slow
-def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(values: dict[str, Any], tmp_path: Path) -> None:
+def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(
+    undropped: dict[str, Any], alone: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     """Two gloo processes: the loss curve of one process at the same batch size; killed and resumed, the same bits."""
-    one, two, killed = _places(tmp_path, "one", "two", "killed")
-    # without dropout: two ranks draw other masks than one
-    values = values | {"model": values["model"] | {"second_order": {"heads": 2, "reduced_width": 4, "dropout": 0.0}}}
-    _finish(_start(values, one))
-    _finish(_start(values, two, num_ranks=2))
-    for alone, apart in zip(_lines(one), _lines(two), strict=True):
-        assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
-    assert _lines(two)[0]["loss"] == pytest.approx(_lines(one)[0]["loss"], rel=1e-6)
-    process = _start(values, killed, num_ranks=2)
+    (killed,) = _places(tmp_path, "killed")
+    for single, shared in zip(_lines(alone), _lines(undisturbed), strict=True):
+        assert shared["loss"] == pytest.approx(single["loss"], abs=2e-3)
+    assert _lines(undisturbed)[0]["loss"] == pytest.approx(_lines(alone)[0]["loss"], rel=1e-6)
+    process = _start(undropped, killed, num_ranks=2)
     _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS - 8), signal.SIGKILL)
     assert not (killed / "run" / "summary.json").exists()
-    assert _finish(_start(values, killed, num_ranks=2)).startswith("finished: 24 steps")
-    _assert_same(two, killed)
+    assert _finish(_start(undropped, killed, num_ranks=2)).startswith("finished: 24 steps")
+    _assert_same(undisturbed, killed)
 
 
 @pytest.mark.slow
@@ -226,15 +259,15 @@ def _content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_a_walk_over_kills_numbers_of_processes_and_other_commands(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_walk_over_kills_numbers_of_processes_and_other_commands(
+    undropped: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
     """What may change changes no loss; what may not is refused; other commands leave the run as it is."""
-    draw = random.Random(20)
-    whole, walked = _places(tmp_path, "whole", "walked")
-    values = values | {"model": values["model"] | {"second_order": {"heads": 2, "reduced_width": 4, "dropout": 0.0}}}
+    draw, values = random.Random(20), undropped
+    (walked,) = _places(tmp_path, "walked")
     other, data, run, hub, vectors = (tmp_path / name for name in ("other", "data", "walked/run", "hub", "a.parquet"))
     writer.write_work_folder(other, writer.drawn_samples(106, 0), shard_size=19)
     shutil.copytree(Path(values["release"]) / "releases/toy-0001", data)
-    _finish(_start(values, whole))
 
     def refused(*arguments: str, code: int = 2) -> None:
         before = _content(run)
@@ -262,22 +295,14 @@ def test_a_walk_over_kills_numbers_of_processes_and_other_commands(values: dict[
         for action in draw.sample((other_data, exported, imported, embedded), 4):
             action()
     assert _finish(_start(values, walked, num_ranks=draw.choice((1, 2)))).startswith("finished: 24 steps")
-    for alone, apart in zip(_lines(whole), _lines(walked), strict=True):
-        assert apart["loss"] == pytest.approx(alone["loss"], abs=2e-3)
+    for single, apart in zip(_lines(alone), _lines(walked), strict=True):
+        assert apart["loss"] == pytest.approx(single["loss"], abs=2e-3)
     vectors.unlink(missing_ok=True)
     vectors.with_name("a.parquet.made.json").unlink(missing_ok=True)
     embedded()
     shutil.rmtree(data)
     shutil.copytree(other / "releases/toy-0001", data)
     embedded()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that nothing disturbed."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    _finish(_start(values, place, num_ranks=2))
-    return place
 
 
 def _back_to(source: Path, target: Path, step: int) -> None:
@@ -291,16 +316,16 @@ def _back_to(source: Path, target: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_share_the_weights_see_one_ranks_losses_and_resume(values: dict[str, Any], tmp_path: Path) -> None:
+def test_ranks_that_share_the_weights_see_one_ranks_losses_and_resume(
+    undropped: dict[str, Any], tmp_path: Path
+) -> None:
     """FSDP2 on two gloo processes, with accumulation, clipping, an average and validation: as one process.
 
     A checkpoint has the layout of one process, so that a run goes on under any number of them.
     """
     one, two, again, alone = _places(tmp_path, "one", "two", "again", "alone")
-    second_order = values["model"]["second_order"] | {"dropout": 0.0}
-    values = values | {
-        "model": values["model"] | {"second_order": second_order},
-        "compute": values["compute"] | {"parallel": "fsdp", "accumulate": 2},
+    values = undropped | {
+        "compute": undropped["compute"] | {"parallel": "fsdp", "accumulate": 2},
         "optimiser": {"lr": 0.002, "clip_norm": 0.5},
         "ema_decay": 0.8,
         "checkpoint": {"every_steps": 12, "keep": 9},
@@ -373,10 +398,12 @@ def test_a_users_mistake_under_torchrun_writes_nothing(values: dict[str, Any], t
 
 
 @pytest.mark.slow
-def test_torchrun_starts_again_after_a_killed_worker(values: dict[str, Any], undisturbed: Path, tmp_path: Path) -> None:
+def test_torchrun_starts_again_after_a_killed_worker(
+    undropped: dict[str, Any], undisturbed: Path, tmp_path: Path
+) -> None:
     """With --max-restarts: one rank is killed, and the run ends with the bits of an undisturbed one."""
     (killed,) = _places(tmp_path, "killed")
-    process = _start(values, killed, 2, "--max-restarts=2")
+    process = _start(undropped, killed, 2, "--max-restarts=2")
     _kill_rank(process, killed, rank=1, step=7)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
@@ -409,9 +436,7 @@ def _writes(pid: int, path: Path) -> bool:
 
 
 def _start_on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.Popen[str]:
-    config = place / "run.yaml"
-    config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
-    command = [sys.executable, "-m", "training.cli", "train", str(config), "--launcher", "ray", *options]
+    command = [sys.executable, "-m", "training.cli", "train", _config(values, place), "--launcher", "ray", *options]
     return _open(command, RAY_worker_niceness="0")
 
 
@@ -445,10 +470,10 @@ def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_ray_starts_again_after_killed_workers(values: dict[str, Any], undisturbed: Path, tmp_path: Path) -> None:
+def test_ray_starts_again_after_killed_workers(undropped: dict[str, Any], undisturbed: Path, tmp_path: Path) -> None:
     """Each rank is killed once amid the run: it goes on from the last checkpoint, to the bits of an undisturbed run."""
     (killed,) = _places(tmp_path, "killed")
-    process = _start_on_ray(values, killed, "--num-workers", "2")
+    process = _start_on_ray(undropped, killed, "--num-workers", "2")
     for rank, step in ((1, 7), (0, 16)):
         _kill_rank(process, killed, rank, step)
     out, err = process.communicate(timeout=900)
@@ -459,7 +484,7 @@ def test_ray_starts_again_after_killed_workers(values: dict[str, Any], undisturb
     assert [(rank, number) for rank, _, number in told] == [("1", "1"), ("0", "2")]
     assert all(int(step) % 3 == 0 for _, step, _ in told)
     _assert_same(undisturbed, killed)
-    assert _on_ray(values, killed, "--num-workers", "2").stdout.startswith("finished before, reused")
+    assert _on_ray(undropped, killed, "--num-workers", "2").stdout.startswith("finished before, reused")
 
 
 @pytest.mark.slow
