@@ -36,7 +36,8 @@ _SETTINGS = {
     },
     "refused_target": "the address is not public; `fetch: {network: {allow_private_addresses: [HOST]}}` allows it",
     "robots_disallowed": "robots.txt of the host forbids it; `fetch: {network: {robots_txt: true}}` obeys it",
-    "opted_out": "the host opts out of training; `fetch: {network: {x_robots_directives: [...]}}` names what counts",
+    "opted_out": "the owner opts out of training; `x_robots_directives` and `consent_signals` of `fetch.network` name "
+    "what counts",
     "too_costly": "built to be slow, such as a JPEG of more than 100 scans; no setting keeps them",
     "http_404": "the pictures are gone; no setting brings them back",
     "http_410": "the pictures are gone; no setting brings them back",
