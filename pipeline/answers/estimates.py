@@ -10,8 +10,9 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from manifests.catalog import Catalog
 from manifests.catalog_file import CATALOG_FILE
 from manifests.errors import ConfigError, RunError
 from manifests.reader import open_reader
+from manifests.records import look_in_store
 from manifests.remote.session import at_hand
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
@@ -31,7 +33,10 @@ from pipeline.fetching.hosts import MOST_TIMES
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.on_ray import count_cpus
-from pipeline.sources.reading import check_source, read_rows
+from pipeline.sources import front_to_back
+from pipeline.sources.files import split_locator
+from pipeline.sources.reading import ask, check_source, read_rows
+from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.fetch import fetched_before
 from pipeline.stages.fetch_rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
@@ -59,16 +64,18 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
             check_source(source)
     with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
         scratch = partial(open_scratch, folder, config.run.memory_gb)
-        paths = [_read_source(source, folder, scratch) for source in config.sources]
+        read = [_read_source(source, folder, scratch) for source in config.sources]
+        paths = [path for path, _ in read]
+        tars = {source.name: of_tars for source, (_, of_tars) in zip(config.sources, read, strict=True) if of_tars}
         with scratch() as sql, _work_folder(config) as catalog:
             view_parquet(sql, "rows", paths)
-            sources = _count_rows(sql, config.sources)
+            sources = _count_rows(sql, config.sources, tars)
             view_fetched(sql, fetched_before(config, catalog) if catalog else (), config.fetch.network.consent)
             hosts = host_times(_count_addresses(sql), config.fetch.network)
             asked_again = _count_asked_again(sql)
-            local = _count_local(sql)
+            local = _count_local(sql, tars)
             heads = _ask_heads(sql, config.fetch.network, num_heads) if num_heads else None
-    return _figures(config, sources, hosts, local, heads, asked_again)
+    return _figures(config, sources, hosts, local, heads, asked_again) | {"tars": _sum_of(tars.values())}
 
 
 def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> list[dict[str, Any]]:
@@ -110,18 +117,46 @@ def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
 # ---- counting
 
 
-def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]) -> str:
-    """Every row of a source, judged as ingest does, as a Parquet file; gives its path.
+@dataclass(frozen=True)
+class _Tars:
+    """Tars in a store, and how many times the samples that were looked at they hold, by their bytes."""
+
+    num_tars: int
+    num_bytes: int
+    times: float
+
+
+def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]) -> tuple[str, _Tars | None]:
+    """Every row of a source, judged as ingest does, as a Parquet file; gives its path. Of tars in a store, the first.
 
     A source that still waits for its data has no rows.
     """
     writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
-    for batch in () if source.reader.waits_for() else read_rows(source, scratch):
+    stored, passed = source.reader.tars(), dict[str, int]()
+    if source.reader.waits_for():
+        batches: Iterator[Batch] = iter(())
+    else:
+        batches = source.reader.first_rows(scratch).batches if stored else read_rows(source, scratch)
+    for batch in batches:
         writer.write(map_rows(batch, source))
-    return writer.close().temp
+        for locator in batch.rows["locator"].to_pylist() if stored else ():
+            name, offset, length = split_locator(locator)
+            passed[name] = offset + length
+    path = writer.close().temp
+    if stored is None:
+        return path, None
+    sizes = {name: ask(source, partial(look_in_store, storage.join(stored.root, name)))[1] for name in stored.names}
+    num_passed = sum([sizes[name] for name in list(passed)[:-1]] + list(passed.values())[-1:])
+    return path, _Tars(len(sizes), sum(sizes.values()), max(1.0, sum(sizes.values()) / max(1, num_passed)))
 
 
-def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, Any]]:
+def _sum_of(tars: Collection[_Tars]) -> dict[str, int]:
+    num_requests = sum(-(-each.num_bytes // front_to_back.RANGE_BYTES) + each.num_tars for each in tars)
+    num_tars, num_bytes = (sum(getattr(each, name) for each in tars) for name in ("num_tars", "num_bytes"))
+    return {"num_tars": num_tars, "num_bytes": num_bytes, "num_requests": num_requests}
+
+
+def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, _Tars]) -> list[dict[str, Any]]:
     """Rows of each source: pictures, and what is left out by reason. Makes the table `kept`, one row a picture."""
     sql.execute(
         "CREATE TABLE kept AS SELECT source, sample_id, min(coalesce(asked_url, url)) AS asked, "
@@ -138,7 +173,9 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings]) -> list[dict[str, A
         num_rows, num_kept = totals.get(source.name, 0), kept.get(source.name, 0)
         if repeated := num_rows - num_kept - sum(reasons.values()):
             reasons["duplicate_record"] = reasons.get("duplicate_record", 0) + repeated
-        counts = {"num_rows": num_rows, "num_pictures": num_kept, "reasons": reasons}
+        times = tars[source.name].times if source.name in tars else 1
+        reasons = {reason: round(times * num) for reason, num in reasons.items()}
+        counts = {"num_rows": round(times * num_rows), "num_pictures": round(times * num_kept), "reasons": reasons}
         entries.append({"source": source.name, "domain": source.domain, **counts})
     return entries
 
@@ -179,13 +216,17 @@ def _work_folder(config: BuildConfig) -> Iterator[Catalog | None]:
         yield Catalog(connection, at_hand(config.work_dir))
 
 
-def _count_local(sql: Any) -> dict[str, int]:
-    """Pictures that lie on this machine, and their bytes."""
-    ((num_local, num_bytes),) = sql.execute(
-        "SELECT count(*), coalesce(sum(regexp_extract(locator, '[0-9]+$')::HUGEINT), 0)::BIGINT "
-        "FROM kept WHERE locator IS NOT NULL"
+def _count_local(sql: Any, tars: Mapping[str, _Tars]) -> dict[str, int]:
+    """Pictures that lie in files of sources, and their bytes."""
+    rows = sql.execute(
+        "SELECT source, count(*), sum(regexp_extract(locator, '[0-9]+$')::HUGEINT)::BIGINT "
+        "FROM kept WHERE locator IS NOT NULL GROUP BY 1"
     ).fetchall()
-    return {"num_pictures": num_local, "num_bytes": num_bytes}
+    scaled = [(tars[name].times if name in tars else 1, *counts) for name, *counts in rows]
+    return {
+        "num_pictures": sum(round(times * num) for times, num, _ in scaled),
+        "num_bytes": sum(round(times * num_bytes) for times, _, num_bytes in scaled),
+    }
 
 
 def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:

@@ -70,7 +70,13 @@ def describe(figures: dict[str, Any]) -> list[str]:
     lines = [*aligned(("source", "domain", ">rows", ">pictures", "left out"), rows), "", *_host_lines(figures["web"])]
     if local := figures["local"]["num_pictures"]:
         size = _in_bytes(figures["local"]["num_bytes"])
-        lines.append(f"{local:,} pictures of {size} are on this machine; no host is asked for them")
+        tars = figures["tars"]
+        lines.append(
+            f"{local:,} pictures of {size} lie in {tars['num_tars']:,} tars of {_in_bytes(tars['num_bytes'])} in a "
+            f"store (reckoned from their first samples), read once in {tars['num_requests']:,} requests"
+            if tars["num_tars"]
+            else f"{local:,} pictures of {size} are on this machine; no host is asked for them"
+        )
     return [*lines, "", *_size_lines(figures), *_time_lines(figures), *_disk_lines(figures["disk"])]
 
 

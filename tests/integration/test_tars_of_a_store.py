@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -252,3 +253,18 @@ def test_a_killed_build_reads_nothing_again(server: RangeServer, tmp_path: Path,
     build(config)
     assert min(ranges(server)) >= 20 << 10
     assert rows_of(tmp_path / "work") == here
+
+
+def test_an_estimate_reads_the_first_samples_alone(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sources.webdataset.HEAD_ROWS", 6)
+    content = tar_of(tmp_path)
+    server.put("0.tar", content)
+    server.put("1.tar", content)
+    config = config_of(tmp_path, f"{server.address}/{{0..1}}.tar")
+    done = run_here("estimate", config)
+    assert done.returncode == 0, done.stderr
+    num = int(re.search(r"^(\d+) pictures of .* lie in 2 tars of 184 kB in a store", done.stdout, re.M)[1])
+    assert 0.8 < num / (2 * NUM) < 1.2
+    assert "read once in 14 requests" in done.stdout
