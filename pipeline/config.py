@@ -303,7 +303,7 @@ class BuildConfig(Settings):
     @property
     def domains(self) -> list[str]:
         """Domains of the sources, in order of first appearance."""
-        return list(dict.fromkeys(source.domain for source in self.sources))
+        return list(dict.fromkeys(domain for source in self.sources for domain in source.domains))
 
     @field_validator("sources", "evaluation")
     @classmethod
@@ -338,6 +338,9 @@ class BuildConfig(Settings):
             *(("select.balance.caps.domains", cap.domains) for cap in self.select.balance.caps),
             *(("score.rules.domains", rule.domains or ()) for rule in self.score.rules),
         ]
+        parted = [source.name for source in self.sources if source.other_domain]
+        if parted and self.caption.backbone is None:
+            raise ValueError(f"sources.{parted[0]}.other_domain: name the archive of a backbone in caption.backbone")
         for place, domains in named:
             unknown = [domain for domain in domains if domain not in self.domains]
             if unknown:
@@ -373,7 +376,7 @@ class BuildConfig(Settings):
         if self.mix.sources and self.pack.kind == "stratified":
             raise ValueError("mix.sources: a stratified release takes pools whole; weights of sources need kind: mixed")
         for domain, weights in self.mix.sources.items():
-            own = [source.name for source in self.sources if source.domain == domain]
+            own = [source.name for source in self.sources if domain in source.domains]
             if sorted(own) != sorted(weights):
                 raise ValueError(
                     f"mix.sources: {domain} has the sources {', '.join(own)}, weights are given for "

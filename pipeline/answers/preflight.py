@@ -332,7 +332,8 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
     most: dict[str, dict[str, int]] = {}
     for source in config.sources:
         num = counts[source.name]
-        most.setdefault(source.domain, {})[source.name] = _UNCOUNTED if num is None else num
+        for domain in source.domains:
+            most.setdefault(domain, {})[source.name] = _UNCOUNTED if num is None else num
     try:
         plan_mixture(config.mix, read_target(config.mix, config.domains), most, config.pack.kind)
     except ConfigError as error:

@@ -121,11 +121,22 @@ class Origin(_WithKinds):
         return values | (settings if KINDS[self.kind].is_flat else {self.kind: settings})
 
 
+class OtherDomain(Settings):
+    """The domain of rows whose caption does not begin with a name of these kingdoms."""
+
+    name: Name
+    """The domain."""
+    kingdoms: tuple[str, ...] = Field(min_length=1)
+    """As `caption.backbone` writes them, such as Plantae."""
+
+
 class SourceSettings(Origin):
-    """One list of images of one domain."""
+    """One list of images, of one domain unless `other_domain` parts them."""
 
     domain: Name
     """The domain of its pictures."""
+    other_domain: OtherDomain | None = None
+    """Where nothing but the captions tells two domains apart; needs `caption.backbone`."""
     priority: int = 0
     """Of two duplicates the one from the source with the higher priority stays."""
     captions: tuple[JoinedCaptions, ...] = ()
@@ -140,9 +151,15 @@ class SourceSettings(Origin):
                 raise ValueError(f"captions: the source keeps no column '{name}' ({has}); name it in its `extra`")
         return self
 
+    @property
+    def domains(self) -> list[str]:
+        """The domains that its rows may have."""
+        return [self.domain, *([self.other_domain.name] if self.other_domain else [])]
+
     def identity(self) -> dict[str, Any]:
-        """The identity of the origin, and the domain; the priority belongs to select."""
-        return super().identity() | {"domain": self.domain}
+        """The identity of the origin, and the domains; the priority belongs to select."""
+        other = {"other_domain": self.other_domain.recorded()} if self.other_domain else {}
+        return super().identity() | {"domain": self.domain} | other
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the origin, with everything that the build uses."""

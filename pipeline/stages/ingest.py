@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,19 @@ import pyarrow.compute as pc
 from manifests import storage, tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
+from manifests.reader import literals
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.sources.joining import staging, text
 from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
-from pipeline.sources.settings import SourceSettings
+from pipeline.sources.settings import OtherDomain, SourceSettings
 from pipeline.sources.tables.captions import JOINED, JoinedCaptions, describe_join, fault_of, join_captions
 from pipeline.sources.tar_samples import kept_samples
 from pipeline.stages import ingest_tars
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
+from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, resolve_names
 
 log = logging.getLogger("plantmix.ingest")
 
@@ -140,16 +142,18 @@ class IngestInputs:
 
 
 @dataclass(frozen=True)
-class PassedSourceInputs(SourceInputs):
-    """A source whose tars were read on the way here: what was kept of their samples."""
+class PreparedSourceInputs(SourceInputs):
+    """A source of which more is there: what was kept of the samples of its tars, a backbone that parts its domains."""
 
-    samples: Files
+    samples: Files = field(default_factory=Files)
+    backbone: BackboneSettings | None = None
+    backbone_content: tuple[str, ...] = ()
 
 
 def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
     source, of_tars = inputs.source, None
-    if isinstance(inputs, PassedSourceInputs) and (tars := source.reader.tars()):
+    if isinstance(inputs, PreparedSourceInputs) and (tars := source.reader.tars()):
         of_tars = kept_samples(inputs.samples.paths, tars)
     stem = f"tables/ingest/{source.name}-{run.stem}"
     staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
@@ -158,6 +162,8 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     temp = staged.close().temp
     with run.scratch() as sql:
         view_parquet(sql, "staged", [temp])
+        if isinstance(inputs, PreparedSourceInputs) and inputs.backbone and source.other_domain:
+            _part_domains(sql, source, inputs.backbone, source.other_domain, run)
         sql.execute(
             "CREATE TABLE firsts AS SELECT sample_id, min(row_number) AS row_number "  # of the few ids that repeat
             "FROM staged WHERE reason IS NULL GROUP BY sample_id HAVING count(*) > 1"
@@ -173,7 +179,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             "SELECT * FROM judged WHERE reason IS NULL",
             "sample_id",
             run.writer("candidates", f"{stem}-candidates.parquet", tables.CANDIDATES),
-            empty=empty_columns(sql, [temp]),
+            empty=set(empty_columns(sql, [temp])) - ({"taxon_scientific_name"} if source.other_domain else set()),
         )
         rejected = copy_sorted(
             sql,
@@ -192,12 +198,35 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL GROUP BY 1").fetchall()
         )
+        kept_rows = "SELECT domain, count(*) FROM judged WHERE reason IS NULL GROUP BY 1 ORDER BY 1"
+        domains = dict(sql.execute(kept_rows).fetchall())
         addresses = facet(sql, ("sample_id", "coalesce(asked_url, url)", "locator"), "judged WHERE reason IS NULL")
     storage.remove(temp)
     num_kept = kept.num_rows
     funnel = Funnel(num_kept + rejected.num_rows, num_kept, reasons)
     return PartResult(
-        (kept, rejected, secrets), funnel, {"source": source.name, "domain": source.domain, "addresses": addresses}
+        (kept, rejected, secrets), funnel, {"source": source.name, "domains": domains, "addresses": addresses}
+    )
+
+
+_NAME = r"regexp_extract(caption, '^\s*(\p{Lu}[\p{L}-]+(?: \p{Ll}[\p{L}-]+)?)', 1)"
+
+
+def _part_domains(
+    sql: Any, source: SourceSettings, backbone: BackboneSettings, other: OtherDomain, run: Execution[None]
+) -> None:
+    """Give rows of the view `staged` the other domain, unless their caption begins with a name: that is their taxon."""
+    names = sql.sql(f"SELECT DISTINCT {_NAME} AS name, NULL::VARCHAR AS kingdom FROM staged WHERE name <> ''")
+    scratch = storage.join(run.workdir, "scratch")
+    storage.make_folder(scratch)
+    sql.register("resolved", resolve_names(names.to_arrow_table(), backbone, scratch, run.memory_gb))
+    of_kingdoms = f"accepted_name IS NOT NULL AND kingdom IN ({literals(other.kingdoms)})"
+    sql.execute(
+        f"CREATE TABLE named AS SELECT name FROM resolved WHERE {of_kingdoms}; "
+        "ALTER VIEW staged RENAME TO undivided; "
+        f"CREATE VIEW staged AS SELECT u.* REPLACE (if(n.name IS NULL, {literals([other.name])}, domain) AS domain, "
+        "coalesce(taxon_scientific_name, n.name) AS taxon_scientific_name) "
+        f"FROM undivided u LEFT JOIN named n ON n.name = {_NAME}"
     )
 
 
@@ -212,9 +241,16 @@ def join(inputs: JoinInputs, run: Execution[None]) -> PartResult:
 
 
 def _inputs(context: BuildContext) -> IngestInputs:
-    catalog, sources = context.catalog, context.config.sources
+    catalog, sources, backbone = context.catalog, context.config.sources, context.config.caption.backbone
+    inputs = [_look_at(each, catalog, ingest_tars.hashes_of_tars(each, context)) for each in sources]
+    hashes = tuple(catalog.input_sha256(file) for file in backbone_files(backbone)) if backbone else ()
     return IngestInputs(
-        tuple(_look_at(source, catalog, ingest_tars.hashes_of_tars(source, context)) for source in sources),
+        tuple(
+            PreparedSourceInputs(each.source, each.content, Files(), backbone, hashes)
+            if each.source.other_domain
+            else each
+            for each in inputs
+        ),
         tuple(
             JoinInputs(
                 source.name,
@@ -246,17 +282,22 @@ def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
     """The same inputs, with the content of tars that were read for the first time."""
     learnt = [(each, ingest_tars.learn(each.source, run)) for each in inputs.sources]
     return IngestInputs(
-        tuple(_look_at(each.source, run.catalog, of_tars) if of_tars else each for each, of_tars in learnt),
+        tuple(
+            replace(each, content=_look_at(each.source, run.catalog, of_tars).content) if of_tars else each
+            for each, of_tars in learnt
+        ),
         inputs.captions,
     )
 
 
 def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
-    return [
-        PassedSourceInputs(each.source, each.content, samples) if samples else each
-        for each in inputs.sources
-        for samples in [ingest_tars.samples_of(each.source, run)]
-    ]
+    return [_with_samples(each, ingest_tars.samples_of(each.source, run)) for each in inputs.sources]
+
+
+def _with_samples(inputs: SourceInputs, samples: Files) -> SourceInputs:
+    if isinstance(inputs, PreparedSourceInputs):
+        return replace(inputs, samples=samples)
+    return PreparedSourceInputs(inputs.source, inputs.content, samples) if samples else inputs
 
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
@@ -280,8 +321,8 @@ def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
     by_domain: dict[str, int] = {}
     for part in parts:
         assert part.funnel is not None
-        domain = str(part.notes["domain"])
-        by_domain[domain] = by_domain.get(domain, 0) + part.funnel.num_kept
+        for domain, num in part.notes.get("domains", {part.notes.get("domain"): part.funnel.num_kept}).items():
+            by_domain[domain] = by_domain.get(domain, 0) + num
     notes = {"addresses": [part.notes["addresses"] for part in parts], "domains": by_domain}
     return funnel, notes | ({"captions": joins} if joins else {})
 

@@ -12,8 +12,10 @@ import io
 import json
 import re
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import fsspec
@@ -24,9 +26,10 @@ import pytest
 import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
+from foreign_tars import write_tar
 from gbif_server import ACCOUNT, GbifServer
 from misbehaving import object_store
-from misbehaving.hub import FakeHub, fake_hub
+from misbehaving.hub import FakeHub, Repository, StoredFile, fake_hub
 from misbehaving.owners import mining, with_xmp
 from PIL import Image
 from shell_blocks import blocks_of, copy_configs, run_block, write_yaml
@@ -168,6 +171,44 @@ def go_on(data: Path, address: str) -> None:
     write_list(data / "continue/general/captions.csv", ["file", "caption"], captions)
 
 
+TAXA = (
+    "taxonID\tparentNameUsageID\tacceptedNameUsageID\tscientificName\tscientificNameAuthorship\tcanonicalName\ttaxonRank\t"
+    "taxonomicStatus\tkingdom\tphylum\tclass\torder\tfamily\tgenus\n"
+    "1\t\t\tQuercus robur L.\tL.\tQuercus robur\tspecies\taccepted\tPlantae\t\t\tFagales\tFagaceae\tQuercus\n"
+    "2\t\t\tCanis lupus L.\tL.\tCanis lupus\tspecies\taccepted\tAnimalia\t\t\t\tCanidae\tCanis\n"
+)
+CJK = "\u8fd9\u662f\u4e00\u5f20\u82b1\u56ed\u91cc\u7684\u6811\u7684\u7167\u7247" * 3
+
+
+def published(data: Path, address: str) -> None:
+    """Tars of jpg + txt as they are published: names, web texts, texts of another script, shops, and a leak."""
+    with zipfile.ZipFile(data.parent / "backbone.zip", "w") as archive:
+        archive.writestr("backbone/Taxon.tsv", TAXA)
+    put(data / "published/backbone.zip", (data.parent / "backbone.zip").read_bytes())
+    put(data / "published/test/leaked.jpg", next(pictures())[2])
+    samples = []
+    for number, (photo, turn, body) in enumerate(pictures()):
+        texts = {1: CJK, 2: "click here to buy this picture now", 3: f"Canis lupus beside {words_of(photo)} {number}"}
+        plant = f"Quercus robur, {photo.stem.replace('-', ' ')}, seen in turn {turn}"
+        text = texts.get(number % 10, plant if number % 3 else f"{words_of(photo)} in turn {turn}")
+        samples.append((str(number), {"jpg": body, "txt": text.encode()}))
+    for number in range(2):
+        write_tar(data / f"tars/{number}.tar", samples[30 * number : 30 * number + 30])
+
+
+def check_published(folder: Path, hub: FakeHub, printed: str) -> None:
+    """Plants have their taxon, the wolf is none; other scripts, shops and the leaked picture are gone."""
+    rows = Release.open(str(folder / "data/published/build")).samples().to_pylist()
+    assert {row["domain"] for row in rows} == {"plant", "general"}
+    assert all((row["domain"] == "plant") == row["caption"].startswith("Quercus robur") for row in rows)
+    assert any(row["caption"].startswith("Canis lupus") for row in rows)
+    assert not [row for row in rows if row["caption"] == CJK or row["caption"].startswith("click here")]
+    for reason in ("languages", "spam_like", "eval_leak"):
+        assert reason in printed
+    assert "60 pictures of" in printed
+    assert not [line for line in hub.log if line.startswith("GET") and "/resolve/" in line][12:], "each tar once"
+
+
 @contextmanager
 def bucket() -> Iterator[dict[str, str]]:
     """An object store with pictures in s3://bucket/plants; gives the environment in which clients find it."""
@@ -188,6 +229,7 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "two-week-download": weeks,
     "archive-to-hub": lab,
     "cluster": cluster,
+    "published-plantmix-13m": published,
     "continue-a-model": go_on,
 }
 
@@ -240,7 +282,11 @@ def check_table(folder: Path, hub: FakeHub, printed: str) -> None:
         assert blend["alpha"] == max(blend["rows"], key=lambda row: (row["score"], -row["alpha"]))["alpha"]
 
 
-CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {"archive-to-hub": check_hub, "continue-a-model": check_table}
+CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {
+    "published-plantmix-13m": check_published,
+    "archive-to-hub": check_hub,
+    "continue-a-model": check_table,
+}
 
 
 def shorten(recipe: Path) -> None:
@@ -275,6 +321,10 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
         ExitStack() as stack,
     ):
         DATA[name](tmp_path / "data", f"http://127.0.0.1:{server.port}")
+        for path in sorted((tmp_path / "data/tars").glob("*.tar")):
+            content = path.read_bytes()
+            repository = hub.repositories.setdefault("datasets/HEART77/plantmix", Repository(False))
+            repository.files[path.name] = StoredFile(sha256(content).hexdigest(), len(content), content, True)
         robots_txt = (tmp_path / "data/robots.txt").is_file()
         archive = tmp_path / "data/lab/archive.zip"
         gbif_api = stack.enter_context(GbifServer(archive.read_bytes())).api if name == "archive-to-hub" else None
