@@ -106,10 +106,15 @@ def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
         decisions.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
     unstated = [source for source, _, place in places if not place.states_licence]
     if unstated:
-        decisions.append(
+        says = (
             f"licences: {', '.join(unstated)} state{'s' if len(unstated) == 1 else ''} none, and pictures of unknown "
-            "licence are dropped. Write their licence as `defaults: {licence: CC-BY-4.0}` in the source, or take them "
-            "as they are with select.licences.allow: [known, unknown]"
+        )
+        write = "Write their licence as `defaults: {licence: CC-BY-4.0}` in the source, "
+        decisions.append(
+            f"{says}licence are taken: else nothing would be left. {write}and take `unknown` out"
+            if _states_nothing(places)
+            else f"{says}licence are dropped. {write}or take them as they are with select.licences.allow: [known, "
+            "unknown]"
         )
     for source, _, place in places:
         decisions += [f"{source}: {missing}" for missing in place.missing]
@@ -126,6 +131,10 @@ def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
         lines += _wrapped(f"{number}. {text}", "   ")
     lines += ["", "Next: plantmix estimate, plantmix preview, plantmix build, each with this file."]
     return [f"# {line}".rstrip() for line in lines]
+
+
+def _states_nothing(places: Sequence[tuple[str, str, Place]]) -> bool:
+    return not any(place.states_licence for *_, place in places)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
@@ -148,12 +157,10 @@ def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Pl
         lines.append(f"    - {{domains: {_scalar(taxonomic)}, preset: plant}} # a scientific name is a caption")
     if len(taxonomic) < len(domains):
         lines.append("    - {preset: general} # add languages: {allow: [en]} to keep English alone")
-    lines += [
-        "",
-        "select:",
-        "  licences:",
-        "    allow: [known] # every licence that is stated; or a list: [CC0-1.0, CC-BY]",
-    ]
+    allow = (
+        "[known, unknown] # no source states any" if _states_nothing(places) else "[known] # every one that is stated"
+    )
+    lines += ["", "select:", "  licences:", f"    allow: {allow}; or a list: [CC0-1.0, CC-BY]"]
     lines += ["", "mix:", "  ratio:", *[f"    {_scalar(domain)}: 1" for domain in domains]]
     lines.append("  heldout: 5% # of each domain, set aside for evaluation")
     return lines

@@ -203,7 +203,7 @@ def check_published(folder: Path, hub: FakeHub, printed: str) -> None:
     assert all((row["domain"] == "plant") == row["caption"].startswith("Quercus robur") for row in rows)
     assert any(row["caption"].startswith("Canis lupus") for row in rows)
     assert not [row for row in rows if row["caption"] == CJK or row["caption"].startswith("click here")]
-    for reason in ("languages", "spam_like", "eval_leak"):
+    for reason in ("languages", "looks_like_spam", "eval_leak"):
         assert reason in printed
     assert "60 pictures of" in printed
     assert not [line for line in hub.log if line.startswith("GET") and "/resolve/" in line][12:], "each tar once"

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
+from foreign_tars import img2dataset_samples, write_tar
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
@@ -230,6 +231,15 @@ def test_the_command_writes_a_config_that_only_lacks_decisions(
     values["fetch"]["network"]["contact"] = "mailto:me@example.org"
     values["sources"][0]["defaults"] = {"licence": "CC0-1.0"}
     assert not [f for f in examine(parse_settings(values, BuildConfig, "my.yaml")) if f.is_error]
+
+
+def test_a_folder_of_tars_builds_at_the_first_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tars state no licence. As it was found, the config that `init` wrote dropped all of them."""
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "shards/00000.tar", img2dataset_samples(0, 12))
+    assert main(["init", "--domain", "plant=shards", "--out", "my.yaml"]) == 0
+    assert not [each for each in examine(read_config("my.yaml")) if each.is_error]
+    assert "take `unknown` out" in " ".join(Path("my.yaml").read_text().replace("#", "").split())
 
 
 def test_evaluation_sets_are_written_too(tmp_path: Path) -> None:
