@@ -35,8 +35,8 @@ from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.on_ray import count_cpus
 from pipeline.sources import front_to_back
 from pipeline.sources.files import split_locator
+from pipeline.sources.kinds import FirstRows
 from pipeline.sources.reading import ask, check_source, read_rows
-from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.fetch import fetched_before
 from pipeline.stages.fetch_rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
@@ -134,10 +134,10 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
     writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
     stored, passed = source.reader.tars(), dict[str, int]()
     if source.reader.waits_for():
-        batches: Iterator[Batch] = iter(())
+        rows = FirstRows(iter(()))
     else:
-        batches = source.reader.first_rows(scratch).batches if stored else read_rows(source, scratch)
-    for batch in batches:
+        rows = source.reader.first_rows(scratch) if stored else FirstRows(read_rows(source, scratch))
+    for batch in rows.batches:
         writer.write(map_rows(batch, source))
         for locator in batch.rows["locator"].to_pylist() if stored else ():
             name, offset, length = split_locator(locator)
@@ -147,7 +147,8 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
         return path, None
     sizes = {name: ask(source, partial(look_in_store, storage.join(stored.root, name)))[1] for name in stored.names}
     num_passed = sum([sizes[name] for name in list(passed)[:-1]] + list(passed.values())[-1:])
-    return path, _Tars(len(sizes), sum(sizes.values()), max(1.0, sum(sizes.values()) / max(1, num_passed)))
+    times = sum(sizes.values()) / max(1, num_passed) if rows.is_part else 1.0
+    return path, _Tars(len(sizes), sum(sizes.values()), times)
 
 
 def _sum_of(tars: Collection[_Tars]) -> dict[str, int]:
