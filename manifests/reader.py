@@ -55,6 +55,7 @@ SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
         tables.VERDICTS,
         "One row that passed the caption rules: the score rule that dropped it, if any.",
     ),
+    "marks": ("score", tables.MARKS, "Rows that a score rule blurs or flags, and where."),
     "decisions": (
         "select",
         tables.DECISIONS,

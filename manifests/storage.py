@@ -102,6 +102,13 @@ def filesystem(path: str) -> tuple[Any, str]:
     return fs, str(inner)
 
 
+def files_in(path: str) -> list[str]:
+    """The files that lie in a folder itself; none for what is no folder."""
+    fs, inner = filesystem(path)
+    listed = fs.ls(inner, detail=True) if fs.isdir(inner) else []
+    return sorted(join(path, each["name"].rpartition("/")[2]) for each in listed if each["type"] == "file")
+
+
 @functools.cache
 def _part_at_forks() -> None:
     # a fork shares the parent's epoll: were a store's client collected in the child, it would take the parent's

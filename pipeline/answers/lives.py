@@ -20,6 +20,7 @@ _ONE_ROW = {
     "facts": "SELECT * FROM facts WHERE sample_id = $1",
     "captions": "SELECT * FROM captions WHERE sample_id = $1",
     "decisions": "SELECT * FROM decisions WHERE sample_id = $1",
+    "marks": "SELECT * FROM marks WHERE sample_id = $1",
     "name": "SELECT n.* FROM captions t JOIN candidates c USING (sample_id) JOIN names n ON n.name = t.taxon_given "
     "AND n.kingdom_given IS NOT DISTINCT FROM nullif(trim(c.taxon_kingdom), '') WHERE sample_id = $1",
     "mix": "SELECT m.* FROM mixes m JOIN current_stages USING (fingerprint) JOIN candidates c USING (domain) "

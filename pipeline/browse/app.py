@@ -34,8 +34,8 @@ from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates"), ("/leaks", "Leaks"),
-         ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
+PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/scores", "Scores"), ("/duplicates", "Duplicates"),
+         ("/leaks", "Leaks"), ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
 REFRESH_SECONDS = 3  # of the page that waits for the index
 NO_MODEL = "no model is here to search with; start browse with --search INDEX, a folder of `dalip index`"
 
@@ -106,6 +106,7 @@ class Pages:
             "/picture/{id}.jpg": self.picture,
             "/twin/{id}.jpg": self.twin,
             "/reasons": self.reasons,
+            "/scores": self.scores,
             "/duplicates": self.duplicates,
             "/leaks": self.leaks,
             "/taxa": self.taxa,
@@ -247,6 +248,10 @@ class Pages:
     def reasons(self, request: Request) -> Response:
         """A gallery for each drop reason."""
         return self._page("reasons.html", "/reasons", reasons=self._once(galleries.reasons))
+
+    def scores(self, request: Request) -> Response:
+        """Pictures on both sides of the threshold of each score rule."""
+        return self._page("scores.html", "/scores", scores=self._once(galleries.scores))
 
     def duplicates(self, request: Request) -> Response:
         """The largest groups, copies that contradict each other, and pairs just inside and just outside the radius."""

@@ -1,4 +1,4 @@
-"""What is shown side by side: examples of every drop reason, leaks, groups of duplicates, close calls, taxa."""
+"""What is shown side by side: examples of every drop reason, leaks, groups of duplicates, close calls, scores, taxa."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipeline.browse.image_index import FROM, NOT_INSTEAD, ROW, ImageIndex
 from pipeline.browse.snapshot import Snapshot
 from pipeline.matching.search import find_pairs
 from pipeline.releases.opening import open_sql, view_samples
+from pipeline.sidefiles.near_thresholds import near_thresholds
 
 EXAMPLES = 6
 MAX_REASONS = 60
@@ -54,6 +55,22 @@ def reasons(image_index: ImageIndex) -> list[dict[str, Any]]:
         chosen = {"stage": (one["stage"],), "reason": (one["reason"],)}
         one["images"] = image_index.at(image_index.codes.first(chosen, EXAMPLES))
     return rows
+
+
+def scores(image_index: ImageIndex) -> list[dict[str, Any]]:
+    """For each score rule the images nearest to its threshold, below and above."""
+    if image_index.snapshot.release:
+        return []
+    with image_index.snapshot.connection.cursor() as sql:
+        entries = near_thresholds(sql)
+    images = {
+        one["id"]: one for one in image_index.images([id for e in entries for _, side in e["sides"] for id, _ in side])
+    }
+    for entry in entries:
+        entry["sides"] = [
+            (name, [images[id] | {"score": score} for id, score in side]) for name, side in entry["sides"]
+        ]
+    return entries
 
 
 def groups(image_index: ImageIndex) -> list[dict[str, Any]]:

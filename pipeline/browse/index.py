@@ -70,7 +70,8 @@ LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not lis
 
 PART_IMAGES = 500_000  # are joined at a time; more take more memory, fewer more time
 DEALT_FOLDER = "dealt"
-ROWS_OF = ("candidates", "facts", "fetched", "captions", "decisions", "extra_captions", "scores", "draws", "placements")
+ROWS_OF = ("candidates", "facts", "fetched", "captions", "decisions", "extra_captions", "scores", "marks", "draws",
+           "placements")  # fmt: skip
 
 # What the index takes from each table; of the tables in ROWS_OF that are not here, only where their rows lie.
 _TAKEN = {

@@ -101,6 +101,8 @@ def describe_life(life: dict[str, Any]) -> list[str]:
         lines += _taxon_lines(life, life["captions"]) + _caption_lines(life["captions"])
     lines += [line for row in life["joined_texts"] for line in _text_lines(row)]
     lines += [f"score     {row['score']:.4f} by {row['scorer']}" for row in life["scores"]]
+    if life["marks"] is not None:
+        lines.append(f"          packed as {life['marks']['marks']} ({len(life['marks']['blur'] or [])} boxes blurred)")
     if decision is None:
         return [*lines, "select    not yet"]
     lines += _decision_lines(life, decision) + _mix_lines(life, decision)

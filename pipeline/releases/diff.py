@@ -15,7 +15,7 @@ _COUNTS = """
         count(*) FILTER (
             (a.text IS DISTINCT FROM b.text OR a.texts IS DISTINCT FROM b.texts) AND a.sample_id = b.sample_id
         ) AS text,
-        count(*) FILTER (a.stored_sha256 <> b.stored_sha256) AS image,
+        count(*) FILTER (a.packed <> b.packed) AS image,
         coalesce(sum(b.copies), 0)::BIGINT - coalesce(sum(a.copies), 0)::BIGINT AS more_samples
     FROM a FULL JOIN b ON a.sample_id = b.sample_id AND a.split = b.split
     GROUP BY ALL ORDER BY split DESC, domain
@@ -38,11 +38,13 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
     with open_sql() as sql:
         for name, release in (("a", before), ("b", after)):
             view_samples(sql, release, f"{name}_samples")
-            has_texts = "texts" in sql.table(f"{name}_samples").columns  # where a source joins some
+            columns = sql.table(f"{name}_samples").columns
+            has_texts = "texts" in columns  # where a source joins some
+            packed = f"coalesce({'packed_sha256, ' * ('packed_sha256' in columns)}stored_sha256)"
             texts = "coalesce(any_value(texts), MAP {})" if has_texts else "MAP([]::VARCHAR[], []::VARCHAR[])"
             sql.execute(
                 f"CREATE VIEW {name} AS SELECT sample_id, split, any_value(domain) AS domain, any_value(text) AS text, "
-                f"{texts} AS texts, any_value(stored_sha256) AS stored_sha256, count(*) AS copies "
+                f"{texts} AS texts, any_value({packed}) AS packed, count(*) AS copies "
                 f"FROM {name}_samples GROUP BY sample_id, split"
             )
         kinds = sql.sql(_KINDS).to_arrow_table().to_pylist()

@@ -96,12 +96,14 @@ def _place_again(catalog: Catalog, name: str, parts: Sequence[PartRecord], damag
         return made
     with open_sql(catalog.workdir) as sql:
         view_parquet(sql, "samples", [place_of(catalog.workdir, samples)])
-        columns = ", ".join(f'"{column}"' for column in tables.PLACEMENTS.names)
+        has = sql.table("samples").columns  # an older release lacks columns, and so do its placements
+        schema = pa.schema([field for field in tables.PLACEMENTS if field.name in has])
+        columns = ", ".join(f'"{column}"' for column in schema.names)
         for path in sorted(files.keys() & damaged):
             recorded, part = files[path]
             shard = next(file.path for file in part.files if file.table == "shard").rpartition("/")[2]
             rows = sql.sql(f"SELECT {columns} FROM samples WHERE shard = ? ORDER BY position", params=[shard])
-            file = write_table(catalog.workdir, "placements", path, rows.to_arrow_table(), tables.PLACEMENTS)
+            file = write_table(catalog.workdir, "placements", path, rows.to_arrow_table(), schema)
             if file.sha256 == recorded.sha256:
                 publish_into(catalog.workdir, file.temp, path)
                 made.add(path)

@@ -100,9 +100,7 @@ class ClipScorer:
         import torch
 
         with torch.inference_mode():
-            image = self._encode(images)
-            text = self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
-            scores: list[float] = (image * text).sum(-1).cpu().tolist()
+            scores: list[float] = (self._encode(images) * self._encode_texts(texts)).sum(-1).cpu().tolist()
         return scores
 
     def embed(self, images: Sequence[Any]) -> Any:
@@ -112,11 +110,26 @@ class ClipScorer:
         with torch.inference_mode():
             return self._encode(images).cpu().numpy()
 
+    def embed_texts(self, texts: Sequence[str]) -> Any:
+        """Embeddings of length 1, float32 (texts, D)."""
+        import torch
+
+        with torch.inference_mode():
+            return self._encode_texts(texts).cpu().numpy()
+
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines with before a softmax."""
+        return float(self._net.logit_scale.detach().exp())
+
     def _encode(self, images: Sequence[Any]) -> Any:
         import torch
 
         pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
         return self._net.encode_image(pixels, normalize=True).float()
+
+    def _encode_texts(self, texts: Sequence[str]) -> Any:
+        return self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
 
 
 def _register_model(model: str) -> str:

@@ -9,11 +9,21 @@ import importlib
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from manifests import storage
 from manifests.errors import ConfigError
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
+
+
+class Box(NamedTuple):
+    """A place in a picture: its sides as shares of width and height, and how sure the scorer is of it, 0 to 1."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    confidence: float
 
 
 class Scorer(Protocol):
@@ -21,6 +31,9 @@ class Scorer(Protocol):
 
     A class may have `check`, which raises ConfigError cheaply, before any work, when `load` cannot succeed; without it
     `load` itself is tried. A class may have `version`, which keeps scores of changed code apart, as its file does.
+
+    A class with `boxes(images)` in place of `score` is a detector: it gives each picture a list of `Box`, whatever lies
+    beside it in the batch. Its score is the confidence of the surest box, 0 without one.
     """
 
     name: str
@@ -57,7 +70,8 @@ def _make_plugin(plugin: PluginSettings) -> Scorer:
         scorer = kind(**plugin.options)
     except TypeError as error:
         raise ConfigError(f"{where}: {plugin.scorer} does not take these options: {error}") from None
-    lacking = [word for word in ("name", "load", "score") if not hasattr(scorer, word)]
+    words = ("name", "load", "boxes" if hasattr(scorer, "boxes") else "score")
+    lacking = [word for word in words if not hasattr(scorer, word)]
     if lacking:
         raise ConfigError(f"{where}: {plugin.scorer} is no scorer: it has no {', '.join(lacking)}")
     made: Scorer = scorer
@@ -84,6 +98,13 @@ def check_scorers(settings: ScoreSettings) -> None:
     for name in settings.scorers:
         scorer = make_scorer(settings, name)
         getattr(scorer, "check", scorer.load)()
+        if not hasattr(scorer, "boxes") and any(
+            rule.scorer == name and rule.action == "blur" for rule in settings.rules
+        ):
+            raise ConfigError(
+                f"score.rules: {name} says nothing of places, so there is nothing to blur; only a scorer with `boxes` "
+                "does, such as pipeline.scoring.kinds:FaceScorer. Take `action: drop` or `action: flag`"
+            )
 
 
 @lru_cache(maxsize=1)
@@ -96,6 +117,12 @@ def _load(settings_json: str, name: str) -> Scorer:
 def loaded_scorer(settings: ScoreSettings, name: str) -> Scorer:
     """The scorer, loaded once a process: later parts in the same worker find it ready."""
     return _load(settings.model_dump_json(exclude={"rules"}), name)
+
+
+def find_boxes(detector: Any, images: Sequence[Any]) -> tuple[list[float], list[Sequence[Box]]]:
+    """Scores and boxes of a batch, which is not filled up: a detector looks at each picture alone."""
+    boxes = [each for _, each in zip(images, detector.boxes(images), strict=True)]
+    return [max((box.confidence for box in each), default=0.0) for each in boxes], boxes
 
 
 def score_batch(

@@ -30,7 +30,7 @@ class PluginSettings(Settings):
 
 
 class ScoreRule(Settings):
-    """A threshold over one stored score; exactly one of the three."""
+    """A threshold over one stored score, exactly one of the three, and what becomes of a picture that fails it."""
 
     removed: ClassVar = {
         "top_fraction": Removed(None, "`min_quantile: 0.7` keeps the top 0.3 of each domain", "left out")
@@ -46,12 +46,17 @@ class ScoreRule(Settings):
     """Drop scores below this quantile of the domain."""
     domains: list[str] | None = None
     """Domains that the rule applies to; all when absent."""
+    action: Literal["drop", "blur", "flag"] = "drop"
+    """drop: it is left out. blur: the release holds it with every box above `max_score` blurred. flag: it is packed as
+    it is. `marks` of its json and of samples.parquet says what was blurred or flagged; the pool keeps the original."""
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
         thresholds = (self.min_score, self.max_score, self.min_quantile)
         if sum(value is not None for value in thresholds) != 1:
             raise ValueError("give exactly one of min_score, max_score and min_quantile")
+        if self.action == "blur" and self.max_score is None:
+            raise ValueError("action: blur needs max_score: boxes above it are blurred")
         return self
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from manifests.reader import open_reader, rows_of
 from manifests.tables import TAXON_RANKS
 from pipeline.fetching.tally import Given
+from pipeline.sidefiles.near_thresholds import near_thresholds
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
 
@@ -78,11 +79,24 @@ def collect_dropped(work_dir: str) -> dict[str, Any] | None:
         ]
         return {
             "reasons": [*rejects, *reasons],
+            "scores": _scores(sql, pool),
             "taxa": _taxa(sql),
             "hosts": rows_of(sql, _HOSTS),
             "given": _given(sql),
             "languages": rows_of(sql, _LANGUAGES),
         }
+
+
+def _scores(sql: Any, pool: PoolReader) -> list[dict[str, Any]]:
+    """The pictures nearest to each threshold, as the pool has them."""
+    entries = near_thresholds(sql)
+    for entry in entries:
+        for number, (name, rows) in enumerate(entry["sides"]):
+            entry["sides"][number] = (
+                name,
+                [(score, sample_id, read_thumbnail(sql, pool, sample_id)) for sample_id, score in rows],
+            )
+    return entries
 
 
 def _given(sql: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """pack: write the drawn samples into webdataset shards, and the record that seals them as a release.
 
-Reads draws, candidates, facts, captions and the pool. Writes `releases/NAME-VERSION/`: shards, samples.parquet, side
-files, and release.json last. A release holds no time and no path: the same recipe gives the same bytes anywhere.
+Reads draws, candidates, facts, captions, marks and the pool. Writes `releases/NAME-VERSION/`: shards, samples.parquet,
+side files, and release.json last. A release holds no time and no path: the same recipe gives the same bytes anywhere.
+Boxes that a score rule blurs are blurred here, in the shards alone. The pool keeps the original, by which duplicates
+and leaks were judged.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from manifests.remote.folder import publish_bytes_into
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
+from pipeline.pictures.blur import blur_boxes
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import code_of, make_scorer
 from pipeline.sidefiles import write as sidefiles
@@ -44,7 +47,7 @@ from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.backbone import backbone_files
 
-VERSION = 8
+VERSION = 9
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class PackInputs:
     facts: Files
     captions: Files
     extra_captions: Files
+    marks: Files
     decisions: Files
     dedup: dict[str, int]
     counts: dict[str, Any]
@@ -109,29 +113,39 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
 
 def _write_samples(
     archive: ArchiveWriter, pool: PoolReader, rows: pa.Table, keys: Sequence[str]
-) -> dict[str, list[int]]:
-    """Append every sample; gives the offset and length columns of placements.
+) -> dict[str, list[Any]]:
+    """Append every sample; gives the columns of placements that say what lies where.
 
     Raises: IntegrityError when the pool holds other bytes than were recorded.
     """
     columns = ("pool_file", "offset", "length", "stored_sha256")
     images = list(zip(*(rows[name].to_pylist() for name in columns), strict=True))
     txts, jsons = rows["txt"].cast(pa.binary()).to_pylist(), record.sample_jsons(rows, keys)
-    places: dict[str, list[int]] = {f"{name}_offset": [] for name in ("jpg", "txt", "json")}
+    columns_written = ("jpg_offset", "jpg_length", "packed_sha256", "txt_offset", "json_offset")
+    places: dict[str, list[Any]] = {name: [] for name in columns_written}
     others = members_by_row(rows["texts"])
+    blurs = rows["blur"].to_pylist()
     for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
         if number % ANNOUNCED == 0:
             pool.announce([place[:3] for place in images[number : number + ANNOUNCED]])
         pool_file, offset, length, sha256 = images[number]
-        place, image = archive.room(f"{key}.jpg", length)
-        pool.read_into(image, pool_file, offset, sha256)
+        packed_sha256 = None
+        if blurs[number]:
+            blurred = blur_boxes(pool.read(pool_file, offset, length, sha256), blurs[number])
+            length, packed_sha256 = len(blurred), hashlib.sha256(blurred).hexdigest()
+            place = archive.add(f"{key}.jpg", blurred)
+        else:
+            place, image = archive.room(f"{key}.jpg", length)
+            pool.read_into(image, pool_file, offset, sha256)
         places["jpg_offset"].append(place)
+        places["jpg_length"].append(length)
+        places["packed_sha256"].append(packed_sha256)
         places["txt_offset"].append(archive.add(f"{key}.txt", txt))
         places["json_offset"].append(archive.add(f"{key}.json", described))
         for name, text in more:
             archive.add(f"{key}.{name}", text.encode())
     lengths = {"txt_length": [len(txt) for txt in txts], "json_length": [len(described) for described in jsons]}
-    return places | {"jpg_length": rows["length"].to_pylist()} | lengths
+    return places | lengths
 
 
 def _inputs(context: BuildContext) -> PackInputs:
@@ -156,6 +170,7 @@ def _inputs(context: BuildContext) -> PackInputs:
         facts=context.facts(),
         captions=context.files("caption", "captions").digested(caption.notes["content"]),
         extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
+        marks=_marks(context),
         decisions=context.files("select", "decisions").digested(select.notes["content"]),
         dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts=counts,
@@ -184,6 +199,11 @@ def recipe_of(context: BuildContext) -> dict[str, Any]:
     return recipe
 
 
+def _marks(context: BuildContext) -> Files:
+    digest = context.sealed["score"].notes.get("marks")
+    return context.files("score", "marks").digested(digest) if digest else Files()
+
+
 def _count(funnel: Funnel) -> dict[str, Any]:
     return {"in": funnel.num_in, "kept": funnel.num_kept, "reasons": dict(sorted(funnel.reasons.items()))}
 
@@ -206,6 +226,7 @@ def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[GatherInpu
             inputs.facts.exact(),
             inputs.captions,
             inputs.extra_captions,
+            inputs.marks,
             inputs.texts,
             inputs.max_bytes is not None,
             bucket,

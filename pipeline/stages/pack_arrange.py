@@ -38,6 +38,7 @@ ARRANGED = pa.schema(
         pa.field("txt", pa.string()),
         pa.field("txt_type", pa.string()),
         pa.field("texts", _TEXTS),
+        *[tables.MARKS.field(name) for name in record.MARK_COLUMNS],
         *[tables.CAPTIONS.field(name) for name in record.CAPTION_COLUMNS],
         *[tables.FACTS.field(name) for name in (*record.FACT_COLUMNS, "pool_file", "offset", "length")],
         *[tables.CANDIDATES.field(name) for name in record.CANDIDATE_COLUMNS],
@@ -48,7 +49,7 @@ GATHERED_GROUP_ROWS = 10_000
 _JSON_BYTES = 620  # a json member's names, quotes, hashes and sizes, without its other values
 _JSON_COLUMNS = (
     "domain", "source", "record_key", "url", "caption", "taxon_scientific_name", "taxon_vernacular_name", "licence_id",
-    "creator", "rights_holder", "reference_url", "extra", "taxon_derived", *_RANK_COLUMNS,
+    "creator", "rights_holder", "reference_url", "extra", "taxon_derived", "marks", *_RANK_COLUMNS,
 )  # fmt: skip
 GATHERED = ARRANGED.append(pa.field("tar_bytes", pa.int64()))
 """`tar_bytes` is about what a sample takes in a shard; 0 where only the number of samples decides where one ends.
@@ -173,6 +174,7 @@ class GatherInputs:
     facts: Files
     captions: Files
     extra_captions: Files
+    marks: Files
     texts: TextSettings
     by_bytes: bool
     bucket: Bucket = WHOLE
@@ -196,10 +198,13 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
         for name, names in columns.items():
             empty = empty_columns(sql, getattr(inputs, name).paths) - {"text", "text_source"}
             columns[name] = [each for each in names if each not in empty]
+    if inputs.marks:
+        columns["facts"] += record.MARK_COLUMNS
     if inputs.texts.members or inputs.extra_captions:
         columns["captions"].append("texts")
     kept = {each for names in columns.values() for each in names}
-    unread = {name for names in (*_JOINED.values(), ("texts",)) for name in names if name not in kept}
+    every = (*_JOINED.values(), ("texts",), record.MARK_COLUMNS)
+    unread = {name for names in every for name in names if name not in kept}
     without = unread
     if "taxon_derived" in kept:
         columns["captions"].append("derived")
@@ -261,8 +266,12 @@ def _read(
 
     Raises: IntegrityError when a table has not one row of each drawn sample.
     """
-    for name in ("draws", "candidates", "facts"):
+    for name in ("draws", "candidates"):
         view_parquet(sql, name, getattr(inputs, name).paths, bucket.where)
+    view_parquet(sql, "all_facts" if inputs.marks else "facts", inputs.facts.paths, bucket.where)
+    if inputs.marks:
+        view_parquet(sql, "marks", inputs.marks.paths, bucket.where)
+        sql.execute("CREATE VIEW facts AS FROM all_facts LEFT JOIN marks USING (sample_id)")
     columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, bucket)]}
     sql.execute(_NUMBERED)
     ((num_drawn,),) = sql.execute("SELECT count(*) FROM drawn").fetchall()

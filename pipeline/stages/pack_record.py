@@ -32,6 +32,7 @@ from pipeline.store.writing import PrivateFile, private_bytes
 # Columns of samples.parquet that come from other tables, as they are there. A column in one of these is all it takes.
 CAPTION_COLUMNS = ("licence_id", "language", "taxon_derived")
 FACT_COLUMNS = ("image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px")
+MARK_COLUMNS = ("marks", "blur")
 CANDIDATE_COLUMNS = tuple(
     name for name in tables.CANDIDATES.names if name not in ("sample_id", "domain", "row_number", "locator")
 )
@@ -41,6 +42,7 @@ SAMPLES = pa.schema(
         *tables.PLACEMENTS,
         pa.field("text", pa.string()),
         pa.field("text_type", pa.string()),
+        tables.MARKS.field("marks"),
         *[tables.CAPTIONS.field(name) for name in CAPTION_COLUMNS],
         *[tables.FACTS.field(name) for name in FACT_COLUMNS],
         *[tables.CANDIDATES.field(name) for name in CANDIDATE_COLUMNS],
@@ -57,7 +59,7 @@ _ARRANGED_COLUMNS = [
 _JSON_TEXTS = {  # fields of the json member that are texts, and the columns of arranged samples they come from
     **{name: name for name in ("sample_id", "domain", "source", "record_key", "url", "caption", "creator",
                                "rights_holder", "reference_url", "extra", "licence_id", "taxon_scientific_name",
-                               "taxon_vernacular_name", "taxon_derived")},
+                               "taxon_vernacular_name", "taxon_derived", "marks")},
     **{f"taxon_{rank}": f"taxon_{rank}" for rank in tables.TAXON_RANKS},
     "text_type": "txt_type",
     "uid": "sample_id",  # as DataComp's tools name it

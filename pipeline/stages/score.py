@@ -1,8 +1,9 @@
 """score: rate image and text by scorers (CLIP similarity, plug-ins). Scores are stored once, so thresholds can move.
 
 Off unless the config names a model or a plug-in. Reads pool images and caption texts. Writes `scored` (one row a
-scorer, image and text, kept for every later build), `scores` (those of this build) and `score_verdicts` (rows that
-passed the caption rules). Raises ConfigError before any work when a scorer is missing.
+scorer, image and text, kept for every later build) and `boxes` (what detectors found), `scores` (those of this build),
+`score_verdicts` (rows that passed the caption rules) and `marks` (what pack shall blur or flag). Raises ConfigError
+before any work when a scorer is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from manifests.masking import hide_in
 from manifests.reader import literals
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.scoring.scorers import code_of, loaded_scorer, make_scorer, score_batch
+from pipeline.scoring.scorers import Box, code_of, find_boxes, loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
@@ -27,6 +28,11 @@ from pipeline.store.sql import cut_rows, facet, view_parquet, view_table
 VERSION = 2
 PART_ROWS = 2_000
 SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.field("text_md5", pa.string()))
+
+
+BOXES = pa.schema(
+    [*(field for field in SCORED if field.name != "score"), *((side, pa.float32()) for side in Box._fields)]
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class JudgeInputs:
     captions: Files
     caption_verdicts: Files
     scored: Files
+    boxes: Files
     rules: tuple[ScoreRule, ...]
 
 
@@ -118,15 +125,26 @@ def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
     scorer = loaded_scorer(inputs.scorer.settings(run.how), name)
     rows = inputs.rows.read()
     scores: list[float] = []
+    boxes: list[Sequence[Box]] = []
     with PoolReader(run.workdir) as pool:
         for start in range(0, rows.num_rows, size):
             batch = rows.slice(start, size).to_pylist()
             images = [open_stored(stored).convert("RGB") for stored in pool.read_rows(batch)]
-            scores += score_batch(scorer, images, [row["text"] for row in batch], size)
+            if hasattr(scorer, "boxes"):
+                surest, placed = find_boxes(scorer, images)
+                scores, boxes = scores + surest, boxes + placed
+            else:
+                scores += score_batch(scorer, images, [row["text"] for row in batch], size)
     table = rows.select(["sample_id", "stored_sha256", "text_md5"])
     table = table.append_column("scorer", pa.array([name] * rows.num_rows, pa.string()))
     table = table.append_column("score", pa.array(scores, pa.float32()))
-    return PartResult((run.write("scored", f"tables/score/{run.stem}.parquet", table, SCORED),))
+    scored = run.write("scored", f"tables/score/{run.stem}.parquet", table, SCORED)
+    if not hasattr(scorer, "boxes"):
+        return PartResult((scored,))
+    places = table.drop_columns("score").take(pa.array([at for at, each in enumerate(boxes) for _ in each], pa.int64()))
+    for number, side in enumerate(Box._fields):
+        places = places.append_column(side, pa.array([box[number] for each in boxes for box in each], pa.float32()))
+    return PartResult((scored, run.write("boxes", f"tables/score/{run.stem}-boxes.parquet", places, BOXES)))
 
 
 def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
@@ -135,6 +153,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         for name in ("candidates", "facts", "captions", "caption_verdicts"):
             view_parquet(sql, name, getattr(inputs, name).paths)
         view_table(sql, "scored", inputs.scored, SCORED)
+        view_table(sql, "all_boxes", inputs.boxes, BOXES)
         with_text = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = run.save(
             sql,
@@ -149,7 +168,8 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             "CREATE TABLE alive AS SELECT v.sample_id, c.domain FROM caption_verdicts v "
             "JOIN candidates c USING (sample_id) WHERE v.keep"
         )
-        fails = " UNION ALL ".join(_failing(number, rule) for number, rule in enumerate(inputs.rules))
+        drops = [(number, rule) for number, rule in enumerate(inputs.rules) if rule.action == "drop"]
+        fails = " UNION ALL ".join(_failing(number, rule) for number, rule in drops)
         nothing = "SELECT NULL AS sample_id, 0 AS rule, '' AS reason, 0.0 AS score, '' AS threshold LIMIT 0"
         sql.execute(
             "CREATE TABLE fails AS "
@@ -167,10 +187,15 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         )
         reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
         view_parquet(sql, "verdicts", [verdicts.temp])
-        content = facet(sql, tables.VERDICTS.names, "verdicts")
+        notes = {"content": facet(sql, tables.VERDICTS.names, "verdicts")}
+        files = [scores, verdicts]
+        if len(drops) < len(inputs.rules):
+            files.append(run.save(sql, "score/marks", tables.MARKS, _marking(inputs.rules, with_text), "sample_id"))
+            view_parquet(sql, "marks", [files[-1].temp])
+            notes["marks"] = facet(sql, tables.MARKS.names, "marks")
     num_in = verdicts.num_rows
     funnel = Funnel(num_in, num_in - sum(reasons.values()), reasons)
-    return PartResult((scores, verdicts), funnel, {"content": content})
+    return PartResult(tuple(files), funnel, notes)
 
 
 def _rows_with_text(columns: str) -> str:
@@ -197,6 +222,27 @@ def _failing(number: int, rule: ScoreRule) -> str:
         f"{head}printf('>= %.4f, the {rule.min_quantile:g} quantile of %s', least, domain) AS threshold FROM "
         f"(SELECT *, quantile_cont(score::DOUBLE, {rule.min_quantile}) OVER (PARTITION BY domain) AS least "
         f"FROM {rows}) WHERE score IS NULL OR score < least"
+    )
+
+
+def _marking(rules: Sequence[ScoreRule], with_text: str) -> str:
+    """What is packed with a mark (MARKS): rows that fail a rule which does not drop them, and the boxes to blur."""
+    done = {"blur": "blurred", "flag": "flagged"}
+    failing = [
+        f"SELECT sample_id, '{rule.scorer}' AS scorer, '{rule.scorer}:{done[rule.action]}' AS mark, "
+        f"{rule.max_score if rule.action == 'blur' else 'NULL'}::DOUBLE AS above FROM ({_failing(number, rule)})"
+        for number, rule in enumerate(rules)
+        if rule.action != "drop"
+    ]
+    box = ", ".join(f"'{side}': b.{side}" for side in Box._fields[:4])
+    return (
+        f"WITH marked AS ({' UNION ALL '.join(failing)}), blurs AS (SELECT sample_id, "
+        f"list(DISTINCT {{{box}}} ORDER BY {{{box}}}) AS blur FROM marked m "
+        "JOIN (SELECT DISTINCT b.* EXCLUDE (text_md5) FROM all_boxes b "
+        f"JOIN ({with_text}) USING (sample_id, stored_sha256, text_md5)) b USING (sample_id, scorer) "
+        "WHERE b.confidence > m.above GROUP BY ALL) "
+        "SELECT sample_id, string_agg(DISTINCT mark, ' ' ORDER BY mark) AS marks, any_value(blur) AS blur "
+        "FROM marked LEFT JOIN blurs USING (sample_id) GROUP BY ALL"
     )
 
 
@@ -247,9 +293,11 @@ def each_of(change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def named_file(context: BuildContext, value: Any) -> Named:
-    """A value of the config: the name of a file counts by the file's content, any other value by itself."""
+    """A value of the config: the name of a file or a folder counts by its content, any other value by itself."""
     if not isinstance(value, str) or not value:
         return Named(value, value)
+    if files := storage.files_in(value):
+        return Named(value, sorted(context.catalog.input_sha256(path) for path in files))
     fs, inner = storage.filesystem(value)
     return Named(value, context.catalog.input_sha256(value) if fs.isfile(inner) else value)
 
@@ -295,9 +343,11 @@ def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
 def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
     if not inputs.scorers:
         return []
-    scored = run.files("measure", "scored")
+    scored, boxes = (run.files("measure", table) for table in ("scored", "boxes"))
     return [
-        JudgeInputs(inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, inputs.rules)
+        JudgeInputs(
+            inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, boxes, inputs.rules
+        )
     ]
 
 

@@ -120,7 +120,9 @@ def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     group = ShardGroup("train")
     texts = TextSettings()
     run = Execution(str(folder), 2.0, target, None)
-    (gathered,) = gather(GatherInputs(**found, extra_captions=Files(), texts=texts, by_bytes=False), run).files
+    (gathered,) = gather(
+        GatherInputs(**found, extra_captions=Files(), marks=Files(), texts=texts, by_bytes=False), run
+    ).files
     result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None), run)
     numbers = range(len(result.notes["shards"][group.table]))
     shards = [

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.scoring.scorers import Box
+
 
 class Brightness:
     name = "brightness"
@@ -28,3 +30,15 @@ class Brightness:
 
 class NoScorer:
     name = "none"
+
+
+class Middle:
+    """A detector: the middle of every picture, as sure as the picture is bright."""
+
+    name = "middle"
+
+    def load(self) -> None:
+        """Nothing to be had."""
+
+    def boxes(self, images: Sequence[Any]) -> list[list[Box]]:
+        return [[Box(0.25, 0.25, 0.75, 0.75, sum(i.convert("L").resize((8, 8)).tobytes()) / 64 / 255)] for i in images]

@@ -44,6 +44,15 @@ def test_a_scorer_that_cannot_be_used_is_one_clear_error(plugin: dict[str, Any],
         check_scorers(settings_with(**plugin))
 
 
+def test_only_a_detector_has_something_to_blur(tmp_path: Path) -> None:
+    rules = [{"scorer": "mine", "max_score": 0.5, "action": "blur"}]
+    plugin = {"name": "mine", "scorer": "own_scorer:Brightness", "options": {"log": str(tmp_path / "log")}}
+    with pytest.raises(ConfigError, match="mine says nothing of places, so there is nothing to blur"):
+        check_scorers(ScoreSettings.model_validate({"plugins": [plugin], "rules": rules}))
+    plugin = {"name": "mine", "scorer": "own_scorer:Middle"}
+    check_scorers(ScoreSettings.model_validate({"plugins": [plugin], "rules": rules}))
+
+
 @pytest.mark.parametrize(("model", "tag"), [("ViT-B-32", "openai"), ("ViT-L-14", "dfn2b")])
 def test_weights_of_another_activation_are_refused_with_the_right_model(model: str, tag: str) -> None:
     with pytest.raises(ConfigError, match=f"QuickGELU, {model} computes GELU: take the model {model}-quickgelu$"):
@@ -59,6 +68,7 @@ def test_weights_of_another_activation_are_refused_with_the_right_model(model: s
         ({"plugins": [{"name": "a", "scorer": "a:B"}], "rules": [{"scorer": "b", "max_score": 1}]}, "no scorer 'b'"),
         ({"model": "m", "pretrained": "p", "rules": [{"min_score": 1, "max_score": 1}]}, "exactly one of min_score"),
         ({"model": "m", "pretrained": "p", "rules": [{"min_quantile": 1.0}]}, "less than 1"),
+        ({"model": "m", "pretrained": "p", "rules": [{"min_score": 0, "action": "blur"}]}, "blur needs max_score"),
     ],
 )
 def test_wrong_settings_are_refused(values: dict[str, Any], message: str) -> None:

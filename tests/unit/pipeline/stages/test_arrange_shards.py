@@ -87,7 +87,7 @@ def encoded(values: dict[str, Any], key: str) -> bytes:
     """The json member of one sample as json's own encoder writes it."""
     named = ("sample_id", "domain", "source", "record_key", "url", "caption", "creator", "rights_holder",
              "reference_url", "extra", "licence_id", "taxon_scientific_name", "taxon_vernacular_name",
-             "taxon_derived", *(f"taxon_{rank}" for rank in TAXON_RANKS))  # fmt: skip
+             "taxon_derived", "marks", *(f"taxon_{rank}" for rank in TAXON_RANKS))  # fmt: skip
     told = {
         **{name: values[name] or "" for name in named},
         "key": key,

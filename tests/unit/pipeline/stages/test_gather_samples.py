@@ -50,6 +50,7 @@ def to_gather(
         extra_captions=write_rows(
             folder, "extra", tables.EXTRA_CAPTIONS, sample_id=ids[-1:], place=[1], text=["more"], from_sample_id=["f"]
         ),
+        marks=Files(),
         texts=settings,
         by_bytes=False,
     )
@@ -143,6 +144,7 @@ def drawn_samples(folder: Path, num: int) -> GatherInputs:
             text_source=["caption"] * num,
         ),
         extra_captions=Files(),
+        marks=Files(),
         texts=TextSettings(),
         by_bytes=False,
     )

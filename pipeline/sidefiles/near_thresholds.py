@@ -1,0 +1,53 @@
+"""Pictures whose scores lie nearest to the threshold of a rule, on both sides of it, for people to judge.
+
+Reads the catalogue's views. A scorer without a fixed threshold shows both ends of its scores. The same work folder
+gives the same pictures. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from manifests.reader import literals
+
+EXAMPLES = 8  # on each side
+
+_RULES = """
+    SELECT json_extract(identity, '$.rules') FROM stages JOIN current_stages USING (stage, fingerprint)
+    WHERE stage = 'score' AND sealed_at IS NOT NULL
+"""
+
+
+def near_thresholds(sql: Any) -> list[dict[str, Any]]:
+    """One entry a rule, and one a scorer that no rule judges: `title` and `sides` (title, [(id, score)])."""
+    rules = [rule for (text,) in sql.execute(_RULES).fetchall() for rule in json.loads(text or "[]")]
+    entries = []
+    for (scorer,) in sql.execute("SELECT DISTINCT scorer FROM scores ORDER BY 1").fetchall():
+        own = [rule for rule in rules if rule.get("scorer", "clip") == scorer]
+        entries += [_entry(sql, scorer, rule) for rule in own or [{}]]
+    return entries
+
+
+def _entry(sql: Any, scorer: str, rule: dict[str, Any]) -> dict[str, Any]:
+    limits = [f"{name} {rule[name]:g}" for name in ("min_score", "max_score", "min_quantile") if name in rule]
+    domains = rule.get("domains")
+    words = [
+        rule.get("action", "drop") if rule else "no rule",
+        *limits,
+        *([f"in {', '.join(domains)}"] if domains else []),
+    ]
+    rows = f"SELECT sample_id, score FROM scores JOIN candidates USING (sample_id) WHERE scorer = {literals([scorer])}"
+    rows += f" AND domain IN ({literals(domains)})" if domains else ""
+    if "min_score" in rule or "max_score" in rule:  # the threshold itself passes
+        below, at = ("<", rule["min_score"]) if "min_score" in rule else ("<=", rule["max_score"])
+        sides = {
+            "just below": f"score {below} {at} ORDER BY score DESC",
+            "just above": f"NOT score {below} {at} ORDER BY score",
+        }
+    else:
+        sides = {"lowest": "true ORDER BY score", "highest": "true ORDER BY score DESC"}
+    pictures = {
+        side: sql.execute(f"{rows} AND {which}, sample_id LIMIT {EXAMPLES}").fetchall() for side, which in sides.items()
+    }
+    return {"title": f"{scorer}: {', '.join(words)}", "sides": list(pictures.items())}

@@ -1,0 +1,145 @@
+"""What a score rule blurs or flags: in the shards alone, told in json, the same bytes by any way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from building import ROOT, folder_source, run_here, write_small_config
+from PIL import Image
+
+from manifests.reader import open_reader
+from manifests.release import Release
+
+SCORER = {"name": "middle", "scorer": "own_scorer:Middle"}
+LEAST = 0.5  # of brightness
+
+
+@pytest.fixture(autouse=True)
+def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests/unit/pipeline/scoring"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for photo in sorted((ROOT / "tests/photos").glob("*.jpg"))[:8]:
+        (folder / photo.name).write_bytes(photo.read_bytes())
+        photo_text = photo.stem.replace("-", " ")
+        (folder / f"{photo.stem}.txt").write_text(f"a photo of {photo_text} on a table")
+    return folder
+
+
+def _config(folder: Path, pictures: Path, action: str = "blur", name: str = "blur", **sections: Any) -> Path:
+    source = folder_source(pictures)
+    source["folder"]["captions"] = "text_file"
+    rule = {"scorer": "middle", "max_score": LEAST, "action": action}
+    sections = {"pack": {"samples_per_shard": 3}, **sections}
+    return write_small_config(folder, source, name=name, score={"plugins": [SCORER], "rules": [rule]}, **sections)
+
+
+def _build(config: Path) -> Release:
+    done = run_here("build", config)
+    assert done.returncode == 0, done.stderr
+    releases = config.parent / "work/releases"
+    return Release.open(str(releases / (releases / f"{config.stem}.LATEST").read_text().strip()))
+
+
+def _samples(release: Release) -> dict[str, dict[str, Any]]:
+    samples: dict[str, dict[str, Any]] = {}
+    for shard in release.shards("train"):
+        with tarfile.open(release.shard_path("train", shard)) as tar:
+            for member in tar:
+                key, _, kind = member.name.partition(".")
+                samples.setdefault(key, {})[kind] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    return samples
+
+
+def _stored(work: Path) -> dict[str, bytes]:
+    with open_reader(str(work)) as sql:
+        rows = sql.sql('SELECT sample_id, pool_file, "offset", length FROM facts').fetchall()
+    return {one: (work / "pool" / file).read_bytes()[offset : offset + length] for one, file, offset, length in rows}
+
+
+def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(tmp_path: Path, pictures: Path) -> None:
+    release = _build(_config(tmp_path, pictures))
+    work = tmp_path / "work"
+    stored = _stored(work)
+    with open_reader(str(work)) as sql:
+        scores = dict(sql.sql("SELECT sample_id, score FROM scores").fetchall())
+        marked = dict(sql.sql("SELECT sample_id, len(blur) FROM marks").fetchall())
+    bright = {one for one, score in scores.items() if score > LEAST}
+    assert 0 < len(bright) < len(scores) == 8
+    assert marked == dict.fromkeys(bright, 1)
+    rows = {row["key"]: row for row in pq.read_table(f"{release.path}/samples.parquet").to_pylist()}
+    for key, members in _samples(release).items():
+        original, packed = stored[key], members["jpg"]
+        row = rows[key]
+        assert row["stored_sha256"] == hashlib.sha256(original).hexdigest()
+        assert row["jpg_length"] == len(packed)
+        if key not in bright:
+            assert (packed, row["packed_sha256"], json.loads(members["json"])["marks"]) == (original, None, "")
+            continue
+        assert json.loads(members["json"])["marks"] == row["marks"] == "middle:blurred"
+        assert row["packed_sha256"] == hashlib.sha256(packed).hexdigest()
+        was, now = (np.asarray(Image.open(io.BytesIO(body)).convert("L"), float) for body in (original, packed))
+        assert was.shape == now.shape
+        high, wide = was.shape
+        middle = np.s_[high // 4 : -high // 4, wide // 4 : -wide // 4]
+        edges = [np.abs(np.diff(each[middle])).mean() for each in (was, now)]
+        assert edges[1] < edges[0] / 2, "nothing sharp is left"
+        corner = np.s_[: high // 8, : wide // 8]
+        assert np.abs(was[corner] - now[corner]).mean() < 2, "the rest is as it was"
+    for told in (run_here("verify", release.path), run_here("verify", work)):
+        assert told.returncode == 0, told.stderr
+    (one,) = list(bright)[:1]
+    assert "packed as middle:blurred (1 boxes blurred)" in run_here("explain", work, one).stdout
+
+
+def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(tmp_path: Path, pictures: Path) -> None:
+    release = _build(_config(tmp_path, pictures))
+    (other := tmp_path / "other").mkdir()
+    again = _build(_config(other, pictures, run={"executor": "processes", "num_workers": 2, "fetch_part_size": 2}))
+    assert again.name == release.name
+    assert again.record["files"] == release.record["files"]
+
+    shard = Path(release.shard_path("train", release.shards("train")[0]))
+    sealed = shard.read_bytes()
+    shard.unlink()
+    mended = run_here("repair", tmp_path / "work")
+    assert mended.returncode == 0, mended.stderr
+    assert shard.read_bytes() == sealed
+
+    gone = next(row for row in pq.read_table(f"{release.path}/samples.parquet").to_pylist() if row["packed_sha256"])
+    done = run_here("takedown", release.path, "--id", gone["sample_id"], "--reason", "asked")
+    assert done.returncode == 0, done.stderr
+    smaller = Release.open(str(tmp_path / "work/releases" / (tmp_path / "work/releases/LATEST").read_text().strip()))
+    assert gone["key"] not in _samples(smaller)
+    told = run_here("verify", smaller.path)
+    assert told.returncode == 0, told.stderr
+
+
+def test_another_action_or_threshold_packs_anew_and_scores_nothing(tmp_path: Path, pictures: Path) -> None:
+    flagged = _build(_config(tmp_path, pictures, "flag", name="flag"))
+    with open_reader(str(tmp_path / "work")) as sql:
+        stored = _stored(tmp_path / "work")
+        parts = sql.sql("SELECT part_key FROM parts WHERE step = 'measure' ORDER BY 1").fetchall()
+    marks = set()
+    for key, members in _samples(flagged).items():
+        assert members["jpg"] == stored[key], "a flag changes no picture"
+        marks.add(json.loads(members["json"])["marks"])
+    assert marks == {"", "middle:flagged"}
+    blurred = _build(_config(tmp_path, pictures, "blur"))
+    with open_reader(str(tmp_path / "work")) as sql:
+        assert sql.sql("SELECT part_key FROM parts WHERE step = 'measure' ORDER BY 1").fetchall() == parts
+        num = sql.sql("SELECT count(*) FROM marks").fetchall()[0][0]
+    told = json.loads(run_here("diff", flagged.path, blurred.path, "--json").stdout)
+    assert [row["image"] for row in told["domains"]] == [num]
