@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from manifests.masking import hide_secrets
+
 
 class PlantMixError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line returns."""
@@ -69,5 +71,5 @@ def describe_paths(paths: Sequence[str]) -> str:
 
 
 def words_of(error: Exception) -> str:
-    """An error of a library with its kind, on one line that is not too long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    """An error of a library with its kind, on one line that is not too long, without the secrets of addresses in it."""
+    return f"{type(error).__name__}: {hide_secrets(' '.join(str(error).split())):.300}"

@@ -381,10 +381,8 @@ def _export(options: argparse.Namespace) -> int:
     refuse_within_run(options.target)
     trained = open_trained_model(options.model)
     if options.kind is not None:
-        if options.format != "open_clip":
-            raise ConfigError("--kind goes with --format open_clip; huggingface holds all kinds, onnx the first one")
         trained.model.use_kind(options.kind)
-        trained.model.fold_kind()
+        trained.model.fold_kind(keeps_z=options.format != "open_clip")
     if options.format == "huggingface":
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
     elif options.format == "onnx":

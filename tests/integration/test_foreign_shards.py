@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from environments import environment
 from foreign_tars import img2dataset_samples, picture, tree_of_life_samples, write_tar
+from webdataset.shardlists import expand_urls
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from training.config import read_train_settings
@@ -84,6 +86,35 @@ def test_the_samples_are_those_of_open_clips_reader(tmp_path: Path, settings: di
     assert ours == theirs
     assert any("1 samples without a picture are left out: 00000.tar/000000006" in note for note in pool.notes)
     assert any("5 samples without a text (txt) are left out: 00000.tar/000000005" in note for note in pool.notes)
+
+
+_READ_BY_WEBDATASET = """
+import json, sys, webdataset
+from webdataset.shardlists import expand_urls
+places = json.loads(sys.argv[1])
+read = [[s["__key__"], s["txt"].decode()] for s in webdataset.WebDataset(places[0], shardshuffle=False) if "txt" in s]
+print(json.dumps([[list(expand_urls(place)) for place in places], read]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["0.2.86", "1.0.2"])
+def test_any_webdataset_of_a_user_names_the_same_shards_and_samples(
+    version: str, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"a/{number:03d}.tar", img2dataset_samples(9 * number, 9 * number + 9))
+    places = [f"{tmp_path}/a/{{000..001}}.tar", "b/{x,y}.tar::c/{0..12}.tar", "s3://b/{08..11}.tar?x=1", "d/{1..}.tar"]
+    python = environment(f"webdataset-{version}", [f"webdataset=={version}", "numpy<3"])
+    done = subprocess.run(
+        [python, "-c", _READ_BY_WEBDATASET, json.dumps(places)], capture_output=True, text=True, check=True
+    )
+    expanded, samples = json.loads(done.stdout)
+    assert expanded == [[*expand_urls(place)] for place in places]
+    assert expand(places[:1]) == expanded[0]
+    _, pool = opened(settings | {"shards": places[0]})
+    texts = [text.decode() for _, text, _ in loader.ShardReader(pool).read(range(len(pool)), with_texts=False)]
+    assert [list(sample) for sample in zip(pool.table["key"].to_pylist(), texts, strict=True)] == samples
 
 
 def test_several_texts_are_drawn_as_of_a_release(tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from foreign_tars import img2dataset_samples, write_tar
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, RetryableError
 from training.data import foreign, loader, shard_cache, shard_index
 from training.data.settings import DataSettings
 from training.data.shards import SamplePool, ShardReader, open_pool
@@ -169,12 +169,47 @@ def test_the_hub_gives_the_samples_and_lists_a_folder_once(
         assert "hf://datasets/lab/plants/deep/00003.tar: changed since it was indexed" in capfd.readouterr().err
         with pytest.raises(ConfigError, match=r"plants/deep/9.tar: no such shard"):
             opened(DataSettings(shards="hf://datasets/lab/plants/deep/9.tar", cache_dir=str(tmp_path / "cache")))
+        with pytest.raises(ConfigError, match="no such shard; a data set of the Hub is hf://datasets/OWNER/NAME"):
+            opened(DataSettings(shards="hf://lab/plants/deep/00000.tar", cache_dir=str(tmp_path / "cache")))
 
 
 @pytest.mark.parametrize("name", ["s3x://bucket/0.tar", "s3x://bucket/{0..1}.tar", "s3x://bucket/*.tar"])
 def test_an_unknown_kind_of_address_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="s3x://: no such kind of address"):
         opened(DataSettings(shards=name, cache_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("hf://plants", "hf://plants: is no address of shards: ValueError: Repository id must be 'namespace/name'"),
+        ("hf://", "hf://: is no address of shards: NotImplementedError: "),
+    ],
+)
+def test_what_is_no_place_of_the_hub_is_one_line(place: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        opened(DataSettings(shards=place, cache_dir=str(tmp_path)))
+
+
+class DownHandler(PlainHandler):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815  (a name of http.server)
+
+
+@pytest.mark.parametrize("web", [DownHandler], indirect=True)
+def test_a_web_server_that_is_down_is_not_taken_for_a_shard_that_is_gone(
+    web: tuple[str, Path, type[PlainHandler]], tmp_path: Path
+) -> None:
+    """Nor is the token of its address told."""
+    for address in (web[0], "http://127.0.0.1:9"):
+        data = DataSettings(shards=f"{address}/0.tar?token=hunter2", cache_dir=str(tmp_path / "cache"))
+        with pytest.raises(RetryableError, match=r"/0.tar\?token=\*\*\* cannot be read now \(Client") as told:
+            opened(data)
+        assert "hunter2" not in str(told.value)
 
 
 def test_a_command_that_ends_with_an_error_shows_no_secret(tmp_path: Path) -> None:

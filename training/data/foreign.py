@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
 from manifests.masking import PIPE, hide_in
 from manifests.storage import WrittenFile
 
@@ -78,6 +80,28 @@ def store_of(source: str) -> tuple[Any, str] | None:
     return storage.filesystem(source) if is_in_store else None
 
 
+@contextmanager
+def naming_fault(source: str) -> Iterator[None]:
+    """Say in one line what is wrong where a store or disk is asked about a shard.
+
+    Raises: ConfigError for what is not there and for no address; RetryableError when the store does not answer.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        cause = error.__cause__  # of a web server any fault comes as a file that is not there
+        if type(cause).__module__.startswith("aiohttp.") and getattr(cause, "status", None) not in (404, 410):
+            assert isinstance(cause, Exception)
+            raise RetryableError(f"{shown(source)} cannot be read now ({words_of(cause)})") from None
+        hint = "; a data set of the Hub is hf://datasets/OWNER/NAME" if re.match("hf://(?!datasets/)", source) else ""
+        raise ConfigError(f"{shown(source)}: no such shard{hint}") from None
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{shown(source)}: is no address of shards: {words_of(error)}") from None
+    except Exception as error:
+        storage.check_passing(shown(source), error)
+        raise
+
+
 def stamp_of(source: str, store: tuple[Any, str] | None = None) -> tuple[int | None, str]:
     """Size of a shard, where it is said, and what changes when the file does.
 
@@ -87,17 +111,12 @@ def stamp_of(source: str, store: tuple[Any, str] | None = None) -> tuple[int | N
     """
     if source.startswith(PIPE):
         return None, ""
-    try:
+    with naming_fault(source):
         if (store := store or store_of(source)) is None:
             stat = Path(source).stat()
             return stat.st_size, stamp_of_stat(stat)
         fs, inner = store
         info: dict[str, Any] = fs.info(inner)
-    except FileNotFoundError:
-        raise ConfigError(f"{shown(source)}: no such shard") from None
-    except Exception as error:
-        storage.check_passing(shown(source), error)
-        raise
     version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "") or storage.changed_ns(info)
     return info.get("size"), f"{info.get('size')} bytes, version {version}"
 
@@ -118,7 +137,7 @@ def copy(source: str, local: str) -> None:
         return
     with Path(local).open("wb") as stream:
         done = subprocess.run(
-            source.removeprefix(PIPE), shell=True, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE,
+            source.removeprefix(PIPE), shell=True, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.DEVNULL,
             check=False,
         )  # fmt: skip
     if done.returncode:

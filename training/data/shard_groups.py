@@ -16,7 +16,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.masking import MASK, PIPE
 from manifests.settings import NAME_PATTERN, Settings, from_config
-from training.data.foreign import shown
+from training.data.foreign import naming_fault, shown
 
 JSON = "json:"  # a text is a key of the member json
 
@@ -72,7 +72,7 @@ def expand(places: Iterable[str]) -> list[str]:
 def _files_of(name: str) -> list[str]:
     """The tars in a folder, those of a pattern, or the one file."""
     is_pattern = re.search(r"[*\[]" if name.startswith("http") else r"[*?\[]", name) is not None
-    try:
+    with naming_fault(name):
         fs, inner = storage.filesystem(name)
         if not is_pattern and (name.startswith("http") or name.endswith(".tar") or not fs.isdir(inner)):
             return [name]
@@ -80,9 +80,6 @@ def _files_of(name: str) -> list[str]:
             return [name]
         there = fs.glob(inner if is_pattern else f"{inner.rstrip('/')}/**/*.tar")
         files = [fs.unstrip_protocol(file) if storage.is_remote(name) else file for file in sorted(there)]
-    except Exception as error:
-        storage.check_passing(shown(name), error)
-        raise
     if not files:
         raise ConfigError(f"{shown(name)}: no shard here (.tar)")
     return files

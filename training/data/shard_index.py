@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
-from manifests.masking import hide_secrets
 from manifests.printable import ProgressLine
 from manifests.remote import patience
 from manifests.untrusted import BrokenTarError, Member, tar_members
@@ -167,8 +166,7 @@ def _passing(source: str, error: Exception) -> PlantMixError | None:
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
     if not patience.may_pass(error):
         return None
-    words = hide_secrets(words_of(error))
-    return RetryableError(f"{shown(source)} cannot be read ({words}); run the same command to go on")
+    return RetryableError(f"{shown(source)} cannot be read ({words_of(error)}); run the same command to go on")
 
 
 class _NoRangesError(Exception):

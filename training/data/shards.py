@@ -324,7 +324,7 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
     except Exception as error:  # each storage raises its own kinds, and has retried by itself
         raise RunError(
             f"{shown(fs.unstrip_protocol(paths[0]))} or another of {len(set(paths))} shards cannot be read "
-            f"({hide_secrets(words_of(error))}); run the same command to go on"
+            f"({words_of(error)}); run the same command to go on"
         ) from None
     return pieces
 

@@ -22,6 +22,8 @@ from training.model.frozen import FrozenCLIP
 from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, resolve_second_order
 
+_LARGEST_CONDITION = 1e4  # of a projection whose inverse leaves z right to 1e-3
+
 Role = Literal["image_tower", "text_tower", "second_order", "scale"]
 
 
@@ -118,7 +120,7 @@ class DalipModel(nn.Module):
             if kinds_B is None:
                 return _normalised(f_BC @ matrices[self.kind - 1])
             all_BKC = torch.stack([f_BC, *(f_BC @ matrix for matrix in matrices)], dim=1)
-            return _normalised(all_BKC[torch.arange(len(f_BC), device=f_BC.device), kinds_B])
+            return _normalised(all_BKC[torch.arange(f_BC.shape[0], device=f_BC.device), kinds_B])
 
     def use_kind(self, kind: str) -> None:
         """Project pictures for a kind of text from now on.
@@ -131,15 +133,27 @@ class DalipModel(nn.Module):
         self.kind = kinds.index(kind)
 
     @torch.no_grad()
-    def fold_kind(self) -> None:
+    def fold_kind(self, *, keeps_z: bool = True) -> None:
         """Make the projection of `kind` that of the CLIP, which then holds all of f for that kind.
 
-        Raises: ConfigError for a tower without a linear projection at its end.
+        z reads tokens behind the CLIP's projection, so its branch then begins with the inverse.
+
+        Raises: ConfigError for a tower without a linear projection at its end; with `keeps_z` for a projection that
+            cannot be undone for z.
         """
         if self.kind == 0:
             return
         matrix_CC = _whole(self.projectors[self.settings.projectors[self.kind]])
         visual = self.clip.visual
+        if keeps_z and self.image_branch is not None:
+            if not torch.linalg.cond(matrix_CC) < _LARGEST_CONDITION:
+                raise ConfigError(
+                    f"--kind {self.settings.projectors[self.kind]}: its projection cannot be undone for z; export all "
+                    "kinds together, or f alone (--format open_clip)"
+                )
+            layer = self.image_branch.token_projection
+            inverted = torch.linalg.solve(matrix_CC.double(), layer.weight.double().t()).t()
+            layer.weight.copy_(inverted)
         heads = [part for part in getattr(visual, "head", nn.Identity()).modules() if isinstance(part, nn.Linear)]
         if isinstance(getattr(visual, "proj", None), nn.Parameter):
             visual.proj.copy_(visual.proj @ matrix_CC)

@@ -1,7 +1,8 @@
 """Models out as ONNX: a folder that runs with onnxruntime, without torch and without this package.
 
-    image.onnx                 pixels (B, 3, H, W) float32, normalised -> f, and with a second branch z and both
-    text.onnx                  tokens (B, L) int64 -> the same
+    image.onnx                 pixels (B, 3, H, W) float32, normalised -> f, and with a second branch z and both; with
+                               projectors these are of the first kind, and f_KIND and both_KIND of each other one
+    text.onnx                  tokens (B, L) int64 -> f, z, both
     preprocessor_config.json   how pictures are prepared, as transformers writes it for CLIP
     tokenizer.json             texts to tokens, as the `tokenizers` library reads it
     dalip_onnx.json            sizes, names, the scale of similarities
@@ -43,20 +44,28 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class _Features(nn.Module):
-    """One side of a model: f, and with a second branch z and both."""
+    """One side of a model: f, and with a second branch z and both. Pictures have f and both for each kind of text."""
 
     def __init__(self, model: DalipModel, side: str, first_order_weight: float) -> None:
         super().__init__()
         self.model, self.side, self.weight = model, side, first_order_weight
+        self.other_kinds = model.settings.projectors[1:] if side == "image" else ()
 
     @property
     def names(self) -> list[str]:
-        return ["f"] if self.model.second_order is None else ["f", "z", "both"]
+        alone = self.model.second_order is None
+        others = [f"{name}_{kind}" for kind in self.other_kinds for name in (("f",) if alone else ("f", "both"))]
+        return [*(("f",) if alone else ("f", "z", "both")), *others]
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
         orders = self.model.image_orders if self.side == "image" else self.model.text_orders
         f_BC, z_BC = orders(inputs)
-        return (f_BC,) if z_BC is None else (f_BC, z_BC, one_vector(f_BC, z_BC, self.weight))
+        outputs = [f_BC] if z_BC is None else [f_BC, z_BC, one_vector(f_BC, z_BC, self.weight)]
+        for number in range(1, len(self.other_kinds) + 1):
+            kinds_B = torch.full_like(f_BC[:, 0], number, dtype=torch.int64)
+            of_kind_BC = self.model.project(f_BC, kinds_B)
+            outputs += [of_kind_BC] if z_BC is None else [of_kind_BC, one_vector(of_kind_BC, z_BC, self.weight)]
+        return tuple(outputs)
 
 
 def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float) -> str:
@@ -82,10 +91,10 @@ def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float
         "text": torch.arange(3 * context).view(3, -1) % 300 + 1,
     }
     with private_folder(target) as private:
-        names = []
+        names = dict[str, list[str]]()
         for side, example in examples.items():
             module = _Features(model, side, first_order_weight).eval()
-            names = module.names
+            names[side] = module.names
             _write_side(module, example, private / f"{side}.onnx")
             _check_side(module, example, private / f"{side}.onnx")
         _write_tokenizer(model, private)
@@ -93,7 +102,9 @@ def export_onnx(model: DalipModel, folder: str | Path, first_order_weight: float
         config = {
             "image": {"file": "image.onnx", "input": "pixels", "size_px": [height, width]},
             "text": {"file": "text.onnx", "input": "tokens", "context_length": context},
-            "outputs": names,
+            "outputs": names["text"],
+            "kinds": list(model.settings.projectors),
+            "image_outputs": names["image"],
             "first_order_weight": first_order_weight,
             "logit_scale": float(model.clip.logit_scale.detach().exp()),
         }

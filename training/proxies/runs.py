@@ -74,7 +74,10 @@ class ProxySettings(TrainSettings):
     @classmethod
     def _of_the_release(cls, data: DataSettings) -> DataSettings:
         if data.shards:
-            raise ValueError("shards: proxy runs are of a stratified release alone; take data.shards out")
+            raise ValueError(
+                "shards: proxy runs need a held-out split without near copies of what they train on, which only a "
+                "stratified release has; build one of these tars (a source `webdataset`), and take data.shards out"
+            )
         return data
 
     @field_validator("runs")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
@@ -66,6 +66,16 @@ class TokenSettings(Settings):
     fitted_samples: int = Field(default=1024, ge=2)
     """Samples that the kept directions are found from."""
     num_threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_release(cls, values: Any) -> Any:
+        if isinstance(values, dict) and {"shards", "data"} & values.keys():
+            raise ValueError(
+                "shards: tokens are computed of a release, whose pictures are known to be whole; build one of these "
+                "tars (a source `webdataset`), or train on them with data.shards and without data.tokens"
+            )
+        return values
 
 
 def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:

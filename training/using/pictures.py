@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from manifests import records, storage
-from manifests.errors import ConfigError, PlantMixError
+from manifests.errors import ConfigError, PlantMixError, words_of
 from manifests.masking import PIPE
 from manifests.release import LATEST_FILE, RECORD_FILE, Release
 from manifests.untrusted import BrokenTarError, tar_members
@@ -105,7 +105,7 @@ class Listing:
             storage.check_passing(shown(path), error)
             if not isinstance(error, OSError):
                 raise
-            raise CorruptSample(f"cannot be read: {error.strerror or error}") from None
+            raise CorruptSample(f"cannot be read: {error.strerror or words_of(error)}") from None
         if length is not None and len(content) < length:
             raise CorruptSample(f"cut short: {len(content):,} of {length:,} bytes are there")
         return content

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from manifests.errors import ConfigError
+from training.cli import main
 from training.model import exports_onnx
 from training.model.build import build_model
+from training.model.exports import export_hugging_face
 from training.model.exports_onnx import export_onnx
 from training.model.presets import ModelSettings
 
@@ -48,6 +50,35 @@ def test_onnxruntime_gives_the_features_of_torch(preset: str, architecture: Path
     tokenizers = pytest.importorskip("tokenizers")
     own = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert [encoded.ids for encoded in own.encode_batch(TEXTS)] == tokens.tolist()
+
+
+def test_kinds_of_text_are_exported_alone_and_together(architecture: Path, tmp_path: Path) -> None:
+    kinds = ("taxon", "caption", "general")
+    second = {"heads": 2, "reduced_width": 4}
+    settings = {"architecture": str(architecture), "second_order": second, "projectors": kinds}
+    model = build_model(ModelSettings.model_validate(settings)).eval()
+    for matrix in model.projectors.values():
+        matrix.data += torch.randn(matrix.shape, generator=torch.Generator().manual_seed(1)) / 4
+    export_hugging_face(model, tmp_path / "hub")
+    assert main(["export", str(tmp_path / "hub"), str(tmp_path / "all"), "--format", "onnx"]) == 0
+    assert main(["export", str(tmp_path / "hub"), str(tmp_path / "one"), "--format", "onnx", "--kind", "general"]) == 0
+    config = json.loads((tmp_path / "all/dalip_onnx.json").read_text())
+    assert config["kinds"] == list(kinds)
+    assert config["image_outputs"] == ["f", "z", "both", "f_caption", "both_caption", "f_general", "both_general"]
+    assert config["outputs"] == ["f", "z", "both"]
+    pixels = torch.randn(3, 3, 32, 32)
+    together, alone = (
+        onnxruntime.InferenceSession(str(tmp_path / name / "image.onnx")).run(None, {"pixels": pixels.numpy()})
+        for name in ("all", "one")
+    )
+    with torch.no_grad():
+        for number, kind in enumerate(kinds):
+            model.use_kind(kind)
+            f, z = model.image_orders(pixels)
+            np.testing.assert_allclose(together[0 if number == 0 else 2 * number + 1], f, rtol=0, atol=1e-4)
+    for name, value in {"f_general": 5, "both_general": 6}.items():
+        np.testing.assert_allclose(alone[0 if name.startswith("f") else 2], together[value], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(alone[1], z, rtol=0, atol=1e-4)
 
 
 def _features(model: Any, inputs: torch.Tensor, side: str) -> list[np.ndarray]:

@@ -135,11 +135,17 @@ def test_a_run_trains_every_projection_and_measures_by_one(
     assert figures["plant"]["retrieval"]["f"] != figures["general"]["retrieval"]["f"]
     losses = figures["plant"]["validation_loss"]
     assert losses["all"]["value"] == pytest.approx(validations[-1]["losses"]["all"], rel=1e-5), "each pair by its kind"
+    assert main(["export", folders[0], str(tmp_path / "alone"), "--format", "huggingface", "--kind", "general"]) == 0
+    alone = open_trained_model(str(tmp_path / "alone")).model
+    assert alone.settings.projectors == ()
+    model.use_kind("general")
+    pictures = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for own, others in zip(alone.image_orders(pictures), model.image_orders(pictures), strict=True):
+            assert torch.allclose(own, others, rtol=0, atol=1e-5)
     capsys.readouterr()
     assert main(["eval", folders[0], "--kind", "moss"]) == 2
     assert "--kind moss: the model has plant, general" in capsys.readouterr().err
-    assert main(["export", folders[0], str(tmp_path / "onnx"), "--format", "onnx", "--kind", "plant"]) == 2
-    assert "--kind goes with --format open_clip" in capsys.readouterr().err
 
 
 def test_samples_of_no_kind_are_counted_before_a_run(config: dict[str, Any]) -> None:

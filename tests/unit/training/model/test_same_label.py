@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import release_writer
 import torch
+from double_loop import expected_loss
 from sigmoid_loss import Sigmoid
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -23,6 +24,7 @@ from training.data import columns
 from training.data.columns import BatchKinds, BatchLabels, hash_rows, txt_labels
 from training.data.loader import open_releases
 from training.data.shards import SamplePool, open_pool
+from training.model.contrastive import Contrastive
 from training.model.loss import LossSettings, accumulate_backward, make_loss
 from training.record.log import read_log
 from training.run.loop import train
@@ -37,32 +39,6 @@ def features_of(size: int = 7) -> dict[str, Tensor]:
     drawn = {name: torch.randn(size, 6, generator=generator, dtype=torch.float64) for name in NAMES}
     features = {name: normalize(value, dim=-1).requires_grad_() for name, value in drawn.items()}
     return features | {"logit_scale": torch.tensor(7.0, dtype=torch.float64, requires_grad=True)}
-
-
-def by_hand(logits: Tensor, labels: Tensor, same_label: str) -> Tensor:
-    """The mean over rows and columns, one logit at a time."""
-    total, size = torch.zeros((), dtype=torch.float64), len(logits)
-    for matrix in (logits, logits.t()):
-        for i in range(size):
-            alike = [j for j in range(size) if j != i and labels[j] == labels[i]]
-            matches = [i, *(alike if same_label == "positive" else [])]
-            denominator = torch.zeros((), dtype=torch.float64)
-            for j in range(size):
-                if not (same_label == "masked" and j in alike):
-                    denominator = denominator + matrix[i, j].exp()
-            for k in matches:
-                total = total - (matrix[i, k] - denominator.log()) / len(matches)
-    return total / (2 * size)
-
-
-def expected_loss(features: dict[str, Tensor], settings: LossSettings, labels: Tensor) -> Tensor:
-    alpha, scale = settings.first_order_weight, features["logit_scale"]
-    first = scale * features["image_features"] @ features["text_features"].t()
-    second = scale * features["image_second_order"] @ features["text_second_order"].t()
-    if settings.form == "sum_of_similarities":
-        return by_hand(alpha * first + (1 - alpha) * second, labels, settings.same_label)
-    parts = [by_hand(logits, labels, settings.same_label) for logits in (first, second)]
-    return alpha * parts[0] + (1 - alpha) * parts[1]
 
 
 @pytest.mark.parametrize("same_label", ["negative", "masked", "positive"])
@@ -297,6 +273,37 @@ def test_a_run_counts_the_pairs_of_its_batches(accumulate: int, config: dict[str
     assert sum(pairs) > 0
     stored = json.loads((Path(config["output_dir"]) / "run.json").read_text())["identity"]["loss"]
     assert stored["same_label"] == "positive"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("form", "same_label"), [("sum_of_losses", "masked"), ("sum_of_similarities", "positive")])
+def test_batches_of_one_domain_have_the_loss_of_the_double_loop(
+    form: str, same_label: str, accumulate: int, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 texts a domain, so that each batch of 12 has pairs of one label."""
+    seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    original = Contrastive.__call__
+
+    def kept(self: Contrastive, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = original(self, features)
+        seen.append(({name: value.detach().double() for name, value in features.items()}, losses))
+        return losses
+
+    monkeypatch.setattr(Contrastive, "__call__", kept)
+    run_once(
+        config,
+        data={"batches": "one_domain", "mixture": {"plant": 0.5, "general": 0.5}},
+        loss={"form": form, "same_label": same_label},
+        compute={"accumulate": accumulate},
+        schedule={"steps": 2},
+    )
+    assert len(seen) == 2
+    for features, losses in seen:
+        labels = features["labels"].long()
+        assert len(labels) == 12
+        assert losses["same_label_share"].item() > 0.05
+        expected = expected_loss(features, LossSettings(form=form, same_label=same_label), labels)
+        assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_an_evaluation_elsewhere_says_that_labels_are_missing(config: dict[str, Any], tmp_path: Path) -> None:

@@ -89,8 +89,9 @@ def test_a_run_that_keeps_an_average_ends_with_it(config: dict[str, Any], tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch itself
+@pytest.mark.parametrize("projectors", [[], ["plant", "general"]])
 def test_a_compiled_run_has_the_losses_of_an_eager_one(
-    config: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    projectors: list[str], config: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(model: Any, tokens: Any) -> Any:
         raise AssertionError("texts of another length make it compile anew")
@@ -99,6 +100,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(
     # The graphs are ours and run as they were traced, whole; what torch makes of each took 200 s of g++ here.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     config["model"]["second_order"] |= {"dropout": 0.0}
+    config["model"]["projectors"] = projectors
     config["schedule"] |= {"steps": 3}
     losses = []
     for compiled in (False, True):
