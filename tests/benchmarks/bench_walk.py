@@ -74,7 +74,8 @@ def one_walk(args: Any, number: int, off: list[str], pairs: Counter[tuple[str, s
     steps: list[list[Any]] = []
     difference, shortened = None, None
     with walking(folder, **options) as walk:
-        for action in draw(rng, LENGTH, None if args.only else pairs, FAVOURED.get(args.only)):
+        rare = None if args.only else pairs
+        for action in draw(rng, LENGTH, rare, FAVOURED.get(args.only), steps, lambda: walk.moved):
             actions.append(action)
             try:
                 step = walk.do(action)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from walk.oracle import DifferenceError
-from walk.walker import Action, draw, shorten, walking
+from walk.walker import COMMANDS, WRITERS, Action, draw, shorten, walking
 
 from manifests.catalog import Catalog
 
@@ -40,3 +41,20 @@ def test_a_walk_is_shortened_to_what_fails() -> None:
         return DifferenceError("release", names) if "2" in names and "7" in names else None
 
     assert [name for _, name, _ in shorten(actions, "release", fails)] == ["2", "7", "build"]
+
+
+def test_every_ordered_pair_of_commands_comes_about_as_often() -> None:
+    """Also where readers change nothing, changes find nothing to do, and takedown cannot be done now and then."""
+    rng, pairs, steps = random.Random(0), Counter[tuple[str, str]](), list[list[str]]()
+    new = [False]  # whether something has changed since the last command
+    for _ in range(105):  # walks of 40 commands
+        steps.clear()
+        for what, name, _ in draw(rng, 40, pairs, steps=steps, moved=lambda: new[0]):
+            if what == "change":
+                new[0] |= rng.random() < 0.7
+            elif name != "takedown" or rng.random() < 0.5:
+                pairs[steps[-1][0] if steps else "", name] += new[0]
+                steps.append([name])
+                new[0] = name in WRITERS and rng.random() < 0.6
+    assert min(pairs[first, second] for first in COMMANDS for second in COMMANDS) >= 20
+    assert pairs.total() < 1.3 * 20 * len(COMMANDS) ** 2

@@ -466,20 +466,35 @@ def draw(
     num_commands: int,
     pairs: Mapping[tuple[str, str], int] | None = None,
     favoured: Mapping[str, float] | None = None,
+    steps: Sequence[Sequence[Any]] | None = None,
+    moved: Callable[[], bool] = lambda: True,
 ) -> Iterator[Action]:
-    """The actions of a walk. `pairs` counts which command came after which: what came seldom comes rather."""
+    """The actions of a walk. `pairs` counts which command came after which: what came seldom comes first.
+
+    `steps` grows with each command that was done, its name first: one that cannot be done now is no part of a pair.
+    `moved` says whether the next command meets something new; a step that does not is not counted.
+    """
     changes = {name: weight for name, (_, weight) in CHANGES.items()} | {"damage": 0.0}  # of Walk, not of the world
-    last = "build"
+    last, refused = "build", set[str]()
     yield "command", "build", rng.randrange(1 << 30)
     for _ in range(num_commands - 1):
-        seldom = {name: (1 + pairs.get((last, name), 0)) ** -3 for name in COMMANDS} if pairs is not None else COMMANDS
+        num_done, last = len(steps or ()), steps[-1][0] if steps else last
+        seldom: Mapping[str, float] = COMMANDS
+        if pairs is not None:
+            fewest = min(pairs.get((last, name), 0) for name in COMMANDS if name not in refused)
+            seldom = {name: 4.0 ** (fewest - pairs.get((last, name), 0)) for name in COMMANDS if name not in refused}
         last = _pick(rng, seldom, favoured or {})
         for _ in range(rng.choice([0, 1, 1, 1, 2])):
             yield "change", _pick(rng, changes, favoured or {}), rng.randrange(1 << 30)
         kind, share = BEFORE.get(last, ("", 0.0))
         if rng.random() < share:
             yield "change", kind, rng.randrange(1 << 30)
+        for _ in range(5):
+            if moved():
+                break
+            yield "change", _pick(rng, changes, favoured or {}), rng.randrange(1 << 30)
         yield "command", last, rng.randrange(1 << 30)
+        refused = {*refused, last} if steps is not None and len(steps) == num_done else set()
 
 
 def _pick(rng: random.Random, weights: Mapping[str, float], times: Mapping[str, float]) -> str:
