@@ -59,8 +59,8 @@ class Case:
 def staging(scratch: Scratch) -> Iterator[tuple[Any, str]]:
     """A connection, and a private folder where it spills; both are removed afterwards.
 
-    The right side of a join is the one that is held, as it is written: there a key stands once. DuckDB would hold the
-    side with fewer rows, and a key that a stranger repeats a million times cannot be cut for spilling.
+    A join holds its right side, where a key stands once. DuckDB would hold the side with fewer rows, and a key that a
+    stranger repeats a million times there cannot be cut for spilling.
     """
     with scratch() as sql:
         sql.execute("SET disabled_optimizers = 'build_side_probe_side'")

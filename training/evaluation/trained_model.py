@@ -84,13 +84,15 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
 
 
 def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str]]:
-    """The releases that a run was trained on, by fingerprint, as far as they lie where it read them; all fingerprints.
+    """The releases that a run was trained on, by fingerprint, as far as they lie where it read them; all fingerprints,
+    also of those before another config went on.
 
     A newer version may have come to that place since: those beside it are looked at too.
     """
     record = trained.folder / run_files.RUN_FILE
-    identity = weights.read_json(record).get("identity", {}) if record.is_file() else {}
-    fingerprints: list[str] = (identity.get("releases") or {}).get("fingerprints", [])
+    said = weights.read_json(record) if record.is_file() else {}
+    own: list[str] = (said.get("identity", {}).get("releases") or {}).get("fingerprints", [])
+    fingerprints = [*own, *said.get("earlier_releases", ())]
     there: dict[str, Release] = {}
     with suppress(PlantMixError):
         for newest in loader.open_releases(trained.settings.release or ()) if fingerprints else ():

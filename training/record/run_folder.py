@@ -1,7 +1,8 @@
 """The place where a training writes its run: what it holds, and the few things that a training does to it.
 
     RUN/config.json                  the settings, as `dalip eval RUN` reads them
-    RUN/run.json                     identity of the run: all that shapes the weights, the releases' fingerprints
+    RUN/run.json                     identity of the run: all that shapes the weights, the releases' fingerprints; and
+                                     the releases before, where another config went on
     RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
     RUN/checkpoints/step-00000100.pt the newest few checkpoints
     RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
@@ -126,9 +127,12 @@ class RunFolder:
         Raises: ConfigError where the store has no such place; RetryableError when it does not answer.
         """
         folder, is_new = self.folder, state.kind == "new"
+        before = {} if is_new else read_json(folder / RUN_FILE)
         run = checkpoint.digest_of(self.identity) if is_new else checkpoint.run_id(folder)
+        seen = {*before.get("earlier_releases", ()), *before.get("identity", self.identity)["releases"]["fingerprints"]}
         # First of all: it says that the folder is a run's. What a kill leaves of an older run is of another id.
-        storage.publish_json(folder / RUN_FILE, {"identity": self.identity, "run": run})
+        record = {"identity": self.identity, "run": run, "earlier_releases": sorted(seen - {*self._fingerprints})}
+        storage.publish_json(folder / RUN_FILE, record)
         if is_new:
             run_files.clear_run(folder)
         storage.make_folder(str(folder / CHECKPOINT_FOLDER))

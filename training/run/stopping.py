@@ -11,11 +11,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from manifests.errors import RetryableError, RunError
 from manifests.remote.patience import read_if_there
-from manifests.storage import filesystem, is_remote, make_parent, remove_if_there
+from manifests.storage import is_remote, remove_if_there, write_file
 
 _LOOK_SECONDS, _LOOK_REMOTE_SECONDS = 1.0, 5.0
 
@@ -45,14 +46,8 @@ def stop_event(stop_file: str | None = None) -> Iterator[threading.Event]:
 @contextmanager
 def signals_to_file(stop_file: str) -> Iterator[None]:
     """Within it SIGTERM or Ctrl-C writes the stop file, for processes elsewhere."""
-
-    def ask() -> None:
-        make_parent(stop_file)
-        fs, inner = filesystem(stop_file)
-        fs.pipe_file(inner, b"")
-
     remove_if_there(stop_file)
-    with _on_signals(ask, lambda: _is_there(stop_file)):
+    with _on_signals(partial(write_file, stop_file, b""), lambda: _is_there(stop_file)):
         try:
             yield
         finally:

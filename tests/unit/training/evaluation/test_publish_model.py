@@ -16,14 +16,16 @@ import yaml
 from huggingface_hub import snapshot_download
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
-from training_runs import Finished, run_once
+from training_runs import Finished, make_settings, run_once, stop_at
 
+from manifests.errors import RunError
 from manifests.release import Release
 from training.cli import main
 from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
-from training.evaluation.trained_model import open_trained_model
+from training.evaluation.trained_model import open_trained_model, releases_of_run
 from training.model.weights import CONFIG_FILE, WEIGHTS_FILE
+from training.run.loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -149,6 +151,31 @@ def test_an_evaluation_says_how_many_pictures_the_training_has_seen(
     shutil.rmtree(trained_on)
     assert main(["eval", config["output_dir"]]) == 0
     assert "which is not at its place: whether it saw these pictures is not known" in capsys.readouterr().out
+
+
+def test_a_run_that_went_on_with_another_release_has_seen_both(
+    config: dict[str, Any], tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures on what the first one trained on do not pass for held-out ones; the card names both."""
+    releases = tmp_path / "work/releases"
+    first = Release.open(config["release"])
+    shutil.copytree(first.path, releases / f"toy-{first.fingerprint[:12]}")
+    (releases / "LATEST").write_text(f"toy-{first.fingerprint[:12]}")
+    config |= {"release": str(tmp_path / "work"), "schedule": {"steps": 4, "warmup_steps": 0}}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(RunError):
+            run_once(config)
+    samples = drawn_samples(12, 12)
+    for sample in samples:
+        sample.split = "heldout" if sample.split == "train" else "train"
+    write_release(releases / "toy-0002", samples)
+    (releases / "LATEST").write_text("toy-0002")
+    train(make_settings(config), allow_changed=True)
+    assert main(["eval", config["output_dir"]]) == 0
+    assert "note: 12 of the 12 pictures were in the training" in capsys.readouterr().out
+    _, fingerprints = releases_of_run(open_trained_model(config["output_dir"]))
+    assert fingerprints == [Release.open(str(releases / "toy-0002")).fingerprint, first.fingerprint]
 
 
 def test_a_release_that_is_gone_is_named_by_its_fingerprint(
