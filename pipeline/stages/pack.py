@@ -192,10 +192,9 @@ def recipe_of(context: BuildContext) -> dict[str, Any]:
         recipe["caption"]["backbone"]["file"] = [
             context.catalog.input_sha256(file) for file in backbone_files(backbone)
         ]
-    for plugin, settings in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
-        if not settings.scorer.startswith("pipeline."):
-            code = code_of(make_scorer(config.score, settings.name))
-            plugin["scorer"] = f"{settings.scorer.partition(':')[2]} {code}"
+    for plugin, own in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
+        if not own.scorer.startswith("pipeline."):
+            plugin["scorer"] = f"{own.scorer.partition(':')[2]} {code_of(make_scorer(config.score, own.name))}"
     return recipe
 
 

@@ -2,8 +2,8 @@
 
 Parquet says a repeated value once, in a dictionary, and a list of a million zeros in a few bytes. So a small file can
 hold more than any memory. Columns whose values may be long are read with their dictionary, and each row is measured
-before it is written out. What the footer says of pages is believed. Writes nothing; gives up with ValueError, which
-names the row group and the column.
+before it is written out. Pyarrow unpacks a page in one go and shows nobody its header, so a page that is larger than
+the footer says takes what it holds, 2 GiB at most. Gives up with ValueError that names row group and column.
 """
 
 from __future__ import annotations

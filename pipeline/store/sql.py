@@ -92,7 +92,7 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     A database that neither spilled nor read from a store is kept for the next one of this process and work folder,
     until `close_scratch`: to open and close one takes 15 ms, and a build needs some thirty.
 
-    Raises: RunError where a query needs more than the memory limit, or more than the disk has for what it spills.
+    Raises: RunError where a query fits neither into the memory limit nor on the disk.
     """
     scratch = storage.join(workdir, "scratch")
     storage.make_folder(scratch)

@@ -1,8 +1,7 @@
 """The place where a training writes its run: what it holds, and the few things that a training does to it.
 
     RUN/config.json                  the settings, as `dalip eval RUN` reads them
-    RUN/run.json                     identity of the run: all that shapes the weights, the releases' fingerprints; and
-                                     the releases before, where another config went on
+    RUN/run.json                     all that shapes the weights, fingerprints of the releases and of those before
     RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
     RUN/checkpoints/step-00000100.pt the newest few checkpoints
     RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
