@@ -130,6 +130,10 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
         capsys.readouterr()
         assert blend_of(start, end, settings, release_folder, out) == 2
         assert words in refusal(capsys)
+    kinds = model_folder(tmp_path / "6", architecture, 6, kinds=("plant", "general"))
+    capsys.readouterr()
+    assert blend_of(kinds, start, settings, release_folder, out) == 2
+    assert "their model.projectors differ: plant, general and none" in refusal(capsys)
     damaged = model_folder(tmp_path / "5", architecture, 5)
     weights = damaged / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
@@ -254,16 +258,6 @@ def test_projections_of_kinds_are_blended(
     assert (models[2].second_order is None) == (preset == "clip")
     first = models[0].projectors["general"] if of_start else torch.eye(len(models[1].projectors["general"]))
     assert torch.allclose(models[2].projectors["general"], (first + models[1].projectors["general"]) / 2)
-
-
-def test_other_projections_are_refused(
-    architecture: Path, release_folder: Path, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = model_folder(tmp_path / "1", architecture, 1, kinds=("plant", "general"))
-    end = model_folder(tmp_path / "2", architecture, 2)
-    capsys.readouterr()
-    assert blend_of(start, end, settings, release_folder, tmp_path / "out") == 2
-    assert "their model.projectors differ: plant, general and none" in refusal(capsys)
 
 
 def test_an_accuracy_of_zero_has_a_score_that_json_can_hold() -> None:
