@@ -268,7 +268,7 @@ def check_table(folder: Path, hub: FakeHub, printed: str) -> None:
     """The start is said, alpha is chosen by the rule, and the last table holds every model's figures of both groups."""
     assert len(re.findall(r"general-model: (\d+) of \1 tensors; new: 0; of the weights, not used: 0", printed)) == 2
     table = printed.splitlines()[-7:-1]
-    assert table[0].split() == ["general", "plant"]
+    assert table[0].split() == ["plant", "general"]
     for line in table[1:]:
         name = line.split()[0]
         result = json.loads((folder / f"data/continue/{name}/eval/test.json").read_text())
