@@ -141,14 +141,14 @@ def figures_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
 def show() -> None:
     """Print means over seeds with the range of the seeds, and draw both groups against each other."""
     records = RECORDS.of("seed-*")
-    chance = {name: figure["chance"] for name, figure in records[0]["test"]["general-model"].items()}
+    chance = {name: figure["chance"] for name, figure in next(iter(records[0]["test"].values())).items()}
     print(f"{len(records)} seeds; chance {', '.join(f'{name} {value:.2%}' for name, value in chance.items())}")
     print("| model | " + " | ".join([*GROUPS, "general, mean", "alpha by seed"]) + " |")
     print("|---" * (len(GROUPS) + 3) + "|")
     for model, words_of_model in MODELS.items():
-        cells = []
-        for name in (*GROUPS, "general"):
-            values = [record["test"][model][name]["value"] for record in records]
+        cells, tests = [], [record["test"][model] for record in records if model in record["test"]]
+        for name in (*GROUPS, "general") if tests else ():
+            values = [test[name]["value"] for test in tests]
             cells.append(f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})")
         alphas = [f"{r['validation'][model]['alpha']:g}" for r in records if model in r["validation"]]
         print(f"| {words_of_model} | {' | '.join(cells)} | {', '.join(alphas)} |")
@@ -157,7 +157,10 @@ def show() -> None:
 
 def _draw(records: list[dict[str, Any]], axis: Any) -> None:
     for number, (model, words_of_model) in enumerate(MODELS.items()):
-        points = [[record["test"][model][group]["value"] * 100 for group in ("general", "plant")] for record in records]
+        tests = [record["test"][model] for record in records if model in record["test"]]
+        points = [[test[group]["value"] * 100 for group in ("general", "plant")] for test in tests]
+        if not points:
+            continue
         colour = SERIES[number % len(SERIES)]
         axis.plot(*zip(*points, strict=True), "o", color=colour, markersize=3, alpha=0.6)
         axis.plot(*np.mean(points, axis=0), "o", color=colour, markersize=9, label=words_of_model)
