@@ -21,7 +21,8 @@ _RULES = """
 
 def near_thresholds(sql: Any) -> list[dict[str, Any]]:
     """One entry a rule, and one a scorer that no rule judges: `title` and `sides` (title, [(id, score)])."""
-    rules = [rule for (text,) in sql.execute(_RULES).fetchall() for rule in json.loads(text or "[]")]
+    recorded = [rule for (text,) in sql.execute(_RULES).fetchall() for rule in json.loads(text or "[]")]
+    rules = [{name: value for name, value in rule.items() if value is not None} for rule in recorded]
     entries = []
     for (scorer,) in sql.execute("SELECT DISTINCT scorer FROM scores ORDER BY 1").fetchall():
         own = [rule for rule in rules if rule.get("scorer", "clip") == scorer]

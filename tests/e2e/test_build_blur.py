@@ -17,6 +17,8 @@ from PIL import Image
 
 from manifests.reader import open_reader
 from manifests.release import Release
+from pipeline.releases.report import report_of
+from pipeline.sidefiles.near_thresholds import near_thresholds
 
 SCORER = {"name": "middle", "scorer": "own_scorer:Middle"}
 LEAST = 0.5  # of brightness
@@ -102,6 +104,11 @@ def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(tmp_path: Pat
         assert told.returncode == 0, told.stderr
     (one,) = list(bright)[:1]
     assert "packed as middle:blurred (1 boxes blurred)" in run_here("explain", work, one).stdout
+    with open_reader(str(work)) as sql:
+        ((_, below), (_, above)) = near_thresholds(sql)[0]["sides"]
+    assert [one for one, _ in above] == sorted(bright, key=lambda one: (scores[one], one))
+    assert {one for one, _ in below} == set(scores) - bright
+    assert "middle: blur, max_score 0.5" in report_of(release)
 
 
 def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(tmp_path: Path, pictures: Path) -> None:
