@@ -24,7 +24,6 @@ from manifests.remote.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.runner.work import Execution, PartResult
 from pipeline.sidefiles.write import SamplesWriter, json_bytes, side_files
-from pipeline.stages.score import each_of
 from pipeline.store.files import Files, RowGroup, open_parquet
 from pipeline.store.sql import view_parquet, view_table
 from pipeline.store.writing import PrivateFile, private_bytes
@@ -158,8 +157,17 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
     for name in ("model", "pretrained"):
         recipe["score"][name] = file_as(getattr(config.score, name))
     for plugin, settings in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
-        plugin["options"] = hide_in(each_of(file_as, settings.options))
+        plugin["options"] = _shown(settings.options, hide_in({"options": settings.options})["options"], file_as)
     return recipe
+
+
+def _shown(value: Any, hidden: Any, file_as: Callable[[Any], Any]) -> Any:
+    """Options of a plug-in: secrets stay hidden, and what may name a file is what stands for it."""
+    if isinstance(value, dict):
+        return {key: _shown(each, hidden[key], file_as) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_shown(each, other, file_as) for each, other in zip(value, hidden, strict=True)]
+    return file_as(value) if hidden == value else hidden
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_secrets_of_settings_are_in_no_file_but_private_ones(write_config: Path,
     for path in release_of(work).rglob("*.json"):
         assert str(tmp_path) not in path.read_text(), path
     record = json.loads((release_of(work) / "release.json").read_text())
-    options = {"token": "***", "account": {"password": "***"}, "deep": [{"weights": "weights.txt"}]}
+    options = {"token": "***", "account": {"password": "***"}, "deep": [{"weights": sha256(b"0.25").hexdigest()}]}
     assert record["recipe"]["score"]["plugins"][0]["options"] == options
     with Catalog.open(str(work)) as catalog:
         assert last_config(catalog) == read_config(write_config), "a later command has the real address"

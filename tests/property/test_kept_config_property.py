@@ -19,6 +19,7 @@ from pipeline.config import BuildConfig, EvaluationSet, MixSettings
 from pipeline.quotas.balance import CapSettings
 from pipeline.runner.kept_config import dump_config, read_dumped
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.captions import JoinedCaptions
 from pipeline.stages.pack_record import release_recipe
 
 TEXTS = [
@@ -58,6 +59,7 @@ BASES: dict[type[Settings], list[dict[str, Any]]] = {  # what a section that nee
     ],
     EvaluationSet: [{"name": "e", "folder": {"path": "p"}}, {"name": "e", "match_names": True} | TABLE],
     CapSettings: [{"by": "species", "about": 3}, {"by": "extra.x", "at_most": 1}],
+    JoinedCaptions: [{"join": "t.csv", "on": "extra.id", "text": "words", "kind": "trait"}],
     MixSettings: [{"ratio": {"plant": 1}}, {"mixture": "m.json"}, {"by_size": {"plant": "all"}}],
     BuildConfig: [{"name": "n", "work_dir": "w", "sources": [{"name": "s", "domain": "plant"} | TABLE]}],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -25,7 +26,9 @@ def release(folder: Path, kind: str, **mix: object) -> Release:
     }
     shares = {"plant": 0.75, "general": 0.25}
     rows = [{"domain": domain, "target_share": share} for domain, share in shares.items()]
-    (folder / "mixture.json").write_text(json.dumps({"domains": rows}))
+    mixture = json.dumps({"domains": rows})
+    (folder / "mixture.json").write_text(mixture)
+    record["files"] = {"mixture.json": {"sha256": hashlib.sha256(mixture.encode()).hexdigest()}}
     return Release(str(folder), record)
 
 

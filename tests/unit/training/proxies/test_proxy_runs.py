@@ -406,6 +406,7 @@ def test_a_catalogue_of_an_older_version_takes_the_runs(tmp_path: Path) -> None:
     with Catalog.open(str(tmp_path)) as catalog:
         for name in ("study", "epochs", "validation"):
             catalog._connection.execute(f"ALTER TABLE proxy_runs DROP COLUMN {name}")
+        catalog._connection.execute("COMMENT ON TABLE snapshots IS 'One row: which catalogue this is.'")
     result = {
         "run": "a", "model_size": "tiny", "step": 1, "samples_seen": 2, "seed": 0, "mixture": {"x": 1.0, "y": 0.0},
         "losses": {"x": {"value": 1.5}}, "epochs": {"x": 2.0}, "validation": {"release": "r", "batch_size": 8},
