@@ -53,12 +53,6 @@ TABLES = (
     Table("24 domains (Olmix)", "olmix-dclm.csv", 64, 8),
     Table("62 domains (Olmix)", "olmix-full_recomputation.csv", 128, 4),
 )
-# the runs that the guide asks for: k + 2 at least, 2 k + 2 good, 3 (k + 1) safe
-GUIDED = tuple(
-    replace(table, name=f"{table.name}, guided", num_train=num_runs, num_losses=4)
-    for table, num_domains in zip((TABLES[0], TABLES[1], TABLES[5], TABLES[6]), (3, 17, 24, 62), strict=True)
-    for num_runs in (num_domains + 2, 2 * num_domains + 2, 3 * (num_domains + 1))
-)
 
 
 def draws(table: Table, folder: Path, num_draws: int, done: set[tuple]) -> Iterator[tuple[int, Draw]]:
@@ -214,7 +208,7 @@ def run(path: Path, folder: Path, num_draws: int, only: str) -> None:
             record((name, draw[0].num_runs, 0), draw)
         for name, number, draw in simulated_draws(num_draws):
             record((name, draw[0].num_runs, number), draw)
-        for table in (*TABLES, *GUIDED):
+        for table in TABLES:
             if only in f"{table.name} {table.num_train}":
                 for number, draw in draws(table, folder, num_draws, done):
                     record((table.name, table.num_train, number), draw)
