@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -277,7 +278,7 @@ def check_table(folder: Path, hub: FakeHub, printed: str) -> None:
     assert (folder / "data/continue/compared.png").read_bytes()[:4] == b"\x89PNG"
     for name in ("plants-only", "plants-and-replay"):
         blend = json.loads((folder / f"data/continue/{name}-blended/blend.json").read_text())
-        assert len(blend["rows"]) == 11
+        assert len(blend["rows"]) == 3
         assert blend["alpha"] == max(blend["rows"], key=lambda row: (row["score"], -row["alpha"]))["alpha"]
 
 
@@ -336,7 +337,8 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
                 more["URL"] = (
                     Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()
                 )
-            done = run_block(block, tmp_path, more)
+            fewer = replace(block, commands=block.commands.replace("--alpha 0:1:0.1", "--alpha 0:1:0.5"))
+            done = run_block(fewer, tmp_path, more)
             assert done.returncode == 0, done.stdout[-3000:]
             printed += done.stdout
         if name in CHECKS:
