@@ -183,15 +183,16 @@ def test_a_release_that_is_refused_for_a_moment_opens(
     """The pointer to it, and its record."""
     monkeypatch.setattr("manifests.remote.patience._READ_AGAIN_SECONDS", (0.01,))
     record = {"format": FORMAT, "name": "demo", "version": "abc", "fingerprint": "a", "splits": {}, "files": {}}
+    folder = f"{BUCKET}/lab/releases"
     fs = fsspec.filesystem("s3", **store.options)
-    fs.pipe_file(f"{BUCKET}/work/releases/LATEST", b"demo-abc\n")
-    fs.pipe_file(f"{BUCKET}/work/releases/demo-abc/release.json", json.dumps(record).encode())
+    fs.pipe_file(f"{folder}/LATEST", b"demo-abc\n")
+    fs.pipe_file(f"{folder}/demo-abc/release.json", json.dumps(record).encode())
     for refused in ("releases/LATEST", "demo-abc/release.json"):
         left = [1]
         store.choose = lambda method, path, name=refused, left=left: (  # type: ignore[misc]
             "expired_403" if method == "GET" and name in path and left and left.pop() else None
         )
-        assert Release.open(f"s3://{BUCKET}/work").name == "demo-abc"
+        assert Release.open(f"s3://{BUCKET}/lab").name == "demo-abc"
         assert not left
 
 
