@@ -20,6 +20,7 @@ import pyarrow as pa
 from manifests import storage
 from manifests.catalog_file import (
     CONFIG_FILE,
+    TAKEDOWNS_FILE,
     append_to_journal,
     check_losses,
     file_size,
@@ -36,7 +37,6 @@ from manifests.masking import hide_secrets
 from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
 from manifests.remote.folder import sizes_below, store_of
 from manifests.remote.session import Session
-from manifests.takedowns import LIST_FILE
 
 STATUS_FILE = "status.json"
 _ROWS_A_STATEMENT = 100
@@ -88,11 +88,11 @@ class Catalog(AbstractContextManager["Catalog"]):
         return opened
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        listed = storage.join(self.workdir, LIST_FILE)
+        listed = storage.join(self.workdir, TAKEDOWNS_FILE)
         try:
             try:
                 if Path(listed).is_file():
-                    self.input_sha256(listed, LIST_FILE)  # known from now on, so that damage to the list shows
+                    self.input_sha256(listed, TAKEDOWNS_FILE)  # known from now on, so that damage to the list shows
                 self._write_snapshot()
             finally:
                 self._reader.close()

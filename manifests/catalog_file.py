@@ -28,6 +28,7 @@ from manifests.masking import hide_in, hide_secrets
 CATALOG_FILE = "catalog.duckdb"
 CONFIG_FILE = "catalog.config"  # private: the last configuration, when it holds secrets
 HIDDEN = "without-secrets-"  # begins the key of a configuration that is shown otherwise than it is
+TAKEDOWNS_FILE = "takedowns.jsonl"  # read and written by takedowns.py
 SNAPSHOT_FILE, JOURNAL_FILE = "catalog.snapshot", "catalog.journal"
 FORMAT = 1  # of the catalogue and its snapshot; raise it when an older program must not write them
 MAX_LOST_SHARE = 0.1  # of the recorded files of a folder

@@ -15,15 +15,15 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import storage
+from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
 from manifests.remote.patience import read_if_there
 
-LIST_FILE = "takedowns.jsonl"
 KINDS = ("url", "owner", "id")
 WHEN_GONE = (
-    f"take {LIST_FILE} from a backup, or write it anew by the takedowns in each release.json; an empty file says that "
-    "nothing is to stay out"
+    f"take {TAKEDOWNS_FILE} from a backup, or write it anew by the takedowns in each release.json; an empty file says "
+    "that nothing is to stay out"
 )
 
 
@@ -60,8 +60,8 @@ def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[
 
     Raises: ConfigError as `read_list`, also when an earlier command has seen a list here that is gone.
     """
-    path = storage.join(workdir, LIST_FILE)
-    if ask(f"SELECT 1 FROM inputs WHERE path = '{LIST_FILE}'") and not Path(path).is_file():
+    path = storage.join(workdir, TAKEDOWNS_FILE)
+    if ask(f"SELECT 1 FROM inputs WHERE path = '{TAKEDOWNS_FILE}'") and not Path(path).is_file():
         raise ConfigError(f"{path}: gone, and with it what must stay out; {WHEN_GONE}")
     return read_list(workdir)
 
@@ -71,7 +71,7 @@ def read_list(workdir: str) -> list[Entry]:
 
     Raises: ConfigError that names the first line that is not an entry.
     """
-    path = storage.join(workdir, LIST_FILE)
+    path = storage.join(workdir, TAKEDOWNS_FILE)
     content = read_if_there(path)
     if content is None:
         return []
@@ -101,7 +101,7 @@ def add_entries(workdir: str, entries: Sequence[Entry]) -> int:
     new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
     if new:
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
-        storage.publish_bytes(storage.join(workdir, LIST_FILE), ("\n".join(lines) + "\n").encode())
+        storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), ("\n".join(lines) + "\n").encode())
     return len(new)
 
 

@@ -20,6 +20,7 @@ from manifests.catalog_file import (
     CATALOG_FILE,
     JOURNAL_FILE,
     SNAPSHOT_FILE,
+    TAKEDOWNS_FILE,
     Snapshot,
     find_snapshot,
     note_closed,
@@ -28,7 +29,6 @@ from manifests.catalog_file import (
 from manifests.errors import ConfigError, RunError
 from manifests.remote.folder import note, notes_of, patiently, stands_for
 from manifests.remote.lease import RENEWED_SECONDS, Lease
-from manifests.takedowns import LIST_FILE
 
 log = logging.getLogger("plantmix.store")
 
@@ -182,7 +182,7 @@ class Session:
     def _send_files(self) -> None:
         """The status, and the takedown list where it is not the store's."""
         self._status_sent = time.monotonic()
-        for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (LIST_FILE, LIST_FILE)):
+        for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (TAKEDOWNS_FILE, TAKEDOWNS_FILE)):
             content = _content(Path(self._folder, name))
             digest = hashlib.sha256(content or b"").hexdigest()
             if content is not None and self._sent.get(name) != digest:
@@ -239,8 +239,8 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
             note_closed(folder)
             note(folder, address, snapshot=digest, batches=len(batches))
         _drop_other_tables(folder, before, now)
-    for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (LIST_FILE, LIST_FILE)):
-        content = read(path) if name == LIST_FILE or name in there else None
+    for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (TAKEDOWNS_FILE, TAKEDOWNS_FILE)):
+        content = read(path) if name == TAKEDOWNS_FILE or name in there else None
         if content is None:
             Path(folder, name).unlink(missing_ok=True)
         elif content != _content(Path(folder, name)):

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from manifests import storage
 from manifests.catalog import Catalog
-from manifests.catalog_file import CATALOG_FILE
+from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
-from manifests.takedowns import LIST_FILE
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 from pipeline.fetching.settings import DECIDED_BY
@@ -139,7 +138,7 @@ def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
     num_taken = num_of(before, outcomes) - done.num_asked
     return [
         f"round {done.number}: asked again for {done.num_asked:,} rows, {now['ok'] - was['ok']:,} more pictures",
-        *([f"{num_taken:,} more were not asked: {LIST_FILE} says that they stay out"] if num_taken > 0 else []),
+        *([f"{num_taken:,} more were not asked: {TAKEDOWNS_FILE} says that they stay out"] if num_taken > 0 else []),
         "",
         *aligned(("outcome", ">before", ">after", ""), rows),
         "",

@@ -16,12 +16,20 @@ from typing import Any
 
 from manifests import storage
 from manifests.catalog import STATUS_FILE, status_bytes
-from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, SNAPSHOT_FILE, file_size, find_snapshot, read_snapshot
+from manifests.catalog_file import (
+    CATALOG_FILE,
+    JOURNAL_FILE,
+    SNAPSHOT_FILE,
+    TAKEDOWNS_FILE,
+    file_size,
+    find_snapshot,
+    read_snapshot,
+)
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
 from manifests.release import LATEST_FILE, RECORD_FILE, read_record
 from manifests.remote.folder import place_of, sizes_below, store_of
-from manifests.takedowns import LIST_FILE, WHEN_GONE, read_list
+from manifests.takedowns import WHEN_GONE, read_list
 
 Row = Mapping[str, Any]
 _TABLES = ("parts", "files", "releases", "inputs", "snapshots")
@@ -240,25 +248,27 @@ class FolderCheck:
         yield self._finding("status", STATUS_FILE, fault, cost)
 
     def _check_takedowns(self, rows: Mapping[str, Sequence[Row]]) -> Iterator[Finding]:
-        path = storage.join(self._workdir, LIST_FILE)
-        seen = [row for row in rows["inputs"] if row["path"] == LIST_FILE]
+        path = storage.join(self._workdir, TAKEDOWNS_FILE)
+        seen = [row for row in rows["inputs"] if row["path"] == TAKEDOWNS_FILE]
         cost = "pictures that were taken down may come into the next build"
         if not Path(path).exists():
             if seen:
-                yield Finding("takedowns", LIST_FILE, "gone", "no build and no takedown runs without it", WHEN_GONE)
+                yield Finding(
+                    "takedowns", TAKEDOWNS_FILE, "gone", "no build and no takedown runs without it", WHEN_GONE
+                )
             return
         self._num_files += 1
-        mend = f"take {LIST_FILE} from a backup, or compare it with the takedowns in each {RECORD_FILE}"
+        mend = f"take {TAKEDOWNS_FILE} from a backup, or compare it with the takedowns in each {RECORD_FILE}"
         try:
             read_list(self._workdir)
         except (ConfigError, ValueError) as error:
-            yield Finding("takedowns", LIST_FILE, str(error).partition(": ")[2] or str(error), cost, mend)
+            yield Finding("takedowns", TAKEDOWNS_FILE, str(error).partition(": ")[2] or str(error), cost, mend)
             return
         info = Path(path).stat()
         for row in seen:  # who edits the list changes its time
             unchanged = (info.st_size, round(info.st_mtime, 3)) == (row["num_bytes"], round(row["mtime_ns"] / 1e9, 3))
             if unchanged and storage.hash_file(path).sha256 != row["sha256"]:
-                yield Finding("takedowns", LIST_FILE, "changed without being edited", cost, mend)
+                yield Finding("takedowns", TAKEDOWNS_FILE, "changed without being edited", cost, mend)
 
     def _finding(self, kind: str, file: str, fault: str, cost: str) -> Finding:
         return Finding(kind, file, fault, cost, self._mend)

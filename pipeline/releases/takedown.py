@@ -14,9 +14,10 @@ from typing import Any
 
 from manifests import storage
 from manifests.catalog import Catalog
+from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.release import RECORD_FILE, Release
-from manifests.takedowns import LIST_FILE, Entry, add_entries, standing_entries
+from manifests.takedowns import Entry, add_entries, standing_entries
 from pipeline.releases.lookup import Found, Known, find_in_release, images_of, look_up
 from pipeline.releases.opening import work_folder_of
 from pipeline.releases.versions import num_held_by, releases_beside, versions_of, write_version
@@ -45,7 +46,7 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
         in_release = find_in_release(release, entries, left_out)
         made = write_version(release, in_release.rows, _takedowns(release, in_release, entries))
         return TakenDown(in_release, Known(), made, None, _holders(release, in_release.asked))
-    list_path = storage.join(workdir, LIST_FILE)
+    list_path = storage.join(workdir, TAKEDOWNS_FILE)
     with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
         in_catalogue = look_up(catalog, release, entries)
         in_release = find_in_release(

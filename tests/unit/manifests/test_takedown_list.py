@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
-from manifests.takedowns import LIST_FILE, Entry, add_entries, read_list
+from manifests.takedowns import Entry, add_entries, read_list
 
 LINE_BREAKS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\r\n"]
 
@@ -35,11 +36,11 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, value: st
 
 def test_a_list_written_by_hand_on_windows_is_read(tmp_path: Path) -> None:
     lines = [{"by": "owner", "value": "A"}, {"by": "url", "value": "http://u:pw@a.example/1?token=x"}]
-    (tmp_path / LIST_FILE).write_bytes("\r\n".join(map(json.dumps, lines)).encode() + b"\r\n\r\n")
+    (tmp_path / TAKEDOWNS_FILE).write_bytes("\r\n".join(map(json.dumps, lines)).encode() + b"\r\n\r\n")
     assert read_list(str(tmp_path)) == [Entry("owner", "A"), Entry("url", "http://a.example/1?token=***")]
 
 
 def test_a_line_that_is_no_entry_is_named(tmp_path: Path) -> None:
-    (tmp_path / LIST_FILE).write_text('{"by": "owner", "value": "A"}\n{"by": "url", "value": 7}\n')
+    (tmp_path / TAKEDOWNS_FILE).write_text('{"by": "owner", "value": "A"}\n{"by": "url", "value": 7}\n')
     with pytest.raises(ConfigError, match="line 2: not an entry"):
         read_list(str(tmp_path))
