@@ -11,10 +11,11 @@ import os
 import re
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
+from xml.parsers import expat
 
 from manifests import storage
 
@@ -219,3 +220,28 @@ def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: i
     except UnicodeDecodeError:
         name, fault = encoded.decode("utf-8", "backslashreplace"), fault or "has a name that is no UTF-8"
     return Member(name, offset, num_bytes, fault, begins)
+
+
+def is_read_xml(
+    content: bytes,
+    start: Callable[[str, dict[str, str]], None],
+    end: Callable[[str], None],
+    text: Callable[[str], None],
+) -> bool:
+    """Hand the elements and texts of an XML document on; names are `NAMESPACE NAME`. False where it is broken.
+
+    Broken is also one with a document type, since that can declare entities, and one that a handler refuses by a
+    ValueError.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ValueError("a document type")
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError):
+        return False
+    return True

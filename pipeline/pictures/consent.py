@@ -10,11 +10,11 @@ import io
 import json
 from collections.abc import Collection
 from typing import Any
-from xml.parsers import expat
 
 from PIL import Image
 
 from manifests.services.packages import require
+from manifests.untrusted import is_read_xml
 
 IPTC = "XMP plus:DataMining"
 C2PA = "C2PA training-mining"
@@ -88,15 +88,7 @@ def data_mining(packet: bytes) -> str | None:
         if inside:
             inside[-1] += content
 
-    def refuse(*_: object) -> None:
-        raise ValueError("a packet of XMP declares no entities")
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(packet.strip(b"\0 \r\n\t"), True)
-    except (expat.ExpatError, ValueError):
+    if not is_read_xml(packet.strip(b"\0 \r\n\t"), start, end, text):
         return None
     ends = (value.strip().rpartition("/")[2] for value in values)
     return next((value for value in ends if value.startswith(_PROHIBITED)), None)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from xml.parsers import expat
 
+from manifests.untrusted import is_read_xml
 from pipeline.fetching.consent.patterns import fits, plain_path, unescaped
 from pipeline.fetching.urls import Target
 
@@ -128,17 +128,7 @@ def _contents(body: bytes) -> list[_Content]:
         if about is not None:
             words.append(content)
 
-    def refuse(*_: object) -> None:
-        raise ValueError("a licence declares no entities")
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(body.strip(), True)
-    except (expat.ExpatError, ValueError):
-        return []
-    return contents
+    return contents if is_read_xml(body.strip(), start, end, text) else []
 
 
 def _tag(name: str) -> str:
