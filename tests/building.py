@@ -171,6 +171,13 @@ def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(given, code, *texts)
 
 
+def done(*arguments: str | Path) -> str:
+    """What a command says that must succeed."""
+    ended = run_here(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout + ended.stderr
+
+
 def release_of(work_dir: Path) -> Path:
     """The newest release of a work folder."""
     return work_dir / "releases" / (work_dir / "releases/LATEST").read_text(encoding="utf-8").strip()

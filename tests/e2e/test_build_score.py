@@ -6,23 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import ROOT, Web, run_here, write_build_config
+from building import Web, run_here, write_build_config
+from tiny_clip import MODEL, save_weights
 
 from manifests.reader import open_reader
-
-MODEL = ROOT / "configs/models/vit-tiny-demo.json"
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import open_clip
-    import torch
-
-    torch.manual_seed(0)
-    open_clip.add_model_config(MODEL)
-    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
-    torch.save(open_clip.create_model("vit-tiny-demo").state_dict(), path)
-    return path
+    return save_weights(tmp_path_factory.mktemp("weights"))
 
 
 def _score_parts(work: Path) -> list[tuple[str, object]]:

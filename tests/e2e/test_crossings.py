@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, hash_tree, release_of, run_here, write_folder_config
+from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config
 from sealed import lend, part
 from walk.web import picture
 
@@ -68,13 +68,6 @@ class Lent:
 @pytest.fixture
 def lent(sealed: Path, tmp_path: Path) -> Lent:
     return Lent(sealed, tmp_path / "lent")
-
-
-def done(*arguments: str | Path) -> str:
-    """What a command says that must succeed."""
-    ended = run_here(*arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout + ended.stderr
 
 
 def refused(*arguments: str | Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from building import release_of, run_here, write_small_config
+from building import done, release_of, run_here, write_small_config
 from sealed import lend
 from walk.web import picture
 
@@ -18,13 +18,6 @@ from manifests.reader import open_reader, rows_of
 from pipeline.releases.cutting import iter_samples
 
 NUM = 12
-
-
-def done(*arguments: str | Path) -> str:
-    """What a command says that must succeed."""
-    ended = run_here(*arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout + ended.stderr
 
 
 def refused(*arguments: str | Path) -> str:

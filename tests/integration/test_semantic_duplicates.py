@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_clip import MODEL, save_weights
 
 from manifests import storage
 from manifests.catalog import Catalog
@@ -28,7 +29,6 @@ from pipeline.store.files import Named, RowGroup
 from pipeline.store.pool import PoolWriter
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = ROOT / "configs/models/vit-tiny-demo.json"
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 
 
@@ -50,14 +50,7 @@ def test_pairs_equal_a_double_loop_within_clusters(num_clusters: int) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import open_clip
-    import torch
-
-    torch.manual_seed(0)
-    open_clip.add_model_config(MODEL)
-    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
-    torch.save(open_clip.create_model("vit-tiny-demo").state_dict(), path)
-    return path
+    return save_weights(tmp_path_factory.mktemp("weights"))
 
 
 def config_of(folder: Path, work: Path, weights: Path, **semantic: Any) -> BuildConfig:

