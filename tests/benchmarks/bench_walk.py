@@ -24,7 +24,9 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from walk.walker import COMMANDS, FAULTS, FAVOURED, OPEN, Action, DifferenceError, draw, replay, shorten, walking  # noqa: E402
+from walk.drawing import COMMANDS, FAULTS, FAVOURED, OPEN, Action, draw, shorten  # noqa: E402
+from walk.oracle import DifferenceError  # noqa: E402
+from walk.walker import replay, walking  # noqa: E402
 
 LENGTH = 40
 

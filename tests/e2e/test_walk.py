@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from walk.drawing import COMMANDS, WRITERS, Action, draw, shorten
 from walk.oracle import DifferenceError
-from walk.walker import COMMANDS, WRITERS, Action, draw, shorten, walking
+from walk.walker import walking
 
 from manifests.catalog import Catalog
 

@@ -1,16 +1,11 @@
-"""Draws the next change and command, checks what must hold after each, and shortens a walk that ends badly.
-
-An action is (what, name, seed): all else follows from the world as it is then. So a walk can be done again without some
-of its actions.
-"""
+"""Does a change or a command, and checks what must hold after it."""
 
 from __future__ import annotations
 
-import itertools
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,30 +16,14 @@ from damaging import flip_bit, kinds_of
 
 from manifests.storage import is_private
 from walk import oracle
+from walk.drawing import OPEN, WRITERS, Action
 from walk.oracle import Clean, CleanBuilds, DifferenceError
 from walk.running import Ran, run, run_and_kill
 from walk.web import Web, semantic_settings
-from walk.world import CHANGES, SETTINGS, World, recipe_of
+from walk.world import CHANGES, World, recipe_of
 
-FAULTS = {  # what a walk leaves out while a fault is open: it would meet the same one again and again
-    "A1": "repair without CONFIG",
-    "A2": "takedown after retry",
-    "C1": "a local picture replaced by one of the same size",
-    "C2": "a file that a table names and whose ending is not watched",
-    "C3": "other settings of robots.txt and consent",
-    "C5": "dedup.semantic",
-    "C6": "other limits of pictures",
-    "C9": "a file replaced by one of the same size and time",
-    "W1": "a damaged catalogue or samples.parquet, which DuckDB tells with a traceback",
-}
-OPEN: tuple[str, ...] = ()
-WRITERS = {"build": 4.0, "mix": 1.0, "retry": 1.0, "takedown": 1.5, "repair": 1.0, "repair CONFIG": 0.7}
-READERS = {"verify": 0.4, "verify --deep": 0.4, "diff": 0.3, "status": 0.3, "explain": 0.3, "query": 0.3, "report": 0.3}
-COMMANDS = WRITERS | READERS
 WRITES_AT_MOST = {"build": 150, "mix": 60, "retry": 50, "takedown": 16, "repair": 80, "repair CONFIG": 80}
 QUERIES = ("SELECT reason, count(*) FROM decisions GROUP BY ALL", "SELECT * FROM facts", "SELECT * FROM views")
-
-Action = tuple[str, str, int]
 
 
 @dataclass
@@ -448,59 +427,6 @@ def walking(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-BEFORE = {"repair": ("damage", 0.7), "repair CONFIG": ("damage", 0.7), "verify": ("damage", 0.2)}
-
-
-FAVOURED = {  # what shows a fault comes so much more often in a walk that looks for it
-    "A1": {"repair": 8.0, "damage": 1.0},
-    "A2": {"retry": 4.0, "takedown": 4.0},
-    "C1": {"file": 2.0, "other_place": 2.0},
-    "C2": {"file": 4.0, "build": 2.0},
-    "C3": {"setting": 2.0, "build": 3.0, **dict.fromkeys([name for name in SETTINGS if "network" in name], 8.0)},
-    "C5": {"setting": 2.0, "row": 2.0, "build": 3.0, "dedup.semantic": 8.0},
-}
-
-
-def draw(
-    rng: random.Random,
-    num_commands: int,
-    pairs: Mapping[tuple[str, str], int] | None = None,
-    favoured: Mapping[str, float] | None = None,
-    steps: Sequence[Sequence[Any]] | None = None,
-    moved: Callable[[], bool] = lambda: True,
-) -> Iterator[Action]:
-    """The actions of a walk. `pairs` counts which command came after which: what came seldom comes first.
-
-    `steps` grows with each command that was done, its name first: one that cannot be done now is no part of a pair.
-    `moved` says whether the next command meets something new; a step that does not is not counted.
-    """
-    changes = {name: weight for name, (_, weight) in CHANGES.items()} | {"damage": 0.0}  # of Walk, not of the world
-    last, refused = "build", set[str]()
-    yield "command", "build", rng.randrange(1 << 30)
-    for _ in range(num_commands - 1):
-        num_done, last = len(steps or ()), steps[-1][0] if steps else last
-        seldom: Mapping[str, float] = COMMANDS
-        if pairs is not None:
-            fewest = min(pairs.get((last, name), 0) for name in COMMANDS if name not in refused)
-            seldom = {name: 4.0 ** (fewest - pairs.get((last, name), 0)) for name in COMMANDS if name not in refused}
-        last = _pick(rng, seldom, favoured or {})
-        for _ in range(rng.choice([0, 1, 1, 1, 2])):
-            yield "change", _pick(rng, changes, favoured or {}), rng.randrange(1 << 30)
-        kind, share = BEFORE.get(last, ("", 0.0))
-        if rng.random() < share:
-            yield "change", kind, rng.randrange(1 << 30)
-        for _ in range(5):
-            if moved():
-                break
-            yield "change", _pick(rng, changes, favoured or {}), rng.randrange(1 << 30)
-        yield "command", last, rng.randrange(1 << 30)
-        refused = {*refused, last} if steps is not None and len(steps) == num_done else set()
-
-
-def _pick(rng: random.Random, weights: Mapping[str, float], times: Mapping[str, float]) -> str:
-    return rng.choices(list(weights), [weight * times.get(name, 1.0) for name, weight in weights.items()])[0]
-
-
 def replay(folder: Path, actions: Sequence[Action], **options: Any) -> DifferenceError | None:
     """Do the actions in a new world; gives the difference that ends them."""
     with walking(folder, **options) as walk:
@@ -510,24 +436,3 @@ def replay(folder: Path, actions: Sequence[Action], **options: Any) -> Differenc
             except DifferenceError as error:
                 return error
     return None
-
-
-def shorten(
-    actions: Sequence[Action], kind: str, fails: Callable[[Sequence[Action]], DifferenceError | None], most: int = 60
-) -> list[Action]:
-    """Leave out what a difference of this kind does not need, ever smaller runs of actions, in so many tries."""
-    kept, size = list(actions), max(1, len(actions) // 2)
-    for _ in itertools.repeat(None, most):
-        for start in range(0, len(kept) - 1, size):  # the last action is the one that fails
-            fewer = kept[:start] + kept[min(start + size, len(kept) - 1) :]
-            most -= 1
-            if len(fewer) < len(kept) and (error := fails(fewer)) is not None and error.kind == kind:
-                kept = fewer
-                break
-            if most <= 0:
-                return kept
-        else:
-            if size == 1:
-                return kept
-            size = max(1, size // 2)
-    return kept
