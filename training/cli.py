@@ -373,12 +373,14 @@ def _tokens(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from training.evaluation.blend import refuse_over_blend
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
     from training.model.exports_onnx import export_onnx
     from training.record.run_files import refuse_within_run
 
     refuse_within_run(options.target)
+    refuse_over_blend(options.target)
     trained = open_trained_model(options.model)
     if options.kind is not None:
         trained.model.use_kind(options.kind)

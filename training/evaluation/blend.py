@@ -29,14 +29,16 @@ from manifests import storage
 from manifests.drawing.panels import Panel, draw_png
 from manifests.drawing.theme import INK, SERIES, WARN
 from manifests.errors import ConfigError
+from manifests.release import Release
 from manifests.services.packages import require
 from manifests.settings import differences
 from training.config import TrainSettings
 from training.data import loader
+from training.data.shard_index import ShardRelease
 from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import evaluation_device, feature_kinds
-from training.evaluation.evaluate import measure, sources_of
+from training.evaluation.evaluate import measure, seen_in_training, sources_of
 from training.evaluation.metrics import Figure, mean_figure
 from training.evaluation.outside_sets import open_sets
 from training.evaluation.trained_model import TrainedModel
@@ -135,7 +137,10 @@ def blend(
     table = {
         "made_by": MADE_BY, "start": start.source, "end": end.source, "rule": RULE, "groups": vars(groups),
         "releases": [source.name for source in opened], "split": chosen, "identity": identity,
+        "notes": _notes(start, end, opened, chosen),
     }  # fmt: skip
+    for note in table["notes"]:
+        say(note)
     model = model.to(evaluation_device(settings)).eval()
     with lock_folder(folder):
         measured = _rows_before(folder / TABLE_FILE, identity, say)
@@ -159,6 +164,15 @@ def blend(
         storage.write_file(str(folder / PLOT_FILE), _plot(rows, best, groups))
         storage.publish_json(folder / TABLE_FILE, table | {"alpha": best.alpha, "rows": [vars(row) for row in rows]})
     return best, code
+
+
+def _notes(
+    start: TrainedModel, end: TrainedModel, opened: Sequence[Release | ShardRelease], split: str | None
+) -> list[str]:
+    """Which of the two trainings saw pictures of the split, by which alpha is chosen."""
+    if split is None:
+        return []
+    return [f"{m.source}: {note}" for m in (start, end) for note in seen_in_training(m, opened, split)]
 
 
 def _measures(settings: TrainSettings) -> dict[str, Any]:
@@ -323,3 +337,9 @@ def _refuse_foreign(folder: Path) -> None:
         made_by = None
     if made_by != MADE_BY:
         raise ConfigError(f"{there[0]}: is there, and no `dalip blend` wrote it; choose another --out")
+
+
+def refuse_over_blend(folder: str) -> None:
+    """Raises: ConfigError where a blend lies: its table would speak of weights that are gone."""
+    if (table := Path(folder) / TABLE_FILE).exists():
+        raise ConfigError(f"{table}: `dalip blend` wrote the model of this folder; choose another TARGET")

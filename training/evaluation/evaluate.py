@@ -100,7 +100,7 @@ def evaluate_model(
     measured = measure(model, settings, opened, chosen, sets)
     result["notes"] += measured.pop("notes")
     if chosen is not None:
-        result["notes"] += _seen_in_training(trained, opened, chosen)
+        result["notes"] += seen_in_training(trained, opened, chosen)
     result |= measured
     result["seconds"] = round(time.monotonic() - started, 2)
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
@@ -144,7 +144,7 @@ def measure(
     return result
 
 
-def _seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str) -> list[str]:
+def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str) -> list[str]:
     """A note where pictures of a split were in the training of the run, by another release than the split's own."""
     release = sources[0]
     if isinstance(release, ShardRelease) or trained.settings.data.shards:

@@ -214,6 +214,11 @@ def inspect_run(
     checkpoints = list_checkpoints(folder)
     finished = (folder / SUMMARY_FILE).exists()
     if not checkpoints and not finished:
+        if (folder / MODEL_FILE).exists():
+            raise ConfigError(
+                f"{folder}: holds {MODEL_FILE} but neither {SUMMARY_FILE} nor a checkpoint: nothing says whose "
+                "weights they are; move it away, choose another --output, or --no-resume to train anew in its place"
+            )
         return RunState("new")
     stored = read_json(folder / RUN_FILE).get("identity")
     if not isinstance(stored, dict):

@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from building import hash_tree
 from huggingface_hub import snapshot_download
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
@@ -148,6 +149,14 @@ def test_an_evaluation_says_how_many_pictures_the_training_has_seen(
     assert (
         "note: 12 of the 12 pictures were in the training: the figures of the split flatter" in capsys.readouterr().out
     )
+    blended = tmp_path / "blended"
+    assert main(["blend", *[config["output_dir"]] * 2, "--alpha", "0", "--out", str(blended)]) == 0
+    assert capsys.readouterr().out.count("12 of the 12 pictures were in the training") == 2, "of each of both models"
+    assert len(json.loads((blended / "blend.json").read_text())["notes"]) == 2
+    before = hash_tree(blended)
+    assert main(["export", config["output_dir"], str(blended), "--format", "huggingface"]) == 2
+    assert "blend.json: `dalip blend` wrote the model of this folder" in capsys.readouterr().err
+    assert hash_tree(blended) == before
     shutil.rmtree(trained_on)
     assert main(["eval", config["output_dir"]]) == 0
     assert "which is not at its place: whether it saw these pictures is not known" in capsys.readouterr().out

@@ -147,6 +147,10 @@ def test_weights_of_another_run_are_handed_on_by_no_command_when_the_summary_is_
         assert main(command) == 2
         assert "no trained model here (no summary.json says which bytes its model.pt has)" in capsys.readouterr().err
     assert not (tmp_path / "again.pt").exists()
+    foreign = (run / "model.pt").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds model\.pt but neither summary\.json nor a checkpoint"):
+        train(make_settings(config))
+    assert (run / "model.pt").read_bytes() == foreign, "weights that nobody knows are not trained over"
 
 
 def test_a_checkpoint_of_another_run_is_refused(
