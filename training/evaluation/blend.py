@@ -137,9 +137,9 @@ def blend(
     table = {
         "made_by": MADE_BY, "start": start.source, "end": end.source, "rule": RULE, "groups": vars(groups),
         "releases": [source.name for source in opened], "split": chosen, "identity": identity,
-        "notes": _notes(start, end, opened, chosen),
+        "notes": (notes := _notes(start, end, opened, chosen)),
     }  # fmt: skip
-    for note in table["notes"]:
+    for note in notes:
         say(note)
     model = model.to(evaluation_device(settings)).eval()
     with lock_folder(folder):
