@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.masking import hide_secrets
 from manifests.outcomes import Outcome
 from manifests.records import stamp_in_store, stamps_on_disk
 from pipeline.sources.limits import MAX_OPEN_FILES
@@ -139,8 +140,14 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
 
     A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
 
-    Raises: ConfigError when there are none, and for one that is no regular file of the folder.
+    Raises: ConfigError when there are none, for one that is no regular file of the folder, and for an address of the web
+    with a query.
     """
+    if path.startswith(("http://", "https://")) and "?" in path:
+        raise ConfigError(
+            f"{where}: {hide_secrets(path)}: what stands behind the ? would become a part of names in every table and "
+            "release, and it may be a token; download the file and give that, or an address without a query"
+        )
     fs, inner = storage.filesystem(path)
     inner = inner.rstrip("/") or "/"
     if re.search(r"[*?\[{]", inner) and (storage.is_remote(path) or not fs.exists(inner)):

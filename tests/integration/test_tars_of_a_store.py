@@ -268,3 +268,12 @@ def test_an_estimate_reads_the_first_samples_alone(
     num = int(re.search(r"^(\d+) pictures of .* lie in 2 tars of 184 kB in a store", done.stdout, re.M)[1])
     assert 0.8 < num / (2 * NUM) < 1.2
     assert "read once in 14 requests" in done.stdout
+
+
+def test_a_token_in_an_address_gets_into_no_name(server: RangeServer, tmp_path: Path) -> None:
+    """Names of tars are a part of record keys, which releases publish."""
+    server.put("0.tar", tar_of(tmp_path))
+    said = build(config_of(tmp_path, f"{server.address}/0.tar?token=s3cr3tt0k3n"), status=2)
+    assert "an address without a query" in said
+    assert "s3cr3tt0k3n" not in said
+    assert not server.asked
