@@ -140,8 +140,8 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
 
     A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
 
-    Raises: ConfigError when there are none, for one that is no regular file of the folder, and for an address of the web
-    with a query.
+    Raises: ConfigError when there are none, for one that is no regular file of the folder, and for an address of the
+    web with a query.
     """
     if path.startswith(("http://", "https://")) and "?" in path:
         raise ConfigError(

@@ -39,7 +39,7 @@ def main(folders: list[str]) -> None:
     for row in rows:
         if row["sha256"] in bodies:
             stored = measure_image(bodies[row["sha256"]], ImageSettings())
-            image = open_stored(stored.body).convert("RGB")  # type: ignore[union-attr]
+            image = open_stored(stored.body).convert("RGB")
             row["face_score"] = f"{find_boxes(faces, [image])[0][0]:.2f}"
             row["text_score"] = f"{text.score([image], [''])[0]:.4f}"
     with LABELS.open("w", newline="") as stream:

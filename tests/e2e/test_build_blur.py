@@ -61,7 +61,7 @@ def _samples(release: Release) -> dict[str, dict[str, Any]]:
         with tarfile.open(release.shard_path("train", shard)) as tar:
             for member in tar:
                 key, _, kind = member.name.partition(".")
-                samples.setdefault(key, {})[kind] = tar.extractfile(member).read()  # type: ignore[union-attr]
+                samples.setdefault(key, {})[kind] = tar.extractfile(member).read()
     return samples
 
 

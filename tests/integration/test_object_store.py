@@ -189,7 +189,7 @@ def test_a_release_that_is_refused_for_a_moment_opens(
     fs.pipe_file(f"{folder}/demo-abc/release.json", json.dumps(record).encode())
     for refused in ("releases/LATEST", "demo-abc/release.json"):
         left = [1]
-        store.choose = lambda method, path, name=refused, left=left: (  # type: ignore[misc]
+        store.choose = lambda method, path, name=refused, left=left: (
             "expired_403" if method == "GET" and name in path and left and left.pop() else None
         )
         assert Release.open(f"s3://{BUCKET}/lab").name == "demo-abc"

@@ -48,7 +48,7 @@ def obtain(given: SourceSettings, environment: dict[str, str], sleep: Callable[[
     reader = given.reader
     if reader.waits_for() is None:
         return False
-    obtaining.obtain([reader], "PlantMix/test", environment, sleep)  # type: ignore[list-item]
+    obtaining.obtain([reader], "PlantMix/test", environment, sleep)
     return True
 
 
