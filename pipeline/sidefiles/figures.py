@@ -46,6 +46,8 @@ _COUNTS = {
     "count(*) AS images FROM images GROUP BY ALL ORDER BY images DESC, host",
     "languages": "SELECT coalesce(language, '(not told)') AS language, count(*) AS images FROM images GROUP BY ALL "
     "ORDER BY images DESC, language",
+    "marks": "SELECT mark, count(*) AS images FROM (SELECT unnest(string_split(marks, ' ')) AS mark FROM images) "
+    "WHERE mark <> '' GROUP BY ALL ORDER BY mark",
     "frequent_taxa": f"SELECT name, images, samples FROM named ORDER BY images DESC, name LIMIT {MOST_FREQUENT}",
     "rare_taxa": f"SELECT name, images, samples FROM named ORDER BY images, md5(name) LIMIT {MOST_FREQUENT}",
 }
@@ -82,10 +84,9 @@ _HEADS = f"""
 def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures."""
     view_parquet(connection, "stored_samples", [samples])
-    told = "language" in connection.table("stored_samples").columns  # an older release does not
-    connection.execute(
-        f"CREATE VIEW samples AS SELECT *{'' if told else ', NULL::VARCHAR AS language'} FROM stored_samples"
-    )
+    later = {"language", "marks"} - {*connection.table("stored_samples").columns}  # what an older release does not tell
+    absent = "".join(f", NULL::VARCHAR AS {name}" for name in sorted(later))
+    connection.execute(f"CREATE VIEW samples AS SELECT *{absent} FROM stored_samples")
     connection.execute(
         "CREATE VIEW images AS SELECT * REPLACE (coalesce(licence_id, 'unknown') AS licence) FROM samples "
         "WHERE copy = 0"

@@ -109,6 +109,8 @@ def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(tmp_path: Pat
     assert [one for one, _ in above] == sorted(bright, key=lambda one: (scores[one], one))
     assert {one for one, _ in below} == set(scores) - bright
     assert "middle: blur, max_score 0.5" in report_of(release)
+    card = Path(release.path, "README.md").read_text()
+    assert f"Score rules marked {len(bright)} images `middle:blurred`: parts of them are blurred" in card
 
 
 def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(tmp_path: Path, pictures: Path) -> None:

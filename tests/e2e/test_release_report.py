@@ -146,6 +146,7 @@ ROW = {"target_share": 0.7, "realised_share": 0.5, "num_available": 2, "num_draw
 MIXTURE = {"law": LAW, "domains": [{"domain": "plant", "num_heldout": 0, **ROW}]}
 FIGURES = {
     "tables": [],
+    "marks": [],
     **{name: [] for name in ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa", "languages",
                              "frequent_taxa", "rare_taxa", "taxon_sizes", "heads")},
     **{name: {"labels": [], "shares": {}} for name in ("words", "sides", "kilobytes")},
