@@ -8,7 +8,7 @@ before any work when a scorer is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,16 +280,17 @@ def _scorer_inputs(context: BuildContext, settings: ScoreSettings, name: str) ->
 
 def _option(context: BuildContext, key: str, value: Any) -> Named:
     """An option of a plug-in: files count by their content, wherever in it they are named; a secret by its hash."""
-    content = each_of(lambda each: named_file(context, each).content, value)
+    content = _content_of(context, value)
     is_shown = hide_in(content, key) == content
     return Named(value, content if is_shown else f"secret {fingerprint({key: content})}")
 
 
-def each_of(change: Callable[[Any], Any], value: Any) -> Any:
-    """A JSON value with every plain value in it changed."""
+def _content_of(context: BuildContext, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: each_of(change, each) for key, each in value.items()}
-    return [each_of(change, each) for each in value] if isinstance(value, list) else change(value)
+        return {key: _content_of(context, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_content_of(context, each) for each in value]
+    return named_file(context, value).content
 
 
 def named_file(context: BuildContext, value: Any) -> Named:
