@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import traceback
 from pathlib import Path
 
 from manifests.errors import PlantMixError, RetryableError, RunError
@@ -65,16 +66,28 @@ def explain(error: BaseException, folder: Path) -> PlantMixError | None:
     text = " ".join(str(error).split())
     # torch raises it wherever the trainer happens to be when it hears that the process ended.
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
-        return RetryableError(
-            f"a loader process is gone: {text} If memory ran out, lower data.num_workers; "
-            "run the same command to go on from the last checkpoint"
-        )
+        return _loader_is_gone(text)
+    if isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) and _was_fetching_tensors(error):
+        return _loader_is_gone(f"it ended before its batch was taken ({type(error).__name__}).")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(
             f"{error.filename or folder}: cannot be written ({error.strerror}); make room, then run the same command "
             "to go on from the last checkpoint"
         )
     return None
+
+
+def _loader_is_gone(text: str) -> RetryableError:
+    return RetryableError(
+        f"a loader process is gone: {text} If memory ran out, lower data.num_workers; "
+        "run the same command to go on from the last checkpoint"
+    )
+
+
+def _was_fetching_tensors(error: BaseException) -> bool:
+    """Whether the error rose where this process asks a loader process for the tensors of a batch that it announced."""
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return "torch.multiprocessing.reductions" in modules
 
 
 def stop_not_finite(

@@ -11,19 +11,21 @@ import resource
 import shutil
 import signal
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import rebuild_storage_fd
 from training_runs import Finished, assert_same_run, make_settings, run_once
 
-from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError
 from training.config import read_train_settings
 from training.record import checkpoint, run_files
 from training.record.log import RunLog, cut_log, read_log
-from training.run import loop
+from training.run import failures, loop
 from training.run.loop import train
 
 
@@ -253,5 +255,23 @@ def test_a_killed_loader_process_is_said(config: dict[str, Any], monkeypatch: py
         return gradients(trainer, chunk)
 
     monkeypatch.setattr(loop, "compute_gradients", kill_loader)
-    with pytest.raises(RetryableError, match=r"a loader process is gone: DataLoader worker \(pid.*data\.num_workers"):
+    with pytest.raises(RetryableError, match=r"a loader process is gone: .*data\.num_workers"):
         run_once(config, data={"num_workers": 1}, schedule={"steps": 50})
+
+
+def test_a_batch_whose_loader_process_is_gone_is_said(tmp_path: Path) -> None:
+    class Gone:  # what a batch brings along: the address where its process hands the memory over
+        def detach(self) -> int:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    def error_of(ask: Callable[[], Any]) -> PlantMixError | None:
+        try:
+            ask()
+        except ConnectionResetError as error:
+            return failures.explain(error, tmp_path)
+        raise AssertionError
+
+    explained = error_of(lambda: rebuild_storage_fd(torch.UntypedStorage, Gone(), 8))
+    assert "a loader process is gone: it ended before its batch was taken (ConnectionResetError)." in str(explained)
+    assert isinstance(explained, RetryableError)
+    assert error_of(Gone().detach) is None  # of anything else, a store for one
