@@ -88,7 +88,7 @@ def _part(table: RunsTable, domains: np.ndarray, losses: np.ndarray) -> RunsTabl
 def clip_draws() -> Iterator[tuple[str, Draw]]:
     """Our own CLIP runs: fitted to the designed mixtures, asked for the sealed ones."""
     rows = [json.loads(line) for line in (HERE / "results/mixing-law.jsonl").read_text().splitlines()]
-    records = [row["record"] for row in rows]
+    records = [row["record"] for row in rows if row["name"] != "choice"]
     for width in (64, 128, 192):
         parts = []
         for kind in "ds":

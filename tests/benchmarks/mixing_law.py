@@ -31,7 +31,7 @@ from study_records import Records
 HERE = Path(__file__).parent
 MIXTURES = HERE / "protocols" / "mixing-law-mixtures.csv"
 RESULTS = HERE / "results" / "mixing-law.jsonl"
-CHOICE = HERE / "results" / "mixing-law-choice.json"
+CHOICE = "choice"  # name of the record that holds the chosen mixture, beside those of the runs
 DOMAINS = ("photos", "drawings", "icons")
 STEPS, BATCH, CHECKPOINT_STEPS = 180, 64, 45
 POOL = 2200  # training pictures of each domain; the block of cut pools takes a quarter of them
@@ -57,7 +57,9 @@ def read_mixtures() -> dict[str, dict[str, float]]:
     with MIXTURES.open() as stream:
         rows = list(csv.DictReader(stream))
     mixtures = {row["mixture"]: {name: float(row[f"mix_{name}"]) for name in DOMAINS} for row in rows}
-    return mixtures | ({"chosen": json.loads(CHOICE.read_text())["chosen"]} if CHOICE.exists() else {})
+    for choice in Records(RESULTS).of(CHOICE):
+        mixtures["chosen"] = choice["chosen"]
+    return mixtures
 
 
 def list_runs() -> list[Run]:
@@ -74,8 +76,8 @@ def list_runs() -> list[Run]:
         "dalip": {"model": {"preset": "dalip"}},
     }.items():
         runs += [Run(block, *place, 128, changes) for place in part]
-    if CHOICE.exists():
-        pair = ("chosen", json.loads(CHOICE.read_text())["best_sealed"])
+    for choice in Records(RESULTS).of(CHOICE):
+        pair = ("chosen", choice["best_sealed"])
         runs += [Run("regret", mixture, seed, 128) for mixture in pair for seed in range(4)]
     return runs
 
@@ -149,7 +151,7 @@ def do_run(run: Run, mixture: dict[str, float], release: str, work: Path) -> dic
 def write_table(results: Records) -> None:
     """The records as a table that `plantmix plan fit` reads: one row for each run and checkpoint."""
     rows = []
-    for name in sorted(results.names()):
+    for name in sorted(results.names() - {CHOICE}):
         run = results.one(name)
         for step in sorted(run["losses"][DOMAINS[0]], key=int):
             row = {
@@ -186,7 +188,7 @@ def do_runs(release: str, work: Path, results: Records, blocks: list[str], secon
 
 def read_records(results: Records, *, judge: bool) -> list[dict[str, Any]]:
     """Finished runs; those of sealed mixtures only to judge."""
-    return [record for record in results.of("*") if judge or not record["mixture"].startswith("s")]
+    return [record for record in results.of("*-*") if judge or not record["mixture"].startswith("s")]
 
 
 def last_losses(records: list[dict[str, Any]]) -> np.ndarray:
@@ -262,7 +264,7 @@ def write_choice(records: list[dict[str, Any]]) -> None:
         sums.setdefault(record["mixture"], []).append(float(losses.sum()))
     best = min(sums, key=lambda name: float(np.mean(sums[name])))
     values = {"chosen": dict(zip(DOMAINS, chosen, strict=True)), "best_sealed": best}
-    CHOICE.write_text(json.dumps(values, indent=1) + "\n")
+    Records(RESULTS).add(CHOICE, values)
 
 
 def regret(records: list[dict[str, Any]]) -> str:
