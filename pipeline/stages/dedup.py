@@ -28,8 +28,8 @@ from manifests import tables
 from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline import config
-from pipeline.matching.mirrors import DISTINCT_HASHES, FLAT_BITS, HASHES, make_pairs
-from pipeline.matching.search import PAIRS_BYTES, Hashes, find_pairs
+from pipeline.matching.mirrors import FLAT_BITS, HASHES, distinct_hashes, make_pairs
+from pipeline.matching.search import PAIRS_BYTES, find_pairs
 from pipeline.pictures.detail import detail_px
 from pipeline.pictures.image import measure_pixels
 from pipeline.pictures.phash import one_blas_thread
@@ -117,7 +117,7 @@ def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
     """One sorted table of the pairs within the radius, and the placeholders by name."""
     with run.scratch() as sql:
         _view(sql, inputs)
-        hashes: Hashes = sql.sql(DISTINCT_HASHES).fetchnumpy()["hash"]
+        hashes, num_hashes = distinct_hashes(sql)
     scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
     low, high = find_pairs(hashes, inputs.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
@@ -126,7 +126,6 @@ def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
         sql.register("near", near)
         make_pairs(sql)
         file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "phash_a, phash_b")
-        ((num_hashes,),) = sql.execute("SELECT count(DISTINCT phash) FROM hashes").fetchall()
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
     notes = {
         "num_hashes": num_hashes,
