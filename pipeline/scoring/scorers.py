@@ -42,7 +42,7 @@ class Scorer(Protocol):
         """Get the model ready; called once a worker. Raises: ConfigError when that is not possible."""
 
     def score(self, images: Sequence[Any], texts: Sequence[str]) -> Sequence[float]:
-        """One number a pair. `images` are PIL images in RGB; a batch always has the configured length."""
+        """One number a pair; the text may be "". `images` are PIL images in RGB; a batch has the configured length."""
 
 
 def make_scorer(settings: ScoreSettings, name: str) -> Scorer:

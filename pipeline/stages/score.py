@@ -154,12 +154,12 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             view_parquet(sql, name, getattr(inputs, name).paths)
         view_table(sql, "scored", inputs.scored, SCORED)
         view_table(sql, "all_boxes", inputs.boxes, BOXES)
-        with_text = _rows_with_text("sample_id, stored_sha256, md5(text) AS text_md5")
+        fetched = _fetched("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = run.save(
             sql,
             "score/scores",
             tables.SCORES,
-            f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({with_text}) w USING (sample_id, "
+            f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({fetched}) f USING (sample_id, "
             "stored_sha256, text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
             "sample_id, scorer",
         )
@@ -190,7 +190,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         notes = {"content": facet(sql, tables.VERDICTS.names, "verdicts")}
         files = [scores, verdicts]
         if len(drops) < len(inputs.rules):
-            files.append(run.save(sql, "score/marks", tables.MARKS, _marking(inputs.rules, with_text), "sample_id"))
+            files.append(run.save(sql, "score/marks", tables.MARKS, _marking(inputs.rules, fetched), "sample_id"))
             view_parquet(sql, "marks", [files[-1].temp])
             notes["marks"] = facet(sql, tables.MARKS.names, "marks")
     num_in = verdicts.num_rows
@@ -198,9 +198,9 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     return PartResult(tuple(files), funnel, notes)
 
 
-def _rows_with_text(columns: str) -> str:
+def _fetched(columns: str) -> str:
     # images that a caption rule drops are scored too, so that the rule can move later without scoring
-    return f"SELECT {columns} FROM facts JOIN captions USING (sample_id) WHERE outcome = 'ok' AND text <> ''"
+    return f"SELECT {columns} FROM facts JOIN captions USING (sample_id) WHERE outcome = 'ok'"
 
 
 def _failing(number: int, rule: ScoreRule) -> str:
@@ -225,7 +225,7 @@ def _failing(number: int, rule: ScoreRule) -> str:
     )
 
 
-def _marking(rules: Sequence[ScoreRule], with_text: str) -> str:
+def _marking(rules: Sequence[ScoreRule], fetched: str) -> str:
     """What is packed with a mark (MARKS): rows that fail a rule which does not drop them, and the boxes to blur."""
     done = {"blur": "blurred", "flag": "flagged"}
     failing = [
@@ -239,7 +239,7 @@ def _marking(rules: Sequence[ScoreRule], with_text: str) -> str:
         f"WITH marked AS ({' UNION ALL '.join(failing)}), blurs AS (SELECT sample_id, "
         f"list(DISTINCT {{{box}}} ORDER BY {{{box}}}) AS blur FROM marked m "
         "JOIN (SELECT DISTINCT b.* EXCLUDE (text_md5) FROM all_boxes b "
-        f"JOIN ({with_text}) USING (sample_id, stored_sha256, text_md5)) b USING (sample_id, scorer) "
+        f"JOIN ({fetched}) USING (sample_id, stored_sha256, text_md5)) b USING (sample_id, scorer) "
         "WHERE b.confidence > m.above GROUP BY ALL) "
         "SELECT sample_id, string_agg(DISTINCT mark, ' ' ORDER BY mark) AS marks, any_value(blur) AS blur "
         "FROM marked LEFT JOIN blurs USING (sample_id) GROUP BY ALL"
@@ -320,9 +320,10 @@ def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Par
     done = run.files_of(_scored_by(scorer, run), "scored")
     view_table(sql, "scored", done, SCORED)
     columns = 'sample_id, stored_sha256, md5(text) AS text_md5, pool_file, "offset", length, text'
+    and_text = " AND text <> ''" if scorer.name == CLIP else ""  # a picture alone may show what must not be packed
     groups = cut_rows(
         sql,
-        f"FROM ({_rows_with_text(columns)}) ANTI JOIN scored USING (sample_id, stored_sha256, text_md5)",
+        f"FROM ({_fetched(columns)}{and_text}) ANTI JOIN scored USING (sample_id, stored_sha256, text_md5)",
         'pool_file, "offset", sample_id',
         "sample_id || chr(31) || stored_sha256 || text_md5",
         run.scratch_file(f"score-{scorer.name}.parquet"),

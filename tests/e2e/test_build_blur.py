@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from building import ROOT, folder_source, run_here, write_small_config
 from PIL import Image
 
@@ -152,3 +153,20 @@ def test_another_action_or_threshold_packs_anew_and_scores_nothing(tmp_path: Pat
         num = sql.sql("SELECT count(*) FROM marks").fetchall()[0][0]
     told = json.loads(run_here("diff", flagged.path, blurred.path, "--json").stdout)
     assert [row["image"] for row in told["domains"]] == [num]
+
+
+def test_pictures_without_a_caption_are_blurred_as_well(tmp_path: Path, pictures: Path) -> None:
+    """No rule asks for a caption; one of the packed pictures has a joined text of another kind, the others have none."""
+    for text in pictures.glob("*.txt"):
+        text.write_text("")
+    (tmp_path / "traits.jsonl").write_text(json.dumps({"key": min(pictures.glob("*.jpg")).name, "trait": "red skin"}))
+    config = _config(tmp_path, pictures, caption={"rules": [{}], "text": {"choices": [{"any_of": ["trait"]}]}})
+    values = yaml.safe_load(config.read_text())
+    trait = {"join": "traits.jsonl", "on": {"record_key": "key"}, "text": "trait", "kind": "trait"}
+    values["sources"][0]["captions"] = [trait]
+    config.write_text(yaml.safe_dump(values))
+    samples = _samples(_build(config)).values()
+    assert sorted(members["txt"] for members in samples) == [b""] * 7 + [b"red skin"]
+    with open_reader(str(tmp_path / "work")) as sql:
+        ((num,),) = sql.execute("SELECT count(*) FROM scores WHERE score > $1", [LEAST]).fetchall()
+    assert 0 < num == sum(json.loads(members["json"])["marks"] == "middle:blurred" for members in samples)
