@@ -21,7 +21,7 @@ from manifests.errors import ConfigError
 from manifests.printable import printable
 from manifests.remote.folder import check_store, local_place
 from pipeline.answers.first_rows import Head, read_head
-from pipeline.answers.previews import JOINED
+from pipeline.answers.previews import BESIDES
 from pipeline.answers.tables import joined_counts
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import count_reasons, judge_captions
@@ -310,7 +310,7 @@ def _judge(rows: pa.Table, config: BuildConfig) -> pa.Table:
     measured = measure_captions(rows)
     for name in ("domain", "source"):
         measured = measured.append_column(name, rows[name])
-    for name, kind in JOINED.items():
+    for name, kind in BESIDES.items():
         measured = measured.append_column(name, pa.nulls(rows.num_rows, kind))
     return judge_captions(measured, config.caption)
 

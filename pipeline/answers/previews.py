@@ -1,47 +1,67 @@
 """What the caption rules of a configuration would do, on a sample of its candidates.
 
 The sample comes from the work folder where its build had the same sources, with what is known of the pictures. Else it
-comes from the first rows of each source as it streams. Names and joined archives are staged in a temporary folder that
-is removed afterwards.
+comes from the first rows of each source as it streams. Texts of other tables are joined to the sample
+anew. Names, archives and joins are staged in a temporary folder that is removed afterwards.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.errors import ConfigError, PlantMixError
 from manifests.reader import open_reader
+from pipeline.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.captions.preview import preview_captions
+from pipeline.captions.rules import judge_captions
 from pipeline.config import BuildConfig
+from pipeline.sources.joining import staging, text
 from pipeline.sources.reading import check_source, read_rows
+from pipeline.sources.tables.captions import describe_join, join_captions
 from pipeline.stages.ingest import map_rows
 from pipeline.store.sql import open_scratch
 from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
 
 MAX_SCANNED_ROWS = 200_000  # of each source, when they are streamed
-JOINED = {
+BESIDES = {
     "num_same_text": pa.int64(),
     "width_px": pa.int32(),
     "height_px": pa.int32(),
 }
 
 
+_OF_EACH = """
+    SELECT t.*, j.num_same_text, c.domain, c.width_px, c.height_px
+    FROM texts t JOIN joined j USING (sample_id, entry, row_number) JOIN drawn c USING (sample_id)
+"""
+_SAME_TEXT = """
+    SELECT coalesce(f.num_same_text, d.num_same_text) AS num_same_text
+    FROM drawn d LEFT JOIN filled f USING (sample_id) ORDER BY place
+"""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Drawn candidates, the values that rules may ask for besides, and words on where the candidates come from."""
+    """Drawn candidates, the values that rules may ask for besides, and words on where the candidates come from.
+
+    `texts` are those that other tables join to them, with what the rules say, and `joins` words on each table.
+    """
 
     candidates: pa.Table
-    joined: dict[str, pa.Array]
+    besides: dict[str, pa.Array]
     origin: str
+    texts: pa.Table | None = None
+    joins: tuple[str, ...] = ()
 
 
 def preview(config: BuildConfig, num: int) -> dict[str, Any]:
@@ -56,8 +76,10 @@ def preview(config: BuildConfig, num: int) -> dict[str, Any]:
         names = None
         if backbone is not None:
             names = resolve_names(names_to_resolve(sample.candidates), backbone, scratch, config.run.memory_gb)
-    report = preview_captions(sample.candidates, sample.joined, config.caption, names)
-    return {"name": config.name, "origin": sample.origin, **report}
+        if any(source.captions for source in config.sources):
+            sample = _with_texts(config, sample, names, scratch)
+    report = preview_captions(sample.candidates, sample.besides, config.caption, names, sample.texts)
+    return {"name": config.name, "origin": sample.origin, "joins": list(sample.joins), **report}
 
 
 def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
@@ -87,7 +109,7 @@ def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
         ).to_arrow_table()
     pictures = " and their fetched pictures" if fetched else ""
     origin = f"the {total:,} candidates{pictures} in {config.work_dir}"
-    return Sample(rows.select(tables.CANDIDATES.names).cast(tables.CANDIDATES), _joined(rows), origin)
+    return Sample(rows.select(tables.CANDIDATES.names).cast(tables.CANDIDATES), _besides(rows), origin)
 
 
 def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
@@ -112,12 +134,49 @@ def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
     drawn = rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:num]))
     place = pc.index_in(drawn["caption"].combine_chunks(), value_set=same.field("values"))
     counted = drawn.append_column("num_same_text", same.field("counts").take(place))
-    return Sample(drawn, _joined(counted), origin)
+    return Sample(drawn, _besides(counted), origin)
 
 
-def _joined(rows: pa.Table) -> dict[str, pa.Array]:
+def _besides(rows: pa.Table) -> dict[str, pa.Array]:
     """The values that rules may ask for besides the candidates; nulls where a value is not known."""
     return {
         name: rows[name].combine_chunks().cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
-        for name, kind in JOINED.items()
+        for name, kind in BESIDES.items()
     }
+
+
+def _with_texts(config: BuildConfig, sample: Sample, names: pa.Table | None, scratch: str) -> Sample:
+    """The sample with the texts of other tables, of which some stand in for captions that the source does not give."""
+    joined, joins = [], []
+    new_scratch = partial(open_scratch, scratch, config.run.memory_gb)
+    for source in config.sources:
+        of_source = sample.candidates.filter(pc.equal(sample.candidates["source"], source.name))
+        pq.write_table(of_source, path := f"{scratch}/{source.name}.parquet")
+        for entry, captions in enumerate(source.captions, 1):
+            with staging(new_scratch) as (sql, folder):
+                where = f"{source.where}.captions[{entry}]"
+                query, counts = join_captions(sql, folder, [path], captions, captions.reader(where))
+                rows = f"{text(source.name)} AS source, {entry} AS entry, {text(captions.kind)} AS kind"
+                repeated = "SELECT text, count(*) AS num_same_text FROM usable GROUP BY text"
+                whole = f"SELECT *, {rows} FROM ({query}) JOIN ({repeated}) USING (text)"
+                joined.append(sql.sql(whole).to_arrow_table())
+            joins.append(describe_join({"source": source.name, "entry": entry, **counts}))
+    with new_scratch() as sql:
+        sql.register("joined", pa.concat_tables(joined))
+        measured: list[pa.Table] = []
+        candidates = measure_texts(sql, sample.candidates, names, measured.append)
+        drawn = {"place": pa.array(range(candidates.num_rows)), "sample_id": candidates["sample_id"]}
+        sql.register("drawn", pa.table(drawn | {"domain": candidates["domain"]} | sample.besides))
+        texts = [rows.select(MEASURED_TEXTS.names).cast(MEASURED_TEXTS) for rows in measured]
+        sql.register("texts", pa.concat_tables([MEASURED_TEXTS.empty_table(), *texts]))
+        rows = sql.sql(_OF_EACH).to_arrow_table()
+        judged = sql.sql(number_texts(sql, [(rows, judge_captions(rows, config.caption))])).to_arrow_table()
+        sql.register("filled", rows.filter(rows["is_caption"]))
+        same = sql.sql(_SAME_TEXT).to_arrow_table()["num_same_text"].combine_chunks()
+    return replace(
+        sample,
+        candidates=candidates,
+        besides=sample.besides | {"num_same_text": same},
+        texts=judged,
+        joins=tuple(joins),
+    )

@@ -22,15 +22,21 @@ _PICTURE_RULES = {"min_side_px", "max_aspect_ratio"}
 
 
 def preview_captions(
-    candidates: pa.Table, joined: Mapping[str, pa.Array], settings: CaptionSettings, names: pa.Table | None = None
+    candidates: pa.Table,
+    joined: Mapping[str, pa.Array],
+    settings: CaptionSettings,
+    names: pa.Table | None = None,
+    texts: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Counts and examples as plain values.
 
     `joined` holds, row for row, num_same_text, width_px and height_px. Where nothing is known of one of
     them it is a column of nulls, and the rules that read it are listed under `not_judged`. `names` (schema NAMES)
-    resolves the taxa, where a backbone is given.
+    resolves the taxa, where a backbone is given. `texts` (schema JOINED_TEXTS) are those of other tables, as judged.
     """
     measured = measure_captions(candidates, names)
+    if texts is not None:
+        measured = measured.set_column(measured.column_names.index("texts"), "texts", _with_joined(measured, texts))
     rows = measured.append_column("domain", candidates["domain"]).append_column("source", candidates["source"])
     for name, column in joined.items():
         rows = rows.append_column(name, column)
@@ -41,6 +47,7 @@ def preview_captions(
     chosen = choose_texts(rows, settings.text)
     return {
         "num_rows": candidates.num_rows,
+        "texts": [] if texts is None else _by_kind(texts),
         "cleaning": _cleaning(raw, measured),
         "rules": _rules(rows, verdicts, settings, raw),
         "not_judged": sorted(name for name in _rule_names(settings) if set(RULES[name].needs) & unknown),
@@ -58,6 +65,30 @@ def preview_captions(
             ],
         },
     }
+
+
+def _with_joined(measured: pa.Table, texts: pa.Table) -> pa.Array:
+    """The texts of each row by name, with the joined ones that stay; the one called caption is that of its row."""
+    more: dict[str, list[tuple[str, str]]] = {}
+    for sample_id, name, text in zip(*(texts[name].to_pylist() for name in ("sample_id", "name", "text")), strict=True):
+        if name not in (None, "caption"):
+            more.setdefault(sample_id, []).append((name, text))
+    rows = zip(measured["sample_id"].to_pylist(), measured["texts"].to_pylist(), strict=True)
+    return pa.array([[*(pairs or ()), *more.get(sample_id, ())] for sample_id, pairs in rows], measured["texts"].type)
+
+
+def _by_kind(texts: pa.Table) -> list[dict[str, Any]]:
+    """One entry a kind of joined text: how many there are and stay, and why others are dropped, with an example."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for row in texts.sort_by(
+        [("source", "ascending"), ("entry", "ascending"), ("row_number", "ascending")]
+    ).to_pylist():
+        kind = kinds.setdefault(row["kind"], {"kind": row["kind"], "num": 0, "num_kept": 0, "reasons": {}})
+        kind["num"] += 1
+        kind["num_kept"] += row["reason"] is None
+        if row["reason"] is not None:
+            kind["reasons"].setdefault(row["reason"], {"num": 0, "example": row["text"]})["num"] += 1
+    return list(kinds.values())
 
 
 def _cleaning(raw: list[str], measured: pa.Table) -> dict[str, Any]:
@@ -163,6 +194,9 @@ def describe_preview(report: Mapping[str, Any]) -> list[str]:
         same = example["caption"] == example["text"]
         origin = "" if same else f"   <- {example['text_type']}, given {_quote(example['caption'])}"
         lines.append(f"  {example['domain']:<10}{_cut(example['text'] or '', 90)}{origin}")
+    for kind in report["texts"]:
+        lines += ["", f"joined texts, {kind['kind']}: {kind['num_kept']:,} of {kind['num']:,} stay"]
+        lines += [f"  {reason:<30}{of['num']:>8,}  {_quote(of['example'])}" for reason, of in kind["reasons"].items()]
     if _PICTURE_RULES & set(report["not_judged"]):
         lines += [
             "",

@@ -36,5 +36,6 @@ def _run(args: argparse.Namespace) -> int:
         print_json(report)
         return 0
     print(f"{report['name']}: {report['num_rows']:,} rows drawn from {report['origin']}; nothing is written\n")
+    print_lines([*report["joins"], ""] if report["joins"] else [])
     print_lines(describe_preview(report))
     return 0

@@ -265,6 +265,32 @@ def test_a_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], words: st
     assert len(said.strip().splitlines()) <= 2, said
 
 
+def test_preview_judges_joined_texts_as_a_build_does(tmp_path: Path) -> None:
+    """Before the build and after it; a trait that stands on two rows is one too many here."""
+    write_pictures(tmp_path)
+    write_tables(tmp_path)
+    text = {"choices": [{"any_of": ["trait"]}]}
+    config = write_config(tmp_path, caption={"rules": [{"preset": "plant", "max_repeats": 1}], "text": text})
+    before = json.loads(done("preview", config, "--json"))
+    done("build", config, "--to", "caption")
+    after = json.loads(done("preview", config, "--json"))
+    with open_reader(str(tmp_path / "work")) as connection:
+        counted = "SELECT kind, reason, count(*) AS num FROM joined_texts GROUP BY ALL"
+        texts = {(row["kind"], row["reason"]): row["num"] for row in rows_of(connection, counted)}
+        ((kept,),) = connection.execute("SELECT count(*) FROM caption_verdicts WHERE keep").fetchall()
+    assert texts[("trait", "max_repeats")] == 2
+    for report in (before, after):
+        kinds = {kind["kind"]: kind for kind in report["texts"]}
+        told = {(name, None): kind["num_kept"] for name, kind in kinds.items()}
+        told |= {(name, reason): of["num"] for name, kind in kinds.items() for reason, of in kind["reasons"].items()}
+        assert told == texts
+        assert report["kept"]["num"] == kept
+        assert {example["text_type"] for example in report["kept"]["examples"]} <= {"trait", "caption", "sentence"}
+        assert "trait" in {example["text_type"] for example in report["kept"]["examples"]}
+        assert "3 of 12 pictures (25.0%) have no partner" in report["joins"][0]
+    assert "joined texts, trait: " in done("preview", config)
+
+
 def test_a_key_that_tells_no_pictures_apart_is_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     ours = source(tmp_path)
