@@ -44,6 +44,7 @@ from pipeline.vocabulary.licences import LicenceSettings
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 """Names of the stages of FLOW, in its order."""
 PREFER = ("licence", "pixels", "caption", "priority")  # of two duplicates, the first difference decides which stays
+CLUSTER_SEED = 0  # of k-means; nobody needs another draw
 IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
 PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder
 MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
@@ -80,7 +81,8 @@ class SemanticSettings(Settings):
     """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
 
     removed: ClassVar = {
-        "images_per_cluster": Removed(IMAGES_PER_CLUSTER, "clusters of this size are compared quickly")
+        "images_per_cluster": Removed(IMAGES_PER_CLUSTER, "clusters of this size are compared quickly"),
+        "seed": Removed(CLUSTER_SEED, "threshold says which pictures are the same"),
     }
 
     model: NameOrPath
@@ -89,8 +91,6 @@ class SemanticSettings(Settings):
     """open_clip tag or path of local weights."""
     threshold: float = Field(0.95, gt=0, le=1)
     """Smallest cosine of embeddings of semantic duplicates."""
-    seed: int = 0
-    """Seed of the k-means."""
     batch_size: int = Field(64, ge=1)
     """Pictures embedded at a time."""
     device: str = "cpu"

@@ -28,6 +28,7 @@ BETAS, EPS = (0.9, 0.98), 1e-6
 LINE_SECONDS = 30.0
 RECALL_AT = (1, 5, 10)
 BOOTSTRAP_ROUNDS = 1000
+FEW_SHOT_DRAWS = 5  # as BioCLIP's protocol has it
 
 ClassText = Literal["asis", "common", "scientific", "taxonomic", "scientific_common", "taxonomic_common"]
 
@@ -124,14 +125,12 @@ class WandbSettings(Settings):
         "entity": Removed(None, "wandb reads it itself", "WANDB_ENTITY of the environment"),
         "tags": Removed([], "wandb reads them itself", "WANDB_TAGS of the environment"),
         "mode": Removed("online", "wandb reads it itself", "WANDB_MODE of the environment"),
+        "name": Removed(None, "wandb reads it itself", "WANDB_NAME of the environment, else the name of the folder"),
+        "group": Removed(None, "wandb reads it itself", "WANDB_RUN_GROUP of the environment"),
     }
 
     project: str = Field(min_length=1)
     """Name of the project there."""
-    name: str | None = None
-    """Name of the run there; null: that of its folder."""
-    group: str | None = None
-    """Group of runs there."""
 
 
 class LogSettings(Settings):
@@ -200,10 +199,10 @@ class EvalSetSettings(Settings):
 class FewShotSettings(Settings):
     """k-shot nearest centroid, by BioCLIP's protocol, for every classification."""
 
+    removed: ClassVar = {"seeds": Removed(FEW_SHOT_DRAWS, "BioCLIP's protocol averages so many draws")}
+
     shots: tuple[PositiveInt, ...] = (1, 5)
     """Pictures of each class."""
-    seeds: int = Field(default=5, ge=1)
-    """Draws that are averaged."""
 
 
 class EvalSettings(Settings):

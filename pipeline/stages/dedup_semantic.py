@@ -115,7 +115,7 @@ def inputs_of(context: BuildContext) -> SemanticInputs | None:
         named_file(context, settings.pretrained),
         settings.threshold,
         config.IMAGES_PER_CLUSTER,
-        settings.seed,
+        config.CLUSTER_SEED,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from manifests.errors import ConfigError
-from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, EvalSetSettings, TrainSettings, has_one_slot
+from training.config import BOOTSTRAP_ROUNDS, FEW_SHOT_DRAWS, RECALL_AT, EvalSetSettings, TrainSettings, has_one_slot
 from training.evaluation import metrics
 from training.evaluation.class_names import class_text
 from training.evaluation.encoding import (
@@ -155,7 +155,7 @@ def _few_shot_figures(
     for kind in feature_kinds(model):
         vectors = images.vectors(kind, settings.loss.first_order_weight)
         figures = {
-            str(shots): metrics.few_shot(vectors, labels, shots, few_shot.seeds, BOOTSTRAP_ROUNDS)
+            str(shots): metrics.few_shot(vectors, labels, shots, FEW_SHOT_DRAWS, BOOTSTRAP_ROUNDS)
             for shots in few_shot.shots
         }
         by_kind[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}

@@ -7,6 +7,7 @@ optional, and imported only when wanted. Gives up with ConfigError, before the f
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,8 +85,7 @@ class _Wandb:
         try:
             self._run: Any = wandb.init(
                 project=settings.project,
-                name=settings.name or folder.name,
-                group=settings.group,
+                name=os.environ.get("WANDB_NAME") or folder.name,
                 dir=str(folder),
                 config=config,
                 id=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],

@@ -356,7 +356,7 @@ def test_a_k_that_too_few_pictures_are_there_for_is_said(
     config: dict[str, Any], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """36 pictures of 12 classes: two shots leave one to ask about, three none."""
-    settings = config["eval"] | {"few_shot": {"shots": [2, 3], "seeds": 2}}
+    settings = config["eval"] | {"few_shot": {"shots": [2, 3]}}
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(settings))
     out = tmp_path / "figures.json"
     assert main(["eval", str(trained), "--settings", str(tmp_path / "eval.yaml"), "--out", str(out)]) == 0

@@ -38,7 +38,7 @@ def test_a_run_is_judged_on_sets_of_every_layout(
     assert main(["train", str(run)]) == 0
     wanted = {
         "split": None,
-        "few_shot": {"shots": [1, 3], "seeds": 3},
+        "few_shot": {"shots": [1, 3]},
         "sets": [
             {"name": "tars", "path": str(tmp_path / "tars"), "group": "general"},
             {"name": "folders", "path": str(tmp_path / "folders"), "group": "general", "templates": ["a {}"]},

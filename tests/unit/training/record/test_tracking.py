@@ -63,6 +63,8 @@ def test_tensorboard_has_the_steps_of_the_log_also_after_a_resume(config: dict[s
 def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own: wandb starts threads and a service that outlive a test."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_NAME", "oaks-of-may")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "trees-of-june")
     config["log"] |= {"wandb": {"project": "dalip-test"}}
     command = [sys.executable, "-m", "training.cli", "train", _write(tmp_path, config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
@@ -72,6 +74,8 @@ def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path, monk
     content = runs[0].read_bytes()
     assert b"train/loss" in content
     assert b"dalip-test" in content
+    assert b"oaks-of-may" in content
+    assert b"trees-of-june" in content
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
