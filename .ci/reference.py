@@ -1,7 +1,8 @@
 """Write configs/REFERENCE.md: every key of both configs, from the settings models alone.
 
-A meaning is the text under the field. A section without one has the first paragraph of its class. A kind of source,
-whose field no class names, has its description. `make reference` runs this; tests/docs/test_reference.py compares.
+A meaning is the text under the field. A section is told once, under its heading, by the first paragraph of its class. A
+kind of source, whose field no class names, has its description. `make reference` runs this;
+tests/docs/test_reference.py compares.
 """
 
 from __future__ import annotations
@@ -28,13 +29,10 @@ from training.config import TrainSettings
 
 OUT = Path(__file__).parents[1] / "configs/REFERENCE.md"
 SHARED = 5  # so many keys that another section has as well are not listed again
-UNITS = {"px": "pixels", "pixels": "pixels", "bytes": "bytes", "seconds": "seconds", "gb": "GB", "chars": "characters",
-         "words": "words", "ratio": "ratio", "share": "share", "epochs": "passes", "steps": "steps",
-         "samples": "samples", "size": "rows"}  # fmt: skip
 HEAD = """# Every key
 
-Written by `make reference` from the settings classes; change a meaning there. `[]` stands for an entry of a list,
-`NAME` for a name of yours. An unknown key is an error that names the nearest known one, or the place where it belongs.
+Written by `make reference` from the settings classes; change a meaning there. `[]` stands for an entry of a list. A name
+ends with its unit (`_px` pixels, `_gb`, `_seconds`). An unknown key is an error that names the nearest known one.
 """
 
 
@@ -57,9 +55,16 @@ def definer_of(model: type[Settings], name: str) -> type[Settings]:
 
 
 def meaning_of(model: type[Settings], name: str) -> str:
-    """What a key means; empty when nothing says so."""
+    """What a key means, or the section below it; empty when nothing says so."""
+    sections = sections_in(model.model_fields[name].annotation)
+    return own_meaning_of(model, name) or " ".join(first_sentence(section) for section in sections)
+
+
+def own_meaning_of(model: type[Settings], name: str) -> str:
+    """What the field of a key says; empty where only the section below it says something, under its own heading."""
     said = model.model_fields[name].description or meanings_of(definer_of(model, name)).get(name, "")
-    return said or " ".join(first_sentence(section) for section in sections_in(model.model_fields[name].annotation))
+    sections = sections_in(model.model_fields[name].annotation)
+    return "" if said in [first_sentence(section) for section in sections] else said
 
 
 def first_sentence(model: type[Settings]) -> str:
@@ -114,13 +119,6 @@ def _without_unset(value: Any) -> Any:
     return value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
 
 
-def unit_of(name: str, annotation: Any) -> str:
-    """The unit that the last word of a name says."""
-    if "number" not in type_of(annotation, []) or name.startswith(("num_", "max_attempts")):
-        return ""
-    return UNITS.get(name.rpartition("_")[2], "")
-
-
 def sections_of(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
     """Every section of a config with its place, the top first; a class that stands in two places comes once."""
     seen = {model}
@@ -139,7 +137,7 @@ def lines_of(model: type[Settings]) -> Iterator[str]:
         title = place or "The top level"
         yield from ("", f"### {f'`{title}`' if place else title}", "")
         yield from (first_sentence(section), "")
-        yield from ("| key | type | default | unit | meaning |", "|---|---|---|---|---|")
+        yield from ("| key | type | default | meaning |", "|---|---|---|---|")
         repeated_from: dict[str, list[str]] = {}
         for name in section.model_fields:
             origin = (definer_of(section, name), name)
@@ -150,19 +148,21 @@ def lines_of(model: type[Settings]) -> Iterator[str]:
             first_seen.setdefault((definer_of(section, name), name), title)
             if name not in repeated:
                 cells = (f"`{name}`", type_of(field.annotation, field.metadata), default_of(field),
-                         unit_of(name, field.annotation), meaning_of(section, name))  # fmt: skip
+                         own_meaning_of(section, name))  # fmt: skip
                 yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         for other, names in repeated_from.items():
             if len(names) >= SHARED:
-                yield f"| `{names[0]}` to `{names[-1]}` | | | | {len(names)} keys, as in {other} |"
+                yield f"| `{names[0]}` to `{names[-1]}` | | | {len(names)} keys, as in {other} |"
 
 
 def removed_of(model: type[Settings]) -> Iterator[str]:
-    """The rows of the removed keys of one config."""
+    """The rows of the removed keys of one config; keys of a section with one value and one reason share a row."""
     for place, section in sections_of(model):
+        rows: dict[tuple[str, str], list[str]] = {}
         for name, key in vars(section).get("removed", {}).items():
-            cells = (f"`{place}.{name}`", key.shown or f"`{json.dumps(key.value)}`", key.reason)
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            rows.setdefault((key.shown or f"`{json.dumps(key.value)}`", key.reason), []).append(f"`{place}.{name}`")
+        for (value, reason), names in rows.items():
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (", ".join(names), value, reason)) + " |"
 
 
 def render() -> str:

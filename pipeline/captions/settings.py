@@ -196,7 +196,7 @@ class TextSettings(Settings):
 
 
 class CaptionSettings(Settings):
-    """The `caption` section of a pipeline config."""
+    """Which captions stay, and which texts a sample gets."""
 
     removed: ClassVar = {"measure": Removed(MEASURED, "the language of every caption is measured, in 7 us on a core")}
 

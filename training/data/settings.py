@@ -47,7 +47,7 @@ class TextSettings(Settings):
 
 
 class DataSettings(Settings):
-    """The `data` section of a training config."""
+    """What is read, and how batches are drawn from it."""
 
     removed: ClassVar = {
         "reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs"),

@@ -33,7 +33,7 @@ LOSSES = {
 
 
 class LossSettings(Settings):
-    """The `loss` section of a training config.
+    """What a training minimises.
 
     `first_order_weight` is alpha: f counts alpha and z 1 - alpha. `logit_scale_max` bounds exp(logit_scale) after each
     step; null leaves it free, as released. These defaults go with preset `dalip`. Under preset `released` a config

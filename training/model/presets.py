@@ -40,7 +40,7 @@ class SecondOrderSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """The `model` section of a training config."""
+    """Towers, second-order branches, and the weights to begin with."""
 
     removed: ClassVar = {
         "patch_dropout": Removed(None, "`architecture` may be a JSON file that says another", "the architecture's")
