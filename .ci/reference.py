@@ -31,8 +31,8 @@ OUT = Path(__file__).parents[1] / "configs/REFERENCE.md"
 SHARED = 5  # so many keys that another section has as well are not listed again
 HEAD = """# Every key
 
-Written by `make reference` from the settings classes; change a meaning there. `[]` stands for an entry of a list. A name
-ends with its unit (`_px` pixels, `_gb`, `_seconds`). An unknown key is an error that names the nearest known one.
+Written by `make reference` from the settings classes; change a meaning there. `[]` stands for an entry of a list. A
+name ends with its unit (`_px` pixels, `_gb`, `_seconds`). An unknown key is an error that names the nearest known one.
 """
 
 
