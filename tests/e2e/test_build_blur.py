@@ -156,7 +156,7 @@ def test_another_action_or_threshold_packs_anew_and_scores_nothing(tmp_path: Pat
 
 
 def test_pictures_without_a_caption_are_blurred_as_well(tmp_path: Path, pictures: Path) -> None:
-    """No rule asks for a caption; one of the packed pictures has a joined text of another kind, the others have none."""
+    """No rule asks for a caption. One of the packed pictures has a joined text of another kind, the others none."""
     for text in pictures.glob("*.txt"):
         text.write_text("")
     (tmp_path / "traits.jsonl").write_text(json.dumps({"key": min(pictures.glob("*.jpg")).name, "trait": "red skin"}))
