@@ -29,7 +29,7 @@ from pipeline.config import BuildConfig, RunSettings
 from pipeline.runner.inputs import identity_of
 from pipeline.store.buckets import Bucket, cut_buckets
 from pipeline.store.files import Files, files_of
-from pipeline.store.sql import copy_sorted, open_scratch
+from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
 from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, write_table
 
 StageInputs = TypeVar("StageInputs")
@@ -82,6 +82,14 @@ class Execution(Generic[How]):
         """Write the rows of a query, sorted, as the table STAGE/TABLE that `name` says."""
         writer = self.writer(name.rpartition("/")[2], f"tables/{name}-{self.stem}.parquet", schema)
         return copy_sorted(sql, query, order, writer)
+
+    def save_digested(
+        self, sql: Any, name: str, schema: pa.Schema, query: str, order: str, columns: Sequence[str] = ()
+    ) -> tuple[PrivateFile, str]:
+        """As `save`, with a digest of the rows (of `columns`, or else of all); afterwards the table is a view."""
+        file, table = self.save(sql, name, schema, query, order), name.rpartition("/")[2]
+        view_parquet(sql, table, [file.temp])
+        return file, facet(sql, columns or schema.names, table)
 
     def write(self, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:
         """Write one table to a private file that will be published as `path`."""

@@ -26,7 +26,7 @@ from pipeline.captions.settings import MEASURE_VERSION, MEASURED, CaptionSetting
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import facet, view_parquet, view_table
+from pipeline.store.sql import facet, view_inputs, view_parquet
 from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 
 JUDGE_ROWS = 500_000
@@ -143,9 +143,8 @@ def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
 def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
     """Count the fetched pictures of each text. One pass over all: a text's pictures lie in every bucket."""
     with run.scratch() as sql:
-        for name in ("facts", "captions"):
-            view_parquet(sql, name, getattr(inputs, name).paths)
-        view_table(sql, "texts", inputs.texts, MEASURED_TEXTS, "NOT is_caption")
+        view_inputs(sql, inputs, facts=None, captions=None)
+        view_inputs(sql, inputs, "NOT is_caption", texts=MEASURED_TEXTS)
         query = (
             "SELECT text_key, count(*) AS num_same_text FROM (SELECT text_key FROM captions JOIN facts USING "
             "(sample_id) WHERE outcome = 'ok' "
@@ -161,9 +160,8 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     counts: dict[str, int] = {}
     files = []
     with run.scratch() as sql:
-        for name in ("candidates", "facts", "captions"):
-            view_parquet(sql, name, getattr(inputs, name).paths, inputs.bucket.where)
-        view_table(sql, "repeats", inputs.repeats, REPEATS)
+        view_inputs(sql, inputs, inputs.bucket.where, candidates=None, facts=None, captions=None)
+        view_inputs(sql, inputs, repeats=REPEATS)
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
         adding = sql.cursor()  # a second cursor, because the first is still reading rows
@@ -176,7 +174,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         # verdicts are sorted, not the rows they were made from: a third of the bytes
         files.append(run.save(sql, "caption/caption_verdicts", tables.VERDICTS, "FROM verdicts", "sample_id"))
         if inputs.texts:
-            view_parquet(sql, "texts", inputs.texts.paths, inputs.bucket.where)
+            view_inputs(sql, inputs, inputs.bucket.where, texts=None)
             texts = _joined_rows(sql, settings, "texts", MEASURED_TEXTS.names)
             query = number_texts(adding, ((rows, judge_captions(rows, settings)) for rows in texts))
             order = "sample_id, kind, entry, row_number"

@@ -32,14 +32,13 @@ from pipeline.matching.mirrors import FLAT_BITS, HASHES, distinct_hashes, make_p
 from pipeline.matching.search import PAIRS_BYTES, find_pairs
 from pipeline.pictures.detail import detail_px
 from pipeline.pictures.image import measure_pixels
-from pipeline.pictures.phash import one_blas_thread
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.stages import dedup_evaluation as evaluation
 from pipeline.stages import dedup_semantic as semantic
 from pipeline.stages.dedup_semantic import DedupInputs
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
-from pipeline.store.sql import cut_rows, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
 
 MAX_NAMED_PLACEHOLDERS = 20
 MIRRORS = pa.schema([("pixels_sha256", pa.string()), ("phash_mirrored", pa.uint64())])
@@ -64,7 +63,7 @@ def _measure(
     """`pixels_sha256` of each picture, and what is measured of it."""
     rows = inputs.rows.read().to_pylist()
     measures = []
-    with PoolReader(run.workdir) as pool, one_blas_thread():
+    with PoolReader(run.workdir) as pool:
         for stored in pool.read_rows(rows):
             with open_stored(stored) as image:
                 measures.append(measure(image))
@@ -137,8 +136,7 @@ def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
 
 
 def _view(sql: Any, inputs: PairsInputs) -> None:
-    view_parquet(sql, "facts", inputs.facts.paths)
-    view_table(sql, "mirrors", inputs.mirrors, MIRRORS)
+    view_inputs(sql, inputs, facts=None, mirrors=MIRRORS)
     sql.execute(HASHES)
 
 
@@ -210,9 +208,7 @@ class DetailsInputs:
 def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
     """One sorted table of the details that this build wants, whichever build measured them."""
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "pairs", inputs.pairs, tables.PAIRS)
-        view_table(sql, "found", inputs.found, tables.DETAILS)
+        view_inputs(sql, inputs, facts=None, pairs=tables.PAIRS, found=tables.DETAILS)
         sql.execute(_WANTED_DETAILS)
         rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found SEMI JOIN wanted USING (pixels_sha256)"
         return PartResult((run.save(sql, "dedup/details", tables.DETAILS, rows, "pixels_sha256"),))

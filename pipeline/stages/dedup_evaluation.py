@@ -33,7 +33,7 @@ from pipeline.sources.reading import content_of, digest_inputs, read_rows, root_
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_semantic import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import view_parquet, view_table
+from pipeline.store.sql import view_inputs
 
 VERSION = 2
 PART_ROWS = 1000
@@ -134,11 +134,9 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
 
     `run.how` is the folder of each set.
     """
-    from pipeline.pictures.phash import one_blas_thread
-
     members = inputs.members.read().to_pylist()
     rows = []
-    with LocalReader(run.how.get(inputs.set, "")) as reader, one_blas_thread():
+    with LocalReader(run.how.get(inputs.set, "")) as reader:
         for member in members:
             row = {**member, "evaluation_set": inputs.set}
             rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], inputs.image))
@@ -298,11 +296,8 @@ class LeakInputs:
 def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
     """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order."""
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        # there are no files when every set is a list of names
-        view_table(sql, "evaluation", inputs.evaluation, tables.EVALUATION)
-        view_parquet(sql, "pairs", inputs.pairs.paths)
-        view_parquet(sql, "candidates", inputs.candidates.paths)
+        # nothing is measured when every set is a list of names
+        view_inputs(sql, inputs, facts=None, evaluation=tables.EVALUATION, pairs=None, candidates=None)
         sql.execute("CREATE VIEW fetched AS SELECT * FROM facts WHERE outcome = 'ok'")
         sql.register("near", _near(sql, inputs))
         sql.register("names", _names(sql, inputs.named))

@@ -33,7 +33,7 @@ from pipeline.scoring.clip import ClipScorer
 from pipeline.stages.score import named_file
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
-from pipeline.store.sql import cut_rows, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
 
 VERSION = 1
 PART_ROWS = 2_000
@@ -208,8 +208,7 @@ class ClusterInputs:
 def cluster(inputs: ClusterInputs, run: Execution[None]) -> PartResult:
     """Centroids learnt from an even sample of the pictures of this build, in the order of their pixels."""
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_parquet(sql, "embeddings", inputs.embeddings.paths)
+        view_inputs(sql, inputs, facts=None, embeddings=None)
         sql.execute(
             f"CREATE TABLE alive AS SELECT *, row_number() OVER (ORDER BY pixels_sha256) AS place FROM ({_ALIVE})"
         )

@@ -53,7 +53,7 @@ from pipeline.stages.fetch_rounds import (
 )
 from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import cut_rows, facet, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 log = logging.getLogger("plantmix.fetch")
 
@@ -132,11 +132,9 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
             counting = f"FROM ({counting}) QUALIFY {COUNTS}"
         query = judged(counting, inputs.image, inputs.consent)
-        facts = run.save(sql, "fetch/facts", tables.FACTS, query, "sample_id")
-        view_parquet(sql, "facts", [facts.temp])
+        facts, content = run.save_digested(sql, "fetch/facts", tables.FACTS, query, "sample_id", _CONTENT)
         outcomes = dict(sql.execute("SELECT outcome, count(*) FROM facts GROUP BY 1").fetchall())
         num_in = sql.execute("SELECT count(*) FROM candidates").fetchall()[0][0]
-        content = facet(sql, _CONTENT, "facts")
     num_ok = outcomes.pop("ok", 0)
     return PartResult((facts,), Funnel(num_in, num_ok, outcomes), {"content": content})
 

@@ -31,7 +31,6 @@ from manifests.untrusted import BrokenTarError
 from pipeline.fetching.part import PartWriter
 from pipeline.fetching.settings import DECODE_THREADS
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
-from pipeline.pictures.phash import one_blas_thread
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun
 from pipeline.sources.files import address_of
@@ -108,7 +107,6 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
         return
     path = storage.join(tars.root, inputs.tar)
     with (
-        one_blas_thread(),
         FrontToBack(path, stamp, num_bytes, start) as stream,
         _Pieces(inputs, tars, run, len(before)) as pieces,
     ):

@@ -22,7 +22,7 @@ from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
 from pipeline.store.files import Files
-from pipeline.store.sql import facet, first_half_of_md5, view_parquet
+from pipeline.store.sql import first_half_of_md5, view_inputs
 
 log = logging.getLogger("plantmix.mix")
 
@@ -153,8 +153,7 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
     """
     seed = inputs.seed
     with run.scratch() as sql:
-        view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_parquet(sql, "decisions", inputs.decisions.paths)
+        view_inputs(sql, inputs, candidates=None, decisions=None)
         strata = [{"stratum": place, **asdict(stratum)} for place, stratum in enumerate(inputs.strata)]
         sql.register("strata", pa.Table.from_pylist(strata, schema=_STRATA))
         sql.execute(_KEPT)
@@ -172,9 +171,8 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
         sql.execute("SET preserve_insertion_order = true")
         sql.execute(_SHUFFLED.format(hashed=first_half_of_md5(f"'shuffle {seed} ' || copy || ' ' || sample_id")))
         sql.execute("DROP TABLE drawn")
-        draws = run.save(sql, "mix/draws", tables.DRAWS, _DRAWS.format(num_train=num_train), "sample_id, copy")
-        view_parquet(sql, "draws", [draws.temp])
-        content = facet(sql, tables.DRAWS.names, "draws")
+        drawn = _DRAWS.format(num_train=num_train)
+        draws, content = run.save_digested(sql, "mix/draws", tables.DRAWS, drawn, "sample_id, copy")
         ((num_kept,),) = sql.execute("SELECT count(*) FROM draws WHERE copy = 0").fetchall()
         splits, heldout = (
             dict(sql.execute(f"SELECT {query} GROUP BY ALL ORDER BY ALL").fetchall())

@@ -26,7 +26,7 @@ from pipeline.runner.work import Execution, PartResult
 from pipeline.stages import pack_record as record
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_parquet, view_table
+from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_inputs, view_parquet, view_table
 from pipeline.store.tar import BLOCK_BYTES
 
 _TEXTS = pa.map_(pa.string(), pa.string())
@@ -266,11 +266,10 @@ def _read(
 
     Raises: IntegrityError when a table has not one row of each drawn sample.
     """
-    for name in ("draws", "candidates"):
-        view_parquet(sql, name, getattr(inputs, name).paths, bucket.where)
+    view_inputs(sql, inputs, bucket.where, draws=None, candidates=None)
     view_parquet(sql, "all_facts" if inputs.marks else "facts", inputs.facts.paths, bucket.where)
     if inputs.marks:
-        view_parquet(sql, "marks", inputs.marks.paths, bucket.where)
+        view_inputs(sql, inputs, bucket.where, marks=None)
         sql.execute("CREATE VIEW facts AS FROM all_facts LEFT JOIN marks USING (sample_id)")
     columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, bucket)]}
     sql.execute(_NUMBERED)

@@ -23,7 +23,7 @@ from pipeline.scoring.scorers import Box, code_of, find_boxes, loaded_scorer, ma
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
-from pipeline.store.sql import cut_rows, facet, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000
@@ -150,10 +150,8 @@ def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
 def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     """The scores of this build, and verdicts over the rows that passed the caption rules."""
     with run.scratch() as sql:
-        for name in ("candidates", "facts", "captions", "caption_verdicts"):
-            view_parquet(sql, name, getattr(inputs, name).paths)
-        view_table(sql, "scored", inputs.scored, SCORED)
-        view_table(sql, "all_boxes", inputs.boxes, BOXES)
+        view_inputs(sql, inputs, candidates=None, facts=None, captions=None, caption_verdicts=None)
+        view_inputs(sql, inputs, scored=SCORED, boxes=BOXES)
         fetched = _fetched("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = run.save(
             sql,
@@ -176,7 +174,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             "SELECT sample_id, arg_min({'reason': reason, 'score': score, 'threshold': threshold}, "
             f"rule) AS first FROM ({fails or nothing}) GROUP BY sample_id"
         )
-        verdicts = run.save(
+        verdicts, content = run.save_digested(
             sql,
             "score/score_verdicts",
             tables.VERDICTS,
@@ -186,13 +184,11 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             "sample_id",
         )
         reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
-        view_parquet(sql, "verdicts", [verdicts.temp])
-        notes = {"content": facet(sql, tables.VERDICTS.names, "verdicts")}
-        files = [scores, verdicts]
+        files, notes = [scores, verdicts], {"content": content}
         if len(drops) < len(inputs.rules):
-            files.append(run.save(sql, "score/marks", tables.MARKS, _marking(inputs.rules, fetched), "sample_id"))
-            view_parquet(sql, "marks", [files[-1].temp])
-            notes["marks"] = facet(sql, tables.MARKS.names, "marks")
+            marking = _marking(inputs.rules, fetched)
+            marks, notes["marks"] = run.save_digested(sql, "score/marks", tables.MARKS, marking, "sample_id")
+            files.append(marks)
     num_in = verdicts.num_rows
     funnel = Funnel(num_in, num_in - sum(reasons.values()), reasons)
     return PartResult(tuple(files), funnel, notes)
@@ -238,7 +234,7 @@ def _marking(rules: Sequence[ScoreRule], fetched: str) -> str:
     return (
         f"WITH marked AS ({' UNION ALL '.join(failing)}), blurs AS (SELECT sample_id, "
         f"list(DISTINCT {{{box}}} ORDER BY {{{box}}}) AS blur FROM marked m "
-        "JOIN (SELECT DISTINCT b.* EXCLUDE (text_md5) FROM all_boxes b "
+        "JOIN (SELECT DISTINCT b.* EXCLUDE (text_md5) FROM boxes b "
         f"JOIN ({fetched}) USING (sample_id, stored_sha256, text_md5)) b USING (sample_id, scorer) "
         "WHERE b.confidence > m.above GROUP BY ALL) "
         "SELECT sample_id, string_agg(DISTINCT mark, ' ' ORDER BY mark) AS marks, any_value(blur) AS blur "
@@ -309,8 +305,7 @@ def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> Sequence[Part[Meas
     if not inputs.scorers:
         return parts
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_parquet(sql, "captions", inputs.captions.paths)
+        view_inputs(sql, inputs, facts=None, captions=None)
         for scorer in inputs.scorers:
             parts += _plan_scorer(scorer, run, sql)
     return parts

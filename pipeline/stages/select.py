@@ -47,7 +47,7 @@ from pipeline.stages.select_contenders import (
 )
 from pipeline.store.buckets import Bucket, cut_buckets, join_facets
 from pipeline.store.files import Files
-from pipeline.store.sql import facet, view_parquet, view_table
+from pipeline.store.sql import view_inputs
 from pipeline.vocabulary.licences import LicenceSettings
 
 PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
@@ -197,10 +197,9 @@ class CapsInputs:
 def _view_rows(sql: Any, inputs: DecideInputs) -> None:
     """Views of a bucket's tables, what rules say of its rows, and `left_over`: those that only a cap can drop."""
     view_measured(sql, inputs.measured, inputs.bucket)
-    view_table(sql, "leak_groups", inputs.leak_groups, LEAK_GROUPS)
-    view_table(sql, "contradicted", inputs.contradicted, CONTRADICTED, inputs.bucket.where)
-    view_table(sql, "conflicts", inputs.conflicts, CONFLICTS, inputs.bucket.where)
-    view_table(sql, "duplicates", inputs.duplicates, companies.DUPLICATES, inputs.bucket.where)
+    view_inputs(sql, inputs, leak_groups=LEAK_GROUPS)
+    of_bucket = {"contradicted": CONTRADICTED, "conflicts": CONFLICTS, "duplicates": companies.DUPLICATES}
+    view_inputs(sql, inputs, inputs.bucket.where, **of_bucket)
     judge_rules(sql, inputs.rules)
     sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
 
@@ -219,7 +218,7 @@ def pick_keys(inputs: KeysInputs, run: Execution[None]) -> PartResult:
 def cap(inputs: CapsInputs, run: Execution[None]) -> PartResult:
     """Rows that the caps drop, one cap after the other."""
     with run.scratch() as sql:
-        view_parquet(sql, "keyed", inputs.keyed.paths)
+        view_inputs(sql, inputs, keyed=None)
         balance = judge_caps(sql, inputs.balance)
         file = run.save(sql, "select/cap_verdicts", tables.VERDICTS, "FROM cap_verdicts", "sample_id")
         return PartResult((file,), None, {"balance": balance})
@@ -287,20 +286,20 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
     """Decisions over every candidate of a bucket."""
     with run.scratch() as sql:
         _view_rows(sql, inputs)
-        view_table(sql, "cap_verdicts", inputs.cap_verdicts, tables.VERDICTS, inputs.bucket.where)
+        view_inputs(sql, inputs, inputs.bucket.where, cap_verdicts=tables.VERDICTS)
         sql.execute(_DROPPED)
         limits = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in inputs.limits.items())
         limit = f"CASE f.outcome{limits} END" if limits else "NULL"
         decisions = _DECISIONS.replace("$limit", limit)
-        files = [run.save(sql, "select/decisions", tables.DECISIONS, decisions, "sample_id")]
-        view_parquet(sql, "decisions", [files[0].temp])
-        notes: dict[str, Any] = {"content": facet(sql, tables.DECISIONS.names, "decisions")}
+        file, content = run.save_digested(sql, "select/decisions", tables.DECISIONS, decisions, "sample_id")
+        files, notes = [file], dict[str, Any](content=content)
         if inputs.left_captions:
-            view_parquet(sql, "left_captions", inputs.left_captions.paths, inputs.bucket.where)
+            view_inputs(sql, inputs, inputs.bucket.where, left_captions=None)
             query = "FROM left_captions SEMI JOIN (FROM decisions WHERE keep) USING (sample_id)"
-            files.append(run.save(sql, "select/extra_captions", tables.EXTRA_CAPTIONS, query, "sample_id, place"))
-            view_parquet(sql, "extra_captions", [files[1].temp])
-            notes["captions"] = facet(sql, tables.EXTRA_CAPTIONS.names, "extra_captions")
+            file, notes["captions"] = run.save_digested(
+                sql, "select/extra_captions", tables.EXTRA_CAPTIONS, query, "sample_id, place"
+            )
+            files.append(file)
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
         )

@@ -24,7 +24,7 @@ from pipeline.runner.work import Execution, PartResult
 from pipeline.stages.dedup_evaluation import FLAT_PIXEL_STD
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import first_half_of_md5, view_parquet, view_table
+from pipeline.store.sql import first_half_of_md5, view_inputs, view_parquet
 from pipeline.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 
 LEAK_GROUPS = pa.schema(
@@ -65,10 +65,8 @@ class Measured:
 def view_measured(sql: Any, measured: Measured, bucket: Bucket, facts: str = "facts") -> None:
     """Views over the rows of a bucket, by the names of the tables; `facts` may take another name."""
     view_parquet(sql, facts, measured.facts.paths, bucket.where)
-    for name in ("candidates", "captions", "caption_verdicts"):
-        view_parquet(sql, name, getattr(measured, name).paths, bucket.where)
-    view_table(sql, "score_verdicts", measured.score_verdicts, tables.VERDICTS, bucket.where)
-    view_table(sql, "leaks", measured.leaks, tables.LEAKS, bucket.where)
+    view_inputs(sql, measured, bucket.where, candidates=None, captions=None, caption_verdicts=None)
+    view_inputs(sql, measured, bucket.where, score_verdicts=tables.VERDICTS, leaks=tables.LEAKS)
 
 
 def judge_rules(sql: Any, rules: Rules, more: Sequence[str] = ()) -> None:
@@ -199,11 +197,9 @@ def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
     """
     with run.scratch() as sql:
         view_parquet(sql, "measured_facts", inputs.facts.paths)
-        view_parquet(sql, "candidates", inputs.candidates.paths)
-        view_parquet(sql, "captions", inputs.captions.paths)
-        view_parquet(sql, "pairs", inputs.pairs.paths, _TELLING)
-        view_table(sql, "semantic_pairs", inputs.semantic_pairs, tables.SEMANTIC_PAIRS)
-        view_table(sql, "leaks", inputs.leaks, tables.LEAKS)
+        view_inputs(sql, inputs, candidates=None, captions=None, leaks=tables.LEAKS)
+        view_inputs(sql, inputs, semantic_pairs=tables.SEMANTIC_PAIRS)
+        view_inputs(sql, inputs, _TELLING, pairs=None)
         sql.execute(_LIKENESS)
         sql.execute(_SEMANTIC_EDGES)
         sql.execute("CREATE VIEW shown AS SELECT phash FROM likeness")
@@ -275,10 +271,8 @@ def contend(inputs: ContendInputs, run: Execution[None]) -> PartResult:
     """Rows of a bucket that are in company, and what decides which of them stays."""
     with run.scratch() as sql:
         view_measured(sql, inputs.measured, inputs.bucket, facts="measured_facts")
-        view_table(sql, "leak_groups", inputs.leak_groups, LEAK_GROUPS)
-        view_table(sql, "contradicted", inputs.contradicted, CONTRADICTED, inputs.bucket.where)
-        view_table(sql, "details", inputs.details, tables.DETAILS)
-        view_parquet(sql, "companies", inputs.companies.paths)
+        view_inputs(sql, inputs, leak_groups=LEAK_GROUPS, details=tables.DETAILS, companies=None)
+        view_inputs(sql, inputs, inputs.bucket.where, contradicted=CONTRADICTED)
         is_class_folder = [name in inputs.class_folders for name in inputs.priority]
         sources = {"source": list(inputs.priority), "priority": list(inputs.priority.values())}
         sql.register("sources", pa.table({**sources, "is_class_folder": is_class_folder}))
@@ -312,7 +306,7 @@ def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResu
         companies.judge_duplicates(sql, inputs.prefer)
         find_conflicts(sql)
         if inputs.semantic_pairs:
-            view_parquet(sql, "semantic_pairs", inputs.semantic_pairs.paths)
+            view_inputs(sql, inputs, semantic_pairs=None)
             companies.judge_semantic(sql, inputs.prefer)
         files = [run.save(sql, "select/duplicates", companies.DUPLICATES, "FROM duplicates", "sample_id")]
         order = "sample_id, about, matched, other_sample_id"

@@ -171,6 +171,16 @@ def view_table(
         connection.register(name, schema.empty_table())
 
 
+def view_inputs(connection: Any, inputs: Any, where: str = "true", **schemas: pa.Schema | None) -> None:
+    """Views over tables that are fields of `inputs`, by their names; one with a schema may have no files."""
+    for name, schema in schemas.items():
+        files: Files = getattr(inputs, name)
+        if schema is None:
+            view_parquet(connection, name, files.paths, where)
+        else:
+            view_table(connection, name, files, schema, where)
+
+
 def empty_columns(connection: Any, paths: Sequence[str]) -> frozenset[str]:
     """Columns of Parquet files that hold no value in any of them, by what the files say of their row groups.
 
