@@ -31,7 +31,7 @@ from manifests.catalog_file import (
     whole_config,
     write_snapshot,
 )
-from manifests.catalog_reads import CommittedParts, current_stages
+from manifests.catalog_reads import current_stages, read_parts
 from manifests.errors import ConfigError, DamageError, RunError
 from manifests.masking import hide_secrets
 from manifests.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
@@ -45,6 +45,7 @@ _TAKEN = (
     "SELECT step, position FROM stage_parts "
     "WHERE fingerprint = ? AND position BETWEEN ? AND ? AND list_contains(?, position)"
 )
+_LINKS = "SELECT part_key FROM stage_parts WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position"
 _OFF_PLACE = "DELETE FROM stage_parts WHERE fingerprint = ? AND step = ? AND position = ?"
 
 
@@ -55,7 +56,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._connection = connection
         self._session = session
         self._reader = connection.cursor()
-        self._parts = CommittedParts(self._connection)
+        self._kept: dict[str, PartRecord] = {}  # parts that were read; none ever changes, and each takes about 1 kB
         self._config = ""
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
@@ -176,7 +177,6 @@ class Catalog(AbstractContextManager["Catalog"]):
             )
             for table in ("stage_parts", "stages"):
                 self._connection.execute(f"DELETE FROM {table} WHERE fingerprint = ?", [before])
-        self._parts.forget_links()
 
     def seal_stage(self, stage: StageRecord) -> None:
         """Close a stage version for good.
@@ -209,13 +209,13 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def find_parts(self, keys: Sequence[str]) -> dict[str, PartRecord]:
         """The committed ones among `keys`."""
-        if not keys:
-            return {}
-        return self._parts.find(keys)
+        self._kept |= read_parts(self._connection, [key for key in keys if key not in self._kept])
+        return {key: self._kept[key] for key in keys if key in self._kept}
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
-        return self._parts.of(fingerprint, step)
+        rows = self._connection.execute(_LINKS, [fingerprint, step]).fetchall()
+        return self._in_order(rows)
 
     def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
         """Every committed part of a recipe, or of all; whatever the stage version, oldest first."""
@@ -224,7 +224,7 @@ class Catalog(AbstractContextManager["Catalog"]):
             "ORDER BY committed_at, part_key",
             params=[stage, step, reuse_key],
         ).fetchall()
-        return self._parts.in_order([key for (key,) in rows])
+        return self._in_order(rows)
 
     def find_files(self, table: str) -> list[str]:
         """Paths, relative to the work folder, of every file of a table that any build committed, oldest first."""
@@ -252,9 +252,6 @@ class Catalog(AbstractContextManager["Catalog"]):
                 self._connection.execute(_OFF_PLACE, [fingerprint, step, position])
             self._insert("stage_parts", links)
             append_to_journal(self.workdir, entries)
-        self._parts.forget_links()
-        for row, part in zip(rows, parts.values(), strict=True):
-            self._parts.keep(row, part.files)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
@@ -263,7 +260,6 @@ class Catalog(AbstractContextManager["Catalog"]):
         ).fetchall()
         if sorted(before) == sorted(keys):
             return
-        self._parts.forget_links()
         with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             if keys:
@@ -304,9 +300,8 @@ class Catalog(AbstractContextManager["Catalog"]):
     def forget_parts(self, keys: Collection[str]) -> dict[str, int]:
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
-        self._parts.forget_links()
         for key in parts:
-            self._parts.forget(key)
+            self._kept.pop(key, None)
             with transaction(self._connection):
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
@@ -399,6 +394,11 @@ class Catalog(AbstractContextManager["Catalog"]):
             places = ", ".join([f"({', '.join('?' * len(names))})"] * len(some))
             values = [row[name] for row in some for name in names]
             self._connection.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES {places}", values)
+
+    def _in_order(self, rows: Sequence[tuple[str]]) -> list[PartRecord]:
+        """The committed parts that rows name by their keys."""
+        parts = self.find_parts([key for (key,) in rows])
+        return [parts[key] for (key,) in rows]
 
     def _find_text(self, sql: str, *values: Any) -> str | None:
         rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
