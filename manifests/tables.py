@@ -347,11 +347,6 @@ def kind_of(name: str) -> str:
     return kind[:-1] if kind != name and kind.endswith("_") else name
 
 
-def member_name(name: str) -> str:
-    """File name of a text inside a shard, behind the key."""
-    return MEMBER_NAMES.get(name, f"{name}.txt")
-
-
 def sample_ids(source: str, record_keys: Sequence[bytes]) -> pa.StringArray:
     """Identities of samples: 128-bit hashes (32 hex digits each) of the source's name and its own record keys."""
     begun, digests = hashlib.blake2b(f"{source}\x1f".encode(), digest_size=_ID_BYTES), []

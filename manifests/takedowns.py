@@ -47,12 +47,7 @@ class Entry:
     @property
     def key(self) -> tuple[str, str]:
         """Equal for two entries that mean the same."""
-        return self.by, normal_owner(self.value) if self.by == "owner" else self.value
-
-
-def normal_owner(name: str) -> str:
-    """An owner's name as it is compared: in lower case, without spaces around it."""
-    return name.strip().lower()
+        return self.by, self.value.strip().lower() if self.by == "owner" else self.value
 
 
 def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:

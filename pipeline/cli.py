@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser(arguments).parse_args(arguments)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
-        _begin_arrow()
+        from pipeline.store.arrow import without_pandas  # not for --help
+
+        without_pandas()
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             folder = getattr(args, "dir", None)
             if folder and (address := store_of(folder)):
@@ -83,12 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
         return 1
-
-
-def _begin_arrow() -> None:
-    from pipeline.store.arrow import without_pandas  # not for --help
-
-    without_pandas()
 
 
 def _brought(address: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,11 +17,11 @@ import yaml
 
 from manifests.errors import ConfigError
 from manifests.settings import NAME_PATTERN, parse_settings
-from pipeline.answers.places import as_source, keys_of, look_at
+from pipeline.answers.places import keys_of, look_at
 from pipeline.config import BuildConfig
 from pipeline.sources.kinds import Place, path_keys
 from pipeline.sources.reading import check_source
-from pipeline.sources.settings import KINDS
+from pipeline.sources.settings import KINDS, SourceSettings
 
 WIDTH = 118
 _RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
@@ -62,7 +63,7 @@ def write_first_config(
         for path in paths:
             place = look_at(path)
             source = _source_name(path, [taken for taken, _, _ in places])
-            check_source(as_source(source, domain, place))
+            check_source(SourceSettings(name=source, domain=domain, **keys_of(place)))
             places.append((source, domain, place))
     sets: list[tuple[str, Place]] = []
     for path in evaluation:
@@ -128,19 +129,15 @@ def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
     lines = ["Written by `plantmix init`. Nothing was asked over the network.", ""]
     lines.append("Only you can decide:" if decisions else "It builds as it is.")
     for number, text in enumerate(decisions, 1):
-        lines += _wrapped(f"{number}. {text}", "   ")
+        lines += textwrap.wrap(
+            f"{number}. {text}", WIDTH - 2, initial_indent=" ", subsequent_indent="    ", break_long_words=False
+        )
     lines += ["", "Next: plantmix estimate, plantmix preview, plantmix build, each with this file."]
     return [f"# {line}".rstrip() for line in lines]
 
 
 def _states_nothing(places: Sequence[tuple[str, str, Place]]) -> bool:
     return not any(place.states_licence for *_, place in places)
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, WIDTH - 2, initial_indent=" ", subsequent_indent=f" {indent}", break_long_words=False)
 
 
 def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Place]]) -> list[str]:

@@ -26,7 +26,7 @@ from pipeline.sources.files import (
     zip_fault,
 )
 from pipeline.sources.kinds import Listing, Place
-from pipeline.sources.settings import KINDS, SourceSettings
+from pipeline.sources.settings import KINDS
 
 
 def look_at(path: str) -> Place:
@@ -80,8 +80,3 @@ def _what_it_is(listing: Listing) -> str:
 def keys_of(place: Place) -> dict[str, Any]:
     """The keys of a source in YAML that name the place."""
     return place.settings if KINDS[place.kind].is_flat else {place.kind: place.settings}
-
-
-def as_source(name: str, domain: str, place: Place) -> SourceSettings:
-    """The place as settings, checked."""
-    return SourceSettings(name=name, domain=domain, **keys_of(place))

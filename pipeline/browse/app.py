@@ -116,8 +116,10 @@ class Pages:
         }
         return [
             *(Route(path, self._when_open(handler)) for path, handler in need_index.items()),
-            Route("/style.css", self.style),
-            Route("/icon.svg", self.icon),
+            *(
+                Route(f"/{name}", functools.partial(_file, name, kind))
+                for name, kind in (("style.css", "text/css"), ("icon.svg", "image/svg+xml"))
+            ),
             Route(UPLOAD, self.take_picture, methods=["POST"]),
         ]
 
@@ -309,14 +311,6 @@ class Pages:
             "sql.html", "/sql", status=status, statement=statement, answer=answer, views=views, max_rows=MAX_ROWS
         )
 
-    def style(self, request: Request) -> Response:
-        """The one style sheet."""
-        return Response((TEMPLATES / "style.css").read_text(encoding="utf-8"), media_type="text/css")
-
-    def icon(self, request: Request) -> Response:
-        """The icon in the tab."""
-        return Response((TEMPLATES / "icon.svg").read_text(encoding="utf-8"), media_type="image/svg+xml")
-
     def failed(self, request: Request, error: Exception) -> Response:
         """A page for what went wrong in the tables: a part that is gone, a release that is damaged."""
         return self._page("wrong.html", "", status=503, message=str(error).splitlines()[0])
@@ -389,6 +383,11 @@ def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
         exception_handlers={404: pages.not_found, PlantMixError: pages.failed, duckdb.Error: pages.failed},
     )
     return Guard(app, token, port)
+
+
+def _file(name: str, kind: str, request: Request) -> Response:
+    """A file beside the templates."""
+    return Response((TEMPLATES / name).read_text(encoding="utf-8"), media_type=kind)
 
 
 def _jpeg(content: bytes | None) -> Response:

@@ -48,6 +48,7 @@ def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.
     text, source = _fall_back(cleaned, taxa["texts"])
     letters, visible = _count_letters(text)
     words = _count_words(text)
+    languages, confidences = detect_languages(text.to_pylist(), (letters > 0).tolist())
     columns: dict[str, pa.Array] = {
         "sample_id": candidates["sample_id"].combine_chunks(),
         "text": text,
@@ -65,7 +66,8 @@ def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.
         "filename_like": _matches(text, FILENAME),
         "placeholder_like": _matches(pc.utf8_lower(text), PLACEHOLDER),
         **_name_measures(text, taxa["texts"], taxa["taxon_name"]),
-        **_languages(text, letters),
+        "language": languages,
+        "language_confidence": confidences,
         "steps": steps,
     }
     return pa.table([columns[field.name].cast(field.type) for field in CAPTIONS], schema=CAPTIONS)
@@ -173,8 +175,3 @@ def _or_at(mask: pa.Array, rows: pa.Array, values: Iterable[bool]) -> pa.Array:
     out = mask.to_numpy(zero_copy_only=False).copy()
     out[rows.to_numpy()] |= np.fromiter(values, bool)
     return pa.array(out)
-
-
-def _languages(text: pa.Array, letters: np.ndarray) -> dict[str, pa.Array]:
-    codes, confidences = detect_languages(text.to_pylist(), (letters > 0).tolist())
-    return {"language": codes, "language_confidence": confidences}

@@ -219,7 +219,3 @@ class CaptionSettings(Settings):
     def rules_identity(self) -> list[dict[str, Any]]:
         """What the verdicts depend on besides the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]
-
-    def text_identity(self) -> dict[str, Any]:
-        """What the choice of `txt` and of the text members depends on."""
-        return self.text.recorded()

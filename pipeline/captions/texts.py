@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.tables import member_name
+from manifests.tables import MEMBER_NAMES
 from pipeline.captions.settings import OTHERWISE, TextChoice, TextSettings
 
 EXTRA_CAPTION = "extra_caption_"  # and a number from 1: names of captions of dropped duplicates
@@ -51,11 +51,15 @@ def prefers_captions(settings: TextSettings) -> bool:
 def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
     columns = ("sample_id", "text", "text_source", "texts", "domain", "source")
     rows = zip(*(captions[column].to_pylist() for column in columns), strict=True)
-    choice_for = functools.cache(lambda domain, source: _choice_for(domain, source, settings))
-    chosen = [
-        _choose(sample_id, _there(text, origin, pairs), choice_for(domain, source), settings.seed)
-        for sample_id, text, origin, pairs, domain, source in rows
-    ]
+
+    @functools.cache
+    def choice_for(domain: str | None, source: str | None) -> TextChoice:
+        return next((choice for choice in settings.choices if choice.fits(domain, source)), TextChoice())
+
+    chosen = []
+    for sample_id, text, origin, pairs, domain, source in rows:
+        texts = dict(pairs) | ({"caption": text} if origin == "caption" else {})
+        chosen.append(_choose(sample_id, texts, choice_for(domain, source), settings.seed))
     return pa.table(
         {
             "sample_id": captions["sample_id"],
@@ -69,16 +73,10 @@ def members_by_row(texts: pa.ChunkedArray) -> list[list[tuple[str, str]]]:
     """Extra text members of each row of a column `texts`: file name (behind the key) and content, sorted by name."""
     if not any(len(chunk.keys) for chunk in texts.chunks):
         return [[]] * len(texts)
-    return [sorted((member_name(name), text) for name, text in pairs or ()) for pairs in texts.to_pylist()]
-
-
-def _choice_for(domain: str | None, source: str | None, settings: TextSettings) -> TextChoice:
-    return next((choice for choice in settings.choices if choice.fits(domain, source)), TextChoice())
-
-
-def _there(text: str, origin: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The texts that a sample has, by name."""
-    return {**dict(pairs), "caption": text} if origin == "caption" else dict(pairs)
+    return [
+        sorted((MEMBER_NAMES.get(name, f"{name}.txt"), text) for name, text in pairs or ())
+        for pairs in texts.to_pylist()
+    ]
 
 
 def _choose(sample_id: str, there: Mapping[str, str], choice: TextChoice, seed: int) -> tuple[str | None, str | None]:

@@ -84,7 +84,7 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
             ) from None
     table = table.rename_columns(_distinct(table.column_names))
     if layout == "csv":
-        pacsv.write_csv(pa.table(dict(zip(table.column_names, _flat(table), strict=True))), sys.stdout.buffer)
+        pacsv.write_csv(pa.table([_cells(column) for column in table.columns], table.column_names), sys.stdout.buffer)
     elif layout == "json":
         print(printable(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1), keep="\n"))
     else:
@@ -155,12 +155,8 @@ def _distinct(names: list[str]) -> list[str]:
     return distinct
 
 
-def _flat(table: pa.Table) -> list[Any]:
-    """Columns for csv: lists and structs as JSON, and no text that a spreadsheet or a terminal would obey."""
-    return [_cells(column) for column in table.columns]
-
-
 def _cells(column: Any) -> Any:
+    """A column for csv: lists and structs as JSON, and no text that a spreadsheet or a terminal would obey."""
     if pa.types.is_nested(column.type):
         texts = [json.dumps(value, default=str, ensure_ascii=False) for value in column.to_pylist()]
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

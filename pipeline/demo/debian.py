@@ -58,7 +58,8 @@ def _download(name: str, scratch: Path) -> Path:
     second = _apt_get([*private, "download", name], scratch)
     if (deb := find_package(name, scratch)) is not None and second.returncode == 0:
         return deb
-    errors = [error for done in (first, update, second) for error in _errors(done)]
+    lines = [line for done in (first, update, second) for line in done.stderr.splitlines()]
+    errors = [line[2:].strip() for line in lines if line.startswith("E:")]
     # every fault ends in "Unable to locate"; where there is another one, that is the cause
     cause = min(errors, key=lambda error: error.startswith("Unable to locate"), default="no reason given")
     raise ConfigError(
@@ -117,7 +118,3 @@ def _private_lists(folder: Path) -> list[str]:
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     (cache / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     return ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={cache}"]
-
-
-def _errors(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line[2:].strip() for line in done.stderr.splitlines() if line.startswith("E:")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipeline.demo.packages import Picture
@@ -21,7 +21,9 @@ def plant_troubles(own: list[Picture]) -> list[Picture]:
     changed: dict[str, Picture] = {}
     added: list[Picture] = []
     for place, domain in enumerate(("plant", "general")):
-        victims = _victims([picture for picture in own if picture.domain == domain and picture.caption])
+        pictures = [picture for picture in own if picture.domain == domain and picture.caption]
+        # in a fixed order that has nothing to do with their names
+        victims = iter(sorted(pictures, key=lambda picture: hashlib.sha256(picture.record_id.encode()).digest()))
         for kind, trouble in TROUBLES.items():
             for number in range(1, trouble.counts[place] + 1):
                 victim = next(picture for picture in victims if kind != "resized_copies" or _is_large(picture))
@@ -31,11 +33,6 @@ def plant_troubles(own: list[Picture]) -> list[Picture]:
                 else:
                     added.append(made)
     return [changed.get(picture.record_id, picture) for picture in own] + added
-
-
-def _victims(pictures: list[Picture]) -> Iterator[Picture]:
-    """The pictures, each once, in a fixed order that has nothing to do with their names."""
-    return iter(sorted(pictures, key=lambda picture: hashlib.sha256(picture.record_id.encode()).digest()))
 
 
 def _is_large(picture: Picture) -> bool:

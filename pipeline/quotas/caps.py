@@ -49,10 +49,10 @@ def judge_caps(sql: Any, settings: BalanceSettings) -> list[dict[str, Any]]:
     sql.execute("CREATE TABLE cap_verdicts AS SELECT * FROM no_verdicts")
     notes = []
     for number, cap in enumerate(settings.caps):
-        keyed = f"keyed_{number}"
+        keyed, of_domains = f"keyed_{number}", f" AND domain IN ({literals(cap.domains)})" if cap.domains else ""
         sql.execute(
             f"CREATE TABLE {keyed} AS SELECT sample_id, key_{number} AS key, unit FROM keyed "
-            f"WHERE sample_id NOT IN (SELECT sample_id FROM cap_verdicts){_of_domains(cap)}"
+            f"WHERE sample_id NOT IN (SELECT sample_id FROM cap_verdicts){of_domains}"
         )
         rows = sql.sql(
             f"SELECT sample_id, key, unit FROM {keyed} "
@@ -72,12 +72,6 @@ def _key_column(cap: CapSettings) -> str:
         column = cap.extra_column.replace("'", "''").replace('"', '\\"')
         return f"json_extract_string(c.extra, '$.\"{column}\"')"
     return _KEYS[cap.by]
-
-
-def _of_domains(cap: CapSettings) -> str:
-    if not cap.domains:
-        return ""
-    return f" AND domain IN ({literals(cap.domains)})"
 
 
 def _describe(sql: Any, cap: CapSettings, keyed: str, capped: str) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
         address, owner = None, f"the makers of {release.record['name']}"
     check_release(release, deep=False)
     licences = count_licences(release)
-    schema = _schema_of(release)
+    fs, inner = storage.filesystem(samples_path(release))
+    schema = pq.read_schema(inner, filesystem=fs)
     facts: dict[str, Any] = {
         "address": address,
         "authors": authors or [owner],
@@ -264,8 +265,3 @@ def _check_folder(release: Release, target: str, public: bool) -> None:
 
 def _absolute(place: str) -> str:
     return place if storage.is_remote(place) else str(Path(place).resolve())
-
-
-def _schema_of(release: Release) -> Any:
-    fs, inner = storage.filesystem(samples_path(release))
-    return pq.read_schema(inner, filesystem=fs)

@@ -40,7 +40,12 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
     Raises: ConfigError when an entry names nothing, or when nothing would be left; IntegrityError when a shard is not
         as recorded.
     """
-    left_out = [entry for version in versions_of(release) for entry in _left_out_by(version)]
+    left_out = [
+        Entry("id", image["image_id"], entry["reason"])
+        for version in versions_of(release)
+        for entry in version.record.get("takedowns", [])
+        for image in entry["images"]
+    ]
     workdir = work_folder_of(release)
     if workdir is None:
         in_release = find_in_release(release, entries, left_out)
@@ -64,14 +69,6 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
                 raise ConfigError(f"{error}; later builds leave them out all the same: {list_path}") from None
             _record(catalog, new)
     return TakenDown(in_release, in_catalogue, new, list_path, _holders(release, rows))
-
-
-def _left_out_by(version: Release) -> list[Entry]:
-    return [
-        Entry("id", image["image_id"], entry["reason"])
-        for entry in version.record.get("takedowns", [])
-        for image in entry["images"]
-    ]
 
 
 def _holders(release: Release, rows: Sequence[Any]) -> list[tuple[str, int]]:

@@ -110,7 +110,11 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
 def _explain(error: Exception, job: Job) -> PlantMixError:
     """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
     if not is_storage_error(error):
-        return PartError(_describe_defect(error))
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return PartError(
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
+            "unexpected; please report it with this line"
+        )
     if why := no_room(error, job.execution.workdir):
         return RunError(why)  # another try would only ask all hosts again
     unnamed = isinstance(error, OSError) and error.errno and not error.filename  # of a read or write
@@ -138,11 +142,3 @@ def no_room(error: Exception, folder: str) -> str | None:
         why = "the disk is full" + (f" ({disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB free)" if disk else "")
     again = "or move the work folder to a larger disk, and run the same command again"
     return f"{why}: {place}. What is committed stays. {mend}, {again}"
-
-
-def _describe_defect(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
-        "unexpected; please report it with this line"
-    )

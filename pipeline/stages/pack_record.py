@@ -138,7 +138,7 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
     recipe["caption"] = {
         **config.caption.measure_identity(),
         "rules": config.caption.rules_identity(),
-        "text": config.caption.text_identity(),
+        "text": config.caption.text.recorded(),
     }
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = file_as(config.caption.backbone.path)

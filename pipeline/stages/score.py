@@ -348,10 +348,6 @@ def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[JudgeInput
     ]
 
 
-def _gpus(context: BuildContext) -> float:
-    return 0.0 if context.config.score.device == "cpu" or not context.config.score.model else 1.0
-
-
 def _conclude(inputs: ScoreInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     if not inputs.scorers:
         return Funnel(inputs.num_passed, inputs.num_passed), {"off": True, "content": "off"}
@@ -371,7 +367,7 @@ STAGE = Stage(
             how=lambda context: context.config.score.device,
             unit="images",
             committed=_scored,
-            gpus=_gpus,
+            gpus=lambda context: float(context.config.score.device != "cpu" and bool(context.config.score.model)),
         ),
         Step("judge", _plan_judge, judge),
     ),

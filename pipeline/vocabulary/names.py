@@ -24,7 +24,7 @@ _MARKS = {
     "ab": "ab.", "morph": "morph", "lusus": "lusus", "microgene": "microgene", "f.sp": "f. sp.", "fsp": "f. sp.",
 }  # fmt: skip
 _UNCERTAIN = {"cf": "cf.", "aff": "aff.", "nr": "nr.", "near": "nr.", "?": "?", "conf": "cf.", "prox": "nr."}
-_UNNAMED = {"sp": "sp.", "spp": "spp.", "spec": "sp.", "species": "sp.", "indet": "indet.", "ined": "ined.",
+UNNAMED = {"sp": "sp.", "spp": "spp.", "spec": "sp.", "species": "sp.", "indet": "indet.", "ined": "ined.",
             "hybrid": "hybrid", "hybr": "hybrid", "hyb": "hybrid"}  # fmt: skip
 _AGGREGATES = frozenset({"agg", "aggr", "coll", "complex", "group"})
 # Small words of authorships, and words of sequence archives, that must not be taken for an epithet.
@@ -144,11 +144,6 @@ def is_no_name(text: str) -> bool:
     return bool(_NOT_A_NAME.match(text))
 
 
-def is_unnamed(epithet: str) -> bool:
-    """True for what stands in place of an epithet: sp., indet."""
-    return epithet.rstrip(".").lower() in _UNNAMED
-
-
 def tidy_name(raw_name: str) -> str:
     """One spelling of a name: no tags, entities or loose signs, single spaces, × for every hybrid sign."""
     text = html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", raw_name))
@@ -237,8 +232,8 @@ def _read_parts(genus: str, rest: list[str], cultivar: str) -> Name:
         bare = rest[i].rstrip(".").lower()
         if rest[i] == "?" or bare in _UNCERTAIN:
             qualifier = _UNCERTAIN[bare or "?"]
-        elif bare in _UNNAMED:
-            qualifier = _UNNAMED[bare]
+        elif bare in UNNAMED:
+            qualifier = UNNAMED[bare]
             i += 1
             break
         elif bare in _SPECIES_SIGNS and i + 1 < len(rest) and _EPITHET.match(rest[i + 1]):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from manifests.tables import TAXON_RANKS
-from pipeline.vocabulary.names import EMPTY_NAME, Name, is_no_name, is_unnamed, parse_name, tidy_name
+from pipeline.vocabulary.names import EMPTY_NAME, UNNAMED, Name, is_no_name, parse_name, tidy_name
 
 
 def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vernacular: str | None) -> dict[str, str]:
@@ -67,7 +67,7 @@ def _fill_from_name(held: list[str], name: Name) -> list[str]:
     if in_species.species and not in_species.uncertain:
         held[5] = held[5] or in_species.genus
         held[6] = in_species.species
-    elif " " in held[6] or is_no_name(held[6]) or is_unnamed(held[6]):
+    elif " " in held[6] or is_no_name(held[6]) or held[6].rstrip(".").lower() in UNNAMED:
         held[6] = ""
     held = ["" if value and is_no_name(value) else value for value in held]
     certain = name.species and not name.uncertain

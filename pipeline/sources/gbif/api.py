@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import urllib3
 
@@ -30,7 +30,7 @@ _MAX_ANSWER_BYTES = 64 << 20  # a download of all of GBIF has about 60,000 data 
 _MAX_PAUSE_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 20
 _TOLD_SECONDS = 30.0
-_ASKED_TOO_MUCH = (420, 429)
+ASKED_TOO_MUCH = (420, 429)
 _REDIRECTS = urllib3.Retry(5, connect=0, read=0, status=0, other=0, redirect=5)
 _TIMEOUT = urllib3.Timeout(connect=15.0, read=120.0)
 
@@ -157,7 +157,7 @@ class GbifApi:
         with response, part.open("ab") as stream:
             if response.status in (404, 410):
                 return 404
-            if response.status in _ASKED_TOO_MUCH or response.status >= 500:
+            if response.status in ASKED_TOO_MUCH or response.status >= 500:
                 self._pause_after_fault(f"{what}: status {response.status}", _retry_after(response.headers))
                 return response.status
             if response.status not in (200, 206):
@@ -200,7 +200,7 @@ class GbifApi:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 self._pause_after_fault(f"{what}: {_in_words(error)}")
                 continue
-            if answer.status in _ASKED_TOO_MUCH or answer.status >= 500:
+            if answer.status in ASKED_TOO_MUCH or answer.status >= 500:
                 self._pause_after_fault(f"{what}: status {answer.status}", _retry_after(answer.headers))
                 continue
             self._num_faults = 0
@@ -219,21 +219,11 @@ class GbifApi:
         self._sleep(seconds)
 
 
-def is_asked_too_much(answer: Answer) -> bool:
-    """True when GBIF wants to make no further download for this user now."""
-    return answer.status in _ASKED_TOO_MUCH
-
-
 def refused(answer: Answer) -> ConfigError:
     """What to say of an answer that will stay the same."""
     if answer.status in (401, 403):
         return ConfigError(f"GBIF refuses this user (status {answer.status}); check GBIF_USER and GBIF_PWD")
     return ConfigError(f"GBIF refuses the request (status {answer.status}): {answer.text}")
-
-
-def path_part(text: str) -> str:
-    """A text as one part of a path."""
-    return quote(text, safe="")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

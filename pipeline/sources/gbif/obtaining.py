@@ -13,12 +13,13 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+from urllib.parse import quote
 from uuid import uuid4
 
 from manifests import storage
 from manifests.errors import ConfigError, RunError
 from pipeline.sources.gbif import asking
-from pipeline.sources.gbif.api import GbifApi, account_of, is_asked_too_much, path_part, refused
+from pipeline.sources.gbif.api import ASKED_TOO_MUCH, GbifApi, account_of, refused
 from pipeline.sources.gbif.asking import GbifSettings
 
 log = logging.getLogger("plantmix.gbif")
@@ -103,7 +104,7 @@ def _ask(api: GbifApi, source: Source, environment: Mapping[str, str]) -> None:
         answer = api.post(_REQUEST, content)
         if answer is None:
             key = _find(api, account.user, request.token)
-        elif is_asked_too_much(answer):
+        elif answer.status in ASKED_TOO_MUCH:
             api.wait_for_room(answer, num_refusals)
             num_refusals += 1
         elif answer.status not in (200, 201):
@@ -135,7 +136,7 @@ def _taxon_key(api: GbifApi, where: str, taxon: str | int) -> int:
 
 def _find(api: GbifApi, user: str, token: str) -> str | None:
     """The key of the download that carries this token, among the user's newest."""
-    page = api.get(f"occurrence/download/user/{path_part(user)}", signed=True, limit=100) or {}
+    page = api.get(f"occurrence/download/user/{quote(user, safe='')}", signed=True, limit=100) or {}
     keys = [row["key"] for row in page.get("results", ()) if token in json.dumps(row.get("request", {}))]
     return str(keys[0]) if keys else None
 
