@@ -15,9 +15,9 @@ _READ_AGAIN_SECONDS = (0.5, 2.0)
 
 
 def read_if_there(path: str) -> bytes | None:
-    """The content of a small file; None where there is none. No listing that is kept of a store is asked.
+    """The content of a small file; None where it is missing. Asks the store itself, not a listing from before.
 
-    Raises: RetryableError when the store stays away.
+    Raises: RetryableError when the store does not answer after the last try.
     """
 
     def passing(error: Exception) -> RetryableError | None:
@@ -31,7 +31,7 @@ def read_if_there(path: str) -> bytes | None:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a store may give later what it does not give now; whether a file is there is an answer."""
+    """Whether asking again may help. A store that says that a file is missing, or there already, has answered."""
     is_answer = isinstance(error, FileNotFoundError | FileExistsError)
     return isinstance(error, RetryableError) or (is_storage_error(error) and not is_answer)
 
@@ -39,9 +39,9 @@ def may_pass(error: Exception) -> bool:
 def patiently(
     action: Callable[[], T], waits_seconds: Sequence[float], passing: Callable[[Exception], Exception | None]
 ) -> T:
-    """Do something, and do it again after each wait where it failed for a reason that may pass.
+    """Call `action`, and call it again after each wait while it fails for a reason that may pass.
 
-    `passing` says what to raise for an error in the end, None for one that does not pass. It may raise too.
+    `passing` turns an error into the one that is raised after the last try. None: the error is raised at once.
     """
     for wait_seconds in (*waits_seconds, None):
         try:

@@ -92,7 +92,7 @@ def describe_places(text: str) -> list[str]:
 
 
 def _source_name(path: str, taken: Sequence[str]) -> str:
-    """A name from the last telling part of the path."""
+    """A name for a source: the last part of its path that says what it is."""
     parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if not re.search(r"[*?\[{]", part)]
     stem = (parts[-1] if parts else "source").partition(".")[0].lower()
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_") or "source"

@@ -32,7 +32,7 @@ from pipeline.planning.runs.run_table import RunsTable
 
 LAW_FORMAT = "plantmix-law/4"
 MIXTURE_FORMAT = "plantmix-mixture/1"
-LEAST_KEPT = 1e-4  # of a mixture that is kept: a domain of less is left out
+LEAST_KEPT = 1e-4  # a domain with a smaller share of a kept mixture is left out
 _ARRAYS = {
     ColumnLaw: {"residuals": float, "residual_folds": int, "residual_widths": float},
     RunsTable: {
@@ -43,7 +43,7 @@ _ARRAYS = {
 
 
 def write_json(values: dict[str, Any], path: str | Path) -> None:
-    """Publish a mapping as readable json with sorted keys, in place of none but one of its kind.
+    """Publish a mapping as readable json with sorted keys. It replaces only a file of the same kind.
 
     Raises: ConfigError when the place cannot be written, or holds something else.
     """
@@ -198,7 +198,7 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
 
 
 def _drawn(law: Law) -> dict[str, Any]:
-    """What plots show of a law: its runs, and up to three domains its losses on a grid of shares, with intervals."""
+    """What plots show of a law: its runs and, for up to three domains, its losses on a grid, with intervals."""
     num_domains = len(law.domains)
     grid = np.zeros((0, num_domains)) if law.runs.groups else shares_grid(num_domains)
     predicted = law.predict(grid) if len(grid) else {}
@@ -246,5 +246,5 @@ def _curve(law: Law, trade_off: TradeOff) -> dict[str, Any]:
 
 
 def _by_domain(domains: tuple[str, ...], values: Array, groups: Groups) -> dict[str, Any]:
-    """One value or pair of ends for each domain; those of a group are parts of the group's."""
+    """One value, or both ends of an interval, for each domain. A member of a group has its part of the group's."""
     return dict(zip(expand_domains(domains, groups), expand_shares(domains, values.T, groups).T.tolist(), strict=True))

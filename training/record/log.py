@@ -22,7 +22,7 @@ LOG_FILE = "log.jsonl"
 
 
 class RunLog:
-    """Appends events to `log.jsonl` and shows progress; without a path, as ranks other than 0 have it, does nothing."""
+    """Appends events to `log.jsonl` and shows progress. Ranks other than 0 give no path; then it does nothing."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
 def cut_log(path: Path, step: int) -> None:
     """Drop events after `step`, a line cut short, and lines that a crash damaged after the last event kept.
 
-    Raises: IntegrityError for a damaged line before it.
+    Raises: IntegrityError for a damaged line before that event.
     """
     events = _parse(path)
     kept = [number for number, item in enumerate(events) if item is not None and item.get("step", 0) <= step]
@@ -91,7 +91,7 @@ def cut_log(path: Path, step: int) -> None:
 
 
 def _parse(path: Path) -> list[dict[str, Any] | None]:
-    """Each whole line as an event, or None where it is none."""
+    """Each whole line as an event; None for a line that is no event."""
     return [_event_of(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 

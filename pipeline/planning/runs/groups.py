@@ -1,7 +1,7 @@
-"""Domains that keep their ratio to each other: a mixture that is kept from an earlier plan is planned as one domain.
+"""Several domains as one: a mixture kept from an earlier plan moves as a whole, and its ratio stays.
 
 `plan design --keep` gives runs in which the share of the kept mixture moves and the ratio inside it stays. `plan fit`
-sees that in the shares. Pure functions. Gives up with ConfigError when a mixture does not keep the ratio.
+sees that in the shares. Pure functions. Gives up with ConfigError when a mixture has another ratio.
 
 Axes: Q mixtures, K domains, G domains after grouping.
 """
@@ -29,7 +29,7 @@ def name_group(members: tuple[str, ...]) -> str:
 
 
 def find_groups(domains: tuple[str, ...], shares_QK: Array) -> Groups:
-    """Domains whose shares vary between the mixtures, always in one ratio."""
+    """Groups of domains whose shares vary from mixture to mixture, but keep one ratio to each other."""
     groups: Groups = {}
     if len(np.unique(np.round(shares_QK, 6), axis=0)) < _FEWEST_MIXTURES:
         return groups
@@ -53,7 +53,7 @@ def merge_shares(
 ) -> tuple[tuple[str, ...], Array]:
     """The domains after grouping, a group in the place of its first domain, and their shares.
 
-    Raises: ConfigError with `same_ratio` for a mixture in which a group has another ratio inside.
+    Raises: ConfigError, where `same_ratio` is set, for a mixture in which a group has another ratio.
     """
     names: dict[str, list[int]] = {}
     group_of = {domain: name for name, inside in groups.items() for domain in inside}
