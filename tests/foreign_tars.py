@@ -1,4 +1,4 @@
-"""Webdataset tars as other programs write them, for tests: members by ending, in any order, with plain tarfile."""
+"""Webdataset tars as other programs write them, for tests: members by ending, in any order; and who reads them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from PIL import Image
 from release_writer import draw_picture
 
 Members = dict[str, bytes]
+
+
+class PictureModel:
+    """What the loader asks of a model; a token is a byte of the text."""
+
+    class preprocess_settings:  # noqa: N801 - stands for open_clip's PreprocessCfg
+        size = 32
+
+    @staticmethod
+    def tokenizer(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([list(text.encode()[:40].ljust(40, b"\0")) for text in texts])
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Members]]) -> Path:

@@ -268,6 +268,18 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _needs_no_index(self) -> TrainSettings:
+        data = self.data
+        needs = {"release": self.release, "data.mixture": data.mixture, "data.pool_samples": data.pool_samples,
+                 "data.tokens": data.tokens, "data.batches: one_domain": data.batches == "one_domain",
+                 "loss.label_field": self.loss.label_field not in ("text", "domain")}  # fmt: skip
+        if not data.index and (named := [name for name, value in needs.items() if value]):
+            raise ValueError(f"data.index: false leaves out the index that {', '.join(named)} needs; take one of both")
+        if not data.index and data.epoch_samples is None:
+            raise ValueError("data.index: false: nobody counts the samples; data.epoch_samples has to say how many")
+        return self
+
+    @model_validator(mode="after")
     def _divides(self) -> TrainSettings:
         if self.data.batch_size % self.compute.accumulate:
             raise ValueError(
@@ -285,7 +297,7 @@ class TrainSettings(Settings):
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
 _EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
-                   "cache_gb", "shards")  # fmt: skip
+                   "cache_gb", "shards", "index")  # fmt: skip
 _EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from environments import environment
-from foreign_tars import img2dataset_samples, picture, tree_of_life_samples, write_tar
+from foreign_tars import PictureModel, img2dataset_samples, picture, tree_of_life_samples, write_tar
 from webdataset.shardlists import expand_urls
 
 from manifests.errors import ConfigError, IntegrityError, RunError
@@ -26,17 +25,6 @@ from training.data.sampling import BatchPlan
 from training.data.settings import DataSettings
 from training.data.shard_groups import expand
 from training.data.shards import SamplePool, open_pool
-
-
-class PictureModel:
-    """What the loader asks of a model; a token is a byte of the text."""
-
-    class preprocess_settings:  # noqa: N801 - stands for open_clip's PreprocessCfg
-        size = 32
-
-    @staticmethod
-    def tokenizer(texts: list[str]) -> torch.Tensor:
-        return torch.tensor([list(text.encode()[:40].ljust(40, b"\0")) for text in texts])
 
 
 @pytest.fixture

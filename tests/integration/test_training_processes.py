@@ -230,6 +230,23 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(
 
 
 @pytest.mark.slow
+def test_two_ranks_on_shards_without_an_index_go_on_at_a_shards_border(values: dict[str, Any], tmp_path: Path) -> None:
+    """Killed without warning: shards that were read to their end do not come again, and the log names the others."""
+    (place,) = _places(tmp_path, "killed")
+    for number in range(6):
+        samples = foreign_tars.tree_of_life_samples(20 * number, 20 * number + 20)
+        foreign_tars.write_tar(tmp_path / f"tars/{number:05d}.tar", samples)
+    of_shards = {"shards": str(tmp_path / "tars"), "index": False, "epoch_samples": 120, "text": {"members": ["sci"]}}
+    streamed = values | {"data": values["data"] | of_shards, "release": None}
+    process = _start(streamed, place, num_ranks=2)
+    _kill_after(process, place, 13, signal.SIGKILL)
+    assert not (place / "run" / "summary.json").exists()
+    assert _finish(_start(streamed, place, num_ranks=2)).startswith("finished: 24 steps")
+    (note,) = [event["note"] for event in read_log(place / "run/log.jsonl", "seen_again")]
+    assert re.match(r"[1-6] shards begin anew, and [0-9]{1,2} of their samples come again: /.*/0000[0-5].tar \(", note)
+
+
+@pytest.mark.slow
 def test_two_ranks_on_shards_of_others_resume_bit_for_bit(values: dict[str, Any], tmp_path: Path) -> None:
     """Killed while it indexes and while it trains: the losses and weights of the run that nothing disturbed."""
     whole, killed = _places(tmp_path, "whole", "killed")

@@ -141,7 +141,7 @@ class BatchLabels:
         if self._labels_N is None:
             return hash_rows(tokens)
         if self._names_taxon is None:
-            return self._labels_N[rows]
+            return self._labels_N[rows % len(self._labels_N)]  # of streamed shards a row of the pool is a shard
         return torch.where(self._names_taxon.of(rows, members).bool(), self._labels_N[rows], hash_rows(tokens))
 
 
@@ -179,7 +179,7 @@ class BatchKinds:
     def of(self, rows: Tensor, members: Tensor) -> Tensor:
         """Numbers of the kinds (B,), of rows of the pool and numbers of the drawn members."""
         if self._by_text is None:
-            return self._domain_N[rows]
+            return self._domain_N[rows % len(self._domain_N)]
         return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], self._by_text.of(rows, members))
 
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
@@ -34,6 +37,7 @@ from training.data.shard_cache import ReadAhead, ShardCache, require_content
 from training.data.shard_groups import JSON
 from training.data.shard_index import ShardRelease, open_groups
 from training.data.shards import NO_TEXT, SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
+from training.data.streams import Place, Stream, StreamOrder, samples_of
 from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
@@ -55,6 +59,7 @@ class Batch(NamedTuple):
     rows: Tensor  # int64 (B,)
     corrupt: list[Corrupt]
     members: Tensor  # int64 (B,) number of the text among `data.text.members`; -1: `txt`, for want of them
+    places: Sequence[tuple[Place, int]] = ()  # of streamed shards: how many samples of which were used, or FINISHED
 
 
 class SampleDataset(Dataset[Any]):
@@ -92,10 +97,10 @@ class SampleDataset(Dataset[Any]):
         """
         corrupt: list[Corrupt] = []
         images, texts, rows, drawn = [], [], [], []
-        read = self.reader.read([row for _, row in places], self._with_members)
+        read = self._read([row for _, row in places])
         python_state, torch_state = random.getstate(), torch.get_rng_state()
         try:
-            for (position, row), members in zip(places, read, strict=True):
+            for (position, _), (row, members) in zip(places, read, strict=True):
                 image, (text, member), used = self._load(position, row, members, corrupt)
                 images.append(image)
                 texts.append(text)
@@ -114,15 +119,18 @@ class SampleDataset(Dataset[Any]):
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
             try:
-                return self.view(members[0]), self._choose_text(members[1], members[2], seed), row
+                text = self._choose_text(members[1], members[2], seed)
+                return self.view(members[0]), text, row
             except CorruptSample as reason:
                 corrupt.append(Corrupt(row, str(reason)))
-            row = self._substitute(row)
-            members = self.reader.read([row], self._with_members)[0]
+            row, members = self._read([self._substitute(row)])[0]
         raise RunError(
             f"{_MAX_SUBSTITUTES} samples in a row are broken, up to {self.reader.pool.names([row])[0]}: "
             f"{corrupt[-1].reason}; run `plantmix verify --deep` on the release"
         )
+
+    def _read(self, rows: Sequence[int]) -> list[tuple[int, tuple[bytes, bytes, dict[str, str]]]]:
+        return list(zip(rows, self.reader.read(rows, self._with_members), strict=True))
 
     def _substitute(self, row: int) -> int:
         """The next row among those that are drawn together with this one."""
@@ -145,6 +153,32 @@ class SampleDataset(Dataset[Any]):
             more = ((kind_of(name), text) for name, text in members.items() if name not in named)
             there += [(text, named.index(kind)) for kind, text in more if kind in named]
         return there[mix_seed(seed, 0x747874) % len(there)] if there else (members["txt"], -1)
+
+
+class StreamDataset(SampleDataset):
+    """As `SampleDataset`, of shards that are read front to back: pairs of a position and a stratum's number in."""
+
+    def __init__(self, order: StreamOrder, plan: BatchPlan, finished: frozenset[Place], *parts: Any) -> None:
+        super().__init__(*parts)
+        self.order, self.plan, self.finished = order, plan, finished
+
+    def load(self, places: list[tuple[int, int]]) -> Batch:
+        """The next samples of this process's stream. The loader gives its processes their batches in turn."""
+        batch = super().load(places)
+        news, self._stream.news = self._stream.news, Counter()
+        return batch._replace(places=list(news.items()))
+
+    @cached_property
+    def _stream(self) -> Stream:
+        number, num = (worker.id, worker.num_workers) if (worker := get_worker_info()) else (0, 1)
+        first, num = self.plan.rank * num, self.plan.world_size * num
+        return Stream(self.reader.pool, self.order, self.finished, first + number, num)
+
+    def _read(self, rows: Sequence[int]) -> list[tuple[int, tuple[bytes, bytes, dict[str, str]]]]:
+        return self._stream.read(rows)
+
+    def _substitute(self, row: int) -> int:
+        return next(i for i, part in enumerate(self.strata) if row % len(self) in part.rows)
 
 
 class TokenDataset(Dataset[Any]):
@@ -187,17 +221,17 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
 
 
 def open_sources(
-    release: str | Sequence[ReleaseShare] | None, data: DataSettings, split: str
+    release: str | Sequence[ReleaseShare] | None, data: DataSettings, split: str, *, index: bool = True
 ) -> list[Release | ShardRelease]:
-    """The releases of a config, then its groups of shards that are of a split.
+    """The releases of a config, then its groups of shards that are of a split; `index` False as of `open_groups`.
 
     Raises: ConfigError, RetryableError, RunError.
     """
     groups = [group for group in data.shards if group.split == split]
-    opened = open_groups(groups, data.text.members, data.cache)
+    opened = open_groups(groups, data.text.members, data.cache, index=index)
     lacking = {name for name in data.text.members if name != "txt" and not name.startswith(JSON)}
     lacking -= {name for group in opened for name in group.endings}
-    if opened and lacking and release is None and split == data.split:  # an evaluation reads `txt`
+    if opened and lacking and index and release is None and split == data.split:  # an evaluation reads `txt`
         there = sorted({name for group in opened for name in group.endings})
         raise ConfigError(
             f"data.text: no sample of data.shards has a member {', '.join(sorted(lacking))}; they have "
@@ -264,11 +298,20 @@ def build_order(
         raise ConfigError("data.batches: one_domain needs data.mixture, since the release is not stratified by domain")
     chosen = sum(len(part.rows) for part in strata)
     block = data.batch_size if data.batches == "one_domain" else 1
-    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
+    kind = SampleOrder if data.index else StreamOrder
+    return kind(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
 
 
 def train_loader(
-    pool: SamplePool, order: SampleOrder, plan: BatchPlan, batches: range, data: DataSettings, model: Any, *, pin: bool
+    pool: SamplePool,
+    order: SampleOrder,
+    plan: BatchPlan,
+    batches: range,
+    data: DataSettings,
+    model: Any,
+    *,
+    pin: bool,
+    finished: frozenset[Place] = frozenset(),
 ) -> DataLoader[Any]:
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
     sampler = BatchSampler(order, plan, batches.start, batches.stop)
@@ -279,8 +322,10 @@ def train_loader(
         return _loader(TokenDataset(*stores, order.seed), sampler, data, pin)
     size = model.preprocess_settings.size
     view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment)
-    dataset = SampleDataset(pool, view, model.tokenizer, data.text, order.seed, order.strata, data.cache)
-    return _loader(dataset, _read_ahead(pool, sampler, data), data, pin)
+    parts = (pool, view, model.tokenizer, data.text, order.seed, order.strata, data.cache)
+    if isinstance(order, StreamOrder):
+        return _loader(StreamDataset(order, plan, finished, *parts), sampler, data, pin)
+    return _loader(SampleDataset(*parts), _read_ahead(pool, sampler, data), data, pin)
 
 
 def eval_batches(
@@ -366,8 +411,11 @@ def absent_members(pool: SamplePool, data: DataSettings) -> tuple[list[str], lis
         return [], []
     num = _NUM_INSPECTED if not pool.remote_shards([0]) else _NUM_INSPECTED // 16  # a request each
     rows = np.unique(np.linspace(0, len(pool) - 1, num).astype(int)).tolist()
-    reader = ShardReader(pool, data.cache if any(pool.members) else None)
-    there = {name for _, _, members in reader.read(rows, with_texts=True) for name in members} - {NO_TEXT}
+    if pool.is_streamed:
+        read = list(islice(samples_of(source_of(pool.files[0]), data.text.members), num))
+    else:
+        read = ShardReader(pool, data.cache if any(pool.members) else None).read(rows, with_texts=True)
+    there = {name for _, _, members in read for name in members} - {NO_TEXT}
     return sorted(named - there), sorted(there)
 
 

@@ -56,6 +56,8 @@ class DataSettings(Settings):
 
     shards: tuple[ShardGroup, ...] = ()
     """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""
+    index: bool = True
+    """false: `shards` are read front to back, for want of the time to read each once before the first step."""
     split: str = "train"
     """Split of the release."""
     batch_size: int = Field(default=256, ge=2)

@@ -87,16 +87,28 @@ class ShardRelease:
     endings: frozenset[str]  # names of all members that some sample has
 
 
-def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache) -> list[ShardRelease]:
+def open_groups(
+    groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache, *, index: bool = True
+) -> list[ShardRelease]:
     """The groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
+
+    Without `index` no shard is read. Each stands for its samples as one row, and its name for its content.
 
     Raises: ConfigError, RetryableError, RunError.
     """
     sources = [expand(group.shards) for group in groups]
-    indexes = iter(index_shards([source for of_group in sources for source in of_group], cache))
+    together = [source for of_group in sources for source in of_group]
+    indexes = iter(index_shards(together, cache) if index else map(_unread, together))
     return [
         _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)
     ]
+
+
+def _unread(source: str) -> ShardIndex:
+    name = hashlib.sha256(f"unread/{shown(source).rpartition('/')[2]}".encode()).hexdigest()
+    row = {"key": "", "start": 0, "stop": 0, "image_offset": 0, "image_length": 0, "members": "txt"}
+    shard = ForeignShard(shown(source), 0, name, source, "", (), False)
+    return ShardIndex(shard, pa.Table.from_pylist([row], _SCHEMA), None)
 
 
 def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
@@ -143,15 +155,15 @@ def _index(
         return kept.as_index(source)
     if (own_store := store_of(source)) is not None:
         own_store[0].invalidate_cache(own_store[1])  # this thread's listing may be older than the file
-    passing = partial(_passing, source)
+    may_pass = partial(passing, source)
     if size is not None:
         with suppress(_NoRangesError):
-            patience.patiently(lambda: _read(source, source, size, kept, say), _RETRY_SECONDS, passing)
+            patience.patiently(lambda: _read(source, source, size, kept, say), _RETRY_SECONDS, may_pass)
             return kept.as_index(source)
     kept.clear()
     temp = storage.temp_path(str(cache.folder / f"{folder.name}.tar"))
     try:
-        patience.patiently(partial(copy, source, temp), _RETRY_SECONDS, passing)
+        patience.patiently(partial(copy, source, temp), _RETRY_SECONDS, may_pass)
         _read(source, temp, Path(temp).stat().st_size, kept, say)
         made = kept.as_index(source)
         cache.adopt(temp, made.shard)
@@ -160,7 +172,7 @@ def _index(
         Path(temp).unlink(missing_ok=True)
 
 
-def _passing(source: str, error: Exception) -> PlantMixError | None:
+def passing(source: str, error: Exception) -> PlantMixError | None:
     """What to say of a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
     if isinstance(error, OSError) and not is_elsewhere(source):
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
@@ -236,8 +248,8 @@ def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int
         raise _NoRangesError
     with storage.open_unbuffered(path) as opened:
         stream = _OnePass(opened, size, at, say)
-        if at == 0 and stream.read(2) == _GZIP:
-            raise ConfigError(f"{shown(source)}: is compressed; unpack it, or give pipe:gunzip -c and its name")
+        if at == 0:
+            refuse_compressed(source, stream.read(2))
         try:
             for member in tar_members(stream, at):
                 start, at = at, member.offset + -(-member.num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
@@ -254,6 +266,15 @@ def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int
             broken = str(error)
         sha256 = stream.cut(size)
     kept.add(rows, stop=size, sha256=sha256, ends=True, broken=broken, has_ranges=path == source)
+
+
+def refuse_compressed(source: str, start: bytes) -> None:
+    """Look at the first bytes of a shard.
+
+    Raises: ConfigError.
+    """
+    if start.startswith(_GZIP):
+        raise ConfigError(f"{shown(source)}: is compressed; unpack it, or give pipe:gunzip -c and its name")
 
 
 def _place_in_sample(name: str) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,15 @@ class SamplePool:
         """Names of the domains that have samples, sorted."""
         return sorted(value for value in pc.unique(self.table["domain"]).to_pylist() if value is not None)
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether a row is a shard that is read front to back. Its sample n has the row n * len(pool) further."""
+        return isinstance(self.files[0], ForeignShard) and not self.files[0].segments
+
     def names(self, rows: Sequence[int]) -> list[str]:
-        """`sample_id (SHARD/KEY)` of some rows, for messages."""
+        """`sample_id (SHARD/KEY)` of some rows, for messages; of streamed ones the shard, and which of its samples."""
+        if self.is_streamed:
+            return [f"{self.files[row % len(self)].path}, sample {row // len(self):,}" for row in rows]
         chosen = self.table.take(pa.array(rows, pa.int64()))
         return [
             f"{sample} ({self.files[self.shards[row]].path.rpartition('/')[2]}/{key})"
@@ -350,22 +357,29 @@ def texts_of_sample(block: bytes, members: Sequence[str]) -> dict[str, str]:
 
     `block` begins at the header of its first member.
     """
-    texts: dict[str, str] = {}
-    faults: list[str] = []
-    stream = io.BytesIO(block)
+    contents: list[tuple[str, bytes]] = []
     try:
-        for member in tar_members(stream):
+        for member in tar_members(io.BytesIO(block)):
             ending = member.name.rpartition("/")[2].partition(".")[2].lower()
-            content = block[member.offset : member.offset + member.num_bytes]
-            try:
-                if ending == "json":
-                    texts |= _json_texts(content, members)
-                elif text_name(ending) in (*members, "txt") and member.fault is None:
-                    texts[text_name(ending)] = content.decode()
-            except ValueError as error:  # also of UTF-8
-                faults.append(f"its {ending} cannot be read: {error}")
+            if member.fault is None:
+                contents.append((ending, block[member.offset : member.offset + member.num_bytes]))
     except BrokenTarError:  # the end of the sample
         pass
+    return texts_of_members(contents, members)
+
+
+def texts_of_members(contents: Iterable[tuple[str, bytes]], members: Sequence[str]) -> dict[str, str]:
+    """As `texts_of_sample`, of the endings of a sample and what they hold."""
+    texts: dict[str, str] = {}
+    faults: list[str] = []
+    for ending, content in contents:
+        try:
+            if ending == "json":
+                texts |= _json_texts(content, members)
+            elif text_name(ending) in (*members, "txt"):
+                texts[text_name(ending)] = content.decode()
+        except ValueError as error:  # also of UTF-8
+            faults.append(f"its {ending} cannot be read: {error}")
     if not texts:
         return {NO_TEXT: "; ".join(faults) or f"it has no text ({', '.join(members)})"}
     return {"txt": next(texts[name] for name in ("txt", *members) if name in texts)} | texts
