@@ -133,8 +133,11 @@ def samples_of(source: str, members: Sequence[str]) -> Iterator[Sample]:
             except Exception as error:
                 raise passing(source, error) or error from None
 
-        # True: a file that a sample has twice is left out, and the sample used.
-        for sample in group_by_keys(files(), handler=lambda error: faults.append(error) or True):
+        def twice(error: Exception) -> bool:
+            faults.append(error)
+            return True  # the file is left out, and the sample used
+
+        for sample in group_by_keys(files(), handler=twice):
             image = next((sample[ending] for ending in IMAGE_ENDINGS if ending in sample), b"")
             texts = texts_of_members(((k, v) for k, v in sample.items() if isinstance(v, bytes)), members)
             if not image:
