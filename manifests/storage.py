@@ -66,6 +66,11 @@ def is_damage(error: Exception) -> bool:
     return type(error).__name__ in kinds.get(type(error).__module__.partition(".")[0], ())
 
 
+def is_stop(error: BaseException) -> bool:
+    """True for a Ctrl-C, and for what DuckDB makes of one that falls into a query: an error of its own words."""
+    return isinstance(error, KeyboardInterrupt) or (type(error) is RuntimeError and str(error) == "Query interrupted")
+
+
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
     """Name the file in an error of the system, which a read or write does not do."""

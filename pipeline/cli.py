@@ -72,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(shown(f"plantmix: error: {where}{error.strerror or error}; {_WHEN_MENDED}"), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return _stopped()
     except Exception as error:
+        if storage.is_stop(error):
+            return _stopped()
         text = " ".join(str(error).split())
         if storage.is_storage_error(error):
             cure = _WHEN_MENDED
@@ -82,9 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(shown(f"plantmix: error: {text:.500}; {cure}"), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
-        return 1
+
+
+def _stopped() -> int:
+    print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
+    return 1
 
 
 def _brought(address: str) -> str:

@@ -22,6 +22,7 @@ from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
 from manifests.services import packages
+from manifests.storage import is_stop
 from training.using.commands import add_commands
 
 _FIRST_STEPS = """\
@@ -92,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         explained = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
         print(shown(f"dalip: error: {explained}"), file=sys.stderr)
         return explained.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not is_stop(error):
+            raise
         print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
         return 1
 

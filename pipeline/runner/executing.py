@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
-from manifests.storage import is_storage_error
+from manifests.storage import is_stop, is_storage_error
 from pipeline.runner.away import brought_here
 from pipeline.runner.work import Execution, Part, PartResult
 
@@ -104,6 +104,8 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
     except PlantMixError as error:
         yield Done(job, None, error, time.monotonic() - started)
     except Exception as error:  # a defect that one part meets must not cost the others their work
+        if is_stop(error):
+            raise KeyboardInterrupt from error
         yield Done(job, None, _explain(error, job), time.monotonic() - started)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from running import (
     SharedRay,
@@ -30,6 +32,26 @@ from pipeline.runner.on_ray import RayExecutor
 from pipeline.runner.work import Execution, PartResult
 
 # ---- errors are policies
+
+
+def test_a_stop_amid_a_query_is_a_stop(tmp_path: Path) -> None:
+    """DuckDB hides the KeyboardInterrupt that falls into a query behind an error of its own."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def behave(inputs: dict[str, Any]) -> None:
+        if inputs["place"] == 2:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            duckdb.sql("SELECT count(*) FROM range(10_000_000) a, range(10_000_000) b").fetchall()
+
+    before = signal.signal(signal.SIGALRM, leave)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, InlineExecutor(), stage_of(square_work(behave)))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(tables_of(tmp_path)) == 2, "what was committed stays"
 
 
 def test_a_passing_fault_is_tried_again(tmp_path: Path, trace: Path, executor: Any) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +46,7 @@ NAMES_OF = {  # files of the folders and the form of each; no ending of `named` 
     "named": {"a.bmp": "bmp", "b.ppm": "ppm", "c": "jpg", "d.jpg": "jpg", ".hidden/e.jfif": "near", "f.ppm": "ppm"},
     "exam": {"a.bmp": "bmp", "b.ppm": "ppm", "c": "jpg"},
 }
+MEMBERS = {"m0": "jpg", "m1": "png", "m2": "near", "m3": "grey"}  # pictures of the tar and the form of each
 _OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "noml", "none"]
 _SIGNALS = ["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining"]
 _TWO_RULES = [{"preset": "plant", "domains": ["plant"]}, {"preset": "general"}]
@@ -89,7 +92,11 @@ class World:
     rows: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
     """By table and key: the rows that it has now."""
     version: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES_OF, 1))
-    sources: set[str] = field(default_factory=lambda: {"list", "own", "named", "exam"})
+    sources: set[str] = field(default_factory=lambda: {"list", "own", "named", "exam", "tar"})
+    said: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Captions that another table has for the list: a kind and a text, by row of that table."""
+    members: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Pictures of the tar and the text beside each."""
     priorities: dict[str, int] = field(default_factory=dict)
     clock_seconds: float = 0.0
     num_moves: int = 0
@@ -111,7 +118,11 @@ class World:
                     file: {"caption": CAPTIONS[place % 3], "licence": "CC0-1.0", "owner": OWNERS[place % 3]}
                     for place, file in enumerate(forms)
                 }
+        kinds = ("caption", "trait")
+        self.said = {f"k{place:02}": (kinds[place % 2], f"a leaf that {place} people saw") for place in range(0, 14, 3)}
+        self.members = {key: (13 + place, CAPTIONS[place]) for place, key in enumerate(list(MEMBERS)[:3])}
         self.write_tables()
+        self.write_tar()
 
     def _row(self, place: int, form: str) -> dict[str, str]:
         motif = place % 5 if form == "near" else place  # near copies are of the first ones
@@ -142,6 +153,21 @@ class World:
                 writer.writeheader()
                 writer.writerows({key: name_of, **row} for name_of, row in rows.items())
 
+        for kind in ("caption", "trait"):
+            with (self.folder / f"inputs/{kind}.csv").open("w", newline="", encoding="utf-8") as stream:
+                rows = [(key, text) for key, (of, text) in self.said.items() if of == kind]
+                csv.writer(stream).writerows([("key", "text"), *rows])
+
+    def write_tar(self) -> None:
+        """Write the tar as it is now."""
+        with tarfile.open(self.folder / "inputs/some.tar", "w") as tar:
+            for key, (motif, text) in self.members.items():
+                ending = "png" if MEMBERS[key] == "png" else "jpg"
+                for name, content in ((f"{key}.{ending}", picture(motif, MEMBERS[key])), (f"{key}.txt", text.encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
     def config(self, work: Path, *, inline: bool = False) -> dict[str, Any]:
         """The configuration as it is now, for a work folder."""
         config: dict[str, Any] = {"name": "walk", "work_dir": str(work), "sources": [], "evaluation": []}
@@ -150,6 +176,15 @@ class World:
             "list": {
                 "domain": "plant", "table": str(self.folder / "inputs/list.csv"),
                 "columns": {"url": "url", "record_key": "key", "taxon_scientific_name": "name", **said},
+                "captions": [
+                    {"join": str(self.folder / f"inputs/{kind}.csv"), "on": {"record_key": "key"}}
+                    | {"text": "text", "kind": kind}
+                    for kind in ("caption", "trait")
+                ],
+            },
+            "tar": {
+                "domain": "general", "webdataset": {"path": str(self.folder / "inputs/some.tar")},
+                "defaults": {"licence": "CC0-1.0"},
             },
             "own": {
                 "domain": "general", "folder": {"path": str(self.place("own")), "captions": "text_file"},
@@ -192,9 +227,10 @@ class World:
     def fingerprint(self) -> str:
         """All that a release may depend on but the takedowns and what the web said: inputs and settings."""
         config = self.config(Path("work"), inline=True)
-        used = [hash_tree(self.place(name)) for name in NAMES_OF if name in self.sources]
-        table = (self.folder / "inputs/list.csv").read_text(encoding="utf-8")
-        return hashlib.sha256(json.dumps([config, used, table], sort_keys=True).encode()).hexdigest()
+        used: list[Any] = [hash_tree(self.place(name)) for name in NAMES_OF if name in self.sources]
+        files = [path for path in sorted((self.folder / "inputs").iterdir()) if path.is_file()]
+        used += [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+        return hashlib.sha256(json.dumps([config, used], sort_keys=True).encode()).hexdigest()
 
 
 def recipe_of(values: Mapping[str, Any]) -> str:
@@ -305,6 +341,33 @@ def words(world: World, rng: random.Random) -> str | None:
 
 
 @change(1.5)
+def joined(world: World, rng: random.Random) -> str | None:
+    """Another table says something else of a row of the list, or nothing any more."""
+    key = rng.choice(_keys_of_list())
+    if key in world.said and rng.random() < 0.4:
+        del world.said[key]
+    else:
+        text = rng.choice([*CAPTIONS, f"a leaf that {rng.randrange(50)} people saw"])
+        world.said = dict(sorted({**world.said, key: (rng.choice(["caption", "trait"]), text)}.items()))
+    world.write_tables()
+    return f"text of another table for {key}: {world.said.get(key)}"
+
+
+@change(1.5)
+def member(world: World, rng: random.Random) -> str | None:
+    """Another picture or text in the tar, one more, or one less."""
+    key = rng.choice(sorted(MEMBERS))
+    if key in world.members and len(world.members) > 2 and rng.random() < 0.3:
+        del world.members[key]
+    else:
+        motif, text = world.members.get(key, (13, CAPTIONS[0]))
+        text, motif = (rng.choice(CAPTIONS), motif) if rng.random() < 0.5 else (text, rng.randrange(NUM_MOTIFS))
+        world.members = dict(sorted({**world.members, key: (motif, text)}.items()))
+    world.write_tar()
+    return f"tar: {key} {world.members.get(key)}"
+
+
+@change(1.5)
 def other_place(world: World, rng: random.Random) -> str | None:
     """The path of a source names a copy, in which some pictures are others of the same size."""
     name = rng.choice(sorted(NAMES_OF))
@@ -324,7 +387,7 @@ def other_place(world: World, rng: random.Random) -> str | None:
 @change(1)
 def source(world: World, rng: random.Random) -> str | None:
     """Add or take out a source or the evaluation set, or change a priority."""
-    name = rng.choice(["own", "named", "exam", "exam"])
+    name = rng.choice(["own", "named", "tar", "exam", "exam"])
     if name != "exam" and rng.random() < 0.4:
         world.priorities[name] = rng.choice([value for value in (-1, 1, 2) if value != world.priorities.get(name)])
         return f"{name}: priority {world.priorities[name]}"

@@ -7,8 +7,10 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.records import Funnel, StageRecord
+from pipeline.cli import main
 from pipeline.commands.query import layout_rows, print_query
 from pipeline.commands.status import describe_status, print_status
 
@@ -48,6 +51,12 @@ def printed(capfd: pytest.CaptureFixture[str], workdir: str, sql: str, layout: s
     assert print_query(workdir, sql, layout) == 0
     sys.stdout.flush()
     return capfd.readouterr().out
+
+
+def test_ctrl_c_amid_a_query_is_a_stop(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert main(["query", workdir, "SELECT count(*) FROM range(10_000_000) a, range(10_000_000) b"]) == 1
+    assert capfd.readouterr().err.startswith("plantmix: stopped; ")
 
 
 def test_a_table_is_aligned(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
