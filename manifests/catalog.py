@@ -406,7 +406,6 @@ class Catalog(AbstractContextManager["Catalog"]):
 
 
 def _entry_of(fingerprint: str, position: int, part: PartRecord) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a part, by table."""
     funnel = part.funnel
     row = {
         "part_key": part.key,

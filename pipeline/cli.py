@@ -125,7 +125,6 @@ class _PrintableFormatter(logging.Formatter):
     """Log lines in which nothing that came from outside can steer the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line as it is written."""
         return shown(super().format(record))
 
 
@@ -133,7 +132,6 @@ class _CurrentStderr(logging.Handler):
     """Prints to what standard error is now, in place of a line of progress that stands there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one line."""
         print((WIPE if is_terminal(sys.stderr) else "") + self.format(record), file=sys.stderr, flush=True)
 
 

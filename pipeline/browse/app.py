@@ -386,7 +386,6 @@ def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
 
 
 def _file(name: str, kind: str, request: Request) -> Response:
-    """A file beside the templates."""
     return Response((TEMPLATES / name).read_text(encoding="utf-8"), media_type=kind)
 
 

@@ -142,7 +142,6 @@ def _rule_names(settings: CaptionSettings) -> list[str]:
 
 
 def _only(settings: CaptionSettings, name: str) -> CaptionSettings:
-    """The same rule sets with one rule left in each."""
     sets = [
         RuleSet(domains=rules.domains, sources=rules.sources, **{name: rules.thresholds().get(name)})
         for rules in settings.rules

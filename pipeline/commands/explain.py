@@ -158,7 +158,6 @@ def _tries(num_attempts: int | None) -> str:
 
 
 def _way_lines(row: dict[str, Any]) -> list[str]:
-    """The redirects on the way, one line each."""
     hops = [*(row["redirects"] or []), row["final_url"]]
     return [f"          redirected to {hop}" for hop in hops[1:]]
 

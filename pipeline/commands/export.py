@@ -96,7 +96,6 @@ def _publish(args: argparse.Namespace) -> int:
 
 
 def _describe(plan: Plan) -> list[str]:
-    """The plan as lines that a person reads."""
     if plan.public:
         who = "public: the licence of every image lets everyone pass it on"
     elif not plan.on_hub:

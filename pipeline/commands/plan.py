@@ -152,7 +152,6 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _design(args: argparse.Namespace) -> int:
-    """`plantmix plan design`."""
     table = read_runs(args.runs, args.where, args.drop_empty_domains) if args.runs else None
     domains, groups = _domains(args, table)
     limits = _limits(args)
@@ -206,7 +205,6 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
 
 
 def _fit(args: argparse.Namespace) -> int:
-    """`plantmix plan fit`."""
     table = read_runs(args.runs, args.where, args.drop_empty_domains)
     require_one_setting(table)
     law = fit_law(table)
@@ -217,7 +215,6 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    """`plantmix plan predict`."""
     law, _ = read_law(args.law)
     names, columns, shares = read_mixtures(args.mixtures, law.domains, law.runs.groups)
     added = {
@@ -244,7 +241,6 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _choose(args: argparse.Namespace) -> int:
-    """`plantmix plan choose`."""
     law, sha256 = read_law(args.law)
     goal = _goal(args, expand_domains(law.domains, law.runs.groups))
     if args.plot:

@@ -156,7 +156,6 @@ class _Pace:
             self.most, self.most_connections = most, most_connections
 
     def given(self) -> AdaptiveGiven:
-        """The figures of the pace."""
         return {"rate": self.rate, "fastest": self.fastest, "slow_downs": self.num_slow_downs}
 
     def _slow_down(self, rate: float, now: float) -> None:
@@ -210,7 +209,6 @@ class _HostState:
         return min(free, share - held[part])
 
     def given(self, session: str) -> Given:
-        """The figures of the host in this session."""
         seconds = self.answered_to - (self.answered_from or 0.0)
         pace = self.pace
         return {

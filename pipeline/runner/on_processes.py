@@ -83,7 +83,6 @@ class _Worker:
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process has ended."""
         return self._process.poll() is not None
 
     def end(self) -> str:

@@ -129,7 +129,6 @@ def read_archive(path: str, where: str) -> Archive:
 
 @contextmanager
 def _open(path: str, is_zip: bool, name: str) -> Iterator[Any]:
-    """A stream of one file of an archive."""
     fs, inner = storage.filesystem(path if is_zip else storage.join(path, name))
     with fs.open(inner, "rb") as stream:
         if not is_zip:

@@ -210,7 +210,6 @@ class FolderReader(Reader[FolderSettings]):
         return _guess_without_table(listing, pictures)
 
     def _table(self) -> TableReader:
-        """The table beside the pictures."""
         settings, path = self.settings, self.settings.table
         assert path is not None, "checked with the settings"
         assert settings.columns is not None, "checked with the settings"

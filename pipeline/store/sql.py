@@ -57,7 +57,6 @@ class _Database:
 
     @classmethod
     def open(cls, scratch: str) -> Self:
-        """A new one, whose folder lies in `scratch`."""
         import duckdb  # takes a third of a second to import
 
         folder = storage.join(scratch, uuid.uuid4().hex[:12])  # DuckDB makes it when it must spill

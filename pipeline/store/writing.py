@@ -53,25 +53,21 @@ class _Hashed:
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
         return bool(self._stream.closed)
 
     def write(self, content: Any) -> int:
-        """Append bytes."""
         self._stream.write(content)
         self.digest.update(content)
         self.num_bytes += len(content)
         return len(content)
 
     def tell(self) -> int:
-        """How many bytes were written."""
         return self.num_bytes
 
     def flush(self) -> None:
         """Nothing: what is written counts when the file is closed."""
 
     def close(self) -> None:
-        """Close the file."""
         self._stream.close()
 
 

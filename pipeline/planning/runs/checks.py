@@ -72,7 +72,6 @@ def noise_floor(table: RunsTable) -> Array:
 
 
 def _replicates(table: RunsTable) -> list[Index]:
-    """Positions of the runs of each mixture."""
     group = table.mixture_groups()
     return [np.flatnonzero(group == g) for g in range(table.num_mixtures)]
 

@@ -120,7 +120,6 @@ class _Metered:
         self.num_bytes = 0
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
         if self.num_bytes > MAX_RECORD_BYTES:
             raise ValueError(f"an item of more than {MAX_RECORD_BYTES:,} bytes")
         content: bytes = self._stream.read(size)
