@@ -137,7 +137,7 @@ class StageRun(Generic[How]):
     def made_of(self, step: str, reuse: Any, of_version: Mapping[int, str] = MappingProxyType({})) -> list[PartRecord]:
         """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first.
 
-        `of_version` names the key that parts of a version had in catalogues of 0.5.0 and before.
+        `of_version` names the key that parts of a version had in earlier catalogues.
         """
         step_now = next(each for each in self.stage.steps if each.name == step)
         keys = [key for key in (of_version.get(step_now.version), step_now.reuse_key(reuse)) if key]

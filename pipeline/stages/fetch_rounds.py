@@ -87,7 +87,7 @@ class FetchedFiles:
 
 def recipe_of(image: ImageSettings) -> str:
     """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads in
-    catalogues of 0.5.0 and before. Limits are no part of it, because a picture that passes them is stored the same way.
+    earlier catalogues. Limits are no part of it, because a picture that passes them is stored the same way.
     """
     return fingerprint({"version": VERSION, "image": image.without_limits().recorded()})
 
