@@ -17,6 +17,7 @@ import yaml
 
 from manifests.errors import ConfigError
 from manifests.settings import NAME_PATTERN, parse_settings
+from pipeline.answers.first_captions import join_table
 from pipeline.answers.places import keys_of, look_at
 from pipeline.config import BuildConfig
 from pipeline.sources.kinds import Place, path_keys
@@ -24,6 +25,14 @@ from pipeline.sources.reading import check_source
 from pipeline.sources.settings import KINDS, SourceSettings
 
 WIDTH = 118
+_WITHOUT_FACES = [
+    "",
+    "score:",
+    "  plugins:",
+    "    - {name: faces, scorer: \"pipeline.scoring.kinds:FaceScorer\"} # pip install 'plantmix[kinds]'",
+    "  rules:",
+    "    - {scorer: faces, max_score: 0.8} # a picture with a surer face is left out; `action: blur` keeps it blurred",
+]
 _RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
 
 
@@ -50,21 +59,26 @@ def _split(places: str) -> list[str]:
 
 
 def write_first_config(
-    name: str, domains: Mapping[str, Sequence[str]], evaluation: Sequence[str] = (), folder: str = "."
+    name: str,
+    domains: Mapping[str, Sequence[str]],
+    evaluation: Sequence[str] = (),
+    folder: str = ".",
+    captions: Sequence[str] = (),
+    without_faces: bool = False,
 ) -> str:
     """The YAML of a run over these places, as it stands in `folder`, where its relative paths begin.
 
-    `evaluation` lists places of pictures that must not be trained on.
+    `evaluation` lists places of pictures that must not be trained on, `captions` tables of texts for the pictures.
 
-    Raises: ConfigError for a place that cannot be a source, with the cure.
+    Raises: ConfigError for a place that cannot be a source, and for a table that fits none, with the cure.
     """
     places: list[tuple[str, str, Place]] = []
     for domain, paths in domains.items():
         for path in paths:
-            place = look_at(path)
-            source = _source_name(path, [taken for taken, _, _ in places])
-            check_source(SourceSettings(name=source, domain=domain, **keys_of(place)))
-            places.append((source, domain, place))
+            places.append((_source_name(path, [taken for taken, _, _ in places]), domain, look_at(path)))
+    _join(captions, [place for *_, place in places])
+    for source, domain, place in places:
+        check_source(SourceSettings(name=source, domain=domain, **keys_of(place)))
     sets: list[tuple[str, Place]] = []
     for path in evaluation:
         sets.append((_source_name(path, [taken for taken, _ in sets]), look_at(path)))
@@ -72,10 +86,27 @@ def write_first_config(
         for key in path_keys(KINDS[place.kind].settings_type):
             if key in place.settings:
                 place.settings[key] = _from_folder(place.settings[key], folder)
-    body = [*_body(name, list(domains), places), "", *_evaluation(sets), "", *_RUN]
+        for entry in place.captions:
+            entry["join"] = _from_folder(entry["join"], folder)
+    faces = _WITHOUT_FACES if without_faces else []
+    body = [*_body(name, list(domains), places), *faces, "", *_evaluation(sets), "", *_RUN]
     text = "\n".join([*_decisions(places), "", *body]) + "\n"
     parse_settings(yaml.safe_load(text), BuildConfig, "the written config", folder)
     return text
+
+
+def _join(captions: Sequence[str], places: Sequence[Place]) -> None:
+    """Give each place the tables of texts that fit it: of those named, and of those that lie beside its tars."""
+    faults: dict[str, list[str]] = {path: [] for path in captions}
+    for place in places:
+        for path in dict.fromkeys([*captions, *place.beside]):
+            try:
+                join_table(path, place)
+            except ConfigError as error:
+                faults.get(path, place.missing).append(f"not read: {error}")
+    for said in faults.values():
+        if len(said) == len(places):
+            raise ConfigError(f"--captions {said[0].removeprefix('not read: ')}")
 
 
 def _from_folder(path: str, folder: str) -> str:
@@ -187,10 +218,14 @@ def _yaml(values: Mapping[str, Any], comments: Mapping[str, str], indent: str) -
         comment = f" # {comments[key]}" if key in comments else ""
         if isinstance(value, dict):
             lines += [f"{indent}{key}:{comment}", *_yaml(value, comments, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{indent}{key}:{comment}", *(f"{indent}  - {_scalar(each)}" for each in value)]
         else:
             lines.append(f"{indent}{key}: {_scalar(value)}{comment}")
     return lines
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]
+    return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False).strip()[
+        1:-1
+    ]

@@ -79,4 +79,5 @@ def _what_it_is(listing: Listing) -> str:
 
 def keys_of(place: Place) -> dict[str, Any]:
     """The keys of a source in YAML that name the place."""
-    return place.settings if KINDS[place.kind].is_flat else {place.kind: place.settings}
+    keys = place.settings if KINDS[place.kind].is_flat else {place.kind: place.settings}
+    return keys | ({"captions": place.captions} if place.captions else {})

@@ -25,7 +25,7 @@ from pipeline.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.captions.preview import preview_captions
 from pipeline.captions.rules import judge_captions
 from pipeline.config import BuildConfig
-from pipeline.sources.joining import staging, text
+from pipeline.sources.joining import staging
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.tables.captions import describe_join, join_captions
 from pipeline.stages.ingest import map_rows
@@ -154,13 +154,10 @@ def _with_texts(config: BuildConfig, sample: Sample, names: pa.Table | None, scr
         pq.write_table(of_source, path := f"{scratch}/{source.name}.parquet")
         for entry, captions in enumerate(source.captions, 1):
             with staging(new_scratch) as (sql, folder):
-                where = f"{source.where}.captions[{entry}]"
-                query, counts = join_captions(sql, folder, [path], captions, captions.reader(where))
-                rows = f"{text(source.name)} AS source, {entry} AS entry, {text(captions.kind)} AS kind"
+                query, counts = join_captions(sql, folder, [path], source.name, entry, captions)
                 repeated = "SELECT text, count(*) AS num_same_text FROM usable GROUP BY text"
-                whole = f"SELECT *, {rows} FROM ({query}) JOIN ({repeated}) USING (text)"
-                joined.append(sql.sql(whole).to_arrow_table())
-            joins.append(describe_join({"source": source.name, "entry": entry, **counts}))
+                joined.append(sql.sql(f"FROM ({query}) JOIN ({repeated}) USING (text)").to_arrow_table())
+            joins.append(describe_join(counts))
     with new_scratch() as sql:
         sql.register("joined", pa.concat_tables(joined))
         measured: list[pa.Table] = []

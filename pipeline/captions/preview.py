@@ -78,17 +78,11 @@ def _with_joined(measured: pa.Table, texts: pa.Table) -> pa.Array:
 
 
 def _by_kind(texts: pa.Table) -> list[dict[str, Any]]:
-    """One entry a kind of joined text: how many there are and stay, and why others are dropped, with an example."""
-    kinds: dict[str, dict[str, Any]] = {}
-    for row in texts.sort_by(
-        [("source", "ascending"), ("entry", "ascending"), ("row_number", "ascending")]
-    ).to_pylist():
-        kind = kinds.setdefault(row["kind"], {"kind": row["kind"], "num": 0, "num_kept": 0, "reasons": {}})
-        kind["num"] += 1
-        kind["num_kept"] += row["reason"] is None
-        if row["reason"] is not None:
-            kind["reasons"].setdefault(row["reason"], {"num": 0, "example": row["text"]})["num"] += 1
-    return list(kinds.values())
+    """How many joined texts of each kind stay (no reason) or go for a reason, with an example."""
+    counted = texts.group_by(["kind", "reason"]).aggregate([("text", "count"), ("text", "min")])
+    counted = counted.rename_columns({"text_count": "num", "text_min": "example"})
+    rows: list[dict[str, Any]] = counted.sort_by([("kind", "ascending"), ("num", "descending")]).to_pylist()
+    return rows
 
 
 def _cleaning(raw: list[str], measured: pa.Table) -> dict[str, Any]:
@@ -193,9 +187,10 @@ def describe_preview(report: Mapping[str, Any]) -> list[str]:
         same = example["caption"] == example["text"]
         origin = "" if same else f"   <- {example['text_type']}, given {_quote(example['caption'])}"
         lines.append(f"  {example['domain']:<10}{_cut(example['text'] or '', 90)}{origin}")
-    for kind in report["texts"]:
-        lines += ["", f"joined texts, {kind['kind']}: {kind['num_kept']:,} of {kind['num']:,} stay"]
-        lines += [f"  {reason:<30}{of['num']:>8,}  {_quote(of['example'])}" for reason, of in kind["reasons"].items()]
+    lines += [""] if report["texts"] else []
+    for row in report["texts"]:
+        name = f"joined {row['kind']}: {row['reason'] or 'stays'}"
+        lines.append(f"  {name:<48}{row['num']:>8,}  {_quote(row['example'])}")
     if _PICTURE_RULES & set(report["not_judged"]):
         lines += [
             "",

@@ -1,4 +1,4 @@
-"""`plantmix diff`: what changed between two releases. Writes nothing."""
+"""`plantmix diff`: what changed between two releases, or between what came in and a release. Writes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, add_json_option, print_json
-from pipeline.releases.diff import compare
+from pipeline.releases.diff import compare, compare_incoming
 from pipeline.releases.opening import open_release
 
 MAX_SHOWN_CHARS = 80
@@ -20,24 +20,41 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "diff",
-        "show what changed between two releases: images, texts, shards, settings",
+        "show what changed between two releases: images, texts, shards, settings; of one, what became of what came in",
         "plantmix diff data/demo/releases/plantmix-demo-1a2b3c4d5e6f data/demo",
-        reads="record and samples table of both releases, no shard",
+        reads="record and samples table of both releases, no shard; of one, the work folder too",
         writes="nothing",
     )
     parser.add_argument("before", metavar="A", help=RELEASE_HELP)
-    parser.add_argument("after", metavar="B", help="another release, named in the same ways")
+    parser.add_argument(
+        "after",
+        metavar="B",
+        nargs="?",
+        help="another release, named in the same ways; without it A is compared with what came in",
+    )
     add_json_option(parser)
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    comparison = compare(open_release(args.before), open_release(args.after))
+    release = open_release(args.before)
+    comparison = compare(release, open_release(args.after)) if args.after else compare_incoming(release)
     if args.json:
         print_json(comparison)
     else:
-        print_lines(describe(comparison))
+        print_lines(describe(comparison) if args.after else describe_incoming(comparison))
     return 0
+
+
+def describe_incoming(comparison: Mapping[str, Any]) -> list[str]:
+    """What became of what came in, as lines that a person reads."""
+    rows = []
+    for row in comparison["incoming"]:
+        became = (row["reason"] or "kept", row["stage"] or "")
+        rows.append((row["source"], row["domain"] or "", *became, row["images"], row["other_text"]))
+    num, kept = (sum(row[4] for row in rows if not only or row[2] == only) for only in ("", "kept"))
+    head = ("source", "domain", "became", "by", ">images", ">other text")
+    return [f"{num:,} came in -> {kept:,} in {comparison['release']}", "", *aligned(head, rows)]
 
 
 def describe(comparison: Mapping[str, Any]) -> list[str]:

@@ -37,6 +37,19 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="PLACE",
         help="pictures that must not be trained on, such as a test set; may be given again",
     )
+    parser.add_argument(
+        "--captions",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="texts for the pictures of the places, keyed by id or address; may be given again, needless for tables "
+        "that lie beside tars",
+    )
+    parser.add_argument(
+        "--without-faces",
+        action="store_true",
+        help="leave out pictures of people's faces (pip install 'plantmix[kinds]')",
+    )
     parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (default: my.yaml)")
     parser.set_defaults(func=_run)
 
@@ -46,7 +59,8 @@ def _run(args: argparse.Namespace) -> int:
     if out.exists():
         raise ConfigError(f"--out {out}: there already; name another file, or remove that one")
     name = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "my"
-    text = write_first_config(name, parse_domains(args.domain), args.evaluation, str(out.parent))
+    domains = parse_domains(args.domain)
+    text = write_first_config(name, domains, args.evaluation, str(out.parent), args.captions, args.without_faces)
     storage.write_file(str(out), text.encode())
     print_lines([*describe_places(text), f"config: {out}"])
     return 0

@@ -1,12 +1,14 @@
-"""What changed between two releases: samples, texts, domains, shards, recipe. Writes nothing."""
+"""What changed between two releases, or between what came in and a release. Writes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from manifests.errors import ConfigError
+from manifests.reader import open_reader, rows_of
 from manifests.release import Release
-from pipeline.releases.opening import open_sql, read_json, view_samples
+from pipeline.releases.opening import open_sql, read_json, view_samples, work_folder_of
 
 _COUNTS = """
     SELECT coalesce(b.split, a.split) AS split, coalesce(b.domain, a.domain) AS domain,
@@ -31,6 +33,35 @@ _MOVED = """
     SELECT count(*) FROM (SELECT sample_id, split FROM a) x JOIN (SELECT sample_id, split FROM b) y USING (sample_id)
     WHERE x.split <> y.split
 """
+# a drawn sample that is gone was taken down
+_INCOMING = """
+    WITH ended AS (
+        SELECT source, domain, r.sample_id IS NULL AS is_gone, r.text IS DISTINCT FROM c.caption AS other_text,
+            if(d.keep, 'mix', d.stage) AS stage, CASE WHEN NOT d.keep THEN d.reason
+                WHEN c.sample_id IN (SELECT sample_id FROM draws) THEN 'takedown' ELSE 'left_out_by_ratio' END AS reason
+        FROM candidates c LEFT JOIN decisions d USING (sample_id)
+        LEFT JOIN (SELECT sample_id, any_value(text) AS text FROM released GROUP BY sample_id) r USING (sample_id)
+        UNION ALL SELECT source, NULL, true, false, 'ingest', reason FROM rejects
+    )
+    SELECT source, domain, if(is_gone, stage, NULL) AS stage, if(is_gone, reason, NULL) AS reason, count(*) AS images,
+        count(*) FILTER (NOT is_gone AND other_text) AS other_text
+    FROM ended GROUP BY ALL ORDER BY source, stage NULLS FIRST, images DESC, reason, domain
+"""
+
+
+def compare_incoming(release: Release) -> dict[str, Any]:
+    """As plain values: how many pictures of each source are kept (no reason), have another text, or went for a reason.
+
+    Raises: ConfigError when the work folder of the release is away, or has gone on to another build.
+    """
+    if (workdir := work_folder_of(release)) is None:
+        raise ConfigError(f"{release.path}: only its work folder knows what came in; name another release to compare")
+    with open_reader(workdir) as sql:
+        current = sql.execute("SELECT fingerprint FROM current_stages WHERE stage = 'pack'").fetchall()
+        if current != [(release.origin,)]:
+            raise ConfigError(f"{workdir} has gone on since {release.name} was packed; run its `plantmix build` again")
+        view_samples(sql, release, "released")
+        return {"release": release.name, "incoming": rows_of(sql, _INCOMING)}
 
 
 def compare(before: Release, after: Release) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Place:
     """A source as its YAML says it: settings of its kind, and `words` on how they were guessed.
 
     `comments` holds words for single settings, keyed by the setting's name. `missing` says what only the user can add,
-    `left_out` why a column of the table is not read.
+    `left_out` why a column of the table is not read. `could_keep` names what `extra` of the key `mapping` may hold, and
+    `fields` are read where that key is absent. `captions` are tables of texts, `beside` tables that may be some.
     """
 
     settings: dict[str, Any]
@@ -87,6 +88,11 @@ class Place:
     left_out: dict[str, str] = field(default_factory=dict)
     states_licence: bool = True
     has_taxa: bool = False
+    mapping: str = "columns"
+    fields: dict[str, Any] = field(default_factory=dict)
+    could_keep: Sequence[str] = ()
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    beside: Sequence[str] = ()
     kind: str = ""
     """The name of the kind that took the place; `init` sets it."""
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
@@ -154,7 +153,7 @@ class TableReader(Reader[TableSettings]):
             )
         columns = {field: guess.column for field, guess in guesses.items()}
         settings = {"table": listing.path, "columns": columns}
-        place = Place(settings, f"table of addresses (sure: {words})", left_out=others)
+        place = Place(settings, f"table of addresses (sure: {words})", left_out=others, could_keep=list(others))
         return describe_columns(place, guesses, listing.path)
 
     def check(self) -> None:
@@ -317,18 +316,24 @@ def first_columns(listing: Listing) -> list[str] | None:
     return _head(listing.path)[1]
 
 
+def first_values(path: str) -> tuple[str, dict[str, list[str]]]:
+    """The first table at `path`, and by column what its first rows hold but for empty values. Raises: ConfigError."""
+    file, names = _head(path)
+    named = [name for name in names if name]
+    columns = TableReader.of(_INIT, file, named).first_values(*named)
+    some = (column[:_SAMPLED_ROWS] for column in columns)
+    return file, {
+        name: [text for text in each if text and text.strip()] for name, each in zip(named, some, strict=True)
+    }
+
+
 def guess_table(path: str) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]:
     """Guesses for the first table at `path`, from its header and first rows, words on them, and the columns left out.
 
     Raises: ConfigError.
     """
-    file, names = _head(path)
-    named = [name for name in names if name]
-    values: dict[str, list[str]] = {name: [] for name in named}
-    for batch in islice(TableReader.of(_INIT, file, named).batches(), 1):
-        for name in named:
-            some = batch.rows[name].slice(0, _SAMPLED_ROWS).to_pylist()
-            values[name] = [value for value in some if value and value.strip()]
+    file, values = first_values(path)
+    named = list(values)
     try:
         guesses = guess_columns(named, values)
     except ConfigError as error:

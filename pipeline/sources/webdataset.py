@@ -9,6 +9,7 @@ missing, no tar, compressed, or links that lead elsewhere.
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from manifests.settings import ConfigPath, Settings
 from manifests.untrusted import BrokenTarError
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
+    TABLE_NAME,
     UNREADABLE,
     Shards,
     check_store,
@@ -182,7 +184,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """Tars, by their first samples."""
-        return _guess(listing.path) if listing.form != "zip" and listing.ends(".tar") else None
+        return _guess(listing) if listing.form != "zip" and listing.ends(".tar") else None
 
     def _shards(self) -> Shards:
         return find_files(self.path, self.where, ".tar")
@@ -221,8 +223,8 @@ def _row(
     shard: str, place: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
-    at = next((sample.pictures[suffix] for suffix in settings.suffixes if suffix in sample.pictures), None)
-    if at is None:
+    ending = sample.ending(settings.suffixes)
+    if ending is None:
         faults = [f"{extension}, which {fault}" for extension, fault in sample.faults.items()]
         there = ", ".join(sorted([*sample.texts, *sample.pictures, *faults])) or "no member that is read"
         return Lost(-1, "no_image", f"{place} has {there}", place)
@@ -232,7 +234,7 @@ def _row(
     except ValueError as error:
         return Lost(-1, "malformed_row", f"{place}: {error}", place)
     row = {name: values[mapped] for name in (*PLAIN_COLUMNS, "url") if (mapped := getattr(fields, name)) is not None}
-    row["locator"] = make_locator(shard, *at)
+    row["locator"] = make_locator(shard, *sample.pictures[ending])
     row["group_id"] = values[fields.group] if fields.group else None
     row["record_key"] = values[fields.record_key] if fields.record_key else place
     names = [fields.caption] if isinstance(fields.caption, str) else fields.caption or []
@@ -330,23 +332,32 @@ def _parquet_of(shard: str) -> str | None:
 # ---- what init sees
 
 
-def _guess(path: str) -> Place:
+def _guess(listing: Listing) -> Place:
+    path = listing.path
     files = find_files(path, path, ".tar")
     endings, keys = _first_samples(files.path(files.names[0]))
     columns = _first_columns(files) or []
-    place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them")
+    place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
     made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
     place.words += f"{made} (sure: the first one was opened)"
-    fields = {"url": "json.url"} if "url" in keys else {}
+    fields = place.fields
+    if "url" in keys:
+        fields["url"] = "json.url"
     for caption in [name for name, there in (("txt", "txt" in endings), ("json.caption", "caption" in keys)) if there]:
         fields.setdefault("caption", caption)
     licence = _licence_field(keys, columns)
     if "caption" not in fields:
         place.missing.append(f"captions of {path}: its samples have neither a .txt nor a json key `caption`")
-    if licence and "caption" in fields:
-        place.settings["fields"] = fields | {"licence": licence}
+    if licence:
+        fields["licence"] = licence
         place.comments["licence"] = "likely, from its name"
+    if licence and "caption" in fields:
+        place.settings["fields"] = fields
     place.states_licence = licence is not None
+    place.could_keep = ["__key__", *(f"json.{key}" for key in sorted(keys)), *(f"parquet.{name}" for name in columns)]
+    tables = [name for name in listing.names if listing.form == "folder" and TABLE_NAME.search(name.lower())]
+    of_tars = {name.removesuffix(".tar") for name in files.names}
+    place.beside = [storage.join(path, name) for name in tables if re.split(r"[._]", name)[0] not in of_tars]
     return place
 
 

@@ -27,7 +27,7 @@ from manifests.errors import ConfigError, RunError
 from manifests.reader import literals
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
-from pipeline.sources.joining import staging, text
+from pipeline.sources.joining import staging
 from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import OtherDomain, SourceSettings
@@ -126,11 +126,6 @@ class JoinInputs:
     captions: JoinedCaptions
     content: tuple[str, ...]
     candidates: Files
-
-    @property
-    def where(self) -> str:
-        """How messages name it."""
-        return f"sources.{self.source}.captions[{self.entry}]"
 
 
 @dataclass(frozen=True)
@@ -232,12 +227,11 @@ def _part_domains(
 
 def join(inputs: JoinInputs, run: Execution[None]) -> PartResult:
     """Join one table of texts to the candidates of a source."""
-    captions = inputs.captions
+    of_entry = inputs.source, inputs.entry, inputs.captions
     with staging(run.scratch) as (sql, folder):
-        query, counts = join_captions(sql, folder, inputs.candidates.paths, captions, captions.reader(inputs.where))
-        rows = f"{text(inputs.source)} AS source, {inputs.entry} AS entry, {text(captions.kind)} AS kind"
-        joined = run.save(sql, "ingest/joined", JOINED, f"SELECT *, {rows} FROM ({query})", "sample_id, row_number")
-    return PartResult((joined,), None, {"source": inputs.source, "entry": inputs.entry, **counts})
+        query, counts = join_captions(sql, folder, inputs.candidates.paths, *of_entry)
+        joined = run.save(sql, "ingest/joined", JOINED, query, "sample_id, row_number")
+    return PartResult((joined,), None, counts)
 
 
 def _inputs(context: BuildContext) -> IngestInputs:
@@ -291,13 +285,15 @@ def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
 
 
 def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
-    return [_with_samples(each, ingest_tars.samples_of(each.source, run)) for each in inputs.sources]
-
-
-def _with_samples(inputs: SourceInputs, samples: Files) -> SourceInputs:
-    if isinstance(inputs, PreparedSourceInputs):
-        return replace(inputs, samples=samples)
-    return PreparedSourceInputs(inputs.source, inputs.content, samples) if samples else inputs
+    parts = []
+    for each in inputs.sources:
+        if samples := ingest_tars.samples_of(each.source, run):
+            prepared = (
+                each if isinstance(each, PreparedSourceInputs) else PreparedSourceInputs(each.source, each.content)
+            )
+            each = replace(prepared, samples=samples)
+        parts.append(each)
+    return parts
 
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
@@ -315,7 +311,7 @@ def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
         )
     joins = [dict(part.notes) for part in run.parts("join")]
     for table, counts in zip(inputs.captions, joins, strict=True):
-        if fault := fault_of(table.captions, table.where, counts):
+        if fault := fault_of(table.captions, counts):
             raise ConfigError(fault)
         log.info("ingest: %s", describe_join(counts))
     by_domain: dict[str, int] = {}

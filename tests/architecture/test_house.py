@@ -139,7 +139,7 @@ def test_the_command_line_is_frozen() -> None:
     assert {name: options[name] for name in options if not name.startswith("plan")} == {
         "": ["--quiet", "--verbose", "--version"],
         "build": ["--from", "--ray-address", "--to", "config"],
-        "init": ["--domain", "--evaluation", "--out"],
+        "init": ["--captions", "--domain", "--evaluation", "--out", "--without-faces"],
         "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],

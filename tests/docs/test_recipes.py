@@ -13,6 +13,7 @@ import json
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -204,8 +205,13 @@ def check_published(folder: Path, hub: FakeHub, printed: str) -> None:
     assert all((row["domain"] == "plant") == row["caption"].startswith("Quercus robur") for row in rows)
     assert any(row["caption"].startswith("Canis lupus") for row in rows)
     assert not [row for row in rows if row["caption"] == CJK or row["caption"].startswith("click here")]
-    for reason in ("languages", "looks_like_spam", "eval_leak"):
-        assert reason in printed
+    kept = Counter({row["sample_id"]: row["domain"] for row in rows}.values())
+    became = {(domain, reason): int(num) for domain, reason, num in
+              re.findall(r"^plantmix +(\w+) +(\w+) .* (\d+) +\d+$", printed, re.MULTILINE)}  # fmt: skip
+    assert {domain: became[domain, "kept"] for domain in kept} == kept
+    assert became["general", "languages"] == became["general", "looks_like_spam"] == 6
+    assert became["general", "eval_leak"] + became.get(("plant", "eval_leak"), 0) >= 1
+    assert sum(became.values()) == 60, "all that came in"
     assert "60 pictures of" in printed
 
 

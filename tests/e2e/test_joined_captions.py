@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from building import done, release_of, run_here, write_small_config
 from sealed import lend
 from walk.web import picture
 
+from manifests.catalog import Catalog
 from manifests.reader import open_reader, rows_of
 from pipeline.releases.cutting import iter_samples
 
@@ -227,14 +232,39 @@ def test_a_takedown_then_a_build_with_other_captions(built: Path, tmp_path: Path
     assert [key for key, content in texts.items() if "trait.txt" in content] == ["105"]
 
 
-def test_workers_and_a_kill_change_no_byte(built: Path, tmp_path: Path) -> None:
-    """The same folder of pictures, in two processes, in several buckets; and after a build that ended amid captions."""
+KILLED = """
+import os, signal, sys
+from pipeline.cli import main
+from pipeline.stages import ingest
+join = ingest.join_captions
+
+def join_once(*inputs):
+    made = join(*inputs)
+    if inputs[-1].kind == "trait":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+
+ingest.join_captions = join_once
+main(sys.argv[1:])
+"""
+
+
+def test_workers_and_a_kill_amid_the_join_change_no_byte(built: Path, tmp_path: Path) -> None:
+    """The same folder of pictures, killed in its second join; then in two processes, in several buckets."""
     folder = tmp_path / "again"
     write_pictures(folder)
     write_tables(folder)
-    done("build", write_config(folder), "--to", "dedup")
+    killed = subprocess.run([sys.executable, "-c", KILLED, "build", str(write_config(folder))], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Catalog.open(str(folder / "work")) as catalog:
+        (first,) = [part.key for part in catalog.parts_like("ingest", "join")]
     run = {"executor": "processes", "num_workers": 2, "memory_gb": 0.000008}
     done("build", write_config(folder, run=run))
+    with Catalog.open(str(folder / "work")) as catalog:
+        joins = [part.key for part in catalog.parts_like("ingest", "join")]
+    assert len(joins) == 2
+    assert first in joins
+    assert not list(folder.glob("work/**/staged-*")), "nothing is left of the join that was killed"
     ours, theirs = release_of(folder / "work"), release_of(built / "work")
     assert ours.name == theirs.name
     for path in sorted(theirs.rglob("*.*")):
@@ -280,15 +310,12 @@ def test_preview_judges_joined_texts_as_a_build_does(tmp_path: Path) -> None:
         ((kept,),) = connection.execute("SELECT count(*) FROM caption_verdicts WHERE keep").fetchall()
     assert texts[("trait", "max_repeats")] == 2
     for report in (before, after):
-        kinds = {kind["kind"]: kind for kind in report["texts"]}
-        told = {(name, None): kind["num_kept"] for name, kind in kinds.items()}
-        told |= {(name, reason): of["num"] for name, kind in kinds.items() for reason, of in kind["reasons"].items()}
-        assert told == texts
+        assert {(row["kind"], row["reason"]): row["num"] for row in report["texts"]} == texts
         assert report["kept"]["num"] == kept
         assert {example["text_type"] for example in report["kept"]["examples"]} <= {"trait", "caption", "sentence"}
         assert "trait" in {example["text_type"] for example in report["kept"]["examples"]}
         assert "3 of 12 pictures (25.0%) have no partner" in report["joins"][0]
-    assert "joined texts, trait: " in done("preview", config)
+    assert re.search(r"joined trait: max_repeats +2 ", done("preview", config))
 
 
 def test_a_key_that_tells_no_pictures_apart_is_refused(tmp_path: Path) -> None:

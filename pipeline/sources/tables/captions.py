@@ -15,14 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field, model_validator
 
+from manifests.errors import ConfigError
 from manifests.reader import rows_of
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import JOINED_TEXTS
 from pipeline.sources.joining import StagedTable, text, view_staged
 from pipeline.sources.rows import without_secrets
-from pipeline.sources.table import TableReader
+from pipeline.sources.table import TableReader, first_values
+from pipeline.sources.tables.columns import ColumnGuess, guess_caption
 from pipeline.store.sql import view_parquet
 
+_MOST_ROWS = 200_000  # that `guess_join` reads: of 10 M rows in any order these hold 20 of the first 1,000 pictures
 MAX_TEXTS = 100  # of one key: a column that tells pictures apart has fewer, and the join stays small
 _LOST = ("without_key", "without_text", "malformed")
 
@@ -103,10 +106,10 @@ class JoinedCaptions(Settings):
 
 
 def join_captions(
-    sql: Any, folder: str, candidates: Sequence[str], captions: JoinedCaptions, table: TableReader
+    sql: Any, folder: str, candidates: Sequence[str], source: str, entry: int, captions: JoinedCaptions
 ) -> tuple[str, dict[str, Any]]:
-    """SQL that gives sample_id, row_number and text of every text with a picture, and counts of both sides."""
-    num_malformed = 0
+    """SQL that gives the rows of JOINED of an entry of `captions` of a source, and counts of both sides."""
+    table, num_malformed = captions.reader(f"sources.{source}.captions[{entry}]"), 0
     with StagedTable(folder, "texts", ("key", "text")) as staged:
         for raw in table.batches():
             keys = without_secrets(pc.utf8_trim_whitespace(raw.rows[captions.column]))  # as ingest writes ours
@@ -121,14 +124,18 @@ def join_captions(
     sql.execute(f"CREATE VIEW pictures AS SELECT sample_id, {key} AS key FROM candidates")
     sql.execute("CREATE VIEW usable AS SELECT * FROM texts WHERE key <> '' AND trim(text) <> ''")
     (counts,) = rows_of(sql, _COUNTS)
-    counts |= {"kind": captions.kind, "malformed": num_malformed}
+    counts = {"source": source, "entry": entry, **counts, "kind": captions.kind, "malformed": num_malformed}
     fits = "true" if (counts["most"] or {"num": 0})["num"] <= MAX_TEXTS else "false"
-    return f"SELECT sample_id, n AS row_number, text FROM pictures JOIN usable USING (key) WHERE {fits}", counts
+    query = (
+        f"SELECT sample_id, {text(source)} AS source, {entry} AS entry, n AS row_number, {text(captions.kind)} AS kind,"
+        f" text FROM pictures JOIN usable USING (key) WHERE {fits}"
+    )
+    return query, counts
 
 
-def fault_of(captions: JoinedCaptions, where: str, counts: Mapping[str, Any]) -> str | None:
+def fault_of(captions: JoinedCaptions, counts: Mapping[str, Any]) -> str | None:
     """Why the counts of a join make no sense, and what to do; None where they do."""
-    most = counts["most"]
+    where, most = f"sources.{counts['source']}.captions[{counts['entry']}]", counts["most"]
     if most and most["num"] > MAX_TEXTS:
         return (
             f"{where}: {most['num']:,} rows of {captions.join} have the {captions.column} {most['key']!r}, and a "
@@ -152,3 +159,30 @@ def describe_join(counts: Mapping[str, Any]) -> str:
         f"({without / max(num, 1):.1%}) have no partner among {counts['num_rows']:,} rows"
         + (f"; rows left out: {', '.join(lost)}" if lost else "")
     )
+
+
+def guess_join(path: str, keys: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], str]:
+    """A table as an entry of `captions`, and words on it; `keys` are what `on` may say, with values of first pictures.
+
+    Raises: ConfigError when it holds no text, or nothing that tells these pictures apart.
+    """
+    _, shown = first_values(path)
+    hits: dict[tuple[str, str], set[str]] = {(key, column): set() for key in keys for column in shown}
+    num_rows = 0
+    for raw in TableReader.of("captions", path, list(shown)).batches():
+        for (key, column), values in hits.items():
+            texts = pc.utf8_trim_whitespace(raw.rows[column])
+            values.update(texts.filter(pc.is_in(texts, value_set=pa.array(keys[key]))).to_pylist())
+        num_rows += raw.rows.num_rows
+        if num_rows >= _MOST_ROWS:
+            break
+    key, column = max(hits, key=lambda pair: len(hits[pair]), default=("", ""))
+    if not (num := len(hits.get((key, column), ()))):
+        has = f"no column of {', '.join(shown)} holds what tells pictures apart ({', '.join(keys)})"
+        raise ConfigError(f"{path}: {has}, in its first {num_rows:,} rows")
+    guess = guess_caption(list(shown), shown, {"key": ColumnGuess(column, "sure", "its values")})
+    if guess is None:
+        raise ConfigError(f"{path}: no column of {', '.join(shown)} holds texts")
+    words = f"sure: {num:,} of the first {len(keys[key]):,} pictures have a row there"
+    entry = {"join": path, "on": {key: column}, "text": guess.column, "kind": "caption"}
+    return entry, f"{words}; {guess.column} is a {guess.trust}, from {guess.why}"

@@ -114,7 +114,7 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
             guess = _best(names, values, field, _share_of(_NAME_LIKE), guesses, by_values=False)
             if guess is not None:
                 guesses[field] = guess
-    caption = _caption(names, values, guesses)
+    caption = guess_caption(names, values, guesses)
     return guesses if caption is None else guesses | {"caption": caption}
 
 
@@ -182,7 +182,7 @@ def _best(
     return ColumnGuess(best, "guess", "its values")
 
 
-def _caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> ColumnGuess | None:
+def guess_caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> ColumnGuess | None:
     """The column of words: by its name, else the one with the most words of those that differ from row to row."""
     used = {guess.column for guess in taken.values()}
     free = [name for name in names if name and name not in used]
