@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +49,23 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 def copy_configs(folder: Path) -> None:
-    """A clone: the environment, an empty home, and the configs with the models made small."""
+    """A clone: an empty home, and the configs with the models made small."""
     (folder / "home").mkdir()
-    (folder / ".venv").symlink_to(sys.prefix)
     shutil.copytree(ROOT / "configs", folder / "configs")
     for path in (folder / "configs/models").glob("*.json"):
         path.write_text(json.dumps(TINY_MODEL), encoding="utf-8")
 
 
+def environment_of(clone: Path, more: Mapping[str, str]) -> dict[str, str]:
+    """Nothing of this process's environment but PATH, and what the variables of blocks stand for."""
+    return {"PATH": os.defpath, "HOME": str(clone / "home"), "LANG": "C.UTF-8", **more}
+
+
 def run_block(block: Block, clone: Path, more: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a block with nothing of this process's environment but PATH, and what its variables stand for."""
     return subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", block.commands],
         cwd=clone,
-        env={"PATH": os.defpath, "HOME": str(clone / "home"), "LANG": "C.UTF-8", **more},
+        env=environment_of(clone, more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

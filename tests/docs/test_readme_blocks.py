@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 from building import ROOT
-from shell_blocks import Block, blocks_of, copy_configs, run_block, write_yaml
+from command_server import serving_commands
+from shell_blocks import Block, blocks_of, copy_configs, environment_of, run_block, write_yaml
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -59,10 +60,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         except ConfigError:
             server = stack.enter_context(serving(web))
         prepare_web(web, DEBS, server.port)
+        stack.enter_context(serving_commands(folder, environment_of(folder, {})))
         yield folder
 
 
-def environment_of(clone: Path) -> dict[str, str]:
+def variables_of(clone: Path) -> dict[str, str]:
     """What the READMEs' $URL and $OLD stand for."""
     values = {}
     latest = clone / "data/my/releases/LATEST"
@@ -84,7 +86,7 @@ def printed() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if not block.reason], ids=lambda block: block.name)
 def test_the_commands_of_a_block_succeed(block: Block, clone: Path, printed: dict[str, str]) -> None:
-    done = run_block(block, clone, environment_of(clone))
+    done = run_block(block, clone, variables_of(clone))
     printed[block.page] += done.stdout
     assert done.returncode == 0, done.stdout[-3000:]
 

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT
+from command_server import serving_commands
 from darwin_core import gbif_files, write_zip
 from foreign_tars import write_tar
 from gbif_server import ACCOUNT, GbifServer
@@ -34,7 +35,7 @@ from misbehaving import object_store
 from misbehaving.hub import FakeHub, Repository, StoredFile, fake_hub
 from misbehaving.owners import mining, with_xmp
 from PIL import Image
-from shell_blocks import blocks_of, copy_configs, run_block, write_yaml
+from shell_blocks import blocks_of, copy_configs, environment_of, run_block, write_yaml
 
 from manifests.release import Release
 from pipeline.demo.server import serving
@@ -336,9 +337,10 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
         gbif_api = stack.enter_context(GbifServer(archive.read_bytes())).api if name == "archive-to-hub" else None
         allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt, gbif_api)
         shorten(tmp_path / f"configs/recipes/{name}")
-        printed = ""
+        printed, services = "", hub.environment | store | ACCOUNT
+        stack.enter_context(serving_commands(tmp_path, environment_of(tmp_path, services)))
         for block in blocks_of(page):
-            more = hub.environment | store | ACCOUNT
+            more = dict(services)
             if "$URL" in block.commands:
                 more["URL"] = (
                     Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()
