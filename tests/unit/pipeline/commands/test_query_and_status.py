@@ -114,24 +114,23 @@ def test_json_can_be_read_back(workdir: str, capfd: pytest.CaptureFixture[str]) 
     assert (row["list"], row["struct"], row["none"]) == ([1, 2], {"a": 1}, None)
 
 
-@pytest.mark.parametrize("layout", ["table", "csv", "json"])
-def test_columns_of_one_name_are_told_apart(workdir: str, capfd: pytest.CaptureFixture[str], layout: str) -> None:
-    out = printed(capfd, workdir, "SELECT 1 AS id, 2 AS id, 3 AS id_1, 4 AS id", layout)
-    for name in ("id", "id_1", "id_1_1", "id_2"):
-        assert name in out
-    for value in "1234":
-        assert value in out
+def test_columns_of_one_name_are_told_apart(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for layout in ["table", "csv", "json"]:
+        out = printed(capfd, workdir, "SELECT 1 AS id, 2 AS id, 3 AS id_1, 4 AS id", layout)
+        for name in ("id", "id_1", "id_1_1", "id_2"):
+            assert name in out
+        for value in "1234":
+            assert value in out
 
 
-@pytest.mark.parametrize("sql", ["SELECT * FROM nowhere", "SELEC 1", "SELECT 1 +", "SELECT stag FROM stages"])
-def test_wrong_sql_is_the_users_mistake(workdir: str, sql: str) -> None:
-    with pytest.raises(ConfigError, match=r'(?s)query: .*plantmix query .* "SELECT \* FROM views"'):
-        print_query(workdir, sql, "table")
+def test_wrong_sql_is_the_users_mistake(workdir: str) -> None:
+    for sql in ["SELECT * FROM nowhere", "SELEC 1", "SELECT 1 +", "SELECT stag FROM stages"]:
+        with pytest.raises(ConfigError, match=r'(?s)query: .*plantmix query .* "SELECT \* FROM views"'):
+            print_query(workdir, sql, "table")
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
+def test_only_reading_statements_are_taken(workdir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for sql in [
         "",
         "-- nothing",
         "CREATE TABLE mine (a INTEGER)",
@@ -142,29 +141,22 @@ def test_wrong_sql_is_the_users_mistake(workdir: str, sql: str) -> None:
         "SELECT 1; SELECT 2",
         "SELECT 1; COPY (SELECT 1) TO 'written.csv'",
         "INSTALL httpfs",
-    ],
-)
-def test_only_reading_statements_are_taken(
-    workdir: str, sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="query: one SELECT statement is needed"):
-        print_query(workdir, sql, "table")
-    assert list(tmp_path.iterdir()) == []
+    ]:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match="query: one SELECT statement is needed"):
+            print_query(workdir, sql, "table")
+        assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
+def test_reading_statements_of_every_form(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for sql in [
         "FROM stages",
         "WITH x AS (SELECT 1 AS a) SELECT * FROM x;",
         "DESCRIBE stages",
         "SUMMARIZE stages",
         "EXPLAIN SELECT 1",
-    ],
-)
-def test_reading_statements_of_every_form(workdir: str, capfd: pytest.CaptureFixture[str], sql: str) -> None:
-    assert re.search(r"\([\d,]+ rows?\)\n$", printed(capfd, workdir, sql))
+    ]:
+        assert re.search(r"\([\d,]+ rows?\)\n$", printed(capfd, workdir, sql))
 
 
 # ---- status

@@ -72,44 +72,41 @@ def test_no_file_outside_the_tables_is_read(workdir: str) -> None:
     assert everything() == before
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'written.csv'",
-        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
-        "explain(analyze)copy (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
-        "EXPLAIN (ANALYZE, FORMAT json) COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
-        "EXPLAIN /* SELECT */ ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
-        "/* */ EXPLAIN ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
-        "EXPLAIN ANALYZE INSTALL httpfs",
-        "EXPLAIN ANALYZE DROP VIEW candidates",
-        "EXPLAIN ANALYZE CHECKPOINT catalog",
-        "EXPLAIN COPY (SELECT 1) TO 'written.csv'",
-        "LOAD httpfs",
-        "PRAGMA enable_profiling",
-        "CALL pragma_version()",
-        "ATTACH 'other.duckdb'",
-    ],
+WRITING = (
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO 'written.csv'",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+    "explain(analyze)copy (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+    "EXPLAIN (ANALYZE, FORMAT json) COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+    "EXPLAIN /* SELECT */ ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+    "/* */ EXPLAIN ANALYZE COPY (SELECT 1) TO 'work/tables/ingest/part.parquet' (USE_TMP_FILE false)",
+    "EXPLAIN ANALYZE INSTALL httpfs",
+    "EXPLAIN ANALYZE DROP VIEW candidates",
+    "EXPLAIN ANALYZE CHECKPOINT catalog",
+    "EXPLAIN COPY (SELECT 1) TO 'written.csv'",
+    "LOAD httpfs",
+    "PRAGMA enable_profiling",
+    "CALL pragma_version()",
+    "ATTACH 'other.duckdb'",
 )
-def test_nothing_is_written_loaded_or_set(workdir: str, sql: str) -> None:
+READING = (
+    "EXPLAIN ANALYZE SELECT * FROM stages",
+    "EXPLAIN (FORMAT json) SELECT * FROM stages",
+    "EXPLAIN (ANALYZE, FORMAT json) SELECT * FROM stages",
+    "EXPLAIN (SELECT 1)",
+    "SELECT * FROM read_parquet('work/tables/ingest/part.parquet')",
+)
+
+
+def test_statements_read_the_tables_and_write_load_or_set_nothing(
+    workdir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = everything()
-    with pytest.raises(ConfigError, match="query: "):
-        print_query(workdir, sql, "table")
-    assert everything() == before
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "EXPLAIN ANALYZE SELECT * FROM stages",
-        "EXPLAIN (FORMAT json) SELECT * FROM stages",
-        "EXPLAIN (ANALYZE, FORMAT json) SELECT * FROM stages",
-        "EXPLAIN (SELECT 1)",
-        "SELECT * FROM read_parquet('work/tables/ingest/part.parquet')",
-    ],
-)
-def test_what_reads_the_tables_still_runs(workdir: str, sql: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert print_query(workdir, sql, "table") == 0
+    for sql in WRITING:
+        with pytest.raises(ConfigError, match="query: "):
+            print_query(workdir, sql, "table")
+        assert everything() == before, sql
+    for sql in READING:
+        assert print_query(workdir, sql, "table") == 0, sql
 
 
 def test_duckdb_holds_the_locks_itself(workdir: str) -> None:
@@ -174,15 +171,12 @@ def test_csv_holds_no_formula_and_json_the_exact_text(workdir: str, capfd: pytes
     assert [row["text"] for row in json.loads(capfd.readouterr().out)] == texts
 
 
-@pytest.mark.parametrize("layout", ["table", "csv", "json"])
-def test_no_answer_steers_the_terminal(workdir: str, layout: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_neither_answer_nor_message_steers_the_terminal(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
     sql = "SELECT chr(27) || '[2J' || chr(155) || 'x' AS text"
-    assert main(["query", workdir, sql, "--format", layout]) == 0
-    out = capfd.readouterr().out
-    assert not {"\x1b", "\x9b"} & set(out)
-    assert "\\u001b[2J\\u009bx" in out
-
-
-def test_no_message_steers_the_terminal(workdir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for layout in ("table", "csv", "json"):
+        assert main(["query", workdir, sql, "--format", layout]) == 0
+        out = capfd.readouterr().out
+        assert not {"\x1b", "\x9b"} & set(out), layout
+        assert "\\u001b[2J\\u009bx" in out, layout
     assert main(["query", workdir, 'SELECT * FROM "\x1b[2J"']) == 2
     assert "\x1b" not in capfd.readouterr().err
