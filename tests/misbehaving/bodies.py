@@ -8,7 +8,7 @@ import zlib
 from functools import lru_cache
 
 from misbehaving.answers import hang_up, photo, send, send_picture
-from misbehaving.registry import behaviour
+from misbehaving.registry import behaviour, behaviours
 
 
 @behaviour("deadline_exceeded")
@@ -57,10 +57,43 @@ def length_too_long(sock, request):
     hang_up(sock)
 
 
-@behaviour("corrupt_image")
-def length_too_short(sock, request):
-    """Content-Length smaller than the body"""
-    send(sock, headers={"Content-Length": str(len(photo()) - 1000)}, body=photo(), length=False)
+behaviours(
+    {
+        "length_too_short": (
+            "corrupt_image",
+            "Content-Length smaller than the body",
+            lambda sock, _: send(
+                sock, headers={"Content-Length": str(len(photo()) - 1000)}, body=photo(), length=False
+            ),
+        ),
+        "gzip_bomb": (
+            "body_too_large",
+            "200 MB of zeros in 200 kB of gzip",
+            lambda sock, _: send(sock, headers={"Content-Encoding": "gzip"}, body=bomb()),
+        ),
+        "deflate_bomb": (
+            "body_too_large",
+            "200 MB of zeros as deflate",
+            lambda sock, _: send(sock, headers={"Content-Encoding": "deflate"}, body=deflate_bomb_body()),
+        ),
+        "gzip_unasked": (
+            "ok",
+            "the picture in gzip, though nobody asked for it",
+            lambda sock, _: send(sock, headers={"Content-Encoding": "gzip"}, body=gzip.compress(photo())),
+        ),
+        "gzip_in_name_only": (
+            "ok",
+            "Content-Encoding: gzip on a plain picture",
+            lambda sock, _: send(sock, headers={"Content-Encoding": "gzip"}, body=photo()),
+        ),
+        "encoding_unknown": (
+            "bad_response",
+            "Content-Encoding: br",
+            lambda sock, _: send(sock, headers={"Content-Encoding": "br"}, body=photo()),
+        ),
+        "zero_bytes": ("empty_body", "200 with nothing", lambda sock, _: send_picture(sock, b"")),
+    }
+)
 
 
 @behaviour("ok")
@@ -112,18 +145,6 @@ def chunks(sock, request):
     send(sock, headers={"Transfer-Encoding": "chunked"}, body=body, length=False)
 
 
-@behaviour("body_too_large")
-def gzip_bomb(sock, request):
-    """200 MB of zeros in 200 kB of gzip"""
-    send(sock, headers={"Content-Encoding": "gzip"}, body=bomb())
-
-
-@behaviour("body_too_large")
-def deflate_bomb(sock, request):
-    """200 MB of zeros as deflate"""
-    send(sock, headers={"Content-Encoding": "deflate"}, body=deflate_bomb_body())
-
-
 @behaviour("body_truncated")
 def gzip_cut_off(sock, request):
     """half a gzip body, its length right"""
@@ -131,35 +152,11 @@ def gzip_cut_off(sock, request):
     send(sock, headers={"Content-Encoding": "gzip"}, body=packed[: len(packed) // 2])
 
 
-@behaviour("ok")
-def gzip_unasked(sock, request):
-    """the picture in gzip, though nobody asked for it"""
-    send(sock, headers={"Content-Encoding": "gzip"}, body=gzip.compress(photo()))
-
-
 @behaviour("bad_response")
 def gzip_broken(sock, request):
     """gzip with a hole"""
     packed = gzip.compress(photo())
     send(sock, headers={"Content-Encoding": "gzip"}, body=packed[:200] + b"\xff" * 100 + packed[300:])
-
-
-@behaviour("ok")
-def gzip_in_name_only(sock, request):
-    """Content-Encoding: gzip on a plain picture"""
-    send(sock, headers={"Content-Encoding": "gzip"}, body=photo())
-
-
-@behaviour("bad_response")
-def encoding_unknown(sock, request):
-    """Content-Encoding: br"""
-    send(sock, headers={"Content-Encoding": "br"}, body=photo())
-
-
-@behaviour("empty_body")
-def zero_bytes(sock, request):
-    """200 with nothing"""
-    send_picture(sock, b"")
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from misbehaving.answers import hang_up, photo, reset, send, send_picture
-from misbehaving.registry import behaviour
+from misbehaving.registry import behaviour, behaviours
 
 
 @behaviour("deadline_exceeded")
@@ -51,16 +51,12 @@ def endless_continue(sock, request):
         sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
 
 
-@behaviour("connection_reset")
-def closes_at_once(sock, request):
-    """closes without an answer"""
-    hang_up(sock)
-
-
-@behaviour("connection_reset")
-def resets_at_once(sock, request):
-    """resets without an answer"""
-    reset(sock)
+behaviours(
+    {
+        "closes_at_once": ("connection_reset", "closes without an answer", lambda sock, _: hang_up(sock)),
+        "resets_at_once": ("connection_reset", "resets without an answer", lambda sock, _: reset(sock)),
+    }
+)
 
 
 @behaviour("connection_reset")

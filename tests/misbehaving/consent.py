@@ -7,7 +7,7 @@ from functools import cache
 
 from misbehaving.answers import send, send_picture
 from misbehaving.owners import mining, signed, with_xmp, xmp
-from misbehaving.registry import BEHAVIOURS, Behaviour, behaviour
+from misbehaving.registry import BEHAVIOURS, Behaviour, behaviour, behaviours
 
 # ---- X-Robots-Tag
 
@@ -44,28 +44,32 @@ def _register_opt_outs() -> None:
 _register_opt_outs()
 
 
-@behaviour("opted_out")
-def opt_out_after_redirect(sock, request):
-    """redirects to a picture with `X-Robots-Tag: noml`"""
-    send(sock, "302 Found", {"Location": "/opt_out_noml"})
-
-
-@behaviour("ok")
-def opt_out_of_nothing(sock, request):
-    """`X-Robots-Tag: all, max-image-preview: large, nofollow`"""
-    send_picture(sock, headers=[("X-Robots-Tag", "all, max-image-preview: large, nofollow")])
-
-
-@behaviour("ok")
-def opt_out_for_others(sock, request):
-    """`X-Robots-Tag: otherbot: noai, noindex`"""
-    send_picture(sock, headers=[("X-Robots-Tag", "otherbot: noai, noindex")])
-
-
-@behaviour("ok")
-def content_usage_allows(sock, request):
-    """`Content-Usage: train-ai=y, search=n`; `tdm-reservation: 0`"""
-    send_picture(sock, headers=[("Content-Usage", "train-ai=y, search=n"), ("tdm-reservation", "0")])
+behaviours(
+    {
+        "opt_out_after_redirect": (
+            "opted_out",
+            "redirects to a picture with `X-Robots-Tag: noml`",
+            lambda sock, _: send(sock, "302 Found", {"Location": "/opt_out_noml"}),
+        ),
+        "opt_out_of_nothing": (
+            "ok",
+            "`X-Robots-Tag: all, max-image-preview: large, nofollow`",
+            lambda sock, _: send_picture(sock, headers=[("X-Robots-Tag", "all, max-image-preview: large, nofollow")]),
+        ),
+        "opt_out_for_others": (
+            "ok",
+            "`X-Robots-Tag: otherbot: noai, noindex`",
+            lambda sock, _: send_picture(sock, headers=[("X-Robots-Tag", "otherbot: noai, noindex")]),
+        ),
+        "content_usage_allows": (
+            "ok",
+            "`Content-Usage: train-ai=y, search=n`; `tdm-reservation: 0`",
+            lambda sock, _: send_picture(
+                sock, headers=[("Content-Usage", "train-ai=y, search=n"), ("tdm-reservation", "0")]
+            ),
+        ),
+    }
+)
 
 
 # ---- robots.txt

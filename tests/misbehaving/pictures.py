@@ -8,52 +8,75 @@ from functools import lru_cache
 
 import numpy as np
 from misbehaving.answers import encode, photo, pixels, send_picture, with_everything, with_orientation
-from misbehaving.registry import BEHAVIOURS, Behaviour, behaviour
+from misbehaving.registry import BEHAVIOURS, Behaviour, behaviour, behaviours
 from PIL import Image, ImageCms
 
 # ---- not quite pictures
 
 
-@behaviour("not_an_image")
-def html_as_jpg(sock, request):
-    """a login page as image/jpeg"""
-    send_picture(sock, b"<!DOCTYPE html><html><body>Please log in</body></html>")
-
-
-@behaviour("not_an_image")
-def svg_as_jpg(sock, request):
-    """SVG as image/jpeg"""
-    send_picture(sock, b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
-
-
-@behaviour("not_an_image")
-def json_as_jpg(sock, request):
-    """an error message in JSON with status 200"""
-    send_picture(sock, b'{"error": "quota exceeded"}')
-
-
-@behaviour("not_an_image")
-def pdf_as_jpg(sock, request):
-    """PDF as image/jpeg"""
-    send_picture(sock, b"%PDF-1.7 ...")
-
-
-@behaviour("not_an_image")
-def noise(sock, request):
-    """random bytes"""
-    send_picture(sock, np.random.default_rng(1).bytes(4096))
-
-
-@behaviour("corrupt_image")
-def jpeg_truncated(sock, request):
-    """the first two thirds of a JPEG"""
-    send_picture(sock, photo()[: len(photo()) * 2 // 3])
-
-
-@behaviour("corrupt_image")
-def jpeg_header_only(sock, request):
-    """a JPEG that ends in its header"""
-    send_picture(sock, photo()[:40])
+behaviours(
+    {
+        "html_as_jpg": (
+            "not_an_image",
+            "a login page as image/jpeg",
+            lambda sock, _: send_picture(sock, b"<!DOCTYPE html><html><body>Please log in</body></html>"),
+        ),
+        "svg_as_jpg": (
+            "not_an_image",
+            "SVG as image/jpeg",
+            lambda sock, _: send_picture(
+                sock, b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+            ),
+        ),
+        "json_as_jpg": (
+            "not_an_image",
+            "an error message in JSON with status 200",
+            lambda sock, _: send_picture(sock, b'{"error": "quota exceeded"}'),
+        ),
+        "pdf_as_jpg": ("not_an_image", "PDF as image/jpeg", lambda sock, _: send_picture(sock, b"%PDF-1.7 ...")),
+        "noise": (
+            "not_an_image",
+            "random bytes",
+            lambda sock, _: send_picture(sock, np.random.default_rng(1).bytes(4096)),
+        ),
+        "jpeg_truncated": (
+            "corrupt_image",
+            "the first two thirds of a JPEG",
+            lambda sock, _: send_picture(sock, photo()[: len(photo()) * 2 // 3]),
+        ),
+        "jpeg_header_only": (
+            "corrupt_image",
+            "a JPEG that ends in its header",
+            lambda sock, _: send_picture(sock, photo()[:40]),
+        ),
+        "png_bomb": (
+            "too_many_pixels",
+            "a PNG of 12,000 x 12,000 px in 20 kB",
+            lambda sock, _: send_picture(sock, png_bomb_body(), "image/png"),
+        ),
+        "jpeg_xl": (
+            "unsupported_image",
+            "JPEG XL, which Pillow does not read",
+            lambda sock, _: send_picture(sock, b"\x00\x00\x00\x0cJXL \r\n\x87\n" + b"\0" * 64, "image/jxl"),
+        ),
+        "png_text_bomb": (
+            "corrupt_image",
+            "a PNG whose text chunk unpacks to 100 MB",
+            lambda sock, _: send_picture(sock, png_text_bomb_body(), "image/png"),
+        ),
+        "heic": (
+            "unsupported_image",
+            "HEIC, which Pillow reads only with a plugin",
+            lambda sock, _: send_picture(sock, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64, "image/heic"),
+        ),
+        "one_pixel": (
+            "image_too_small",
+            "a tracking pixel",
+            lambda sock, _: send_picture(sock, encode(Image.new("RGB", (1, 1)), "GIF"), "image/gif"),
+        ),
+        "ruler": ("aspect_too_extreme", "2,000 x 40 px", lambda sock, _: send_picture(sock, encode(pixels(2000, 40)))),
+    }
+)
 
 
 @behaviour("corrupt_image")
@@ -61,12 +84,6 @@ def png_truncated(sock, request):
     """half a PNG"""
     body = encode(pixels(200, 200), "PNG")
     send_picture(sock, body[: len(body) // 2], "image/png")
-
-
-@behaviour("too_many_pixels")
-def png_bomb(sock, request):
-    """a PNG of 12,000 x 12,000 px in 20 kB"""
-    send_picture(sock, png_bomb_body(), "image/png")
 
 
 @behaviour("too_many_pixels")
@@ -94,36 +111,6 @@ def jpeg_12_bit(sock, request):
     send_picture(sock, bytes(body))
 
 
-@behaviour("unsupported_image")
-def jpeg_xl(sock, request):
-    """JPEG XL, which Pillow does not read"""
-    send_picture(sock, b"\x00\x00\x00\x0cJXL \r\n\x87\n" + b"\0" * 64, "image/jxl")
-
-
-@behaviour("corrupt_image")
-def png_text_bomb(sock, request):
-    """a PNG whose text chunk unpacks to 100 MB"""
-    send_picture(sock, png_text_bomb_body(), "image/png")
-
-
-@behaviour("unsupported_image")
-def heic(sock, request):
-    """HEIC, which Pillow reads only with a plugin"""
-    send_picture(sock, b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64, "image/heic")
-
-
-@behaviour("image_too_small")
-def one_pixel(sock, request):
-    """a tracking pixel"""
-    send_picture(sock, encode(Image.new("RGB", (1, 1)), "GIF"), "image/gif")
-
-
-@behaviour("aspect_too_extreme")
-def ruler(sock, request):
-    """2,000 x 40 px"""
-    send_picture(sock, encode(pixels(2000, 40)))
-
-
 @lru_cache(maxsize=1)
 def png_text_bomb_body() -> bytes:
     packed = b"note\0\0" + zlib.compress(b"a" * (100 << 20), 9)
@@ -140,28 +127,36 @@ def png_bomb_body() -> bytes:
 # ---- odd but sound pictures
 
 
-@behaviour("ok")
-def wrong_type(sock, request):
-    """a JPEG as text/html"""
-    send_picture(sock, content_type="text/html")
-
-
-@behaviour("ok")
-def jpeg_progressive(sock, request):
-    """progressive JPEG"""
-    send_picture(sock, encode(pixels(), progressive=True))
-
-
-@behaviour("ok")
-def jpeg_cmyk(sock, request):
-    """CMYK JPEG"""
-    send_picture(sock, encode(pixels().convert("CMYK")))
-
-
-@behaviour("ok")
-def jpeg_grey(sock, request):
-    """greyscale JPEG"""
-    send_picture(sock, encode(pixels().convert("L")))
+behaviours(
+    {
+        "wrong_type": ("ok", "a JPEG as text/html", lambda sock, _: send_picture(sock, content_type="text/html")),
+        "jpeg_progressive": (
+            "ok",
+            "progressive JPEG",
+            lambda sock, _: send_picture(sock, encode(pixels(), progressive=True)),
+        ),
+        "jpeg_cmyk": ("ok", "CMYK JPEG", lambda sock, _: send_picture(sock, encode(pixels().convert("CMYK")))),
+        "jpeg_grey": ("ok", "greyscale JPEG", lambda sock, _: send_picture(sock, encode(pixels().convert("L")))),
+        "png_palette": (
+            "ok",
+            "palette PNG with a transparent colour",
+            lambda sock, _: send_picture(sock, encode(pixels().quantize(16), "PNG", transparency=3), "image/png"),
+        ),
+        "webp": ("ok", "WebP", lambda sock, _: send_picture(sock, encode(pixels(), "WEBP"), "image/webp")),
+        "avif": ("ok", "AVIF", lambda sock, _: send_picture(sock, encode(pixels(), "AVIF"), "image/avif")),
+        "jpeg_with_profile": (
+            "ok",
+            "JPEG with a colour profile",
+            lambda sock, _: send_picture(sock, encode(pixels(), icc_profile=_profile())),
+        ),
+        "jpeg_with_gps": (
+            "ok",
+            "JPEG with a camera's position, owner and thumbnail, a comment, and a film after its end",
+            lambda sock, _: send_picture(sock, with_everything()),
+        ),
+        "tiff": ("ok", "TIFF", lambda sock, _: send_picture(sock, encode(pixels(), "TIFF"), "image/tiff")),
+    }
+)
 
 
 @behaviour("ok")
@@ -169,12 +164,6 @@ def png_16_bit(sock, request):
     """16-bit grey PNG"""
     grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     send_picture(sock, encode(Image.fromarray(grey), "PNG"), "image/png")
-
-
-@behaviour("ok")
-def png_palette(sock, request):
-    """palette PNG with a transparent colour"""
-    send_picture(sock, encode(pixels().quantize(16), "PNG", transparency=3), "image/png")
 
 
 @behaviour("ok")
@@ -199,39 +188,9 @@ def gif_animated(sock, request):
     send_picture(sock, encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "image/gif")
 
 
-@behaviour("ok")
-def webp(sock, request):
-    """WebP"""
-    send_picture(sock, encode(pixels(), "WEBP"), "image/webp")
-
-
-@behaviour("ok")
-def avif(sock, request):
-    """AVIF"""
-    send_picture(sock, encode(pixels(), "AVIF"), "image/avif")
-
-
 @lru_cache(maxsize=1)
 def _profile() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()  # holds the time it was made at
-
-
-@behaviour("ok")
-def jpeg_with_profile(sock, request):
-    """JPEG with a colour profile"""
-    send_picture(sock, encode(pixels(), icc_profile=_profile()))
-
-
-@behaviour("ok")
-def jpeg_with_gps(sock, request):
-    """JPEG with a camera's position, owner and thumbnail, a comment, and a film after its end"""
-    send_picture(sock, with_everything())
-
-
-@behaviour("ok")
-def tiff(sock, request):
-    """TIFF"""
-    send_picture(sock, encode(pixels(), "TIFF"), "image/tiff")
 
 
 def _register_orientations() -> None:

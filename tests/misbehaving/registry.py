@@ -50,6 +50,12 @@ def behaviour(outcome: str, url: str = "http://{host}:{port}/{name}", robots: Ac
     return register
 
 
+def behaviours(table: dict[str, tuple[str, str, Act]]) -> None:
+    """Register what takes a line: outcome, what it does, and how, by name."""
+    for name, (outcome, does, act) in table.items():
+        BEHAVIOURS[name] = Behaviour(name, does, outcome, act)
+
+
 def host_of(name: str) -> str:
     """The host that a behaviour has for itself, so that what it does to a host's reputation touches no other."""
     return f"{name.partition('/')[0]}.test".replace("_", "-")

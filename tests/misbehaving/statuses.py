@@ -6,33 +6,46 @@ import email.utils
 import time
 
 from misbehaving.answers import send, send_picture
-from misbehaving.registry import behaviour
+from misbehaving.registry import behaviour, behaviours
 
 # ---- statuses
 
 
-@behaviour("http_404")
-def not_found(sock, request):
-    """404"""
-    send(sock, "404 Not Found", body=b"gone fishing")
-
-
-@behaviour("http_410")
-def gone(sock, request):
-    """410"""
-    send(sock, "410 Gone")
-
-
-@behaviour("http_4xx")
-def forbidden(sock, request):
-    """403"""
-    send(sock, "403 Forbidden")
-
-
-@behaviour("http_4xx")
-def legal_reasons(sock, request):
-    """451"""
-    send(sock, "451 Unavailable For Legal Reasons")
+behaviours(
+    {
+        "not_found": ("http_404", "404", lambda sock, _: send(sock, "404 Not Found", body=b"gone fishing")),
+        "gone": ("http_410", "410", lambda sock, _: send(sock, "410 Gone")),
+        "forbidden": ("http_4xx", "403", lambda sock, _: send(sock, "403 Forbidden")),
+        "legal_reasons": ("http_4xx", "451", lambda sock, _: send(sock, "451 Unavailable For Legal Reasons")),
+        "busy_for_hours": (
+            "http_429",
+            "429 with Retry-After: 3600, longer than anyone's patience",
+            lambda sock, _: send(sock, "429 Too Many Requests", {"Retry-After": "3600"}),
+        ),
+        "busy_always": (
+            "http_429",
+            "429 without Retry-After, every time",
+            lambda sock, _: send(sock, "429 Too Many Requests"),
+        ),
+        "server_error": (
+            "http_5xx",
+            "500, every time",
+            lambda sock, _: send(sock, "500 Internal Server Error", body=b"oops"),
+        ),
+        "bad_gateway": ("http_5xx", "502, every time", lambda sock, _: send(sock, "502 Bad Gateway")),
+        "no_content": ("empty_body", "204", lambda sock, _: send(sock, "204 No Content", length=False)),
+        "not_modified": (
+            "bad_response",
+            "304 to a request that was not conditional",
+            lambda sock, _: send(sock, "304 Not Modified", length=False),
+        ),
+        "partial": (
+            "bad_response",
+            "206 to a request for the whole",
+            lambda sock, _: send(sock, "206 Partial Content", {"Content-Range": "bytes 0-9/100"}, b"0123456789"),
+        ),
+    }
+)
 
 
 @behaviour("ok")
@@ -55,24 +68,6 @@ def busy_date(sock, request):
         send_picture(sock)
 
 
-@behaviour("http_429")
-def busy_for_hours(sock, request):
-    """429 with Retry-After: 3600, longer than anyone's patience"""
-    send(sock, "429 Too Many Requests", {"Retry-After": "3600"})
-
-
-@behaviour("http_429")
-def busy_always(sock, request):
-    """429 without Retry-After, every time"""
-    send(sock, "429 Too Many Requests")
-
-
-@behaviour("http_5xx")
-def server_error(sock, request):
-    """500, every time"""
-    send(sock, "500 Internal Server Error", body=b"oops")
-
-
 @behaviour("ok")
 def unavailable_once(sock, request):
     """503, then the picture"""
@@ -80,30 +75,6 @@ def unavailable_once(sock, request):
         send(sock, "503 Service Unavailable")
     else:
         send_picture(sock)
-
-
-@behaviour("http_5xx")
-def bad_gateway(sock, request):
-    """502, every time"""
-    send(sock, "502 Bad Gateway")
-
-
-@behaviour("empty_body")
-def no_content(sock, request):
-    """204"""
-    send(sock, "204 No Content", length=False)
-
-
-@behaviour("bad_response")
-def not_modified(sock, request):
-    """304 to a request that was not conditional"""
-    send(sock, "304 Not Modified", length=False)
-
-
-@behaviour("bad_response")
-def partial(sock, request):
-    """206 to a request for the whole"""
-    send(sock, "206 Partial Content", {"Content-Range": "bytes 0-9/100"}, b"0123456789")
 
 
 @behaviour("ok")
@@ -133,58 +104,61 @@ def redirect_endless(sock, request):
     send(sock, "301 Moved Permanently", {"Location": f"/redirect_endless/{step + 1}"})
 
 
-@behaviour("too_many_redirects")
-def redirect_loop(sock, request):
-    """to itself"""
-    send(sock, "307 Temporary Redirect", {"Location": "/redirect_loop"})
-
-
-@behaviour("refused_target")
-def redirect_to_file(sock, request):
-    """to file:///etc/passwd"""
-    send(sock, "302 Found", {"Location": "file:///etc/passwd"})
-
-
-@behaviour("refused_target")
-def redirect_to_private(sock, request):
-    """to http://10.0.0.1/"""
-    send(sock, "302 Found", {"Location": "http://10.0.0.1/photo.jpg"})
-
-
-@behaviour("refused_target")
-def redirect_to_metadata(sock, request):
-    """to a cloud's metadata address"""
-    send(sock, "302 Found", {"Location": "http://169.254.169.254/latest/meta-data/"})
-
-
-@behaviour("refused_target")
-def redirect_to_ipv6_loopback(sock, request):
-    """to http://[::1]/"""
-    send(sock, "302 Found", {"Location": "http://[::1]:80/photo.jpg"})
-
-
-@behaviour("refused_target")
-def redirect_to_private_name(sock, request):
-    """to a public name that leads to a private address"""
-    send(sock, "302 Found", {"Location": "http://intranet.example/photo.jpg"})
-
-
-@behaviour("bad_response")
-def redirect_to_nowhere(sock, request):
-    """302 without Location"""
-    send(sock, "302 Found")
-
-
-@behaviour("bad_response")
-def redirect_to_nonsense(sock, request):
-    """to something that is no URL"""
-    send(sock, "302 Found", {"Location": "http://[nonsense"})
-
-
-@behaviour("robots_disallowed")
-def redirect_to_disallowed(sock, request):
-    """to a path that robots.txt forbids"""
-    send(sock, "302 Found", {"Location": "/private/photo.jpg"})
+behaviours(
+    {
+        "redirect_loop": (
+            "too_many_redirects",
+            "to itself",
+            lambda sock, _: send(sock, "307 Temporary Redirect", {"Location": "/redirect_loop"}),
+        ),
+        "redirect_to_file": (
+            "refused_target",
+            "to file:///etc/passwd",
+            lambda sock, _: send(sock, "302 Found", {"Location": "file:///etc/passwd"}),
+        ),
+        "redirect_to_private": (
+            "refused_target",
+            "to http://10.0.0.1/",
+            lambda sock, _: send(sock, "302 Found", {"Location": "http://10.0.0.1/photo.jpg"}),
+        ),
+        "redirect_to_metadata": (
+            "refused_target",
+            "to a cloud's metadata address",
+            lambda sock, _: send(sock, "302 Found", {"Location": "http://169.254.169.254/latest/meta-data/"}),
+        ),
+        "redirect_to_ipv6_loopback": (
+            "refused_target",
+            "to http://[::1]/",
+            lambda sock, _: send(sock, "302 Found", {"Location": "http://[::1]:80/photo.jpg"}),
+        ),
+        "redirect_to_private_name": (
+            "refused_target",
+            "to a public name that leads to a private address",
+            lambda sock, _: send(sock, "302 Found", {"Location": "http://intranet.example/photo.jpg"}),
+        ),
+        "redirect_to_nowhere": ("bad_response", "302 without Location", lambda sock, _: send(sock, "302 Found")),
+        "redirect_to_nonsense": (
+            "bad_response",
+            "to something that is no URL",
+            lambda sock, _: send(sock, "302 Found", {"Location": "http://[nonsense"}),
+        ),
+        "redirect_to_disallowed": (
+            "robots_disallowed",
+            "to a path that robots.txt forbids",
+            lambda sock, _: send(sock, "302 Found", {"Location": "/private/photo.jpg"}),
+        ),
+        "redirect_to_no_such_host": (
+            "dns_failure",
+            "to a name without an address",
+            lambda sock, _: send(sock, "302 Found", {"Location": "http://no-such-host.invalid/photo.jpg"}),
+        ),
+        "redirect_to_not_found": (
+            "http_404",
+            "to a 404",
+            lambda sock, _: send(sock, "302 Found", {"Location": "/nothing_here"}),
+        ),
+    }
+)
 
 
 @behaviour("ok")
@@ -202,15 +176,3 @@ def redirect_signed(sock, request):
     else:
         query = "w=640&X-Amz-Credential=AKIA%2Feu&X-Amz-Signature=5ec7e7"
         send(sock, "302 Found", {"Location": f"/redirect_signed?{query}"})
-
-
-@behaviour("dns_failure")
-def redirect_to_no_such_host(sock, request):
-    """to a name without an address"""
-    send(sock, "302 Found", {"Location": "http://no-such-host.invalid/photo.jpg"})
-
-
-@behaviour("http_404")
-def redirect_to_not_found(sock, request):
-    """to a 404"""
-    send(sock, "302 Found", {"Location": "/nothing_here"})
