@@ -180,6 +180,7 @@ def test_draws_are_exact_and_repeats_spread_evenly(
     assert run_draw(pools, quotas, seed, dropped=2) == drawn
 
 
+@pytest.mark.slow
 def test_samples_of_many_row_groups_are_numbered_in_the_order_of_the_shuffle() -> None:
     """DuckDB sorts and stores 122,880 rows at a time, on two threads."""
     check_ranks(run_draw({"a": 130_000, "b": 10}, {"a": (140_000, 5_000), "b": (15, 2)}), 0)

@@ -52,3 +52,7 @@ def test_the_choice_keeps_its_promises(hashes, radius, random):
     assert (priority[representative] <= priority).all()
     assert len(set(hashes[kept].tolist())) == kept.sum()
     assert pairs_of(hashes[kept], radius).num_rows == 0
+    order = np.array(random.sample(range(len(hashes)), len(hashes)))
+    shuffled, apart = choose_representatives(hashes[order], priority[order], pairs_of(hashes, radius))
+    assert (order[shuffled] == representative[order]).all(), "the order of rows does not matter"
+    assert (apart == away[order]).all()

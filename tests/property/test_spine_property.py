@@ -1,22 +1,20 @@
-"""What must hold of counts, tars, fingerprints and representatives, whatever the data."""
+"""What must hold of counts, tars and fingerprints, whatever the data."""
 
 from __future__ import annotations
 
+import functools
 import io
 import tarfile
 from collections import Counter
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from manifests import tables
 from manifests.errors import ConfigError
-from pipeline.matching.companies import choose_representatives
 from pipeline.quotas.allocation import Pool, allocate, allocate_by_size, apportion
 from pipeline.store.sql import facet
 from pipeline.store.tar import ArchiveWriter, member_header
@@ -178,11 +176,15 @@ VALUES = st.one_of(st.none(), st.text(st.sampled_from("ab\x1e\x1f:0123-é"), max
 ROWS = st.lists(st.tuples(VALUES, VALUES), max_size=8)
 
 
+@functools.cache
+def connected() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"threads": 1})
+
+
 def facet_of(rows: list[tuple[str | None, str | None]]) -> str:
     table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate("xy")})
-    with duckdb.connect(config={"threads": 1}) as sql:
-        sql.register("rows", table)
-        return facet(sql, ("x", "y"), "rows")
+    connected().register("rows", table)
+    return facet(connected(), ("x", "y"), "rows")
 
 
 @settings(deadline=None, max_examples=60)
@@ -200,60 +202,3 @@ def test_one_changed_value_changes_the_facet(rows: Any, value: str | None, row: 
     changed = [list(given) for given in rows]
     changed[row % len(rows)][column] = value
     assert (facet_of([tuple(r) for r in changed]) == facet_of(rows)) == ([tuple(r) for r in changed] == rows)
-
-
-# ---- duplicates
-
-RADIUS = 3
-HASHES = st.lists(
-    st.builds(
-        lambda centre, bits: centre ^ sum(1 << bit for bit in bits),
-        st.sampled_from([0, (1 << 64) - 1, 0x0F0F0F0F0F0F0F0F]),
-        st.sets(st.integers(0, 9), max_size=4),
-    ),
-    min_size=1,
-    max_size=25,
-)
-
-
-def pairs_of(hashes: list[int]) -> pa.Table:
-    distinct = sorted(set(hashes))
-    return pa.Table.from_pylist(
-        [
-            {"phash_a": a, "phash_b": b, "distance": (a ^ b).bit_count()}
-            for at, a in enumerate(distinct)
-            for b in distinct[at + 1 :]
-            if (a ^ b).bit_count() <= RADIUS
-        ],
-        schema=tables.PAIRS,
-    )
-
-
-def choose(hashes: list[int], priority: list[int]) -> tuple[list[int], list[int]]:
-    found, distance = choose_representatives(
-        np.array(hashes, np.uint64), np.array(priority, np.int64), pairs_of(hashes)
-    )
-    return found.tolist(), distance.tolist()
-
-
-@given(HASHES, st.randoms(use_true_random=False))
-def test_choosing_again_among_the_kept_drops_nothing(hashes: list[int], random: Any) -> None:
-    priority = list(range(len(hashes)))
-    random.shuffle(priority)
-    representative, _ = choose(hashes, priority)
-    kept = sorted(set(representative))
-    assert [representative[row] for row in kept] == kept
-    again, _ = choose([hashes[row] for row in kept], [priority[row] for row in kept])
-    assert again == list(range(len(kept)))
-
-
-@given(HASHES, st.randoms(use_true_random=False))
-def test_the_order_of_rows_does_not_matter(hashes: list[int], random: Any) -> None:
-    priority = list(range(len(hashes)))
-    random.shuffle(priority)
-    order = list(range(len(hashes)))
-    random.shuffle(order)
-    representative, distance = choose(hashes, priority)
-    shuffled, apart = choose([hashes[row] for row in order], [priority[row] for row in order])
-    assert {order[at]: order[other] for at, other in enumerate(shuffled)} == dict(enumerate(representative))
-    assert {order[at]: num for at, num in enumerate(apart)} == dict(enumerate(distance))

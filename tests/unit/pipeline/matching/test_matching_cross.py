@@ -20,7 +20,7 @@ def assert_equals_brute_force(hashes, queries, radius):
 @pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 6, 8, 13, 64])
 def test_equals_brute_force(radius):
     rng = np.random.default_rng(radius)
-    hashes = rng.integers(0, 2**64, 4000, dtype=np.uint64)
+    hashes = rng.integers(0, 2**64, 400 if radius == 64 else 4000, dtype=np.uint64)
     queries = rng.choice(hashes, 300)
     for _ in range(8):
         turned = rng.random(300) < 0.6

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hashed_pairs import pairs_of
 
+from manifests import tables
 from manifests.errors import ConfigError
 from pipeline.matching.companies import choose_representatives
 from pipeline.matching.groups import choose_kept
@@ -59,6 +60,11 @@ def test_both_forms_follow_the_rule(seed, radius):
     expected, expected_away = by_the_rule(hashes, radius, priority)
     np.testing.assert_array_equal(representative, expected)
     np.testing.assert_array_equal(away, expected_away)
+    fallen = hashes[:20] ^ (
+        np.uint64(1) << rng.integers(0, 64, 20).astype(np.uint64)
+    )  # to a rule: their pairs are there
+    among_fallen = choose_representatives(hashes, priority, pairs_of(np.concatenate([hashes, fallen]), radius))
+    np.testing.assert_array_equal(among_fallen, [expected, expected_away])
 
 
 def test_a_chain_is_not_one_group():
@@ -81,16 +87,6 @@ def test_a_representative_is_never_worse_than_what_it_replaces():
     assert representative.tolist() == [0, 0, 2]
 
 
-def test_the_order_of_rows_does_not_matter():
-    rng = np.random.default_rng(5)
-    hashes, priority = crowd(rng, 400), rng.permutation(400)
-    representative, away = both_forms(hashes, 3, priority)
-    shuffle = rng.permutation(400)
-    again, again_away = both_forms(hashes[shuffle], 3, priority[shuffle])
-    np.testing.assert_array_equal(shuffle[again], representative[shuffle])
-    np.testing.assert_array_equal(again_away, away[shuffle])
-
-
 def test_the_order_of_pairs_and_of_their_ends_does_not_matter():
     rng = np.random.default_rng(6)
     hashes, priority = crowd(rng, 300), rng.permutation(300)
@@ -100,16 +96,6 @@ def test_the_order_of_pairs_and_of_their_ends_does_not_matter():
     found = choose_kept(300, j[shuffle], i[shuffle], distance[shuffle], priority)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
-
-
-def test_twice_is_once():
-    rng = np.random.default_rng(7)
-    hashes, priority = crowd(rng, 400), rng.permutation(400)
-    representative, _ = both_forms(hashes, 2, priority)
-    kept = np.flatnonzero(representative == np.arange(400))
-    assert 1 < len(kept) < 400
-    again, _ = both_forms(hashes[kept], 2, priority[kept])
-    np.testing.assert_array_equal(again, np.arange(len(kept)))
 
 
 def test_a_placeholder_of_a_million_rows_is_one_group():
@@ -127,6 +113,11 @@ def test_rows_without_pairs_represent_themselves():
     representative, away = choose_kept(3, nothing, nothing, np.empty(0, np.uint8), np.array([2, 0, 1]))
     assert representative.tolist() == [0, 1, 2]
     assert away.tolist() == [0, 0, 0]
+    for num in (0, 2):
+        representative, away = choose_representatives(
+            np.full(num, 5, np.uint64), np.arange(num), tables.PAIRS.empty_table()
+        )
+        assert (representative.tolist(), away.tolist()) == ([0] * num, [0] * num)
 
 
 @pytest.mark.parametrize(
