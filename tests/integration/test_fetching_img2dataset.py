@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from building import done, list_source, loopback, write_small_config
 from misbehaving.answers import send_picture
 from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
@@ -175,11 +176,25 @@ def test_what_img2dataset_keeps_on_disk_lies_in_the_scratch_of_the_build(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_a_change_of_engine_downloads_nothing(tmp_path):
+    with MisbehavingServer(extra={"photo": lambda sock, request: send_picture(sock)}) as server:
+        source = list_source(tmp_path, [server.url("photo", "127.0.0.1")])
+        limits = {"connections": 32}
+        fetching = loopback(retries=1, robots_txt=False, consent_signals=[], profiles=[], limits=limits)
+        for engine in ("img2dataset", "plantmix"):
+            config = write_small_config(tmp_path, source, fetch={"engine": engine, **fetching})
+            done("build", config, "--to", "fetch")
+        assert [request.path for request in server.log] == ["/photo"]
+        told = done("explain", tmp_path / "work", server.url("photo", "127.0.0.1"))
+    assert "ok after an unknown number of attempts: " in told, "our own engine would have told the number"
+
+
+@pytest.mark.slow
 def test_it_loads_where_python_has_no_imghdr():
     code = (
         "import sys; sys.modules['imghdr'] = None\n"  # as from Python 3.13
         "from pipeline.fetching.img2dataset_engine import _downloader_class\n"
         "print(_downloader_class().__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["Downloader"], done.stderr
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == ["Downloader"], ended.stderr
