@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import math
 import socket
 import statistics
 import threading
@@ -17,7 +16,6 @@ from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from manifests.errors import ConfigError
-from pipeline.fetching import hosts
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
 from pipeline.fetching.hosts import HostGate
@@ -63,73 +61,6 @@ def slow_photo(sock, request):
 
 def photo_now(sock, request):
     send_picture(sock)
-
-
-def most_in_window(times, seconds):
-    times = sorted(times)
-    return max(sum(start <= t < start + seconds for t in times) for start in times)
-
-
-@pytest.mark.slow
-def test_two_workers_together_keep_rate_and_connections_of_a_host(tmp_path):
-    settings = network(
-        hosts=[
-            {"pattern": "slow.test", "requests_per_second": 20, "connections": 3},
-            {"pattern": "narrow.test", "requests_per_second": None, "connections": 2},
-        ],
-    )
-    gate = HostGate(settings)
-    with MisbehavingServer(extra={"slow_photo": slow_photo}) as server:
-        urls = [server.url("slow_photo", host) + f"/{n}" for n in range(30) for host in ("slow.test", "narrow.test")]
-        results = {}
-
-        def work(name):
-            results[name] = fetch([f"{url}/{name}" for url in urls], settings, tmp_path / name, gate)
-
-        workers = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        for host, num_connections in (("slow.test", 3), ("narrow.test", 2)):
-            asked = server.asked(host)
-            assert len(asked) == 60
-            assert {r.path.rpartition("/")[2] for r in asked} == {"a", "b"}
-            assert server.most_open[f"{host}:{server.port}"] == num_connections
-        times = [r.seconds for r in server.log if r.host.startswith("slow.test")]
-        # the log's times are arrivals: a busy machine delays some; workers that share no rate send 40 a second
-        assert max(times) - min(times) > 59 / 20 - 0.5
-        assert most_in_window(times, 1.0) <= 30
-        assert most_in_window(times, 0.5) <= 15, "evenly, not 20 at once"
-    assert {fact["outcome"] for facts in results.values() for fact in facts} == {"ok"}
-
-
-@pytest.mark.slow
-def test_retry_after_of_three_seconds_holds_for_every_worker(tmp_path):
-    settings = network()
-    gate = HostGate(settings)
-
-    def busy_first(sock, request):
-        if len([r for r in server.log if r.path not in SITE_FILES]) == 1:
-            send(sock, "429 Too Many Requests", {"Retry-After": "3"})
-        else:
-            send_picture(sock)
-
-    with MisbehavingServer(extra={"photo": busy_first}) as server:
-        # one request first, so that no other is under way when the host asks for its rest
-        first = threading.Thread(
-            target=fetch, args=([server.url("photo", "busy.test") + "/0"], settings, tmp_path / "0", gate)
-        )
-        first.start()
-        while not server.asked("busy.test"):
-            time.sleep(0.01)
-        time.sleep(0.1)
-        facts = fetch([server.url("photo", "busy.test") + f"/{n}" for n in range(1, 8)], settings, tmp_path / "1", gate)
-        first.join()
-        asked = sorted(r.seconds for r in server.log if r.path not in SITE_FILES)
-    assert {fact["outcome"] for fact in facts} == {"ok"}
-    assert asked[1] - asked[0] >= 3.0 - 0.02
-    assert len(asked) == 9
 
 
 @pytest.mark.parametrize("robots", [True, False])
@@ -184,7 +115,7 @@ def test_robots_txt_is_asked_once_a_host_and_its_crawl_delay_kept(tmp_path):
     settings = network()
 
     def robots(sock, request):
-        send(sock, body=b"User-agent: plantmix\nCrawl-delay: 0.3\nDisallow: /secret\n\nUser-agent: *\nDisallow: /\n")
+        send(sock, body=b"User-agent: plantmix\nCrawl-delay: 0.2\nDisallow: /secret\n\nUser-agent: *\nDisallow: /\n")
 
     with MisbehavingServer(extra={"photo": photo_now, "secret": photo_now}, robots=robots) as server:
         urls = [server.url("photo", "a.test") + f"/{n}" for n in range(6)] + [server.url("secret", "a.test")]
@@ -196,8 +127,8 @@ def test_robots_txt_is_asked_once_a_host_and_its_crawl_delay_kept(tmp_path):
                 assert table["outcome"].to_pylist() == ["ok"] * 6 + ["robots_disallowed"]
         assert sum(r.path == "/robots.txt" for r in server.log) == 1
         times = [r.seconds for r in server.asked("a.test")]
-    assert statistics.median(after - before for before, after in itertools.pairwise(sorted(times))) > 0.25
-    assert max(times) - min(times) > (len(times) - 1) * 0.3 - 0.3
+    assert statistics.median(after - before for before, after in itertools.pairwise(sorted(times))) > 0.16
+    assert max(times) - min(times) > (len(times) - 1) * 0.2 - 0.2
 
 
 def test_crawl_delay_longer_than_the_patience_stalls_nothing(tmp_path, monkeypatch):
@@ -361,38 +292,3 @@ def test_the_rate_grows_while_all_is_well_and_halves_at_the_first_refusal(tmp_pa
     assert rates[refused - 1] >= 11
     assert rates[refused] == rates[refused - 1] / 2
     assert all(5 / 8 <= rate <= 40 for rate in rates)
-
-
-@pytest.mark.slow
-def test_an_adaptive_host_is_asked_faster_until_it_refuses(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "_WINDOW_SECONDS", 1.0)
-    monkeypatch.setattr(hosts, "_SLOWER_TIMES", math.inf)  # a busy machine answers slowly; here refusals alone count
-    monkeypatch.setattr(bounds, "BACKOFF_SECONDS", 0.2)
-    limits = {"requests_per_second": 10, "connections": 8, "adaptive": True}
-    settings = network(limits=limits, retries=5)
-    refused = []
-
-    def limited(sock, request):
-        lately = [r for r in server.asked("a.test") if request.seconds - r.seconds <= 1.0]
-        if len(lately) > 21:  # asked 10, 12, ... 22 times a second; refused at 22, it is at 19.8 afterwards
-            refused.append(request.seconds)
-            send(sock, "429 Too Many Requests")
-        else:
-            send_picture(sock)
-
-    with MisbehavingServer(extra={"photo": limited}) as server:
-        gate = HostGate(settings)
-        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(350)], settings, tmp_path / "p", gate)
-        times = [r.seconds for r in server.asked("a.test")]
-    assert {fact["outcome"] for fact in facts} == {"ok"}
-    assert refused, "it went up to what the host allows"
-    last = [t for t in times if t > max(refused) + 1]
-    assert len(last) > 50, "and was asked for long below that"
-    assert len(last) / (last[-1] - last[0]) > 10, "faster than at first"
-    given = gate.progress().given[f"a.test:{server.port}"]
-    assert given["answers"] == 350 + 2, "the pictures, robots.txt and tdmrep.json"
-    assert given["refusals"] == len(refused)
-    assert given["per_second"] == pytest.approx(350 / (times[-1] - times[0]), rel=0.2)
-    assert given["adaptive"]
-    assert 1 <= given["adaptive"]["slow_downs"] <= len(refused)
-    assert given["adaptive"]["fastest"] > 10
