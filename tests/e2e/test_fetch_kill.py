@@ -1,4 +1,4 @@
-"""kill -9 of a worker, the driver, the whole Ray amid a fetch of 5,000 pictures: nothing lost, no byte another."""
+"""kill -9 of a worker, the driver, the whole Ray amid a fetch of 2,000 pictures: nothing lost, no byte another."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from misbehaving.server import MisbehavingServer
 from PIL import Image
 from process_tree import below, kill
 
-NUM, PART, NUM_WORKERS = 5_000, 250, 2
-KILL_AFTER = 1_600  # requests
+NUM, PART, NUM_WORKERS = 2_000, 100, 2
+KILL_AFTER = 640  # requests
 
 
 class Web:
-    """5,000 small pictures on one host of the loopback."""
+    """Small pictures on one host of the loopback."""
 
     def __init__(self) -> None:
         blocks = np.random.default_rng(0).integers(0, 256, (NUM, 6, 6, 3), dtype=np.uint8)
