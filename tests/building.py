@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from walk.web import picture
 
 from pipeline.cli import main
 
@@ -99,6 +100,17 @@ def write_folder_config(folder: Path, work_dir: str, pictures: str, **run: Any) 
     path = folder / f"config-{hashlib.sha256(work_dir.encode()).hexdigest()[:6]}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def write_pictures(folder: Path, num_of_domain: int = 9) -> str:
+    """Pictures of `write_folder_config`, each with its text beside it; gives the folder `folder`/pics."""
+    for domain, first in (("plant", 0), ("general", 100)):
+        (folder / "pics" / domain).mkdir(parents=True)
+        for number in range(num_of_domain):
+            place = folder / "pics" / domain / f"{number}.jpg"
+            place.write_bytes(picture(first + number, "jpg"))
+            place.with_suffix(".txt").write_text(f"a picture of the {domain} domain, number {number}")
+    return str(folder / "pics")
 
 
 def write_small_config(

@@ -4,6 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# Small matrices: more threads of BLAS and torch than one wait for each other and for those of the tests beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

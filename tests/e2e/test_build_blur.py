@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, folder_source, run_here, write_small_config
+from building import ROOT, folder_source, hash_tree, release_of, run_here, write_small_config
 from PIL import Image
+from sealed import lend
 
 from manifests.reader import open_reader
 from manifests.release import Release
@@ -25,20 +27,26 @@ SCORER = {"name": "middle", "scorer": "own_scorer:Middle"}
 LEAST = 0.5  # of brightness
 
 
-@pytest.fixture(autouse=True)
-def own_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tests/unit/pipeline/scoring"))
+@pytest.fixture(autouse=True, scope="module")
+def own_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tests/unit/pipeline/scoring"))
+        yield
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def sealed(own_module: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Pictures (`pictures/`) and the build that blurs them (`work/`): to change anything, take what `lend` gives."""
+    folder = tmp_path_factory.mktemp("blurred")
+    (pictures := folder / "pictures").mkdir()
     for photo in sorted((ROOT / "tests/photos").glob("*.jpg"))[:8]:
-        (folder / photo.name).write_bytes(photo.read_bytes())
+        (pictures / photo.name).write_bytes(photo.read_bytes())
         photo_text = photo.stem.replace("-", " ")
-        (folder / f"{photo.stem}.txt").write_text(f"a photo of {photo_text} on a table")
-    return folder
+        (pictures / f"{photo.stem}.txt").write_text(f"a photo of {photo_text} on a table")
+    _build(_config(folder, pictures))
+    before = hash_tree(folder)
+    yield folder
+    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
 
 
 def _config(folder: Path, pictures: Path, action: str = "blur", name: str = "blur", **sections: Any) -> Path:
@@ -54,6 +62,10 @@ def _build(config: Path) -> Release:
     assert done.returncode == 0, done.stderr
     releases = config.parent / "work/releases"
     return Release.open(str(releases / (releases / f"{config.stem}.LATEST").read_text().strip()))
+
+
+def _newest(folder: Path) -> Release:
+    return Release.open(str(release_of(folder / "work")))
 
 
 def _samples(release: Release) -> dict[str, dict[str, Any]]:
@@ -72,9 +84,8 @@ def _stored(work: Path) -> dict[str, bytes]:
     return {one: (work / "pool" / file).read_bytes()[offset : offset + length] for one, file, offset, length in rows}
 
 
-def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(tmp_path: Path, pictures: Path) -> None:
-    release = _build(_config(tmp_path, pictures))
-    work = tmp_path / "work"
+def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(sealed: Path) -> None:
+    release, work = _newest(sealed), sealed / "work"
     stored = _stored(work)
     with open_reader(str(work)) as sql:
         scores = dict(sql.sql("SELECT sample_id, score FROM scores").fetchall())
@@ -114,49 +125,50 @@ def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(tmp_path: Pat
     assert f"Score rules marked {len(bright)} images `middle:blurred`: parts of them are blurred" in card
 
 
-def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(tmp_path: Path, pictures: Path) -> None:
-    release = _build(_config(tmp_path, pictures))
-    (other := tmp_path / "other").mkdir()
-    again = _build(_config(other, pictures, run={"executor": "processes", "num_workers": 2, "fetch_part_size": 2}))
+def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(sealed: Path, tmp_path: Path) -> None:
+    run = {"executor": "processes", "num_workers": 2, "fetch_part_size": 2}
+    again = _build(_config(tmp_path, sealed / "pictures", run=run))
+    release = _newest(lend(sealed, tmp_path / "lent"))
     assert again.name == release.name
     assert again.record["files"] == release.record["files"]
 
     shard = Path(release.shard_path("train", release.shards("train")[0]))
     sealed = shard.read_bytes()
     shard.unlink()
-    mended = run_here("repair", tmp_path / "work")
+    mended = run_here("repair", tmp_path / "lent/work")
     assert mended.returncode == 0, mended.stderr
     assert shard.read_bytes() == sealed
 
     gone = next(row for row in pq.read_table(f"{release.path}/samples.parquet").to_pylist() if row["packed_sha256"])
     done = run_here("takedown", release.path, "--id", gone["sample_id"], "--reason", "asked")
     assert done.returncode == 0, done.stderr
-    smaller = Release.open(str(tmp_path / "work/releases" / (tmp_path / "work/releases/LATEST").read_text().strip()))
+    smaller = _newest(tmp_path / "lent")
     assert gone["key"] not in _samples(smaller)
     told = run_here("verify", smaller.path)
     assert told.returncode == 0, told.stderr
 
 
-def test_another_action_or_threshold_packs_anew_and_scores_nothing(tmp_path: Path, pictures: Path) -> None:
-    flagged = _build(_config(tmp_path, pictures, "flag", name="flag"))
-    with open_reader(str(tmp_path / "work")) as sql:
-        stored = _stored(tmp_path / "work")
-        parts = sql.sql("SELECT part_key FROM parts WHERE step = 'measure' ORDER BY 1").fetchall()
-    marks = set()
+def test_another_action_or_threshold_packs_anew_and_scores_nothing(sealed: Path, tmp_path: Path) -> None:
+    folder = lend(sealed, tmp_path / "lent")
+    blurred, measured = _newest(folder), "SELECT part_key FROM parts WHERE step = 'measure' ORDER BY 1"
+    with open_reader(str(folder / "work")) as sql:
+        parts = sql.sql(measured).fetchall()
+        num = sql.sql("SELECT count(*) FROM marks").fetchall()[0][0]
+    flagged = _build(_config(folder, sealed / "pictures", "flag", name="flag"))
+    with open_reader(str(folder / "work")) as sql:
+        assert sql.sql(measured).fetchall() == parts
+    stored, marks = _stored(folder / "work"), set()
     for key, members in _samples(flagged).items():
         assert members["jpg"] == stored[key], "a flag changes no picture"
         marks.add(json.loads(members["json"])["marks"])
     assert marks == {"", "middle:flagged"}
-    blurred = _build(_config(tmp_path, pictures, "blur"))
-    with open_reader(str(tmp_path / "work")) as sql:
-        assert sql.sql("SELECT part_key FROM parts WHERE step = 'measure' ORDER BY 1").fetchall() == parts
-        num = sql.sql("SELECT count(*) FROM marks").fetchall()[0][0]
     told = json.loads(run_here("diff", flagged.path, blurred.path, "--json").stdout)
     assert [row["image"] for row in told["domains"]] == [num]
 
 
-def test_pictures_without_a_caption_are_blurred_as_well(tmp_path: Path, pictures: Path) -> None:
+def test_pictures_without_a_caption_are_blurred_as_well(sealed: Path, tmp_path: Path) -> None:
     """No rule asks for a caption. One of the packed pictures has a joined text of another kind, the others none."""
+    pictures = lend(sealed / "pictures", tmp_path / "pictures")
     for text in pictures.glob("*.txt"):
         text.write_text("")
     (tmp_path / "traits.jsonl").write_text(json.dumps({"key": min(pictures.glob("*.jpg")).name, "trait": "red skin"}))

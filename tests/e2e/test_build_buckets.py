@@ -16,6 +16,8 @@ from manifests.catalog import Catalog
 from pipeline.cli import main
 from pipeline.store import buckets
 
+pytestmark = pytest.mark.slow  # test_joined_captions cuts a build into buckets in `make test`
+
 NUM_PICTURES = 70
 STEPS = (("fetch", "collect"), ("caption", "judge"), ("select", "contend"), ("select", "decide"), ("pack", "gather"))
 PACKS: dict[str, dict[str, Any]] = {
@@ -79,7 +81,7 @@ def num_parts(folder: Path) -> list[int]:
         return [len(catalog.parts_of(str(catalog.find_current(stage)), step)) for stage, step in STEPS]
 
 
-@pytest.fixture(scope="module", params=["count", pytest.param("bytes", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["count", "bytes"])
 def whole(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: Any) -> tuple[str, dict[str, str]]:
     """The form of a release, and its files when nothing is cut."""
     folder = tmp_path_factory.mktemp("whole")
@@ -89,7 +91,7 @@ def whole(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: Any)
     return request.param, files
 
 
-@pytest.mark.parametrize("num", [3, pytest.param(70, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [3, 70])
 def test_any_number_of_buckets_gives_the_same_release(
     pictures: Path, whole: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num: int
 ) -> None:
@@ -101,7 +103,6 @@ def test_any_number_of_buckets_gives_the_same_release(
     assert of_draws >= num // 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("whole", ["count"], indirect=True)
 def test_buckets_on_ray_give_the_same_release(
     pictures: Path, whole: tuple[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

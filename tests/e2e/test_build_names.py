@@ -73,6 +73,7 @@ def test_a_family_is_capped_and_status_shows_head_and_tail(named: Path) -> None:
     assert f"{cut[0][0].partition(': ')[2]} ->          4" in said
 
 
+@pytest.mark.slow
 def test_a_changed_backbone_measures_again_and_an_equal_one_elsewhere_does_not(web: Web, named: Path) -> None:
     moved = named / "moved.zip"
     moved.write_bytes((named / "backbone.zip").read_bytes())

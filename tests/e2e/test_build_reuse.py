@@ -41,11 +41,11 @@ def test_a_second_build_does_nothing_and_says_so(web: Web, copy: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "change", "first"),
     [
-        ("mix", {"ratio": {"plant": 2, "general": 1}}, "mix"),
         ("caption", {"rules": [{"preset": "general", "min_words": 3}]}, "caption"),
         *(
             pytest.param(section, change, section, marks=pytest.mark.slow)
             for section, change in (
+                ("mix", {"ratio": {"plant": 2, "general": 1}}),
                 ("pack", {"samples_per_shard": 50}),
                 ("select", {"licences": {"allow": ["public-domain"]}}),
                 ("dedup", {"radius": 0}),

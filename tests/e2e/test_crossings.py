@@ -13,13 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config
+from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config, write_pictures
 from sealed import lend, part
-from walk.web import picture
 
 from training.cli import main as dalip
 
-NUM_OF_DOMAIN = 9
 TOWERS = ROOT / "tests/unit/training/run/test_frozen_towers.py"
 
 
@@ -27,13 +25,7 @@ TOWERS = ROOT / "tests/unit/training/run/test_frozen_towers.py"
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of pictures and a finished build of them (`work/`)."""
     folder = tmp_path_factory.mktemp("sealed")
-    for domain, first in (("plant", 0), ("general", 100)):
-        (folder / "pics" / domain).mkdir(parents=True)
-        for number in range(NUM_OF_DOMAIN):
-            place = folder / "pics" / domain / f"{number}.jpg"
-            place.write_bytes(picture(first + number, "jpg"))
-            place.with_suffix(".txt").write_text(f"a picture of the {domain} domain, number {number}")
-    assert run_here("build", write_folder_config(folder, str(folder / "work"), str(folder / "pics"))).returncode == 0
+    done("build", write_folder_config(folder, str(folder / "work"), write_pictures(folder)))
     before = hash_tree(folder)
     yield folder
     assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"

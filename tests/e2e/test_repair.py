@@ -137,7 +137,8 @@ def test_an_older_takedown_that_is_made_again_does_not_become_the_newest(work: P
     assert (work / "releases/LATEST").read_text().strip() == cuts[1], "else picture 6 is in the newest release again"
 
 
-@pytest.mark.parametrize("kind", ["catalog.duckdb", pytest.param("catalog.snapshot", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["catalog.duckdb", "catalog.snapshot"])
 def test_damage_to_the_catalogue_or_its_snapshot_is_found_and_mended(
     work: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -292,6 +292,7 @@ def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
     assert facts_of(tmp_path) == facts_of(made("robots_txt", *TO_FETCH))
 
 
+@pytest.mark.slow
 def test_a_licence_is_obeyed_after_a_kill_on_the_way(
     tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,14 +39,9 @@ from pipeline.runner.work import Execution, PartResult
 Inputs = dict[str, Any]
 
 
-@pytest.mark.parametrize("way", ["exit", "kill"])
-def test_a_worker_that_dies_is_replaced(
-    tmp_path: Path, trace: Path, process_executor: ProcessExecutor, way: str
-) -> None:
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, process_executor: ProcessExecutor) -> None:
     def behave(inputs: Inputs, before: int) -> None:
         if inputs["place"] == 1 and before == 0:
-            if way == "exit":
-                os._exit(7)
             os.kill(os.getpid(), 9)
 
     report = run(tmp_path / "w", SharedProcesses(process_executor), stage_of(traced(behave), trace=str(trace)))
@@ -240,7 +235,7 @@ def test_a_run_that_is_left_amid_its_parts_leaves_none_of_them_to_the_next(
 
         if inputs["place"] == 0:
             raise IntegrityError("a part is not what was stored")
-        time.sleep(2)
+        time.sleep(0.5)
 
     shared = SharedProcesses(process_executor)
     with pytest.raises(IntegrityError, match="not what was stored"):
@@ -299,7 +294,7 @@ list(ProcessExecutor(2).run(waiting.work, jobs))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     (pids := tmp_path / "pids").mkdir()

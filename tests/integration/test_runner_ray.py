@@ -40,23 +40,14 @@ from pipeline.runner.work import Execution, PartResult
 # ---- Ray
 
 
-@pytest.mark.parametrize("way", ["exit", "kill"])
-def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, ray_executor: RayExecutor, way: str) -> None:
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, ray_executor: RayExecutor) -> None:
     kill = int(signal.SIGKILL)
 
     def behave(inputs: dict[str, Any], before: int) -> None:
-
         if inputs["place"] == 1 and before == 0:
-            if inputs["way"] == "exit":
-                os._exit(7)
             os.kill(os.getpid(), kill)
 
-    work = traced(behave)
-
-    def with_way(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
-        return work({**inputs, "way": way}, run)
-
-    report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(with_way, trace=str(trace)))
+    report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(traced(behave), trace=str(trace)))
     assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
     assert tries(trace)[1] == 2
     run(tmp_path / "inline", InlineExecutor(), stage_of(square_work()))

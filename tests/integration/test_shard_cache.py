@@ -84,7 +84,7 @@ def _as_text(texts: list[str]) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_one_request_a_shard_and_none_in_the_second_epoch(
     store: Store, served: tuple[Store, Path], tmp_path: Path, num_workers: int
 ) -> None:

@@ -65,7 +65,7 @@ def test_what_one_request_cannot_hold_goes_in_parts(
     assert_stored(local, place)
 
 
-@pytest.mark.parametrize("fault", ["reset", "slow_down"])
+@pytest.mark.parametrize("fault", ["reset", pytest.param("slow_down", marks=pytest.mark.slow)])
 def test_an_upload_that_is_tried_again_sends_the_whole_file(
     store: Store, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

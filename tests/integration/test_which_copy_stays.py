@@ -120,7 +120,9 @@ AS_THEY_CAME: list[Plant] = [
 MADE_SMALLER: list[Plant] = [grey_jpeg, png, camera, reduced, blown_up, reduced_png]
 
 
-@pytest.mark.parametrize(("size_px", "plants"), [(256, AS_THEY_CAME), (128, MADE_SMALLER)])
+@pytest.mark.parametrize(
+    ("size_px", "plants"), [pytest.param(256, AS_THEY_CAME, marks=pytest.mark.slow), (128, MADE_SMALLER)]
+)
 def test_the_original_stays(tmp_path: Path, size_px: int, plants: list[Plant]) -> None:
     build(tmp_path, plants, size_px)
     because = {plant.__name__: plant(photo.read_bytes())[2] for plant, photo in zip(plants, PHOTOS, strict=False)}

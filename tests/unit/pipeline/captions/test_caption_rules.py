@@ -175,7 +175,7 @@ CAPTIONS = st.one_of(
 
 
 @given(st.lists(CAPTIONS, min_size=1, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_every_row_has_one_verdict_whatever_the_order(make_candidates_once, captions, random) -> None:
     table = make_candidates_once(captions)
     config = {"rules": [{"preset": "general", "max_repeats": 2, "min_words": 2}]}

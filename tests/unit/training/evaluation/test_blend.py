@@ -244,7 +244,10 @@ def test_a_run_with_itself_is_the_same_at_every_alpha(
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-@pytest.mark.parametrize(("of_start", "preset"), [(("plant", "general"), "dalip"), ((), "dalip"), ((), "clip")])
+@pytest.mark.parametrize(
+    ("of_start", "preset"),
+    [((), "clip"), *(pytest.param(of, "dalip", marks=pytest.mark.slow) for of in (("plant", "general"), ()))],
+)
 def test_projections_of_kinds_are_blended(
     of_start: tuple[str, ...], preset: str, architecture: Path, release_folder: Path, settings: str, tmp_path: Path
 ) -> None:
