@@ -100,19 +100,15 @@ class Pages:
 
     def routes(self) -> list[Route]:
         """Every address."""
-        need_index = {
+        need_index: dict[str, Handler] = {
             "/": self.images,
             "/image/{id}": self.image,
             "/picture/{id}.jpg": self.picture,
             "/twin/{id}.jpg": self.twin,
-            "/reasons": self.reasons,
-            "/scores": self.scores,
-            "/duplicates": self.duplicates,
-            "/leaks": self.leaks,
-            "/taxa": self.taxa,
             "/compare": self.compare,
             "/sql": self.sql,
             "/uploaded/{name}.jpg": self.uploaded,
+            **{f"/{name}": functools.partial(self.gallery, name) for name in galleries.GALLERIES},
         }
         return [
             *(Route(path, self._when_open(handler)) for path, handler in need_index.items()),
@@ -247,36 +243,9 @@ class Pages:
         """The picture of an evaluation set that an image leaks, where the user has named the set's place."""
         return _jpeg(self._evaluation.read(request.path_params["id"], request.query_params.get("set", "")))
 
-    def reasons(self, request: Request) -> Response:
-        """A gallery for each drop reason."""
-        return self._page("reasons.html", "/reasons", reasons=self._once(galleries.reasons))
-
-    def scores(self, request: Request) -> Response:
-        """Pictures on both sides of the threshold of each score rule."""
-        return self._page("scores.html", "/scores", scores=self._once(galleries.scores))
-
-    def duplicates(self, request: Request) -> Response:
-        """The largest groups, copies that contradict each other, and pairs just inside and just outside the radius."""
-        inside, outside, searched = self._once(galleries.close_calls)
-        groups = self._once(galleries.groups)
-        return self._page(
-            "duplicates.html",
-            "/duplicates",
-            groups=groups,
-            conflicts=self._once(galleries.conflicts),
-            inside=inside,
-            outside=outside,
-            searched=searched,
-        )
-
-    def leaks(self, request: Request) -> Response:
-        """Images of evaluation sets that were found among the candidates."""
-        summary, rows = self._once(galleries.leaks)
-        return self._page("leaks.html", "/leaks", summary=summary, leaks=rows)
-
-    def taxa(self, request: Request) -> Response:
-        """The head and the tail of the taxa."""
-        return self._page("taxa.html", "/taxa", **self._once(galleries.taxa))
+    def gallery(self, name: str, request: Request) -> Response:
+        """One of the galleries, as its template shows it."""
+        return self._page(f"{name}.html", f"/{name}", **self._once(galleries.GALLERIES[name]))
 
     def compare(self, request: Request) -> Response:
         """Two releases of the work folder side by side; only names from its own list are taken."""

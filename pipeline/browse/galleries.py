@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def stages(snapshot: Snapshot) -> list[dict[str, Any]]:
     return [dict(zip(("stage", "num_in", "num_kept", "reasons"), row, strict=True)) for row in rows]
 
 
-def reasons(image_index: ImageIndex) -> list[dict[str, Any]]:
+def _reasons(image_index: ImageIndex) -> dict[str, Any]:
     """Each stage and reason with its count and the first images, the most frequent first."""
     rows = image_index.rows(
         "SELECT stage, reason, count(*) AS num FROM session.images WHERE reason <> '' "
@@ -54,13 +55,13 @@ def reasons(image_index: ImageIndex) -> list[dict[str, Any]]:
     for one in rows:
         chosen = {"stage": (one["stage"],), "reason": (one["reason"],)}
         one["images"] = image_index.at(image_index.codes.first(chosen, EXAMPLES))
-    return rows
+    return {"reasons": rows}
 
 
-def scores(image_index: ImageIndex) -> list[dict[str, Any]]:
+def _scores(image_index: ImageIndex) -> dict[str, Any]:
     """For each score rule the images nearest to its threshold, below and above."""
     if image_index.snapshot.release:
-        return []
+        return {"scores": []}
     with image_index.snapshot.connection.cursor() as sql:
         entries = near_thresholds(sql)
     images = {
@@ -70,10 +71,15 @@ def scores(image_index: ImageIndex) -> list[dict[str, Any]]:
         entry["sides"] = [
             (name, [images[id] | {"score": score} for id, score in side]) for name, side in entry["sides"]
         ]
-    return entries
+    return {"scores": entries}
 
 
-def groups(image_index: ImageIndex) -> list[dict[str, Any]]:
+def _duplicates(image_index: ImageIndex) -> dict[str, Any]:
+    """The largest groups, copies that contradict each other, and pairs just inside and just outside the radius."""
+    return {"groups": _groups(image_index), "conflicts": _conflicts(image_index), **_close_calls(image_index)}
+
+
+def _groups(image_index: ImageIndex) -> list[dict[str, Any]]:
     """The images for which most duplicates were dropped, each with its group."""
     heads = image_index.rows(
         "SELECT other::VARCHAR AS id, count(*) AS num FROM session.images "
@@ -88,7 +94,7 @@ def groups(image_index: ImageIndex) -> list[dict[str, Any]]:
     ]
 
 
-def conflicts(image_index: ImageIndex) -> list[dict[str, Any]]:
+def _conflicts(image_index: ImageIndex) -> list[dict[str, Any]]:
     """Images that stay beside a copy that contradicts them, the same bytes first."""
     if image_index.snapshot.release:
         return []
@@ -102,11 +108,11 @@ def conflicts(image_index: ImageIndex) -> list[dict[str, Any]]:
     return [row for row in shown if all(row["images"])]
 
 
-def close_calls(image_index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+def _close_calls(image_index: ImageIndex) -> dict[str, Any]:
     """Pairs at the largest distance that counts as a duplicate, pairs just beyond it, and hashes searched for those."""
     radius = image_index.snapshot.radius
     if radius is None:
-        return [], [], 0
+        return {"inside": [], "outside": [], "searched": 0}
     inside = image_index.rows(f"SELECT * FROM pairs ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}")
     hashes = image_index.rows(
         "SELECT DISTINCT phash FROM (SELECT phash FROM session.images WHERE phash IS NOT NULL "
@@ -121,7 +127,8 @@ def close_calls(image_index: ImageIndex) -> tuple[list[dict[str, Any]], list[dic
         if bits > radius
     ]
     beyond = sorted(beyond, key=lambda pair: (pair["distance"], pair["phash_a"], pair["phash_b"]))[:MAX_CLOSE_CALLS]
-    return _with_images(image_index, inside), _with_images(image_index, beyond), len(listed)
+    shown = {"inside": _with_images(image_index, inside), "outside": _with_images(image_index, beyond)}
+    return shown | {"searched": len(listed)}
 
 
 def _with_images(image_index: ImageIndex, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -138,10 +145,10 @@ def _with_images(image_index: ImageIndex, pairs: list[dict[str, Any]]) -> list[d
     return [pair for pair in shown if all(pair["images"])]
 
 
-def leaks(image_index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _leaks(image_index: ImageIndex) -> dict[str, Any]:
     """Leaks by evaluation set and how they were matched, and the first of them with the image of the set."""
     if image_index.snapshot.release:
-        return [], []
+        return {"summary": [], "leaks": []}
     summary = image_index.rows(
         "SELECT evaluation_set, matched, count(*) AS num FROM leaks GROUP BY ALL "
         "ORDER BY num DESC, evaluation_set, matched"
@@ -151,10 +158,10 @@ def leaks(image_index: ImageIndex) -> tuple[list[dict[str, Any]], list[dict[str,
         "JOIN session.images i ON i.sample_id = l.sample_id::UUID "
         f"ORDER BY l.evaluation_set, l.evaluation_member, i.sample_id LIMIT {MAX_LEAKS}"
     )
-    return summary, rows
+    return {"summary": summary, "leaks": rows}
 
 
-def taxa(image_index: ImageIndex) -> dict[str, Any]:
+def _taxa(image_index: ImageIndex) -> dict[str, Any]:
     """The most and the least frequent taxa, with how many were packed, and one image each."""
     totals = image_index.rows("SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM session.taxa")[0]
     head = image_index.rows(f"SELECT * FROM session.taxa ORDER BY num DESC, taxon LIMIT {MAX_TAXA}")
@@ -162,6 +169,16 @@ def taxa(image_index: ImageIndex) -> dict[str, Any]:
     for row in (*head, *tail):
         row["example"] = None if row["example"] is None else row["example"].hex
     return {**totals, "head": head, "tail": tail}
+
+
+# A page each: what its template shows.
+GALLERIES: dict[str, Callable[[ImageIndex], dict[str, Any]]] = {
+    "reasons": _reasons,
+    "scores": _scores,
+    "duplicates": _duplicates,
+    "leaks": _leaks,
+    "taxa": _taxa,
+}
 
 
 def changes(before: Release, after: Release) -> dict[str, list[str]]:
