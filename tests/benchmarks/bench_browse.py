@@ -1,6 +1,6 @@
 """Measure `plantmix browse` on metadata alone: the index, the first page, filters, counts, one image, galleries.
 
-    python tests/benchmarks/bench_browse.py [--rows 1000000,13000000] [--out tests/benchmarks/results/using.md]
+    python tests/benchmarks/bench_browse.py [--rows 1000000,13000000]
 
 The tables are synthetic Parquet parts; MACROS and TABLES say what is assumed. Each size runs in a process of its own,
 so that its peak memory can be told. The disk's cache is warm.
@@ -102,10 +102,9 @@ ROWS = {"draws": PLACED, "placements": PLACED, "scores": "WHERE ok(i)", "caption
 
 
 def main() -> None:
-    """Make the tables of each size, look at them, write the report."""
+    """Make the tables of each size, look at them, print the report."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="1000000,13000000")
-    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/using.md"))
     parser.add_argument("--one", type=int, help="run one size and print its figures")
     parser.add_argument("--folder", help="where the tables of --one lie")
     args = parser.parse_args()
@@ -120,7 +119,7 @@ def main() -> None:
             printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         found.append(json.loads(printed.splitlines()[-1]))
         print(found[-1], flush=True)
-    args.out.write_text(report(found), encoding="utf-8")
+    print(report(found))
 
 
 def make_work_folder(folder: Path, num_rows: int) -> None:

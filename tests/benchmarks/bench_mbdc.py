@@ -4,7 +4,7 @@ The loop follows the released structure: per head a cosine softmax, a 1 x 1 conv
 figure written out with matrices of ones; then both start from the same tokens and weights and must agree. Gradients are
 those a training step needs: of the tokens, the anchor (a token of the tower, or its pooled feature) and the weights.
 
-    python tests/benchmarks/bench_mbdc.py [--out tests/benchmarks/results/training.md]
+    python tests/benchmarks/bench_mbdc.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +117,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lines = [
@@ -140,9 +138,7 @@ def main() -> None:
             f"| {s['loop'] / s['ours']:.2f} "
             f"| {s['fl'] * 1e3:.1f} | {s['fo'] * 1e3:.1f} | {s['fl'] / s['fo']:.2f} | {value:.1e}, {grad:.1e} |"
         )
-        print(lines[-1], flush=True)
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure packing: shards written from the pool, beside GNU tar copying the same bytes on the same disk, in one run.
 
-    python tests/benchmarks/bench_pack.py [--images 40000] [--out tests/benchmarks/results/stages.md]
+    python tests/benchmarks/bench_pack.py [--images 40000]
 
 Makes a pool of random bytes with the sizes of web photos in a temporary folder (three times the bytes are needed
 on disk), runs the stage's own steps in worker processes, and takes the median of the rounds.
@@ -54,18 +54,16 @@ PEERS = {  # what copies the same bytes, and the command
 
 
 def main() -> None:
-    """Make the pool, measure, write the table."""
+    """Make the pool, measure, print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results/stages.md"))
     parser.add_argument("--dir", type=Path, help="where to work; a temporary folder when absent")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         rows = measure(Path(folder), args.images, args.rounds)
     load = os.getloadavg()[0]
-    args.out.write_text(report(rows, args.images, args.rounds, load), encoding="utf-8")
-    print(args.out.read_text(encoding="utf-8"))
+    print(report(rows, args.images, args.rounds, load))
 
 
 def make_pool(folder: Path, num_images: int) -> dict[str, Files]:

@@ -44,3 +44,11 @@ def test_every_module_that_a_page_names_is_there(page: str) -> None:
     named = re.findall(r"`(?:[\w./]*/)?([a-z0-9_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
     lost = sorted(set(named) - MODULES)
     assert not lost, f"{page} names modules that are not there: {', '.join(lost)}"
+
+
+def test_no_benchmark_writes_over_a_page_of_results() -> None:
+    """`make bench` runs them all; a page of an area holds the tables of many scripts, and what was learnt from them."""
+    scripts = sorted((ROOT / "tests/benchmarks").glob("*.py"))
+    assert len(scripts) > 15
+    writing = [path.name for path in scripts if re.search(r"results/\w+\.md\"\)\)|--out \S*results/", path.read_text())]
+    assert not writing, f"these write their table in place of a whole page: {', '.join(writing)}"
