@@ -19,7 +19,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "preview",
         "show what each caption rule would drop, on a sample, with examples",
         "plantmix preview configs/pipeline/demo.yaml --num 5000",
-        reads="CONFIG, and the candidates in its work folder; before a build the sources, but no picture",
+        reads="CONFIG, tables of captions, candidates of its work folder; before a build the sources, but no picture",
         writes="nothing",
     )
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)

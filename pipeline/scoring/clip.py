@@ -97,25 +97,16 @@ class ClipScorer:
 
     def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
         """Cosine similarities, -1 to 1."""
-        import torch
-
-        with torch.inference_mode():
-            scores: list[float] = (self._encode(images) * self._encode_texts(texts)).sum(-1).cpu().tolist()
+        scores: list[float] = (self._encode(images) * self._encode_texts(texts)).sum(-1).cpu().tolist()
         return scores
 
     def embed(self, images: Sequence[Any]) -> Any:
         """Embeddings of length 1, float32 (images, D)."""
-        import torch
-
-        with torch.inference_mode():
-            return self._encode(images).cpu().numpy()
+        return self._encode(images).cpu().numpy()
 
     def embed_texts(self, texts: Sequence[str]) -> Any:
         """Embeddings of length 1, float32 (texts, D)."""
-        import torch
-
-        with torch.inference_mode():
-            return self._encode_texts(texts).cpu().numpy()
+        return self._encode_texts(texts).cpu().numpy()
 
     @property
     def logit_scale(self) -> float:
@@ -126,10 +117,14 @@ class ClipScorer:
         import torch
 
         pixels = torch.stack([self._preprocess(image) for image in images]).to(self._device, self._dtype)
-        return self._net.encode_image(pixels, normalize=True).float()
+        with torch.inference_mode():
+            return self._net.encode_image(pixels, normalize=True).float()
 
     def _encode_texts(self, texts: Sequence[str]) -> Any:
-        return self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
+        import torch
+
+        with torch.inference_mode():
+            return self._net.encode_text(self._tokenize(list(texts)).to(self._device), normalize=True).float()
 
 
 def _register_model(model: str) -> str:

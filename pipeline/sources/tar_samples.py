@@ -149,8 +149,9 @@ class _Passing:
     def look(self, member: Member, extension: str) -> None:
         """Read a member."""
         is_picture = extension in self._suffixes and member.fault is None
-        is_first = not any(ending in self._pictures for ending in self._suffixes[: _place(extension, self._suffixes)])
-        body = bytearray() if is_picture and is_first and member.num_bytes <= self._max_body_bytes else None
+        better = self._suffixes[: self._suffixes.index(extension)] if is_picture else ()
+        is_first = is_picture and not self._pictures.keys() & set(better)
+        body = bytearray() if is_first and member.num_bytes <= self._max_body_bytes else None
         digest = hashlib.sha256()
         self._stream.seek(member.offset)
         left = member.num_bytes
@@ -170,10 +171,6 @@ class _Passing:
         passed = PassedSample(sample, self._digest.digest(), sha256, body)
         self._begin()
         return passed
-
-
-def _place(extension: str, suffixes: Sequence[str]) -> int:
-    return suffixes.index(extension) if extension in suffixes else len(suffixes)
 
 
 def _is_plain_text(extension: str) -> bool:

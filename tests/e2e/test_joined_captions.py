@@ -249,6 +249,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_workers_and_a_kill_amid_the_join_change_no_byte(built: Path, tmp_path: Path) -> None:
     """The same folder of pictures, killed in its second join; then in two processes, in several buckets."""
     folder = tmp_path / "again"

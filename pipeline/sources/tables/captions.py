@@ -169,7 +169,9 @@ def guess_join(path: str, keys: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
     _, shown = first_values(path)
     hits: dict[tuple[str, str], set[str]] = {(key, column): set() for key in keys for column in shown}
     num_rows = 0
-    for raw in TableReader.of("captions", path, list(shown)).batches():
+    table = TableReader.of("captions", path, list(shown))
+    table.check()
+    for raw in table.batches():
         for (key, column), values in hits.items():
             texts = pc.utf8_trim_whitespace(raw.rows[column])
             values.update(texts.filter(pc.is_in(texts, value_set=pa.array(keys[key]))).to_pylist())
