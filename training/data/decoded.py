@@ -53,7 +53,7 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache
     """
     rows = np.flatnonzero(pool.shards == shard).tolist()
     reader, keys = ShardReader(pool, cache or ShardCache()), pool.table["key"].to_pylist()
-    target = _tar_file(folder, shard)
+    target = _file(folder, shard, "tar")
     temp = storage.temp_path(str(target))
     placed: dict[str, list[int]] = {name: [] for name in OFFSETS}
     with Path(temp).open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -76,8 +76,8 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache
     storage.publish(temp, str(target))
     offsets = io.BytesIO()
     np.save(offsets, np.array([placed[name] for name in OFFSETS], dtype=np.int64))
-    storage.publish_bytes(str(_offsets_file(folder, shard)), offsets.getvalue())
-    storage.publish_bytes(str(_digest_file(folder, shard)), _digest(folder, shard))
+    storage.publish_bytes(str(_file(folder, shard, "npy")), offsets.getvalue())
+    storage.publish_bytes(str(_file(folder, shard, "sha256")), _digest(folder, shard))
 
 
 def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
@@ -85,9 +85,9 @@ def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
     offsets: dict[str, NDArray[np.int64]] = {name: np.zeros(len(pool), np.int64) for name in OFFSETS}
     for shard in range(len(pool.files)):
         rows = np.flatnonzero(pool.shards == shard)
-        for name, values in zip(OFFSETS, np.load(_offsets_file(folder, shard)), strict=True):
+        for name, values in zip(OFFSETS, np.load(_file(folder, shard, "npy")), strict=True):
             offsets[name][rows] = values
-    files = tuple(replace(file, path=str(_tar_file(folder, shard))) for shard, file in enumerate(pool.files))
+    files = tuple(replace(file, path=str(_file(folder, shard, "tar"))) for shard, file in enumerate(pool.files))
     return replace(pool, files=files, offsets=offsets)
 
 
@@ -111,26 +111,18 @@ def shrink(content: bytes, side_px: int) -> bytes:
     return stream.getvalue()
 
 
-def _tar_file(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:06d}.tar"
-
-
-def _offsets_file(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:06d}.npy"
-
-
-def _digest_file(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:06d}.sha256"
+def _file(folder: Path, shard: int, ending: str) -> Path:
+    return folder / f"shard-{shard:06d}.{ending}"
 
 
 def _digest(folder: Path, shard: int) -> bytes:
-    files = (_tar_file(folder, shard), _offsets_file(folder, shard))
+    files = (_file(folder, shard, "tar"), _file(folder, shard, "npy"))
     return "".join(f"{storage.hash_file(str(file)).sha256}  {file.name}\n" for file in files).encode()
 
 
 def _is_whole(folder: Path, shard: int) -> bool:
     """Whether both files of a shard are as they were written."""
     try:
-        return _digest_file(folder, shard).read_bytes() == _digest(folder, shard)
+        return _file(folder, shard, "sha256").read_bytes() == _digest(folder, shard)
     except FileNotFoundError:
         return False

@@ -62,8 +62,22 @@ class Batch(NamedTuple):
     places: Sequence[tuple[Place, int]] = ()  # of streamed shards: how many samples of which were used, or FINISHED
 
 
-class SampleDataset(Dataset[Any]):
-    """(position, row) pairs in, a `Batch` out; the position seeds all that is random about a sample."""
+class BatchDataset(Dataset[Any]):
+    """(position, row) pairs in, a `Batch` out; an error of ours comes back as a value, with its class and message."""
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
+        try:
+            return self.load(places)
+        except PlantMixError as error:
+            return error
+
+    def load(self, places: list[tuple[int, int]]) -> Batch:
+        """Read one batch."""
+        raise NotImplementedError
+
+
+class SampleDataset(BatchDataset):
+    """Decodes and tokenises samples; the position seeds all that is random about one."""
 
     def __init__(
         self,
@@ -82,13 +96,6 @@ class SampleDataset(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.reader.pool)
-
-    def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
-        """One batch; an error of ours comes back as a value, so that it keeps its class and message."""
-        try:
-            return self.load(places)
-        except PlantMixError as error:
-            return error
 
     def load(self, places: list[tuple[int, int]]) -> Batch:
         """Read, decode and tokenise one batch; the process's random state is restored.
@@ -181,28 +188,17 @@ class StreamDataset(SampleDataset):
         return next(i for i, part in enumerate(self.strata) if row % len(self) in part.rows)
 
 
-class TokenDataset(Dataset[Any]):
-    """(position, row) pairs in, a `Batch` of stored tokens out; the position seeds which text of a sample is drawn."""
+class TokenDataset(BatchDataset):
+    """Reads stored tokens; the position seeds which text of a sample is drawn."""
 
     def __init__(self, image: TokenStore, texts: Sequence[TokenStore], seed: int) -> None:
         self._image, self._texts, self._seed = image, texts, seed
 
-    def __len__(self) -> int:
-        return self._image.num_rows
-
-    def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
-        """One batch; an error of ours comes back as a value, so that it keeps its class and message."""
-        try:
-            return self._load(places)
-        except PlantMixError as error:
-            return error
-
-    def _load(self, places: list[tuple[int, int]]) -> Batch:
+    def load(self, places: list[tuple[int, int]]) -> Batch:
+        """Read one batch."""
         rows = [row for _, row in places]
         # The draw of `SampleDataset`, for samples that have every member.
-        drawn = [
-            mix_seed(mix_seed(self._seed, position), 0x747874) % len(self._texts) for position, _ in places
-        ]  # fmt: skip
+        drawn = [mix_seed(mix_seed(self._seed, position), 0x747874) % len(self._texts) for position, _ in places]
         texts = np.stack([self._texts[member].read([row])[0] for member, row in zip(drawn, rows, strict=True)])
         images = torch.from_numpy(self._image.read(rows))
         return Batch(images, torch.from_numpy(texts), torch.tensor(rows), [], torch.tensor(drawn))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.settings import differences
-from training.data.sealed import SealedFiles
+from training.data.sealed import SealedFiles, read_object
 from training.data.shards import SamplePool
 
 ARCHITECTURE_FILE = "architecture.json"  # in the folder of `dalip tokens`, beside the stores
@@ -163,9 +163,4 @@ def _chunk_name(number: int) -> str:
 
 
 def _read_mark(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IntegrityError(
-            f"{path}: cannot be read ({error}); move the folder {path.parent} away and run `dalip tokens` again"
-        ) from None
+    return read_object(path, f"move the folder {path.parent} away and run `dalip tokens` again")

@@ -72,8 +72,7 @@ def evaluate_set(
         similarities = {
             kind: similarity_of(images, texts, kind, settings.loss.first_order_weight) for kind in feature_kinds(model)
         }
-        recall_at = RECALL_AT
-        retrieval = {kind: metrics.retrieve_captions(s, owners, recall_at) for kind, s in similarities.items()}
+        retrieval = {kind: metrics.retrieve_captions(s, owners, RECALL_AT) for kind, s in similarities.items()}
         return result | {"retrieval": retrieval}
     names = [
         name if item.text == "asis" else class_text(name, taxon, item.text)

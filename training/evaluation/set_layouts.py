@@ -138,9 +138,6 @@ class _Pictures(Dataset[Any]):
     def __init__(self, items: Sequence[Item], view: View) -> None:
         self.items, self.view = items, view
 
-    def __len__(self) -> int:
-        return len(self.items)
-
     def __getitems__(self, indices: list[int]) -> Tensor | RunError:
         """A batch, or the error of its first broken picture, as a value so that it leaves a worker unchanged."""
         views = []

@@ -7,7 +7,6 @@ that do not fit, and on towers without tokens.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from training.model.branch import SecondOrderBranch
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, is_frozen
 from training.model.presets import ModelSettings
-
-logger = logging.getLogger(__name__)
 
 
 def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch) -> DalipModel:
@@ -39,15 +36,6 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     elif source is not None:
         loaded = {f"clip.{name}" for name, _ in clip.named_parameters()}
     model.new_parameters = tuple(name for name, _ in model.named_parameters() if name not in loaded)
-    logger.info(
-        "%s, preset %s: %d parameters; %d tensors from %s; new: %s",
-        settings.architecture,
-        settings.preset,
-        sum(parameter.numel() for parameter in model.parameters()),
-        len(loaded),
-        source or "no checkpoint",
-        ", ".join(model.new_parameters) if loaded else "all",
-    )
     return model
 
 
@@ -56,9 +44,7 @@ def _create_clip(settings: ModelSettings, pretrained: str | None) -> Any:
     config = architecture.architecture_config(settings.architecture)
     if not is_frozen(config):
         return architecture.create_clip(
-            settings.architecture,
-            pretrained=pretrained,
-            image_size_px=settings.image_size_px,
+            settings.architecture, pretrained=pretrained, image_size_px=settings.image_size_px
         )
     if pretrained is not None or settings.image_size_px is not None:
         raise ConfigError(

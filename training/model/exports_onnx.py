@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from manifests.services.packages import require
 from training.model.architecture import architecture_config
 from training.model.dalip import DalipModel
 from training.model.exports import local_place, private_folder, publish_folder
+from training.model.fast import plain_attention
 from training.model.frozen import FrozenCLIP
 from training.model.loss import one_vector
 from training.model.towers import image_size_px
@@ -117,7 +116,7 @@ def _write_side(module: _Features, example: Tensor, path: Path) -> None:
     name = "pixels" if module.side == "image" else "tokens"
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     try:
-        with _plain_attention(), warnings.catch_warnings(), torch.no_grad():
+        with plain_attention(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of deprecations within the exporter
             program = torch.onnx.export(
                 module, (example,), dynamo=True, verbose=False, input_names=[name], output_names=module.names,
@@ -147,17 +146,6 @@ def _check_side(module: _Features, example: Tensor, path: Path) -> None:
                     f"{path.name}: {name} of {size} differs from the model's by {gap:.1e}, more than {TOLERANCE:.0e}; "
                     "nothing is written"
                 )
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Without torch's fused attention, which has no form in ONNX."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _preprocessor(model: DalipModel) -> dict[str, Any]:

@@ -217,12 +217,17 @@ def fast_linear(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def _linear_by_convolution() -> Iterator[None]:
-    # torch's fused attention would hide its products from the mode below.
+    with plain_attention(), _LinearByConvolution():
+        yield
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Without torch's fused attention, which hides its products from the mode below, and has no form in ONNX."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with _LinearByConvolution():
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

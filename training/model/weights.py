@@ -143,14 +143,15 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
             raise ConfigError(
                 f"{path}: holds no {CONFIG_FILE} (open_clip), no {_TRANSFORMERS_CONFIG} (transformers), and is no run"
             )
-        take_preprocessing(model, config if config.name == CONFIG_FILE else path / _TRANSFORMERS_VIEW)
+        view = config if config.name == CONFIG_FILE else path / _TRANSFORMERS_VIEW
+        set_preprocessing(model, preprocessing_of(view))
         state = read_state(_weights_in(path))
         if (path / SECOND_WEIGHTS_FILE).is_file():
             state = {f"clip.{name}": tensor for name, tensor in state.items()} | read_state(path / SECOND_WEIGHTS_FILE)
     else:
         state = read_state(path)
         if any(name.startswith("clip.") for name in state):
-            take_preprocessing(model, path)
+            set_preprocessing(model, preprocessing_of(path))
     own, prefix = model.state_dict(), "clip." if any(name.startswith("clip.") for name in state) else ""
     of_clip = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)} | {
@@ -248,16 +249,6 @@ def _check_same_forward(model: DalipModel, folder: Path) -> None:
             f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
             f"({'; '.join(changes[:3])}){hint}"
         )
-
-
-def take_preprocessing(model: DalipModel, path: Path) -> None:
-    """Prepare pictures as the weights in a file were trained with; the size stays the model's.
-
-    A file that does not say, as open_clip's own checkpoints, changes nothing.
-
-    Raises: ConfigError for a configuration that cannot be read.
-    """
-    set_preprocessing(model, preprocessing_of(path))
 
 
 def preprocessing_of(path: Path) -> dict[str, Any]:

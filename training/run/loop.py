@@ -388,8 +388,8 @@ def setting_notes(trainer: Trainer) -> list[str]:
         listed = ", ".join(
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
-        by = "numbers of shards" if pool.is_streamed else "sizes"
-        by = by if loader.share_weights(settings.release, settings.data) is None else "weights"
+        sizes = "numbers of shards" if pool.is_streamed else "sizes"
+        by = sizes if loader.share_weights(settings.release, settings.data) is None else "weights"
         what = "domains" if settings.data.shards else "a stratified release"
         notes.append(f"{what} without data.mixture: drawn in proportion to the {by} ({listed})")
     if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:

@@ -19,17 +19,11 @@ def build_optimiser(model: DalipModel, settings: OptimiserSettings) -> torch.opt
 
     Raises: ConfigError when everything is frozen.
     """
-    ratios = {
-        "image_tower": 1.0,
-        "text_tower": 1.0,
-        "second_order": settings.second_order_lr_ratio,
-        "scale": 1.0,
-    }
     groups: list[dict[str, Any]] = [
         {
             "params": group.parameters,
             "weight_decay": settings.weight_decay if group.decay else 0.0,
-            "lr_ratio": ratios[group.role],
+            "lr_ratio": settings.second_order_lr_ratio if group.role == "second_order" else 1.0,
             "role": group.role,
         }
         for group in model.parameter_groups()

@@ -30,7 +30,7 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.printable import ProgressLine, pace
 from manifests.settings import differences
-from training.data.sealed import SealedFiles
+from training.data.sealed import SealedFiles, read_object
 from training.record.checkpoint import lock_folder
 
 PIECE_ROWS = 256
@@ -197,7 +197,4 @@ def _name(rows: range) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error}); remove it, and run the command again") from None
+    return read_object(path, "remove it, and run the command again")
