@@ -1,7 +1,8 @@
 """What the recipe `continue-a-model` gives on varieties of fruit and vegetables, with and without replay, and blended.
 
 `lay` puts the pictures where the recipe expects them, beside a copy of the configs. After `plantmix build` there, `run`
-gives the commands of the page for one seed, and adds a line to the results. `show` prints the table and draws the plot.
+gives the commands of the page for one seed, and adds a line to the results. `show` prints the table and draws
+data/continue-a-model.png.
 
     python tests/benchmarks/bench_continue.py lay CLONE GROCERY SEALED CORPUS
     python tests/benchmarks/bench_continue.py run CLONE --seed 0
@@ -28,8 +29,7 @@ from manifests.drawing.theme import SERIES
 from training.cli import main as dalip
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "tests/benchmarks/results"
-RECORDS = Records(RESULTS / "continue-a-model.jsonl")
+RECORDS = Records(ROOT / "tests/benchmarks/results/continue-a-model.jsonl")
 RECIPE = Path("configs/recipes/continue-a-model")
 HELD_OUT_VENDOR = "@lobehub/fluent-emoji-3d"
 GROUPS = {"plants": "plant", "cartons": "general", "emoji": "general"}
@@ -152,7 +152,7 @@ def show() -> None:
             cells.append(f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})")
         alphas = [f"{r['validation'][model]['alpha']:g}" for r in records if model in r["validation"]]
         print(f"| {words_of_model} | {' | '.join(cells)} | {', '.join(alphas)} |")
-    (RESULTS / "continue-a-model.png").write_bytes(draw_png([Panel("models", "", partial(_draw, records), 5.6, 4.2)]))
+    (ROOT / "data/continue-a-model.png").write_bytes(draw_png([Panel("models", "", partial(_draw, records), 5.6, 4.2)]))
 
 
 def _draw(records: list[dict[str, Any]], axis: Any) -> None:
