@@ -44,10 +44,6 @@ _OF_EACH = """
     SELECT t.*, j.num_same_text, c.domain, c.width_px, c.height_px
     FROM texts t JOIN joined j USING (sample_id, entry, row_number) JOIN drawn c USING (sample_id)
 """
-_SAME_TEXT = """
-    SELECT coalesce(f.num_same_text, d.num_same_text) AS num_same_text
-    FROM drawn d LEFT JOIN filled f USING (sample_id) ORDER BY place
-"""
 
 
 @dataclass(frozen=True)
@@ -162,14 +158,15 @@ def _with_texts(config: BuildConfig, sample: Sample, names: pa.Table | None, scr
         sql.register("joined", pa.concat_tables(joined))
         measured: list[pa.Table] = []
         candidates = measure_texts(sql, sample.candidates, names, measured.append)
-        drawn = {"place": pa.array(range(candidates.num_rows)), "sample_id": candidates["sample_id"]}
-        sql.register("drawn", pa.table(drawn | {"domain": candidates["domain"]} | sample.besides))
+        drawn = {name: candidates[name] for name in ("sample_id", "domain")}
+        sql.register("drawn", pa.table(drawn | sample.besides))
         texts = [rows.select(MEASURED_TEXTS.names).cast(MEASURED_TEXTS) for rows in measured]
         sql.register("texts", pa.concat_tables([MEASURED_TEXTS.empty_table(), *texts]))
         rows = sql.sql(_OF_EACH).to_arrow_table()
         judged = sql.sql(number_texts(sql, [(rows, judge_captions(rows, config.caption))])).to_arrow_table()
-        sql.register("filled", rows.filter(rows["is_caption"]))
-        same = sql.sql(_SAME_TEXT).to_arrow_table()["num_same_text"].combine_chunks()
+    filled = rows.filter(rows["is_caption"]).combine_chunks()
+    place = pc.index_in(candidates["sample_id"].combine_chunks(), value_set=filled["sample_id"].combine_chunks())
+    same = pc.coalesce(filled["num_same_text"].combine_chunks().take(place), sample.besides["num_same_text"])
     return replace(
         sample,
         candidates=candidates,
