@@ -26,6 +26,14 @@ def below(root: int) -> dict[int, str]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody waits for has, though the system still lists it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def kill(pids: list[int]) -> None:
     """SIGKILL to each that is still there."""
     for pid in pids:

@@ -69,6 +69,6 @@ def run_block(block: Block, clone: Path, more: Mapping[str, str]) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=550,
+        timeout=1500,
         check=False,
     )

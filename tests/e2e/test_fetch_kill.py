@@ -16,7 +16,7 @@ from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
-from process_tree import below, kill
+from process_tree import below, is_running, kill
 
 NUM, PART, NUM_WORKERS = 2_000, 100, 2
 KILL_AFTER = 640  # requests
@@ -113,9 +113,9 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
         way(build.pid)
         said, _ = build.communicate(timeout=300)
     deadline = time.monotonic() + 200  # Ray's processes leave with their driver
-    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < deadline:
+    while any(map(is_running, started)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    kill([pid for pid in started if Path(f"/proc/{pid}/cmdline").exists()])
+    kill(list(filter(is_running, started)))
     return build.returncode, said
 
 

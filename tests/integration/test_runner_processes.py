@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from process_tree import below
+from process_tree import below, is_running
 from running import (
     NUM_WORKERS,
     ByValue,
@@ -314,6 +314,6 @@ def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> N
         driver.send_signal(number)
         driver.wait(200)
     deadline = time.monotonic() + 200
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+    while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
-from process_tree import below
+from process_tree import below, is_running
 from starlette.testclient import TestClient
 
 from manifests.errors import ConfigError, RunError
@@ -128,7 +128,7 @@ def test_the_server_answers_while_a_statement_runs_and_takes_it_along_when_it_en
         finally:
             served.kill()
     asking.join()
-    while any(Path(f"/proc/{pid}").exists() for pid in running):
+    while any(map(is_running, running)):
         time.sleep(0.05)
 
 

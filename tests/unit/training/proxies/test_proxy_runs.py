@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from process_tree import below, is_running
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
@@ -161,15 +162,15 @@ def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any]
 def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path) -> None:
     """SIGKILL to the command: its processes end with it, finished runs stay, the one at work goes on, bit for bit."""
     values["num_processes"], values["checkpoint"] = 2, {"every_steps": 2}
-    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",1200,").splitlines(keepends=True)[:3]))
+    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",600,").splitlines(keepends=True)[:3]))
     command = [sys.executable, "-m", "training.cli", "proxies", _config_file(values, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "study/runs/proxy-01/checkpoints"
     _wait(lambda: any(checkpoints.glob("step-*.pt")), process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = below(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _wait(lambda: not any(Path(f"/proc/{child}/stat").exists() for child in children))
+    _wait(lambda: not any(map(is_running, children)))
     assert not (tmp_path / "study/runs/proxy-01/proxy.json").exists()
     values["num_processes"] = 1
     assert main(["proxies", _config_file(values, tmp_path)]) == 0
