@@ -18,6 +18,8 @@ from training.data import loader, streams
 from training.data.sampling import BatchPlan
 from training.data.settings import DataSettings
 from training.data.shards import NO_TEXT, open_pool
+from training.evaluation.evaluate import evaluate_model
+from training.evaluation.trained_model import open_trained_model
 from training.record.log import read_log
 
 WHOLE = 20  # samples of a shard
@@ -165,10 +167,16 @@ def test_what_needs_an_index_is_refused(config: dict[str, Any], changes: dict[st
         run_once(config, **changes)
 
 
-def test_labels_of_domains_and_texts(config: dict[str, Any], tars: Path) -> None:
+def test_labels_of_domains_and_texts_and_held_out_groups(config: dict[str, Any], tars: Path) -> None:
+    heldout = write_tar(tars / "heldout.tar", img2dataset_samples(400, 416))
+    config["data"]["shards"].append({"name": "web", "shards": str(heldout), "split": "heldout"})
+    config["data"]["cache_dir"] = str(tars / "cache")
+    config["eval"] = {"every_steps": 2, "batch_size": 8}
     for field in ("text", "domain"):
         loss = {"same_label": "positive", "label_field": field}
         assert run_once(config, loss=loss, output_dir=str(tars / field), schedule={"steps": 2})["steps"] == 2
+    assert set(read_log(tars / "text/log.jsonl", "validation")[0]["losses"]) == {"all", "web"}
+    assert evaluate_model(open_trained_model(str(tars / "text")))[0]["num_samples"] == 16
 
 
 def test_damage_is_told(tmp_path: Path) -> None:

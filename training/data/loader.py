@@ -372,12 +372,18 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
         yield batch
 
 
+def each_batch(dataset: Dataset[Any], batches: Sequence[Any], num_workers: int) -> Iterator[Any]:
+    """What a data set gives for each of some batches, as it comes."""
+    num_workers = min(num_workers, len(batches))
+    return iterate(DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_unchanged))
+
+
 def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=min(data.num_workers, max(1, len(sampler))) if data.num_workers else 0,
-        collate_fn=unchanged,
+        collate_fn=_unchanged,
         prefetch_factor=PREFETCH_BATCHES if data.num_workers else None,
         worker_init_fn=_start_worker,
         pin_memory=pin,
@@ -385,7 +391,7 @@ def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) 
     )
 
 
-def unchanged(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     """The batch as its data set gave it: it comes stacked, or is an error."""
     return batch
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
@@ -125,13 +125,7 @@ def load_pictures(items: Sequence[Item], view: View, batch_size: int, num_worker
     Raises: RunError for a picture that cannot be read; an evaluation leaves nothing out.
     """
     batches = [list(range(i, min(i + batch_size, len(items)))) for i in range(0, len(items), batch_size)]
-    pictures: DataLoader[Any] = DataLoader(
-        _Pictures(items, view),
-        batch_sampler=batches,
-        num_workers=min(num_workers, len(batches)),
-        collate_fn=loader.unchanged,
-    )
-    yield from loader.iterate(pictures)
+    yield from loader.each_batch(_Pictures(items, view), batches, num_workers)
 
 
 class _Pictures(Dataset[Any]):

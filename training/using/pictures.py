@@ -24,7 +24,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from manifests import records, storage
 from manifests.errors import ConfigError, PlantMixError, words_of
@@ -185,15 +185,10 @@ def encode_pieces(
     batches = [
         range(start, min(start + batch_size, piece.stop)) for piece in pieces for start in piece[::batch_size]
     ]  # fmt: skip
-    pictures: DataLoader[Any] = DataLoader(
-        _Pictures(listing, view),
-        batch_sampler=[[rows] for rows in batches],
-        num_workers=min(num_workers, len(batches)),
-        collate_fn=loader.unchanged,
-    )
+    pictures = loader.each_batch(_Pictures(listing, view), [[rows] for rows in batches], num_workers)
     ends = {piece.stop: piece for piece in pieces}
     encoded, faults = list[Tensor](), list[str | None]()
-    for rows, (views, of_batch) in zip(batches, loader.iterate(pictures), strict=True):
+    for rows, (views, of_batch) in zip(batches, pictures, strict=True):
         if views is not None:
             encoded.append(encode(views))
         faults += of_batch
