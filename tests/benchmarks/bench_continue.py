@@ -152,6 +152,7 @@ def show() -> None:
             cells.append(f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})")
         alphas = [f"{r['validation'][model]['alpha']:g}" for r in records if model in r["validation"]]
         print(f"| {words_of_model} | {' | '.join(cells)} | {', '.join(alphas)} |")
+    (ROOT / "data").mkdir(exist_ok=True)
     (ROOT / "data/continue-a-model.png").write_bytes(draw_png([Panel("models", "", partial(_draw, records), 5.6, 4.2)]))
 
 
