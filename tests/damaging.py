@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from building import loopback, write_small_config
 from PIL import Image
 
 from pipeline.cli import main
@@ -42,28 +42,22 @@ def write_config(folder: Path, root: str, samples_per_shard: int = 8) -> Path:
         writer.writerow(["url", "caption"])
         numbers = range(NUM_PICTURES + 2)
         writer.writerows([f"{root}{number}.png", f"a square of many colours, number {number}"] for number in numbers)
-    config = {
-        "name": "small",
-        "work_dir": str(folder / "work"),
-        "sources": [
-            {
-                "name": "list",
-                "domain": "plant",
-                "table": str(folder / "list.csv"),
-                "columns": {"url": "url", "caption": "caption"},
-                "defaults": {"licence": "CC0-1.0"},
-            }
-        ],
-        "fetch": {"network": {"allow_private_addresses": True, "retries": 0, "robots_txt": False,
-                              "limits": {"requests_per_second": 500}}},
-        "caption": {"rules": [{}]},
-        "mix": {"ratio": {"plant": 1}, "heldout": {"num_samples": {"plant": 4}}},
-        "pack": {"samples_per_shard": samples_per_shard},
-        "run": {"executor": "inline", "fetch_part_size": 10},
-    }  # fmt: skip
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return path
+    source = {
+        "name": "list",
+        "domain": "plant",
+        "table": str(folder / "list.csv"),
+        "columns": {"url": "url", "caption": "caption"},
+        "defaults": {"licence": "CC0-1.0"},
+    }
+    return write_small_config(
+        folder,
+        source,
+        fetch=loopback(robots_txt=False, limits={"requests_per_second": 500}),
+        caption={"rules": [{}]},
+        mix={"ratio": {"plant": 1}, "heldout": {"num_samples": {"plant": 4}}},
+        pack={"samples_per_shard": samples_per_shard},
+        run={"fetch_part_size": 10},
+    )
 
 
 def build_small(folder: Path, root: str) -> Path:

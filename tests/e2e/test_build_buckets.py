@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from building import hash_tree
+from building import folder_source, hash_tree, write_small_config
 from PIL import Image
 
 from manifests.catalog import Catalog
@@ -45,28 +44,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(pictures: Path, folder: Path, pack: str, run: dict[str, Any]) -> dict[str, str]:
     """Hashes of all files of the release."""
-    values = {
-        "name": "cut",
-        "work_dir": str(folder / "work"),
-        "sources": [
-            {
-                "name": name,
-                "domain": name,
-                "folder": {"path": str(pictures / name), "captions": "text_file"},
-                "defaults": {"licence": "CC0-1.0"},
-            }
-            for name in ("plant", "general")
-        ],
-        "fetch": {"image": {"size_px": 64, "min_side_px": 32}},
-        "dedup": {"extra_captions": 2},
-        "caption": {"rules": [{"preset": "general", "min_words": 2, "max_repeats": 5}]},
-        "mix": {"ratio": {"plant": 3, "general": 1}, "heldout": {"share": 0.1}, "max_epochs": 2},
-        "pack": PACKS[pack],
-        "run": run,
-    }
+    sources = [folder_source(pictures / name) | {"name": name, "domain": name} for name in ("plant", "general")]
+    for source in sources:
+        source["folder"]["captions"] = "text_file"
     folder.mkdir(parents=True)
-    (folder / "cut.yaml").write_text(yaml.safe_dump(values))
-    assert main(["build", str(folder / "cut.yaml")]) == 0
+    config = write_small_config(
+        folder,
+        *sources,
+        name="cut",
+        fetch={"image": {"size_px": 64, "min_side_px": 32}},
+        dedup={"extra_captions": 2},
+        caption={"rules": [{"preset": "general", "min_words": 2, "max_repeats": 5}]},
+        mix={"ratio": {"plant": 3, "general": 1}, "heldout": {"share": 0.1}, "max_epochs": 2},
+        pack=PACKS[pack],
+        run=run,
+    )
+    assert main(["build", str(config)]) == 0
     return hash_tree(folder / "work/releases")
 
 

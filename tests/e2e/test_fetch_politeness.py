@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import bisect
 import collections
-import csv
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from building import run_plantmix
+from building import list_source, loopback, run_plantmix, write_small_config
 from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
@@ -57,29 +55,9 @@ class Broken:
 
 
 def write_config(folder: Path, executor: str, urls: list[str], hosts: list[dict[str, Any]]) -> Path:
-    with (folder / "table.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["url", "caption"])
-        writer.writerows([url, "a plant"] for url in urls)
-    columns = {"url": "url", "caption": "caption"}
-    network = {
-        "threads": 8,
-        "retries": 1,
-        "limits": {"requests_per_second": None, "connections": 8},
-        "hosts": hosts,
-        "allow_private_addresses": True,
-    }
-    config = {
-        "name": "polite",
-        "work_dir": str(folder / "work"),
-        "sources": [{"name": "a", "domain": "plant", "table": str(folder / "table.csv"), "columns": columns}],
-        "fetch": {"network": network},
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": executor, "num_workers": 2, "fetch_part_size": PART_SIZE},
-    }
-    path = folder / "polite.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    network = {"threads": 8, "retries": 1, "limits": {"connections": 8}, "robots_txt": True, "hosts": hosts}
+    run = {"executor": executor, "num_workers": 2, "fetch_part_size": PART_SIZE}
+    return write_small_config(folder, list_source(folder, urls), fetch=loopback(**network), run=run)
 
 
 def most_in_window(times: list[float], seconds: float) -> int:

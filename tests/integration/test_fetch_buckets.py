@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from building import hash_tree, list_source, loopback, write_small_config
+from building import folder_source, hash_tree, list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -81,18 +80,12 @@ def test_facts_of_local_pictures_are_sorted_for_the_buckets(tmp_path: Path, monk
     for number in range(NUM):
         (tmp_path / f"photos/{number}.jpg").write_bytes(encode(pixels(seed=number)))
         (tmp_path / f"photos/{number}.txt").write_text(f"plant number {number} of a folder")
-    source = {"name": "own", "domain": "plant", "folder": {"path": str(tmp_path / "photos"), "captions": "text_file"}}
-    values = {
-        "name": "own",
-        "sources": [source | {"defaults": {"licence": "CC0"}}],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline", "fetch_part_size": PART},
-    }
+    source = folder_source(tmp_path / "photos")
+    source["folder"]["captions"] = "text_file"
 
     def build_in(folder: str) -> dict[str, str]:
-        config = tmp_path / f"{folder}.yaml"
-        config.write_text(yaml.safe_dump(values | {"work_dir": str(tmp_path / folder)}))
-        assert main(["build", str(config)]) == 0
+        run, work = {"fetch_part_size": PART}, str(tmp_path / folder)
+        assert main(["build", str(write_small_config(tmp_path, source, file=folder, work_dir=work, run=run))]) == 0
         return hash_tree(tmp_path / folder / "releases")
 
     read: list[tuple[str, list[str]]] = []

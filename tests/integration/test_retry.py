@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from building import list_source, loopback, write_small_config
+from building import folder_source, list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -285,14 +284,7 @@ def test_a_file_that_was_away_is_read_again(
     pictures.mkdir()
     for n in range(4):
         (pictures / f"rose {n}.jpg").write_bytes(encode(pixels(seed=n)))
-    config = {
-        "name": "local",
-        "work_dir": str(tmp_path / "work"),
-        "sources": [{"name": "a", "domain": "plant", "folder": {"path": str(pictures)}}],
-        "mix": {"ratio": {"plant": 1}},
-        "run": {"executor": "inline"},
-    }
-    (tmp_path / "local.yaml").write_text(yaml.safe_dump(config))
+    config = str(write_small_config(tmp_path, folder_source(pictures)))
 
     def disk_away(*arguments: Any, **options: Any) -> Any:
         pictures.replace(tmp_path / "away")
@@ -303,7 +295,7 @@ def test_a_file_that_was_away_is_read_again(
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.stages.fetch_local.read_local", disk_away)
-        assert main(["build", str(tmp_path / "local.yaml"), "--to", "fetch"]) == 0
+        assert main(["build", config, "--to", "fetch"]) == 0
     assert list(outcomes(tmp_path / "work").values()).count("file_missing") == 4
     assert main(["retry", str(tmp_path / "work")]) == 0
     assert "round 1: asked again for 4 rows, 4 more pictures" in capsys.readouterr().out
@@ -311,7 +303,7 @@ def test_a_file_that_was_away_is_read_again(
     os.utime(pictures / "rose 1.jpg")
     assert main(["retry", str(tmp_path / "work")]) == 2
     assert "or files of its sources have changed since; run `plantmix build`" in capsys.readouterr().err
-    assert main(["build", str(tmp_path / "local.yaml"), "--to", "fetch"]) == 0
+    assert main(["build", config, "--to", "fetch"]) == 0
     assert set(outcomes(tmp_path / "work").values()) == {"ok"}
 
 
