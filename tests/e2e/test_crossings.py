@@ -283,6 +283,7 @@ def test_a_command_writes_over_no_file_but_its_own(lent: Lent) -> None:
 # ---- plans
 
 
+@pytest.mark.slow
 def test_a_difference_of_two_releases_names_another_choice_in_the_same_file(lent: Lent) -> None:
     law, mixture = lent.folder / "law.json", lent.folder / "mixture.json"
     done("plan", "fit", write_runs(lent.folder / "runs.csv"), "--out", law)

@@ -215,6 +215,7 @@ def test_repair_names_a_table_that_is_away_and_mends_with_it(built: Path, tmp_pa
     assert "as recorded" in done("verify", folder / "work", "--deep")
 
 
+@pytest.mark.slow
 def test_a_takedown_then_a_build_with_other_captions(built: Path, tmp_path: Path) -> None:
     folder = lend(built, tmp_path / "lent")
     config, work = write_config(folder), folder / "work"

@@ -232,9 +232,8 @@ def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: An
     assert facts_of(tmp_path) == loose
 
 
-@pytest.mark.parametrize(
-    "name", ["headers", *(pytest.param(name, marks=pytest.mark.slow) for name in ("robots_txt", "c2pa", "all"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["headers", "robots_txt", "c2pa", "all"])
 def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
     shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
     asked = build(tmp_path, server, STRICT[name], *TO_FETCH)

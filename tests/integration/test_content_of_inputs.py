@@ -93,6 +93,7 @@ def write_over(path: Path, content: bytes) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.slow
 def test_another_folder_of_pictures_of_the_same_size_is_read(tmp_path: Path) -> None:
     first, second = fill(tmp_path / "v1", 0), fill(tmp_path / "v2", 10)
     build(tmp_path / "work", in_files(first))

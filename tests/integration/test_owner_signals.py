@@ -69,6 +69,7 @@ def build(folder: Path, source: dict[str, Any], signals: list[str] | None) -> di
 REFUSED, OK = {"xmp": ("opted_out", XMP_SAYS), "c2pa": ("opted_out", C2PA_SAYS)}, ("ok", None)
 
 
+@pytest.mark.slow
 def test_the_signals_of_pictures_on_the_web(tmp_path: Path) -> None:
     with serving_pictures() as (address, asked):
         (tmp_path / "list.csv").write_text("url\n" + "".join(f"{address}/{name}.jpg\n" for name in PICTURES))

@@ -128,6 +128,7 @@ def test_a_process_that_is_lost_or_raises_costs_its_own_task_alone(values: dict[
     assert "not foreseen" in str(results[1])
 
 
+@pytest.mark.slow
 def test_an_address_where_nothing_listens_is_said_at_once(
     values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,7 @@ def names(store: Store) -> set[str]:
     return {path.removeprefix(f"{BUCKET}/run/") for path in fs.find(f"{BUCKET}/run")}
 
 
+@pytest.mark.slow
 def test_a_run_is_uploaded_whole_with_few_requests(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -106,7 +106,9 @@ def test_a_tar_is_read_once_and_gives_what_it_gives_here(
     assert ranges(server) == []
 
 
-@pytest.mark.parametrize("fault", ["reset", "short", "slow", 503])
+@pytest.mark.parametrize(
+    "fault", ["short", 503, *(pytest.param(it, marks=pytest.mark.slow) for it in ("reset", "slow"))]
+)
 def test_faults_that_pass_cost_a_request_and_no_sample(fault: Any, server: RangeServer, tmp_path: Path) -> None:
     content = tar_of(tmp_path)
     server.put("0.tar", content)
