@@ -6,7 +6,13 @@ import email.utils
 import time
 
 from misbehaving.answers import send, send_picture
-from misbehaving.registry import behaviour, behaviours
+from misbehaving.registry import Act, behaviour, behaviours
+
+
+def _found_at(location: str) -> Act:
+    """A redirect to `location`."""
+    return lambda sock, _: send(sock, "302 Found", {"Location": location})
+
 
 # ---- statuses
 
@@ -114,48 +120,48 @@ behaviours(
         "redirect_to_file": (
             "refused_target",
             "to file:///etc/passwd",
-            lambda sock, _: send(sock, "302 Found", {"Location": "file:///etc/passwd"}),
+            _found_at("file:///etc/passwd"),
         ),
         "redirect_to_private": (
             "refused_target",
             "to http://10.0.0.1/",
-            lambda sock, _: send(sock, "302 Found", {"Location": "http://10.0.0.1/photo.jpg"}),
+            _found_at("http://10.0.0.1/photo.jpg"),
         ),
         "redirect_to_metadata": (
             "refused_target",
             "to a cloud's metadata address",
-            lambda sock, _: send(sock, "302 Found", {"Location": "http://169.254.169.254/latest/meta-data/"}),
+            _found_at("http://169.254.169.254/latest/meta-data/"),
         ),
         "redirect_to_ipv6_loopback": (
             "refused_target",
             "to http://[::1]/",
-            lambda sock, _: send(sock, "302 Found", {"Location": "http://[::1]:80/photo.jpg"}),
+            _found_at("http://[::1]:80/photo.jpg"),
         ),
         "redirect_to_private_name": (
             "refused_target",
             "to a public name that leads to a private address",
-            lambda sock, _: send(sock, "302 Found", {"Location": "http://intranet.example/photo.jpg"}),
+            _found_at("http://intranet.example/photo.jpg"),
         ),
         "redirect_to_nowhere": ("bad_response", "302 without Location", lambda sock, _: send(sock, "302 Found")),
         "redirect_to_nonsense": (
             "bad_response",
             "to something that is no URL",
-            lambda sock, _: send(sock, "302 Found", {"Location": "http://[nonsense"}),
+            _found_at("http://[nonsense"),
         ),
         "redirect_to_disallowed": (
             "robots_disallowed",
             "to a path that robots.txt forbids",
-            lambda sock, _: send(sock, "302 Found", {"Location": "/private/photo.jpg"}),
+            _found_at("/private/photo.jpg"),
         ),
         "redirect_to_no_such_host": (
             "dns_failure",
             "to a name without an address",
-            lambda sock, _: send(sock, "302 Found", {"Location": "http://no-such-host.invalid/photo.jpg"}),
+            _found_at("http://no-such-host.invalid/photo.jpg"),
         ),
         "redirect_to_not_found": (
             "http_404",
             "to a 404",
-            lambda sock, _: send(sock, "302 Found", {"Location": "/nothing_here"}),
+            _found_at("/nothing_here"),
         ),
     }
 )
