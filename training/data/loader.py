@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import signal
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +63,7 @@ class Batch(NamedTuple):
     places: Sequence[tuple[Place, int]] = ()  # of streamed shards: how many samples of which were used, or FINISHED
 
 
-class BatchDataset(Dataset[Any]):
+class BatchDataset(Dataset[Any], ABC):
     """(position, row) pairs in, a `Batch` out; an error of ours comes back as a value, with its class and message."""
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
@@ -71,9 +72,9 @@ class BatchDataset(Dataset[Any]):
         except PlantMixError as error:
             return error
 
+    @abstractmethod
     def load(self, places: list[tuple[int, int]]) -> Batch:
         """Read one batch."""
-        raise NotImplementedError
 
 
 class SampleDataset(BatchDataset):
