@@ -35,7 +35,7 @@ Pairs = tuple[Hashes, Hashes]
 _WINDOW = 1 << 19
 PAIRS_BYTES = 64  # of a pair from the search to its table
 _CHUNK = 1 << 15
-_REPACK_SLOTS = 16  # comparisons across buckets, for each hash, that cost as much as one `_repack`
+_REPACK_SLOTS = 16  # comparisons across buckets, for each hash, that cost as much as leaving out those that are done
 _SAMPLE = 4096  # hashes read to learn how their bits are spread
 _SMALL_BUCKET = 2048  # below it no plan beats comparing all
 _BATCH_PAIRS = 1 << 18
@@ -258,40 +258,34 @@ def _search_bucket(bucket: Hashes, num_free: int, radius: int) -> Iterator[Pairs
 
 
 def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, num_free: int) -> Iterator[Pairs]:
-    """Compare each hash with the t-th hash after it, for every t that stays in its bucket (of `sizes`)."""
+    """Compare each hash with the t-th hash after it, for every t that stays in its bucket (of `sizes`).
+
+    Where most have no t-th hash in their bucket, only the others are compared from there on.
+    """
     if not len(window):
         return
     num_shifts = int(sizes.max())
     pairs_at = _pairs_at_shift(sizes, num_shifts)
     pairs_from = np.cumsum(pairs_at[::-1])[::-1].tolist()  # at this shift and all larger ones
     first, second, step = window, window, 0  # within a bucket `second` is `step` places ahead of `first`
+    one_bucket = np.uint64((1 << num_free) - 1)  # two hashes of one bucket differ in these bits at most
     differing = np.empty(len(window), np.uint64)
     distances = np.empty(len(window), np.uint8)
     for shift in range(1, num_shifts):
-        wasted = len(first) * (num_shifts - shift) - pairs_from[shift]
-        if 2 * pairs_at[shift] < len(first) and wasted > _REPACK_SLOTS * len(first):
-            first, second, sizes = _repack(first, second, sizes, shift - step)
-            step = shift
         apart = shift - step
         num = len(first) - apart
+        wasted = len(first) * (num_shifts - shift) - pairs_from[shift]
         np.bitwise_xor(second[apart:], first[:num], out=differing[:num])
+        if 2 * pairs_at[shift] < len(first) and wasted > _REPACK_SLOTS * len(first):
+            inside = (differing[:num] <= one_bucket).nonzero()[0]
+            first, second, step = first[inside], second[inside + apart], shift
+            apart, num = 0, len(inside)
+            differing[:num] = differing[inside]
         np.bitwise_count(differing[:num], out=distances[:num])
         near = (distances[:num] <= radius).nonzero()[0]
         if len(near):
-            near = near[differing[near] >> np.uint64(num_free) == 0] if num_free < 64 else near
+            near = near[differing[near] <= one_bucket]
             yield first[near], second[near + apart]
-
-
-def _repack(
-    first: Hashes, second: Hashes, sizes: npt.NDArray[np.int64], apart: int
-) -> tuple[Hashes, Hashes, npt.NDArray[np.int64]]:
-    """Keep every hash with another one `apart` places after it in its bucket.
-
-    Returns these hashes, the other one of each, and the sizes of the buckets that are left.
-    """
-    place = np.arange(len(first)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    size = np.repeat(sizes, sizes)
-    return first[place < size - apart], second[place >= apart], sizes[sizes > apart] - apart
 
 
 def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArray[np.int64]:
