@@ -304,15 +304,3 @@ def test_the_layout_of_img2dataset(releases: dict[str, Release], tmp_path: Path)
     again = run_here("export", release.path, "--for", "img2dataset", "--out", tmp_path / "out")
     assert again.returncode == 2
     assert "not empty" in again.stderr
-
-
-def test_the_uids_of_datacomp(releases: dict[str, Release], tmp_path: Path) -> None:
-    import numpy as np
-
-    release = releases["mixed"]
-    assert run_here("export", release.path, "--for", "datacomp", "--out", tmp_path / "out").returncode == 0
-    uids = np.load(tmp_path / "out/uids.npy")
-    assert uids.dtype == np.dtype("u8,u8")
-    assert [f"{high:016x}{low:016x}" for high, low in uids.tolist()] == sorted(
-        {row["sample_id"] for row in release.samples("train").to_pylist()}
-    )

@@ -344,7 +344,7 @@ def test_a_held_out_split_of_which_nothing_is_left_is_gone(alone: Release) -> No
 @pytest.mark.slow
 def test_with_no_training_samples_left_there_is_nothing_to_export(alone: Release, tmp_path: Path) -> None:
     made = _empty_split(alone, "train")
-    for target in (*PRINTED, "img2dataset", "datacomp"):
+    for target in (*PRINTED, "img2dataset"):
         out = [] if target in PRINTED else ["--out", tmp_path / target]
         done = run_here("export", made.path, "--for", target, *out)
         assert done.returncode == 2
