@@ -20,7 +20,7 @@ EXTRAS = {
     "semantic": ("sklearn",),
     "tracking": ("tensorboard", "wandb"),
     "huggingface": ("transformers",),
-    "browse": ("starlette", "multipart", "python_multipart", "uvicorn", "jinja2"),
+    "browse": ("starlette", "uvicorn", "jinja2"),
     "publish": ("huggingface_hub",),
     "c2pa": ("c2pa",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),

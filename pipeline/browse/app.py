@@ -10,23 +10,22 @@ from typing import Any
 import duckdb
 import jinja2
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from manifests.errors import PlantMixError, RunError
 from manifests.reader import read_status
+from pipeline.answers.lives import find_lives
 from pipeline.browse import galleries
 from pipeline.browse.codes import Mask
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters
-from pipeline.browse.guard import UPLOAD, Guard
+from pipeline.browse.guard import Guard
 from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import as_id
-from pipeline.browse.model_search import MAX_UPLOAD_BYTES, Hits, ModelSearch
+from pipeline.browse.model_search import Hits, ModelSearch
 from pipeline.browse.pictures import read_picture
 from pipeline.browse.snapshot import Snapshot
 from pipeline.browse.sql_box import MAX_ROWS, ask, cut
@@ -36,6 +35,7 @@ from pipeline.releases.opening import open_release
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/scores", "Scores"), ("/duplicates", "Duplicates"),
          ("/leaks", "Leaks"), ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
+MAX_STAND_FOR = 200  # images dropped for one, of which its life tells
 REFRESH_SECONDS = 3  # of the page that waits for the index
 NO_MODEL = "no model is here to search with; start browse with --search INDEX, a folder of `dalip index`"
 
@@ -79,7 +79,6 @@ class Pages:
             "known_sets": evaluation.known,
             "find": self._find,
             "searchable": model_search is not None,
-            "upload": UPLOAD,
         }
         self._counts = functools.lru_cache(maxsize=64)(self._count)
         self._once = functools.lru_cache(maxsize=16)(lambda question: question(self._image_index))
@@ -107,7 +106,6 @@ class Pages:
             "/twin/{id}.jpg": self.twin,
             "/compare": self.compare,
             "/sql": self.sql,
-            "/uploaded/{name}.jpg": self.uploaded,
             **{f"/{name}": functools.partial(self.gallery, name) for name in galleries.GALLERIES},
         }
         return [
@@ -116,16 +114,14 @@ class Pages:
                 Route(f"/{name}", functools.partial(_file, name, kind))
                 for name, kind in (("style.css", "text/css"), ("icon.svg", "image/svg+xml"))
             ),
-            Route(UPLOAD, self.take_picture, methods=["POST"]),
         ]
 
     def _when_open(self, handler: Handler) -> Handler:
         return lambda request: handler(request) if self._opened else self.waiting()
 
     def waiting(self) -> Response:
-        """How far the index is, and what the catalogue tells already. It asks again by itself."""
-        stages = [] if self._snapshot.release else galleries.stages(self._snapshot)
-        page = self._page("waiting.html", "", share=self.share, seconds_left=self.seconds_left, stages=stages)
+        """How far the index is. It asks again by itself."""
+        page = self._page("waiting.html", "", share=self.share, seconds_left=self.seconds_left)
         page.headers["Refresh"] = str(REFRESH_SECONDS)
         return page
 
@@ -152,7 +148,7 @@ class Pages:
         )
 
     def _nearest(self, filters: Filters) -> Response:
-        """What a trained model finds most like the words or the picture."""
+        """What a trained model finds most like the words or the image."""
         status, message, num_here, among = 200, "", 0, None
         images: list[dict[str, Any]] = []
         try:
@@ -181,37 +177,11 @@ class Pages:
             raise RunError(NO_MODEL)
         if filters.shows:
             return self._model_search.by_words(filters.shows)
-        if len(filters.like) == 64:
-            if self._model_search.uploaded(filters.like) is None:
-                raise RunError("that picture was uploaded in another session, or many others since; upload it again")
-            return self._model_search.by_upload(filters.like)
         place = self._image_index.place(filters.like)
         content = read_picture(self._snapshot, place) if place else None
         if content is None:
             raise RunError("no picture of that image is stored, so nothing can be compared with it")
         return self._model_search.by_picture(content)
-
-    async def take_picture(self, request: Request) -> Response:
-        """Keep an uploaded picture, and show what is like it under the filters of the address."""
-        try:
-            if self._opened is None or self._model_search is None:
-                raise RunError(NO_MODEL)
-            length = request.headers.get("content-length", "")
-            if not length.isdecimal() or int(length) > MAX_UPLOAD_BYTES:
-                raise RunError(f"this file is too large: a picture may have {MAX_UPLOAD_BYTES / 1e6:,.0f} MB")
-            async with request.form(max_files=1, max_fields=1) as form:
-                upload = form.get("picture")
-                body = await upload.read() if isinstance(upload, UploadFile) else b""
-            name = await run_in_threadpool(self._model_search.take, body)
-        except RunError as error:
-            return self._page("wrong.html", "/", status=400, message=str(error))
-        filters = Filters.read(request.query_params, self._opened.facets)
-        return RedirectResponse(filters.link(shows="", like=name), 303)
-
-    def uploaded(self, request: Request) -> Response:
-        """A picture that was uploaded."""
-        filters = Filters.read({"like": request.path_params["name"]}, ())
-        return _jpeg(self._model_search.uploaded(filters.like) if self._model_search and filters.like else None)
 
     def image(self, request: Request) -> Response:
         """One image: its life, its duplicates, its near misses, its twin in an evaluation set."""
@@ -316,9 +286,10 @@ class Pages:
             return False
 
     def _life(self, sample_id: str) -> dict[str, Any]:
-        if self._image_index.lives is not None:
-            return self._image_index.lives.find(sample_id)
         with self._snapshot.connection.cursor() as sql:
+            if not self._snapshot.release:
+                life = find_lives(sql, sample_id)[0]
+                return life | {"stands_for": life["stands_for"][:MAX_STAND_FOR]}
             row = sql.sql("SELECT * FROM samples WHERE sample_id = $1 AND copy = 0", params=[sample_id])
             return {"sample": row.to_arrow_table().to_pylist()[0]}
 

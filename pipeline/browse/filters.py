@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +12,6 @@ from pipeline.browse.index import Facet, as_id
 MAX_CHARS = 500  # of the words asked for
 MAX_WORDS = 12
 MAX_VALUES = 20  # chosen of one facet
-_PICTURE = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Filters:
     words: str = ""
     taxon: str = ""
     shows: str = ""  # what a picture shows, in words for a trained model
-    like: str = ""  # or a picture to compare with: a sample id, or the name of one that was uploaded
+    like: str = ""  # or an image to compare with: its sample id
     chosen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: str = ""  # show what follows this sample id
     before: str = ""  # or what comes before it
@@ -42,7 +40,7 @@ class Filters:
             query.get("q", "").strip()[:MAX_CHARS],
             query.get("taxon", "").strip()[:MAX_CHARS],
             shows,
-            "" if shows or not _PICTURE.fullmatch(like) else like,
+            "" if shows or not as_id(like) else like,
             chosen,
             **{name: value for name, value in places.items() if as_id(value)},
         )

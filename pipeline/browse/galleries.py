@@ -9,7 +9,6 @@ import numpy as np
 
 from manifests.release import Release
 from pipeline.browse.image_index import FROM, NOT_INSTEAD, ROW, ImageIndex
-from pipeline.browse.snapshot import Snapshot
 from pipeline.matching.search import find_pairs
 from pipeline.releases.opening import open_sql, view_samples
 from pipeline.sidefiles.near_thresholds import near_thresholds
@@ -32,18 +31,6 @@ TWIN = (
     "(SELECT min(o.sample_id) FROM leaks o WHERE o.evaluation_set = l.evaluation_set AND "
     "o.evaluation_member = l.evaluation_member AND o.matched IN ('bytes', 'pixels')) AS twin"
 )
-
-
-def stages(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """The sealed stages of the last build with their counts, from the catalogue alone."""
-    with snapshot.connection.cursor() as sql:
-        rows = sql.execute(
-            "SELECT stage, num_in, num_kept, list((reason, num_dropped) ORDER BY num_dropped DESC, reason) "
-            "FILTER (reason IS NOT NULL) FROM stages JOIN current_stages USING (stage, fingerprint) "
-            "LEFT JOIN stage_reasons USING (fingerprint) WHERE num_in IS NOT NULL "
-            "GROUP BY ALL ORDER BY min(opened_at), stage"
-        ).fetchall()
-    return [dict(zip(("stage", "num_in", "num_kept", "reasons"), row, strict=True)) for row in rows]
 
 
 def _reasons(image_index: ImageIndex) -> dict[str, Any]:

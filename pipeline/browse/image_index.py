@@ -15,7 +15,6 @@ import numpy as np
 from pipeline.browse.codes import Codes, Mask
 from pipeline.browse.filters import Filters
 from pipeline.browse.index import LARGEST, LINEAGE, SIZES, Facet, as_id
-from pipeline.browse.lives import Lives
 from pipeline.browse.model_search import Hits
 from pipeline.browse.snapshot import FACETS_FILE, Snapshot
 
@@ -42,7 +41,6 @@ class ImageIndex:
         self.snapshot = snapshot
         self.codes = Codes(snapshot.index / FACETS_FILE)
         self.facets = [facet for facet in self.codes.facets if facet != LINEAGE]
-        self.lives = None if snapshot.release else Lives(snapshot)
         self._found = functools.lru_cache(maxsize=KEPT_SEARCHES)(self._search)
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Reads every table once and deals its rows out by sample id into parts, so that a part is joined in little memory.
 Writes two files into a folder:
 
-- `images.duckdb`: `images`, one narrow row an image; `rows`, where in which file the rows of an image lie; `taxa`.
+- `images.duckdb`: `images`, one narrow row an image; `taxa`.
   `place` counts the images by sample id. The rows of a part lie together, so a look-up reads one part.
 - `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). Written last: with it, all is there.
 """
@@ -70,10 +70,8 @@ LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not lis
 
 PART_IMAGES = 500_000  # are joined at a time; more take more memory, fewer more time
 DEALT_FOLDER = "dealt"
-ROWS_OF = ("candidates", "facts", "fetched", "captions", "decisions", "extra_captions", "scores", "marks", "draws",
-           "placements")  # fmt: skip
 
-# What the index takes from each table; of the tables in ROWS_OF that are not here, only where their rows lie.
+# What the index takes from each table.
 _TAKEN = {
     "candidates": "domain, source, caption, licence, taxon_kingdom, taxon_phylum, taxon_class, taxon_order, "
     "taxon_family, taxon_genus, taxon_species, taxon_scientific_name, taxon_vernacular_name",
@@ -82,6 +80,7 @@ _TAKEN = {
     "language",
     "decisions": "keep, stage, reason, value, threshold, other_sample_id, distance, evaluation_set",
     "scores": "scorer, score",
+    "draws": "copy",
     "placements": "copy, split, shard, key, jpg_offset, jpg_length",
     "samples": "copy, domain, source, licence_id, width_px, height_px, language, url, split, text, caption, "
     "taxon_kingdom, taxon_phylum, taxon_class, taxon_order, taxon_family, taxon_genus, taxon_species, "
@@ -154,7 +153,7 @@ def make_index(snapshot: Snapshot, tell: Tell = lambda share: None) -> None:
     copies = " WHERE copy = 0" if snapshot.release else ""
     ((num_images,),) = sql.execute(f"SELECT count(*) FROM {first}{copies}").fetchall()
     num_parts = max(1, math.ceil(num_images / PART_IMAGES))
-    tables = ("samples",) if snapshot.release else ROWS_OF
+    tables = ["samples"] if snapshot.release else [table for table in _TAKEN if table != "samples"]
     num_steps, done = len(tables) + num_parts, 0
     paths = {table: _paths(snapshot, table) for table in tables}
     scorers = _scorers(snapshot)
@@ -173,8 +172,6 @@ def make_index(snapshot: Snapshot, tell: Tell = lambda share: None) -> None:
             for table, source in dealt.items():
                 sql.execute(f"CREATE OR REPLACE TEMP VIEW part_{table} AS SELECT * FROM {source} WHERE part = {part}")
             start = _add_part(sql, query, f"SELECT sample_id FROM part_{first}{copies}", start, coded, part == 0)
-            if not snapshot.release:
-                _add_rows(sql, part == 0)
             tell((done := done + 1) / num_steps)
         sql.execute("DROP TABLE joined")
         sql.execute("DROP TABLE places")
@@ -191,18 +188,17 @@ def _paths(snapshot: Snapshot, table: str) -> list[str]:
 
 
 def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) -> str:
-    """What to select the rows of a table from, with the number of their `part`, their `file` and their `row`.
+    """What to select the rows of a table from, with the number of their `part`.
 
     Ids are hexadecimal and even, so parts of equal ranges of ids are about equal.
     """
-    taken = _TAKEN.get(table, "NULL")
-    nothing = f"(SELECT sample_id::UUID AS sample_id, {taken}, 0 AS file, 0 AS row, 0 AS part FROM {table} LIMIT 0)"
+    taken = _TAKEN[table]
+    nothing = f"(SELECT sample_id::UUID AS sample_id, {taken}, 0 AS part FROM {table} LIMIT 0)"
     if not paths:
         return nothing
     part = f"('0x' || left(sample_id, 4))::UINTEGER * {num_parts} // 65536" if num_parts > 1 else "0"
     rows = (
-        f"SELECT sample_id::UUID AS sample_id, {taken}, file_index::UINTEGER AS file, "
-        f"file_row_number::UINTEGER AS row, ({part})::USMALLINT AS part "
+        f"SELECT sample_id::UUID AS sample_id, {taken}, ({part})::USMALLINT AS part "
         f"FROM read_parquet([{literals(map(str, paths))}])"
     )
     if num_parts == 1:
@@ -239,15 +235,6 @@ def _add_part(sql: Any, query: str, ids: str, start: int, coded: Sequence[_Coded
             one.add(places, batch[one.facet.name])
     ((num,),) = sql.execute("SELECT count(*) FROM places").fetchall()
     return start + int(num)
-
-
-def _add_rows(sql: Any, first: bool) -> None:
-    """Add where the rows of a part lie: place of the image, table, file, row."""
-    every = " UNION ALL ".join(
-        f"SELECT sample_id, {at}::UTINYINT AS of, file, row FROM part_{table}" for at, table in enumerate(ROWS_OF)
-    )
-    into = "CREATE TABLE session.rows AS" if first else "INSERT INTO session.rows"
-    sql.execute(f"{into} SELECT place, of, file, row FROM ({every}) JOIN places USING (sample_id)")
 
 
 class _Coded:

@@ -2,34 +2,29 @@
 
 A question is a line to that process, its answer a line back, so no model and no torch is loaded here. The process ends
 when its input is closed, as it is when browse ends in any way. One that died is started again by the next question.
-Pictures that a user gives are decoded under the limits of a download, and written into the session's private folder.
+A picture is handed over as a file in the session's private folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError, RunError
-from pipeline.pictures.image import StoredImage, measure_image
-from pipeline.pictures.settings import ImageSettings
 
 NEAREST = 1000  # of the index; filters choose among them
 SECONDS = 120.0  # for one answer; the first one waits for the model to load
-MAX_UPLOAD_BYTES = 20_000_000
-MAX_PICTURES = 100  # that were asked for, kept for a session, the oldest goes first
 KEPT_ANSWERS = 32
 SHOWN_CHARS = 600  # of what the process said last
-_SETTINGS = ImageSettings(size_px=512, min_side_px=1, max_aspect_ratio=1e9, max_body_bytes=MAX_UPLOAD_BYTES)
 
 Hits = Sequence[tuple[str, float]]
 
@@ -50,7 +45,7 @@ class ModelSearch:
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._asking = threading.Lock()
         self.by_words = functools.lru_cache(KEPT_ANSWERS)(lambda words: self._ask(text=words))
-        self.by_upload = functools.lru_cache(KEPT_ANSWERS)(lambda name: self._ask(image=str(self._upload(name))))
+        self.by_picture = functools.lru_cache(KEPT_ANSWERS)(self._ask_with)
 
     def __enter__(self) -> ModelSearch:
         self._process = self._start()  # it loads the model while the index of the images is made
@@ -59,40 +54,11 @@ class ModelSearch:
     def __exit__(self, *exception: object) -> None:
         self._end()
 
-    def by_picture(self, content: bytes) -> Hits:
-        """The names nearest to a picture, with their scores, the nearest first.
-
-        Raises: RunError as `by_words`.
-        """
-        return self.by_upload(self._keep(content))
-
-    def take(self, body: bytes) -> str:
-        """Keep a picture that the user gives; returns its name, 64 hex digits.
-
-        Raises: RunError for what is no picture, or exceeds the limits of a download.
-        """
-        measured = measure_image(body, _SETTINGS)
-        if not isinstance(measured, StoredImage):
-            reason = measured.outcome.value.replace("_", " ")
-            raise RunError(f"this file cannot be used: {reason} ({measured.detail}). Give a JPEG, PNG or WebP")
-        return self._keep(measured.body)
-
-    def uploaded(self, name: str) -> bytes | None:
-        """A picture that was taken, as a JPEG; None when it is gone."""
-        try:
-            return self._upload(name).read_bytes()
-        except OSError:
-            return None
-
-    def _keep(self, content: bytes) -> str:
-        name = hashlib.sha256(content).hexdigest()
-        self._upload(name).write_bytes(content)
-        for old in sorted(self._folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime_ns)[:-MAX_PICTURES]:
-            old.unlink(missing_ok=True)
-        return name
-
-    def _upload(self, name: str) -> Path:
-        return self._folder / f"{name}.jpg"
+    def _ask_with(self, content: bytes) -> Hits:
+        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".jpg") as picture:
+            picture.write(content)
+            picture.flush()
+            return self._ask(image=picture.name)
 
     def _ask(self, **question: str) -> Hits:
         """Raises: RunError when the process cannot start, ends, is silent for SECONDS, or refuses the question."""

@@ -33,7 +33,7 @@ COPY_TRIES = 40
 SECONDS_BETWEEN_TRIES = 0.25
 MAKING_MB, ASKING_MB = 1_000, 800  # of memory for DuckDB; Python and the facets of codes.py come on top
 INDEX_FOLDER, IMAGES_FILE, FACETS_FILE = "index", "images.duckdb", "facets.arrow"
-INDEX_FORMAT = 1  # raise it when the same tables would give another index
+INDEX_FORMAT = 2  # raise it when the same tables would give another index
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--search",
         metavar="INDEX",
-        help="also search by words and by picture with a trained model: folder of `dalip index` over a release of DIR",
+        help="also search by words and by likeness with a trained model: folder of `dalip index` over a release of DIR",
     )
     parser.add_argument(
         "--model", metavar="RUN|FOLDER", help="of --search; default: where the model was when the vectors were made"

@@ -197,9 +197,7 @@ def test_the_filters_of_a_phone_open(browsed: Browsed) -> None:
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(DESK, "dark"), (PHONE, "light")], ids=["desk-dark", "phone-light"])
-def test_a_picture_is_searched_from_a_tile_and_from_a_form(
-    browsed: Browsed, size: tuple[int, int], scheme: str
-) -> None:
+def test_a_picture_is_searched_from_a_tile(browsed: Browsed, size: tuple[int, int], scheme: str) -> None:
     browsed.complaints()
     browsed.open("/?stage=packed", size, scheme)
     first = browsed.all("section .grid > li")[0]
@@ -207,24 +205,13 @@ def test_a_picture_is_searched_from_a_tile_and_from_a_form(
     first.find_element(By.CSS_SELECTOR, "a.like").click()
     assert browsed.text("section .grid .line").split() == ["packed", "score", "1.000"]
     assert browsed.driver.current_url == f"{browsed.base}/?like={sample_id}"
-
-    ((locator,),) = browsed.ask(f"SELECT locator FROM candidates WHERE sample_id = '{sample_id}'")
-    browsed.open("/?stage=packed", size, scheme)
-    browsed.all(".upload summary")[0].click()
-    picture = browsed.work.parent / "pictures" / locator.rpartition("@")[0]
-    browsed.driver.find_element(By.NAME, "picture").send_keys(str(picture))
-    browsed.all(".upload button")[0].click()
-    WebDriverWait(browsed.driver, 120).until(lambda page: "like=" in page.current_url)
-    assert re.fullmatch(re.escape(browsed.base) + r"/\?like=[0-9a-f]{64}&stage=packed", browsed.driver.current_url)
-    assert browsed.text("section .grid .line").startswith("packed")
-    assert browsed.all("section .grid a")[0].get_attribute("href") == f"{browsed.base}/image/{sample_id}"
     given = browsed.all(".asked img")[0]
     assert browsed.driver.execute_script("return arguments[0].naturalWidth", given) > 100
     assert browsed.complaints() == []
     assert browsed.driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
     assert not violations(browsed.driver)
     browsed.all(".asked .chip")[0].click()
-    assert browsed.driver.current_url == f"{browsed.base}/?stage=packed"
+    assert browsed.driver.current_url == f"{browsed.base}/"
 
 
 def test_hostile_captions_run_nothing(browsed: Browsed) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -14,8 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from browsing import PHOTOS, build_work_folder, index_release, newest_release
-from PIL import Image
+from browsing import build_work_folder, index_release, newest_release
 from starlette.testclient import TestClient
 
 from manifests.errors import ConfigError, RunError
@@ -27,10 +25,8 @@ from pipeline.browse.index import make_index
 from pipeline.browse.model_search import ModelSearch
 from pipeline.browse.snapshot import IMAGES_FILE, open_snapshot
 from pipeline.commands.explain import describe_life
-from pipeline.sources.files import split_locator
 from training.cli import main
 
-HERE = {"Origin": "http://127.0.0.1:8123"}
 Open = Callable[..., TestClient]
 
 
@@ -106,48 +102,6 @@ def test_a_picture_finds_itself_and_filters_stay(client: TestClient, work: Path)
         (dropped,) = sql.execute("SELECT sample_id FROM facts WHERE outcome <> 'ok' LIMIT 1").fetchone() or ("",)
     answer = client.get("/", params={"like": dropped})
     assert (answer.status_code, "no picture of that image is stored" in answer.text) == (503, True)
-
-
-@pytest.mark.slow
-def test_a_picture_is_given_in_a_form(client: TestClient, work: Path) -> None:
-    with open_reader(str(work)) as sql:
-        rows = sql.execute(
-            "SELECT p.sample_id, c.locator FROM placements p JOIN candidates c USING (sample_id) ORDER BY 1"
-        ).fetchall()
-    for sample_id, locator in rows:
-        body = (work.parent / "pictures" / split_locator(locator)[0]).read_bytes()
-        answer = client.post("/like?stage=packed", files={"picture": ("<b>.jpg", body)}, headers=HERE)
-        assert answer.status_code == 303
-        assert re.fullmatch(r"/\?like=[0-9a-f]{64}&stage=packed", answer.headers["location"])
-        tiles = shown(client.get(answer.headers["location"]).text)
-        assert tiles[0][0] == sample_id
-        assert float(tiles[0][1]) > 0.99
-    name = answer.headers["location"][7:71]
-    with Image.open(io.BytesIO(client.get(f"/uploaded/{name}.jpg").content)) as picture:
-        assert min(picture.size) <= 512
-    gone = client.get("/", params={"like": "0" * 64})
-    assert (gone.status_code, "upload it again" in gone.text) == (503, True)
-    assert client.get(f"/uploaded/{'0' * 64}.jpg").status_code == 404
-    assert client.get("/uploaded/..%2f..%2fsaid.jpg").status_code == 404
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (b"<html>", "this file cannot be used: not an image"),
-        (b"", "this file cannot be used: empty body"),
-        (PHOTOS[0].read_bytes()[:2000], "this file cannot be used: corrupt image"),
-        (b"\xff\xd8" + b"x" * 20_000_001, "this file is too large: a picture may have 20 MB"),
-    ],
-    ids=["page", "nothing", "cut", "large"],
-)
-def test_what_is_no_picture_is_said(client: TestClient, body: bytes, words: str) -> None:
-    answer = client.post("/like", files={"picture": ("a.jpg", body)}, headers=HERE)
-    assert answer.status_code == 400
-    assert words in answer.text
-    odd = client.post("/like", data={"picture": "text"}, headers=HERE)
-    assert (odd.status_code, "empty body" in odd.text) == (400, True)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_the_extras_are_those_of_the_project() -> None:
     """Each module stands under an extra that brings it, and every package of an extra stands somewhere."""
     extras = {name: _modules_of(lines) for name, lines in PROJECT["optional-dependencies"].items()}
     for extra, modules in EXTRAS.items():
-        for module in set(modules) - {"fasttext", "multipart", "timm"}:  # of packages that listed ones bring
+        for module in set(modules) - {"fasttext", "timm"}:  # of packages that listed ones bring
             assert module in extras[extra], (extra, module)
     listed = {module for modules in EXTRAS.values() for module in modules}
     needed = set().union(*(modules for name, modules in extras.items() if name not in ("dev", "cluster")))

@@ -209,7 +209,7 @@ def test_the_index_of_many_parts_is_that_of_one(work: Path, tmp_path: Path, monk
                 rows.append(
                     [
                         snapshot.connection.execute(f"SELECT * FROM session.{table} ORDER BY ALL").fetchall()
-                        for table in ("images", "rows", "taxa")
+                        for table in ("images", "taxa")
                     ]
                 )
                 facets = Codes(snapshot.index / FACETS_FILE)

@@ -126,9 +126,7 @@ def test_pages_show_every_image_once_and_lead_back(
     assert back[-1] == forward[0]
 
 
-def test_an_image_tells_its_life_as_explain_does(client: TestClient, image_index: ImageIndex, work: Path) -> None:
-    from pipeline.answers.lives import find_lives
-
+def test_an_image_tells_its_life_as_explain_does(client: TestClient, work: Path) -> None:
     dropped = one_id(work, "reason = 'near_duplicate'")
     page = html.unescape(client.get(f"/image/{dropped}").text)
     with open_reader(str(work)) as connection:
@@ -259,13 +257,6 @@ def test_hostile_texts_change_nothing_but_themselves(client: TestClient, image_i
     assert str(html.escape(OWNER)).replace("&#x27;", "&#39;") in lives
     assert '<span class="given text">evil שלום tomato</span>' in pages[0]  # .given keeps its direction to itself
     assert RIGHT_TO_LEFT in client.get("/sql", params={"sql": "SELECT caption FROM candidates"}).text
-
-
-def test_the_life_of_every_image_is_the_one_that_explain_finds(image_index: ImageIndex, work: Path) -> None:
-    assert image_index.lives is not None
-    with open_reader(str(work)) as connection:
-        for (sample_id,) in ask(work, "SELECT sample_id FROM candidates ORDER BY 1"):
-            assert image_index.lives.find(sample_id) == find_lives(connection, sample_id)[0]
 
 
 def test_pages_follow_each_other_over_the_borders_of_what_is_walked_at_a_time(
