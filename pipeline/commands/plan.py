@@ -130,8 +130,6 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
 
 def _add_row_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--where", metavar="SQL", help="keep only these runs, a condition on the table's columns")
-    text = "leave domains out that are 0 in every run, instead of refusing the table"
-    parser.add_argument("--drop-empty-domains", action="store_true", help=text)
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +150,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _design(args: argparse.Namespace) -> int:
-    table = read_runs(args.runs, args.where, args.drop_empty_domains) if args.runs else None
+    table = read_runs(args.runs, args.where) if args.runs else None
     domains, groups = _domains(args, table)
     limits = _limits(args)
     proxy_samples = parse_optional("--proxy-samples", args.proxy_samples)
@@ -205,7 +203,7 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
 
 
 def _fit(args: argparse.Namespace) -> int:
-    table = read_runs(args.runs, args.where, args.drop_empty_domains)
+    table = read_runs(args.runs, args.where)
     require_one_setting(table)
     law = fit_law(table)
     write_json(law_to_json(law), args.out)

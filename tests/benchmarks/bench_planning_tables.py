@@ -61,7 +61,7 @@ def draws(table: Table, folder: Path, num_draws: int, done: set[tuple]) -> Itera
     path = path if path.exists() else HERE.parent / "unit/pipeline/planning/data" / table.file
     if not path.exists() or (table.test_file and not (folder / table.test_file).exists()):
         return
-    whole = read_runs(path, table.where, drop_empty_domains=True)
+    whole = read_runs(path, table.where)
     apart = read_runs(folder / table.test_file) if table.test_file else None
     chosen = np.linspace(0, len(whole.losses) - 1, min(table.num_losses, len(whole.losses))).astype(int)
     for number in range(num_draws if table.num_train < whole.num_runs else 1):

@@ -138,7 +138,7 @@ def _check_spread(table: RunsTable) -> list[str]:
     if empty:
         raise ConfigError(
             f"{table.source}: mix_{empty[0]} is 0 in every run: nothing can be known of {empty[0]}; add runs with it, "
-            f"or leave it out of the law with --drop-empty-domains ({', '.join(empty)})"
+            f"or give a table without {', '.join(f'mix_{domain}' for domain in empty)}"
         )
     warnings = [
         f"{table.domains[k]} has the single share {share:.4g} in all runs: its effect cannot be known; it is held there"

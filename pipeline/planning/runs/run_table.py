@@ -76,18 +76,18 @@ def mixture_groups(shares_NK: Array) -> Index:
     return np.asarray(group, dtype=np.intp).reshape(-1)
 
 
-def read_runs(path: str | Path, where: str | None = None, drop_empty_domains: bool = False) -> RunsTable:
+def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
     """Read and check the proxy runs at `path`; `where` is a DuckDB filter such as "step = 60000".
 
     Raises: ConfigError for an unreadable file, a filter that fails or keeps nothing, and every fault of a row.
     """
     names, columns, sha256 = read_table(path, where)
-    table = build_runs(names, columns, Path(path).name, drop_empty_domains)
+    table = build_runs(names, columns, Path(path).name)
     return replace(table, sha256=sha256, where=where or "")
 
 
-def build_runs(names: list[str], columns: Columns, source: str, drop_empty_domains: bool = False) -> RunsTable:
-    """Check raw columns and make the table. With `drop_empty_domains`, a domain that is 0 in every run is left out.
+def build_runs(names: list[str], columns: Columns, source: str) -> RunsTable:
+    """Check raw columns and make the table.
 
     Raises: ConfigError, naming the row, for shares or losses that cannot be used.
     """
@@ -99,13 +99,6 @@ def build_runs(names: list[str], columns: Columns, source: str, drop_empty_domai
     _check_columns(domains, losses, names, source)
     shares = cells.shares(domains)
     warnings = []
-    empty = np.flatnonzero(~shares.any(axis=0)) if drop_empty_domains else np.zeros(0, dtype=np.intp)
-    if empty.size:
-        gone = ", ".join(domains[k] for k in empty)
-        warnings.append(f"{gone}: 0 in every run, so the domain is left out of the law; nothing is known of it")
-        domains = tuple(domain for k, domain in enumerate(domains) if k not in empty)
-        shares = np.delete(shares, empty, axis=1)
-        _check_columns(domains, losses, names, source)
     groups = find_groups(domains, shares)
     domains, shares = merge_shares(domains, shares, groups)
     for group, inside in groups.items():

@@ -137,11 +137,9 @@ def test_runs_on_one_edge_are_refused_and_a_single_share_is_warned_of(tmp_path):
     edge = head + "".join(f"{a / 8},{1 - a / 8},0,{a}\n" for a in range(8))
     message = refusal(tmp_path, edge)
     assert "mix_c is 0 in every run" in message
-    assert "--drop-empty-domains" in message
-    dropped = read_runs(write(tmp_path, edge), drop_empty_domains=True)
-    assert dropped.domains == ("a", "b")
-    assert dropped.warnings == ("c: 0 in every run, so the domain is left out of the law; nothing is known of it",)
-    assert check_runs(dropped) == []
+    assert "give a table without mix_c" in message
+    without = "\n".join(",".join(line.split(",")[:2] + line.split(",")[3:]) for line in edge.splitlines())
+    assert check_runs(read_runs(write(tmp_path, without))) == []
     fixed = head + "".join(f"{a / 10},{0.75 - a / 10},0.25,{a}\n" for a in range(7))
     warnings = check_runs(read_runs(write(tmp_path, fixed)))
     assert any("c has the single share 0.25" in line for line in warnings)
@@ -156,16 +154,6 @@ def test_losses_measured_in_different_ways_are_refused(tmp_path):
     message = refusal(tmp_path, text + "\n")
     assert "not comparable" in message
     assert "1001 (row 4)" in message
-
-
-def test_dropping_empty_domains_leaves_other_tables_as_they_are(tmp_path):
-    path = write(tmp_path, GOOD)
-    kept, dropped = read_runs(path), read_runs(path, drop_empty_domains=True)
-    assert dropped.domains == kept.domains
-    assert dropped.warnings == kept.warnings == ()
-    lonely = "mix_a,mix_b,loss_a\n" + "1,0,2\n" * 3
-    with pytest.raises(ConfigError, match=r"1 mix_<domain> column.* a mixture needs 2 to 200"):
-        read_runs(write(tmp_path, lonely), drop_empty_domains=True)
 
 
 def test_outside_hull():
