@@ -166,8 +166,6 @@ def _advice(workdir: str) -> str:
     try:
         read_snapshot(workdir)
     except IntegrityError as error:
-        if read_sound_lines(workdir).tables.get("parts"):
-            return f"`plantmix repair {workdir}` takes what it can from its snapshot ({error})"
         return (
             f"it cannot be rebuilt ({error}); take it from a backup, or give the build an empty work folder. Shards "
             "of a release can be a `webdataset` source there, and the web is not asked for their pictures"
@@ -239,46 +237,26 @@ def read_snapshot(workdir: str) -> Snapshot:
     Raises: IntegrityError when the snapshot is not there, damaged, or of a newer program; or when a line of the journal
         is damaged. The last line may be cut: a killed build wrote it.
     """
-    path, rows, entries = _read_lines(workdir)
+    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
     if not path.is_file():
         raise IntegrityError(f"{path}: there is no snapshot")
+    # after the last line of each comes nothing, or one that was cut
+    rows, entries = (each.read_bytes().split(b"\n") if each.is_file() else [b""] for each in (path, journal))
     head = _parsed(rows[0])
     if head is None or head.get("sha256") != hashlib.sha256(b"\n".join(rows[1:])).hexdigest():
         raise IntegrityError(f"{path}: the snapshot is damaged")
     if head["format"] > FORMAT:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {head['format']})")
     snapshot = Snapshot(head["catalog"], head["number"])
-    if not _add_lines(snapshot, rows[1:-1], entries[:-1]):
-        raise IntegrityError(f"{storage.join(workdir, JOURNAL_FILE)}: the journal is damaged")
-    return snapshot
-
-
-def read_sound_lines(workdir: str) -> Snapshot:
-    """What the lines of snapshot and journal say that are as they were written, when others are not."""
-    _, rows, entries = _read_lines(workdir)
-    head = _parsed(rows[0]) or {"catalog": uuid.uuid4().hex, "number": 0}
-    snapshot = Snapshot(head["catalog"], head["number"])
-    _add_lines(snapshot, rows[1:], entries)
-    return snapshot
-
-
-def _read_lines(workdir: str) -> tuple[Path, list[bytes], list[bytes]]:
-    """Path and lines of the snapshot, and the lines of the journal. The last line of each is empty, or was cut."""
-    path, journal = (Path(storage.join(workdir, name)) for name in (SNAPSHOT_FILE, JOURNAL_FILE))
-    rows, entries = (each.read_bytes().split(b"\n") if each.is_file() else [b""] for each in (path, journal))
-    return path, rows, entries
-
-
-def _add_lines(snapshot: Snapshot, rows: Iterable[bytes], entries: Iterable[bytes]) -> bool:
-    """Add what the sound lines say; False when a line is damaged."""
-    parsed_rows, parsed_entries = list(map(_parsed, rows)), list(map(_parsed, entries))
-    for table, row in filter(None, parsed_rows):
+    for table, row in map(_parsed, rows[1:-1]):
         snapshot.tables.setdefault(table, []).append(row)
-    for entry in filter(None, parsed_entries):
+    for entry in map(_parsed, entries[:-1]):
+        if entry is None:
+            raise IntegrityError(f"{journal}: the journal is damaged")
         snapshot.closed = entry.pop("closed", None)
         for table, rows_of_part in entry.items():
             snapshot.tables.setdefault(table, []).extend(rows_of_part)
-    return None not in parsed_rows and None not in parsed_entries
+    return snapshot
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
@@ -320,15 +298,14 @@ def _insert(connection: Any, tables: Mapping[str, list[Row]]) -> None:
             connection.unregister("new_rows")
 
 
-def rebuild(workdir: str, snapshot: Snapshot | None = None) -> Snapshot:
-    """Make the database anew from `snapshot`; without it, from the snapshot and journal on disk.
+def rebuild(workdir: str) -> Snapshot:
+    """Make the database anew from snapshot and journal. What lies there is kept as `catalog.duckdb.damaged`.
 
-    What lies there is kept as `catalog.duckdb.damaged`.
-
-    Raises: IntegrityError as `read_snapshot`; RunError when another process holds the database.
+    Raises: IntegrityError when the snapshot is damaged too; RunError when another process holds the database.
     """
-    new = snapshot or read_snapshot(workdir)
-    path = storage.join(workdir, CATALOG_FILE)
+    path, new = storage.join(workdir, CATALOG_FILE), find_snapshot(workdir)
+    if new is None:
+        raise IntegrityError(f"{path}: {_advice(workdir)}")
     try:
         duckdb.connect(path, read_only=True).close()
     except duckdb.Error as error:

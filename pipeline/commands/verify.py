@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +10,9 @@ from typing import Any
 
 from manifests import storage
 from manifests.catalog import STATUS_FILE, Catalog
-from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, find_snapshot, rebuild
+from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
 from manifests.errors import ConfigError
 from manifests.remote.folder import local_place, place_of, store_of
-from manifests.settings import differences
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.commands.build import build_config
@@ -23,13 +20,10 @@ from pipeline.config import BuildConfig, read_config
 from pipeline.flow import FLOW
 from pipeline.releases.checks import check_release
 from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
-from pipeline.releases.mending import Plan, downloads_in, forget_unused, mend, plan_mending, still_lost
+from pipeline.releases.mending import Plan, forget_unused, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
 from pipeline.runner.kept_config import Comparison, compare_with_last, last_config
-from pipeline.runner.work import BuildContext
-from pipeline.stages.pack import recipe_of
-from pipeline.stages.pack_record import release_recipe
 
 MAX_SHOWN = 20
 EXIT_CODES = "exit code: 0 all is whole, 1 a work folder has damage, 2 a release is not whole or there is none"
@@ -147,31 +141,21 @@ def _repair(args: argparse.Namespace) -> int:
         return 0
     print()
     findings = checked.findings
-    is_partial = False
     if any(finding.kind == "catalogue" for finding in findings):
-        snapshot = find_snapshot(args.dir)
-        is_partial = snapshot is None
-        if snapshot is None:
-            snapshot, num_to_ask = downloads_in(args.dir)
-            if num_to_ask and not args.yes:
-                print_lines(_ask_first(num_to_ask, [], args.dir, args.config))
-                return 1
-        rebuild(args.dir, snapshot)
-        source = (
-            f"snapshot {snapshot.number}" if not is_partial else "what its damaged snapshot still says of downloads"
-        )
-        print(f"{CATALOG_FILE}: rebuilt from {source} ({len(snapshot.tables.get('parts', ())):,} parts)")
+        snapshot = rebuild(args.dir)
+        num_parts = len(snapshot.tables.get("parts", ()))
+        print(f"{CATALOG_FILE}: rebuilt from snapshot {snapshot.number} ({num_parts:,} parts)")
         findings = FolderCheck(args.dir, deep=True).run().findings
     with Catalog.open(args.dir) as catalog:
         plan = plan_mending(catalog, findings)
         config = config or _config_of(catalog, args.dir)
-        compared = _leave_out_what_differs(catalog, plan, config, is_partial)
+        compared = _leave_out_what_differs(catalog, plan, config)
         if plan.num_to_ask and not args.yes:
             print_lines(_ask_first(plan.num_to_ask, plan.missing, args.dir, args.config))
             return 1
         print_lines(_mend(catalog, plan, findings, config))
     lost: list[str] = []
-    if compared.same and (plan.forgotten or plan.num_to_ask or is_partial):
+    if compared.same and (plan.forgotten or plan.num_to_ask):
         build_config(config, last=compared.same[-1], as_sealed=compared.away)
         findings = FolderCheck(args.dir, deep=True).run().findings
         with Catalog.open(args.dir) as catalog:
@@ -190,19 +174,11 @@ def _repair(args: argparse.Namespace) -> int:
     return 1 if left.findings or compared.changes else 0
 
 
-def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig, is_partial: bool) -> Comparison:
+def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig) -> Comparison:
     """Leave in the plan what a build mends that makes the stages of the last build again, and no other release.
 
     `changes` says what of the configuration or its inputs has changed, or is away, if the plan is shorter for it.
     """
-    if is_partial:  # no stage is known any more: the newest release says what it was made by
-        compared = Comparison([FLOW[-1].name])
-        with contextlib.suppress(ConfigError):
-            sealed = open_release(place_of(catalog.workdir)).record["recipe"]
-            recipes = recipe_of(BuildContext(config, catalog.workdir, catalog)), release_recipe(config)
-            compared.changes = min((differences(sealed, json.loads(json.dumps(each))) for each in recipes), key=len)
-            compared.same = [] if compared.changes else compared.same
-        return compared
     compared = compare_with_last(catalog, FLOW, config)
     if any(part.stage in compared.away for part in plan.forgotten):  # the stages behind it have to wait, too
         compared.same = []

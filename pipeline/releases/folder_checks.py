@@ -103,7 +103,7 @@ class FolderCheck:
                 }
         except IntegrityError as error:
             if snapshot is None:
-                cost = "all is done again but the downloads that a sound line of the snapshot names; it is damaged too"
+                cost = "all is done again, unless you take both from a backup: its snapshot is damaged too"
             findings.append(self._finding("catalogue", CATALOG_FILE, str(error).partition(": ")[2], cost))
             if snapshot is not None:
                 rows = {name: list(snapshot.tables.get(name, ())) for name in _TABLES}

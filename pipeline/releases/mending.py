@@ -8,11 +8,9 @@ parts are forgotten, and the next build makes them again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +19,6 @@ import pyarrow.parquet as pq
 
 from manifests import storage, tables
 from manifests.catalog import Catalog
-from manifests.catalog_file import Snapshot, read_snapshot, read_sound_lines
 from manifests.errors import IntegrityError
 from manifests.records import Funnel, PartFile, PartRecord, fingerprint
 from manifests.release import SAMPLES_FILE, path_of_shard
@@ -32,7 +29,6 @@ from pipeline.store.pool import PoolWriter
 from pipeline.store.sql import view_parquet
 from pipeline.store.writing import private_file, write_table
 
-_OF_PICTURES = {"pool", "fetched"}  # tables of each part of fetch that holds pictures
 Place = tuple[str, int, int]  # path of a file, offset and length of a picture in it
 
 
@@ -141,38 +137,6 @@ def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]
             "WHERE f.stored_sha256 IS DISTINCT FROM w.stored_sha256 ORDER BY ALL"
         ).fetchall()
     return [f"{url}: {'another picture' if outcome == 'ok' else outcome}" for url, outcome in changed]
-
-
-# ---- what is left when database and snapshot are both damaged
-
-
-def downloads_in(workdir: str) -> tuple[Snapshot, int]:
-    """A snapshot to rebuild a catalogue from: the parts of pictures that sound lines of a damaged one name.
-
-    Also how many rows the tables of other downloads hold. The next build asks the web for those again.
-
-    Raises: IntegrityError when there is no such part.
-    """
-    sound = read_sound_lines(workdir)
-    files: dict[str, list[Any]] = {}
-    for row in sound.tables.get("files", ()):
-        files.setdefault(row["part_key"], []).append(row)
-    parts = [
-        row
-        for row in sound.tables.get("parts", ())
-        if row["stage"] == "fetch" and {file["table_name"] for file in files.get(row["part_key"], ())} >= _OF_PICTURES
-    ]
-    if not parts:
-        read_snapshot(workdir)  # raises what is wrong with it
-    kept = {name: sound.tables.get(name, []) for name in ("configs", "fetch_rounds")}
-    kept |= {"parts": parts, "files": [file for row in parts for file in files[row["part_key"]]]}
-    named = {file["path"].rpartition("/")[2] for file in kept["files"]}
-    num_rows = 0
-    for path in Path(storage.join(workdir, "tables/fetch")).glob("*.parquet"):
-        if path.name not in named and not path.name.startswith("facts-"):
-            with contextlib.suppress(OSError, pa.ArrowException):  # it is damaged as well
-                num_rows += pq.read_metadata(path).num_rows
-    return Snapshot(sound.catalog_id, sound.number, kept), num_rows
 
 
 # ---- what is left of a part

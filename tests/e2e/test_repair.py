@@ -150,50 +150,17 @@ def test_damage_to_the_catalogue_or_its_snapshot_is_found_and_mended(
     assert verify(work, capsys)[0] == 0
 
 
-def damage_line(path: Path, words: bytes, at: int = 30) -> None:
-    """Change one byte of the first line that holds the words."""
-    content = bytearray(path.read_bytes())
-    content[content.index(b"\n", content.index(words)) - at] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.slow
-def test_downloads_come_out_of_a_damaged_snapshot_when_the_database_is_damaged_too(
-    work: Path, small: Small, capsys: pytest.CaptureFixture[str]
+def test_with_database_and_snapshot_damaged_the_message_says_what_to_do(
+    work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = contents(work, *CHANGING)
-    cut(work / "catalog.duckdb")
-    damage_line(work / "catalog.snapshot", b'"format"')  # the head, which vouches for all lines
-    damage_line(work / "catalog.snapshot", b'["stages"')
-    code, out = verify(work, capsys)
-    assert code == 1
-    assert "all is done again but the downloads that a sound line of the snapshot names" in out
-    assert main(["repair", str(work)]) == 0, capsys.readouterr().out
-    assert "rebuilt from what its damaged snapshot still says of downloads (3 parts)" in capsys.readouterr().out
-    assert contents(work, *CHANGING, "catalog.duckdb") == before
-    assert small.requests == []
-
-
-@pytest.mark.slow
-def test_a_download_that_no_sound_line_names_is_asked_for_again(
-    work: Path, small: Small, capsys: pytest.CaptureFixture[str]
-) -> None:
-    releases = contents(work / "releases")
-    cut(work / "catalog.duckdb")
-    damage_line(work / "catalog.snapshot", b'"table_name":"fetched"')
-    assert main(["repair", str(work)]) == 1
-    assert "10 rows must be asked for again" in capsys.readouterr().out
-    assert small.requests == []
-    assert main(["repair", str(work), "--yes"]) == 0, capsys.readouterr().out
-    assert len(small.requests) == 10
-    assert contents(work / "releases") == releases
-
-
-def test_without_a_sound_line_the_message_says_what_to_do(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cut(work / "catalog.duckdb")
     (work / "catalog.snapshot").write_bytes(b"")
-    assert main(["repair", str(work), "--yes"]) != 0
-    assert "the snapshot is damaged" in capsys.readouterr().err
+    code, out = verify(work, capsys)
+    assert (code, "take both from a backup" in out) == (1, True)
+    assert main(["repair", str(work), "--yes"]) == 1
+    told = capsys.readouterr().err
+    assert "the snapshot is damaged" in told
+    assert "take it from a backup, or give the build an empty work folder" in told
 
 
 @pytest.mark.slow
