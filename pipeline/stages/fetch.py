@@ -247,7 +247,7 @@ def _plan_collect(inputs: FetchInputs, run: StageRun[None]) -> Sequence[CollectI
     buckets = run.buckets(inputs.candidates)
     downloaded = spread(((part, ids_of(part)) for part in run.parts("download")), buckets)
     by_key = sorted(run.parts("local"), key=lambda part: part.key)
-    local = FetchedFiles(run.files("sort", "sorted") or run.files_of(by_key, "fetched"), ())
+    local = FetchedFiles(run.files_of(by_key, "fetched"), ())
     addresses = fetch_local.cut_addresses(inputs, run, buckets)
     return [
         CollectInputs(
@@ -286,7 +286,6 @@ STAGE = Stage(
             from_outside=True,
         ),
         fetch_local.STEP,
-        fetch_local.SORT,
         Step("collect", _plan_collect, collect, version=2),
     ),
     conclude=_conclude,

@@ -7,15 +7,12 @@ by `plantmix retry` where the file was missing or unreadable.
 A picture is known by its content. Before fetch is named, stamps of all files are compared with the stored ones
 (manifests/records.py), and files that have changed are hashed. A picture that was never read is not read for this: the
 step that decodes it hashes it too, and `learn` completes what was known before. Memory: the names of all files.
-
-Where facts are collected in buckets, a second step sorts those of these pictures by id. Pictures lie in no order of
-ids, so each bucket would else read all facts of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -39,27 +36,18 @@ from pipeline.stages.fetch_rounds import (
     rows_to_fetch,
     view_fetched,
 )
-from pipeline.store.buckets import Bucket, rows_of_bucket
-from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import copy_sorted, cut_rows, facet, open_scratch, view_parquet, view_table
+from pipeline.store.buckets import Bucket
+from pipeline.store.files import RowGroup
+from pipeline.store.sql import cut_rows, facet, open_scratch, view_parquet, view_table
 from pipeline.store.writing import private_file
 
 VERSION = 6
-SORTED_GROUP_ROWS = 10_000
-"""Of a row group of sorted facts: a bucket reads those that hold its ids."""
 NOTED = pa.schema([(name, pa.string()) for name in ("place", "stamp", "sha256")])
 """What a part has read, for the build after one that was killed. No fingerprint sees it."""
 ADDRESSES = pa.schema([("sample_id", pa.string()), ("address", pa.string())])
 _NAME = "regexp_extract(c.locator, '^(.*)@[0-9]+[+][0-9]+$', 1, 's')"
 _IS_WHOLE = "regexp_matches(c.locator, '@0[+][0-9]+$')"  # a member of a tar lies behind its header
 _WAS_READ = "p.sample_id = c.sample_id AND starts_with(p.url, c.locator || '#')"
-
-
-@dataclass(frozen=True)
-class SortInputs:
-    """Facts of pictures, in files of any order."""
-
-    fetched: Files
 
 
 def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
@@ -165,30 +153,6 @@ def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 def _roots(context: BuildContext) -> dict[str, str]:
     return {source.name: root for source in context.config.sources if (root := root_of(source)) is not None}
-
-
-def sort(inputs: SortInputs, run: Execution[None]) -> PartResult:
-    """The facts in the order of their ids."""
-    with run.scratch() as sql:
-        view_fetched(sql, [FetchedFiles(inputs.fetched, ())])
-        path = f"tables/fetch/sorted-{run.stem}.parquet"
-        writer = run.writer("sorted", path, tables.FETCHED, SORTED_GROUP_ROWS)
-        return PartResult((copy_sorted(sql, "FROM parts", "sample_id, url, round, pool_file, outcome", writer),))
-
-
-def _plan_sort(inputs: FetchInputs, run: StageRun[None]) -> Sequence[SortInputs]:
-    """As many files a part as fit the memory; no part where one bucket takes all."""
-    if len(run.buckets(inputs.candidates)) == 1:
-        return []
-    most, chunks, room = rows_of_bucket(run.settings.memory_gb), list[list[PartRecord]](), 0
-    for part in sorted(run.parts("local"), key=lambda part: part.key):
-        num_rows = part.funnel.num_in if part.funnel else 0
-        if not chunks or num_rows > room:
-            chunks.append([])
-            room = most
-        room -= num_rows
-        chunks[-1].append(part)
-    return [SortInputs(run.files_of(chunk, "fetched")) for chunk in chunks]
 
 
 # ---- which content the pictures have
@@ -314,4 +278,3 @@ def _written(workdir: str, name: str, sql: Any, query: str) -> RowGroup:
 
 
 STEP = Step("local", _plan, read, version=VERSION, how=_roots, unit="images", committed=_measured, learns=learn)
-SORT = Step("sort", _plan_sort, sort, prepares=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from building import folder_source, hash_tree, list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send_picture
@@ -15,7 +14,7 @@ from misbehaving.server import MisbehavingServer
 from manifests.catalog import Catalog
 from pipeline.cli import main
 from pipeline.fetching.consent.statements import Consent
-from pipeline.stages import fetch, fetch_local
+from pipeline.stages import fetch
 from pipeline.store import buckets
 
 NUM, PART, NUM_BUCKETS = 48, 4, 6
@@ -75,7 +74,9 @@ def test_a_bucket_reads_what_holds_its_ids(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_facts_of_local_pictures_are_sorted_for_the_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_local_pictures_are_the_same_in_any_number_of_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(NUM):
         (tmp_path / f"photos/{number}.jpg").write_bytes(encode(pixels(seed=number)))
@@ -88,35 +89,7 @@ def test_facts_of_local_pictures_are_sorted_for_the_buckets(tmp_path: Path, monk
         assert main(["build", str(write_small_config(tmp_path, source, file=folder, work_dir=work, run=run))]) == 0
         return hash_tree(tmp_path / folder / "releases")
 
-    read: list[tuple[str, list[str]]] = []
-    really = fetch.view_fetched
-
-    def noted(sql: Any, fetched: Sequence[Any], consent: Consent, where: str = "true") -> None:
-        read.append((where, [path for group in fetched for path in group.files.paths]))
-        really(sql, fetched, consent, where)
-
     whole = build_in("whole")
-    assert not list((tmp_path / "whole/tables/fetch").glob("sorted-*")), "one bucket reads everything once"
-    monkeypatch.setattr(fetch, "view_fetched", noted)
     monkeypatch.setattr(buckets, "ROW_BYTES", 4e9 / (NUM / NUM_BUCKETS))
-    monkeypatch.setattr(fetch_local, "SORTED_GROUP_ROWS", 2)
     assert build_in("cut") == whole
-
-    parts = [(where, paths) for where, paths in read if where != "true"]
-    assert len(parts) == NUM_BUCKETS
-    files = sorted((tmp_path / "cut/tables/fetch").glob("sorted-*"))
-    assert [sorted(map(Path, paths)) for _, paths in parts] == [files] * NUM_BUCKETS
-    assert len(files) == NUM_BUCKETS, "a file holds as many rows as the memory"
-    groups = []
-    for file in files:
-        footer = pq.read_metadata(file)
-        for number in range(footer.num_row_groups):
-            ids = footer.row_group(number).column(0).statistics
-            groups.append((file, (ids.min, ids.max)))
-        rows = pq.read_table(file)["sample_id"].to_pylist()
-        assert rows == sorted(rows)
-    assert len(groups) == NUM // 2
-    num_read = sum(
-        map(len, buckets.spread(groups, [buckets.Bucket(place, NUM_BUCKETS) for place in range(NUM_BUCKETS)]))
-    )
-    assert num_read <= len(groups) + len(files) * (NUM_BUCKETS - 1), "of a file its own groups, and one at each border"
+    assert len(list((tmp_path / "cut/tables/fetch").glob("facts-*"))) == NUM_BUCKETS
