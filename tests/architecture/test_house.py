@@ -174,7 +174,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "predict": ["--batch-size", "--calibrate", "--device", "--features", "--field", "--labels", "--model",
                     "--num-workers", "--out", "--rank", "--taxa", "--template", "--text", "--threshold", "--top",
                     "images"],
-        "embed": ["--batch-size", "--device", "--features", "--model", "--num-workers", "--out", "--texts", "images"],
+        "embed": ["--batch-size", "--device", "--features", "--model", "--num-workers", "--out", "images"],
         "index": ["--out", "tables"],
         "search": ["--device", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
         "blend": ["--alpha", "--expert", "--general", "--out", "--release", "--settings", "--split", "end", "start"],

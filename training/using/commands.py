@@ -22,14 +22,13 @@ _PREDICT_EXAMPLE = """\
 example:
   dalip predict pictures/ --model runs/dalip --taxa releases/plantmix-0001 --out answers.csv
   dalip predict photos.csv --model my-model --taxa releases/plantmix-0001 --threshold 0.8 --out answers.parquet
-  dalip predict shards/*.tar --model my-model --labels labels.txt --out answers.json
+  dalip predict shards/*.tar --model my-model --labels labels.txt --out answers.csv
 
 Run it again after any interruption: it goes on, and the table is the same to the byte."""
 _EMBED_EXAMPLE = """\
 example:
   dalip embed pictures/ --model runs/dalip --out vectors.parquet
   dalip embed releases/plantmix-0001 --model runs/dalip --features f --out vectors.parquet
-  dalip embed --texts names.txt --model runs/dalip --out names.parquet
 
 Run it again after any interruption: it goes on, and the table is the same to the byte."""
 
@@ -96,7 +95,7 @@ def _add_predict(add: AddCommand) -> None:
     parser.add_argument("--rank", choices=_RANKS, default="species", help="of the labels (default: species)")
     parser.add_argument("--calibrate", metavar="RELEASE", help="with --labels: release to calibrate on")
     parser.add_argument("--field", metavar="NAME", help="column of its samples, or extra.KEY, that holds the labels")
-    parser.add_argument("--out", metavar="FILE", required=True, help="table to write: .csv, .json or .parquet")
+    parser.add_argument("--out", metavar="FILE", required=True, help="table to write: .csv or .parquet")
     parser.add_argument("--top", type=_from_one, default=5, metavar="K", help="labels of a picture (default: 5)")
     parser.add_argument(
         "--threshold", type=_share, default=0.0, metavar="P",
@@ -149,9 +148,8 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _add_embed(add: AddCommand) -> None:
-    parser = add("embed", "Write one vector a picture or a text.", _EMBED_EXAMPLE, _embed)
-    parser.add_argument("images", metavar="IMAGES", nargs="*", help="as for `dalip predict`")
-    parser.add_argument("--texts", metavar="FILE", help="instead: a text a line, or a table with a column 'text'")
+    parser = add("embed", "Write one vector a picture.", _EMBED_EXAMPLE, _embed)
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="as for `dalip predict`")
     _add_model(parser)
     parser.add_argument("--out", metavar="FILE.parquet", required=True, help="table to write")
     _add_reading(parser)
@@ -159,21 +157,14 @@ def _add_embed(add: AddCommand) -> None:
 
 def _embed(options: argparse.Namespace) -> int:
     from training.evaluation.encoder import Encoder
-    from training.using.embed import embed_pictures, embed_texts, read_texts
+    from training.using.embed import embed_pictures
     from training.using.pictures import list_pictures
 
-    if bool(options.images) == bool(options.texts):
-        raise ConfigError("give either IMAGES or --texts FILE")
-    if options.texts:
-        texts = read_texts(options.texts)
-        encoder = Encoder.open(options.model, options.device)
-        record, reused = embed_texts(encoder, texts, options.out, options.features)
-    else:
-        listing = list_pictures(options.images)
-        encoder = Encoder.open(options.model, options.device)
-        record, reused = embed_pictures(
-            encoder, listing, options.out, options.features, options.batch_size, options.num_workers
-        )
+    listing = list_pictures(options.images)
+    encoder = Encoder.open(options.model, options.device)
+    record, reused = embed_pictures(
+        encoder, listing, options.out, options.features, options.batch_size, options.num_workers
+    )
     _print_end(options.out, record, reused, f"{record['width']} numbers each, features {record['features']}")
     return 0
 

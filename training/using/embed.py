@@ -1,13 +1,12 @@
-"""`dalip embed`: one vector a picture or a text, as a table with a row each.
+"""`dalip embed`: one vector a picture, as a table with a row each.
 
-Reads a model, and pictures or a table of texts. Writes Parquet: `name`, `error`, and `vector`, a list of fixed length,
+Reads a model and pictures. Writes Parquet: `name`, `error`, and `vector`, a list of fixed length,
 null where the picture cannot be read. The table's metadata names the model by its fingerprint, so that a search can
 refuse a query by another one. Gives up with ConfigError before the first row.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +20,11 @@ from manifests.masking import hide_secrets
 from manifests.storage import is_remote
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
-from training.evaluation.set_layouts import read_text
-from training.using.pictures import TABLES, Listing, encode_pieces, read_column
+from training.using.pictures import Listing, encode_pieces
 from training.using.pieces import PiecedTable
 from training.using.predict import spread
 
 METADATA_KEY = b"dalip"
-_TEXT_COLUMNS = ("text", "caption")
 
 
 def embed_pictures(
@@ -37,7 +34,7 @@ def embed_pictures(
 
     Raises: ConfigError, IntegrityError.
     """
-    table, schema = _open(encoder, out, kind, len(listing), {"batch": batch_size}, listing)
+    table, schema = _open(encoder, out, kind, batch_size, listing)
 
     def encode(pixels: Tensor) -> Tensor:
         return encoder.encode_views(pixels, kind)
@@ -51,60 +48,24 @@ def embed_pictures(
     return table.fill(compute, {"model": encoder.source}, "embed"), table.is_finished
 
 
-def embed_texts(encoder: Encoder, texts: list[str], out: str, kind: FeatureKind | None) -> tuple[dict[str, Any], bool]:
-    """Write the vectors of texts; returns the table's record, and whether it was there before.
-
-    Raises: ConfigError, IntegrityError; RunError for features that are not finite.
-    """
-    digest = hashlib.sha256(json.dumps(texts).encode("utf-8")).hexdigest()
-    table, schema = _open(encoder, out, kind, len(texts), {"texts": digest})
-
-    def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
-        for piece in pieces:
-            own = texts[piece.start : piece.stop]
-            vectors = _as_lists(encoder.encode_texts(own, kind))
-            yield piece, pa.table([pa.array(own), pa.nulls(len(own), pa.string()), vectors], schema=schema)
-
-    return table.fill(compute, {"model": encoder.source}, "embed"), table.is_finished
-
-
-def read_texts(path: str) -> list[str]:
-    """Texts of a file: a text a line, or the column `text` or `caption` of a table (csv, tsv, Parquet).
-
-    Raises: ConfigError.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{path}: no such file of texts")
-    if file.suffix.lower() in TABLES:
-        return read_column(file, _TEXT_COLUMNS)
-    return [line for line in read_text(file).splitlines() if line.strip()]
-
-
 def _open(
-    encoder: Encoder,
-    out: str,
-    kind: FeatureKind | None,
-    num_rows: int,
-    identity: dict[str, Any],
-    listing: Listing | None = None,
+    encoder: Encoder, out: str, kind: FeatureKind | None, batch_size: int, listing: Listing
 ) -> tuple[PiecedTable, pa.Schema]:
     if not out.lower().endswith(".parquet"):
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
     model = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
     # where the model and the pictures were, for a search
-    places = listing.places if listing else ()
     paths = {
         "source": str(encoder.folder.resolve()),
-        "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in places],
+        "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in listing.places],
     }
     metadata = {METADATA_KEY: json.dumps(model | paths).encode("utf-8")}
     schema = pa.schema(
         [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
     )
-    identity = model | identity | {"device": encoder.model.device.type}
-    return PiecedTable(out, identity, num_rows, schema, listing.content if listing else None), schema
+    identity = model | {"batch": batch_size, "device": encoder.model.device.type}
+    return PiecedTable(out, identity, len(listing), schema, listing.content), schema
 
 
 def _as_lists(vectors: Tensor) -> pa.Array:

@@ -3,7 +3,7 @@
     OUT.pieces/made.json          all that the table depends on
     OUT.pieces/piece-00000000.parquet, and its sha256 (`training.data.sealed`)
     OUT.made.json                 made.json with what was found, and the sha256 of OUT
-    OUT                           csv, json or Parquet by its ending; the pieces one after the other
+    OUT                           csv or Parquet by its ending; the pieces one after the other
 
 Every file is published whole or not at all, OUT last; then the pieces are removed. The same command goes on after any
 interruption, also after kill -9, and says so when nothing is left to do. OUT is never replaced. Gives up with
@@ -34,7 +34,7 @@ from training.data.sealed import SealedFiles, read_object
 from training.record.checkpoint import lock_folder
 
 PIECE_ROWS = 256
-ENDINGS = (".csv", ".json", ".parquet")
+ENDINGS = (".csv", ".parquet")
 _MADE = "made.json"
 _LINE_SECONDS = 30.0  # between two lines of progress, where they do not stand on a terminal
 
@@ -173,23 +173,8 @@ def _writer(path: str, ending: str, schema: pa.Schema) -> tuple[Callable[[pa.Tab
     if ending == ".parquet":
         parquet = pq.ParquetWriter(path, schema, compression="zstd")
         return parquet.write_table, parquet.close
-    if ending == ".csv":
-        lines = pyarrow.csv.CSVWriter(path, schema)
-        return lines.write_table, lines.close
-    stream = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - closed below
-    begun = False
-
-    def write(table: pa.Table) -> None:
-        nonlocal begun
-        for row in table.to_pylist():
-            stream.write(("[\n" if not begun else ",\n") + json.dumps(row, ensure_ascii=False))
-            begun = True
-
-    def close() -> None:
-        stream.write("\n]\n" if begun else "[]\n")
-        stream.close()
-
-    return write, close
+    lines = pyarrow.csv.CSVWriter(path, schema)
+    return lines.write_table, lines.close
 
 
 def _name(rows: range) -> str:

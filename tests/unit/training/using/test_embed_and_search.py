@@ -29,10 +29,10 @@ def _vectors(path: Path) -> np.ndarray:
     return np.array(kept.to_pylist(), np.float32)
 
 
-def test_vectors_of_pictures_and_texts_are_those_of_the_api(
+def test_vectors_of_pictures_are_those_of_the_api(
     run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    out, texts = tmp_path / "v.parquet", tmp_path / "t.txt"
+    out = tmp_path / "v.parquet"
     assert main(["embed", str(pictures), "--model", str(run_folder), "--out", str(out)]) == 0
     assert "16 rows, 4 of them with an error; 64 numbers each, features both" in capsys.readouterr().out
     table = pq.read_table(out).to_pylist()
@@ -41,25 +41,6 @@ def test_vectors_of_pictures_and_texts_are_those_of_the_api(
     good = [row["name"] for row in table if row["error"] is None]
     np.testing.assert_allclose(_vectors(out), api.encode_images(model, [pictures / name for name in good]), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(_vectors(out), axis=1), 1, atol=1e-5)
-
-    texts.write_text("a red circle\na blue square\n")
-    assert main(["embed", "--texts", str(texts), "--model", str(run_folder), "--features", "f",
-                 "--out", str(tmp_path / "t.parquet")]) == 0  # fmt: skip
-    wanted = api.encode_texts(model, ["a red circle", "a blue square"], features="f")
-    np.testing.assert_allclose(_vectors(tmp_path / "t.parquet"), wanted, atol=1e-6)
-    listed = tmp_path / "texts.csv"
-    listed.write_text("caption,id\na red circle,1\na blue square,2\n")
-    assert main(["embed", "--texts", str(listed), "--model", str(run_folder), "--features", "f",
-                 "--out", str(tmp_path / "c.parquet")]) == 0  # fmt: skip
-    np.testing.assert_array_equal(_vectors(tmp_path / "c.parquet"), _vectors(tmp_path / "t.parquet"))
-    listed.write_text("a,b\n1\n")
-    capsys.readouterr()
-    assert (
-        main(["embed", "--texts", str(listed), "--model", str(run_folder), "--out", str(tmp_path / "d.parquet")]) == 2
-    )
-    assert "texts.csv: cannot be read as a table" in capsys.readouterr().err
-    assert main(["embed", "--model", str(run_folder), "--out", str(out)]) == 2
-    assert "give either IMAGES or --texts FILE" in capsys.readouterr().err
 
 
 def test_the_api_takes_files_bytes_and_pictures(run_folder: Path, pictures: Path) -> None:
