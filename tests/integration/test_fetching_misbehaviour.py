@@ -179,13 +179,6 @@ def test_every_request_says_who_asks(fetched):
     assert {r.headers["user-agent"] for r in fetched["log"]} == {f"PlantMix/{__version__} (tests@example.org)"}
 
 
-def test_exif_orientations_store_the_turned_size(fetched):
-    sizes = {n: fetched["facts"][f"exif_{n}"] for n in range(1, 9)}
-    for n, fact in sizes.items():
-        expected = (96, 64) if n <= 4 else (64, 96)
-        assert (fact["width_px"], fact["height_px"], fact["exif_orientation"]) == (*expected, n)
-
-
 def test_same_answers_give_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(bounds, "READ_SECONDS", 10.0)  # a busy machine changes no answer
     network = impatient(total_timeout_seconds=20.0)

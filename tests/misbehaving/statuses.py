@@ -22,7 +22,6 @@ behaviours(
         "not_found": ("http_404", "404", lambda sock, _: send(sock, "404 Not Found", body=b"gone fishing")),
         "gone": ("http_410", "410", lambda sock, _: send(sock, "410 Gone")),
         "forbidden": ("http_4xx", "403", lambda sock, _: send(sock, "403 Forbidden")),
-        "legal_reasons": ("http_4xx", "451", lambda sock, _: send(sock, "451 Unavailable For Legal Reasons")),
         "busy_for_hours": (
             "http_429",
             "429 with Retry-After: 3600, longer than anyone's patience",
@@ -38,7 +37,6 @@ behaviours(
             "500, every time",
             lambda sock, _: send(sock, "500 Internal Server Error", body=b"oops"),
         ),
-        "bad_gateway": ("http_5xx", "502, every time", lambda sock, _: send(sock, "502 Bad Gateway")),
         "no_content": ("empty_body", "204", lambda sock, _: send(sock, "204 No Content", length=False)),
         "not_modified": (
             "bad_response",
