@@ -17,7 +17,6 @@ from building import ROOT
 from release_writer import drawn_samples, write_release
 
 from pipeline.cli import main
-from training.cli import main as train
 
 Values = dict[str, Any]
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
@@ -191,73 +190,21 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
         other_table("l.csv.zip", b"PK\x03\x04 and no end"),
         ["l.csv.zip cannot be read as csv: it is a zip that breaks off"],
     ),
-    "wrong column": (
-        set_("sources", 0, "columns", "url", to="URL"),
-        ["no column 'URL' (did you mean 'url'?)", "it has url, caption"],
-    ),
-    "semicolons, wrong column": (
-        lambda values, folder: (
-            web(values, table=write(folder, "s.csv", SEMICOLONS), columns={"url": "link", "caption": "caption"}),
-        )[0],
-        ["no column 'link'", "it has url, caption, licence"],
-    ),
     "no evaluation set": (evaluation_is_training, ["evaluation.test:", "gone: no such folder"]),
     "work folder is a file": (
         lambda values, folder: values.update(work_dir=write(folder, "file", "x") + "/work"),
         ["is not a folder"],
     ),
     "a key at another place": (set_("ratio", to={"plant": 1}), ["unknown key 'ratio'; 'ratio' is a key of mix"]),
-    "a rate beside the limits": (
-        set_("fetch", "network", "requests_per_second", to=3),
-        ["'requests_per_second' is a key of fetch.network.limits or fetch.network.hosts[]"],
-    ),
     "a section too far in": (
         set_("fetch", "mix", to={}),
         ["unknown key 'fetch.mix'; 'mix' is a key of the top level: mind the indentation"],
-    ),
-    "a misspelt key": (set_("fetch", "netwrok", to={}), ["unknown key 'fetch.netwrok'; did you mean 'network'?"]),
-    "no mixture": (set_("mix", to={}), ["'mix': give exactly one of mix.ratio, mix.mixture and mix.by_size"]),
-    "no mix section": (lambda values, folder: values.pop("mix"), ["missing key 'mix'"]),
-    "a mixture that is not there": (
-        set_("mix", to={"mixture": "nowhere.json"}),
-        ["mix.mixture: ", "/nowhere.json cannot be read: No such file or directory"],
-    ),
-    "a negative share": (set_("mix", "ratio", "plant", to=-1), ["'mix.ratio': shares must be 0 or more"]),
-    "less than one epoch": (
-        set_("mix", "max_epochs", to=0.5),
-        ["'mix.max_epochs': must be 1 or more; leave samples out with num_samples or the ratio"],
-    ),
-    "a name given twice": (
-        set_("sources", 1, "name", to="web"),
-        ["sources: the name web is given twice; a source's name is its identity"],
-    ),
-    "a name with capitals": (
-        set_("name", to="My Run"),
-        ["'name': 'My Run' is no name; use small letters, digits, - and _"],
     ),
     "a domain with capitals": (
         set_("sources", 0, "domain", to="General"),
         ["'sources.0.domain': 'General' is no name; use small letters"],
     ),
-    "no sources": (set_("sources", to=[]), ["'sources': the list is empty; it needs 1 or more"]),
-    "two origins": (
-        set_("sources", 0, "folder", to={"path": "x"}),
-        ["'sources.0': give exactly one of table, dwca,", "(found: table and folder)"],
-    ),
     "a cluster that is not used": (set_("run", "ray", "address", to="head:6379"), [UNUSED_CLUSTER]),
-    "a radius out of range": (set_("dedup", to={"radius": 40}), ["'dedup.radius'", "16", "(given: 40)"]),
-    "a word for a number": (
-        set_("fetch", "image", to={"size_px": "big"}),
-        ["'fetch.image.size_px': Input should be a valid integer", "(given: 'big')"],
-    ),
-    "a network that is none": (
-        set_("fetch", "network", "allow_private_addresses", to=["10.0.0.0/99"]),
-        ["'10.0.0.0/99' does not appear to be an IPv4 or IPv6 network"],
-    ),
-    "a key that is gone": (
-        set_("fetch", "network", "breaker_failures", to=3),
-        ["'fetch.network.breaker_failures' is no setting any more; it is always 6", "delete the line"],
-    ),
     "an evaluation list without pictures": (
         set_("evaluation", to=[{"name": "t", "table": "x.csv", "columns": {"url": "u", "caption": "c"}}]),
         ["matched by name alone: set match_names: true, or give the images as folder"],
@@ -283,26 +230,9 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
         other_table("e.parquet", b"PAR1" + bytes(100)),
         ["e.parquet cannot be read as parquet: Parquet magic bytes not found in footer"],
     ),
-    "a model without weights": (
-        set_("score", to={"model": "ViT-B-32"}),
-        ["score.pretrained is needed with score.model: scores of random weights mean nothing"],
-    ),
     "a scorer that is not installed": (
         set_("score", to={"plugins": [{"scorer": "nothing.here:Class", "name": "x"}]}),
         ["score.plugins.x: the module nothing.here cannot be imported"],
-    ),
-    "NO read as false": (
-        set_(
-            "sources",
-            0,
-            to={"name": "g", "domain": "general", "dwca": {"path": "x", "where": {"countryCode": [False]}}},
-        ),
-        ["countryCode: YAML reads NO, yes, true as truth values; put the value in quotes"],
-    ),
-    "no such domain": (set_("mix", "ratio", to={"plant": 1, "fungi": 1}), ["unknown domain fungi"]),
-    "wrong licence id": (
-        set_("select", to={"licences": {"allow": ["CC BY 4.0"]}}),
-        ["'CC BY 4.0' is not a licence id; did you mean 'CC-BY-4.0'?"],
     ),
 }
 
@@ -322,12 +252,6 @@ def test_a_mistake_is_named_before_any_work(name: str, tmp_path: Path, capsys: p
 
 
 COMMANDS: dict[str, tuple[list[str], str]] = {
-    "no config": (["build", "no.yaml"], "no.yaml: no such config file"),
-    "a folder as config": (["build", "."], "cannot be read: [Errno 21] Is a directory"),
-    "a tab in the config": (["build", "tab.yaml"], "line 2, column 1"),
-    "a key given twice": (["build", "twice.yaml"], "line 2: the key 'name' is given twice; keep one of them"),
-    "no such stage": (["build", "own.yaml", "--from", "ftech"], "--from: no stage 'ftech'; the flow is ingest, fetch"),
-    "stages in the wrong order": (["build", "own.yaml", "--from", "pack", "--to", "fetch"], "--from pack comes after"),
     "mix before a build": (
         ["mix", "own.yaml", "--dry-run"],
         "no catalogue (catalog.duckdb) here; give the work folder",
@@ -335,14 +259,11 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "status of a config": (["status", "own.yaml"], "no status.json here; give the work folder of a build"),
     "explain elsewhere": (["explain", ".", "x"], "no catalogue (catalog.duckdb) here; give the work folder of a build"),
     "query elsewhere": (["query", ".", "SELECT 1"], "no catalogue (catalog.duckdb) here"),
-    "retry elsewhere": (["retry", "."], "no catalogue (catalog.duckdb) here"),
     "verify elsewhere": (["verify", "."], "no sealed release here (no release.json); give a release folder"),
     "browse elsewhere": (["browse", "."], "neither a work folder (no catalog.duckdb) nor a release"),
     "diff elsewhere": (["diff", ".", "."], "no sealed release here"),
     "a takedown of nothing": (["takedown", "."], "say what to take down, with --url, --owner or --id"),
     "init over a file": (["init", "--domain", "a=pics", "--out", "own.yaml"], "there already; name another file"),
-    "init without a place": (["init", "--domain", "a"], "write DOMAIN=PLACE[,PLACE...]"),
-    "init of nothing": (["init", "--domain", "a=gone", "--out", "new.yaml"], "gone: nothing is there"),
     "no law": (["plan", "choose", "law.json", "--objective", "a", "--out", "m.json"], "no such law; make one with"),
     "no runs": (["plan", "fit", "runs.csv", "--out", "law.json"], "runs.csv"),
 }
@@ -354,8 +275,6 @@ def test_a_command_given_the_wrong_thing_says_what_it_needs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "own.yaml", yaml.safe_dump(config_of(tmp_path)))
-    write(tmp_path, "tab.yaml", "name: a\n\tratio: 1\n")
-    write(tmp_path, "twice.yaml", "name: a\nname: b\n")
     before = sorted(tmp_path.rglob("*"))
     arguments, said = COMMANDS[name]
     assert main(arguments) == 2
@@ -384,34 +303,6 @@ def test_a_cluster_given_to_a_build_that_does_not_use_it_is_refused(
     assert main(["build", config, "--ray-address", "head:6379"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"plantmix: error: {UNUSED_CLUSTER}"
     assert not (tmp_path / "work").exists()
-
-
-TRAINING: dict[str, tuple[Values, str]] = {
-    "learning_rate": ({"optimiser": {"learning_rate": 1}}, "'optimiser.learning_rate'; did you mean 'lr'?"),
-    "max_steps": ({"schedule": {"max_steps": 3}}, "'schedule.max_steps'; did you mean 'steps'?"),
-    "a rate at the top": ({"lr": 1}, "unknown key 'lr'; 'lr' is a key of optimiser"),
-    "no length": ({"schedule": {}}, "'schedule': give the length either as epochs or as steps"),
-    "an odd split of the batch": ({"compute": {"accumulate": 3}}, "not divisible by compute.accumulate 3"),
-    "no slot in a prompt": (
-        {"eval": {"zero_shot": [{"field": "taxon_family", "templates": ["a photo"]}]}},
-        "each template needs one {} for the class name",
-    ),
-    "no release": ({}, "no sealed release here"),
-}
-
-
-@pytest.mark.parametrize("name", TRAINING)
-def test_a_mistake_in_a_training_config_is_one_line(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = {"release": str(tmp_path), "output_dir": str(tmp_path / "run"), "schedule": {"steps": 3}}
-    changes, said = TRAINING[name]
-    path = write(tmp_path, "run.yaml", yaml.safe_dump({**values, **changes}))
-    assert train(["train", path]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("dalip: error: ")
-    assert said in error
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

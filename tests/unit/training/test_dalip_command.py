@@ -41,20 +41,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def _unknown_key(values: dict[str, Any]) -> None:
-    values["optimizer"] = {"lr": 1}
-
-
 def _unknown_inner_key(values: dict[str, Any]) -> None:
     values["data"]["batchsize"] = 3
 
 
 def _no_release(values: dict[str, Any]) -> None:
     values["release"] = values["release"] + "/nothing"
-
-
-def _no_model(values: dict[str, Any]) -> None:
-    values["model"] = {"architecture": "ViT-B-61"}
 
 
 def _no_weights(values: dict[str, Any]) -> None:
@@ -76,10 +68,6 @@ def _file_in_the_way(values: dict[str, Any]) -> None:
     values["output_dir"] = str(place / "run")
 
 
-def _empty_list(values: dict[str, Any]) -> None:
-    values["release"] = []
-
-
 def _negative_size(values: dict[str, Any]) -> None:
     values["model"]["image_size_px"] = -4
 
@@ -88,25 +76,37 @@ def _no_field(values: dict[str, Any]) -> None:
     values["eval"]["zero_shot"] = [{"field": "taxon_famly"}]
 
 
-def _two_lengths(values: dict[str, Any]) -> None:
-    values["schedule"] = {"steps": 3, "epochs": 1}
+def _set(**sections: Any) -> Any:
+    return lambda values: values.update(sections)
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_unknown_key, "unknown key 'optimizer'; did you mean 'optimiser'?"),
+        (_set(optimizer={"lr": 1}), "unknown key 'optimizer'; did you mean 'optimiser'?"),
         (_unknown_inner_key, "unknown key 'data.batchsize'; did you mean 'batch_size'?"),
+        (_set(optimiser={"learning_rate": 1}), "'optimiser.learning_rate'; did you mean 'lr'?"),
+        (_set(schedule={"max_steps": 3}), "'schedule.max_steps'; did you mean 'steps'?"),
+        (_set(lr=1), "unknown key 'lr'; 'lr' is a key of optimiser"),
+        (_set(schedule={}), "'schedule': give the length either as epochs or as steps"),
+        (_set(compute={"accumulate": 5}), "not divisible by compute.accumulate 5"),
+        (
+            _set(eval={"zero_shot": [{"field": "taxon_family", "templates": ["a photo"]}]}),
+            "each template needs one {} for the class name",
+        ),
         (_no_release, "no sealed release here"),
-        (_no_model, "architecture 'ViT-B-61' is not known to open_clip; near it: ViT-B-16"),
+        (
+            _set(model={"architecture": "ViT-B-61"}),
+            "architecture 'ViT-B-61' is not known to open_clip; near it: ViT-B-16",
+        ),
         (_no_weights, "pretrained 'nowhere.pt' is neither a file nor a tag"),
         (_unknown_domain, "the mixture names 'sea', but the release has the domains general, plant"),
         (_no_split, "no split 'test'"),
         (_file_in_the_way, "cannot be written"),
-        (_empty_list, "'release': the list is empty; name a release"),
+        (_set(release=[]), "'release': the list is empty; name a release"),
         (_negative_size, "'model.image_size_px': must be 1 or more, given -4"),
         (_no_field, "the release has no field 'taxon_famly'; it has extra.KEY and sample_id"),
-        (_two_lengths, "'schedule': give the length either as epochs or as steps"),
+        (_set(schedule={"steps": 3, "epochs": 1}), "'schedule': give the length either as epochs or as steps"),
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_written(
