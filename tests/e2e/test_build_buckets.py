@@ -15,7 +15,7 @@ from manifests.catalog import Catalog
 from pipeline.cli import main
 from pipeline.store import buckets
 
-pytestmark = pytest.mark.slow  # test_joined_captions cuts a build into buckets in `make test`
+pytestmark = pytest.mark.slow
 
 NUM_PICTURES = 70
 STEPS = (("fetch", "collect"), ("caption", "judge"), ("select", "contend"), ("select", "decide"), ("pack", "gather"))

@@ -113,9 +113,6 @@ def test_an_edited_caption_is_scored_alone(web: Web, weights: Path, tmp_path: Pa
     [
         ({"model": "ViT-of-nowhere", "pretrained": "x"}, "open_clip knows no model 'ViT-of-nowhere'"),
         ({"model": "ViT-B-32", "pretrained": "no-such-tag"}, "neither a file nor a tag of ViT-B-32"),
-        ({"model": "ViT-B-32"}, "score.pretrained is needed"),
-        ({"rules": [{"min_score": 0.2}]}, "score.rules need score.model"),
-        ({"plugins": [{"name": "x", "scorer": "no_such:Thing"}]}, "score.plugins.x: the module no_such cannot"),
     ],
 )
 def test_a_model_that_cannot_be_had_stops_before_any_work(

@@ -215,24 +215,6 @@ def test_repair_names_a_table_that_is_away_and_mends_with_it(built: Path, tmp_pa
     assert "as recorded" in done("verify", folder / "work", "--deep")
 
 
-@pytest.mark.slow
-def test_a_takedown_then_a_build_with_other_captions(built: Path, tmp_path: Path) -> None:
-    folder = lend(built, tmp_path / "lent")
-    config, work = write_config(folder), folder / "work"
-    done("build", config)
-    with open_reader(str(work)) as connection:
-        (gone,) = rows_of(connection, "SELECT sample_id FROM candidates WHERE record_key = '104'")
-    done("takedown", work, "--id", gone["sample_id"], "--reason", "asked")
-    cut = release_of(work)
-    assert members(cut).keys() == {str(100 + n) for n in range(NUM)} - {"104"}
-    assert "texts" in pq.read_schema(cut / "samples.parquet").names
-    (folder / "traits.jsonl").write_text('{"uuid": "u-5", "words": "it climbs up the wall"}\n')
-    done("build", config)
-    texts = members(release_of(work))
-    assert "104" not in texts
-    assert [key for key, content in texts.items() if "trait.txt" in content] == ["105"]
-
-
 KILLED = """
 import os, signal, sys
 from pipeline.cli import main

@@ -117,10 +117,7 @@ for row in both["train"].cast_column("jpg", Image(decode=False)):
 @pytest.mark.parametrize(
     ("kind", "reader"),
     [
-        *(
-            ("mixed", reader)
-            for reader in ("webdataset 0.2", "webdataset 1.0", "wids", "ray", "datasets", "dataset card")
-        ),
+        *(("mixed", reader) for reader in ("webdataset 1.0", "wids", "ray", "datasets", "dataset card")),
         *(("stratified", reader) for reader in ("webdataset 1.0", "dataset card")),
     ],
 )
@@ -131,7 +128,6 @@ def test_every_reader_gives_every_sample_once(
     shards = f"{release.path}/shards"
     pattern = "::".join(f"{shards}/{braces(release.shards('train', domain))}" for domain in domains_of(release))
     python, code, *arguments = {
-        "webdataset 0.2": (sys.executable, WEBDATASET, pattern),
         "webdataset 1.0": (consumers, WEBDATASET, pattern),
         "wids": (sys.executable, WIDS, f"{shards}/wids.json", str(tmp_path / "cache")),
         "ray": (sys.executable, RAY_START + RAY, f"{shards}/*-[0-9]*.tar"),
@@ -180,7 +176,7 @@ KEYS_OF = {
 }
 
 
-@pytest.mark.parametrize("target", ["webdataset 0.2", "webdataset 1.0", "hf_datasets"])
+@pytest.mark.parametrize("target", ["webdataset 1.0", "hf_datasets"])
 def test_what_export_prints_of_a_mixed_release_gives_every_sample_once(
     releases: dict[str, Release], consumers: Path, tmp_path: Path, target: str
 ) -> None:
@@ -189,8 +185,7 @@ def test_what_export_prints_of_a_mixed_release_gives_every_sample_once(
     assert done.returncode == 0, done.stderr
     tell = "import json\ndef tell(*told): print('READ:' + json.dumps(told))\n"
     code = done.stdout + tell + KEYS_OF[name]
-    python = consumers if target in ("webdataset 1.0", "hf_datasets") else sys.executable
-    told = run_code(python, code, tmp_path)
+    told = run_code(consumers, code, tmp_path)
     read = [tuple(json.loads(line[5:])) for line in told.splitlines() if line.startswith("READ:")]
     assert sorted(read) == [(key, text) for key, _, text in expected(release)]
 

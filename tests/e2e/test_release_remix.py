@@ -80,19 +80,6 @@ def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web
     assert "--from" not in done.stderr
 
 
-def test_a_dry_run_says_what_a_pool_cannot_give(web: Web, copy: Path) -> None:
-    config = _with_mix(write_build_config(web, copy, "build"), ratio={"plant": 3, "general": 1}, num_samples=5000)
-    shown = run_here("mix", config, "--dry-run")
-    assert shown.returncode == 2
-    assert "5,000 samples at this ratio need 3,750 of the domain 'plant'" in shown.stderr
-
-
-def test_before_select_there_is_nothing_to_mix(web: Web, tmp_path: Path) -> None:
-    shown = run_here("mix", write_build_config(web, tmp_path, "none"), "--dry-run")
-    assert shown.returncode == 2
-    assert "no catalogue" in shown.stderr
-
-
 @pytest.mark.slow
 def test_sources_get_their_weights_within_a_domain(web: Web, copy: Path) -> None:
     config = write_build_config(web, copy, "build")

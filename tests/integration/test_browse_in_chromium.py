@@ -97,21 +97,6 @@ def test_the_token_is_gone_from_the_address(browsed: Browsed) -> None:
     assert browsed.driver.execute_script("return document.cookie") == ""
 
 
-def test_counts_and_search_are_those_of_the_tables(browsed: Browsed) -> None:
-    browsed.open("/")
-    for reason, num in browsed.ask("SELECT reason, count(*) FROM decisions WHERE NOT keep GROUP BY 1"):
-        browsed.open("/")
-        link = next(one for one in browsed.all(".facets a") if one.get_attribute("href").endswith(f"?reason={reason}"))
-        assert link.find_element(By.XPATH, "../span[@class='num']").text == str(num)
-        link.click()
-        assert browsed.text(".found b") == str(num)
-        assert len(browsed.all("section .grid > li")) == num
-    box = browsed.driver.find_element(By.NAME, "q")
-    box.send_keys("SHELF", Keys.ENTER)
-    ((num,),) = browsed.ask(f"SELECT count(*) FROM samples WHERE text LIKE '%shelf%' AND reason = '{reason}'")
-    assert browsed.text(".found b") == str(num)
-
-
 def test_an_image_opens_with_its_life_by_keyboard(browsed: Browsed) -> None:
     browsed.open("/?reason=near_duplicate")
     body = browsed.driver.switch_to.active_element
@@ -178,15 +163,6 @@ def test_every_page_fits_and_everyone_can_use_it(browsed: Browsed, size: tuple[i
     background = browsed.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3
     assert (brightness < 60) == (scheme == "dark")
-
-
-def test_a_leak_stands_beside_the_picture_of_its_set(browsed: Browsed) -> None:
-    browsed.open("/leaks")
-    for picture in browsed.all(".pairs img"):
-        browsed.driver.execute_script("arguments[0].scrollIntoView()", picture)
-    loaded = "return [...document.querySelectorAll('.pairs img')].map(image => image.complete && image.naturalWidth)"
-    WebDriverWait(browsed.driver, 60).until(lambda driver: all(driver.execute_script(loaded)))
-    assert len(browsed.all(".pairs img")) == 2 * len(browsed.all(".pairs > li")) == 4
 
 
 def test_the_filters_of_a_phone_open(browsed: Browsed) -> None:

@@ -9,9 +9,7 @@ import pytest
 from PIL import Image
 
 from manifests.catalog import Catalog
-from manifests.reader import open_reader, read_status
-from pipeline.answers.lives import find_lives
-from pipeline.commands.explain import describe_life
+from manifests.reader import read_status
 from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
@@ -69,20 +67,6 @@ def test_groups_and_pairs_inside_are_shown(pictures: Path, tmp_path: Path) -> No
     assert found is not None
     assert found == collect_duplicates(str(tmp_path))
     assert all(picture.jpg for pictures in shown(tmp_path).values() for picture in pictures)
-
-
-def test_explain_names_the_image_kept_instead_by_id_and_place(pictures: Path, tmp_path: Path) -> None:
-    build(pictures, tmp_path, radius=8)
-    with open_reader(str(tmp_path)) as sql:
-        key, value, twin, place = sql.execute(
-            "SELECT c.record_key, d.value, d.other_sample_id, o.locator FROM decisions d "
-            "JOIN candidates c USING (sample_id) JOIN candidates o ON o.sample_id = d.other_sample_id "
-            "WHERE d.reason = 'near_duplicate' LIMIT 1"
-        ).fetchall()[0]
-        (life,) = find_lives(sql, key)
-    lines = describe_life(life)
-    assert f"select    DROPPED: near_duplicate ({value})" in lines
-    assert f"          kept instead: {twin} {place}" in lines
 
 
 @pytest.mark.slow

@@ -135,29 +135,3 @@ def test_downloads_under_an_earlier_name_stay_in_use(tmp_path: Path, web: Web) -
     after = {row[0]: row for row in facts_of(tmp_path / "work")}
     assert after.pop("4") != before.pop("4")
     assert after == before
-
-
-@pytest.mark.slow
-def test_stricter_limits_ask_nobody_and_give_the_facts_of_a_new_folder(tmp_path: Path, web: Web) -> None:
-    network = {"allow_private_addresses": True, "robots_txt": False, "x_robots_directives": []}
-    loose = {"min_side_px": 16}
-    assert build(tmp_path / "run", web, network, loose) == list(range(6))
-    before = facts_of(tmp_path / "run/work")
-    for number, strict in enumerate(({"min_side_px": 45}, {"max_aspect_ratio": 1.4}, {"max_pixels": 3_000})):
-        assert build(tmp_path / "run", web, network, {**loose, **strict}) == []
-        new = tmp_path / f"new-{number}"
-        build(new, web, network, {**loose, **strict})
-        assert facts_of(tmp_path / "run/work") == facts_of(new / "work")
-        assert "ok" in outcomes(new)
-        assert len(set(outcomes(new))) == 2
-    assert build(tmp_path / "run", web, network, loose) == []
-    assert facts_of(tmp_path / "run/work") == before
-
-
-@pytest.mark.slow
-def test_what_was_heard_is_judged_again_and_nobody_is_asked(tmp_path: Path, web: Web) -> None:
-    open_network = {"allow_private_addresses": True, "robots_txt": False}
-    assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == list(range(6))
-    assert build(tmp_path / "run", web, {"x_robots_directives": ["none", "noai"], **open_network}, {}) == []
-    assert build(tmp_path / "run", web, {"x_robots_directives": ["noai"], **open_network}, {}) == []
-    assert outcomes(tmp_path / "run")[3] == "opted_out"

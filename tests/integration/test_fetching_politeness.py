@@ -6,18 +6,15 @@ import collections
 import itertools
 import socket
 import statistics
-import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
-from manifests.errors import ConfigError
 from pipeline.fetching import settings as bounds
-from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
+from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
@@ -52,11 +49,6 @@ def fetch(urls, settings, pool, gate=None):
     with HttpClient(settings, lookup) as client:
         table = fetch_rows(rows, FetchSettings(network=settings), gate or HostGate(settings), pool, client)
     return table.to_pylist()
-
-
-def slow_photo(sock, request):
-    time.sleep(0.12)
-    send_picture(sock)
 
 
 def photo_now(sock, request):
@@ -158,28 +150,6 @@ def test_connections_are_used_again(tmp_path):
     assert {fact["outcome"] for fact in facts} == {"ok"}
 
 
-@pytest.mark.slow
-def test_a_second_part_does_not_wait_for_the_first(tmp_path):
-    settings = network(limits={"requests_per_second": None, "connections": 2})
-    ended = []
-
-    def fetch_part(part, urls, client, gate):
-        rows = [(f"{n:032x}", url) for n, url in enumerate(urls)]
-        pool = partial(str, tmp_path / part)
-        pieces = fetch_in_pieces(rows, FetchSettings(network=settings), gate, pool, part=part, client=client)
-        ended.append((part, [outcome for piece in pieces for outcome in piece.facts["outcome"].to_pylist()]))
-
-    with MisbehavingServer(extra={"photo": slow_photo}) as server, HttpClient(settings, lookup) as client:
-        gate, urls = HostGate(settings), [server.url("photo", "a.test") + f"/{n}" for n in range(48)]
-        first = threading.Thread(target=fetch_part, args=("first", urls[:40], client, gate))
-        first.start()
-        while not server.asked("a.test"):
-            time.sleep(0.01)
-        fetch_part("second", urls[40:], client, gate)
-        first.join()
-    assert ended == [("second", ["ok"] * 8), ("first", ["ok"] * 40)]
-
-
 def test_kept_connection_closed_by_the_server_costs_no_row(tmp_path):
     settings = network(retries=0, limits={"requests_per_second": 20, "connections": 1})
 
@@ -190,23 +160,6 @@ def test_kept_connection_closed_by_the_server_costs_no_row(tmp_path):
     with MisbehavingServer(extra={"photo": last_words}) as server:
         facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(12)], settings, tmp_path / "p")
     assert {fact["outcome"] for fact in facts} == {"ok"}
-
-
-def test_name_that_changes_its_address_after_the_check_is_of_no_use_to_an_attacker(tmp_path):
-    answers = iter([["10.9.8.7"], ["127.0.0.1"]])
-    settings = network(allow_private_addresses=False, retries=0)
-    asked = []
-
-    def rebinding(host):
-        asked.append(host)
-        return next(answers)
-
-    with MisbehavingServer(extra={"photo": photo_now}) as server, HttpClient(settings, rebinding) as client:
-        rows = [("0" * 32, server.url("photo", "rebind.test")), ("1" * 32, server.url("photo", "rebind.test"))]
-        table = fetch_rows(rows, FetchSettings(network=settings), HostGate(settings), tmp_path / "p", client)
-        assert server.log == []
-    assert set(table["outcome"].to_pylist()) == {"refused_target"}
-    assert asked == ["rebind.test"]
 
 
 def test_tls_with_a_trusted_certificate_and_its_deadline(tmp_path, monkeypatch):
@@ -228,13 +181,6 @@ def test_tls_with_a_trusted_certificate_and_its_deadline(tmp_path, monkeypatch):
     assert "name matches target hostname 'other.example'" in facts[-1]["detail"]
 
 
-def test_foreign_host_needs_a_contact(tmp_path):
-    settings = FetchSettings()
-    with pytest.raises(ConfigError, match=r"contact is not set, and example\.org is not this machine"):
-        fetch_rows([("0" * 32, "https://example.org/a.jpg")], settings, HostGate(settings.network), tmp_path / "p")
-    assert not (tmp_path / "p").exists()
-
-
 def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     class LostGate:
         exchange_interval_seconds = 0.0
@@ -249,46 +195,3 @@ def test_gate_that_is_gone_ends_the_part_instead_of_hanging_it(tmp_path):
     with pytest.raises(ConnectionError, match="the gate is gone"):
         fetch(["http://a.test/1"], settings, tmp_path / "p", LostGate())
     assert not list(tmp_path.iterdir())
-
-
-class CountingGate(HostGate):
-    """A gate whose time is what it makes requests wait: nothing waits in fact, and every answer takes as long."""
-
-    def __init__(self, settings):
-        self.now = 1000.0
-        super().__init__(settings, lambda: self.now, lambda: 0.5)
-        self.rates = []  # after each answer of a picture
-
-    def exchange(self, reports, asked, part=""):
-        verdicts = super().exchange([report._replace(seconds=0.1) for report in reports], asked, part)
-        if reports:
-            self.rates += [one["adaptive"]["rate"] for one in self.progress().given.values()]
-        (verdict,) = verdicts.values() or [None]
-        if verdict is None:
-            return {}
-        self.now += sum(permission.wait_seconds for permission in verdict.permissions) or verdict.ask_again_seconds
-        permissions = tuple(permission._replace(wait_seconds=0.0) for permission in verdict.permissions)
-        return {name: verdict._replace(permissions=permissions, ask_again_seconds=0.0) for name in verdicts}
-
-
-@pytest.mark.parametrize("status", ["403 Forbidden", "429 Too Many Requests", "503 Slow Down"])
-def test_the_rate_grows_while_all_is_well_and_halves_at_the_first_refusal(tmp_path, status):
-    settings = network(limits={"requests_per_second": 5, "connections": 1, "adaptive": True})
-    numbers = itertools.count()
-
-    def refuses_one(sock, request):
-        if next(numbers) == 700:
-            send(sock, status)
-        else:
-            send(sock, body=b"no picture")
-
-    with MisbehavingServer(extra={"photo": refuses_one}) as server:
-        gate = CountingGate(settings)
-        facts = fetch([server.url("photo", "a.test") + f"/{n}" for n in range(720)], settings, tmp_path / "p", gate)
-    assert len(facts) == 720
-    rates = [rate for rate, _ in itertools.groupby(gate.rates)]
-    refused = next(place for place in range(1, len(rates)) if rates[place] < rates[place - 1])
-    assert rates[:refused] == [5.0 + step for step in range(refused)], "a fifth of the first rate a window"
-    assert rates[refused - 1] >= 11
-    assert rates[refused] == rates[refused - 1] / 2
-    assert all(5 / 8 <= rate <= 40 for rate in rates)

@@ -65,7 +65,7 @@ def write_sources(folder: Path, root: str) -> list[dict[str, Any]]:
     (folder / "shards").mkdir()
     with tarfile.open(folder / "shards/0.tar", "w") as tar:
         for place, photo in enumerate(PHOTOS[7:9]):
-            name = json.dumps({"name": NAMES[place]}).encode()
+            name = json.dumps({"name": NAMES[place], "url": f"http://origin.example.org/{place}.jpg"}).encode()
             for ending, content in (("jpg", photo.read_bytes()), ("txt", b"a shelf" * place), ("json", name)):
                 info = tarfile.TarInfo(f"{place}.{ending}")
                 info.size = len(content)
@@ -79,7 +79,7 @@ def write_sources(folder: Path, root: str) -> list[dict[str, Any]]:
     write_zip(folder / "gbif.zip", gbif_files(occurrences, media))
     columns = {"url": "link", "caption": "words", "taxon_scientific_name": "latin", "licence": "rights"}
     with_table = {"table": "list.tsv", "columns": {"file": "file", "caption": "words", "taxon_genus": "genus"}}
-    named = {"caption": "txt", "taxon_scientific_name": "json.name"}
+    named = {"caption": "txt", "taxon_scientific_name": "json.name", "url": "json.url"}
     here = {"domain": "food", "defaults": {"licence": "CC0-1.0"}}
     return [
         {"name": "web", "domain": "plant", "table": str(table), "columns": columns},
@@ -151,6 +151,17 @@ def test_the_catalogue_says_the_same(work: Path, samples: list[dict[str, Any]]) 
         for rank in (row["taxon_derived"] or "").split():
             assert row[f"taxon_{rank}"] == dict(view["taxon_ranks"])[rank]
             assert f"{rank} {row[f'taxon_{rank}']} (derived)" in "\n".join(describe_life(lives[row["sample_id"]]))
+
+
+def test_a_local_picture_is_found_by_where_it_lies_and_by_its_address(work: Path) -> None:
+    with open_reader(str(work)) as connection:
+        for row in rows_of(connection, "SELECT * FROM candidates WHERE source = 'shards'"):
+            (life,) = find_lives(connection, row["url"])
+            assert row["url"].startswith("http://origin.example.org/")
+            assert describe_life(*find_lives(connection, row["locator"])) == (told := describe_life(life))
+            assert f"on this machine: {row['locator']}" in (text := "\n".join(told))
+            assert row["sample_id"] in text
+            assert row["url"] in text
 
 
 def test_a_rank_that_the_name_states_arrives_and_is_marked(work: Path, samples: list[dict[str, Any]]) -> None:

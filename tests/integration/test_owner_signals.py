@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +22,6 @@ XMP_SAYS = "XMP plus:DataMining: DMI-PROHIBITED-AIMLTRAINING"
 C2PA_SAYS = "C2PA training-mining: ai_training=notAllowed"
 
 
-@contextmanager
-def serving_pictures() -> Iterator[tuple[str, list[str]]]:
-    """An address, and the names of the pictures that were asked for since the list was last emptied."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            name = self.path.strip("/").removesuffix(".jpg")
-            if name in PICTURES:
-                asked.append(name)
-            self.send_response(200 if name in PICTURES else 404)
-            self.end_headers()
-            self.wfile.write(PICTURES.get(name, b""))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def build(folder: Path, source: dict[str, Any], signals: list[str] | None) -> dict[str, tuple[str, str | None]]:
     """Outcome and detail of each picture by its name."""
     fetch = loopback(**({} if signals is None else {"consent_signals": signals})) | {"image": {"min_side_px": 16}}
@@ -67,36 +37,6 @@ def build(folder: Path, source: dict[str, Any], signals: list[str] | None) -> di
 
 
 REFUSED, OK = {"xmp": ("opted_out", XMP_SAYS), "c2pa": ("opted_out", C2PA_SAYS)}, ("ok", None)
-
-
-@pytest.mark.slow
-def test_the_signals_of_pictures_on_the_web(tmp_path: Path) -> None:
-    with serving_pictures() as (address, asked):
-        (tmp_path / "list.csv").write_text("url\n" + "".join(f"{address}/{name}.jpg\n" for name in PICTURES))
-        source = {"table": str(tmp_path / "list.csv"), "columns": {"url": "url", "caption": []}}
-
-        def build_and_ask(signals: list[str] | None, *wanted: str) -> dict[str, tuple[str, str | None]]:
-            found = build(tmp_path, source, signals)
-            assert sorted(asked) == sorted(wanted), signals
-            asked.clear()
-            return found
-
-        first = build_and_ask(None, *PICTURES)
-        assert first == {"plain": OK, "xmp": REFUSED["xmp"], "c2pa": OK}, "by default C2PA does not count"
-        assert build_and_ask(None) == first
-        # what was decided by the setting is asked for again when it changes, and nothing else is
-        assert build_and_ask([], "xmp") == {"plain": OK, "xmp": ("ok", XMP_SAYS), "c2pa": OK}
-        # what is stored is judged by what is known of it, without a request
-        assert build_and_ask(["iptc_data_mining"]) == first
-        assert build_and_ask([])["xmp"] == ("ok", XMP_SAYS)
-
-
-def test_c2pa_counts_where_it_is_named(tmp_path: Path) -> None:
-    with serving_pictures() as (address, _):
-        (tmp_path / "list.csv").write_text("url\n" + "".join(f"{address}/{name}.jpg\n" for name in PICTURES))
-        source = {"table": str(tmp_path / "list.csv"), "columns": {"url": "url", "caption": []}}
-        found = build(tmp_path, source, ["iptc_data_mining", "c2pa_training"])
-        assert found == {"plain": OK, **REFUSED}
 
 
 def test_the_signals_of_pictures_in_a_folder(tmp_path: Path) -> None:

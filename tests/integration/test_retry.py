@@ -236,11 +236,10 @@ def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
     assert set(outcomes(work).values()) == {"ok"}
 
 
-@pytest.mark.parametrize("workers", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 @pytest.mark.slow
-def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web, workers: str) -> None:
+def test_worker_processes_retry_into_identical_tables(tmp_path: Path, web: Web) -> None:
     tables = {}
-    for executor in ("inline", workers):
+    for executor in ("inline", "processes"):
         folder = tmp_path / executor
         folder.mkdir()
         web.mood = dict.fromkeys(map(str, range(7)), "5xx")
@@ -251,22 +250,7 @@ def test_all_executors_retry_into_identical_tables(tmp_path: Path, web: Web, wor
         assert main(["retry", str(folder / "work")]) == 0
         files = sorted([*folder.glob("work/tables/fetch/*.parquet"), *folder.glob("work/pool/*.tar")])
         tables[executor] = {path.name: path.read_bytes() for path in files}
-    assert tables["inline"] == tables[workers]
-
-
-@pytest.mark.slow
-def test_a_new_url_after_a_retry_is_all_that_is_fetched(tmp_path: Path, web: Web) -> None:
-    config = write_config(tmp_path, web)
-    web.mood = {"1": "5xx", "2": "5xx"}
-    assert main(["build", str(config), "--to", "fetch"]) == 0
-    web.mood = {"2": "5xx"}
-    assert main(["retry", str(tmp_path / "work")]) == 0
-    web.asked()
-    write_config(tmp_path, web, num=NUM + 1)
-    assert main(["build", str(config), "--to", "fetch"]) == 0
-    assert web.asked() == {str(NUM): 1}
-    found = outcomes(tmp_path / "work")
-    assert (found["1"], found["2"], len(found)) == ("ok", "http_5xx", NUM + 1)
+    assert tables["inline"] == tables["processes"]
 
 
 def test_the_stored_config_is_the_one_of_the_last_build(tmp_path: Path, web: Web) -> None:

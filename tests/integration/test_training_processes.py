@@ -247,82 +247,6 @@ def test_two_ranks_on_shards_without_an_index_go_on_at_a_shards_border(values: d
     assert re.match(r"[1-6] shards begin anew, and [0-9]{1,2} of their samples come again: /.*/0000[0-5].tar \(", note)
 
 
-@pytest.mark.slow
-def test_two_ranks_on_shards_of_others_resume_bit_for_bit(values: dict[str, Any], tmp_path: Path) -> None:
-    """Killed while it indexes and while it trains: the losses and weights of the run that nothing disturbed."""
-    whole, killed = _places(tmp_path, "whole", "killed")
-    for number in range(4):
-        samples = foreign_tars.tree_of_life_samples(30 * number, 30 * number + 30)
-        foreign_tars.write_tar(tmp_path / f"tars/{number:05d}.tar", samples)
-    text = {"use": "draw", "members": ["sci", "com"]}
-    of_shards = values["data"] | {"shards": str(tmp_path / "tars/{00000..00003}.tar"), "text": text}
-    whole_values = values | {"release": None, "data": of_shards | {"cache_dir": str(tmp_path / "a")}}
-    killed_values = values | {"release": None, "data": of_shards | {"cache_dir": str(tmp_path / "b")}}
-    _finish(_start(whole_values, whole, num_ranks=2))
-    process = _start(killed_values, killed, num_ranks=2)
-    deadline = time.monotonic() + 600
-    while not list((tmp_path / "b").glob("index/*/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    kill([*below(process.pid), process.pid])
-    process.communicate(timeout=100)
-    process = _start(killed_values, killed, num_ranks=2)
-    _kill_after(process, killed, random.SystemRandom().randrange(2, NUM_STEPS // 2), signal.SIGKILL)
-    assert not (killed / "run" / "summary.json").exists()
-    assert _finish(_start(killed_values, killed, num_ranks=2)).startswith("finished: 24 steps")
-    _assert_same(whole, killed)
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
-
-
-@pytest.mark.slow
-def test_a_walk_over_kills_numbers_of_processes_and_other_commands(
-    undropped: dict[str, Any], alone: Path, tmp_path: Path
-) -> None:
-    """What may change changes no loss; what may not is refused; other commands leave the run as it is."""
-    draw, values = random.Random(20), undropped
-    (walked,) = _places(tmp_path, "walked")
-    other, data, run, hub, vectors = (tmp_path / name for name in ("other", "data", "walked/run", "hub", "a.parquet"))
-    writer.write_work_folder(other, writer.drawn_samples(106, 0), shard_size=19)
-    shutil.copytree(Path(values["release"]) / "releases/toy-0001", data)
-
-    def refused(*arguments: str, code: int = 2) -> None:
-        before = _content(run)
-        assert main([str(argument) for argument in arguments]) == code, arguments
-        assert _content(run) == before
-
-    def other_data() -> None:
-        refused("train", str(walked / "run.yaml"), "--release", str(other))
-
-    def exported() -> None:
-        refused("export", str(run), str(hub), "--format", "huggingface", code=0)
-        refused("export", str(run), str(run / "model.pt"))
-
-    def imported() -> None:
-        refused("import", str(next((run / "checkpoints").glob("step-*"))), str(run))
-
-    def embedded() -> None:
-        """A table of other weights, or of a release that lost a sample, is not taken for this one."""
-        given = ["embed", str(data), "--model", str(run), "--out", str(vectors)]
-        refused(*given, code=2 if vectors.exists() else 0)
-
-    for step, num_ranks in zip((4, 13), draw.sample((1, 2), 2), strict=True):
-        _kill_after(_start(values, walked, num_ranks=num_ranks), walked, step + draw.randrange(3), signal.SIGKILL)
-        assert not (run / "summary.json").exists()
-        for action in draw.sample((other_data, exported, imported, embedded), 4):
-            action()
-    assert _finish(_start(values, walked, num_ranks=draw.choice((1, 2)))).startswith("finished: 24 steps")
-    for single, apart in zip(_lines(alone), _lines(walked), strict=True):
-        assert apart["loss"] == pytest.approx(single["loss"], abs=2e-3)
-    vectors.unlink(missing_ok=True)
-    vectors.with_name("a.parquet.made.json").unlink(missing_ok=True)
-    embedded()
-    shutil.rmtree(data)
-    shutil.copytree(other / "releases/toy-0001", data)
-    embedded()
-
-
 def _back_to(source: Path, target: Path, step: int) -> None:
     """A copy of a finished run as it stood after the checkpoint of `step`."""
     shutil.copytree(source / "run", target / "run")
@@ -403,16 +327,6 @@ def test_broken_samples_of_every_rank_are_named_counted_and_limited(values: dict
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert err.count("4 broken samples, more than data.max_corrupt_samples = 3") >= 2, "both ranks stop, with one count"
-
-
-@pytest.mark.slow
-def test_a_users_mistake_under_torchrun_writes_nothing(values: dict[str, Any], tmp_path: Path) -> None:
-    (place,) = _places(tmp_path, "place")
-    process = _start(values | {"data": values["data"] | {"batch_size": 13}}, place, num_ranks=2)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode != 0
-    assert "data.batch_size 13 does not divide among 2 processes x 1 micro-batches" in err
-    assert not (place / "run").exists()
 
 
 @pytest.mark.slow

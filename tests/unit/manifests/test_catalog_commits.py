@@ -359,20 +359,6 @@ def test_what_is_no_catalogue_is_not_taken_for_a_lock(tmp_path: Path, content: b
         open_reader(str(workdir))
 
 
-def test_a_damaged_catalogue_is_named(tmp_path: Path) -> None:
-    with Catalog.open(str(tmp_path)) as catalog:
-        catalog.open_stage("ingest", "v1", {})
-    path = tmp_path / CATALOG_FILE
-    content = bytearray(path.read_bytes())
-    for place in range(4096 * 3, len(content), 500):
-        content[place] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(IntegrityError, match=r"catalog\.duckdb"):
-        Catalog.open(str(tmp_path))
-    with pytest.raises(IntegrityError, match=r"catalog\.duckdb"):
-        open_reader(str(tmp_path))
-
-
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):

@@ -136,19 +136,6 @@ def test_crawl_delay_slows_a_host_unless_the_config_names_it():
         assert ask(g, host).ask_again_seconds == pytest.approx(pause, abs=0.02)
 
 
-@pytest.mark.parametrize("delay", [121.0, 3600.0, 1e9, float("inf")])
-def test_a_crawl_delay_beyond_the_patience_closes_the_host_after_one_request(delay):
-    g, clock = gate(limits={"requests_per_second": 10, "connections": 9})
-    g.exchange([HostReport("a", 0, "unused", min_gap_seconds=delay)], {})
-    assert len(ask(g, num=5).permissions) == 1
-    clock.now += 60
-    verdict = ask(g, num=5)
-    assert verdict.permissions == ()
-    assert verdict.ask_again_seconds > 120
-    assert verdict.closed_because == (f"host wants {delay:g} s between requests (Crawl-delay), the patience is 120 s")
-    assert ask(g, "b").permissions
-
-
 @pytest.mark.parametrize(
     ("delay", "changes"),
     [

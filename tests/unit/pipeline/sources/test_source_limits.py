@@ -23,7 +23,7 @@ import pytest
 from manifests.errors import ConfigError
 from manifests.untrusted import BrokenTarError, tar_members
 from pipeline.sources import archive
-from pipeline.sources.reading import check_source, digest_inputs, read_rows
+from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 
 META = """<archive xmlns="http://rs.tdwg.org/dwc/text/"><core rowType="Occurrence" encoding="{encoding}"
@@ -456,12 +456,6 @@ def test_a_broken_or_huge_archive_is_named(change: Callable[[bytes], bytes], mes
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ConfigError, match=message):
         archive.read_archive(str(path), "here")
-
-
-def test_the_digest_is_that_of_the_shards_that_are_read(tmp_path: Path) -> None:
-    (tmp_path / "0.tar").write_bytes(sample("a") + END)
-    (tmp_path / "0_stats.json").write_text(json.dumps({}))
-    assert digest_inputs(shards(tmp_path), lambda path: Path(path).name) == ["0.tar:0.tar"]
 
 
 def test_many_broken_records_are_read_together(tmp_path: Path) -> None:

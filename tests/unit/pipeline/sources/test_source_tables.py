@@ -405,11 +405,6 @@ def test_a_table_that_is_not_there(tmp_path: Path, name: str) -> None:
         check_source(source(tmp_path / name))
 
 
-def test_a_folder_without_tables(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such table"):
-        table(source(tmp_path)).files()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
@@ -473,27 +468,12 @@ def test_a_comma_in_a_header_of_semicolons_is_part_of_a_name(tmp_path: Path) -> 
     assert not malformed
 
 
-@pytest.mark.parametrize("content", [b"url,caption\nu,K\xf6ln\nv,c\nw,\xc3\xa9\n", b"url,caption\nu,a\xff\nv,c\nw,d\n"])
-def test_a_row_that_is_no_text_in_a_table_of_utf8_is_malformed(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.csv"
-    path.write_bytes(content)
-    rows, _, malformed = read(source(path))
-    assert [row["url"] for row in rows] == ["v", "w"]
-    assert [number for number, _ in malformed] == [0]
-
-
 def test_semicolons_in_captions_do_not_make_them_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("url,caption\nu,a; b; c\nv,d; e; f\nw,g; h; i\n", encoding="utf-8")
     rows, _, malformed = read(source(path))
     assert [row["caption"] for row in rows] == ["a; b; c", "d; e; f", "g; h; i"]
     assert not malformed
-
-
-def test_a_workbook_is_named_with_its_cure(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ConfigError, match=r"a\.xlsx is an Excel workbook; save the sheet as `CSV UTF-8`"):
-        check_source(source(tmp_path / "a.xlsx"))
 
 
 def test_mapped_columns_each_once() -> None:

@@ -118,11 +118,6 @@ def test_epochs_by_domain_default_to_one() -> None:
     assert [quota.num_samples for quota in quotas] == [600, 200]
 
 
-def test_a_domain_none_of_which_was_kept() -> None:
-    with pytest.raises(ConfigError, match="no sample of the domain general is left"):
-        plan_quotas(settings(), {"plant": 3, "general": 1}, {"plant": 5})
-
-
 def test_sources_with_weights_are_strata_of_their_own() -> None:
     given = settings(
         sources={"plant": {"gbif": 3, "herbaria": 1}}, heldout={"num_samples": {"plant": 10, "general": 5}}

@@ -266,17 +266,6 @@ def test_a_copy_of_a_flat_picture_that_was_taken_down_goes_too(tmp_path: Path) -
     assert {name: row["reason"] for name, row in found.items()} == {"a": "takedown", "b": "takedown", "c": None}
 
 
-def test_a_blown_up_copy_does_not_replace_its_original(tmp_path: Path) -> None:
-    """Both are stored at one size, where the original has more detail, and so more bytes."""
-    stored = {"stored_width_px": 256, "stored_height_px": 256}
-    samples = [
-        sample("original", phash=7, width_px=400, height_px=400, **stored, length=30_000),
-        sample("blown up", phash=7, width_px=600, height_px=600, **stored, length=28_000),
-    ]
-    found, _ = run_decide(tmp_path, samples)
-    assert [name for name, row in found.items() if row["keep"]] == ["original"]
-
-
 def test_a_copy_blown_up_to_more_stored_pixels_does_not_either(tmp_path: Path) -> None:
     """Both are smaller than what is stored, so the copy has more pixels and more bytes, and less detail."""
     samples = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 
 import open_clip
@@ -11,8 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from training.cli import main
-from training.config import read_train_settings
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.build import build_model
 from training.model.dalip import DalipModel
@@ -54,27 +51,6 @@ def test_open_clips_zero_shot_classifier_gets_a_tensor(model: DalipModel) -> Non
         model, model.tokenizer, ["oak", "iris"], [lambda name: f"a photo of {name}."], device="cpu"
     )
     assert classifier.shape == (48, 2)
-
-
-def test_clip_weights_load_and_what_is_new_is_listed(tmp_path: Path) -> None:
-    path = architecture(tmp_path, "defects-weights")
-    plain = build_model(ModelSettings(preset="clip", architecture=path))
-    torch.save(plain.clip.state_dict(), tmp_path / "clip.pt")
-    for preset in PRESETS:
-        model = build_model(ModelSettings(preset=preset, architecture=path, pretrained=str(tmp_path / "clip.pt")))
-        assert all(torch.equal(a, b) for a, b in zip(model.clip.parameters(), plain.clip.parameters(), strict=True))
-        branches = {name for name, _ in model.named_parameters() if not name.startswith("clip.")}
-        assert set(model.new_parameters) == branches
-        assert branches
-
-
-def test_the_image_tower_locks_and_its_branch_still_learns(model: DalipModel) -> None:
-    model.lock_image_tower()
-    model.lock_image_tower()
-    output = model.train()(torch.randn(4, 3, 32, 32), model.tokenizer(["a", "b", "c", "d"]))
-    (output["image_second_order"] @ torch.linspace(-1, 1, 48)).sum().backward()
-    assert all(parameter.grad is None for parameter in model.clip.visual.parameters())
-    assert all(parameter.grad is not None for parameter in model.image_branch.parameters())
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14"])
@@ -128,17 +104,3 @@ def test_forward_moves_nothing_between_devices(model: DalipModel) -> None:
     assert {value.device.type for value in output.values()} == {"meta"}
     assert {part.device.type for part in [*model.parameters(), *model.buffers()]} == {"meta"}
     assert isinstance(model, nn.Module)
-
-
-def test_there_is_a_licence_and_a_trainer_with_config_data_and_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
-    """What the release lacks altogether; that these work is for the tests of the loop to show."""
-    root = Path(__file__).parents[4]
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["license"] == "Apache-2.0"
-    assert "Apache License" in (root / "LICENSE").read_text(encoding="utf-8")
-    for command in ("train", "eval"):
-        with pytest.raises(SystemExit) as end:
-            main([command, "--help"])
-        assert end.value.code == 0
-        assert "CONFIG" in capsys.readouterr().out
-    assert read_train_settings(str(root / "configs/training/demo.yaml")).model.preset == "dalip"

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError
 from training.cli import main
 from training.data.images import EvalView, normalise
 from training.evaluation.encoder import Encoder
@@ -24,7 +24,6 @@ from training.model.build import build_model, load_hugging_face, load_released
 from training.model.dalip import DalipModel
 from training.model.loss import LossSettings
 from training.model.presets import ModelSettings
-from training.record.checkpoint import begin_with
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
@@ -136,17 +135,6 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -
         weights.read_state(tmp_path / "z.pt")
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w').close()",)
-
-    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.pt")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        weights.read_state(tmp_path / "bomb.pt")
-    assert not (tmp_path / "ran").exists()
-
-
 def picture(size: int) -> Image.Image:
     return Image.effect_mandelbrot((size, size), (-2, -1.5, 1, 1.5), 40).convert("RGB")
 
@@ -230,19 +218,6 @@ def test_an_export_over_another_leaves_nothing_of_it(tmp_path: Path) -> None:
     assert {name.partition(".")[0] for name in again.new_parameters} == {"image_branch", "text_branch"}
 
 
-def test_preprocessing_travels_with_the_weights(tmp_path: Path) -> None:
-    path = tiny(tmp_path, "preprocessing")
-    model = build_model(ModelSettings(architecture=path))
-    model.clip.visual.preprocess_cfg |= {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
-    exports.export_hugging_face(model, tmp_path / "hub")
-    for loaded in (
-        load_hugging_face(tmp_path / "hub"),
-        build_model(ModelSettings(architecture=path, pretrained=str(tmp_path / "hub"))),
-    ):
-        given = loaded.preprocess_settings
-        assert (list(given.mean), list(given.std), given.interpolation) == ([0.5] * 3, [0.5] * 3, "bilinear")
-
-
 def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Path) -> None:
     path = tiny(tmp_path, "start")
     model = build_model(ModelSettings(architecture=path))
@@ -273,16 +248,6 @@ def test_a_start_from_a_folder_or_own_checkpoint_names_what_is_new(tmp_path: Pat
         build_model(
             ModelSettings(architecture=str(tmp_path / "start-wider.json"), pretrained=str(tmp_path / "plain.pt"))
         )
-
-
-def test_weights_of_another_text_width_are_refused_in_one_line(tmp_path: Path) -> None:
-    exports.export_open_clip(
-        build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "plain"))), tmp_path / "a.pt"
-    )
-    config = json.loads((tmp_path / "plain.json").read_text())
-    (tmp_path / "wide.json").write_text(json.dumps(config | {"text_cfg": config["text_cfg"] | {"width": 64}}))
-    with pytest.raises(ConfigError, match=r"^\S*a\.pt: does not fit \S*wide\.json, \d+ of \d+ tensors differ: .*$"):
-        build_model(ModelSettings(architecture=str(tmp_path / "wide.json"), pretrained=str(tmp_path / "a.pt")))
 
 
 def test_weights_of_another_activation_are_refused_with_the_architecture_to_take(tmp_path: Path) -> None:
@@ -470,15 +435,3 @@ def test_a_folder_without_weights_is_named_in_one_line(tmp_path: Path) -> None:
         (folder / name).unlink()
     with pytest.raises(ConfigError, match=r"open_clip_model.safetensors: no such checkpoint file$"):
         build_model(ModelSettings(architecture=str(folder), pretrained=str(folder)))
-
-
-def test_the_weights_of_a_run_are_whole_and_final(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"identity": {"releases": {}}}))
-    with pytest.raises(ConfigError, match=r"this run is not finished; run it to its end, or name one of its"):
-        begin_with(str(tmp_path))
-    torch.save({"state_dict": {}}, tmp_path / "model.pt")
-    (tmp_path / "summary.json").write_text(json.dumps({"steps": 1, "model_sha256": "0"}))
-    with pytest.raises(IntegrityError, match="damaged or replaced"):
-        begin_with(str(tmp_path))
-    assert begin_with("openai") == "openai"
-    assert begin_with(None) is None

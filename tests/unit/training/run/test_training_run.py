@@ -118,22 +118,6 @@ def test_another_config_is_refused_until_told(config: dict[str, Any], monkeypatc
     assert train(make_settings(config, seed=1), resume=False)[0]["steps"] == 6
 
 
-def test_training_anew_leaves_nothing_of_the_old_run_but_what_others_put_there(
-    config: dict[str, Any], finished: Finished
-) -> None:
-    folder = finished(config)
-    old = [folder / "eval" / "heldout-toy-0001.json", folder / "eval" / "heldout-toy-0001.png",
-           folder / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
-    (folder / "eval").mkdir()
-    figures = dict.fromkeys(("weights", "model", "preset", "sets", "groups"))
-    for path in (*old, folder / "notes.txt"):
-        path.write_text(json.dumps(figures))
-    train(make_settings(config, seed=1), resume=False)
-    assert not any(path.exists() for path in old)
-    assert not (folder / "eval").exists()
-    assert (folder / "notes.txt").exists()
-
-
 def test_another_release_is_refused(
     config: dict[str, Any], writer: ModuleType, tmp_path: Path, finished: Finished
 ) -> None:
