@@ -8,7 +8,6 @@ rounds failed, the newest failure counts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,8 @@ from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext
 from pipeline.stages.fetch_rounds import last_round, recipe_of
 
+_OUTCOMES = tuple(sorted(outcome.value for outcome in PASSING))
+
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add `retry` to the command line."""
@@ -35,44 +36,22 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         commands,
         "retry",
         "ask again for the pictures that failed for a reason that may pass",
-        "plantmix retry data/demo --outcome read_timeout --outcome http_5xx\n"
-        "then:    plantmix build configs/pipeline/demo.yaml",
+        "plantmix retry data/demo\nthen:    plantmix build configs/pipeline/demo.yaml",
         reads="catalogue and tables of the work folder, and the web, politely",
         writes="pictures and facts of this round in the same work folder; the next build takes them up",
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
-    parser.add_argument(
-        "--outcome",
-        action="append",
-        metavar="NAME",
-        help="only rows that ended so; may be given again (default: all that may pass)",
-    )
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    outcomes = check_outcomes(args.outcome)
     if not Path(storage.join(args.dir, CATALOG_FILE)).is_file():
         raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
     stop = StopRequests()
     with stop.listening(), Catalog.open(args.dir) as catalog:
-        round_done = run_round(Runner(last_config(catalog), FLOW, catalog, stop), catalog, outcomes)
-    print_lines(describe_round(round_done, outcomes))
+        round_done = run_round(Runner(last_config(catalog), FLOW, catalog, stop), catalog)
+    print_lines(describe_round(round_done))
     return 0
-
-
-def check_outcomes(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The outcomes to ask again for, sorted; all that may pass when none is named.
-
-    Raises: ConfigError for one that is unknown or final.
-    """
-    passing = sorted(outcome.value for outcome in PASSING)
-    for name in names or ():
-        if name not in passing:
-            is_outcome = name in [outcome.value for outcome in Outcome]
-            why = why_final(Outcome(name)) if is_outcome else "is no outcome"
-            raise ConfigError(f"--outcome {name} {why}; what may be retried: {', '.join(passing)}")
-    return tuple(sorted(set(names or passing)))
 
 
 def why_final(outcome: Outcome) -> str:
@@ -93,16 +72,16 @@ class RoundDone:
     after: StageRecord
 
 
-def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> RoundDone:
+def run_round(runner: Runner, catalog: Catalog) -> RoundDone:
     """Run one round, or the rest of one that was interrupted."""
     number, recipe = 0, ""
 
     def begin(context: BuildContext, before: StageRecord) -> bool:
         nonlocal number, recipe
         recipe = recipe_of(context.config.fetch.image)
-        if not catalog.rounds.find_open(recipe) and not num_of(before, outcomes):
+        if not catalog.rounds.find_open(recipe) and not num_of(before):
             return False
-        context.fetch_round = catalog.rounds.begin(recipe, outcomes, after=last_round(context))
+        context.fetch_round = catalog.rounds.begin(recipe, _OUTCOMES, after=last_round(context))
         number = context.fetch_round.number
         return True
 
@@ -115,27 +94,24 @@ def run_round(runner: Runner, catalog: Catalog, outcomes: Sequence[str]) -> Roun
     return RoundDone(number, sum(part.funnel.num_in for part in asked if part.funnel), before, after)
 
 
-def num_of(stage: StageRecord, outcomes: Sequence[str]) -> int:
-    """How many rows of a fetch stage ended with one of the outcomes."""
-    return sum(stage.funnel.reasons.get(name, 0) for name in outcomes)
+def num_of(stage: StageRecord) -> int:
+    """How many rows of a fetch stage ended for a reason that may pass."""
+    return sum(stage.funnel.reasons.get(name, 0) for name in _OUTCOMES)
 
 
-def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
+def describe_round(done: RoundDone) -> list[str]:
     """What a round changed, outcome by outcome, as lines that a person reads."""
     before, after = done.before, done.after
     if not done.number:
-        which = "a reason that may pass" if len(outcomes) == len(PASSING) else " or ".join(outcomes)
-        nothing = f"nothing to retry: of {before.funnel.num_in:,} rows none failed for {which}"
+        nothing = f"nothing to retry: of {before.funnel.num_in:,} rows none failed for a reason that may pass"
         failed = sorted(before.funnel.reasons.items(), key=lambda item: (-item[1], item[0]))
-        rest = [(name, num) for name, num in failed if num and name not in outcomes]
-        return [nothing, *(f"  {num:,} {name}: {_why_not(Outcome(name))}" for name, num in rest)]
+        rest = [(name, num) for name, num in failed if num]
+        return [nothing, *(f"  {num:,} {name}: {why_final(Outcome(name))}" for name, num in rest)]
     was, now = ({"ok": stage.funnel.num_kept, **stage.funnel.reasons} for stage in (before, after))
     names = ["ok", *sorted((was.keys() | now.keys()) - {"ok"}, key=lambda name: (-was.get(name, 0), name))]
-    rows = [
-        (name, was.get(name, 0), now.get(name, 0), _what_was_done(name, outcomes, was.get(name, 0))) for name in names
-    ]
+    rows = [(name, was.get(name, 0), now.get(name, 0), _what_was_done(name, was.get(name, 0))) for name in names]
     follow = "run `plantmix build` with the same configuration: later stages take up the change"
-    num_taken = num_of(before, outcomes) - done.num_asked
+    num_taken = num_of(before) - done.num_asked
     return [
         f"round {done.number}: asked again for {done.num_asked:,} rows, {now['ok'] - was['ok']:,} more pictures",
         *([f"{num_taken:,} more were not asked: {TAKEDOWNS_FILE} says that they stay out"] if num_taken > 0 else []),
@@ -146,11 +122,7 @@ def describe_round(done: RoundDone, outcomes: Sequence[str]) -> list[str]:
     ]
 
 
-def _what_was_done(name: str, outcomes: Sequence[str], num_before: int) -> str:
+def _what_was_done(name: str, num_before: int) -> str:
     if name == "ok" or not num_before:
         return ""
-    return "asked again" if name in outcomes else f"not asked: {_why_not(Outcome(name))}"
-
-
-def _why_not(outcome: Outcome) -> str:
-    return "not named by --outcome" if outcome.passing else why_final(outcome)
+    return "asked again" if name in _OUTCOMES else f"not asked: {why_final(Outcome(name))}"

@@ -145,7 +145,7 @@ def test_the_command_line_is_frozen() -> None:
         "explain": ["--json", "dir", "what"],
         "query": ["--format", "--json", "--memory-gb", "--seconds", "dir", "sql"],
         "browse": ["--evaluation", "--model", "--port", "--search", "dir"],
-        "retry": ["--outcome", "dir"],
+        "retry": ["dir"],
         "verify": ["--deep", "--json", "dir"],
         "repair": ["--yes", "config", "dir"],
         "preview": ["--json", "--num", "config"],

@@ -135,7 +135,7 @@ def make_work_folder(folder: Path, num_rows: int) -> None:
                 path = f"tables/{stage}/{table}-{at:03d}.parquet"
                 stop = min(num_rows, start + PART_ROWS)
                 rows = connection.sql(
-                    f"SELECT {columns} FROM range({start}, {stop}) t(i) {ROWS.get(table, '')} ORDER BY i"
+                    f"SELECT {columns} FROM range({start}, {stop}) t(i) {ROWS.get(table, '')} ORDER BY sample_id"
                 ).to_arrow_table()
                 for field in schema:
                     if field.name not in rows.column_names:
