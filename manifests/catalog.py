@@ -1,8 +1,8 @@
 """The catalogue: which parts exist, which stage versions are sealed, where everything lies.
 
 It is one DuckDB file in the work folder. While one process writes it, no other can open it (DuckDB 2.0). So only the
-driver opens it, and twice a second leaves a small `status.json` beside it for `plantmix status`. The files it can be
-rebuilt from lie beside it too (catalog_file.py). Readers use manifests/reader.py.
+driver opens it, and twice a second leaves a small `status.json` beside it for `plantmix status`. It can be made again
+from files beside it (catalog_file.py). Readers use manifests/reader.py.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     @classmethod
     def open(cls, workdir: str) -> Catalog:
-        """Open (or make) the catalogue of a work folder for writing. One in a store gets a local folder.
+        """Open (or make) the catalogue of a work folder for writing. A folder in a store gets a local one.
 
         Raises: ConfigError when the folder cannot be written; RunError when another build holds it; IntegrityError when
             the catalogue is gone, damaged or not the one of this folder.
@@ -73,7 +73,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         if address is None:
             if signs := sorted(set(workdir) & set("*?[\\")):
                 raise ConfigError(
-                    f"{workdir}: the path of a work folder cannot hold {' '.join(signs)}, which DuckDB takes for a "
+                    f"{workdir}: the path of a work folder cannot contain {' '.join(signs)}, which DuckDB takes for a "
                     "pattern; choose another folder, or rename this one"
                 )
             storage.make_folder(workdir)
@@ -108,9 +108,9 @@ class Catalog(AbstractContextManager["Catalog"]):
     # ---- inputs
 
     def input_sha256(self, path: str, name: str | None = None) -> str:
-        """Hash of the content of an input file. The file is read again only when its stamp is another one.
+        """Hash of the content of an input file. The file is read again only when its stamp has changed.
 
-        It is kept under `name`, or else under the path without its secrets.
+        The hash is kept under `name`, or else under the path without its secrets.
         """
         return self.stamps.sha256_of(path, name or hide_secrets(path))
 
@@ -165,7 +165,7 @@ class Catalog(AbstractContextManager["Catalog"]):
             self._connection.execute("INSERT OR REPLACE INTO current_stages VALUES (?, ?)", [stage, fingerprint])
 
     def name_anew(self, stage: str, before: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
-        """Give a version that was begun the name of what its inputs turned out to be; its parts go with it."""
+        """Rename a version that was begun, when all its inputs are known; its parts go with it."""
         if before == fingerprint:
             return
         self.open_stage(stage, fingerprint, identity)
@@ -218,7 +218,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         return self._in_order(rows)
 
     def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
-        """Every committed part of a recipe, or of all; whatever the stage version, oldest first."""
+        """Every committed part with this `reuse_key` (None: any), of all versions of the stage, oldest first."""
         rows = self._connection.sql(
             "SELECT part_key FROM parts WHERE stage = $1 AND step = $2 AND ($3 IS NULL OR reuse_key = $3) "
             "ORDER BY committed_at, part_key",
@@ -388,7 +388,7 @@ class Catalog(AbstractContextManager["Catalog"]):
                 write_snapshot(self._connection, self.workdir)
 
     def _insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Insert rows by the names of their columns, which all have; many in one statement, which costs as one does."""
+        """Insert rows that all have the same columns. A statement of many rows costs as much as one of one row."""
         for some in (rows[start : start + _ROWS_A_STATEMENT] for start in range(0, len(rows), _ROWS_A_STATEMENT)):
             names = list(some[0])
             places = ", ".join([f"({', '.join('?' * len(names))})"] * len(some))

@@ -22,8 +22,8 @@ from manifests.remote.patience import read_if_there
 
 KINDS = ("url", "owner", "id")
 WHEN_GONE = (
-    f"take {TAKEDOWNS_FILE} from a backup, or write it anew by the takedowns in each release.json; an empty file says "
-    "that nothing is to stay out"
+    f"restore {TAKEDOWNS_FILE} from a backup, or write it again from the takedowns in each release.json; an empty "
+    "file says that nothing was taken down"
 )
 
 
@@ -31,7 +31,7 @@ WHEN_GONE = (
 class Entry:
     """One thing that must stay out: an address, an owner, or a sample id or image sha256.
 
-    Texts are held without secrets of addresses, as all tables hold them.
+    The texts hold no secrets of addresses, as in all tables.
     """
 
     by: str
@@ -41,7 +41,7 @@ class Entry:
     def __post_init__(self) -> None:
         for name in ("value", "reason"):
             text = getattr(self, name)
-            if isinstance(text, str):  # a list written by hand may hold anything; `read_list` judges it
+            if isinstance(text, str):  # a list written by hand may hold anything; `read_list` checks it
                 object.__setattr__(self, name, hide_secrets(text))
 
     @property
@@ -53,11 +53,11 @@ class Entry:
 def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:
     """What must stay out of builds. `ask` gives the rows of a query to the catalogue.
 
-    Raises: ConfigError as `read_list`, also when an earlier command has seen a list here that is gone.
+    Raises: ConfigError as `read_list`, and when a list that an earlier command read is gone.
     """
     path = storage.join(workdir, TAKEDOWNS_FILE)
     if ask(f"SELECT 1 FROM inputs WHERE path = '{TAKEDOWNS_FILE}'") and not Path(path).is_file():
-        raise ConfigError(f"{path}: gone, and with it what must stay out; {WHEN_GONE}")
+        raise ConfigError(f"{path}: gone, so what must stay out is not known; {WHEN_GONE}")
     return read_list(workdir)
 
 
@@ -122,7 +122,7 @@ def judge_takedowns(sql: Any, entries: Sequence[Entry]) -> None:
 
 
 def find_named(sql: Any, entries: Sequence[Entry]) -> None:
-    """Make the table `named`: of every row of candidates and facts that an entry names, its sample_id and the entry."""
+    """Make the table `named`: sample_id and entry for each row of candidates and facts that an entry names."""
     rows = [{"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason} for entry in entries]
     sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
     matches = " UNION ALL ".join(
@@ -131,5 +131,5 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
         for by, columns in _KEYS.items()
         for table, column in columns
     )
-    nothing = "SELECT NULL::VARCHAR AS sample_id, * FROM takedown_list"  # no reading of tables for an empty list
+    nothing = "SELECT NULL::VARCHAR AS sample_id, * FROM takedown_list"  # an empty list reads no table
     sql.execute(f"CREATE TABLE named AS {matches if rows else nothing}")

@@ -1,11 +1,11 @@
-"""Make the index: what the pages ask of millions of images, in a form that answers at once.
+"""Make the index, from which the pages answer at once for millions of images.
 
 Reads every table once and deals its rows out by sample id into parts, so that a part is joined in little memory.
 Writes two files into a folder:
 
 - `images.duckdb`: `images`, one narrow row an image; `taxa`.
   `place` counts the images by sample id. The rows of a part lie together, so a look-up reads one part.
-- `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). Written last: with it, all is there.
+- `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). An index is whole when it has this.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ FACETS = (
 
 LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not listed on a page
 
-PART_IMAGES = 500_000  # are joined at a time; more take more memory, fewer more time
+PART_IMAGES = 500_000  # that are joined at a time: more take more memory, fewer take more time
 DEALT_FOLDER = "dealt"
 
 # What the index takes from each table.
@@ -102,7 +102,7 @@ _FROM_WORK_FOLDER = """
         c.domain, c.source, f.outcome, coalesce(t.licence_id, c.licence) AS licence,
         coalesce(t.class, c.taxon_class) AS class, coalesce(t.family, c.taxon_family) AS family,
         f.width_px, f.height_px, t.language, f.host, p.split, d.evaluation_set AS evaluation, {scores}
-        coalesce(t.text, c.caption, '') AS text, coalesce(c.caption, '') AS given,
+        coalesce(t.text, c.caption, '') AS text, coalesce(c.caption, '') AS source_caption,
         coalesce(t.taxon_name, c.taxon_scientific_name, '') AS taxon,
         concat_ws(' ', c.taxon_kingdom, c.taxon_phylum, c.taxon_class, c.taxon_order, c.taxon_family, c.taxon_genus,
             c.taxon_species, c.taxon_scientific_name, c.taxon_vernacular_name, t.taxon_name) AS lineage,
@@ -121,7 +121,7 @@ _FROM_RELEASE = """
     SELECT sample_id, 'packed' AS stage, '' AS reason, domain, source, 'ok' AS outcome,
         licence_id AS licence, taxon_class AS class, taxon_family AS family, width_px, height_px,
         language, regexp_extract(url, '^[a-z]+://([^/:?#]+)', 1) AS host, split, '' AS evaluation,
-        coalesce(text, caption, '') AS text, coalesce(caption, '') AS given,
+        coalesce(text, caption, '') AS text, coalesce(caption, '') AS source_caption,
         coalesce(taxon_scientific_name, '') AS taxon,
         concat_ws(' ', taxon_kingdom, taxon_phylum, taxon_class, taxon_order, taxon_family, taxon_genus,
             taxon_species, taxon_scientific_name, taxon_vernacular_name) AS lineage,
@@ -132,7 +132,8 @@ _FROM_RELEASE = """
 """
 _IMAGES = f"""
     SELECT place, sample_id, left(text, {SHOWN_CHARS}) AS caption,
-        lower(left(CASE WHEN text = given THEN text ELSE text || ' ' || given END, {SEARCHED_CHARS})) AS words,
+        lower(left(CASE WHEN text = source_caption THEN text ELSE text || ' ' || source_caption END,
+            {SEARCHED_CHARS})) AS words,
         taxon, left(value, 200) AS value, left(threshold, 200) AS threshold,
         other, distance, phash, width_px, height_px, pool_file, pool_offset, pool_length, shard, key, jpg_offset,
         jpg_length, stage, reason, outcome, domain, source, split
@@ -190,7 +191,7 @@ def _paths(snapshot: Snapshot, table: str) -> list[str]:
 def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) -> str:
     """What to select the rows of a table from, with the number of their `part`.
 
-    Ids are hexadecimal and even, so parts of equal ranges of ids are about equal.
+    Ids are hashes, so equal ranges of ids make parts of about equal size.
     """
     taken = _TAKEN[table]
     nothing = f"(SELECT sample_id::UUID AS sample_id, {taken}, 0 AS part FROM {table} LIMIT 0)"
@@ -222,7 +223,7 @@ def _add_part(sql: Any, query: str, ids: str, start: int, coded: Sequence[_Coded
     )
     columns = ", ".join(f'{_expression(one.facet)} AS "{one.facet.name}"' for one in coded)
     names = ", ".join(f'"{one.facet.name}"' for one in coded)
-    others = "text, given, taxon, value, threshold, other, distance, phash, width_px, height_px"
+    others = "text, source_caption, taxon, value, threshold, other, distance, phash, width_px, height_px"
     stored = "pool_file, pool_offset, pool_length, shard, key, jpg_offset, jpg_length"
     sql.execute(
         f"CREATE OR REPLACE TEMP TABLE joined AS SELECT place, sample_id, {others}, {stored}, {columns} "
@@ -255,7 +256,7 @@ class _Coded:
         self._codes[places] = np.array(numbers, kind)[coded.indices.to_numpy()]
 
     def column(self) -> tuple[pa.Field, pa.Array]:
-        """As a column of dictionary type, values in their own order; the field holds label and counts."""
+        """As a dictionary column with sorted values; the metadata of its field hold label and counts."""
         values = sorted(self._numbers)
         order = np.zeros(len(values), np.min_scalar_type(max(len(values) - 1, 0)))
         order[[self._numbers[value] for value in values]] = np.arange(len(values))

@@ -59,16 +59,16 @@ def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
         reads="RUNS, where given",
         writes="a table of runs to do",
     )
-    text = "names, comma-separated; not needed with --runs; with --keep only the new ones, whose shares are free"
+    text = "domains, comma-separated; with --keep: the new domains only; with --runs: may be left out"
     parser.add_argument("--domains", "--free", metavar="NAMES", help=text)
-    text = "a mixture of `plan choose`: its ratios stay and its share as a whole moves beside the --free domains"
+    text = "a mixture of `plan choose`, planned as one domain: the ratios within it stay as they are"
     parser.add_argument("--keep", metavar="MIXTURE", help=text)
     parser.add_argument("--budget", type=int, required=True, metavar="N", help="how many runs to propose")
-    parser.add_argument("--runs", metavar="RUNS", help="runs done already: new ones keep away from them")
+    parser.add_argument("--runs", metavar="RUNS", help="runs that are done: mixtures unlike theirs are proposed")
     _add_row_options(parser)
     text = "with --runs: put half of the budget where the optimum of these losses is most uncertain"
     parser.add_argument("--objective", action="append", metavar="LOSS=WEIGHT", help=text)
-    parser.add_argument("--replicates", type=int, metavar="N", help="runs of the budget that repeat a mixture")
+    parser.add_argument("--replicates", type=int, metavar="N", help="how many runs of the budget repeat a mixture")
     _add_limits(parser)
     parser.add_argument("--proxy-samples", metavar="N", help="samples seen by one proxy run")
     parser.add_argument("--out", required=True, metavar="DESIGN.csv", help="the list of runs for `dalip proxies`")
@@ -89,7 +89,7 @@ def _add_predict(steps: Commands[argparse.ArgumentParser]) -> None:
     example = "plantmix plan predict LAW.json MIXTURES.csv --out PRED.csv"
     parser = add_command(steps, "predict", about, example, reads="LAW.json and MIXTURES", writes="PRED.csv")
     parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
-    parser.add_argument("mixtures", metavar="MIXTURES", help="csv or parquet with a mix_<domain> column a domain")
+    parser.add_argument("mixtures", metavar="MIXTURES", help="csv or parquet with a column mix_<domain> a domain")
     parser.add_argument("--out", required=True, metavar="PRED.csv", help="the input with loss columns added")
     parser.set_defaults(func=_predict)
 
@@ -111,11 +111,11 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--constraint", action="append", metavar="LOSS<=LIMIT", help=text)
     _add_limits(parser)
     parser.add_argument("--max-epochs", action="append", metavar="DOMAIN=N", help="most passes over a domain's pool")
-    text = "take the mixture nearest to each pool's share of all data that costs at most so much of the objective"
+    text = "of all mixtures at most NATS worse than the best, take the nearest to the pools' shares of all data"
     parser.add_argument("--near-pools", metavar="NATS", help=text)
     text = (
-        "R* of the value of repeated samples (15.4 was measured on text); none: repetition costs nothing, "
-        "for proxy runs that were pool-matched"
+        "R*: after about how many passes repeated samples lose their value (15.4 was measured on text); "
+        "none: never, which fits pool-matched proxy runs"
     )
     parser.add_argument("--repetition-scale", default="15.4", metavar="R", help=text)
     parser.add_argument(
@@ -123,7 +123,7 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
     parser.add_argument("--plot", metavar="FILE", help="draw the choice: a picture (.png) or a page (.html)")
-    text = "write a mixture of a law that fails its held-out test, or of more passes than a law was shown to hold for"
+    text = "write the mixture even if the law fails its held-out test or was not tested for so many passes"
     parser.add_argument("--accept-untrusted", action="store_true", help=text)
     parser.set_defaults(func=_choose)
 
@@ -170,9 +170,9 @@ def _design(args: argparse.Namespace) -> int:
 
 
 def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[str, ...], Groups]:
-    """The domains to plan, of the runs or as named, and what they stand for where a mixture is kept.
+    """The domains to plan, and the groups of domains that keep their ratio.
 
-    Raises: ConfigError when neither or both are there and differ, or a name stands twice.
+    Raises: ConfigError when no domains are named, when the runs have others, or when one is named twice.
     """
     named = tuple(name.strip() for name in (args.domains or "").split(",") if name.strip())
     twice = sorted({name for name in named if named.count(name) > 1})
@@ -181,11 +181,9 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
     if table is not None:
         of_runs = expand_domains(table.domains, table.groups)
         if args.keep:
-            raise ConfigError(
-                "--keep: the runs of --runs say already which domains keep their ratio; give one of the two"
-            )
+            raise ConfigError("--keep: the table of --runs says which domains keep their ratio; leave --keep out")
         if named and set(named) != set(of_runs):
-            raise ConfigError(f"--domains {args.domains}: the runs have {', '.join(of_runs)}")
+            raise ConfigError(f"--domains {args.domains}: the runs have {', '.join(of_runs)}; leave --domains out")
         return table.domains, table.groups
     kept = read_ratio(args.keep) if args.keep else {}
     groups = {name_group(tuple(kept)): kept} if len(kept) > 1 else {}
@@ -198,7 +196,7 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
             f"{len(named)} are named"
         )
     if args.objective:
-        raise ConfigError("--objective needs --runs: without runs nothing is known of the optimum")
+        raise ConfigError("--objective needs --runs: only runs show where the optimum lies")
     return named, groups
 
 
@@ -248,12 +246,12 @@ def _choose(args: argparse.Namespace) -> int:
     repeated = [line for line in choice.warnings if line.startswith("DO NOT TRUST this choice")]
     if (failed or repeated) and not args.accept_untrusted:
         print(choice_report(law, goal, choice))
-        why = f"the law is not to be trusted ({len(failed)} of its losses predict worse than their mean)"
+        why = f"the law cannot be trusted ({len(failed)} of its losses are predicted worse than by their mean)"
         mend = "add runs and fit again"
         if not failed:
             why, mend = repeated[0].removeprefix("DO NOT TRUST this choice: ").split("; ")
         raise RunError(
-            f"{args.law}: {why}, so {args.out} was not written; {mend}, or take it all the same with --accept-untrusted"
+            f"{args.law}: {why}, so {args.out} was not written; {mend}, or write it anyway with --accept-untrusted"
         )
     mixture = mixture_to_json(law, sha256, Path(args.law).name, goal, choice)
     write_json(mixture, args.out)
@@ -297,7 +295,7 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
         value = parse_number("--max-epochs", parts[0])
         if not pools:
             raise ConfigError(
-                f"--max-epochs {parts[0]} is for every domain with a pool, and none is given; add --pool DOMAIN=N"
+                f"--max-epochs {parts[0]} is for domains with a pool, but there is no pool; add --pool DOMAIN=N"
             )
         return {domain: value for domain in domains if domain in pools}
     return parse_amounts("--max-epochs", parts)

@@ -28,7 +28,7 @@ class Answer:
     retry_after_seconds: float | None = None
     seconds: float = 0.0
     was_sent: bool = True  # false when no request went out
-    said: list[str] | None = None  # in its headers, about use; None when there was no picture to speak of
+    said: list[str] | None = None  # what its headers say about use; None without a picture
 
 
 def refuse_status(status: int) -> Outcome | None:
@@ -83,7 +83,7 @@ def explain_failure(code: int, text: str, system_error: int = 0) -> tuple[Outcom
     return Outcome.BAD_RESPONSE, text[:_MAX_DETAIL_CHARS]
 
 
-UNEXPECTED_END = "unexpected eof"  # OpenSSL's words for a connection that ends without a last word of TLS
+UNEXPECTED_END = "unexpected eof"  # OpenSSL's words for a connection that ends without TLS's close_notify
 _GONE = (UNEXPECTED_END, "Recv failure", "Send failure", "reset by peer", "SSL_ERROR_SYSCALL")
 _MAX_DETAIL_CHARS = 200
 _OF_TLS = {
@@ -97,7 +97,7 @@ _OF_TLS = {
 
 
 def unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Answer:
-    """A whole body, out of a content encoding that we did not ask for, within the same limit of bytes."""
+    """Decode a whole body. We asked for no content encoding. The limit of bytes holds for the result too."""
     encoding = encoding.strip().lower()
     packed = (encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b") or encoding == "deflate"
     if packed:

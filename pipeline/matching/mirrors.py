@@ -1,4 +1,4 @@
-"""Pairs of pictures, as they are or one of them mirrored, out of near hashes. SQL over tables of a scratch database.
+"""Make pairs of pictures from near hashes: both as they are, or one mirrored. SQL over a scratch database.
 
 One search looks at the hashes of pictures and of mirror images together. So it finds three kinds of pairs: two
 pictures, a picture and a mirror image, and two mirror images. The first two count.

@@ -25,10 +25,10 @@ from manifests.errors import RetryableError
 from pipeline.runner.executing import Asked, Done, Job, Work, never
 from pipeline.runner.process_worker import Shared
 
-_TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
-_END_SECONDS = 5.0  # a worker gets so long to leave; then it is killed
-# DuckDB takes a program without a file for a notebook, and would print how far its queries are. Modules are no garbage:
-# looking for some while they are imported takes a tenth of the time.
+_TICK_SECONDS = 0.5  # the longest wait before the driver checks whether it must stop
+_END_SECONDS = 5.0  # a worker has so long to exit; then it is killed
+# DuckDB takes a program without a file for a notebook, and would print the progress of queries. Imports leave no
+# garbage; looking for some meanwhile takes a tenth of their time.
 _START = (
     "import gc, json, sys; gc.disable(); sys.path[:] = json.loads(sys.argv[1]); __file__ = sys.argv[0]; "
     "from pipeline.runner.process_worker import serve; gc.freeze(); gc.enable(); "
@@ -69,7 +69,7 @@ class _Worker:
             self.results.send_bytes(payload)
 
     def receive(self) -> Done | None:
-        """What has come from it, None for the bare end of its part; afterwards it may be free for the next part."""
+        """Its next result; None if it only says that its part has ended. Then it may be free for the next part."""
         job = self.job
         assert job is not None
         try:
@@ -86,8 +86,8 @@ class _Worker:
         return self._process.poll() is not None
 
     def end(self) -> str:
-        """Let the process end, whatever it does. Returns how it ended, with its last line where it left by itself."""
-        self.results.close()  # it leaves at once when it sees that
+        """End the process, whatever it is doing. Returns how it ended, and its last line if it exited by itself."""
+        self.results.close()  # it exits at once when it sees that
         try:
             code = self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -98,7 +98,7 @@ class _Worker:
             said = self._said[0].decode(errors="replace").strip() if self._said else ""
             return f"exit code {code}" + (f": {said}" if said else "")
         name = signal.Signals(-code).name
-        hint = "; so a system ends a process when memory runs out: see run.memory_gb and run.num_workers"
+        hint = "; the system does this when memory runs out: see run.memory_gb and run.num_workers"
         return f"ended by {name}{hint if name == 'SIGKILL' else ''}"
 
 
@@ -115,19 +115,19 @@ def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:
             number, method, arguments = calls.recv()
             try:
                 calls.send((getattr(shared[number], method)(*arguments), None))
-            except Exception as error:  # it is the part's, which says what it means
+            except Exception as error:  # the part gets it, and says what it means
                 calls.send((None, error))
 
 
 class ProcessExecutor:
-    """Runs parts side by side in processes that stay from part to part, each with one at a time.
+    """Runs parts side by side, in workers: processes that stay from part to part and do one at a time.
 
-    A worker gets its next part before the driver commits the last one. One that is lost is replaced; its part may be
-    done again. They are started when there is work for them.
+    A worker gets its next part before the driver commits the last one. A lost worker is replaced, and its part may be
+    done again. Workers start when there is work for them.
     """
 
     def __init__(self, num_workers: int | None) -> None:
-        """As many workers as cores where `num_workers` is None; the cores' threads are shared out among them."""
+        """None: as many workers as cores. The threads of the cores are shared out among the workers."""
         cores = os.cpu_count() or 1
         self._num_workers = num_workers or cores
         self._threads = max(1, cores // self._num_workers)
@@ -160,9 +160,9 @@ class ProcessExecutor:
             yield [done for done in results if done]
 
     def _hand_out(self, work: Work, waiting: deque[Job], most: int) -> None:
-        """Give a part to each worker that is free, and to new ones while there may be more.
+        """Give a part to each free worker, and to new workers up to `most` busy ones.
 
-        As many again are started, so that they have loaded what they need when there is more to do.
+        As many again are started ahead: their imports are done when more work comes.
         """
         self._end([worker for worker in self._workers if not worker.job and worker.is_gone])
         while waiting and sum(worker.job is not None for worker in self._workers) < most:

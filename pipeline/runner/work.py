@@ -102,12 +102,12 @@ class Part(Generic[PartInputs]):
 
     inputs: PartInputs
     reuse: Any = None
-    """A typed value: all that decides what its rows become, besides the rows. None: only the same inputs find it."""
+    """A typed value: all that decides what becomes of its rows. None: only a build with equal inputs finds it."""
     num_rows: int = 0
 
 
 def brought(files: Files) -> Files:
-    """The same files; those of a work folder in a store are here afterwards."""
+    """The same files, after those of a work folder in a store were copied here."""
     bring_missing(files.paths)
     return files
 
@@ -170,7 +170,7 @@ class StageRun(Generic[How]):
         return open_scratch(self.workdir, self.settings.memory_gb)
 
     def funnel(self, step: str) -> Funnel:
-        """Of all parts of a step."""
+        """The sum over all parts of a step."""
         return sum((part.funnel for part in self.parts(step) if part.funnel), Funnel(0, 0))
 
     def num_rows(self, table: Files) -> int:
@@ -204,7 +204,7 @@ class Step(Generic[StageInputs, PartInputs, How]):
     talk to, on a cluster through an actor. `gpus`, where a step has it, says that its work holds a model from part to
     part: on Ray its parts go to actors, one a worker, each with so many GPUs (0 for none).
 
-    `from_outside` says that its parts hold what no earlier stage can give again.
+    `from_outside` says that its parts hold what no earlier stage can make again.
 
     `reports` says that the parts check in at `shared` (pipeline/fetching/tally.py). There they say how far they are,
     and when they are asked to stop, they soon yield what they have.
@@ -214,8 +214,8 @@ class Step(Generic[StageInputs, PartInputs, How]):
     `prepares` says that its parts only bring rows together for the next step. The version of the stage does not see
     such a step: the next step's version stands for both.
 
-    `learns` gives the stage's inputs as this step has found them: of a file that nobody had read before, the content is
-    known when its parts are there. Later steps get these inputs, and the version of the stage is named by them.
+    `learns` adds to the stage's inputs what this step has read: the content of a file that nobody had read before.
+    Later steps get these inputs, and their fingerprint becomes the version of the stage.
     """
 
     name: str
@@ -244,8 +244,8 @@ class Stage(Generic[StageInputs]):
     """One entry of FLOW.
 
     `conclude` turns the committed parts into the funnel and notes of the sealed stage; without it they are those of the
-    last step, which then has one part. `settle` enters in the catalogue what only this stage knows, whether it was done
-    or reused.
+    last step, which then has one part. `settle` writes into the catalogue what only this stage knows, also when it
+    is reused.
     """
 
     name: str
@@ -291,7 +291,7 @@ class BuildContext:
         return files_in(self.workdir, self.catalog.parts_of(self.sealed[stage].fingerprint), table)
 
     def facts(self) -> Files:
-        """The facts. All that is seen of an image counts, not how it was fetched or where it lies in the pool."""
+        """The table of facts, known by what the images show, not by how they were fetched or where they lie."""
         return self.files("fetch", "facts").digested(self.sealed["fetch"].notes["content"])
 
 

@@ -46,7 +46,7 @@ def _environment() -> jinja2.Environment:
 
 
 def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Names and their counts, the largest count first, equal ones by name."""
+    """Names and their counts, the largest count first, equal counts by name."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 

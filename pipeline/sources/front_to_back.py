@@ -1,7 +1,7 @@
-"""A file of a store as a stream that is read once, front to back, in ranges; the next one comes while one is used.
+"""Reads a file of a store once, front to back, in ranges. The next range is fetched while one is used.
 
-Memory: two ranges, and what is read at once. A fault that passes costs a request. Raises PartError for a file that is
-another one by now, ConfigError for a server that gives no ranges, RetryableError when the store does not answer.
+Memory: two ranges, and the bytes of one read. A passing fault costs one more request. Raises PartError for a file that
+has changed, ConfigError for a server that sends no ranges, RetryableError when the store does not answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from manifests.remote import patience
 from pipeline.sources.limits import MAX_TEXT_BYTES
 
 RANGE_BYTES = 8 << 20
-WAITS_SECONDS = (0.5, 2.0, 8.0)  # beside what the client library tries by itself
+WAITS_SECONDS = (0.5, 2.0, 8.0)  # before each further try; the client library tries again by itself too
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
 
 
@@ -54,7 +54,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
             self._coming = self._thread.submit(self._fetch, self._base + len(self._held))
         start = self._place - self._base
         if start < 0:
-            raise ValueError(f"byte {self._place:,} has gone by")
+            raise ValueError(f"byte {self._place:,} is no longer kept")
         content = bytes(self._held[start : start + num_bytes])
         self._place += len(content)
         return content
@@ -65,7 +65,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
         if self._stamp is not None and stamp != self._stamp:
             raise PartError(
                 f"{hide_secrets(self._path)}: was changed while it was read ({self._stamp} -> {stamp}); run the same "
-                "command again: it is then read anew"
+                "command again, which reads the new one"
             )
 
     def _fetch(self, start: int) -> bytes:
@@ -83,15 +83,15 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
             content = bytes(self._file.read(num_bytes))
         except ValueError as error:
             raise ConfigError(
-                f"{hide_secrets(self._path)}: its server gives no parts of files ({error}); download it, and give the "
-                "file"
+                f"{hide_secrets(self._path)}: its server sends files whole, not in ranges ({error}); download it, "
+                "and name the local file"
             ) from None
         if not content or len(content) > num_bytes:
-            raise RetryableError(f"{len(content):,} bytes came of {num_bytes:,} from byte {start:,} on")
+            raise RetryableError(f"got {len(content):,} of {num_bytes:,} bytes from byte {start:,} on")
         return content
 
     def _passing(self, error: Exception) -> Exception | None:
-        """What a fault means in the end; the next try opens the file anew."""
+        """The error after the last try, see `patiently`. The next try opens the file again."""
         self._file = None
         if isinstance(error, FileNotFoundError) or not patience.may_pass(error):
             return None

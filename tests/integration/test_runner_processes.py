@@ -55,7 +55,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, trace: Path, process_exe
     ("way", "told"),
     [
         ("says", r"a worker was lost \(exit code 3: the library gave up\)"),
-        ("killed", r"a worker was lost \(ended by SIGKILL; so a system ends a process when memory runs out: see run\."),
+        ("killed", r"a worker was lost \(ended by SIGKILL; the system does this when memory runs out: see run\."),
     ],
 )
 def test_a_worker_that_always_dies_fails_its_part_and_tells_how(

@@ -198,7 +198,7 @@ def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -
     server.put("0.tar", tar_of(tmp_path))
     server.choose = lambda name, start: "whole"
     config = config_of(tmp_path, f"{server.address}/0.tar")
-    assert "gives no parts of files" in build(config, 2)
+    assert "sends files whole, not in ranges" in build(config, 2)
 
 
 def test_a_bucket_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:

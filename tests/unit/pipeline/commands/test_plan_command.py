@@ -100,7 +100,7 @@ def test_choose_writes_nothing_for_a_law_that_is_not_to_be_trusted(tmp_path, cap
     (tmp_path / "noise.csv").write_text("\n".join(["mix_a,mix_b,loss_a", *rows]) + "\n")
     assert plan("fit", tmp_path / "noise.csv", "--out", tmp_path / "law.json") == 0
     words = ("choose", tmp_path / "law.json", "--objective", "a", "--bootstrap", "20", "--out", tmp_path / "m.json")
-    with pytest.raises(RunError, match=r"not to be trusted.*m\.json was not written.*--accept-untrusted"):
+    with pytest.raises(RunError, match=r"cannot be trusted.*m\.json was not written.*--accept-untrusted"):
         plan(*words)
     assert not (tmp_path / "m.json").exists()
     assert "DO NOT TRUST" in capsys.readouterr().out
