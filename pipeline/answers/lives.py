@@ -14,7 +14,7 @@ from pipeline.fetching.urls import BadURL, parse_url
 
 MIN_PREFIX = 6  # hex digits of an id that are enough to look it up
 
-# What a life says of one sample. The first dict holds what is one row at most.
+# What a life says of one sample: first what is one row at most, then what may be more.
 _ONE_ROW = {
     "candidates": "SELECT * FROM candidates WHERE sample_id = $1",
     "facts": "SELECT * FROM facts WHERE sample_id = $1",
@@ -42,7 +42,7 @@ _RELEASE = "SELECT name, path FROM releases JOIN current_stages USING (fingerpri
 _BY_PREFIX = (
     "SELECT sample_id FROM facts WHERE starts_with(sample_id, $1) OR starts_with(image_id, $1) ORDER BY sample_id"
 )
-_BY_PATH = (  # of a picture on the disk: the path as the config writes it, or whole, ends with the place in the source
+_BY_PATH = (  # a path of a picture on the disk, as the config writes it or absolute, ends with its place in the source
     "SELECT sample_id FROM candidates WHERE locator IS NOT NULL "
     "AND ends_with('/' || $1, '/' || regexp_replace(locator, '@[0-9]+[+][0-9]+$', '')) ORDER BY sample_id"
 )

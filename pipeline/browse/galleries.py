@@ -26,7 +26,7 @@ MAX_LEAKS = 60
 MAX_TAXA = 40
 MAX_CHANGES = 24
 
-# A candidate with the bytes or pixels of the evaluation set's image shows that image, whose own bytes are not kept.
+# Images of evaluation sets are not kept. A candidate with the same bytes or pixels shows what one looks like.
 TWIN = (
     "(SELECT min(o.sample_id) FROM leaks o WHERE o.evaluation_set = l.evaluation_set AND "
     "o.evaluation_member = l.evaluation_member AND o.matched IN ('bytes', 'pixels')) AS twin"
@@ -96,7 +96,7 @@ def _conflicts(image_index: ImageIndex) -> list[dict[str, Any]]:
 
 
 def _close_calls(image_index: ImageIndex) -> dict[str, Any]:
-    """Pairs at the largest distance that counts as a duplicate, pairs just beyond it, and hashes searched for those."""
+    """Pairs at the largest distance of a duplicate, pairs just beyond it, and how many hashes were searched."""
     radius = image_index.snapshot.radius
     if radius is None:
         return {"inside": [], "outside": [], "searched": 0}
@@ -158,7 +158,7 @@ def _taxa(image_index: ImageIndex) -> dict[str, Any]:
     return {**totals, "head": head, "tail": tail}
 
 
-# A page each: what its template shows.
+# What the template of each page shows.
 GALLERIES: dict[str, Callable[[ImageIndex], dict[str, Any]]] = {
     "reasons": _reasons,
     "scores": _scores,

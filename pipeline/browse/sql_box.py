@@ -46,7 +46,7 @@ def ask(snapshot: Snapshot, statement: str, seconds: float = SECONDS) -> Answer:
     except duckdb.Error as error:
         return Answer(error=str(error).strip())
     if kinds != ["SELECT"]:
-        return Answer(error=f"one SELECT statement is needed, given: {', '.join(kinds) or 'none'}")
+        return Answer(error=f"give one SELECT statement, not {', '.join(kinds) or 'an empty text'}")
     child = Child(_answer, str(snapshot.folder), snapshot.private, snapshot.index, statement, memory_mb=2 * ASKING_MB)
     try:
         with _one_at_a_time, child:
@@ -56,7 +56,7 @@ def ask(snapshot: Snapshot, statement: str, seconds: float = SECONDS) -> Answer:
     except TimeoutError:
         return Answer(error=f"stopped after {seconds:g} s; ask for less")
     except EOFError:
-        return Answer(error="the process that ran this was killed, as when memory runs out; ask for less")
+        return Answer(error="its process was killed, perhaps because memory ran out; ask for less")
     finally:
         shutil.rmtree(spill_folder(snapshot.private, child.process.pid), ignore_errors=True)
 

@@ -40,7 +40,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         'plantmix query data/demo "SELECT reason, count(*) FROM decisions GROUP BY ALL"\n'
         'views:   plantmix query data/demo "SELECT * FROM views"',
         reads="catalogue and tables of the work folder",
-        writes="nothing: only statements that read are taken",
+        writes="nothing: only SELECT statements are run",
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
     parser.add_argument("sql", metavar="SQL", help="one SELECT statement")
@@ -76,12 +76,10 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
             table = _read_all(child, time.monotonic() + seconds, memory_gb)
         except TimeoutError:
             raise ConfigError(
-                f"query: stopped after {seconds:g} s; ask for less, or give it more with --seconds"
+                f"query: stopped after {seconds:g} s; ask for less, or allow more with --seconds"
             ) from None
         except EOFError:
-            raise ConfigError(
-                "query: the process that ran it was killed, as when memory runs out; ask for less"
-            ) from None
+            raise ConfigError("query: its process was killed, perhaps because memory ran out; ask for less") from None
     table = table.rename_columns(_distinct(table.column_names))
     if layout == "csv":
         pacsv.write_csv(pa.table([_cells(column) for column in table.columns], table.column_names), sys.stdout.buffer)
@@ -93,7 +91,7 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
 
 
 def _with_new_reasons(connection: Any, sql: str) -> str:
-    """The statement with today's drop reasons, where the last build wrote those and the statement has earlier ones."""
+    """The statement with the drop reasons that the last build wrote, in place of their earlier names."""
     written = {row[0] for row in connection.execute("SELECT DISTINCT reason FROM funnel").fetchall()}
     for former, reason in FORMER_REASONS.items():
         if f"'{former}'" in sql and former not in written:
@@ -124,7 +122,7 @@ def _check_reads(workdir: str, sql: str) -> None:
         raise _refused(workdir, error) from None
     if kinds != ["SELECT"]:
         raise ConfigError(
-            f"query: one SELECT statement is needed, given: {', '.join(kinds) or 'none'}; nothing is written here"
+            f"query: give one SELECT statement, not {', '.join(kinds) or 'an empty text'}; this command only reads"
         )
 
 
@@ -141,7 +139,7 @@ def _read_all(child: Child, deadline: float, memory_gb: float) -> pa.Table:
         num_bytes += batch.nbytes
         if num_bytes > memory_gb * 1e9:
             raise ConfigError(
-                f"query: the answer takes more than {memory_gb:g} GB; ask for less, or give it more with --memory-gb"
+                f"query: the answer takes more than {memory_gb:g} GB; ask for less, or allow more with --memory-gb"
             )
     return pa.Table.from_batches(batches, schema)
 

@@ -1,4 +1,4 @@
-"""`plantmix verify`: what is damaged in a work folder or a release. `plantmix repair`: make just that anew."""
+"""`plantmix verify`: find what is damaged in a work folder or a release. `plantmix repair`: restore just that."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--deep",
         action="store_true",
-        help="also hash pool and shards; of the release (in a work folder the newest) decode every image, and compare "
+        help="also hash pool and shards; decode every image of the release (of a work folder: the newest), and compare "
         "pHashes and texts with record and catalogue",
     )
     add_json_option(parser)
@@ -55,14 +55,14 @@ def add_repair_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "repair",
-        "make anew what is damaged or gone in a work folder, and nothing else",
+        "restore what is damaged or gone in a work folder, and nothing else",
         "plantmix repair data/demo\nexit code: 0 all is whole now, 1 something is not, or --yes is needed",
         reads="every file of the work folder; the web only for pictures that are nowhere else, and only with --yes",
-        writes="the damaged files, to the bytes they had; what depends on them where the web gives other pictures now",
+        writes="the damaged files, with the bytes they had; what depends on them, if the web gives other pictures",
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
     parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"{CONFIG_HELP} (default: that of the last build)")
-    parser.add_argument("--yes", action="store_true", help="ask the web again for what only the web can give")
+    parser.add_argument("--yes", action="store_true", help="download again what no file here holds")
     parser.set_defaults(func=_repair)
 
 
@@ -175,9 +175,9 @@ def _repair(args: argparse.Namespace) -> int:
 
 
 def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig) -> Comparison:
-    """Leave in the plan what a build mends that makes the stages of the last build again, and no other release.
+    """Leave in the plan only what a build can mend without making another release than the last one.
 
-    `changes` says what of the configuration or its inputs has changed, or is away, if the plan is shorter for it.
+    If that makes the plan shorter, `changes` says what of the configuration or its inputs has changed or is away.
     """
     compared = compare_with_last(catalog, FLOW, config)
     if any(part.stage in compared.away for part in plan.forgotten):  # the stages behind it have to wait, too
@@ -191,15 +191,11 @@ def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig) -
 
 
 def _describe_changes(compared: Comparison, config: str | None) -> Iterable[str]:
-    why = (
-        "what it is made from cannot be read"
-        if compared.away
-        else "a build would make another release than the last one"
-    )
+    why = "its inputs cannot be read" if compared.away else "a build would make another release than the last one"
     yield f"not made again, because {why}:"
     yield from (f"    {change}" for change in compared.changes[:MAX_SHOWN])
     if compared.away:
-        yield "put it back, then run the same command again"
+        yield "put them back, then run the same command again"
     else:
         yield f"to make that release: plantmix build {config or 'CONFIG'}"
 
@@ -209,17 +205,17 @@ def _config_of(catalog: Catalog, workdir: str) -> BuildConfig:
         return last_config(catalog)
     except ConfigError:
         raise ConfigError(
-            f"{workdir}: no configuration of a build is known here that this version reads; nothing is changed yet. "
-            f"Give the one of the last build: plantmix repair {workdir} CONFIG"
+            f"{workdir}: holds no build configuration that this version can read; nothing is changed yet. "
+            f"Give that of the last build: plantmix repair {workdir} CONFIG"
         ) from None
 
 
 def _ask_first(num: int, missing: Sequence[Mapping[str, Any]], workdir: str, config: str | None) -> Iterable[str]:
     hosts = sorted({row["host"] for row in missing if row["host"]})
-    named = f" of {', '.join(hosts[:5])}{' and others' if len(hosts) > 5 else ''}" if hosts else ""
+    named = f" from {', '.join(hosts[:5])}{' and others' if len(hosts) > 5 else ''}" if hosts else ""
     yield (
-        f"{num:,} rows must be asked for again{named}: no sound file here gives their pictures. The web "
-        "may have lost them, or have other pictures by now; then the next release differs. Nothing is changed yet."
+        f"{num:,} rows must be downloaded again{named}: no intact file here holds their pictures. The web "
+        "may have lost them, or show other pictures now; then the next release differs. Nothing is changed yet."
     )
     yield f"to go on: plantmix repair {workdir}{f' {config}' if config else ''} --yes"
 
@@ -232,7 +228,7 @@ def _mend(catalog: Catalog, plan: Plan, findings: Sequence[Finding], config: Bui
     yield from write_pointers(catalog, findings)
     if any(finding.kind == "status" for finding in findings):
         catalog.publish_status({"name": config.name, "running": None, "pid": None})
-        yield f"{STATUS_FILE}: written anew"
+        yield f"{STATUS_FILE}: written again"
 
 
 def _describe_lost(lost: Sequence[str]) -> Iterable[str]:

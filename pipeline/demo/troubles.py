@@ -1,4 +1,4 @@
-"""The web's troubles, planted among the demo's pictures in a known number: the demo shows every way to be dropped.
+"""Troubles of the web, so many of each among the demo's pictures: the demo shows every way to be dropped.
 
 Pure: a hash of its name decides which picture gets which trouble.
 """

@@ -1,7 +1,7 @@
 """Requests under way: one thread sends them all through libcurl, each within its limits of time and size.
 
 It connects only to addresses that the caller gives, keeps connections for further requests, follows no redirect, and
-reads no further where a head or a body settles the matter early. Whatever a server does becomes an Answer. Reads the
+stops reading when what has come decides the answer. Whatever a server does becomes an Answer. Reads the
 network, writes nothing.
 """
 
@@ -37,30 +37,30 @@ _SMALL_BODY_BYTES = 4 << 20  # any number of bodies may grow to this size at the
 _NUM_LARGE_BODIES = 4  # bodies that may be larger at the same time
 _KEPT_CONNECTIONS = 64  # beside those in use
 _MOST_SENT = 2  # times that a request may be sent before it is a failure
-_CHECK_SECONDS = 0.1  # how often the time that requests may take is looked at
+_CHECK_SECONDS = 0.1  # how often the limits of time are checked
 
 Headers = dict[str, list[str]]
 """The values of each header, by its name in lower case."""
 
 Done = Callable[[Answer | BaseException | None], object]
-"""What hears how a request ended: its answer, a defect of ours, or None when the transport was closed before."""
+"""Is called when a request ends, with its answer, an error in our code, or None when the transport was closed."""
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What to ask for, what it may take, and what came of it so far."""
+    """What to ask for, its limits, and what has come so far."""
 
     target: Target
     method: str
     max_body_bytes: int
     refuse: Callable[[Headers], tuple[list[str], str | None]] | None
-    """What headers say about use, and what of it forbids us the picture; None where it is no picture."""
+    """Gives what headers say about use, and what of it forbids us the picture; None if none is asked for."""
     done: Done
     started: float
     deadline: float
     addresses: list[str] = field(default_factory=list)
-    """Those that are not tried yet, and the one in use first."""
-    begun: float = 0.0  # with this address; or when it went on after a pause
+    """The one in use, then those that are not tried yet."""
+    begun: float = 0.0  # when it began with this address, or went on after a pause
     num_sent: int = 0  # to this address
     status: int = 0
     headers: Headers = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Request:
     in_body: bool = False
     is_paused: bool = False
     said: list[str] | None = None  # in the headers, about use
-    answer: Answer | None = None  # given before the body has ended, which is not wanted any more
+    answer: Answer | None = None  # set before the body has ended: the rest of it is not used
     defect: BaseException | None = None
 
     def end(self, answer: Answer | BaseException | None) -> None:
@@ -134,7 +134,7 @@ class Request:
         return self._of_head() if self.status >= 400 else None
 
     def cut_off(self) -> Answer:
-        """The answer, when the connection ended in the body: what it means depends on how its length was to be told."""
+        """The answer when the connection ended in the body. A body whose length was not declared may end so."""
         if self.headers.keys() & {"content-length", "transfer-encoding"}:
             return Answer(*explain_failure(pycurl.E_PARTIAL_FILE, ""))
         return self.whole()
@@ -157,7 +157,7 @@ class Request:
         return Answer(Outcome.BODY_TOO_LARGE, why, self.status)
 
     def _of_head(self) -> Answer | None:
-        """What the head says already; None when the body decides."""
+        """The answer that the head gives; None when the body decides."""
         status, declared = self.status, self._declared_bytes
         if status in (301, 302, 303, 307, 308) and (location := self._first("location")):
             return Answer(Outcome.OK, http_status=status, location=location)
@@ -195,8 +195,8 @@ class Transport:
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
         self._due = math.inf  # when libcurl wants to be called
-        self._check_at = 0.0  # when the time that requests have taken is looked at
-        self._stirred: dict[int, float] = {}  # by socket: when something came last, be it half a line
+        self._check_at = 0.0  # when the limits of time are checked next
+        self._stirred: dict[int, float] = {}  # by socket: when bytes came last, be it half a line
         self._free: list[Any] = []
         self._under_way: dict[Any, Request] = {}
         self._large: set[Any] = set()
@@ -235,7 +235,7 @@ class Transport:
         try:
             while self._take_new():
                 self._step()
-        except BaseException as error:  # a defect of ours, and whoever waits must hear of it
+        except BaseException as error:  # an error in our code, which whoever waits must be told
             why = error
         for handle, request in self._under_way.items():
             request.end(why)
@@ -259,7 +259,7 @@ class Transport:
         return True
 
     def _step(self) -> None:
-        """Wait until a socket or a clock has something to say, and do what it asks for."""
+        """Wait for a socket or for a time that is due, and do what is to be done then."""
         until = min(self._due, self._check_at if self._under_way else math.inf)
         wait = None if until == math.inf else max(0.0, until - time.monotonic())
         for key, events in self._selector.select(wait):
@@ -324,7 +324,7 @@ class Transport:
     # what libcurl calls must raise nothing: it would print the error and go on
 
     def _about_to_send(self, handle: Any) -> int:
-        """Once, and once more where a kept connection ended without an answer; libcurl would try all that are kept."""
+        """Let a request be sent twice at most: libcurl would try it on every kept connection that has ended."""
         request = self._under_way[handle]
         request.num_sent += 1
         if request.num_sent > _MOST_SENT:
@@ -365,7 +365,7 @@ class Transport:
                 self._fail(handle, code, text)
 
     def _fail(self, handle: Any, code: int, text: str) -> None:
-        """A transfer that libcurl has ended: we said so, it failed, or another address may do better."""
+        """End a transfer that failed or that we stopped; if it could not connect, try its next address."""
         request = self._under_way[handle]
         end = request.defect or request.answer or request.refusal
         if end is None and time.monotonic() >= request.deadline:
@@ -393,7 +393,7 @@ class Transport:
                 self._release(handle).end(Answer(Outcome.READ_TIMEOUT, "silent for too long"))
 
     def _is_silent(self, handle: Any, request: Request, now: float) -> bool:
-        """Whether nothing came since it was sent, or since it came last, for too long."""
+        """Whether nothing has come for too long, since the request was sent or since the last bytes."""
         seconds_to_send: float = handle.getinfo(pycurl.PRETRANSFER_TIME)
         if request.is_paused or not seconds_to_send:  # libcurl limits the time to connect
             return False
@@ -401,7 +401,7 @@ class Transport:
         return now - max(request.begun + seconds_to_send, came) >= bounds.READ_SECONDS
 
     def _release(self, handle: Any) -> Request:
-        """Take a handle out of the transfers; its connection is kept when its answer has ended."""
+        """Take a handle out of the transfers; its connection is kept if its answer came whole."""
         request = self._under_way.pop(handle)
         self._multi.remove_handle(handle)
         self._free.append(handle)
@@ -426,10 +426,9 @@ _OUT_OF_TIME = Answer(Outcome.DEADLINE_EXCEEDED, "not finished in time")
 
 
 def _authorities() -> dict[int, str]:
-    """Whose certificates are trusted: those that the system trusts, or, as in small containers, those of certifi.
+    """The authorities to trust: those of the system, or where it has none, as in small containers, those of certifi.
 
-    One file or one folder: libcurl keeps what it has read of a file for further connections only where no folder is
-    named.
+    One file or one folder, never both: beside a folder libcurl would read the file for each connection again.
     """
     paths = ssl.get_default_verify_paths()
     if paths.cafile:

@@ -197,7 +197,7 @@ def test_repair_names_the_source_that_it_has_to_wait_for(lent: Lent) -> None:
     for damaged in ("pool/*.tar", "tables/select/*.parquet"):
         part(sorted(lent.work.glob(damaged))[0]).unlink()
     said = refused("repair", lent.work, lent.path)
-    assert "not made again, because what it is made from cannot be read:" in said
+    assert "not made again, because its inputs cannot be read:" in said
     assert f"fetch: sources.plant: {lent.folder}/pics/plant: no such folder" in said
     assert json.loads((lent.work / "status.json").read_text())
     (lent.folder / "away").rename(lent.folder / "pics")

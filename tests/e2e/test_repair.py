@@ -172,7 +172,7 @@ def test_a_damaged_table_of_downloads_costs_only_the_rows_without_a_picture(
         flip(path)
     assert main(["repair", str(work)]) == 1
     out = capsys.readouterr().out
-    assert "2 rows must be asked for again" in out
+    assert "2 rows must be downloaded again" in out
     assert f"to go on: plantmix repair {work} --yes" in out
     assert small.requests == []
     assert main(["repair", str(work), "--yes"]) == 0, capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_shards_that_lost_their_pool_file_too_are_packed_from_what_the_web_gives
         for path in kinds_of(work)[kind]:
             path.write_bytes(bytes(1000))  # what is left of a shard would give its pictures back
     assert main(["repair", str(work)]) == 1
-    assert "1 rows must be asked for again of 127.0.0.1" in capsys.readouterr().out
+    assert "1 rows must be downloaded again from 127.0.0.1" in capsys.readouterr().out
     assert main(["repair", str(work), "--yes"]) == 0, capsys.readouterr().out
     assert len(small.requests) == 1
     assert contents(work / "releases") == releases
@@ -218,7 +218,7 @@ def test_what_only_the_web_can_give_is_asked_for_and_what_it_lost_is_named(
     gone.unlink()
     try:
         assert main(["repair", str(work)]) == 1
-        assert "24 rows must be asked for again of 127.0.0.1" in capsys.readouterr().out
+        assert "24 rows must be downloaded again from 127.0.0.1" in capsys.readouterr().out
         assert small.requests == []
         assert main(["repair", str(work), "--yes"]) == 0
     finally:

@@ -66,7 +66,7 @@ class ExponentialLaw(ParametricForm):
 
     The search starts from a profile over c with a log-linear solution for t.
 
-    `slope_sd` is the width of the prior of each t. The default leaves the fit to its runs, as published.
+    `slope_sd` is the width of the prior of each t. The default is so wide that the runs alone decide, as published.
     """
 
     name: str = "exponential"

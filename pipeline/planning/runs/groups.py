@@ -66,8 +66,8 @@ def merge_shares(
         inside = groups[group_of[domains[k]]]
         ratio = ", ".join(f"{domain} {part:.4g}" for domain, part in inside.items())
         raise ConfigError(
-            f"mixture {q + 1}: mix_{domains[k]} is {shares_QK[q, k]:.4g}; in all runs of the law there was one ratio "
-            f"({ratio}), and nothing is known of another"
+            f"mixture {q + 1}: mix_{domains[k]} is {shares_QK[q, k]:.4g}; all runs of the law have one ratio "
+            f"({ratio}), so the law cannot predict another"
         )
     return tuple(names), shares_QG
 

@@ -146,7 +146,7 @@ def test_only_reading_statements_are_taken(workdir: str, tmp_path: Path, monkeyp
         "INSTALL httpfs",
     ]:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ConfigError, match="query: one SELECT statement is needed"):
+        with pytest.raises(ConfigError, match="query: give one SELECT statement"):
             print_query(workdir, sql, "table")
         assert list(tmp_path.iterdir()) == []
 

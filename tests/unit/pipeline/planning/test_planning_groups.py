@@ -105,7 +105,7 @@ def test_a_second_round_and_predictions_keep_the_ratio_too(runs, tmp_path):
         predicted = next(csv.DictReader(stream))
     assert float(predicted["loss_moss"]) == pytest.approx(1.4 + np.exp(-2.0), abs=0.02)
     asked.write_text("mix_moss,mix_plant,mix_general,mix_web\n0.5,0.5,0,0\n")
-    with pytest.raises(ConfigError, match="in all runs of the law there was one ratio"):
+    with pytest.raises(ConfigError, match="all runs of the law have one ratio"):
         plan("predict", tmp_path / "law.json", asked, "--out", tmp_path / "p.csv")
 
 
