@@ -311,7 +311,7 @@ def read_record(folder: str) -> dict[str, Any]:
         _check_names(record)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise IntegrityError(
-            f"{folder}/{RECORD_FILE}: {error}; such a record was not written by `plantmix`, and nothing is done with it"
+            f"{folder}/{RECORD_FILE}: {error}; `plantmix` did not write this record, so it is not used"
         ) from None
     return record
 

@@ -105,7 +105,7 @@ def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
         return path
     if not _lies_there(own) and _lies_there(path):
         raise ValueError(
-            f"{own} is not there, but {path} is, below the current folder; a path begins at the config: write "
+            f"{own} is not there, but {path} is, from the current folder; paths begin at the config's folder: write "
             f"{os.path.relpath(path, folder)}"
         )
     return value if is_name and not _lies_there(own) else own

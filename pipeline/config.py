@@ -195,7 +195,7 @@ class MixSettings(Settings):
             if sum(size for size in sizes.values() if isinstance(size, float)) >= 1:
                 raise ValueError("shares must sum to less than 1, because the other domains fill the rest")
             if not any(size == "all" or (isinstance(size, int) and size > 0) for size in sizes.values()):
-                raise ValueError("some domain needs `all` or a number of samples, which the shares then match")
+                raise ValueError("give one domain at least `all` or a number of samples, to share the rest by")
         return sizes
 
     @field_validator("max_epochs")
@@ -213,7 +213,7 @@ class MixSettings(Settings):
             raise ValueError("mix.by_size says how many samples there are; leave mix.num_samples out")
         whole = [domain for domain in self.sources if (self.by_size or {}).get(domain) == "all"]
         if whole:
-            raise ValueError(f"mix.sources: weights for {', '.join(whole)} decide nothing, mix.by_size takes all of it")
+            raise ValueError(f"mix.sources: weights for {', '.join(whole)} have no effect: mix.by_size takes all of it")
         return self
 
     def epochs_of(self, domain: str) -> float:
@@ -353,7 +353,7 @@ class BuildConfig(Settings):
                 raise ValueError(f"{place}: no share for the domain {', '.join(missing)}; write 0 to leave it out")
         if self.pack.kind == "stratified" and "heldout" in self.domains:
             raise ValueError(
-                "sources: a stratified release names shards by domain, and 'heldout' names a split's shards"
+                "sources: rename the domain 'heldout': a stratified release names shards by domain or split"
             )
 
     def _check_texts(self) -> None:

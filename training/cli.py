@@ -327,7 +327,7 @@ def _plot(options: argparse.Namespace) -> int:
     runs = [run if run.endswith(".json") else str(fetch_run(run)) for run in options.runs]
     if options.follow:
         out = options.out or str(Path(runs[0]) / FOLLOWED_FILE)
-        print(f"page: {out}; open it in a browser, it reads itself anew. Ctrl-C ends this", flush=True)
+        print(f"page: {out}; open it in a browser, it reloads itself. Ctrl-C ends this", flush=True)
         follow_runs(runs, out, options.metric)
         return 0
     if not options.out:

@@ -274,9 +274,9 @@ class TrainSettings(Settings):
                  "data.tokens": data.tokens, "data.batches: one_domain": data.batches == "one_domain",
                  "loss.label_field": self.loss.label_field not in ("text", "domain")}  # fmt: skip
         if not data.index and (named := [name for name, value in needs.items() if value]):
-            raise ValueError(f"data.index: false leaves out the index that {', '.join(named)} needs; take one of both")
+            raise ValueError(f"data.index: false leaves out the index that {', '.join(named)} needs; leave out one")
         if not data.index and data.epoch_samples is None:
-            raise ValueError("data.index: false: nobody counts the samples; data.epoch_samples has to say how many")
+            raise ValueError("data.index: false: without an index the samples are not counted; set data.epoch_samples")
         return self
 
     @model_validator(mode="after")

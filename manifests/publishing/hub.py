@@ -67,8 +67,8 @@ def upload_folder(
     info = call("look at the repository", api.repo_info, repository, repo_type=kind)
     if not info.private and not public:
         raise ConfigError(
-            f"hf:{repository}: is there already and public, and this upload is to be private; make it private on its "
-            "page, choose another name, or say --public"
+            f"hf:{repository}: exists and is public, but this upload is private; make it private on its page, choose "
+            "another name, or say --public"
         )
     own = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
     there = {file.rfilename for file in info.siblings or ()} - _OWN_FILES

@@ -66,7 +66,7 @@ def join_cluster(ray: Any, option: str, address: str, **options: Any) -> None:
         if "InvalidAuthToken" not in noise[0]:
             raise ConfigError(f"{named}: no Ray cluster answers there: {error}") from None
         raise ConfigError(
-            f"{named}: the cluster wants its token, and this machine has none or another; copy ~/.ray/auth_token from "
+            f"{named}: the cluster needs its token, and this machine has none or another; copy ~/.ray/auth_token from "
             "its head, or set RAY_AUTH_TOKEN_PATH, here and on every node"
         ) from None
     except RuntimeError as error:
@@ -79,7 +79,7 @@ def join_cluster(ray: Any, option: str, address: str, **options: Any) -> None:
             f"Python {python_here}; install the same versions on every node"
         ) from None
     except ray.exceptions.AuthenticationError:
-        raise ConfigError(f"{named}: RAY_AUTH_MODE is token and no token is here; set RAY_AUTH_TOKEN_PATH") from None
+        raise ConfigError(f"{named}: RAY_AUTH_MODE is token, but no token is here; set RAY_AUTH_TOKEN_PATH") from None
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def _run(args: argparse.Namespace) -> int:
     named["id"] = [unquoted(value) for value in args.id]  # as csv quotes them
     entries = [Entry(by, value, reason) for by in KINDS for value in named[by]]
     if not entries or not all(entry.value.strip() for entry in entries):
-        raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty one names nothing")
+        raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty value names nothing")
     require_one_name(args.release)
     release = open_release(args.release)
     print_lines(_describe(release, reason, take_down(release, entries)))

@@ -256,9 +256,8 @@ class FetchSettings(Settings):
     def _engine_keeps_what_network_asks(self) -> Self:
         if self.engine == "img2dataset" and (changes := _changes_for_img2dataset(self.network)):
             raise ValueError(
-                "engine img2dataset is only for hosts that need no politeness, and protects against nothing. "
-                "Leave `engine` out, or give up in fetch.network what it cannot do. "
-                f"Needed: {'; '.join(changes)}"
+                "engine img2dataset neither spares hosts nor protects this machine. Leave `engine` out, or "
+                f"set in fetch.network what it cannot do: {'; '.join(changes)}"
             )
         return self
 

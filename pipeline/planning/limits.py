@@ -64,7 +64,7 @@ def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) 
             if not low[k] - _SAME_SHARE <= held[k] <= high[k] + _SAME_SHARE:
                 limit = f"at most {high[k]:.4g} ({reasons[k]})" if held[k] > high[k] else f"at least {low[k]:.4g}"
                 raise ConfigError(
-                    f"{domain}: all runs have the share {held[k]:.4g}, so nothing is known of another one, but the "
+                    f"{domain}: all runs have the share {held[k]:.4g}, so the law knows no other share, but the "
                     f"limits ask for {limit}; change the limit, or add runs with other shares of {domain}"
                 )
             low[k] = high[k] = held[k]

@@ -59,7 +59,7 @@ def compare_incoming(release: Release) -> dict[str, Any]:
     with open_reader(workdir) as sql:
         current = sql.execute("SELECT fingerprint FROM current_stages WHERE stage = 'pack'").fetchall()
         if current != [(release.origin,)]:
-            raise ConfigError(f"{workdir} has gone on since {release.name} was packed; run its `plantmix build` again")
+            raise ConfigError(f"{workdir}: holds another build; run the build of {release.name} again")
         view_samples(sql, release, "released")
         return {"release": release.name, "incoming": rows_of(sql, _INCOMING)}
 

@@ -53,7 +53,7 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
     option = "run.ray.address" if settings.address else "RAY_ADDRESS"
     if address and address.startswith(_CLIENT_SCHEME):
         raise ConfigError(
-            f"{option} {address}: a build cannot go through Ray's client, which passes on nothing of a part before it "
+            f"{option} {address}: a build cannot use Ray's client, which sends nothing of a part before the part "
             "ends; give HOST:PORT (port 6379) on a machine of the cluster's network, or run the build on the cluster "
             "with `ray job submit`"
         )

@@ -182,7 +182,7 @@ class KindScorer:
         """Raises: ConfigError when the model or an example cannot be used, or `of` names no kind."""
         where, folders = "score.plugins.options", [isinstance(each, str) for each in self._kinds.values()]
         if not self._of or set(self._of) - set(self._kinds):
-            raise ConfigError(f"{where}.of: {self._of}: name some of: {', '.join(sorted(self._kinds))}")
+            raise ConfigError(f"{where}.of: {self._of}: name one or more of: {', '.join(sorted(self._kinds))}")
         if len(folders) < 2 or len(set(folders)) > 1:
             raise ConfigError(f"{where}.kinds: give at least two, all by prompts or all by folders")
         for kind, examples in self._kinds.items():

@@ -102,8 +102,8 @@ def check_scorers(settings: ScoreSettings) -> None:
             rule.scorer == name and rule.action == "blur" for rule in settings.rules
         ):
             raise ConfigError(
-                f"score.rules: {name} says nothing of places, so there is nothing to blur; only a scorer with `boxes` "
-                "does, such as pipeline.scoring.kinds:FaceScorer. Take `action: drop` or `action: flag`"
+                f"score.rules: {name} gives no boxes, so there is nothing to blur; name a scorer with `boxes`, such "
+                "as pipeline.scoring.kinds:FaceScorer, or take `action: drop` or `action: flag`"
             )
 
 

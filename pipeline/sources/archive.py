@@ -91,7 +91,7 @@ def read_archive(path: str, where: str) -> Archive:
     fs, inner = storage.filesystem(path)
     if not fs.exists(inner):
         raise ConfigError(
-            f"{where}: {path}: no such archive; give the zip as it came, or the folder it was unpacked to"
+            f"{where}: {path}: no such archive; give the zip as downloaded, or the folder it was unpacked to"
             f"{where_it_looked(path)}"
         )
     is_zip = not fs.isdir(inner)

@@ -145,8 +145,8 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
     """
     if path.startswith(("http://", "https://")) and "?" in path:
         raise ConfigError(
-            f"{where}: {hide_secrets(path)}: what stands behind the ? would become a part of names in every table and "
-            "release, and it may be a token; download the file and give that, or an address without a query"
+            f"{where}: {hide_secrets(path)}: the text behind the ? may be a token, and would stand in every table and "
+            "release; download the file and name the local one, or give an address without a query"
         )
     fs, inner = storage.filesystem(path)
     inner = inner.rstrip("/") or "/"

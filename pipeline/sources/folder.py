@@ -90,7 +90,7 @@ class FolderSettings(Settings):
     @model_validator(mode="after")
     def _one_way(self) -> FolderSettings:
         if (self.table is None) != (self.columns is None):
-            raise ValueError("table and columns go together")
+            raise ValueError("give both table and columns, or neither")
         if self.table is not None and self.captions is not None:
             raise ValueError("captions come from the table's columns, or by `captions`, not both")
         if self.folder_name_is != "caption" and self.captions != "folder_name":

@@ -63,7 +63,7 @@ def read_target(settings: MixSettings, domains: Sequence[str]) -> Target:
     wrong = [f"{domain} has {share:g}" for domain, share in ratio.items() if not 0 <= share < float("inf")]
     if wrong or not 0 < sum(ratio.values()) < float("inf"):
         which = ", ".join(wrong) or "their sum must be above 0"
-        raise ConfigError(f"mix.mixture: {path} gives shares that are no shares: {which}; a share is 0 or more")
+        raise ConfigError(f"mix.mixture: {path} gives shares that cannot be used: {which}; a share is 0 or more")
     if most is not None and settings.num_samples is not None and settings.num_samples > most:
         raise ConfigError(
             f"mix.num_samples: {settings.num_samples:,} is more than the {most:,} samples that {path} was chosen for; "

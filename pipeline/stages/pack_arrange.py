@@ -287,8 +287,8 @@ def _read(
             return None
         if name != "draws" and rows.num_rows != num_drawn:
             raise IntegrityError(
-                f"{inputs.draws.paths[0]}: {num_drawn:,} samples of a part are drawn, and {name} has {rows.num_rows:,} "
-                "rows of them; run `plantmix verify` on the work folder"
+                f"{inputs.draws.paths[0]}: {num_drawn:,} samples of a part are drawn, but {name} has {rows.num_rows:,} "
+                "of them; run `plantmix verify` on the work folder"
             )
         read.append(rows)
     return read

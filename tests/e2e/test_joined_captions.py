@@ -259,7 +259,7 @@ def test_workers_and_a_kill_amid_the_join_change_no_byte(built: Path, tmp_path: 
     ("change", "words"),
     [
         ({"on": "extra.uid"}, "the source keeps no column 'uid' (it keeps uuid)"),
-        ({"on": "uuid"}, "'uuid' is nothing that a source has; write record_key, url, or extra.NAME"),
+        ({"on": "uuid"}, "a source has no 'uuid'; write record_key, url, or extra.NAME"),
         ({"text": "word"}, "has no column 'word' (did you mean 'words'?); it has uuid, words"),
         ({"kind": "Trait 1"}, "'Trait 1' is no kind of text"),
         ({"join": "traits.parquet"}, "no such table"),

@@ -281,7 +281,7 @@ def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[
         "2 of the 3 given are not in this release nor in the catalogue: owner 'Nobody At All', id 'fff" in done.stderr
     )
     assert run_here("takedown", old.path).returncode == 2
-    assert "an empty one names nothing" in run_here("takedown", old.path, "--owner", " ").stderr
+    assert "an empty value names nothing" in run_here("takedown", old.path, "--owner", " ").stderr
     assert sorted(Path(old.path).parent.iterdir()) == before
 
 

@@ -47,7 +47,7 @@ class StreamOrder(SampleOrder):
             if len(part.rows) < num_streams:
                 raise ConfigError(
                     f"data.index: false: group {part.name.partition(':')[2]} has {len(part.rows)} shards for "
-                    f"{num_streams} loader processes (ranks x data.num_workers), each with its own; lower the latter"
+                    f"{num_streams} loader processes (ranks x data.num_workers); each needs one: lower data.num_workers"
                 )
 
     def shard_at(self, place: Place) -> int:

@@ -103,7 +103,7 @@ def open_eval_set(path: str, split: str) -> EvalSet:
     if any(child.is_dir() for child in place.iterdir()):
         return _open_class_folders(place)
     raise ConfigError(
-        f"{path}: no evaluation set here; wanted {split}/*.tar (webdataset as clip_benchmark has it), "
+        f"{path}: no evaluation set here; expected {split}/*.tar (webdataset as clip_benchmark has it), "
         f"{_TABLE} beside pictures, or one folder of pictures for each class"
     )
 

@@ -75,7 +75,7 @@ class FrozenTower(nn.Module):
             if self._weights is not None and backbone.fingerprint != self._weights:
                 raise ConfigError(
                     f"{self.name}: has other weights than those this model was trained on "
-                    f"({backbone.fingerprint[:12]}, not {self._weights[:12]}); install the version of then"
+                    f"({backbone.fingerprint[:12]}, not {self._weights[:12]}); install the version that was used"
                 )
             self._loaded.append(backbone)
         return self._loaded[0]

@@ -253,6 +253,6 @@ def _lock(model: DalipModel, settings: TrainSettings) -> None:
     except (AssertionError, RuntimeError) as error:
         # Some towers can only be locked as a whole. ResNets assert; timm's towers raise RuntimeError where the
         # installed timm lacks what a partial lock needs.
-        raise ConfigError(f"lock: open_clip cannot lock this architecture so: {error}") from error
+        raise ConfigError(f"lock: open_clip cannot lock this architecture: {error}") from error
     if settings.compute.grad_checkpointing:
         model.clip.set_grad_checkpointing()

@@ -101,7 +101,9 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
     models = [_metadata(path) for path in tables]
     places = list(dict.fromkeys(place for table in models for place in table.pop("places", ())))
     if any(other != models[0] for other in models):
-        raise ConfigError(f"{tables[0]} and another table are of other models or features; an index is of one model")
+        raise ConfigError(
+            f"{tables[0]} and another table are of different models or features; an index is of one model"
+        )
     index = faiss.index_factory(models[0]["width"], "SQfp16", faiss.METRIC_INNER_PRODUCT)
     names = []
     for own, vectors in _blocks(tables):

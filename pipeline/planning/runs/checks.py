@@ -137,7 +137,7 @@ def _check_spread(table: RunsTable) -> list[str]:
     empty = [table.domains[k] for k, share in held.items() if share < 1e-9]
     if empty:
         raise ConfigError(
-            f"{table.source}: mix_{empty[0]} is 0 in every run: nothing can be known of {empty[0]}; add runs with it, "
+            f"{table.source}: mix_{empty[0]} is 0 in every run, so its effect is unknown; add runs with {empty[0]}, "
             f"or give a table without {', '.join(f'mix_{domain}' for domain in empty)}"
         )
     warnings = [

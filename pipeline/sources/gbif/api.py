@@ -134,7 +134,7 @@ class GbifApi:
             self._num_faults = 0 if size > last_size else self._num_faults
             last_size = size
             if (free := shutil.disk_usage(part.parent).free) < num_bytes - size:
-                raise RunError(f"{part}: {num_bytes - size:,} bytes are to come, and {free:,} are free on that disk")
+                raise RunError(f"{part}: {num_bytes - size:,} bytes are to come, but that disk has {free:,} free")
             try:
                 if self._append(f"{self._base}/{path}", part, size, num_bytes, what) == 404:
                     return False
@@ -144,7 +144,7 @@ class GbifApi:
                 self._pause_after_fault(f"{what}: {_in_words(error)} after {part.stat().st_size:,} bytes")
         if part.stat().st_size > num_bytes:
             part.unlink()
-            raise RunError(f"{what}: more came than the {num_bytes:,} bytes that GBIF stated; run build again")
+            raise RunError(f"{what}: GBIF sent more than the {num_bytes:,} bytes that it stated; run build again")
         self._num_faults = 0
         return True
 

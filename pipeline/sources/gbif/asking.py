@@ -61,7 +61,7 @@ class GbifSettings(DwcaSettings):
     def _one_way(self) -> GbifSettings:
         filters = [name for name in ("taxon", "country", "licence", "basis_of_record", "years") if getattr(self, name)]
         if self.download and (filters or self.refresh):
-            raise ValueError(f"{(filters or ['refresh'])[0]} and download: give what the records must be, or a key")
+            raise ValueError(f"{(filters or ['refresh'])[0]} and download: give filters or a key, not both")
         if not self.download and not filters:
             raise ValueError("without a filter this asks for all of GBIF; give taxon, country, years, ... or download")
         if self.years and self.years[0] > self.years[1]:
@@ -121,7 +121,7 @@ def read_request(settings: GbifSettings) -> Request | None:
     try:
         return Request(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        raise ConfigError(f"{path}: not what was written there; remove it, and build asks GBIF anew") from None
+        raise ConfigError(f"{path}: not as it was written; remove it, and build asks GBIF anew") from None
 
 
 def write_request(settings: GbifSettings, request: Request) -> None:

@@ -152,7 +152,7 @@ def _bring(api: GbifApi, source: Source, sleep: Callable[[float], None]) -> None
     download = _wait(api, key, settings, what, sleep)
     num_bytes = int(download.get("size") or 0)
     if download.get("request", {}).get("format", "DWCA") != "DWCA":
-        raise ConfigError(f"{what} is {download['request']['format']}; give one of the format DWCA")
+        raise ConfigError(f"{what} has the format {download['request']['format']}; give one of the format DWCA")
     content = json.dumps(_described(api, key, download), indent=1, sort_keys=True, ensure_ascii=False)
     storage.publish_bytes(str(path.with_suffix(".json")), content.encode())
     part = path.with_name(path.name + ".part")
@@ -161,7 +161,7 @@ def _bring(api: GbifApi, source: Source, sleep: Callable[[float], None]) -> None
         raise _ended(settings, what, "FILE_ERASED")
     if not zipfile.is_zipfile(part):
         part.unlink()
-        raise RunError(f"{what}: what came is no zip, though it has the {num_bytes:,} bytes stated; run build again")
+        raise RunError(f"{what}: the download is no zip, though it has the {num_bytes:,} bytes stated; run build again")
     storage.publish(str(part), str(path))
 
 

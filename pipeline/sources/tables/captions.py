@@ -76,7 +76,7 @@ class JoinedCaptions(Settings):
     @model_validator(mode="after")
     def _names_columns(self) -> JoinedCaptions:
         if self.key not in ("record_key", "url") and not re.match(r"extra\..", self.key):
-            raise ValueError(f"on: '{self.key}' is nothing that a source has; write record_key, url, or extra.NAME")
+            raise ValueError(f"on: a source has no '{self.key}'; write record_key, url, or extra.NAME")
         if self.column == self.text:
             raise ValueError(f"on and text name the same column '{self.text}'")
         return self

@@ -92,7 +92,7 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
     if address is None and file is None:
         raise ConfigError(
             f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}. "
-            "Texts for pictures of another place belong into its source: `captions: [{join: TABLE, on: record_key, "
+            "Texts for the pictures of another source belong there: `captions: [{join: TABLE, on: record_key, "
             "text: COLUMN, kind: caption}]`"
         )
     if address is not None:

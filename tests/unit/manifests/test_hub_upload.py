@@ -91,7 +91,7 @@ def test_files_of_someone_else_are_never_removed(hub: FakeHub, tmp_path: Path) -
 def test_a_public_repository_takes_no_private_upload(hub: FakeHub, tmp_path: Path) -> None:
     folder = write(tmp_path, FILES)
     hub.repositories[f"datasets/{NAME}"] = Repository(private=False)
-    with pytest.raises(ConfigError, match="is there already and public"):
+    with pytest.raises(ConfigError, match="exists and is public"):
         upload(folder)
     assert not stored(hub).files
     upload(folder, public=True)

@@ -48,7 +48,7 @@ def fetch(rows, pool, settings=None):
 def test_each_protection_must_be_given_up_by_name(network, message):
     with pytest.raises(ConfigError) as found:
         settings_of(**network)
-    assert str(found.value).endswith(f"Needed: {message}") or message + " (each worker" in str(found.value)
+    assert str(found.value).endswith(f"what it cannot do: {message}") or message + " (each worker" in str(found.value)
 
 
 def test_all_that_is_needed_is_said_at_once_and_our_own_engine_needs_none_of_it():

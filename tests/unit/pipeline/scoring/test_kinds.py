@@ -140,8 +140,8 @@ def test_examples_in_folders_decide_and_their_names_do_not(weights: str, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"of": ["maps"]}, r"\['maps'\]: name some of: drawer, drawing"),
-        ({"of": []}, r"\[\]: name some of"),
+        ({"of": ["maps"]}, r"\['maps'\]: name one or more of: drawer, drawing"),
+        ({"of": []}, r"\[\]: name one or more of"),
         ({"of": "a", "kinds": {"a": ["x"]}}, "give at least two"),
         ({"of": "a", "kinds": {"a": ["x"], "b": "folder"}}, "all by prompts or all by folders"),
         ({"of": "a", "kinds": {"a": "no-folder", "b": "no-folder"}}, "there is no picture in no-folder"),

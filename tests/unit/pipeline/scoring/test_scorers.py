@@ -46,7 +46,7 @@ def test_a_scorer_that_cannot_be_used_is_one_clear_error(plugin: dict[str, Any],
 def test_only_a_detector_has_something_to_blur(tmp_path: Path) -> None:
     rules = [{"scorer": "mine", "max_score": 0.5, "action": "blur"}]
     plugin = {"name": "mine", "scorer": "own_scorer:Brightness", "options": {"log": str(tmp_path / "log")}}
-    with pytest.raises(ConfigError, match="mine says nothing of places, so there is nothing to blur"):
+    with pytest.raises(ConfigError, match="mine gives no boxes, so there is nothing to blur"):
         check_scorers(ScoreSettings.model_validate({"plugins": [plugin], "rules": rules}))
     plugin = {"name": "mine", "scorer": "own_scorer:Middle"}
     check_scorers(ScoreSettings.model_validate({"plugins": [plugin], "rules": rules}))

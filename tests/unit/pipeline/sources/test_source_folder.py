@@ -231,7 +231,7 @@ def test_defaults_fill_what_a_source_does_not_say(tmp_path: Path) -> None:
     [
         ({"path": "absent"}, "sources.pics: absent: no such folder"),
         ({"path": "EMPTY"}, "holds no picture"),
-        ({"path": "EMPTY", "table": "t.csv"}, "table and columns go together"),
+        ({"path": "EMPTY", "table": "t.csv"}, "give both table and columns, or neither"),
         ({"path": "EMPTY", "table": "t.csv", "columns": {"file": "f"}}, "no such table"),
         ({"path": "EMPTY", "table": "t.csv", "columns": {"file": "f"}, "captions": "none"}, "not both"),
         ({"path": "EMPTY", "folder_name_is": "scientific_name"}, "folder_name_is needs captions: folder_name"),

@@ -250,7 +250,7 @@ def test_a_key_that_is_not_there_is_told(gbif: GbifServer, tmp_path: Path) -> No
 
 def test_a_download_in_another_format_is_told(gbif: GbifServer, tmp_path: Path) -> None:
     gbif.format = "SIMPLE_CSV"
-    with pytest.raises(ConfigError, match="is SIMPLE_CSV; give one of the format DWCA"):
+    with pytest.raises(ConfigError, match="has the format SIMPLE_CSV; give one of the format DWCA"):
         bring(source(gbif, tmp_path, download=gbif.make({})))
 
 
@@ -298,7 +298,7 @@ def test_what_is_no_zip_is_not_kept(gbif: GbifServer, tmp_path: Path) -> None:
 
 def test_more_bytes_than_stated_are_not_kept(gbif: GbifServer, tmp_path: Path) -> None:
     gbif.stated_size = 50
-    with pytest.raises(RunError, match="more came than the 50 bytes"):
+    with pytest.raises(RunError, match="GBIF sent more than the 50 bytes"):
         bring(source(gbif, tmp_path))
     assert not list((tmp_path / "work").rglob("*.zip*"))
 

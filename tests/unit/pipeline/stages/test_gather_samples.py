@@ -186,7 +186,7 @@ def test_a_drawn_sample_that_a_table_lacks_is_an_error(tmp_path: Path, table: st
     inputs = to_gather(tmp_path, [2, 0, 1], ["a leaf", "a root", "a tree"], [[SCI]] * 3, TextSettings())
     (path,) = getattr(inputs, table).paths
     pq.write_table(pq.read_table(path).slice(1), path)
-    with pytest.raises(IntegrityError, match=f"3 samples of a part are drawn, and {table} has 2 rows of them"):
+    with pytest.raises(IntegrityError, match=f"3 samples of a part are drawn, but {table} has 2 of them"):
         gather(inputs, Execution(str(tmp_path), 1, "x", None))
 
 

@@ -59,7 +59,7 @@ def test_a_mixture_of_other_domains(tmp_path: Path, ratio: dict[str, float]) -> 
     ],
 )
 def test_shares_that_are_none_are_named(tmp_path: Path, ratio: dict[str, float], which: str) -> None:
-    with pytest.raises(ConfigError, match=rf"m\.json gives shares that are no shares: {which}; a share is 0 or more"):
+    with pytest.raises(ConfigError, match=rf"m\.json gives shares that cannot be used: {which}; a share is 0 or more"):
         read_target(mixture(tmp_path / "m.json", {"ratio": ratio}), DOMAINS)
 
 
@@ -143,12 +143,12 @@ def test_a_stratified_release_takes_pools_whole() -> None:
     [
         ({"by_size": {"plant": "all", "general": 1.0}}, "a share lies between 0 and 1"),
         ({"by_size": {"plant": 0.5, "general": 0.5}}, "shares must sum to less than 1"),
-        ({"by_size": {"plant": 0.5, "general": 0}}, "some domain needs `all` or a number of samples"),
+        ({"by_size": {"plant": 0.5, "general": 0}}, "give one domain at least `all` or a number of samples"),
         ({"by_size": {"plant": -5, "general": 10}}, "a number of samples is 0 or more"),
         ({"by_size": {"plant": "all", "general": "most"}}, "by_size"),
         ({"by_size": {"plant": "all"}, "num_samples": 5}, "leave mix.num_samples out"),
         ({"by_size": {"plant": "all"}, "ratio": {"plant": 1}}, "give exactly one of"),
-        ({"by_size": {"plant": "all"}, "sources": {"plant": {"gbif": 1}}}, "decide nothing, mix.by_size takes all"),
+        ({"by_size": {"plant": "all"}, "sources": {"plant": {"gbif": 1}}}, "have no effect: mix.by_size takes all"),
         ({"ratio": {"plant": 1}, "sources": {"plant": {"gbif": 0}}}, "shares must be 0 or more"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_folder_that_is_no_evaluation_set_is_refused(writer: ModuleType, tmp_p
             open_eval_set(str(damaged), "test")
         (damaged / "test" / name).unlink()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="no evaluation set here; wanted test/"):
+    with pytest.raises(ConfigError, match="no evaluation set here; expected test/"):
         open_eval_set(str(tmp_path / "empty"), "test")
     with pytest.raises(ConfigError, match="has one class, 'red_circle'"):
         open_eval_set(str(write_folders(tmp_path / "one", samples[:1])), "test")
