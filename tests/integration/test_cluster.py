@@ -134,7 +134,7 @@ def test_a_cluster_that_wants_a_token_is_named_in_one_line(guarded: Cluster, tmp
     done = build(tmp_path, guarded.address, {"HOME": str(tmp_path)})
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "run.ray.address" in line]
-    assert "the cluster asks for its token, and this machine has none or another" in line
+    assert "the cluster needs its token, and this machine has none or another" in line
     assert "RAY_AUTH_TOKEN_PATH" in line
     assert "InvalidAuthToken" not in said(done), "no noise of Ray's own"
 
