@@ -153,7 +153,7 @@ def test_folders_of_outputs_are_made(law, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--max-epochs", "4"), "none is given; add --pool"),
+        (("--max-epochs", "4"), "there is no pool; add --pool"),
         (("--max-epochs", "4", "--pool", "Github=1k"), "needs its pool .* and the total --samples"),
         (("--pool", "Github=0"), "to leave Github out, write --max-share Github=0"),
         (("--max-share", "Github=1.5"), "a share lies in 0 to 1"),
