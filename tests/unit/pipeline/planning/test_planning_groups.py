@@ -116,7 +116,7 @@ def test_what_cannot_be_kept_is_refused(runs, tmp_path):
         (("--keep", runs, "--free", "moss"), "not a mixture file"),
         (("--keep", tmp_path / "kept.json", "--free", "web"), "web is part of"),
         (("--keep", tmp_path / "kept.json"), "name 2 to 200"),
-        (("--keep", tmp_path / "kept.json", "--runs", runs), "give one of the two"),
+        (("--keep", tmp_path / "kept.json", "--runs", runs), "leave --keep out"),
     ):
         with pytest.raises(ConfigError, match=message):
             plan("design", *words, *out)
