@@ -57,9 +57,9 @@ class ColumnLaw:
     coverage: float  # of the 90 % interval on the runs themselves
 
     def value(self, shares_QK: Array) -> Array:
-        """Predicted losses, shape Q."""
+        """Predicted losses, shape Q; none is negative where no run has a loss below 0."""
         value: Array = predict_weighted(self.whole, self.weights, shares_QK)[0]
-        return value
+        return np.maximum(value, 0.0) if self.lowest_loss > 0 else value
 
     def predict(self, shares_QK: Array) -> Prediction:
         """Predicted losses and the ends of their 90 % intervals."""
