@@ -28,14 +28,13 @@ from pipeline.browse.index import as_id
 from pipeline.browse.model_search import Hits, ModelSearch
 from pipeline.browse.pictures import read_picture
 from pipeline.browse.snapshot import Snapshot
-from pipeline.browse.sql_box import MAX_ROWS, ask, cut
-from pipeline.releases.diff import compare
 from pipeline.releases.opening import open_release
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/scores", "Scores"), ("/duplicates", "Duplicates"),
-         ("/leaks", "Leaks"), ("/taxa", "Taxa"), ("/compare", "Releases"), ("/sql", "SQL"))  # fmt: skip
+         ("/leaks", "Leaks"), ("/compare", "Releases"))  # fmt: skip
 MAX_STAND_FOR = 200  # images dropped for one, of which its life tells
+MAX_TEXT_CHARS = 300
 REFRESH_SECONDS = 3  # of the page that waits for the index
 NO_MODEL = "no model is here to search with; start browse with --search INDEX, a folder of `dalip index`"
 
@@ -68,7 +67,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters |= {"cut": cut, "words": lambda name: str(name).replace("_", " ")}
+        self._templates.filters |= {"cut": _cut, "words": lambda name: str(name).replace("_", " ")}
         self._templates.globals |= {
             "name": snapshot.name,
             "as_of": as_of,
@@ -105,7 +104,6 @@ class Pages:
             "/picture/{id}.jpg": self.picture,
             "/twin/{id}.jpg": self.twin,
             "/compare": self.compare,
-            "/sql": self.sql,
             **{f"/{name}": functools.partial(self.gallery, name) for name in galleries.GALLERIES},
         }
         return [
@@ -218,17 +216,15 @@ class Pages:
         return self._page(f"{name}.html", f"/{name}", **self._once(galleries.GALLERIES[name]))
 
     def compare(self, request: Request) -> Response:
-        """Two releases of the work folder side by side; only names from its own list are taken."""
+        """Images that one of two releases lacks; only names from the folder's own list are taken."""
         folders = self._release_folders()
         a, b = (request.query_params.get(name, "") for name in ("a", "b"))
-        comparison, moved = None, {}
+        moved, command = {}, ""
         if a in folders and b in folders:
             before, after = (open_release(str(folders[name])) for name in (a, b))
-            comparison = compare(before, after)
             moved = {name: self._image_index.images(ids) for name, ids in galleries.changes(before, after).items()}
-        return self._page(
-            "compare.html", "/compare", names=self._told(folders), a=a, b=b, found=comparison, moved=moved
-        )
+            command = f"plantmix diff {folders[a]} {folders[b]}"
+        return self._page("compare.html", "/compare", names=self._told(folders), a=a, b=b, moved=moved, command=command)
 
     def _told(self, names: Iterable[str]) -> dict[str, str]:
         """Each release with when it was sealed and how many samples it has, the newest first."""
@@ -236,19 +232,6 @@ class Pages:
         rows = [] if self._snapshot.release else self._image_index.rows(ordered)
         told = {row["name"]: f"{row['sealed_at']:%Y-%m-%d %H:%M}, {row['num_samples']:,} samples" for row in rows}
         return {name: told.get(name, "not in the catalogue") for name in sorted(names, key=[*told, *names].index)}
-
-    def sql(self, request: Request) -> Response:
-        """The SQL box."""
-        statement = request.query_params.get("sql", "")
-        answer = ask(self._snapshot, statement) if statement.strip() else None
-        views = self._image_index.rows(
-            "SELECT name, about, list(column_name ORDER BY column_index) AS columns FROM views "
-            "JOIN duckdb_columns() ON table_name = name GROUP BY ALL ORDER BY name"
-        )
-        status = 400 if answer and answer.error else 200
-        return self._page(
-            "sql.html", "/sql", status=status, statement=statement, answer=answer, views=views, max_rows=MAX_ROWS
-        )
 
     def failed(self, request: Request, error: Exception) -> Response:
         """A page for what went wrong in the tables: a part that is gone, a release that is damaged."""
@@ -323,6 +306,12 @@ def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
         exception_handlers={404: pages.not_found, PlantMixError: pages.failed, duckdb.Error: pages.failed},
     )
     return Guard(app, token, port)
+
+
+def _cut(text: object, num_chars: int = MAX_TEXT_CHARS) -> str:
+    """A value as text, cut with an ellipsis."""
+    shown = "" if text is None else str(text)
+    return shown if len(shown) <= num_chars else shown[: num_chars - 1] + "…"
 
 
 def _file(name: str, kind: str, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What is shown side by side: examples of every drop reason, leaks, groups of duplicates, close calls, scores, taxa."""
+"""What is shown side by side: examples of every drop reason, leaks, groups of duplicates, close calls, scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ SEARCHED_HASHES = 100_000  # for pairs just outside the radius, which no table h
 SEARCH_BYTES = 256 << 20
 MOST_PAIRS = 1 << 24
 MAX_LEAKS = 60
-MAX_TAXA = 40
 MAX_CHANGES = 24
 
 # Images of evaluation sets are not kept. A candidate with the same bytes or pixels shows what one looks like.
@@ -148,23 +147,12 @@ def _leaks(image_index: ImageIndex) -> dict[str, Any]:
     return {"summary": summary, "leaks": rows}
 
 
-def _taxa(image_index: ImageIndex) -> dict[str, Any]:
-    """The most and the least frequent taxa, with how many were packed, and one image each."""
-    totals = image_index.rows("SELECT count(*) AS taxa, count(*) FILTER (num = 1) AS once FROM session.taxa")[0]
-    head = image_index.rows(f"SELECT * FROM session.taxa ORDER BY num DESC, taxon LIMIT {MAX_TAXA}")
-    tail = image_index.rows(f"SELECT * FROM session.taxa ORDER BY num, taxon LIMIT {MAX_TAXA}")
-    for row in (*head, *tail):
-        row["example"] = None if row["example"] is None else row["example"].hex
-    return {**totals, "head": head, "tail": tail}
-
-
 # What the template of each page shows.
 GALLERIES: dict[str, Callable[[ImageIndex], dict[str, Any]]] = {
     "reasons": _reasons,
     "scores": _scores,
     "duplicates": _duplicates,
     "leaks": _leaks,
-    "taxa": _taxa,
 }
 
 

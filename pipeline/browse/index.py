@@ -3,7 +3,7 @@
 Reads every table once and deals its rows out by sample id into parts, so that a part is joined in little memory.
 Writes two files into a folder:
 
-- `images.duckdb`: `images`, one narrow row an image; `taxa`.
+- `images.duckdb`: `images`, one narrow row an image.
   `place` counts the images by sample id. The rows of a part lie together, so a look-up reads one part.
 - `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). An index is whole when it has this.
 """
@@ -139,12 +139,6 @@ _IMAGES = f"""
         jpg_length, stage, reason, outcome, domain, source, split
     FROM joined
 """
-_TAXA = """
-    CREATE TABLE session.taxa AS SELECT taxon, count(*) AS num, count(*) FILTER (stage = 'packed') AS packed,
-        min(sample_id) FILTER (coalesce(pool_file, shard) IS NOT NULL) AS example
-    FROM session.images WHERE taxon <> '' GROUP BY taxon
-"""
-
 Tell = Callable[[float], None]
 
 
@@ -176,7 +170,6 @@ def make_index(snapshot: Snapshot, tell: Tell = lambda share: None) -> None:
             tell((done := done + 1) / num_steps)
         sql.execute("DROP TABLE joined")
         sql.execute("DROP TABLE places")
-        sql.execute(_TAXA)
         sql.execute("CHECKPOINT session")
     _write_facets(coded, folder / FACETS_FILE)
     shutil.rmtree(snapshot.private / DEALT_FOLDER, ignore_errors=True)

@@ -89,15 +89,12 @@ def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb:
         connection.execute("SET preserve_insertion_order = false")
         # DuckDB follows links before it compares
         allowed = [str(place.resolve()) for place in (tables, index, private)]
-        lock_down(connection, memory_mb, str(spill_folder(private)), "allowed_directories", allowed)
+        lock_down(
+            connection, memory_mb, str(private.resolve() / f"spill-{os.getpid()}"), "allowed_directories", allowed
+        )
         yield Snapshot(connection, folder, release, radius, private, key, index)
     finally:
         connection.close()
-
-
-def spill_folder(private: Path, pid: int | None = None) -> Path:
-    """Where DuckDB puts what does not fit into memory; each process has a folder of its own."""
-    return private.resolve() / f"spill-{pid or os.getpid()}"
 
 
 def _open_release(path: str) -> Release:
@@ -117,8 +114,6 @@ def _open_samples(release: Release) -> Any:
     if "language" not in samples.columns:  # an older release does not tell it
         samples = samples.project("*, NULL::VARCHAR AS language")
     samples.create_view("samples")
-    connection.execute("COMMENT ON VIEW samples IS 'One row a placed sample, as samples.parquet has it.'")
-    connection.execute("CREATE VIEW views AS SELECT 'samples' AS name, 'One row a placed sample.' AS about")
     return connection
 
 

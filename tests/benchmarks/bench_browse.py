@@ -200,7 +200,7 @@ def measure(folder: Path, num_rows: int) -> dict[str, Any]:
         deep = Filters(after="f" * 4 + "0" * 28)
         timed("a page near the end", lambda: image_index.page(deep))
         timed("one image", lambda: client.get(f"/image/{image['id']}"))
-        for page in ("/reasons", "/duplicates", "/leaks", "/taxa"):
+        for page in ("/reasons", "/duplicates", "/leaks"):
             timed(page, lambda page=page: client.get(page))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
@@ -256,7 +256,7 @@ def report(found: list[dict[str, Any]]) -> str:
         shown = [f"{text} {name}" for (name, _), text in zip(worst, both([each for _, each in worst]), strict=True)]
         add(f"{title} (target {TARGETS[target]:.0f}), s", shown)
         add("their median, s", both([sorted(one[kind].values())[len(one[kind]) // 2] for one in found]))
-    for name in ("a page near the end", "one image", "/reasons", "/duplicates", "/leaks", "/taxa"):
+    for name in ("a page near the end", "one image", "/reasons", "/duplicates", "/leaks"):
         add(f"{name}, s", both([one["seconds"][name] for one in found]))
     return "\n".join(lines) + "\n"
 

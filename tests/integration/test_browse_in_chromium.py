@@ -37,9 +37,7 @@ PAGES = (
     "/reasons",
     "/duplicates",
     "/leaks",
-    "/taxa",
     "/compare",
-    "/sql?sql=SELECT+1+AS+n",
 )
 pytestmark = pytest.mark.slow
 
