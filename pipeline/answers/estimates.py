@@ -33,11 +33,11 @@ from pipeline.fetching.hosts import MOST_TIMES
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.on_ray import count_cpus
-from pipeline.sources import front_to_back
 from pipeline.sources.files import split_locator
 from pipeline.sources.kinds import FirstRows
 from pipeline.sources.reading import ask, check_source, read_rows
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tars import front_to_back
 from pipeline.stages.fetch import fetched_before
 from pipeline.stages.fetch_rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
 from pipeline.stages.ingest import ADDRESS, map_rows

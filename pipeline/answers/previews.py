@@ -25,9 +25,9 @@ from pipeline.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.captions.preview import preview_captions
 from pipeline.captions.rules import judge_captions
 from pipeline.config import BuildConfig
-from pipeline.sources.joining import staging
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.tables.captions import describe_join, join_captions
+from pipeline.sources.tables.joining import staging
 from pipeline.stages.ingest import map_rows
 from pipeline.store.sql import open_scratch
 from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names

@@ -24,7 +24,10 @@ from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Removed, Settings
 from pipeline.sources.archive import META_FILE, Archive, DataFile, Term, read_archive
 from pipeline.sources.files import reading
-from pipeline.sources.joining import (
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
+from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
+from pipeline.sources.tables.delimited import read_delimited, read_header
+from pipeline.sources.tables.joining import (
     Case,
     StagedTable,
     WhereTerms,
@@ -36,9 +39,6 @@ from pipeline.sources.joining import (
     view_staged,
     where_cases,
 )
-from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
-from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
-from pipeline.sources.tables.delimited import read_delimited, read_header
 
 _MEDIA_TYPES = (
     "http://rs.gbif.org/terms/1.0/Multimedia",

@@ -16,7 +16,10 @@ from pydantic import Field
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import TAXON_RANKS
-from pipeline.sources.joining import (
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
+from pipeline.sources.rows import Batch, Scratch
+from pipeline.sources.table import TableFormat, TableReader, first_columns
+from pipeline.sources.tables.joining import (
     WhereTerms,
     json_object,
     judged_rows,
@@ -25,9 +28,6 @@ from pipeline.sources.joining import (
     staging,
     where_cases,
 )
-from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
-from pipeline.sources.rows import Batch, Scratch
-from pipeline.sources.table import TableFormat, TableReader, first_columns
 
 # Column of the manifest: its name in SQL here.
 _MANIFEST = {

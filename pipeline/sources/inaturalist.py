@@ -16,7 +16,10 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Removed, Settings
 from manifests.tables import TAXON_RANKS
-from pipeline.sources.joining import (
+from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
+from pipeline.sources.rows import Batch, Scratch
+from pipeline.sources.table import TableFormat, TableReader
+from pipeline.sources.tables.joining import (
     Case,
     WhereTerms,
     json_object,
@@ -27,9 +30,6 @@ from pipeline.sources.joining import (
     text,
     where_cases,
 )
-from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
-from pipeline.sources.rows import Batch, Scratch
-from pipeline.sources.table import TableFormat, TableReader
 
 _TABLES = {
     "photos": ("photo_id", "photo_uuid", "observation_uuid", "observer_id", "extension", "license"),

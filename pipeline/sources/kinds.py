@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from manifests.settings import ConfigPath, Settings
 from pipeline.sources.rows import Batch, Scratch, make_batch
-from pipeline.sources.tar_samples import KeptSamples, StoredTars
+from pipeline.sources.tars.samples import KeptSamples, StoredTars
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

@@ -24,7 +24,7 @@ from pipeline.sources.files import look_at
 from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin
-from pipeline.sources.tar_samples import KeptSamples
+from pipeline.sources.tars.samples import KeptSamples
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """The kind `webdataset`, samples of tars as they lie: img2dataset's (with its Parquet), TreeOfLife's, plain jpg + txt.
 
 Reads tar headers and text members, and the Parquet file beside a shard where there is one. Pictures are read once, in
-fetch, by the offset in their locator; of a tar in a store all is read once, front to back (tar_samples.py). Memory: the
+fetch, by the offset in their locator; a tar in a store is read once, front to back (tars/samples.py). Memory: the
 Parquet rows of one shard. An odd member costs its sample alone. A shard that breaks off loses what lies behind the
 break, and gets one row `broken_shard`; so does one whose Parquet file is damaged. Raises ConfigError for tars that are
 missing, no tar, compressed, or links that lead elsewhere.
@@ -52,7 +52,7 @@ from pipeline.sources.rows import (
     parse_json,
 )
 from pipeline.sources.tables.columns import plain
-from pipeline.sources.tar_samples import KeptSamples, Sample, StoredTars, samples_in
+from pipeline.sources.tars.samples import KeptSamples, Sample, StoredTars, samples_in
 from pipeline.store.foreign import read_rows as read_foreign
 
 _LOOKED_AT = 20  # samples, by init

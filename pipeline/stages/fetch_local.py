@@ -28,7 +28,7 @@ from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
 from pipeline.sources.reading import looked_at, places_of, root_of
 from pipeline.sources.settings import Origin
-from pipeline.sources.tar_samples import SAMPLES
+from pipeline.sources.tars.samples import SAMPLES
 from pipeline.stages.fetch_rounds import (
     FetchedFiles,
     FetchInputs,

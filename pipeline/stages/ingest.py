@@ -27,12 +27,12 @@ from manifests.errors import ConfigError, RunError
 from manifests.reader import literals
 from manifests.records import Funnel
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
-from pipeline.sources.joining import staging
 from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
 from pipeline.sources.settings import OtherDomain, SourceSettings
 from pipeline.sources.tables.captions import JOINED, JoinedCaptions, describe_join, fault_of, join_captions
-from pipeline.sources.tar_samples import kept_samples
+from pipeline.sources.tables.joining import staging
+from pipeline.sources.tars.samples import kept_samples
 from pipeline.stages import ingest_tars
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet

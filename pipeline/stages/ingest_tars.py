@@ -1,6 +1,6 @@
 """The step of ingest that reads tars of a store once, front to back, in pieces that are committed as they come.
 
-A piece holds samples that lie side by side: rows of SAMPLES (pipeline/sources/tar_samples.py), from which ingest makes
+A piece holds samples that lie side by side: rows of SAMPLES (sources/tars/samples.py), from which ingest makes
 candidates, and pool and facts as fetch makes them of local pictures, which fetch takes over. So a tar of any size needs
 the memory and the disk of one piece beside what is kept, and a build that was killed goes on behind the last piece.
 
@@ -34,10 +34,10 @@ from pipeline.pictures.image import Rejected, StoredImage, measure_image
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun
 from pipeline.sources.files import address_of
-from pipeline.sources.front_to_back import FrontToBack
 from pipeline.sources.reading import ask, places_of
 from pipeline.sources.settings import SourceSettings
-from pipeline.sources.tar_samples import SAMPLES, PassedSample, StoredTars, content_of, pass_samples, row_of
+from pipeline.sources.tars.front_to_back import FrontToBack
+from pipeline.sources.tars.samples import SAMPLES, PassedSample, StoredTars, content_of, pass_samples, row_of
 from pipeline.stages import fetch_local
 from pipeline.store.files import Files
 

@@ -22,7 +22,7 @@ from range_server import RangeServer, serving_ranges
 
 from manifests.catalog import Catalog
 from manifests.reader import open_reader
-from pipeline.sources import front_to_back
+from pipeline.sources.tars import front_to_back
 from pipeline.stages import ingest_tars
 
 NUM = 24
@@ -232,7 +232,7 @@ def test_the_hub_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monk
 SMALL = """
 import sys
 from pipeline.cli import main
-from pipeline.sources import front_to_back
+from pipeline.sources.tars import front_to_back
 from pipeline.stages import ingest_tars
 front_to_back.RANGE_BYTES, ingest_tars.PIECE_BYTES = 16 << 10, 20 << 10
 main(sys.argv[1:])

@@ -27,8 +27,8 @@ from training.model.dalip import DalipModel
 from training.model.precision import full_precision
 
 LOSSES = {
-    "sum_of_similarities": "training.model.contrastive:SumOfSimilarities",
-    "sum_of_losses": "training.model.contrastive:SumOfLosses",
+    "sum_of_similarities": "training.model.losses.contrastive:SumOfSimilarities",
+    "sum_of_losses": "training.model.losses.contrastive:SumOfLosses",
 }
 
 
@@ -62,7 +62,7 @@ class LossSettings(Settings):
     @classmethod
     def _names_a_loss(cls, form: str) -> str:
         if form not in LOSSES and ":" not in form:
-            raise ValueError(f"no loss is called '{form}'; there are {' and '.join(LOSSES)}, or MODULE:CLASS of yours")
+            raise ValueError(f"no loss is called '{form}'; there are {', '.join(LOSSES)}, or MODULE:CLASS of yours")
         return form
 
 

@@ -19,10 +19,10 @@ from manifests.errors import ConfigError
 from manifests.reader import rows_of
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import JOINED_TEXTS
-from pipeline.sources.joining import StagedTable, text, view_staged
 from pipeline.sources.rows import without_secrets
 from pipeline.sources.table import TableReader, first_values
 from pipeline.sources.tables.columns import ColumnGuess, guess_caption
+from pipeline.sources.tables.joining import StagedTable, text, view_staged
 from pipeline.store.sql import view_parquet
 
 _MOST_ROWS = 200_000  # that `guess_join` reads: of 10 M rows in any order these hold 20 of the first 1,000 pictures

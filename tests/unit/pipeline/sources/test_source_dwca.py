@@ -256,7 +256,7 @@ def test_addresses_listed_in_the_records(tmp_path: Path, read: Read) -> None:
 
 def test_more_rows_than_a_batch_or_a_block(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "BLOCK_BYTES", 5000)
-    monkeypatch.setattr("pipeline.sources.joining.BATCH_ROWS", 100)
+    monkeypatch.setattr("pipeline.sources.tables.joining.BATCH_ROWS", 100)
     occurrences = [{"gbifID": str(number), **PLANT} for number in range(700)]
     media = [
         {"gbifID": str(699 - number % 700), "type": "StillImage", "identifier": f"http://a/{number}.jpg"}

@@ -16,9 +16,9 @@ from manifests.errors import ConfigError
 from manifests.settings import parse_settings
 from pipeline.sources.dwca import DwcaReader, DwcaSettings
 from pipeline.sources.inaturalist import InaturalistReader, InaturalistSettings
-from pipeline.sources.joining import make_lineages
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.joining import make_lineages
 
 Read = Callable[[SourceSettings], tuple[list[dict[str, Any]], list[tuple[Any, ...]]]]
 

@@ -12,9 +12,9 @@ import pytest
 from darwin_core import gbif_files, write_folder
 
 from manifests.errors import RunError
-from pipeline.sources.joining import staging
 from pipeline.sources.reading import read_rows
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.joining import staging
 from pipeline.store.sql import open_scratch
 
 

@@ -15,8 +15,8 @@ from manifests.errors import RunError
 from training.evaluation import metrics
 from training.evaluation.encoding import Encoded, similarity_of
 from training.evaluation.outside_sets import shared_names
-from training.model import contrastive
 from training.model.loss import LossSettings, make_loss
+from training.model.losses import contrastive
 
 
 @pytest.mark.parametrize(

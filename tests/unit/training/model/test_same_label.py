@@ -24,8 +24,8 @@ from training.data import columns
 from training.data.columns import BatchKinds, BatchLabels, hash_rows, txt_labels
 from training.data.loader import open_releases
 from training.data.shards import SamplePool, open_pool
-from training.model.contrastive import Contrastive
 from training.model.loss import LossSettings, accumulate_backward, make_loss
+from training.model.losses.contrastive import Contrastive
 from training.record.log import read_log
 from training.run.loop import train
 
@@ -72,7 +72,7 @@ def test_held_out_pairs_are_compared_in_blocks_and_batches(monkeypatch: pytest.M
     for form, same_label in itertools.product(FORMS, ("masked", "positive")):
         loss = make_loss(LossSettings(form=form, same_label=same_label))
         whole = loss.of_pairs(features | {"labels": labels}, 6)
-        monkeypatch.setattr("training.model.contrastive._BLOCK_PAIRS", 2)
+        monkeypatch.setattr("training.model.losses.contrastive._BLOCK_PAIRS", 2)
         assert torch.allclose(loss.of_pairs(features | {"labels": labels}, 6), whole, rtol=1e-12)
         monkeypatch.undo()
         half = {name: value[6:] if value.ndim else value for name, value in features.items()}

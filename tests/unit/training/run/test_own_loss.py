@@ -19,6 +19,7 @@ from training.data.loader import open_releases, split_rows
 from training.data.shards import open_pool
 from training.evaluation.encoding import encode_pairs, pair_features
 from training.evaluation.trained_model import open_trained_model
+from training.model.loss import LOSSES
 from training.record.log import read_log
 from training.run.loop import train
 
@@ -54,7 +55,7 @@ def test_a_loss_of_the_users_own_trains_and_validates(accumulate: int, config: d
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ("sum_of_loses", "no loss is called 'sum_of_loses'; there are sum_of_similarities and sum_of_losses, or"),
+        ("sum_of_loses", f"no loss is called 'sum_of_loses'; there are {', '.join(LOSSES)}, or MODULE:CLASS"),
         ("no_such_module:Loss", "loss.form no_such_module:Loss: cannot be loaded: No module named 'no_such_module'"),
         ("sigmoid_loss:Softmax", "loss.form sigmoid_loss:Softmax: cannot be loaded: module 'sigmoid_loss' has no"),
     ],

@@ -1,0 +1,1 @@
+"""Tars in a store: their samples, read once, front to back."""
