@@ -18,7 +18,7 @@ from manifests.records import FetchRound, PartRecord, fingerprint
 from manifests.tables import FETCHED
 from pipeline.fetching.consent import statements as places
 from pipeline.fetching.consent.statements import Consent
-from pipeline.pictures.image import Original
+from pipeline.pictures.image import Original, StoredImage
 from pipeline.pictures.limits import LIMITS
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, StageRun
@@ -42,8 +42,8 @@ RULES, HEADERS, PICTURE = "rules", "headers", "picture"
 
 # Columns of FACTS that only a stored picture has.
 _OF_STORED = (
-    *("stored_sha256", "pixels_sha256", "phash", "phash_mirrored", "stored_width_px", "stored_height_px"),
-    *("pixel_std", "colour_std", "pool_file", "offset", "length"),
+    *(field.name for field in fields(StoredImage) if field.name not in ("original", "body", "detail")),
+    *("pool_file", "offset", "length"),
 )
 _OF_HEAD = ("num_bytes", "image_id", "width_px", "height_px", "format")  # what is known before a picture is decoded
 _OF_DECODED = tuple(field.name for field in fields(Original) if field.name not in _OF_HEAD)

@@ -4,6 +4,9 @@ Tables are compared by their rows, not by their bytes; numbers are rounded. Wher
 library moved, record them again:
 
     RECORD_STEP_VALUES=1 .venv/bin/python -m pytest tests/integration/test_step_values.py
+
+Fetch keeps its version where it only gains a column: the new one is null in parts from before. Say
+RECORD_STEP_VALUES=column then.
 """
 
 from __future__ import annotations
@@ -197,7 +200,8 @@ def first_difference(now: dict[str, Any], recorded: dict[str, Any]) -> str:
         ]
         return (
             f"{name}: the values of {', '.join(tables)} have changed and its version is still {one['version']}. "
-            "Where that is meant, raise the version of the step (CONTRIBUTING.md), then record the values again"
+            "Where that is meant, raise the version of the step (CONTRIBUTING.md), then record the values again; "
+            "fetch keeps its version for a new column"
         )
     return ""
 
@@ -206,8 +210,8 @@ def test_the_values_of_a_step_change_with_its_version_alone(work: Path) -> None:
     now = _values_of(work)
     recorded = json.loads(RECORDED.read_text()) if RECORDED.exists() else {"libraries": {}, "steps": {}}
     difference = first_difference(now, recorded["steps"])
-    if os.environ.get("RECORD_STEP_VALUES"):
-        assert "still" not in difference or recorded["libraries"] != _libraries(), difference
+    if why := os.environ.get("RECORD_STEP_VALUES"):
+        assert "still" not in difference or why == "column" or recorded["libraries"] != _libraries(), difference
         RECORDED.write_text(json.dumps({"libraries": _libraries(), "steps": now}, indent=1) + "\n")
         return
     if recorded["libraries"] != _libraries() or platform.machine() != "x86_64":
