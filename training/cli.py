@@ -49,7 +49,6 @@ _PLOT_EXAMPLE = """\
 example:
   dalip plot runs/clip runs/released runs/dalip --out curves.png
   dalip plot runs/dalip --metric loss --metric validation --out loss.html
-  dalip plot runs/dalip --follow                                   # a page that follows the run until it ends
   dalip plot runs/clip/eval/heldout.json runs/dalip/eval/heldout.json --out compared.png"""
 _PROXIES_EXAMPLE = """\
 example:
@@ -186,12 +185,7 @@ def _add_plot(commands: Any) -> None:
         commands, "plot", "Draw the curves of one or several runs, or compare evaluations.", _PLOT_EXAMPLE, _plot
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or the JSON file of a `dalip eval`")
-    parser.add_argument("--out", metavar="FILE", help="picture (.png) or page (.html) to write")
-    parser.add_argument(
-        "--follow",
-        action="store_true",
-        help="write a page again and again until the runs have ended (default of --out: RUN/curves.html)",
-    )
+    parser.add_argument("--out", metavar="FILE", required=True, help="picture (.png) or page (.html) to write")
     parser.add_argument(
         "--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)"
     )
@@ -321,17 +315,10 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from training.record.curves import FOLLOWED_FILE, follow_runs, plot_runs
+    from training.record.curves import plot_runs
     from training.record.remote import fetch_run
 
     runs = [run if run.endswith(".json") else str(fetch_run(run)) for run in options.runs]
-    if options.follow:
-        out = options.out or str(Path(runs[0]) / FOLLOWED_FILE)
-        print(f"page: {out}; open it in a browser, it reloads itself. Ctrl-C ends this", flush=True)
-        follow_runs(runs, out, options.metric)
-        return 0
-    if not options.out:
-        raise ConfigError("--out is needed: the picture (.png) or page (.html) to write; only --follow has a default")
     if all(run.endswith(".json") for run in options.runs):
         from training.evaluation.report import plot_results
 

@@ -136,7 +136,7 @@ class WandbSettings(Settings):
 class LogSettings(Settings):
     """How often the run logs, and to what."""
 
-    removed: ClassVar = {"line_every_seconds": Removed(LINE_SECONDS, "`dalip plot --follow` shows a run as it trains")}
+    removed: ClassVar = {"line_every_seconds": Removed(LINE_SECONDS, "`tensorboard` shows a run as it trains")}
 
     tensorboard: bool = False
     """Write the figures into RUN/tensorboard."""

@@ -55,21 +55,18 @@ def write_drawing(out: str, title: str, panels: Sequence[Panel], cautions: Seque
     storage.write_file(out, content)
 
 
-def draw_page(
-    title: str, panels: Sequence[Panel], cautions: Sequence[str] = (), about: str = "", refresh_seconds: int = 0
-) -> str:
-    """An HTML page that needs no other file; `refresh_seconds` makes the browser read it anew.
+def draw_page(title: str, panels: Sequence[Panel], cautions: Sequence[str] = (), about: str = "") -> str:
+    """An HTML page that needs no other file.
 
     Raises: ConfigError without matplotlib.
     """
-    refresh = f'<meta http-equiv="refresh" content="{refresh_seconds}">\n' if refresh_seconds else ""
     notes = "".join(f'<p class="warn" role="note">{html.escape(text)}</p>\n' for text in cautions)
     # two panels of the same lines have the same ids, so each gets its number into them
     numbered = (_ID.sub(rf"\g<1>{number}-\2", draw_svg(panel)) for number, panel in enumerate(panels))
     drawn = "\n".join(f"<div>{svg}</div>" for svg in numbered)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{refresh}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>\n{theme_css()}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{html.escape(title)}</h1>\n{notes}<p class="soft">{html.escape(about)}</p>\n'
         f'<div class="panels">\n{drawn}\n</div>\n</main>\n</body>\n</html>\n'

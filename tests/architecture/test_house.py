@@ -165,7 +165,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
                   "--release", "--resume", "config"],
         "eval": ["--kind", "--out", "--output", "--release", "--settings", "--split", "model"],
-        "plot": ["--follow", "--metric", "--out", "runs"],
+        "plot": ["--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
         "tokens": ["config"],
         "export": ["--format", "--kind", "model", "target"],

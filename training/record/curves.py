@@ -1,4 +1,4 @@
-"""`dalip plot`: curves of runs over samples seen, as a picture, as a page, or as a page that follows them.
+"""`dalip plot`: curves of runs over samples seen, as a picture or a page.
 
 Reads the `log.jsonl` of each run; writes one file. Gives up with ConfigError on a folder without logged steps.
 """
@@ -6,18 +6,15 @@ Reads the `log.jsonl` of each run; writes one file. Gives up with ConfigError on
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.drawing.page import draw_page, require_drawing_name, write_drawing
+from manifests.drawing.page import require_drawing_name, write_drawing
 from manifests.drawing.panels import Panel
 from manifests.drawing.theme import SERIES
 from manifests.errors import ConfigError
-from manifests.storage import write_file
 from training.record.log import LOG_FILE, read_log
-from training.record.run_files import SUMMARY_FILE
 
 _PANELS = (
     ("loss", "training loss"),
@@ -32,8 +29,6 @@ _PANELS = (
     ("data_wait_share", "data wait (share of time)"),
 )
 METRICS = tuple(name for name, _ in _PANELS)
-FOLLOW_SECONDS = 5
-FOLLOWED_FILE = "curves.html"
 _SMOOTHED = ("loss", "first_order_loss", "second_order_loss", "grad_norm")
 _STYLES = ("-", "--", ":", "-.")
 _MOST_POINTS = 600  # of a drawn curve; more cannot be seen, and a page of them is slow
@@ -53,71 +48,6 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
     write_drawing(out, ", ".join(runs), panels, about="Over samples seen.")
-
-
-def follow_runs(
-    folders: Sequence[str], out: str, metrics: Sequence[str] = (), wait: Callable[[float], None] = time.sleep
-) -> None:
-    """Write a page that reads itself anew, again and again until every run has ended or the user stops it.
-
-    Raises: ConfigError.
-    """
-    _check(out, metrics)
-    if not out.lower().endswith(".html"):
-        raise ConfigError(f"{out}: --follow writes a page; give --out a file name that ends in .html")
-    labels = _labels(folders)
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise ConfigError(f"{folder}: no such folder; start the run first, then follow it")
-    ended = False
-    try:
-        while not ended:
-            ended = all(_has_ended(Path(folder)) for folder in folders)
-            _write_followed(out, labels, folders, metrics, refresh=not ended)
-            if not ended:
-                wait(FOLLOW_SECONDS)
-    except KeyboardInterrupt:
-        _write_followed(out, labels, folders, metrics, refresh=False)
-
-
-def _write_followed(
-    out: str, labels: Sequence[str], folders: Sequence[str], metrics: Sequence[str], refresh: bool
-) -> None:
-    runs = {
-        label: read_curves(Path(folder))
-        for label, folder in zip(labels, folders, strict=True)
-        if read_log(Path(folder) / LOG_FILE, "step")
-    }
-    lines = [_describe(label, Path(folder)) for label, folder in zip(labels, folders, strict=True)]
-    state = "" if refresh else "Not followed any more. "
-    page = draw_page(
-        "Training: " + ", ".join(labels),
-        _panels(runs, metrics),
-        about=f"{state}{'. '.join(lines)}. Curves are over samples seen.",
-        refresh_seconds=FOLLOW_SECONDS if refresh else 0,
-    )
-    write_file(out, page.encode())
-
-
-def _describe(label: str, folder: Path) -> str:
-    """How far a run is, in words."""
-    steps = read_log(folder / LOG_FILE, "step")
-    if not steps:
-        return f"{label}: waiting for the first step"
-    starts = [event for event in read_log(folder / LOG_FILE) if event["event"] in ("start", "resume")]
-    whole = f" of {starts[-1]['num_steps']:,}" if starts else ""
-    last = steps[-1]
-    ago = max(0.0, time.time() - (folder / LOG_FILE).stat().st_mtime)
-    when = "ended" if _has_ended(folder) else f"logged {ago:,.0f} s ago"
-    return (
-        f"{label}: step {last['step']:,}{whole}, loss {last['loss']:.3f}, {last['samples_per_second']:,.0f} samples/s, "
-        f"data wait {last['data_wait_share']:.0%}, {when}"
-    )
-
-
-def _has_ended(folder: Path) -> bool:
-    """Whether the summary is there, which a run writes last."""
-    return (folder / SUMMARY_FILE).is_file()
 
 
 def _check(out: str, metrics: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from PIL import Image
 from training_runs import Finished
 
 from training.cli import main
-from training.record import curves
-from training.record.curves import follow_runs, read_curves, smooth
+from training.record.curves import read_curves, smooth
 from training.record.log import read_log
 from training.record.tracking import scalars_of
 
@@ -123,7 +121,6 @@ def test_runs_are_drawn_over_one_another(
     assert main(["plot", *runs, "--out", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg ") == 10, "a panel for each metric"
-    assert 'http-equiv="refresh"' not in text
     assert main(["plot", runs[0], "--metric", "lr", "--out", str(tmp_path / "lr.png")]) == 0
     with Image.open(tmp_path / "lr.png") as one:
         assert one.width < 600
@@ -135,6 +132,8 @@ def test_what_cannot_be_drawn_is_said(
     out = str(tmp_path / "x.png")
     assert main(["plot", str(tmp_path), "--out", out]) == 2
     assert "not the folder of a run, or no step is logged yet" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path / "x.json"), "--out", out]) == 2
+    assert "not a result of `dalip eval`" in capsys.readouterr().err
     finished(config)
     for arguments, words in (
         (["--metric", "los"], "unknown metric 'los'; there are: loss, first_order_loss"),
@@ -148,54 +147,3 @@ def test_what_cannot_be_drawn_is_said(
 
 def test_smoothing_is_a_running_mean() -> None:
     assert smooth([(0, 1.0), (1, 3.0), (2, 8.0)], 2) == [(0, 1.0), (1, 2.0), (2, 5.5)]
-
-
-@pytest.mark.slow
-def test_a_run_is_followed_until_it_ends(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run is a process of its own; the page is read each time the follower waits."""
-    monkeypatch.setattr(curves, "FOLLOW_SECONDS", 0.2)
-    config["eval"]["every_steps"] = 2
-    run = Path(config["output_dir"])
-    run.mkdir()
-    pages: list[str] = []
-
-    def wait(seconds: float) -> None:
-        pages.append((run / "curves.html").read_text(encoding="utf-8"))
-        time.sleep(seconds)
-
-    command = [sys.executable, "-m", "training.cli", "train", _write(tmp_path, config)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
-        follow_runs([str(run)], str(run / "curves.html"), wait=wait)
-        assert training.wait() == 0
-    last = (run / "curves.html").read_text(encoding="utf-8")
-    assert "waiting for the first step" in pages[0]
-    assert all('http-equiv="refresh"' in page for page in pages)
-    assert 'http-equiv="refresh"' not in last
-    assert "run: step 6 of 6, loss " in last
-    assert "samples/s, data wait " in last
-    assert ", ended." in last
-    for title in ("training loss", "loss of z", "learning rate", "validation loss", "samples/s", "data wait"):
-        assert title in last
-    assert main(["plot", str(run), "--follow"]) == 0, "a finished run is drawn once"
-    assert f"page: {run}/curves.html; open it in a browser" in capsys.readouterr().out
-
-
-def test_following_ends_with_the_user_and_says_what_it_needs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wait(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    page = tmp_path / "page.html"
-    follow_runs([str(tmp_path)], str(page), wait=wait)
-    assert "Not followed any more" in page.read_text(encoding="utf-8")
-    for arguments, words in (
-        ([str(tmp_path), "--follow", "--out", str(tmp_path / "x.png")], "--follow writes a page"),
-        ([str(tmp_path / "none"), "--follow"], "no such folder; start the run first"),
-        ([str(tmp_path)], "--out is needed"),
-        ([str(page.with_suffix(".json")), "--out", str(page)], "not a result of `dalip eval`"),
-    ):
-        assert main(["plot", *arguments]) == 2
-        assert words in capsys.readouterr().err
