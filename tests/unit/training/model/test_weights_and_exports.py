@@ -26,7 +26,11 @@ from training.model.loss import LossSettings
 from training.model.presets import ModelSettings
 
 HERE = Path(__file__).parent
-KEYS = json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8"))
+KEYS = {  # * stands for each of the 12 blocks of a tower
+    key.replace("*", str(block)): shape
+    for key, shape in json.loads((HERE / "released_state_dict_keys.json").read_text(encoding="utf-8")).items()
+    for block in range(12 if "*" in key else 1)
+}
 ROOT = Path(__file__).parents[4]
 DEMO = str(ROOT / "configs/models/vit-tiny-demo.json")
 
