@@ -1,8 +1,8 @@
 """Every recipe under configs/recipes runs as its page says, over a small web on the loopback that the test makes.
 
 The pages' blocks run as they stand. Of the configs only this is changed: hosts on this machine may be asked, without
-politeness, parts run in one process, and trainings of hundreds of steps have three. What they publish goes to a hub on
-the loopback.
+politeness, parts run in one process, and trainings of hundreds of steps have three, prepared in the same process. What
+they publish goes to a hub on the loopback.
 """
 
 from __future__ import annotations
@@ -297,11 +297,12 @@ CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {
 
 
 def shorten(recipe: Path) -> None:
-    """Three small steps instead of hundreds of large ones."""
+    """Three small steps instead of hundreds of large ones, and no process that prepares their pictures ahead."""
     for path in recipe.glob("*.yaml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if "schedule" in values and values["data"]["batch_size"] > 8:
-            values["schedule"], values["data"]["batch_size"] = {"steps": 3}, 8
+            values["schedule"] = {"steps": 3}
+            values["data"] |= {"batch_size": 8, "num_workers": 0}
             write_yaml(path, values)
 
 

@@ -27,12 +27,10 @@ from pipeline.flow import FLOW
 STAGES = [stage.name for stage in FLOW]
 EXECUTORS = {
     "inline": {"executor": "inline", "fetch_part_size": 40},
-    "two processes": {"executor": "processes", "num_workers": 2, "fetch_part_size": 40},
     "two workers": {"executor": "ray", "num_workers": 2, "fetch_part_size": 40},
 }
 # what each stage does; then who does it
-MOMENTS: dict[str, Sequence[str]] = {"inline": sorted([*STAGES, "fetch", "pack"], key=STAGES.index)}
-MOMENTS |= dict.fromkeys(("two processes", "two workers"), ("fetch", "fetch", "select", "pack"))
+MOMENTS: dict[str, Sequence[str]] = {"inline": STAGES, "two workers": ("fetch", "select", "pack")}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""kill -9 of a worker, the driver, the whole Ray amid a fetch of 2,000 pictures: nothing lost, no byte another."""
+"""kill -9 of a worker, the driver, the whole Ray amid a fetch of 800 pictures: nothing lost, no byte another."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from misbehaving.server import MisbehavingServer
 from PIL import Image
 from process_tree import below, is_running, kill
 
-NUM, PART, NUM_WORKERS = 2_000, 100, 2
-KILL_AFTER = 640  # requests
+NUM, PART, NUM_WORKERS = 800, 50, 2
+KILL_AFTER = 300  # requests
 
 
 class Web:

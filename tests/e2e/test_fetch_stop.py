@@ -111,7 +111,7 @@ def uninterrupted(served: Web, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_stopped_again_and_again(web: Web, uninterrupted: dict[str, str], tmp_path: Path, executor: str) -> None:
     rng = random.Random(executor)
     config = write_config(tmp_path / "run", web, **EXECUTORS[executor])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):
         before = len(web.server.log)
         with start(config) as build:
             wait_for_requests(web, build, before + rng.randint(5, 60))

@@ -296,10 +296,10 @@ def test_damaged_placements_that_no_version_uses_any_more_are_removed(
 def test_a_sample_of_flipped_bits_is_found_and_cured(
     work: Path, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """About 200 bits, one in every kind of file a round, many kinds at once."""
+    """One bit in every kind of file a round, many kinds at once; the catalogue in three forms, one a round."""
     rng, num_flipped = random.Random(7), 0
     releases = contents(work / "releases")
-    for number in range(8):
+    for number in range(3):
         copy = tmp_path / str(number) / "work"
         shutil.copytree(work, copy, copy_function=shutil.copy2)
         damaged = []
@@ -320,4 +320,4 @@ def test_a_sample_of_flipped_bits_is_found_and_cured(
         assert main(["--quiet", "repair", str(copy), "--yes"]) == 0, capsys.readouterr().out
         assert contents(copy / "releases") == releases
         shutil.rmtree(copy)
-    assert num_flipped >= 200
+    assert num_flipped >= 75
