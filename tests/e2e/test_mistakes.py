@@ -21,7 +21,6 @@ from pipeline.cli import main
 Values = dict[str, Any]
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 CSV = "url,caption,licence\n" + "".join(f"http://127.0.0.1:9/{n}.jpg,A red apple number {n},CC0\n" for n in range(20))
-SEMICOLONS = CSV.replace(",", ";")
 
 
 def config_of(folder: Path) -> Values:
@@ -226,10 +225,6 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
         other_table("e.csv", "<!DOCTYPE html><html><body>not found</body></html>"),
         ["e.csv has no column 'url', 'licence', 'caption'; it has <!DOCTYPE html>"],
     ),
-    "a parquet that breaks off": (
-        other_table("e.parquet", b"PAR1" + bytes(100)),
-        ["e.parquet cannot be read as parquet: Parquet magic bytes not found in footer"],
-    ),
     "a scorer that is not installed": (
         set_("score", to={"plugins": [{"scorer": "nothing.here:Class", "name": "x"}]}),
         ["score.plugins.x: the module nothing.here cannot be imported"],
@@ -389,9 +384,3 @@ def test_a_picture_of_a_folder_is_explained_by_its_path(tmp_path: Path, capsys: 
     for path in (picture, f"pics/apple/{PHOTOS[0].name}", f"apple/{PHOTOS[0].name}"):
         assert main(["explain", str(tmp_path / "work"), str(path)]) == 0
         assert f"key apple/{PHOTOS[0].name}" in capsys.readouterr().out
-
-
-def test_a_semicolon_table_with_a_byte_order_mark_is_understood(tmp_path: Path) -> None:
-    values = config_of(tmp_path)
-    web(values, table=write(tmp_path, "s.csv", b"\xef\xbb\xbf" + SEMICOLONS.encode()))
-    assert build(values, tmp_path, "--to", "ingest") == 0

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,58 +212,6 @@ def test_mlcroissant_finds_no_fault_and_reads_every_record(downloaded: Path, tmp
     assert set(told["splits"]) == {"train", "heldout"}
     assert told["texts"] == {row["key"]: [row["split"], row["text"]] for row in rows}
     assert told["sizes"] == {row["key"]: [row["stored_width_px"], row["stored_height_px"]] for row in rows}
-
-
-DATASETS = """
-import hashlib, json, sys
-import datasets
-found = datasets.load_dataset(sys.argv[1], streaming=True)
-print(json.dumps({split: sorted([row["__key__"], row["txt"], row["jpg"].size, row["json"]["licence_id"]]
-                                for row in rows) for split, rows in found.items()}))
-"""
-
-
-@pytest.mark.slow
-def test_datasets_reads_every_split(downloaded: Path, tmp_path: Path) -> None:
-    told = read_with(DATASETS, downloaded, tmp_path, environments.environment("consumers"))
-    release = Release.open(str(downloaded))
-    for split, name in (("train", "train"), ("heldout", "test")):
-        rows = release.samples(split).to_pylist()
-        assert told.pop(name) == sorted(
-            [f"{row['key']}", row["text"], [row["stored_width_px"], row["stored_height_px"]], row["licence_id"]]
-            for row in rows
-        )
-    assert not told
-
-
-OPEN_CLIP = """
-import json, sys
-from argparse import Namespace
-from pathlib import Path
-import open_clip
-from open_clip_train.data import get_wds_dataset
-shards = sorted(str(path) for path in Path(sys.argv[1], "shards").glob("*.tar"))
-start, end = shards[0][:-10], shards[-1][-10:-4]
-args = Namespace(
-    train_data=start + "{000000.." + end + "}.tar", train_data_upsampling_factors=None, dataset_resampled=False,
-    train_num_samples=None, val_num_samples=None, seed=0, workers=1, batch_size=1, world_size=1, rank=0,
-    distributed=False,
-)
-preprocess = lambda image: __import__("torch").tensor(image.size)
-info = get_wds_dataset(args, preprocess, is_train=True, tokenizer=lambda text: [text])
-told = [[text[0] if isinstance(text, list) else text, sizes[0].tolist()] for sizes, text in info.dataloader]
-print(json.dumps({"num_samples": info.dataloader.num_samples, "read": told}))
-"""
-
-
-@pytest.mark.slow
-def test_open_clips_own_loader_reads_the_shards(downloaded: Path, tmp_path: Path) -> None:
-    told = read_with(OPEN_CLIP, downloaded, tmp_path, sys.executable)
-    rows = Release.open(str(downloaded)).samples("train").to_pylist()
-    assert told["num_samples"] == len(rows)
-    assert sorted(told["read"]) == sorted(
-        [row["text"], [row["stored_width_px"], row["stored_height_px"]]] for row in rows
-    )
 
 
 def test_the_citation_file_names_the_release_and_its_makers(downloaded: Path) -> None:

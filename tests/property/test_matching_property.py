@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.matching.companies import choose_representatives
-from pipeline.matching.search import find_pairs
 
 SEEDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
 FLIPS = st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 63), max_size=10)), max_size=60)
@@ -25,16 +24,6 @@ def hash_sets(draw):
             value ^= 1 << bit
         values.append(value)
     return np.array(values, np.uint64)
-
-
-@settings(max_examples=150, deadline=None)
-@given(hash_sets(), st.integers(0, 10), st.randoms(use_true_random=False))
-def test_pairs_equal_brute_force_in_any_order(hashes, radius, random):
-    distinct = sorted({*hashes.tolist()})
-    random.shuffle(distinct)
-    low, high = find_pairs(np.array(distinct, np.uint64), radius, scratch_bytes=1 << 24, max_pairs=1 << 20)
-    expected = [(row["phash_a"], row["phash_b"]) for row in pairs_of(hashes, radius).to_pylist()]
-    assert sorted(zip(low.tolist(), high.tolist(), strict=True)) == expected
 
 
 @settings(max_examples=150, deadline=None)

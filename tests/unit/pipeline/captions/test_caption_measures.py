@@ -150,14 +150,6 @@ def test_keys_are_blind_to_case_and_punctuation() -> None:
     assert len({keys[0], keys[2], keys[5], keys[6]}) == 4
 
 
-def test_order_and_partitioning_change_nothing(make_candidates) -> None:
-    captions = ["A  rose", None, "IMG_1", "&amp; roses", "Iris tectorum", "HASH(0x1)", "gramastar", "a rose http://x.y"]
-    table = make_candidates([{"caption": caption} for caption in captions])
-    whole = measure_captions(table)
-    parts = [measure_captions(table.slice(i, 1)) for i in reversed(range(len(table)))]
-    assert pa.concat_tables(parts[::-1]).equals(whole)
-
-
 def test_a_threshold_is_no_part_of_what_is_measured() -> None:
     strict = CaptionSettings.model_validate({"rules": [{"preset": "general", "min_words": 5}]})
     assert strict.measure_identity() == CaptionSettings().measure_identity()

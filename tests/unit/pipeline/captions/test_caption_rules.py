@@ -5,16 +5,14 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from manifests.errors import ConfigError
 from manifests.outcomes import FORMER_REASONS
 from manifests.tables import VERDICTS
 from pipeline.captions.measure import measure_captions
-from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import RULE_OF_REASON, CaptionSettings, TextChoice, TextSettings
+from pipeline.captions.rules import columns_needed, judge_captions
+from pipeline.captions.settings import CaptionSettings, TextChoice, TextSettings
 from pipeline.captions.texts import choose_texts, members_by_row
 
 
@@ -167,41 +165,6 @@ def test_a_missing_column_is_an_error_that_names_it() -> None:
 def test_wrong_rules_are_refused(bad: dict) -> None:
     with pytest.raises(ValidationError):
         CaptionSettings.model_validate({"rules": [bad]})
-
-
-CAPTIONS = st.one_of(
-    st.none(), st.text(max_size=40), st.sampled_from(["IMG_1", "Iris tectorum", "no image", "gramastar"])
-)
-
-
-@given(st.lists(CAPTIONS, min_size=1, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None)
-def test_every_row_has_one_verdict_whatever_the_order(make_candidates_once, captions, random) -> None:
-    table = make_candidates_once(captions)
-    config = {"rules": [{"preset": "general", "max_repeats": 2, "min_words": 2}]}
-    verdicts = judged(table, config)
-    assert verdicts["sample_id"].to_pylist() == table["sample_id"].to_pylist()
-    assert [reason is None for reason in verdicts["reason"].to_pylist()] == verdicts["keep"].to_pylist()
-    assert set(count_reasons(verdicts)) <= {"kept", *RULE_OF_REASON}
-    assert sum(count_reasons(verdicts).values()) == len(table)
-    order = list(range(len(table)))
-    random.shuffle(order)
-    turned = judged(table.take(order), config)
-    assert turned.take(np.argsort(order)).equals(verdicts)
-
-
-@pytest.fixture(scope="module")
-def make_candidates_once():
-    from manifests.tables import CANDIDATES
-
-    def make(captions: list[str | None]) -> pa.Table:
-        rows = [
-            {"sample_id": f"{i:032x}", "source": "web", "domain": "general", "caption": c}
-            for i, c in enumerate(captions)
-        ]
-        return pa.Table.from_pylist(rows, schema=CANDIDATES)
-
-    return make
 
 
 def test_datacomp_basic_agrees_with_datacomps_own_conditions(make_candidates) -> None:
