@@ -88,7 +88,7 @@ def printed() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [block for block in BLOCKS if not block.reason], ids=lambda block: block.name)
 def test_the_commands_of_a_block_succeed(block: Block, clone: Path, printed: dict[str, str]) -> None:
-    fewer = replace(block, commands=block.commands.replace("--proxy-samples 2560", "--proxy-samples 640"))
+    fewer = replace(block, commands=block.commands.replace("--proxy-samples 2560", "--proxy-samples 1280"))
     done = run_block(fewer, clone, variables_of(clone))
     printed[block.page] += done.stdout
     assert done.returncode == 0, done.stdout[-3000:]
