@@ -35,7 +35,7 @@ class RetryableError(PlantMixError):
 
 
 class LostNodeError(RetryableError):
-    """The machine that ran a part went away: nothing is known against the part."""
+    """The machine that ran a part went away, which says nothing against the part."""
 
 
 class PartError(PlantMixError):
@@ -61,7 +61,7 @@ class DamageError(IntegrityError):
         self.workdir, self.paths = workdir, tuple(paths)
         super().__init__(
             f"{describe_paths(paths)}: not what was recorded; the disk or another program changed a published file. "
-            f"`plantmix repair {workdir}` makes anew what is damaged"
+            f"`plantmix repair {workdir}` restores what is damaged"
         )
 
 
@@ -71,5 +71,5 @@ def describe_paths(paths: Sequence[str]) -> str:
 
 
 def words_of(error: Exception) -> str:
-    """An error of a library with its kind, on one line that is not too long, without the secrets of addresses in it."""
+    """A library's error with its kind, on one line of bounded length, without the secrets of addresses."""
     return f"{type(error).__name__}: {hide_secrets(' '.join(str(error).split())):.300}"

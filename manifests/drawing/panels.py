@@ -44,7 +44,7 @@ class Panel:
 
 
 def draw_png(panels: Sequence[Panel], heading: str = "", cautions: Sequence[str] = (), columns: int = 3) -> bytes:
-    """All panels in one picture, `columns` beside each other, under a heading and what to beware of.
+    """All panels in one picture, `columns` beside each other, under a heading and the cautions.
 
     Raises: ConfigError without matplotlib.
     """

@@ -28,22 +28,22 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         required=True,
         metavar="DOMAIN=PLACE[,PLACE...]",
-        help="a domain and where its pictures or their addresses are; may be given again",
+        help="a domain and where its pictures or their addresses are; repeatable",
     )
     parser.add_argument(
         "--evaluation",
         action="append",
         default=[],
         metavar="PLACE",
-        help="pictures that must not be trained on, such as a test set; may be given again",
+        help="pictures that must not be trained on, such as a test set; repeatable",
     )
     parser.add_argument(
         "--captions",
         action="append",
         default=[],
         metavar="TABLE",
-        help="texts for the pictures of the places, keyed by id or address; may be given again, needless for tables "
-        "that lie beside tars",
+        help="texts for the pictures of the places, keyed by id or address; repeatable; not needed for tables "
+        "beside tars",
     )
     parser.add_argument(
         "--without-faces",

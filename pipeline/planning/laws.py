@@ -1,7 +1,7 @@
 """A fitted mixing law: the forms' parameters and weights, held-out errors, intervals and warnings.
 
-`fit_law` turns a checked table into a `Law`; `Law.predict` gives losses with 90 % intervals. `files` writes and reads
-it. Reads and writes nothing. Axes: C losses, N runs, Q queries, K domains, G folds.
+`fit_law` turns a checked table into a `Law`; `Law.predict` gives losses with 90 % intervals. This module
+touches no file; `files` writes and reads laws. Axes: C losses, N runs, Q queries, K domains, G folds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.planning.runs.run_table import RunsTable
 NO_BETTER_THAN_MEAN = 0.9
 FEWEST_FOR_INTERVAL = 9
 _NOTABLE_WEIGHT = 0.1
-# How much of a held-out error the sampled laws are off by; the rest is noise. With 0.6 the interval of the optimum
+# The part of a held-out error that is the law's; the rest is noise. With 0.6 the interval of the optimum
 # covers it in 94 % of simulated tables of 2 to 7 domains, with 0.5 in about 88 %. This is the middle.
 ERROR_PART = 0.55
 _MOST_KEPT = 0.7  # of a held-out error in the fit on all runs; without noise up to 0.8 was seen
@@ -94,7 +94,7 @@ class ColumnLaw:
         return values
 
     def describe_weights(self) -> str:
-        """The forms of some weight in words, e.g. "0.71 gaussian_process + 0.29 additive"."""
+        """The forms with a weight of 0.05 or more, in words, e.g. "0.71 gaussian_process + 0.29 additive"."""
         parts = sorted(self.weights.items(), key=lambda part: -part[1])
         shown = [f"{weight:.2f} {name}" for name, weight in parts if weight >= 0.05]
         return " + ".join(shown)
@@ -203,7 +203,7 @@ def _column_warnings(column: ColumnLaw) -> list[str]:
     mean = column.form_errors[MEAN]
     if column.error >= NO_BETTER_THAN_MEAN * mean:  # both are 0 for a loss that never moves
         warnings.append(
-            f"DO NOT TRUST the law of loss_{column.loss}: held out it errs by {column.error:.4g}, the plain mean by "
+            f"DO NOT TRUST the law of loss_{column.loss}: on held-out runs it errs by {column.error:.4g}, the mean by "
             f"{mean:.4g}; the runs do not show that the mixture moves this loss"
         )
     if np.isfinite(column.noise_floor) and column.error < 0.5 * column.noise_floor:

@@ -32,11 +32,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Box:
-    """Lower and upper share of each domain, and why each upper end is where it is."""
+    """Lower and upper share of each domain, and the reason for each upper bound."""
 
     low: Array
     high: Array
-    reasons: tuple[str, ...]  # of the upper ends; "" for none
+    reasons: tuple[str, ...]  # "" where there is no upper bound
 
 
 def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) -> Box:
@@ -68,7 +68,7 @@ def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) 
                     f"limits ask for {limit}; change the limit, or add runs with other shares of {domain}"
                 )
             low[k] = high[k] = held[k]
-            reasons[k] = "one single share tried"
+            reasons[k] = "the only share tried"
         if low[k] > high[k] + 1e-12:
             raise ConfigError(
                 f"{domain}: the least share {low[k]:.4g} is above the largest {high[k]:.4g} ({reasons[k]})"

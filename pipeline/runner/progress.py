@@ -23,9 +23,9 @@ log = logging.getLogger("plantmix.progress")
 _FIRST_LINE_SECONDS = 2.0  # a line by then, whether anything is done or not
 _LOOK_SECONDS = 0.5
 _EARLY_LOOK_SECONDS = 0.2  # until the first line
-_RATE_FROM_SECONDS = 1.0  # before, a rate says nothing
+_RATE_FROM_SECONDS = 1.0  # no rate is shown before
 _LAST_LOOK_SECONDS = 5.0
-_RATE_SECONDS = 30.0  # the rate is that of so many seconds
+_RATE_SECONDS = 30.0  # the rate is taken over the last ones
 
 
 class Progress:
@@ -42,7 +42,7 @@ class Progress:
         self._given: Mapping[str, Any] = {}
 
     def begin(self, total: int) -> None:
-        """The plan of the step is known. Until then it has no line."""
+        """Take the planned total. Until then the step has no line."""
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self.total = total
 
@@ -56,7 +56,7 @@ class Progress:
         """Take over what the running parts have counted."""
         if tally.num_rows and not self.has_reported:
             self.has_reported = True
-            self._history = deque([(time.monotonic(), tally.num_rows)])  # the start of the workers is no rate
+            self._history = deque([(time.monotonic(), tally.num_rows)])  # the start of the workers does not count
         self._num_done = max(self._num_done, min(tally.num_rows, self.total))
         self._reasons = {name: num for name, num in tally.outcomes.items() if name != "ok"}
         self._worst_hosts = tally.worst_hosts

@@ -35,7 +35,7 @@ from pipeline.scoring.scorers import Box
 FACE_SIDE_PX = 640  # of the square that the detector takes
 LEAST_CONFIDENCE = 0.3  # of a box that is stored
 MOST_OVERLAP = 0.3  # of two boxes of one face: intersection over union
-TEXT_SIDE_PX = 736  # longer side at most, where lines of a page are still apart
+TEXT_SIDE_PX = 736  # the longer side at most: lines of a page are still apart then
 TEXT_STEP_PX = 32  # the detector halves a picture five times
 TEXT_PIXEL = 0.3  # probability from which a pixel counts as text
 _TEXT_MEAN, _TEXT_STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -213,7 +213,7 @@ class KindScorer:
 
 
 def _pictures_in(folder: str) -> list[Any]:
-    """The files of a folder as RGB pictures, in an order that no name decides.
+    """The files of a folder as RGB pictures, ordered by their content and not by name.
 
     Raises: ConfigError when one is no picture.
     """

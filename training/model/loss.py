@@ -101,21 +101,21 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of a batch: `loss` and, detached, the terms to log, the same ones on every rank.
+        """The loss of a batch as `loss` and, detached, the terms to log, the same ones on every rank.
 
         The values are this rank's; their mean over ranks is the whole batch's.
         """
 
     @abstractmethod
     def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
-        """Of each held-out pair, float64, in batches of consecutive pairs.
+        """The loss of each held-out pair, float64, in batches of consecutive pairs.
 
         A rest smaller than a batch is left out, unless there is nothing else.
         """
 
     @abstractmethod
     def chance(self, batch_size: int) -> float:
-        """What a model has that tells nothing apart."""
+        """The loss of a model that tells nothing apart."""
 
     def bound(self, model: DalipModel) -> None:
         """Keep the parameters within their bounds; called after each step of the optimiser."""

@@ -23,7 +23,7 @@ FROM_SERVER = "RSL: a licence must be asked of a server"
 REFUSALS = (PROHIBITED, NOT_PERMITTED, FOR_SOME, FOR_PAY, FROM_SERVER)
 
 Rules = tuple[tuple[str, str], ...]
-"""A pattern of paths, and why they must not train a model; "" where they may."""
+"""A pattern of paths, and why pictures there must not train a model; "" where they may."""
 
 _NAMESPACE = "https://rslstandard.org/rsl"
 _TRAINING = frozenset({"ai-train", "train-ai", "ai-all", "all"})  # train-ai is AIPREF's word, which RSL's guide uses
