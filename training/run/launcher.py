@@ -1,33 +1,39 @@
 """Training on a Ray cluster: Ray Train starts the processes, and each does what it would do under torchrun.
 
-Reads a config. Writes the run's folder, and in it `ray/`, by which Ray Train checks that every machine sees the folder.
-This is the only module of the package that imports ray, which the training extra does not bring. Gives up with
-ConfigError where ray is missing or the run cannot begin, and with the run's own error when it cannot go on. When a
-process is lost, all are started again and go on from the last checkpoint, `compute.max_failures` times.
+Reads a config. Writes the run's folder, and in it `ray/`, in which each process looks for the token of its command: so
+every machine must share the folder. This is the only module of the package that imports ray, which the training extra
+does not bring. Gives up with ConfigError where ray is missing or the run cannot begin, and with the run's own error
+when it cannot go on. When a process is lost, all are started again and go on from the last checkpoint,
+`compute.max_failures` times.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError
+from manifests.remote.patience import read_if_there
 from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
-from manifests.storage import filesystem, is_remote, join
+from manifests.storage import filesystem, is_remote, join, write_file
 from training.config import TrainSettings
 from training.data import loader
 from training.record.checkpoint import lock_folder
 from training.record.run_folder import RunFolder
 from training.run.loop import train
-from training.run.stopping import signals_to_file
+from training.run.stopping import StoppedError, signals_to_file
 
 RAY_FOLDER = "ray"
 STOP_FILE = "stop-asked"  # in the run's folder while its processes are to stop
+_TOKEN_SECONDS = 30.0  # a network disk may show a new file so much later
 
 T = TypeVar("T")
 
@@ -43,9 +49,9 @@ def train_on_ray(
     """`training.run.loop.train` in `num_workers` processes that Ray Train starts, each with a GPU if the device is one.
 
     Without `address` or RAY_ADDRESS (which `ray job submit` sets) a Ray of this machine is started for the run, on the
-    loopback only. Every machine must see the releases and `output_dir`. On SIGTERM to this process the others save a
-    checkpoint and leave. When processes are lost (killed, out of memory, with their machine) or meet a passing fault,
-    all begin again from the last checkpoint.
+    loopback only. Every machine must see the releases and `output_dir`. On SIGTERM or Ctrl-C to this process the others
+    save a checkpoint and leave. When processes are lost (killed, out of memory, with their machine) or meet a passing
+    fault, all begin again from the last checkpoint.
 
     Raises: ConfigError before any process is started; RunError, IntegrityError when the run cannot go on, was stopped,
         or lost processes more than `compute.max_failures` times.
@@ -60,12 +66,15 @@ def train_on_ray(
         return run.summary(), True
     place = run.place if is_remote(run.place) else str(Path(run.place).absolute())
     storage_filesystem, storage_path = _storage_of(place)
-    stop_file = join(place, STOP_FILE)
+    stop_file, token = join(place, STOP_FILE), uuid4().hex
     with lock_folder(run.folder):  # a folder in use is refused here, not by a process of another machine
         pass
     with _running_ray(ray, address, num_workers):
+        if address is None and (lacking := _what_lacks(ray, settings, num_workers)):
+            raise ConfigError(f"--num-workers {num_workers}: {lacking}; ask for fewer")
+        write_file(join(place, RAY_FOLDER, "token"), token.encode())
         try:
-            trainer = ray.train.torch.TorchTrainer(
+            trainer = _trainer_class(ray)(
                 _train_worker,
                 train_loop_config={
                     "settings": settings.model_dump(mode="json"),
@@ -73,7 +82,8 @@ def train_on_ray(
                     "resume": resume,
                     "begun": run.begun_at(),
                     "allow_changed": allow_changed,
-                    "stop_file": stop_file,
+                    "place": place,
+                    "token": token,
                 },
                 scaling_config=ray.train.ScalingConfig(num_workers=num_workers, use_gpu=_on_gpu(ray, settings)),
                 run_config=ray.train.RunConfig(
@@ -84,13 +94,46 @@ def train_on_ray(
                     callbacks=[_restarts(ray, settings)],
                 ),
             )
-            with signals_to_file(stop_file):
-                trainer.fit()
+            _fit(trainer, stop_file, lambda: _what_lacks(ray, settings, num_workers))
         except Exception as error:  # Ray wraps what a process raised in classes of its own
             raise _unwrap(error) from None
     run = RunFolder(settings)
     run.take_up()
     return run.summary(), False
+
+
+def _fit(trainer: Any, stop_file: str, what_lacks: Callable[[], str]) -> None:
+    """`trainer.fit()`; on SIGTERM or Ctrl-C the processes are asked to stop, and a second Ctrl-C ends all at once.
+
+    Where the cluster has no room for the processes, as `what_lacks` says, Ray waits for more machines; that is
+    said, and a signal ends the wait.
+
+    Raises: StoppedError when a signal ended the wait; what `fit` raises.
+    """
+    try:
+        with signals_to_file(stop_file, is_idle=lambda: bool(what_lacks())):
+            if lacking := what_lacks():
+                print(f"dalip: {lacking}; waiting for more machines (Ctrl-C ends it)", file=sys.stderr, flush=True)
+            trainer.fit()
+    except KeyboardInterrupt:
+        if lacking := what_lacks():
+            raise StoppedError(f"stopped by a signal before training went on: {lacking}") from None
+        raise
+
+
+def _trainer_class(ray: Any) -> Any:
+    class Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]  # its base is Any: Ray is imported late
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """No handler of Ray Train's (2.60), by which Ctrl-C ends the processes without a checkpoint."""
+
+    return Trainer
+
+
+def _what_lacks(ray: Any, settings: TrainSettings, num_workers: int) -> str:
+    """Why the processes cannot all run, in words; empty where Ray's machines have room for them."""
+    kind = "GPUs" if _on_gpu(ray, settings) else "cores"
+    num = ray.cluster_resources().get("GPU" if kind == "GPUs" else "CPU", 0)
+    return "" if num >= num_workers else f"{num_workers} processes need {num_workers} {kind}, and Ray has {num:.0f}"
 
 
 def each_result_on_ray(
@@ -214,13 +257,24 @@ def _train_worker(config: dict[str, Any]) -> None:
     """What every process runs; Ray Train has set RANK, WORLD_SIZE, LOCAL_RANK and joined them to a group."""
     _enter(config["folder"])
     settings = parse_settings(config["settings"], TrainSettings, where="the config")
-    train(
-        settings,
-        # --no-resume removes the run of before once, not what this command did before a worker was lost.
-        resume=config["resume"] or RunFolder(settings).begun_at() != config["begun"],
-        allow_changed=config["allow_changed"],
-        stop_file=config["stop_file"],
-    )
+    # --no-resume removes the run of before once, not what this command did before a worker was lost.
+    resume = config["resume"] or RunFolder(settings).begun_at() != config["begun"]
+    stop_file = join(config["place"], STOP_FILE)
+    try:
+        _require_shared(config["place"], config["token"])
+        train(settings, resume=resume, allow_changed=config["allow_changed"], stop_file=stop_file)
+    except ConfigError as error:  # the command saw nothing wrong where it was given
+        raise ConfigError(f"on machine {platform.node()}: {error}") from None
+
+
+def _require_shared(place: str, token: str) -> None:
+    """Raises: ConfigError where this machine has another folder in the place of the run's, or none."""
+    until = time.monotonic() + _TOKEN_SECONDS
+    while read_if_there(join(place, RAY_FOLDER, "token")) != token.encode():
+        if time.monotonic() > until:
+            raise ConfigError(f"{place} is not the folder of the machine that started the run: let --output lie on a "
+                              "disk that all machines share, or in a store")  # fmt: skip
+        time.sleep(0.5)
 
 
 def _enter(folder: str) -> None:
@@ -262,7 +316,8 @@ def _unwrap(error: BaseException) -> PlantMixError:
     for inner in _errors_inside(error):
         if isinstance(inner, PlantMixError):
             return inner
-    return RunError(f"the run on Ray failed: {' '.join(str(error).split())[:600]}")
+    why = " ".join(str(error).split())[:600]
+    return RunError(f"the run on Ray failed: {why} Run the same command to go on from the last checkpoint")
 
 
 def _errors_inside(error: BaseException | None) -> Iterator[BaseException]:

@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 from manifests.errors import RetryableError, RunError
@@ -44,10 +43,19 @@ def stop_event(stop_file: str | None = None) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def signals_to_file(stop_file: str) -> Iterator[None]:
-    """Within it SIGTERM or Ctrl-C writes the stop file, for processes elsewhere."""
+def signals_to_file(stop_file: str, is_idle: Callable[[], bool]) -> Iterator[None]:
+    """Within it SIGTERM or Ctrl-C writes the stop file, for processes elsewhere.
+
+    Raises: KeyboardInterrupt at a signal where `is_idle`: no process runs that could see the file.
+    """
     remove_if_there(stop_file)
-    with _on_signals(partial(write_file, stop_file, b""), lambda: _is_there(stop_file)):
+
+    def ask() -> None:
+        write_file(stop_file, b"")
+        if is_idle():
+            raise KeyboardInterrupt
+
+    with _on_signals(ask, lambda: _is_there(stop_file)):
         try:
             yield
         finally:

@@ -1,0 +1,85 @@
+"""`dalip train --launcher ray` on a cluster of two machines: one that shares no folder, one that is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import release_writer as writer
+import yaml
+from process_tree import below, kill
+from ray_nodes import ENVIRONMENT, Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as nodes:
+        nodes.start(num_cpus=1)
+        yield nodes
+
+
+def _config(folder: Path, run: Path) -> str:
+    """A config of two steps; its release lies in `folder`."""
+    writer.write_work_folder(folder / "data", writer.drawn_samples(40, 0), shard_size=20)
+    (folder / "dalip-cluster-test.json").write_text(json.dumps(writer.TINY_ARCHITECTURE))
+    config = folder / "run.yaml"
+    config.write_text(
+        yaml.safe_dump({
+            "release": str(folder / "data"), "output_dir": str(run),
+            "model": {"preset": "clip", "architecture": str(folder / "dalip-cluster-test.json")},
+            "data": {"batch_size": 8, "num_workers": 0}, "schedule": {"steps": 2},
+            "compute": {"device": "cpu", "num_threads": 1},
+        })
+    )  # fmt: skip
+    return str(config)
+
+
+def _start(config: str, cluster: Cluster, num_workers: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "training.cli", "train", config, "--launcher", "ray"]
+    command += ["--num-workers", str(num_workers), "--ray-address", cluster.address]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    """The last line of the command, which is to fail."""
+    try:
+        _, err = process.communicate(timeout=500)
+    finally:
+        kill([*below(process.pid), process.pid])
+    assert process.returncode > 0, err[-3000:]
+    return err.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_wait_for_machines_that_are_not_there(cluster: Cluster, tmp_path: Path) -> None:
+    process = _start(_config(tmp_path, tmp_path / "run"), cluster, num_workers=9)
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if line.startswith("dalip: "))
+    assert said == "dalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
+    process.send_signal(signal.SIGTERM)
+    last = _end(process)
+    assert last == "dalip: error: stopped by a signal before training went on: 9 processes need 9 cores, and Ray has 1"
+    assert not (tmp_path / "run" / "stop-asked").exists()
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_share_the_runs_folder_is_named_before_the_first_step(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Ray starts the first process where it likes: it trained to the end into a folder that nobody else saw."""
+    run = tmp_path / "run"
+    run.mkdir()
+    cluster.start(num_cpus=1, hidden=[run])
+    last = _end(_start(_config(tmp_path, run), cluster, num_workers=2))
+    assert last.startswith("dalip: error: on machine ")
+    assert f": {run} is not the folder of the machine that started the run: let --output lie on a disk that" in last
+    assert not (run / "log.jsonl").exists()
