@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import re
 from collections.abc import Iterator
@@ -92,6 +93,18 @@ def test_the_commands_of_a_block_succeed(block: Block, clone: Path, printed: dic
     done = run_block(fewer, clone, variables_of(clone))
     printed[block.page] += done.stdout
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.slow
+def test_the_guides_loop_ends_in_the_ratio_that_was_chosen(clone: Path, printed: dict[str, str]) -> None:
+    """And a second round of runs goes on where the first one ended."""
+    assert printed["configs/GUIDE.md"], "the blocks did not run before in this process: run the whole file"
+    chosen = json.loads((clone / "data/demo/proxies/mixture.json").read_text(encoding="utf-8"))["ratio"]
+    drawn = Release.open(str(clone / "data/demo/releases/plantmix-demo-planned")).num_by_domain("train")
+    for domain, share in chosen.items():
+        assert abs(drawn.get(domain, 0) - share * sum(drawn.values())) <= 1
+    more = (clone / "more.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.partition(",")[0] for line in more[1:]] == [f"proxy-{number:02d}" for number in range(9, 13)]
 
 
 @pytest.mark.slow

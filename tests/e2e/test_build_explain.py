@@ -91,17 +91,3 @@ def test_json_and_an_unknown_image(work: Path) -> None:
     unknown = run_here("explain", work, "https://example.org/none.jpg")
     assert unknown.returncode == 2
     assert "no such image" in unknown.stderr
-
-
-def test_query_reads_and_never_writes(work: Path) -> None:
-    shown = run_here("query", work, "SELECT stage, sum(num_dropped) AS dropped FROM funnel GROUP BY 1 ORDER BY 1")
-    assert shown.returncode == 0
-    assert "(8 rows)" in shown.stdout
-    as_csv = run_here(
-        "query", work, "SELECT domain, count(*) AS num FROM samples GROUP BY 1 ORDER BY 1", "--format=csv"
-    )
-    assert as_csv.stdout.splitlines()[0] == '"domain","num"'
-    for sql in ("DELETE FROM catalog.stages", "SELEC 1", "SELECT * FROM nothing"):
-        refused = run_here("query", work, sql)
-        assert refused.returncode == 2, sql
-        assert refused.stderr.startswith("plantmix: error: query: ")

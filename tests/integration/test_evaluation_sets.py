@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tarfile
@@ -168,21 +167,6 @@ def test_a_webdataset_serves_as_set(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_shard_with_other_pictures_of_the_same_size_is_measured_again(pictures: Path, tmp_path: Path) -> None:
-    shown = max(EVALUATED, key=lambda photo: photo.stat().st_size)
-    later = min(CLEAN, key=lambda photo: photo.stat().st_size)
-    info = tarfile.TarInfo("member.jpg")
-    info.size = shown.stat().st_size
-    tars = {"name": "tars", "webdataset": {"path": str(tmp_path / "set.tar")}}
-    config = config_of(pictures, tmp_path / "work", [tars])
-    for photo in (shown, later):
-        with tarfile.open(tmp_path / "set.tar", "w") as tar:
-            tar.addfile(info, io.BytesIO(photo.read_bytes().ljust(info.size, b"\0")))
-        build(config)
-    assert list(dropped(tmp_path / "work")) == [f"exact_{later.name}"]
-
-
-@pytest.mark.slow
 def test_names_match_without_pictures(pictures: Path, tmp_path: Path) -> None:
     keys = [f"mirrored_{EVALUATED[3].name}", CLEAN[0].stem, "of-nothing"]
     table = pa.table({"key": keys, "url": [f"https://example.org/{key}" for key in keys]})
@@ -295,6 +279,3 @@ def test_pictures_of_one_colour_match_by_bytes_alone(tmp_path: Path) -> None:
     pool = {"blank": BASE, "other blank": BASE}
     leaks = leaks_of(tmp_path, pool, {"white": BASE}, flat=("blank", "white"), bytes={"blank": "white"})
     assert [(row["sample_id"], row["matched"]) for row in leaks] == [("blank", "bytes")]
-
-
-# ---- captions of dropped duplicates, from the sources to the training loader

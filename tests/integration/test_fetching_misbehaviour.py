@@ -13,7 +13,7 @@ from typing import get_args
 
 import imagehash
 import pytest
-from misbehaving.answers import photo, with_everything
+from misbehaving.answers import with_everything
 from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 from PIL import Image
@@ -222,9 +222,3 @@ def test_position_and_owner_of_a_photo_are_not_stored(fetched):
     with Image.open(io.BytesIO(stored)) as image, Image.open(io.BytesIO(with_everything())) as given:
         assert image.tobytes() == given.tobytes(), "the same pixels, not encoded anew"
         assert dict(image.getexif()) == {}
-
-
-def test_passthrough_stores_the_very_bytes(fetched):
-    fact = fetched["facts"]["wrong_type"]
-    assert fact["image_id"] == fact["stored_sha256"]
-    assert fact["num_bytes"] == len(photo()) == fact["length"]

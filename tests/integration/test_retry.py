@@ -168,59 +168,6 @@ def test_a_fetch_that_is_not_done_is_built_first(tmp_path: Path, web: Web, capsy
     assert "the stage 'fetch' is not done yet" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_retry_stopped_half_way_is_invisible_and_goes_on(
-    tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, work = write_config(tmp_path, web, fetch_part_size=2), tmp_path / "work"
-    web.mood = dict.fromkeys(map(str, range(6)), "5xx")
-    assert main(["build", str(config)]) == 0
-    release = (work / "releases/LATEST").read_text()
-    web.asked()
-    web.mood = {}
-    commits = 0
-    commit = Catalog.commit_parts
-
-    def killed(self: Catalog, *arguments: Any) -> None:
-        nonlocal commits
-        commits += 1
-        if commits == 3:
-            raise KeyboardInterrupt
-        commit(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "commit_parts", killed)
-        assert main(["retry", str(work)]) == 1
-    before = web.asked()
-    assert sum(before.values()) == 6
-    assert main(["build", str(config)]) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    assert (work / "releases/LATEST").read_text() == release
-    assert web.asked() == {}
-    assert main(["retry", str(work)]) == 0
-    after = web.asked()
-    assert sum(after.values()) == 2, "only the part that was in flight"
-    assert "round 1: asked again for 6 rows, 6 more pictures" in capsys.readouterr().out
-    assert set(outcomes(work).values()) == {"ok"}
-
-
-@pytest.mark.slow
-def test_worker_processes_retry_into_identical_tables(tmp_path: Path, web: Web) -> None:
-    tables = {}
-    for executor in ("inline", "processes"):
-        folder = tmp_path / executor
-        folder.mkdir()
-        web.mood = dict.fromkeys(map(str, range(7)), "5xx")
-        assert main(["build", str(write_config(folder, web)), "--to", "fetch"]) == 0
-        config = write_config(folder, web, executor=executor, num_workers=2)
-        assert main(["build", str(config), "--to", "fetch"]) == 0  # does nothing but say who is to retry
-        web.mood = {"3": "404"}
-        assert main(["retry", str(folder / "work")]) == 0
-        files = sorted([*folder.glob("work/tables/fetch/*.parquet"), *folder.glob("work/pool/*.tar")])
-        tables[executor] = {path.name: path.read_bytes() for path in files}
-    assert tables["inline"] == tables["processes"]
-
-
 def test_the_stored_config_is_the_one_of_the_last_build(tmp_path: Path, web: Web) -> None:
     config = write_config(tmp_path, web)
     assert main(["build", str(config), "--to", "ingest"]) == 0

@@ -26,14 +26,6 @@ def _write(tmp_path: Path, values: dict[str, Any]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "plot", "export", "import"])
-def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main([*command.split(), "--help"])
-    assert stop.value.code == 0
-    assert (f"example:\n  dalip {command}" if command else "first steps:\n  dalip train") in capsys.readouterr().out
-
-
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, training.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'open_clip', 'pyarrow', 'pydantic'} & set(sys.modules)), file=sys.stderr)"

@@ -245,11 +245,3 @@ def test_a_second_round_says_that_it_moves_what_was_held(tmp_path, capsys):
     hold = ("--min-share", "c=0.25", "--max-share", "c=0.25")
     assert plan("design", "--runs", runs, "--budget", "3", *hold, "--out", out) == 0
     assert "vary it" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("command", ["design", "fit", "predict", "choose"])
-def test_every_command_has_help_with_an_example(command, capsys):
-    with pytest.raises(SystemExit) as caught:
-        plan(command, "--help")
-    assert caught.value.code == 0
-    assert f"plantmix plan {command}" in capsys.readouterr().out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hashed_pairs import pairs_of
 
 from pipeline.matching.cross import cross_pairs
 
@@ -47,18 +46,6 @@ def test_more_rows_than_one_chunk():
     assert found == {(query ^ 0b1011, query) for query in queries[:-1].tolist()} | {
         (7, query) for query in queries.tolist() if (query ^ 7).bit_count() <= 3
     }
-
-
-def test_new_rows_add_what_the_whole_search_would_find():
-    rng = np.random.default_rng(2)
-    hashes = np.unique(rng.integers(0, 2**11, 500, dtype=np.uint64) * np.uint64(0x0004002001000811))
-    old, new = np.split(rng.permutation(hashes), [250])
-    pairs = {tuple(sorted(pair)) for pair in zip(*(side.tolist() for side in cross_pairs(old, new, 3)), strict=True)}
-    for part in (old, new, hashes):
-        listed = {(row["phash_a"], row["phash_b"]) for row in pairs_of(part, 3).to_pylist()}
-        if part is hashes:
-            assert pairs == listed
-        pairs |= listed
 
 
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 5), (5, 0)])

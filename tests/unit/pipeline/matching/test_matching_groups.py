@@ -74,30 +74,6 @@ def test_a_chain_is_not_one_group():
     assert away.max() == 4
 
 
-def test_a_dropped_row_points_at_the_nearest_better_row():
-    hashes = np.array([0b0000, 0b0111, 0b0001, 0b11111], np.uint64)
-    representative, away = both_forms(hashes, 2, np.array([0, 1, 2, 3]))
-    assert representative.tolist() == [0, 1, 0, 1]  # row 2 lies 1 from row 0 and 2 from row 1
-    assert away.tolist() == [0, 0, 1, 2]
-
-
-def test_a_representative_is_never_worse_than_what_it_replaces():
-    hashes = np.array([0b000, 0b001, 0b011], np.uint64)  # row 2 is kept, nearer to row 1, but worse than it
-    representative, _ = both_forms(hashes, 1, np.array([0, 1, 2]))
-    assert representative.tolist() == [0, 0, 2]
-
-
-def test_the_order_of_pairs_and_of_their_ends_does_not_matter():
-    rng = np.random.default_rng(6)
-    hashes, priority = crowd(rng, 300), rng.permutation(300)
-    i, j, distance = row_pairs(hashes, 3)
-    shuffle = rng.permutation(len(i))
-    expected = choose_kept(300, i, j, distance, priority)
-    found = choose_kept(300, j[shuffle], i[shuffle], distance[shuffle], priority)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
-
-
 def test_a_placeholder_of_a_million_rows_is_one_group():
     hashes = np.full(1_000_000, 77, np.uint64)
     hashes[:2] = [3, 78]

@@ -305,11 +305,6 @@ def test_epochs_decide_the_number_of_steps(config: dict[str, Any]) -> None:
     assert state.count_steps(settings, 107) == math.ceil(1.5 * 107 / 12)
 
 
-def test_a_batch_that_does_not_divide_is_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"batch_size 12 is not divisible by compute\.accumulate 5"):
-        make_settings(config, compute={"accumulate": 5})
-
-
 def test_the_log_reads_whole_lines_and_can_be_cut(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = RunLog(path, 1.0)
