@@ -1,5 +1,5 @@
-"""A Ray of one's own, which answers on the loopback only, because whoever reaches a port of Ray can run code; or a
-running cluster.
+"""Start a Ray of our own, or join a running cluster. Ours answers on the loopback alone: whoever reaches a port of Ray
+can run code.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ray_environment(address: str | None) -> Iterator[None]:
 
 
 def join_cluster(ray: Any, option: str, address: str, **options: Any) -> None:
-    """Join the running cluster at `address`, which `option` gave. Every way in which that fails becomes one line.
+    """Join the running cluster at `address`, which `option` gave. Every failure becomes one line.
 
     Raises: ConfigError when none answers, or it does not let this machine in.
     """
@@ -117,6 +117,6 @@ def _check_answers(address: str, named: str) -> None:
         raise ConfigError(f"{named}: no Ray cluster answers there: {error}") from None
     if answer[3:4] != b"\x04":  # a frame of settings
         raise ConfigError(
-            f"{named}: something else than Ray answers there; the port of a cluster is 6379 unless its head was "
+            f"{named}: what answers there is not Ray; the port of a cluster is 6379 unless its head was "
             "started with another --port (ray://: 10001)"
         )

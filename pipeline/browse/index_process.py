@@ -1,8 +1,8 @@
 """Make the index in a process of its own, and keep it for the next session.
 
-The memory that the making takes is given back when that process ends, and the pages answer meanwhile. Kept indexes lie
-in the user's cache folder, one folder a content: the same tables need no second making. Nothing is written where one
-looks.
+Its memory is free again when that process ends, and the pages answer meanwhile. Kept indexes lie
+in the user's cache folder, one folder for each content, so the same tables are indexed once. Nothing is written into
+the folder that is shown.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
     held = [f"{web['num_held']:,} addresses are in the work folder already"] if web["num_held"] else []
     if web["num_headers"] or web["num_rules"]:
         held.append(
-            f"other signals of consent count than when they were fetched: headers are asked for {web['num_headers']:,} "
-            "of them, and robots.txt, tdmrep.json or licences once a host for "
+            f"other signals of consent count now than when they were fetched: headers of {web['num_headers']:,} are asked "
+            "for, and robots.txt, tdmrep.json or licences once a host for "
             f"{web['num_headers'] + web['num_rules']:,}"
         )
     if not web["num_urls"]:
@@ -172,6 +172,6 @@ def _disk_lines(disk: dict[str, Any]) -> list[str]:
     if disk["in_store"]:
         where, here = "on this machine's disk, where the tables lie too", disk["tables_bytes"]
     return [
-        f"disk      {_in_bytes(disk['needed_bytes'])}: pool {pool}, as much for a release of it all, tables {tables}",
+        f"disk      {_in_bytes(disk['needed_bytes'])}: pool {pool}, as much again for a whole release, tables {tables}",
         f"          free {where}: {free}" + (": not enough" if here > disk["free_bytes"] else ""),
     ]

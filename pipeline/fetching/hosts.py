@@ -188,7 +188,7 @@ class _HostState:
     dead: bool = False
 
     def num_free(self, part: str, now: float) -> int:
-        """Connections that a part may still take, of which it leaves their share to other parts that wait for some.
+        """Connections that a part may still take; other parts that wait for some get their share.
 
         The share is max-min fair: parts that have what they want keep it, the others divide the rest. Without it the
         first part would take each connection again as soon as it is free, and other workers would stand idle.

@@ -2,7 +2,7 @@
 
 A damaged pool file is written again to its recorded bytes when every picture is still somewhere: in the file itself or
 in a shard of a release. Otherwise its sound pictures become a part of their own, and the next build asks the web for
-the others alone. Of a damaged table of downloads the table of facts gives back the rows that have a picture. All other
+the others alone. Rows of a damaged table of downloads that have a picture come back from the facts. All other
 parts are forgotten, and the next build makes them again.
 """
 
@@ -92,7 +92,7 @@ def plan_mending(catalog: Catalog, findings: Sequence[Finding]) -> Plan:
 
 
 def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
-    """Do it; yields what was done, in lines that a person reads."""
+    """Carry out the plan; yields what was done, in lines that a person reads."""
     for download in plan.downloads:
         pool_file = _file_of(download.part, "pool").path
         if download.num_to_ask == 0 and _write_again(catalog.workdir, download):
@@ -102,14 +102,14 @@ def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
         catalog.forget_parts([download.part.key])
         for file in download.part.files:
             remove_from(catalog.workdir, file.path)
-        yield f"{pool_file}: {num_kept:,} rows kept, {download.num_to_ask:,} to ask for again"
+        yield f"{pool_file}: {num_kept:,} rows kept, {download.num_to_ask:,} to download again"
     if plan.forgotten:
         for stage, num in catalog.forget_parts([part.key for part in plan.forgotten]).items():
             yield f"{stage}: {num:,} parts to do again"
 
 
 def forget_unused(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
-    """Un-commit what is damaged of parts that no version of a stage uses any more, such as packs of moved pictures."""
+    """Un-commit damaged parts that no version of a stage uses any more, such as packs of moved pictures."""
     unused = {key for (key,) in catalog.ask("SELECT part_key FROM parts ANTI JOIN stage_parts USING (part_key)")}
     paths = sorted(finding.file for finding in findings if finding.kind == "table")
     parts = [part for part in catalog.parts_with(paths) if part.key in unused and part.stage == "pack"]
@@ -120,7 +120,7 @@ def forget_unused(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str
 
 
 def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of pictures that were asked for again, those that the web does not give any more; a line each."""
+    """The pictures that were asked for again and that the web no longer gives, a line each."""
     if not rows:
         return []
     asked_again = pa.table({name: [row[name] for row in rows] for name in ("sample_id", "url", "stored_sha256")})

@@ -195,7 +195,7 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
     ).fetchall()
     if num_rules or num_headers:
         log.info(
-            "fetch: other signals of consent count than when %s pictures were fetched: robots.txt, tdmrep.json or "
+            "fetch: other signals of consent count now than when %s pictures were fetched: robots.txt, tdmrep.json or "
             "licences are asked for once a host, and for %s of them the headers (HEAD)",
             *(f"{num:,}" for num in (num_rules + num_headers, num_headers)),
         )

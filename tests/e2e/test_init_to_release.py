@@ -93,7 +93,7 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     pq.write_table(pa.table({"id": ["a", "b"], "words": ["a rose", "a lily"]}), "other.parquet")
     ended = run_here("init", "--domain", "plant=theirs", "--captions", "other.parquet", "--out", "no.yaml")
     assert ended.returncode == 2
-    assert "--captions other.parquet: no column of id, words holds what tells pictures apart" in ended.stderr
+    assert "--captions other.parquet: no column of id, words has keys of these pictures" in ended.stderr
     Path("other.parquet").rename("theirs/other.parquet")
     said = done("init", "--domain", "plant=theirs", "--out", "yes.yaml")
     assert "theirs: not read: theirs/other.parquet: no column of id, words holds" in " ".join(said.split())

@@ -89,7 +89,7 @@ def test_a_port_that_is_no_ray_is_named_at_once(kind: str) -> None:
         port, expected = (
             (port, "no Ray cluster answers there: timed out")
             if kind == "silent"
-            else (web.server_address[1], "something else than Ray answers there; the port of a cluster is 6379")
+            else (web.server_address[1], "what answers there is not Ray; the port of a cluster is 6379")
         )
         started = time.monotonic()
         try:

@@ -83,12 +83,12 @@ class JoinedCaptions(Settings):
 
     @property
     def key(self) -> str:
-        """What the source has."""
+        """The source's side of `on`."""
         return next(iter(self.on))
 
     @property
     def column(self) -> str:
-        """The column of the table that must be the same."""
+        """The column of the table that must equal it."""
         return self.on[self.key]
 
     @property
@@ -180,7 +180,7 @@ def guess_join(path: str, keys: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
             break
     key, column = max(hits, key=lambda pair: len(hits[pair]), default=("", ""))
     if not (num := len(hits.get((key, column), ()))):
-        has = f"no column of {', '.join(shown)} holds what tells pictures apart ({', '.join(keys)})"
+        has = f"no column of {', '.join(shown)} has keys of these pictures ({', '.join(keys)})"
         raise ConfigError(f"{path}: {has}, in its first {num_rows:,} rows")
     guess = guess_caption(list(shown), shown, {"key": ColumnGuess(column, "sure", "its values")})
     if guess is None:
