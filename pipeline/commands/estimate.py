@@ -92,8 +92,8 @@ def _host_lines(web: dict[str, Any]) -> list[str]:
     held = [f"{web['num_held']:,} addresses are in the work folder already"] if web["num_held"] else []
     if web["num_headers"] or web["num_rules"]:
         held.append(
-            f"other signals of consent count now than when they were fetched: headers of {web['num_headers']:,} are asked "
-            "for, and robots.txt, tdmrep.json or licences once a host for "
+            f"other signals of consent count now than when they were fetched: headers of {web['num_headers']:,} are "
+            "asked for, and robots.txt, tdmrep.json or licences once a host for "
             f"{web['num_headers'] + web['num_rules']:,}"
         )
     if not web["num_urls"]:

@@ -316,8 +316,8 @@ def test_what_will_be_asked_again_is_said_before(
     assert server.asked == {}
     build(tmp_path, server, STRICT["all"], *TO_FETCH)
     assert (
-        "fetch: other signals of consent count now than when 21 pictures were fetched: robots.txt, tdmrep.json or licences "
-        "are asked for once a host, and for 19 of them the headers (HEAD)\n"
+        "fetch: other signals of consent count now than when 21 pictures were fetched: robots.txt, tdmrep.json or "
+        "licences are asked for once a host, and for 19 of them the headers (HEAD)\n"
     ) in capsys.readouterr().err
     config = write_config(tmp_path, server, STRICT["all"])
     config.write_text(config.read_text().replace("  network:", "  image: {size_px: 64}\n  network:"))
