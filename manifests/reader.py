@@ -19,6 +19,7 @@ import pyarrow as pa
 from manifests import storage, tables
 from manifests.catalog import STATUS_FILE
 from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
+from manifests.catalog_reads import current_stages
 from manifests.errors import ConfigError, IntegrityError
 from manifests.remote.folder import bring_missing
 from manifests.remote.session import at_hand
@@ -208,17 +209,25 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
 
 
 def read_status(workdir: str) -> dict[str, Any]:
-    """The last snapshot that a build left in a work folder.
+    """The figures that a build left in a work folder, or those of its catalogue where that file is gone.
 
-    Raises: ConfigError when there is none.
+    Raises: ConfigError when a folder has neither.
     """
     path = Path(storage.join(at_hand(workdir), STATUS_FILE))
     if not path.is_file():
-        raise ConfigError(f"{workdir}: no {STATUS_FILE} here; give the work folder of a build (work_dir in its config)")
+        return _status_of_catalogue(workdir)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise IntegrityError(f"{path}: damaged ({error}); the next build or `plantmix repair` writes it anew") from None
+
+
+def _status_of_catalogue(workdir: str) -> dict[str, Any]:
+    with open_reader(workdir, per_sample=False) as reader:
+        stages, mixes = current_stages(reader)
+        last = rows_of(reader, "SELECT config, used_at FROM configs ORDER BY used_at DESC LIMIT 1")
+    name, used_at = (json.loads(last[0]["config"])["name"], str(last[0]["used_at"])) if last else ("", "")
+    return {"name": name, "stages": stages, "mix": mixes, "updated_at": used_at, "running": None, "pid": None}
 
 
 def literals(texts: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from manifests.catalog import Catalog
@@ -90,3 +92,19 @@ def test_links_that_are_there_are_not_written_again(catalog: Catalog) -> None:
     assert catalog.ask(links) == before, "nothing was written"
     catalog.link_parts("v1", "read", [(0, "p1")])
     assert [found.key for found in catalog.parts_of("v1")] == ["p1"]
+
+
+def test_without_its_file_the_status_is_that_of_the_catalogue(tmp_path: Path) -> None:
+    """After `status.json` was deleted and a takedown had run, `plantmix status` found no build."""
+    workdir = str(tmp_path)
+    with Catalog.open(workdir) as catalog:
+        catalog.record_config('{"name": "demo"}')
+        catalog.open_stage("ingest", "v1", {})
+        catalog.commit_parts("v1", {0: part("p0", "0.parquet")})
+        catalog.publish_status({"name": "demo", "running": None, "pid": None})
+    written = read_status(workdir)
+    (tmp_path / "status.json").unlink()
+    read = read_status(workdir)
+    assert read.pop("updated_at") <= written.pop("updated_at")
+    del written["sha256"]
+    assert read == written
