@@ -392,10 +392,12 @@ def _on_ray(values: dict[str, Any], place: Path, *options: str) -> subprocess.Co
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.slow
 def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
-    values: dict[str, Any], tmp_path: Path
+    values: dict[str, Any], tmp_path: Path, number: signal.Signals
 ) -> None:
+    """Ray Train has a handler of its own for Ctrl-C, by which the checkpoint was lost."""
     (place,) = _places(tmp_path, "place")
     values = values | {"schedule": {"steps": 100_000}, "checkpoint": {"every_steps": 100_000}}
     process = _start_on_ray(values, place, "--num-workers", "2")
@@ -405,7 +407,7 @@ def test_a_signal_to_the_command_stops_its_processes_on_ray_with_a_checkpoint(
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=500)
     assert process.returncode == 1
     assert "stopped by a signal after step" in err
