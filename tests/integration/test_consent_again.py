@@ -305,10 +305,10 @@ def test_what_will_be_asked_again_is_said_before(
 
     assert "22 addresses are in the work folder already\nnothing to download\n" in estimate({})
     rules = estimate(STRICT["robots_txt"])
-    assert "headers are asked for 0 of them, and robots.txt, tdmrep.json or licences once a host for 22" in rules
+    assert "headers of 0 are asked for, and robots.txt, tdmrep.json or licences once a host for 22" in rules
     assert "nothing to download" in rules
     every = estimate(STRICT["all"])
-    assert "headers are asked for 19 of them, and robots.txt, tdmrep.json or licences once a host for 21" in every, (
+    assert "headers of 19 are asked for, and robots.txt, tdmrep.json or licences once a host for 21" in every, (
         "one says so itself"
     )
     assert "19 distinct addresses on 1 host" in every

@@ -149,18 +149,6 @@ def test_as_many_workers_again_get_ready_beside_those_at_work(num_parts: int, nu
     assert workers() <= before
 
 
-def test_a_worker_leaves_pandas_alone(process_executor: ProcessExecutor) -> None:
-    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
-        import pyarrow as pa
-
-        pa.array([1])
-        return PartResult((), None, {"loaded": "pandas" in sys.modules})
-
-    (done,) = one_by_one(process_executor.run(ByValue(work), jobs_of([{}])))
-    assert done.result
-    assert done.result.notes["loaded"] is False
-
-
 @pytest.mark.parametrize(("num_parts", "memory_gb"), [(1, 6.0), (2, 2.0)])
 def test_a_part_that_runs_alone_may_take_the_memory_of_all_workers(num_parts: int, memory_gb: float) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
