@@ -96,7 +96,7 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     assert "--captions other.parquet: no column of id, words has keys of these pictures" in ended.stderr
     Path("other.parquet").rename("theirs/other.parquet")
     said = done("init", "--domain", "plant=theirs", "--out", "yes.yaml")
-    assert "theirs: not read: theirs/other.parquet: no column of id, words holds" in " ".join(said.split())
+    assert "theirs: not read: theirs/other.parquet: no column of id, words has keys" in " ".join(said.split())
 
 
 def test_diff_tells_what_became_of_what_came_in(theirs: Path) -> None:
