@@ -53,7 +53,8 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     connection = duckdb.connect(
         config={
             "temp_directory": folder,
-            "memory_limit": f"{max(256, int(memory_gb * 1000))}MB",
+            # the libraries of the process and what it holds beside the query take the rest
+            "memory_limit": f"{max(256, int(memory_gb * 1000 - min(300, memory_gb * 250)))}MB",
             "preserve_insertion_order": False,
             # a thread of its own gives memory back that is no longer used, also while this process has nothing to do
             "allocator_background_threads": True,
