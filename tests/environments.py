@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sysconfig
@@ -42,19 +43,24 @@ def environment(name: str, packages: Sequence[str] = (), on_ours: bool = False) 
     pins = ["--constraint", str(ROOT / "constraints.txt")] if on_ours else []
     ours = [sysconfig.get_path("purelib"), Path(pins[1]).read_text(encoding="utf-8")] if on_ours else []
     wanted = "\n".join([*packages, *ours])  # another one of ours, or other pins, make it anew
-    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+    root = os.open(ROOT, os.O_RDONLY)
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX)  # two workers of pytest made one at once, in each other's way
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+            return python
+        venv.create(folder, with_pip=True, clear=True)
+        if on_ours:
+            own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+            Path(own, "ours.pth").write_text(ours[0] + "\n", encoding="utf-8")
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *packages, *pins], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            # only a machine without an index is excused: refused, unknown, or none at all, pip finds no version
+            assert "(from versions: none)" in done.stderr, done.stderr
+            told = done.stderr.strip().splitlines()[-1]
+            lacks(f"a package index to install {' '.join(packages)} from, pip says: {told}")
+        stamp.write_text(wanted, encoding="utf-8")
         return python
-    venv.create(folder, with_pip=True, clear=True)
-    if on_ours:
-        own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-        Path(own, "ours.pth").write_text(ours[0] + "\n", encoding="utf-8")
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", *packages, *pins], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        # only a machine without an index is excused: refused, unknown, or none at all, pip finds no version
-        assert "(from versions: none)" in done.stderr, done.stderr
-        told = done.stderr.strip().splitlines()[-1]
-        lacks(f"a package index to install {' '.join(packages)} from, pip says: {told}")
-    stamp.write_text(wanted, encoding="utf-8")
-    return python
+    finally:
+        os.close(root)
