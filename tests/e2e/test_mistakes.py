@@ -251,7 +251,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         ["mix", "own.yaml", "--dry-run"],
         "no catalogue (catalog.duckdb) here; give the work folder",
     ),
-    "status of a config": (["status", "own.yaml"], "no status.json here; give the work folder of a build"),
+    "status of a config": (["status", "own.yaml"], "no catalogue (catalog.duckdb) here; give the work folder"),
     "explain elsewhere": (["explain", ".", "x"], "no catalogue (catalog.duckdb) here; give the work folder of a build"),
     "query elsewhere": (["query", ".", "SELECT 1"], "no catalogue (catalog.duckdb) here"),
     "verify elsewhere": (["verify", "."], "no sealed release here (no release.json); give a release folder"),

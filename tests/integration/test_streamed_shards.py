@@ -158,7 +158,7 @@ def test_a_run_goes_on_and_says_what_comes_again(
         ({"data": {"mixture": {"plant": 1}}}, "the index that data.mixture needs"),
         ({"data": {"batches": "one_domain"}}, "the index that data.batches: one_domain needs"),
         ({"loss": {"label_field": "key"}}, "the index that loss.label_field needs"),
-        ({"data": {"epoch_samples": None}}, "data.epoch_samples has to say how many"),
+        ({"data": {"epoch_samples": None}}, "not counted; set data.epoch_samples"),
         ({"data": {"num_workers": 7}}, "group plant has 6 shards for 7 loader processes"),
     ],
 )

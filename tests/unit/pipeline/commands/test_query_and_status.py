@@ -230,5 +230,5 @@ def test_status_as_json(workdir: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_status_of_no_work_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no status\.json here"):
+    with pytest.raises(ConfigError, match=r"no catalogue .* here; give the work folder"):
         print_status(str(tmp_path), as_json=False)
