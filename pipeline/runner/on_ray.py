@@ -23,6 +23,7 @@ from pipeline.config import RaySettings
 from pipeline.runner import node_check
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
 from pipeline.runner.gates import ActorGate, Keeper
+from pipeline.store.arrow import without_pandas
 
 log = logging.getLogger("plantmix.runner")
 
@@ -369,6 +370,7 @@ class RayExecutor:
 
 def _do_in_folder(work: Work, job: Job, folder: str) -> Iterator[Done]:
     """Run a job in the folder where the build was started, so that a relative path means the same on every node."""
+    without_pandas()
     if Path(folder).is_dir():
         os.chdir(folder)
     yield from do_job(work, job)

@@ -15,6 +15,7 @@ from typing import Any
 from manifests.errors import PartError
 from pipeline.runner.executing import do_job
 from pipeline.runner.gates import GateHandle
+from pipeline.store.arrow import without_pandas
 
 _calling = threading.Lock()
 _calls: Connection[Any, Any] | None = None  # to the objects that the driver shares; None in the driver
@@ -47,6 +48,7 @@ def serve(results_fd: int, calls_fd: int) -> None:
     nothing of it is sent after that. Where a part ends without, None is sent.
     """
     global _calls
+    without_pandas()
     _calls = Connection(calls_fd)
     connection: Connection[Any, Any] = Connection(results_fd)
     sent: queue.SimpleQueue[bytes] = queue.SimpleQueue()

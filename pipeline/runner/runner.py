@@ -46,6 +46,7 @@ from pipeline.runner.progress import Progress, Watch
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Execution, Part, Stage, StageRun, Step
 from pipeline.store.files import Files, RowGroup
+from pipeline.store.sql import close_scratch
 
 log = logging.getLogger("plantmix.runner")
 
@@ -445,4 +446,5 @@ def _describe(stage: StageRecord) -> str:
 def _clear_scratch(workdir: str) -> None:
     """Remove what a killed build left behind; the open catalogue proves that no other build is running here."""
     storage.sweep(workdir)
+    close_scratch()
     shutil.rmtree(storage.join(workdir, "scratch"), ignore_errors=True)
