@@ -211,7 +211,7 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
 def read_status(workdir: str) -> dict[str, Any]:
     """The figures that a build left in a work folder, or those of its catalogue where that file is gone.
 
-    Raises: ConfigError when a folder has neither.
+    Raises: ConfigError when a folder has neither; IntegrityError when that file is damaged; what `open_reader` raises.
     """
     path = Path(storage.join(at_hand(workdir), STATUS_FILE))
     if not path.is_file():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,33 +41,37 @@ def _config(folder: Path, run: Path) -> str:
     return str(config)
 
 
-def _start(config: str, cluster: Cluster, num_workers: int) -> subprocess.Popen[str]:
+@contextmanager
+def _training(config: str, cluster: Cluster, num_workers: int) -> Iterator[subprocess.Popen[str]]:
+    """The command; no process of it outlives this."""
     command = [sys.executable, "-m", "training.cli", "train", config, "--launcher", "ray"]
     command += ["--num-workers", str(num_workers), "--ray-address", cluster.address]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        kill([*below(process.pid), process.pid])
+        process.wait(30)
 
 
 def _end(process: subprocess.Popen[str]) -> str:
     """The last line of the command, which is to fail."""
-    try:
-        _, err = process.communicate(timeout=500)
-    finally:
-        kill([*below(process.pid), process.pid])
+    _, err = process.communicate(timeout=500)
     assert process.returncode > 0, err[-3000:]
     return err.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
 def test_a_signal_ends_the_wait_for_machines_that_are_not_there(cluster: Cluster, tmp_path: Path) -> None:
-    process = _start(_config(tmp_path, tmp_path / "run"), cluster, num_workers=9)
-    assert process.stderr is not None
-    said = next(line for line in process.stderr if line.startswith("dalip: "))
-    assert said == "dalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
-    process.send_signal(signal.SIGTERM)
-    last = _end(process)
+    with _training(_config(tmp_path, tmp_path / "run"), cluster, num_workers=9) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("dalip: "))
+        assert said == "dalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
+        process.send_signal(signal.SIGTERM)
+        last = _end(process)
     assert last == "dalip: error: stopped by a signal before training went on: 9 processes need 9 cores, and Ray has 1"
     assert not (tmp_path / "run" / "stop-asked").exists()
 
@@ -79,7 +84,8 @@ def test_a_machine_that_does_not_share_the_runs_folder_is_named_before_the_first
     run = tmp_path / "run"
     run.mkdir()
     cluster.start(num_cpus=1, hidden=[run])
-    last = _end(_start(_config(tmp_path, run), cluster, num_workers=2))
+    with _training(_config(tmp_path, run), cluster, num_workers=2) as process:
+        last = _end(process)
     assert last.startswith("dalip: error: on machine ")
     assert f": {run} is not the folder of the machine that started the run: let --output lie on a disk that" in last
     assert not (run / "log.jsonl").exists()
