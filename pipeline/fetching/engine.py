@@ -28,7 +28,6 @@ from pipeline.fetching.visits import Check
 from pipeline.pictures.consent import require_library
 from pipeline.pictures.facts import Fact
 from pipeline.pictures.image import Rejected, StoredImage
-from pipeline.pictures.phash import one_blas_thread
 
 _CHECK_IN_SECONDS = 0.5
 # When a part is asked to stop, requests in flight may end for the first time, and what came is measured for the second.
@@ -97,7 +96,7 @@ def fetch_in_pieces(
     if settings.engine == "img2dataset" and not checks:
         from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it
 
-        with PartWriter(new_pool_file(), members) as whole, one_blas_thread():
+        with PartWriter(new_pool_file(), members) as whole:
             download_with_img2dataset(rows, settings, whole, scratch)
             require_facts([sample_id for sample_id, _ in rows if sample_id not in whole.sample_ids], len(rows))
             facts = whole.finish()
@@ -142,7 +141,6 @@ def _download(
     left = {sample_id for sample_id, _ in rows}
     stop_at, check_in_at = float("inf"), time.monotonic()
     with (
-        one_blas_thread(),
         Scheduler(urls, client, gate, settings.image.max_body_bytes, part, of_rows) as scheduler,
         closing(Decoders(scheduler, settings).results(len(urls))) as results,
     ):

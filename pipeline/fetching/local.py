@@ -18,7 +18,6 @@ from manifests.outcomes import Outcome
 from manifests.records import UNREADABLE
 from pipeline.fetching.part import PartWriter
 from pipeline.pictures.image import measure_image
-from pipeline.pictures.phash import one_blas_thread
 from pipeline.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, address_of, split_locator
 
@@ -41,7 +40,7 @@ def read_local(
     sample id.
     """
     addresses: dict[str, str] = {}
-    with PartWriter(pool_path) as part, ExitStack() as stack, one_blas_thread():
+    with PartWriter(pool_path) as part, ExitStack() as stack:
         readers = {name: stack.enter_context(LocalReader(root)) for name, root in roots.items()}
         for sample_id, source, locator, address in rows:
             sha256 = UNREADABLE

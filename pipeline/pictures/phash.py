@@ -9,12 +9,10 @@ against their median). Filter and transform are products of matrices, which is f
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from operator import mul
 
 import numpy as np
-import threadpoolctl
 from PIL import Image, ImageOps
 
 _SIDE_PX, _NUM_LOW = 32, 8
@@ -29,16 +27,6 @@ _MOST_PIXELS = 1 << 20  # as float64: 8 MiB
 _LEVELS = range(256)
 _SQUARES = [level * level for level in _LEVELS]
 _REACH, _WEIGHT_BITS = 3.0, 22  # of Pillow's LANCZOS; pixels of the result, and bits behind the point
-
-
-def one_blas_thread() -> AbstractContextManager[object]:
-    """While pictures are measured, a matrix product takes one thread.
-
-    OpenBLAS lends these small products a thread for each core, and the threads wait for each other in loops: a photo
-    took 5.2 CPU ms instead of 2.0 on two cores, and longer by the clock too. For the thread that does a part of work.
-    """
-    limits: AbstractContextManager[object] = threadpoolctl.threadpool_limits(1, user_api="blas")
-    return limits
 
 
 def measure_luminance(luminance: Image.Image) -> tuple[int, int, float]:

@@ -20,6 +20,7 @@ from process_tree import below, is_running, kill
 
 NUM, PART, NUM_WORKERS = 800, 50, 2
 KILL_AFTER = 300  # requests
+PARTS_IN_FLIGHT = 2 * NUM_WORKERS  # a worker begins its next part before the driver has committed the last one
 
 
 class Web:
@@ -124,9 +125,9 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
     ("executor", "way", "code", "most_twice"),
     [
         ("ray", kill_a_worker, 0, PART),
-        ("ray", kill_the_whole_ray, 1, NUM_WORKERS * PART),
+        ("ray", kill_the_whole_ray, 1, PARTS_IN_FLIGHT * PART),
         ("processes", kill_a_worker, 0, PART),
-        ("processes", kill_the_driver, -signal.SIGKILL, NUM_WORKERS * PART),
+        ("processes", kill_the_driver, -signal.SIGKILL, PARTS_IN_FLIGHT * PART),
     ],
 )
 def test_killed_amid_a_fetch(

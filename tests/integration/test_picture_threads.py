@@ -84,7 +84,7 @@ def test_every_picture_of_an_inline_build(engine: str, tmp_path: Path, monkeypat
 def test_processes_that_were_forked_keep_their_pictures_apart() -> None:
     small = ImageSettings(size_px=128)  # every photo is encoded anew
     work = [(photo.read_bytes(), small) for photo in PHOTOS] * 4
-    with phash.one_blas_thread():
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
         expected = [image.measure_image(*each) for each in work]
         with multiprocessing.get_context("fork").Pool(2) as pool:
             assert pool.starmap(image.measure_image, work, chunksize=1) == expected
