@@ -63,11 +63,13 @@ example:
   dalip train run.yaml           # model: {architecture: TOKENS/architecture.json}, data: {tokens: TOKENS}
 
 Run it again after any interruption: it goes on."""
-_EXPORT_EXAMPLE = """\
+_EXPORT_EXAMPLE = (
+    """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
-  dalip export data/demo/runs/dalip my-model --format huggingface
-  dalip export data/demo/runs/dalip my-onnx --format onnx        # for onnxruntime, without torch"""
+  dalip export data/demo/runs/dalip my-model --format huggingface"""
+    ""
+)
 _PUBLISH_EXAMPLE = """\
 example:
   dalip publish data/demo/runs/dalip --to hf:my-lab/plants --dry-run
@@ -210,16 +212,15 @@ def _add_tokens(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    parser = _add_command(
-        commands, "export", "Write a model for open_clip, Hugging Face or ONNX.", _EXPORT_EXAMPLE, _export
-    )
+    text = "Write a model for open_clip or Hugging Face."
+    parser = _add_command(commands, "export", text, _EXPORT_EXAMPLE, _export)
     parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
-    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface, onnx) to write")
+    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
     parser.add_argument(
         "--format",
-        choices=("open_clip", "huggingface", "onnx"),
+        choices=("open_clip", "huggingface"),
         default="open_clip",
-        help="open_clip: one file of weights; huggingface, onnx: a folder with its config (default: open_clip)",
+        help="open_clip: one file of weights; huggingface: a folder with its config (default: open_clip)",
     )
     _add_kind(parser)
 
@@ -366,7 +367,6 @@ def _export(options: argparse.Namespace) -> int:
     from training.evaluation.blend import refuse_over_blend
     from training.evaluation.trained_model import open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
-    from training.model.exports_onnx import export_onnx
     from training.record.run_files import refuse_within_run
 
     refuse_within_run(options.target)
@@ -377,8 +377,6 @@ def _export(options: argparse.Namespace) -> int:
         trained.model.fold_kind(keeps_z=options.format != "open_clip")
     if options.format == "huggingface":
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
-    elif options.format == "onnx":
-        code = export_onnx(trained.model, options.target, trained.settings.loss.first_order_weight)
     else:
         code = export_open_clip(trained.model, options.target)
     print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))

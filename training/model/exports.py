@@ -66,7 +66,7 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
         _check_own_json(own_json, config)
         name, reader_name = register_architecture(config), own_json.stem
     arguments |= _preprocessing_arguments(model)
-    with private_folder(target) as private:
+    with _private_folder(target) as private:
         file = private / target.name
         _write_weights(_clip_state(model), file)
         _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
@@ -96,7 +96,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         architecture = Path(architecture).name
     settings = model.settings.model_dump(mode="json") | {"pretrained": None, "architecture": architecture}
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
-    with private_folder(target) as private:
+    with _private_folder(target) as private:
         _write_weights(_clip_state(model), private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
@@ -106,7 +106,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         storage.publish_json(private / CONFIG_FILE, config)
         if not isinstance(model.clip, FrozenCLIP):
             _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
-        publish_folder(private, target, SECOND_CONFIG_FILE)
+        _publish_folder(private, target)
         if not second:  # of an export that was here before
             (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
     if isinstance(model.clip, FrozenCLIP):
@@ -191,7 +191,7 @@ def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
 
 
 @contextmanager
-def private_folder(target: Path) -> Iterator[Path]:
+def _private_folder(target: Path) -> Iterator[Path]:
     """A folder beside the target for what is not checked yet; it is removed afterwards.
 
     When the export fails, folders that were made for it are removed too.
@@ -210,14 +210,14 @@ def private_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def publish_folder(private: Path, target: Path, mark_file: str) -> None:
-    """Publish the files of an export, whose `mark_file` comes first.
+def _publish_folder(private: Path, target: Path) -> None:
+    """Publish the files of an export; `SECOND_CONFIG_FILE` comes first and marks the folder as one.
 
-    Raises: ConfigError where a file of these names is there, and no mark of an earlier export.
+    Raises: ConfigError where a file of these names is there, and no such mark.
     """
-    files = sorted(private.iterdir(), key=lambda file: (file.name != mark_file, file.name))
+    files = sorted(private.iterdir(), key=lambda file: (file.name != SECOND_CONFIG_FILE, file.name))
     there = [target / file.name for file in files if (target / file.name).exists()]
-    if there and not (target / mark_file).is_file():
+    if there and not (target / SECOND_CONFIG_FILE).is_file():
         raise ConfigError(f"{there[0]}: is there, and no `dalip export` wrote it; choose another TARGET")
     storage.make_folder(str(target))
     for file in files:

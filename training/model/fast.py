@@ -217,17 +217,12 @@ def fast_linear(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def _linear_by_convolution() -> Iterator[None]:
-    with plain_attention(), _LinearByConvolution():
-        yield
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Without torch's fused attention, which hides its products from the mode below, and has no form in ONNX."""
+    """Also without torch's fused attention, which hides its products from the mode below."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with _LinearByConvolution():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

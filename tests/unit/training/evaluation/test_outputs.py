@@ -16,8 +16,6 @@ from manifests.release import Release
 from training.cli import main
 from training.evaluation import trained_model
 from training.evaluation.trained_model import load_run_model, open_trained_model
-from training.model import exports_onnx
-from training.model.exports import private_folder
 from training.record import checkpoint
 
 Output = pytest.CaptureFixture[str]
@@ -35,7 +33,7 @@ def _content(folder: Path) -> dict[Path, bytes]:
 def test_no_export_lies_among_the_files_of_a_run(run: Path, tmp_path: Path, capsys: Output) -> None:
     before = _content(run)
     for target, how in ((run / "model.pt", "open_clip"), (run / "other.pt", "open_clip"), (run, "huggingface"),
-                        (run / "hub", "huggingface"), (run, "onnx")):  # fmt: skip
+                        (run / "hub", "huggingface")):  # fmt: skip
         assert main(["export", str(run), str(target), "--format", how]) == 2
         assert "lies in the folder of a run" in capsys.readouterr().err
     assert main(["import", str(run / "model.pt"), str(run)]) == 2
@@ -56,24 +54,6 @@ def test_an_export_replaces_an_earlier_export_alone(run: Path, tmp_path: Path, c
         for _ in range(2):
             assert main(["export", str(run), str(target), "--format", how]) == 0, capsys.readouterr().err
         assert file.read_bytes() != mine
-
-
-def test_a_folder_of_onnx_replaces_its_own_files_alone(tmp_path: Path) -> None:
-    target = tmp_path / "onnx"
-    target.mkdir()
-    (target / "image.onnx").write_text("of someone else")
-    for known in (False, True):
-        if known:
-            (target / exports_onnx.CONFIG_FILE).write_text("{}")
-        with private_folder(target) as private:
-            for name in ("image.onnx", exports_onnx.CONFIG_FILE):
-                (private / name).write_text("new")
-            if known:
-                exports_onnx.publish_folder(private, target, exports_onnx.CONFIG_FILE)
-            else:
-                with pytest.raises(ConfigError, match=r"image\.onnx: is there, and no `dalip export` wrote it"):
-                    exports_onnx.publish_folder(private, target, exports_onnx.CONFIG_FILE)
-        assert (target / "image.onnx").read_text() == ("new" if known else "of someone else")
 
 
 def test_figures_replace_figures_alone(run: Path, config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:

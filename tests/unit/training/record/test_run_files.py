@@ -141,7 +141,6 @@ def test_weights_of_another_run_are_handed_on_by_no_command_when_the_summary_is_
     shutil.rmtree(run / "checkpoints")
     for command in (
         ["export", str(run), str(tmp_path / "again.pt")],
-        ["export", str(run), str(tmp_path / "onnx"), "--format", "onnx"],
         ["publish", str(run), "--to", "hf:lab/plants", "--dry-run"],
     ):
         assert main(command) == 2
