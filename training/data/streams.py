@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import ConfigError, RunError
+from manifests.errors import ConfigError, RetryableError, RunError
 from training.data.foreign import naming_fault, opened
 from training.data.sampling import Rows, SampleOrder, mix_seed
 from training.data.shard_index import IMAGE_ENDINGS, passing, refuse_compressed
 from training.data.shards import NO_TEXT, SamplePool, source_of, texts_of_members
 
+_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _MAX_MEMBER_BYTES = 1 << 30  # tarfile believes any size that a tar states
 FINISHED = -1  # in place of how many samples of a place were used
 
@@ -112,8 +114,24 @@ class Stream:
 def samples_of(source: str, members: Sequence[str]) -> Iterator[Sample]:
     """The samples of a shard; what is wrong with it comes as a sample that says so.
 
-    Raises: ConfigError, RetryableError, RunError.
+    A stream that breaks off is opened again, and the samples that came are passed over.
+
+    Raises: ConfigError, RunError; RetryableError when no sample comes by the last try.
     """
+    num_read, waits = 0, iter(_RETRY_SECONDS)
+    while True:
+        try:
+            for sample in islice(_read_once(source, members), num_read, None):
+                num_read, waits = num_read + 1, iter(_RETRY_SECONDS)
+                yield sample
+            return
+        except RetryableError:
+            if (wait_seconds := next(waits, None)) is None:
+                raise
+        time.sleep(wait_seconds)
+
+
+def _read_once(source: str, members: Sequence[str]) -> Iterator[Sample]:
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     faults: list[Exception] = []
