@@ -187,4 +187,4 @@ def guess_join(path: str, keys: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
         raise ConfigError(f"{path}: no column of {', '.join(shown)} holds texts")
     words = f"sure: {num:,} of the first {len(keys[key]):,} pictures have a row there"
     entry = {"join": path, "on": {key: column}, "text": guess.column, "kind": "caption"}
-    return entry, f"{words}; {guess.column} is a {guess.trust}, from {guess.why}"
+    return entry, f"{words}; text from {guess.column} ({guess.trust}: {guess.why})"
