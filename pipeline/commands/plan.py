@@ -1,14 +1,12 @@
-"""`plantmix plan`: design proxy runs, fit a mixing law, predict losses, choose a ratio.
+"""`plantmix plan`: design proxy runs, fit a mixing law, choose a ratio.
 
-Reads tables of runs and law files; writes law, prediction, design and mixture files; prints short tables.
+Reads tables of runs and law files; writes law, design and mixture files; prints short tables.
 Faults of the user leave as ConfigError; the command line prints them and exits with 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +24,9 @@ from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.planning.reports import choice_report, fit_report
-from pipeline.planning.runs.checks import outside_hull, require_one_setting
+from pipeline.planning.runs.checks import require_one_setting
 from pipeline.planning.runs.groups import Groups, expand_domains, merge_limits, name_group
-from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_mixtures, read_runs
+from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_runs
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -45,7 +43,6 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     steps = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
     _add_design(steps)
     _add_fit(steps)
-    _add_predict(steps)
     _add_choose(steps)
 
 
@@ -82,16 +79,6 @@ def _add_fit(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     _add_row_options(parser)
     parser.set_defaults(func=_fit)
-
-
-def _add_predict(steps: Commands[argparse.ArgumentParser]) -> None:
-    about = "predict the losses of mixtures, with their 90 % intervals"
-    example = "plantmix plan predict LAW.json MIXTURES.csv --out PRED.csv"
-    parser = add_command(steps, "predict", about, example, reads="LAW.json and MIXTURES", writes="PRED.csv")
-    parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
-    parser.add_argument("mixtures", metavar="MIXTURES", help="csv or parquet with a column mix_<domain> a domain")
-    parser.add_argument("--out", required=True, metavar="PRED.csv", help="the input with loss columns added")
-    parser.set_defaults(func=_predict)
 
 
 def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
@@ -207,32 +194,6 @@ def _fit(args: argparse.Namespace) -> int:
     write_json(law_to_json(law), args.out)
     print(fit_report(law))
     print(f"law: {args.out}")
-    return 0
-
-
-def _predict(args: argparse.Namespace) -> int:
-    law, _ = read_law(args.law)
-    names, columns, shares = read_mixtures(args.mixtures, law.domains, law.runs.groups)
-    added = {
-        f"loss_{loss}{end}": values
-        for loss, three in law.predict(shares).items()
-        for end, values in zip(("", "_lo", "_hi"), three, strict=True)
-    }
-    kept = [name for name in names if name not in added]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*kept, *added])
-    for row in range(len(shares)):
-        copied = ["" if columns[name][row] is None else columns[name][row] for name in kept]
-        writer.writerow([*copied, *(repr(float(values[row])) for values in added.values())])
-    require_output(
-        args.out, lambda content: set(added) <= set(content.decode("utf-8", "replace").split("\n")[0].split(","))
-    )
-    write_file(args.out, text.getvalue().encode())
-    print(f"{len(shares)} mixture(s) predicted: {args.out}")
-    num_outside = int(outside_hull(law.runs.shares, shares).sum())
-    if num_outside:
-        print(f"warning: {num_outside} of them lie outside the tried ratios: the law extrapolates there")
     return 0
 
 

@@ -65,7 +65,7 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
     if goal.near_pools_nats is not None:
         everything = expand_domains(law.domains, law.runs.groups)
         parts = np.array([list(natural_shares(everything, goal.limits).values())])
-        natural = merge_shares(everything, parts, law.runs.groups, same_ratio=False)[1]
+        natural = merge_shares(everything, parts, law.runs.groups)[1]
     goal = replace(goal, limits=merge_limits(goal.limits, law.runs.groups))
     box = share_box(law.domains, goal.limits, held_domains(law.runs.shares))
     rng = np.random.default_rng(goal.seed)

@@ -156,7 +156,7 @@ def test_the_command_line_is_frozen() -> None:
         "report": ["--out", "release"],
         "takedown": ["--id", "--owner", "--reason", "--url", "release"],
     }
-    assert {"plan design", "plan fit", "plan predict", "plan choose"} <= set(options)
+    assert {"plan design", "plan fit", "plan choose"} <= set(options)
 
 
 def test_the_command_line_of_training_is_frozen() -> None:

@@ -1,7 +1,7 @@
 """Several domains as one: a mixture kept from an earlier plan moves as a whole, and its ratio stays.
 
 `plan design --keep` gives runs in which the share of the kept mixture moves and the ratio inside it stays. `plan fit`
-sees that in the shares. Pure functions. Gives up with ConfigError when a mixture has another ratio.
+sees that in the shares. Pure functions.
 
 Axes: Q mixtures, K domains, G domains after grouping.
 """
@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array
 from pipeline.planning.limits import Limits
 
@@ -48,28 +47,13 @@ def find_groups(domains: tuple[str, ...], shares_QK: Array) -> Groups:
     return groups
 
 
-def merge_shares(
-    domains: tuple[str, ...], shares_QK: Array, groups: Groups, same_ratio: bool = True
-) -> tuple[tuple[str, ...], Array]:
-    """The domains after grouping, a group in the place of its first domain, and their shares.
-
-    Raises: ConfigError, where `same_ratio` is set, for a mixture in which a group has another ratio.
-    """
+def merge_shares(domains: tuple[str, ...], shares_QK: Array, groups: Groups) -> tuple[tuple[str, ...], Array]:
+    """The domains after grouping, a group in the place of its first domain, and their shares."""
     names: dict[str, list[int]] = {}
     group_of = {domain: name for name, inside in groups.items() for domain in inside}
     for k, domain in enumerate(domains):
         names.setdefault(group_of.get(domain, domain), []).append(k)
-    shares_QG = np.stack([shares_QK[:, places].sum(axis=1) for places in names.values()], axis=1)
-    off = np.abs(expand_shares(tuple(names), shares_QG, groups, domains) - shares_QK)
-    if same_ratio and off.max() > _SAME_RATIO:
-        q, k = map(int, np.unravel_index(off.argmax(), off.shape))
-        inside = groups[group_of[domains[k]]]
-        ratio = ", ".join(f"{domain} {part:.4g}" for domain, part in inside.items())
-        raise ConfigError(
-            f"mixture {q + 1}: mix_{domains[k]} is {shares_QK[q, k]:.4g}; all runs of the law have one ratio "
-            f"({ratio}), so the law cannot predict another"
-        )
-    return tuple(names), shares_QG
+    return tuple(names), np.stack([shares_QK[:, places].sum(axis=1) for places in names.values()], axis=1)
 
 
 def expand_domains(domains: tuple[str, ...], groups: Groups) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A checked table of proxy runs, and the mixtures that `plan predict` is asked about.
+"""A checked table of proxy runs.
 
 Columns: `mix_<domain>` shares (sum 1) and `loss_<name>` validation losses (empty = not measured). A column
 `accuracy_<name>` (0 to 1, higher is better) becomes the loss `error_<name>`: 1 less the accuracy. Optional are `run`,
@@ -16,7 +16,7 @@ import numpy as np
 
 from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array, Index, Mask, Texts
-from pipeline.planning.runs.groups import Groups, expand_domains, find_groups, merge_shares
+from pipeline.planning.runs.groups import Groups, find_groups, merge_shares
 from pipeline.planning.runs.tables import ROW, Columns, read_table
 
 MIN_DOMAINS, MAX_DOMAINS = 2, 200
@@ -153,25 +153,6 @@ def _accuracies_as_losses(names: list[str], columns: Columns, source: str) -> tu
         errors[error] = [None if np.isnan(value) else 1.0 - value for value in accuracy.tolist()]
     kept = [name for name in names if name not in accuracies]
     return [*kept, *errors], {name: columns[name] for name in columns if name not in accuracies} | errors
-
-
-def read_mixtures(path: str | Path, domains: tuple[str, ...], groups: Groups) -> tuple[list[str], Columns, Array]:
-    """Mixtures to predict for: the table as it is, and the shares of `domains`, with the groups merged.
-
-    Raises: ConfigError for a missing or unknown domain column, or shares that are not shares.
-    """
-    names, columns, _ = read_table(path, as_written=True)
-    source, domains = Path(path).name, expand_domains(domains, groups)
-    mixed = [name.removeprefix("mix_") for name in names if name.startswith("mix_")]
-    missing = ", ".join(f"mix_{domain}" for domain in domains if domain not in mixed)
-    unknown = ", ".join(f"mix_{domain}" for domain in mixed if domain not in domains)
-    if missing or unknown:
-        raise ConfigError(
-            f"{source}: the law was fitted on {', '.join(domains)}; missing columns: {missing or 'none'}; columns to "
-            f"drop, since they are no domain of the law: {unknown or 'none'}"
-        )
-    shares = _Cells(columns, np.array(columns[ROW], dtype=np.intp), source).shares(domains)
-    return [name for name in names if name != ROW], columns, merge_shares(domains, shares, groups)[1]
 
 
 def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: list[str], source: str) -> None:

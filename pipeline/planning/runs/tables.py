@@ -25,12 +25,8 @@ _SEPARATORS = ",;\t|"
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 
 
-def read_table(
-    path: str | Path, where: str | None = None, *, as_written: bool = False
-) -> tuple[list[str], Columns, str]:
+def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], Columns, str]:
     """Column names, columns (with the data row as `__row`) and the sha256 of the file.
-
-    `as_written` keeps the cells of a csv as text, to be given back unchanged (unless it writes decimal commas).
 
     Raises: ConfigError when the file or the filter cannot be read.
     """
@@ -43,7 +39,7 @@ def read_table(
         raise ConfigError(f"{file}: no such table of runs")
     with duckdb.connect() as database:
         database.execute("SET threads = 1")
-        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file, as_written)
+        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file)
         database.execute("SET enable_external_access = false")  # the filter must not read other files
         filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
         try:
@@ -60,7 +56,7 @@ def read_table(
     return names, {name: [row[i] for row in rows] for i, name in enumerate(names)}, sha256
 
 
-def _load_file(database: Any, file: Path, as_written: bool) -> str:
+def _load_file(database: Any, file: Path) -> str:
     """Make the table `runs` from a csv or parquet file; returns the sha256 of the file."""
     import duckdb
 
@@ -72,8 +68,8 @@ def _load_file(database: Any, file: Path, as_written: bool) -> str:
             _refuse_doubled_names(file, [name for (name,) in database.execute(schema, [str(file)]).fetchall()])
         else:
             separator, decimal = _csv_marks(file, content)
-            reader = f"read_csv(?, header = true, sample_size = -1, delim = '{separator}', "
-            reader += f"decimal_separator = '{decimal}', all_varchar = {as_written and decimal == '.'})"
+            marks = f"delim = '{separator}', decimal_separator = '{decimal}'"
+            reader = f"read_csv(?, header = true, sample_size = -1, {marks})"
         database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM {reader}", [str(file)])
     except duckdb.Error as error:
         raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None

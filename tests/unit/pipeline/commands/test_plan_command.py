@@ -48,35 +48,6 @@ def test_fit_refuses_runs_of_several_settings(tmp_path):
     assert not (tmp_path / "law.json").exists()
 
 
-def test_predict_adds_columns_and_keeps_the_others(law, tmp_path, capsys):
-    asked = tmp_path / "mixtures.csv"
-    asked.write_text("name,mix_Books3,mix_Github,mix_Pile-CC\nx,0.25,0.25,0.5\ny,0,1,0\n")
-    assert plan("predict", law, asked, "--out", tmp_path / "predicted.csv") == 0
-    with (tmp_path / "predicted.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert list(rows[0])[:4] == ["name", "mix_Books3", "mix_Github", "mix_Pile-CC"]
-    for loss in ("Github", "Pile-CC", "Books3"):
-        low, value, high = (float(rows[0][f"loss_{loss}{end}"]) for end in ("_lo", "", "_hi"))
-        assert low < value < high
-    assert float(rows[0]["loss_Github"]) == pytest.approx(1.152, abs=0.02)  # run 14 of the public table
-    assert "1 of them lie outside the tried ratios" in capsys.readouterr().out
-
-
-def test_predicting_the_runs_themselves_comes_near_their_losses(law, tmp_path):
-    runs = tmp_path / "runs.csv"
-    with (DATA / "3mix.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["model_size"] == "410M" and row["step"] == "60000"]
-    with runs.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    assert plan("predict", law, runs, "--out", tmp_path / "predicted.csv") == 0
-    with (tmp_path / "predicted.csv").open() as stream:
-        predicted = list(csv.DictReader(stream))
-    gaps = [abs(float(p["loss_Github"]) - float(r["loss_Github"])) for p, r in zip(predicted, rows, strict=True)]
-    assert np.mean(gaps) < 0.03
-
-
 def test_choose_writes_the_mixture_and_a_plot(law, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     code = plan(
@@ -172,13 +143,6 @@ def test_spaces_in_an_objective_do_not_matter(law, tmp_path):
     for file, words in zip(files, ("Github = 1 , Pile-CC = 2", "Github=1,Pile-CC=2"), strict=True):
         assert plan("choose", law, "--objective", words, "--bootstrap", "20", "--out", file) == 0
     assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_predict_gives_other_cells_back_as_they_were_written(law, tmp_path):
-    mixtures, out = tmp_path / "mixtures.csv", tmp_path / "predicted.csv"
-    mixtures.write_text("name,mix_Github,note,mix_Pile-CC,mix_Books3,day\n007,0.250,true,0.750,0.0,2026-01-05\n")
-    assert plan("predict", law, mixtures, "--out", out) == 0
-    assert out.read_text().splitlines()[1].startswith("007,0.250,true,0.750,0.0,2026-01-05,")
 
 
 def test_design_starts_from_nothing(tmp_path, capsys):

@@ -91,22 +91,13 @@ def test_a_kept_mixture_moves_as_one_domain_from_the_design_to_the_choice(runs, 
     assert capped_mixture["epochs"]["plant"] == pytest.approx(5 * capped_mixture["ratio"]["plant"])
 
 
-def test_a_second_round_and_predictions_keep_the_ratio_too(runs, tmp_path):
+def test_a_second_round_keeps_the_ratio_too(runs, tmp_path):
     assert plan("fit", runs, "--out", tmp_path / "law.json") == 0
     assert plan("design", "--runs", runs, "--budget", 2, "--out", tmp_path / "more.csv") == 0
     with (tmp_path / "more.csv").open() as stream:
         for row in csv.DictReader(stream):
             kept = 1.0 - float(row["mix_moss"])
             assert float(row["mix_web"]) == pytest.approx(0.2 * kept, abs=2e-6)
-    asked = tmp_path / "asked.csv"
-    asked.write_text("mix_moss,mix_plant,mix_general,mix_web\n0.5,0.25,0.15,0.1\n")
-    assert plan("predict", tmp_path / "law.json", asked, "--out", tmp_path / "p.csv") == 0
-    with (tmp_path / "p.csv").open() as stream:
-        predicted = next(csv.DictReader(stream))
-    assert float(predicted["loss_moss"]) == pytest.approx(1.4 + np.exp(-2.0), abs=0.02)
-    asked.write_text("mix_moss,mix_plant,mix_general,mix_web\n0.5,0.5,0,0\n")
-    with pytest.raises(ConfigError, match="all runs of the law have one ratio"):
-        plan("predict", tmp_path / "law.json", asked, "--out", tmp_path / "p.csv")
 
 
 def test_what_cannot_be_kept_is_refused(runs, tmp_path):

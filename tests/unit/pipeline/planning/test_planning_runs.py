@@ -10,7 +10,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull, require_one_setting
-from pipeline.planning.runs.run_table import read_mixtures, read_runs
+from pipeline.planning.runs.run_table import read_runs
 
 DATA = Path(__file__).parent / "data"
 LARGE = "model_size = '410M' AND step = 60000"
@@ -160,18 +160,6 @@ def test_outside_hull():
     tried = np.array([[0.2, 0.8, 0.0], [0.8, 0.2, 0.0], [0.2, 0.2, 0.6]])
     asked = np.array([[0.4, 0.4, 0.2], [0.2, 0.8, 0.0], [0.1, 0.9, 0.0], [0.0, 0.0, 1.0]])
     assert outside_hull(tried, asked).tolist() == [False, False, True, True]
-
-
-def test_mixtures_to_predict_must_have_the_domains_of_the_law(tmp_path):
-    path = write(tmp_path, "mix_general,mix_plant,name\n0.25,0.75,x\n")
-    names, columns, shares = read_mixtures(path, ("plant", "general"), {})
-    assert names == ["mix_general", "mix_plant", "name"]
-    assert columns["name"] == ["x"]
-    assert shares.tolist() == [[0.75, 0.25]]
-    with pytest.raises(ConfigError, match=r"missing columns: mix_herbarium;"):
-        read_mixtures(path, ("plant", "general", "herbarium"), {})
-    with pytest.raises(ConfigError, match="no domain of the law: mix_plant"):
-        read_mixtures(path, ("general",), {})
 
 
 def test_arrow_nulls_are_unmeasured_losses(tmp_path):
