@@ -48,7 +48,7 @@ example:
 _PLOT_EXAMPLE = """\
 example:
   dalip plot runs/clip runs/released runs/dalip --out curves.png
-  dalip plot runs/dalip --metric loss --metric validation --out loss.html
+  dalip plot runs/dalip --metric loss --metric validation --out loss.png
   dalip plot runs/clip/eval/heldout.json runs/dalip/eval/heldout.json --out compared.png"""
 _PROXIES_EXAMPLE = """\
 example:
@@ -187,7 +187,7 @@ def _add_plot(commands: Any) -> None:
         commands, "plot", "Draw the curves of one or several runs, or compare evaluations.", _PLOT_EXAMPLE, _plot
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or the JSON file of a `dalip eval`")
-    parser.add_argument("--out", metavar="FILE", required=True, help="picture (.png) or page (.html) to write")
+    parser.add_argument("--out", metavar="FILE", required=True, help="picture (.png) to write")
     parser.add_argument(
         "--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)"
     )

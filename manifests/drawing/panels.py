@@ -1,7 +1,7 @@
 """Draw panels with matplotlib: all of them as one PNG, or each as an SVG in the colours of its page.
 
 A panel says how to draw on axes; where its axes lie is fixed, so that the same panel gives the same bytes anywhere.
-Writes nothing. matplotlib is imported inside the functions.
+Writes nothing. Gives up with ConfigError. matplotlib is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from manifests.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
+from manifests.errors import ConfigError
+from manifests.release import require_output
 from manifests.services.packages import require
 
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 0.12, 0.5, 0.34  # inches around the axes
@@ -33,14 +36,21 @@ _SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing: `draw` gets the axes, `alt` says in words what they show. Sizes are in inches."""
+    """One drawing: `draw` gets the axes, `alt` says in words what they show on a page. Sizes are in inches."""
 
     title: str
-    alt: str
     draw: Callable[[Any], None]
+    alt: str = ""
     width: float = 4.4
     height: float = 3.1
     left: float = _LEFT
+
+
+def require_picture(option: str, out: str) -> None:
+    """Raises: ConfigError when the name of a file is none of a picture, or something else lies there."""
+    if Path(out).is_dir() or Path(out).suffix.lower() != ".png":
+        raise ConfigError(f"{option} {out}: the name of a picture must end in .png")
+    require_output(out, lambda content: content.startswith(b"\x89PNG") and MADE_BY.encode() in content[:400])
 
 
 def draw_png(panels: Sequence[Panel], heading: str = "", cautions: Sequence[str] = (), columns: int = 3) -> bytes:

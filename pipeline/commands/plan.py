@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from manifests.drawing.page import require_drawing_name, write_drawing
+from manifests.drawing.panels import draw_png, require_picture
 from manifests.errors import ConfigError, RunError
 from manifests.release import require_output
 from manifests.storage import write_file
@@ -109,7 +109,7 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
         "--bootstrap", type=int, default=120, metavar="B", help="laws drawn for the interval (default: 120)"
     )
     parser.add_argument("--out", required=True, metavar="mixture.json", help="where the ratio goes, for `mix`")
-    parser.add_argument("--plot", metavar="FILE", help="draw the choice: a picture (.png) or a page (.html)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the choice, a picture (.png)")
     text = "write the mixture even if the law fails its held-out test or was not tested for so many passes"
     parser.add_argument("--accept-untrusted", action="store_true", help=text)
     parser.set_defaults(func=_choose)
@@ -201,7 +201,7 @@ def _choose(args: argparse.Namespace) -> int:
     law, sha256 = read_law(args.law)
     goal = _goal(args, expand_domains(law.domains, law.runs.groups))
     if args.plot:
-        require_drawing_name("--plot", args.plot)
+        require_picture("--plot", args.plot)
     choice = choose_mixture(law, goal)
     failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
     repeated = [line for line in choice.warnings if line.startswith("DO NOT TRUST this choice")]
@@ -220,8 +220,7 @@ def _choose(args: argparse.Namespace) -> int:
     print(f"mixture: {args.out}")
     if args.plot:
         title = "Chosen: " + ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
-        about = f"Law {mixture['law']['file']}, {mixture['law']['num_runs']} runs"
-        write_drawing(args.plot, title, panels_of(mixture), cautions_of(mixture), about)
+        write_file(args.plot, draw_png(panels_of(mixture), title, cautions_of(mixture)))
         print(f"plot: {args.plot}")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from manifests import storage
-from manifests.drawing.page import is_drawing
+from manifests.drawing.theme import theme_css
 from manifests.release import require_output
 from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.opening import open_release, work_folder_of
@@ -33,7 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     release = open_release(args.release)
     folder = work_folder_of(release) or release.path.rstrip("/").rpartition("/")[0] or "."
     out = args.out or storage.join(folder, f"{release.name}.html")
-    require_output(out, is_drawing)
+    require_output(out, lambda page: b"<!doctype html>" in page[:400] and theme_css().encode() in page)
     storage.publish_bytes(out, report_of(release).encode())
     print(f"report: {out}")
     return 0

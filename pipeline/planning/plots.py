@@ -1,7 +1,7 @@
 """Draw a choice: the laws over the shares with their runs, the chosen shares, the trade-off.
 
 Takes the values of mixture.json, so that the planner's plots and the report of a release are the same drawing. Gives
-panels, which `manifests.drawing` turns into a PNG, an SVG or a page. Two domains are drawn over one share, three in a
+panels, which `manifests.drawing` turns into a PNG or SVGs. Two domains are drawn over one share, three in a
 triangle, more as rows.
 """
 
@@ -37,13 +37,13 @@ def panels_of(mixture: Values) -> list[Panel]:
         shape = {} if len(domains) == 2 else {"height": 3.6, "left": 0.2}
         for at, name in enumerate(drawn["losses"]):
             painted = functools.partial(draw, mixture, name, SERIES[at % len(SERIES)])
-            panels.append(Panel(f"loss of {_cut(name)}", _loss_in_words(mixture, name), painted, **shape))
+            panels.append(Panel(f"loss of {_cut(name)}", painted, _loss_in_words(mixture, name), **shape))
     elif drawn:
         panels.append(_rows("losses: runs and prediction", list(drawn["losses"]), mixture, _draw_losses))
     if mixture.get("trade_off"):
         one, two = mixture["trade_off"]["between"]
         words = f"The losses of {one} and {two} that one mixture can have together, and the chosen one."
-        panels.append(Panel("trade-off", words, functools.partial(_draw_trade_off, mixture)))
+        panels.append(Panel("trade-off", functools.partial(_draw_trade_off, mixture), words))
     if mixture.get("interval"):
         panels.append(_rows("chosen shares", domains, mixture, _draw_shares))
     return panels
@@ -70,7 +70,7 @@ def _rows(title: str, names: Sequence[str], mixture: Values, draw: Any) -> Panel
             f"{name} {values['loss']:.3f}" for name, values in mixture["predicted"].items()
         )
     left = 0.35 + 0.075 * max(len(_cut(name)) for name in names)
-    return Panel(title, words, functools.partial(draw, mixture), height=height, left=left)
+    return Panel(title, functools.partial(draw, mixture), words, height=height, left=left)
 
 
 def _loss_in_words(mixture: Values, name: str) -> str:

@@ -153,7 +153,7 @@ def show() -> None:
         alphas = [f"{r['validation'][model]['alpha']:g}" for r in records if model in r["validation"]]
         print(f"| {words_of_model} | {' | '.join(cells)} | {', '.join(alphas)} |")
     (ROOT / "data").mkdir(exist_ok=True)
-    (ROOT / "data/continue-a-model.png").write_bytes(draw_png([Panel("models", "", partial(_draw, records), 5.6, 4.2)]))
+    (ROOT / "data/continue-a-model.png").write_bytes(draw_png([Panel("models", partial(_draw, records), "", 5.6, 4.2)]))
 
 
 def _draw(records: list[dict[str, Any]], axis: Any) -> None:

@@ -29,9 +29,7 @@ from browsing import (
 from PIL import Image
 from selenium.webdriver.common.by import By
 
-from manifests.drawing.page import draw_page
 from manifests.reader import open_reader
-from pipeline.planning.plots import panels_of
 
 MOST_BYTES = 10_000_000
 HOSTILE = (SCRIPT, RIGHT_TO_LEFT, LONG, OWNER)
@@ -174,24 +172,3 @@ def test_on_paper_it_is_light_and_without_navigation(driver: Any, pages: dict[st
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3 > 200
     assert not driver.find_element(By.CSS_SELECTOR, "body > nav").is_displayed()
-
-
-def test_plots_are_a_page_that_fits_a_phone(driver: Any, tmp_path: Path) -> None:
-    runs = {"shares": [[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]], "losses": {"plant": [2.0, 1.5, 1.2]}}
-    curve = {name: [2.2, 1.5, 1.1] for name in ("loss", "low", "high")}
-    mixture = {
-        "ratio": {"plant": 0.5, "<b>$x$": 0.5},
-        "interval": {"plant": [0.4, 0.6], "<b>$x$": [0.4, 0.6]},
-        "predicted": {"plant": {"loss": 1.5, "low": 1.4, "high": 1.6}},
-        "drawn": {"runs": runs, "grid": [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], "losses": {"plant": curve}},
-    }
-    path = tmp_path / "plots.html"
-    page = draw_page("Chosen <i>", panels_of(mixture), ["DO NOT TRUST <script>"])
-    path.write_text(page, encoding="utf-8")
-    open_page(driver, path.as_uri(), PHONE, "dark")
-    assert complaints(driver) == []
-    assert driver.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
-    assert violations(driver) == []
-    assert len(driver.find_elements(By.TAG_NAME, "svg")) == 2
-    assert "<b>$x$" in driver.find_elements(By.TAG_NAME, "svg")[1].text
-    assert driver.find_element(By.CLASS_NAME, "warn").text == "DO NOT TRUST <script>"

@@ -295,11 +295,8 @@ def _line(row: Row, groups: Groups) -> str:
 
 
 def _plot(rows: Sequence[Row], best: Row, groups: Groups) -> bytes:
-    words, title = (
-        "; ".join(_line(row, groups) for row in rows),
-        f"alpha from 0, START, to 1, END; chosen: {best.alpha:g}",
-    )
-    return draw_png([Panel(title, words, functools.partial(_draw, rows, best, groups), 5.2, 4.2, 0.85)], "")
+    title = f"alpha from 0, START, to 1, END; chosen: {best.alpha:g}"
+    return draw_png([Panel(title, functools.partial(_draw, rows, best, groups), "", 5.2, 4.2, 0.85)], "")
 
 
 def _draw(rows: Sequence[Row], best: Row, groups: Groups, axis: Any) -> None:

@@ -12,15 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.drawing.page import require_drawing_name, write_drawing
-from manifests.drawing.panels import Panel, draw_png
+from manifests import storage
+from manifests.drawing.panels import Panel, draw_png, require_picture
 from manifests.drawing.theme import INK, SERIES, SOFT, WARN
 from manifests.errors import ConfigError
 from training.evaluation.metrics import Figure
 from training.evaluation.outside_sets import OVERALL
 from training.record.run_files import EVAL_FOLDER
 
-ABOUT = "Dots are figures with their 95 % intervals; the dotted line is what guessing reaches."
 _INTERVALS = "intervals are of 95 %; those of a classification draw classes anew, and pictures within them"
 _ROW_INCHES = 0.16
 _LEGEND_CHARS = 46  # that fit beside each other under a panel
@@ -68,13 +67,13 @@ def plot_result(result: dict[str, Any]) -> bytes:
 
 
 def plot_results(files: Sequence[str], out: str) -> list[str]:
-    """Draw the JSON files of evaluations into the same panels, models side by side, as a picture or a page.
+    """Draw the JSON files of evaluations into the same panels, models side by side, as a picture.
 
     Returns a table of the means of groups, a line a model; none where there are no groups.
 
     Raises: ConfigError for a file that is no result.
     """
-    require_drawing_name("--out", out)
+    require_picture("--out", out)
     evaluations = []
     for file in files:
         try:
@@ -87,7 +86,7 @@ def plot_results(files: Sequence[str], out: str) -> list[str]:
     results = {run if names.count(run) == 1 else f"{run}/{stem}": result for run, stem, result in evaluations}
     if len(results) < len(evaluations):
         raise ConfigError("a result is given twice; name each once")
-    write_drawing(out, "Evaluation: " + ", ".join(results), result_panels(results), about=ABOUT)
+    storage.write_file(out, draw_png(result_panels(results), "Evaluation: " + ", ".join(results)))
     return _group_table(results)
 
 
@@ -142,14 +141,9 @@ def _marks(figures: Iterable[tuple[str, str, Figure, str]]) -> list[_Mark]:
 def _panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
     labels = list(dict.fromkeys(label for marks in by_model.values() for label, _, _ in marks))
     series = list(dict.fromkeys((model, kind) for model, marks in by_model.items() for _, kind, _ in marks))
-    words = "; ".join(
-        f"{_series_name(model, kind, len(by_model))} {label} {figure['value']:.3g}"
-        for model, marks in by_model.items()
-        for label, kind, figure in marks
-    )
     height = 0.95 + len(labels) * (_ROW_INCHES * len(series) + 0.12) + 0.2 * _legend_rows(series, len(by_model))
     left = 0.3 + 0.072 * max(len(label) for label in labels)
-    return Panel(title, f"{title}: {words}", functools.partial(_draw, by_model, labels, series), 4.6, height, left)
+    return Panel(title, functools.partial(_draw, by_model, labels, series), "", 4.6, height, left)
 
 
 def _draw(

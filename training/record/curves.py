@@ -1,4 +1,4 @@
-"""`dalip plot`: curves of runs over samples seen, as a picture or a page.
+"""`dalip plot`: curves of runs over samples seen, as a picture.
 
 Reads the `log.jsonl` of each run; writes one file. Gives up with ConfigError on a folder without logged steps.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from manifests.drawing.page import require_drawing_name, write_drawing
-from manifests.drawing.panels import Panel
+from manifests import storage
+from manifests.drawing.panels import Panel, draw_png, require_picture
 from manifests.drawing.theme import SERIES
 from manifests.errors import ConfigError
 from training.record.log import LOG_FILE, read_log
@@ -31,7 +31,7 @@ _PANELS = (
 METRICS = tuple(name for name, _ in _PANELS)
 _SMOOTHED = ("loss", "first_order_loss", "second_order_loss", "grad_norm")
 _STYLES = ("-", "--", ":", "-.")
-_MOST_POINTS = 600  # of a drawn curve; more cannot be seen, and a page of them is slow
+_MOST_POINTS = 600  # of a drawn curve; more cannot be seen
 
 Curve = list[tuple[float, float]]
 Curves = dict[str, Curve]
@@ -47,13 +47,13 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
     panels = _panels(runs, metrics)
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
-    write_drawing(out, ", ".join(runs), panels, about="Over samples seen.")
+    storage.write_file(out, draw_png(panels, ", ".join(runs)))
 
 
 def _check(out: str, metrics: Sequence[str]) -> None:
     if unknown := sorted(set(metrics) - set(METRICS)):
         raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
-    require_drawing_name("--out", out)
+    require_picture("--out", out)
 
 
 def read_curves(folder: Path) -> Curves:
@@ -99,10 +99,7 @@ def _panels(runs: dict[str, Curves], metrics: Sequence[str]) -> list[Panel]:
         if (metrics and name not in metrics) or not any(_curves_in(curves, name) for curves in runs.values()):
             continue
         named = name == "validation" or (not panels and len(runs) > 1)
-        last = [f"{label} {curve[-1][1]:.4g}" for label, curves in runs.items()
-                for curve in _curves_in(curves, name).values()]  # fmt: skip
-        words = f"{title} over samples seen, at the end: {', '.join(last)}"
-        panels.append(Panel(title, words, functools.partial(_draw, runs, name, named)))
+        panels.append(Panel(title, functools.partial(_draw, runs, name, named)))
     return panels
 
 

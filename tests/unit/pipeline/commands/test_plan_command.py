@@ -100,14 +100,12 @@ def test_an_output_that_cannot_be_written_is_the_users_to_mend(law, tmp_path):
 
 
 def test_folders_of_outputs_are_made(law, tmp_path):
-    out, plot = tmp_path / "new" / "m.json", tmp_path / "plots" / "m.html"
+    out, plot = tmp_path / "new" / "m.json", tmp_path / "plots" / "m.png"
     assert plan("choose", law, "--objective", "Github", "--bootstrap", "20", "--out", out, "--plot", plot) == 0
     drawn = json.loads(out.read_text(encoding="utf-8"))["drawn"]
     assert len(drawn["grid"]) == len(drawn["losses"]["Github"]["low"]) == 231
     assert len(drawn["runs"]["shares"]) == len(drawn["runs"]["losses"]["Github"])
-    page = plot.read_text(encoding="utf-8")
-    assert page.count("<svg ") == 5, "three losses, the trade-off, the shares"
-    assert "Chosen: " in page
+    assert plot.read_bytes()[:4] == b"\x89PNG"
     assert (
         plan(
             "fit",

@@ -73,7 +73,7 @@ def test_a_kept_mixture_moves_as_one_domain_from_the_design_to_the_choice(runs, 
     assert plan("fit", runs, "--out", tmp_path / "law.json") == 0
     assert "plant+general+web, moss" in capsys.readouterr().out
     words = ("choose", tmp_path / "law.json", "--objective", "plant,general,moss", "--bootstrap", 20)
-    assert plan(*words, "--out", tmp_path / "m.json", "--plot", tmp_path / "m.html") == 0
+    assert plan(*words, "--out", tmp_path / "m.json", "--plot", tmp_path / "m.png") == 0
     mixture = json.loads((tmp_path / "m.json").read_text())
     ratio = mixture["ratio"]
     assert set(ratio) == {"plant", "general", "web", "moss"}

@@ -16,7 +16,9 @@ from evaluation_sets import write_folders, write_table, write_tars
 from PIL import Image
 from training_runs import Finished
 
+from manifests.drawing.panels import draw_svg
 from training.cli import main
+from training.evaluation.report import result_panels
 
 
 @pytest.mark.slow
@@ -72,19 +74,21 @@ def test_a_run_is_judged_on_sets_of_every_layout(
     other = tmp_path / "other" / "eval" / "sets.json"
     other.parent.mkdir(parents=True)
     shutil.copy(written, other)
-    page = tmp_path / "compared.html"
+    picture = tmp_path / "compared.png"
     capsys.readouterr()
-    assert main(["plot", str(written), str(other), "--out", str(page)]) == 0
+    assert main(["plot", str(written), str(other), "--out", str(picture)]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert table[0] == ["general", "plant"]
     for line, model in zip(table[1:3], ("run", "other"), strict=True):
         figures = [f"{result['groups'][group]['both']['value']:.1%}" for group in ("general", "plant")]
         assert [line[0], line[1], line[4]] == [model, *figures]
-    text = page.read_text(encoding="utf-8")
-    assert text.count("<svg ") == 5, "a panel for each set, and one for the means"
+    with Image.open(picture) as plot:
+        assert plot.width > 600
+    panels = [draw_svg(panel) for panel in result_panels({"run": result, "other": result})]
+    assert len(panels) == 5, "a panel for each set, and one for the means"
     for words in ("run, f", "other, both", "chance", "zero-shot top1", "3-shot", "text to image r1", "all sets"):
-        assert words in text
-    assert main(["plot", str(written), str(written), "--out", str(page)]) == 2
+        assert words in "".join(panels)
+    assert main(["plot", str(written), str(written), "--out", str(picture)]) == 2
     assert "given twice" in capsys.readouterr().err
 
 

@@ -117,10 +117,8 @@ def test_runs_are_drawn_over_one_another(
     assert all(
         (np.abs(pixels.astype(int) - colour).sum(1) < 10).sum() > 200 for colour in ((47, 125, 79), (180, 105, 31))
     )
-    page = tmp_path / "curves.html"
-    assert main(["plot", *runs, "--out", str(page)]) == 0
-    text = page.read_text(encoding="utf-8")
-    assert text.count("<svg ") == 10, "a panel for each metric"
+    assert main(["plot", *runs, "--out", str(tmp_path / "curves.html")]) == 2
+    assert "must end in .png" in capsys.readouterr().err
     assert main(["plot", runs[0], "--metric", "lr", "--out", str(tmp_path / "lr.png")]) == 0
     with Image.open(tmp_path / "lr.png") as one:
         assert one.width < 600
