@@ -1,18 +1,21 @@
-"""`plantmix` and `dalip` of shell blocks as forks of one process, so that none of them imports for seconds.
+"""`plantmix` and `dalip` as forks of one process, so that none of them imports for seconds.
 
-A command has arguments, a folder, an environment, streams and an end of its own. What a library reads of the
-environment while it is imported is the server's.
+A command has arguments, a folder, an environment, streams, a session of its own and an end. What a library reads of
+the environment while it is imported is the server's.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,26 +29,92 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
     server.connect({place!r})
     command = json.dumps([{name!r}, sys.argv[1:], os.getcwd(), dict(os.environ)])
     socket.send_fds(server, [command.encode()], [0, 1, 2])
-    sys.exit(int(server.recv(9)))
+    server.recv(9)
+    code = int(server.recv(9))
+    sys.exit(code if code >= 0 else 128 - code)
 """
 
 
+class Command:
+    """A command that was started; what tests need of `subprocess.Popen`. It must be waited for."""
+
+    def __init__(self, place: str, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self.args = [name, *arguments]
+        self.returncode: int | None = None
+        self._streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        self._texts: list[str] | None = None
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server.connect(place)
+        command = json.dumps([name, arguments, str(Path.cwd()), dict(environment)]).encode()
+        with Path(os.devnull).open() as nothing:
+            streams = [nothing.fileno(), *(stream.fileno() for stream in self._streams)]
+            socket.send_fds(self._server, [command], streams)
+        self.pid = int(self._server.recv(9))
+
+    def poll(self) -> int | None:
+        return self._wait(0)
+
+    def wait(self, timeout: float) -> int:
+        code = self._wait(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return code
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """What it said on both streams, when it has ended."""
+        self.wait(timeout)
+        out, err = self.said()
+        return out, err
+
+    def said(self) -> list[str]:
+        """What it has said on both streams until now."""
+        return self._texts or [os.pread(s.fileno(), os.fstat(s.fileno()).st_size, 0).decode() for s in self._streams]
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _wait(self, timeout: float) -> int | None:
+        if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
+            self.returncode = int(self._server.recv(9))
+            self._texts = self.said()
+            for opened in (self._server, *self._streams):
+                opened.close()
+        return self.returncode
+
+
+class CommandServer:
+    """Where commands are asked for."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def put_into(self, clone: Path) -> None:
+        """Both commands as scripts in `clone`/.venv/bin."""
+        (clone / ".venv/bin").mkdir(parents=True)
+        for name in NAMES:
+            script = clone / ".venv/bin" / name
+            script.write_text(CLIENT.format(python=sys.executable, place=self._place, name=name), encoding="utf-8")
+            script.chmod(0o755)
+
+    def start(self, name: str, *arguments: str | Path, **variables: str) -> Command:
+        """A command with this process's environment and `variables`, from its folder."""
+        return Command(self._place, name, [str(argument) for argument in arguments], os.environ | variables)
+
+
 @contextmanager
-def serving_commands(clone: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """Put both commands into `clone`/.venv/bin; they work while the context lasts."""
+def serving_commands(environment: Mapping[str, str]) -> Iterator[CommandServer]:
+    """A server of commands, which works while the context lasts."""
     place = f"\0plantmix-{uuid.uuid4().hex}"
-    (clone / ".venv/bin").mkdir(parents=True)
-    for name in NAMES:
-        script = clone / ".venv/bin" / name
-        script.write_text(CLIENT.format(python=sys.executable, place=place, name=name), encoding="utf-8")
-        script.chmod(0o755)
     with subprocess.Popen(
         [sys.executable, __file__, place[1:]], env=dict(environment), stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
         try:
             assert server.stdout.readline() == "ready\n"
-            yield
+            yield CommandServer(place)
         finally:
             server.kill()
 
@@ -53,6 +122,7 @@ def serving_commands(clone: Path, environment: Mapping[str, str]) -> Iterator[No
 def serve(place: str) -> None:
     for name in ("open_clip", "pipeline.flow", "training.run.loop"):
         importlib.import_module(name)
+    gc.freeze()  # else each fork walks through all of it, and copies it, to end: 2 s
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"\0{place}")
@@ -74,12 +144,14 @@ def serve(place: str) -> None:
 def _wait_for(
     client: socket.socket, name: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]
 ) -> None:
-    """Run the command in one more fork, and tell the client how that ended when all of it is over."""
+    """Run the command in one more fork; tell the client its process, and when all of it is over how that ended."""
     if child := os.fork():
+        client.send(str(child).encode())
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        client.send(str(code if code >= 0 else 128 - code).encode())
+        client.send(str(code).encode())
         os._exit(0)
     client.close()
+    os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)

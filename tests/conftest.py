@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Small matrices: more threads of BLAS and torch than one wait for each other and for those of the tests beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from command_server import CommandServer, serving_commands
 from hypothesis import settings
 
 settings.register_profile("plantmix", deadline=None)
@@ -27,6 +29,13 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def commands(temporary_folder: Path) -> Iterator[CommandServer]:
+    """Starts `plantmix` and `dalip` as processes that need not import anything first."""
+    with serving_commands(os.environ) as server:
+        yield server
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT
-from command_server import serving_commands
+from command_server import CommandServer, serving_commands
 from darwin_core import gbif_files, write_zip
 from foreign_tars import write_tar
 from gbif_server import ACCOUNT, GbifServer
@@ -317,17 +317,27 @@ def allow_loopback(path: Path, robots_txt: bool, gbif_api: str | None) -> None:
     write_yaml(path, values)
 
 
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    with fake_hub() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def commands(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """One server for all recipes: the hub is the same, and what else a recipe needs its commands are told."""
+    folder = tmp_path_factory.mktemp("commands")
+    with serving_commands(environment_of(folder, hub.environment)) as server:
+        yield server
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
+def test_a_recipe_runs_as_its_page_says(name: str, hub: FakeHub, commands: CommandServer, tmp_path: Path) -> None:
     copy_configs(tmp_path)
-    page = f"configs/recipes/{name}/README.md"
-    with (
-        serving(tmp_path / "data") as server,
-        fake_hub() as hub,
-        bucket() if name == "cluster" else nullcontext({}) as store,
-        ExitStack() as stack,
-    ):
+    commands.put_into(tmp_path)
+    folder = tmp_path / f"configs/recipes/{name}"
+    with serving(tmp_path / "data") as server, bucket() if name == "cluster" else nullcontext({}) as store:
         DATA[name](tmp_path / "data", f"http://127.0.0.1:{server.port}")
         for path in sorted((tmp_path / "data/tars").glob("*.tar")):
             content = path.read_bytes()
@@ -335,21 +345,19 @@ def test_a_recipe_runs_as_its_page_says(name: str, tmp_path: Path) -> None:
             repository.files[path.name] = StoredFile(sha256(content).hexdigest(), len(content), content, True)
         robots_txt = (tmp_path / "data/robots.txt").is_file()
         archive = tmp_path / "data/lab/archive.zip"
-        gbif_api = stack.enter_context(GbifServer(archive.read_bytes())).api if name == "archive-to-hub" else None
-        allow_loopback(tmp_path / f"configs/recipes/{name}/build.yaml", robots_txt, gbif_api)
-        shorten(tmp_path / f"configs/recipes/{name}")
-        printed, services = "", hub.environment | store | ACCOUNT
-        stack.enter_context(serving_commands(tmp_path, environment_of(tmp_path, services)))
-        for block in blocks_of(page):
-            more = dict(services)
-            if "$URL" in block.commands:
-                more["URL"] = (
-                    Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])["url"][0].as_py()
-                )
-            fewer = replace(block, commands=block.commands.replace("--alpha 0:1:0.1", "--alpha 0:1:0.5"))
-            done = run_block(fewer, tmp_path, more)
-            assert done.returncode == 0, done.stdout[-3000:]
-            printed += done.stdout
+        with GbifServer(archive.read_bytes()) if name == "archive-to-hub" else nullcontext() as of_gbif:
+            allow_loopback(folder / "build.yaml", robots_txt, of_gbif.api if of_gbif else None)
+            shorten(folder)
+            printed, services = "", hub.environment | store | ACCOUNT
+            for block in blocks_of(f"configs/recipes/{name}/README.md"):
+                more = dict(services)
+                if "$URL" in block.commands:
+                    of_weeks = Release.open(str(tmp_path / "data/weeks/build")).samples("train", ["url"])
+                    more["URL"] = of_weeks["url"][0].as_py()
+                fewer = replace(block, commands=block.commands.replace("--alpha 0:1:0.1", "--alpha 0:1:0.5"))
+                done = run_block(fewer, tmp_path, more)
+                assert done.returncode == 0, done.stdout[-3000:]
+                printed += done.stdout
         if name in CHECKS:
             CHECKS[name](tmp_path, hub, printed)
 

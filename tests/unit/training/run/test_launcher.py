@@ -8,12 +8,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.train import WorkerGroupError
+from training_runs import make_settings
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from training.cli import main
-from training.run.launcher import _unwrap
+from training.run.launcher import _restarts, _unwrap
 
 
 def _write(tmp_path: Path, values: dict[str, Any]) -> str:
@@ -65,3 +67,17 @@ def test_an_error_of_rays_own_keeps_its_words() -> None:
     assert isinstance(error, RunError)
     assert "the run on Ray failed: " in str(error)
     assert "the node died" in str(error)
+
+
+def test_lost_workers_are_counted_until_the_run_gives_up(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    restarts = _restarts(ray, make_settings(config, compute={"max_failures": 2}))
+    for number, rank in enumerate((1, 0), 1):
+        restarts.after_exception(None, {rank: ray.exceptions.RayActorError()})
+        assert capsys.readouterr().err == (
+            f"dalip: a worker was lost (rank {rank}); all processes start again and go on from step 0 "
+            f"(restart {number} of 2, compute.max_failures)\n"
+        )
+    with pytest.raises(RunError, match=r"lost \(rank 1\); compute.max_failures = 2 restarts are used up"):
+        restarts.after_exception(None, {1: ray.exceptions.RayActorError()})
