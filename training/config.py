@@ -76,6 +76,14 @@ class ScheduleSettings(Settings):
 class ComputeSettings(Settings):
     """Where and how precisely to compute."""
 
+    removed: ClassVar = {
+        "parallel": Removed(
+            "ddp",
+            "weights, gradients and AdamW's state of ViT-bigG-14 are 41 GB, so each GPU holds them",
+            others=("fsdp",),
+        )
+    }
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -84,8 +92,6 @@ class ComputeSettings(Settings):
     """Number of micro-batches that one step is computed in."""
     grad_checkpointing: bool = False
     """Recompute the blocks of the towers in the backward pass: less memory, more time."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the work; fsdp shards the weights among them."""
     compile: bool = False
     """torch.compile: slower to start, faster steps on a GPU."""
     num_threads: int | None = Field(default=None, ge=1)
@@ -286,8 +292,6 @@ class TrainSettings(Settings):
                 f"data.batch_size {self.data.batch_size} is not divisible by compute.accumulate "
                 f"{self.compute.accumulate}"
             )
-        if self.compute.parallel == "fsdp" and self.compute.precision == "fp16":
-            raise ValueError("compute.parallel fsdp goes with precision fp32 or bf16; fp16 needs ddp")
         if self.eval.every_steps and self.eval.split is None:
             raise ValueError("eval.every_steps needs eval.split: the validation loss is of a split of the release")
         return self

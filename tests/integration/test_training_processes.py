@@ -243,16 +243,13 @@ def _back_to(source: Path, target: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_share_the_weights_see_one_ranks_losses_and_resume(
+def test_ranks_that_accumulate_see_one_ranks_losses_and_resume(
     undropped: dict[str, Any], start: Start, tmp_path: Path
 ) -> None:
-    """FSDP2 on two gloo processes, with accumulation, clipping, an average and validation: as one process.
-
-    A checkpoint has the layout of one process, so that a run goes on under any number of them.
-    """
+    """Two gloo processes with accumulation, clipping, an average and validation: as one, with which a run goes on."""
     one, two, again, alone = _places(tmp_path, "one", "two", "again", "alone")
     values = undropped | {
-        "compute": undropped["compute"] | {"parallel": "fsdp", "accumulate": 2},
+        "compute": undropped["compute"] | {"accumulate": 2},
         "optimiser": {"lr": 0.002, "clip_norm": 0.5},
         "ema_decay": 0.8,
         "checkpoint": {"every_steps": 12, "keep": 9},
@@ -264,7 +261,6 @@ def test_ranks_that_share_the_weights_see_one_ranks_losses_and_resume(
     assert _lines(two)[0]["grad_norm"] == pytest.approx(_lines(one)[0]["grad_norm"], rel=1e-5)
     for single, shared in zip(_lines(one), _lines(two), strict=True):
         assert shared["loss"] == pytest.approx(single["loss"], abs=2e-3)
-    assert [read_log(place / "run" / "log.jsonl", "start")[0]["parallel"] for place in (one, two)] == ["ddp", "fsdp"]
     validated = [read_log(place / "run" / "log.jsonl", "validation") for place in (one, two)]
     assert [event["step"] for event in validated[1]] == [8, 16, 24]
     assert validated[1][2]["losses"] == pytest.approx(validated[0][2]["losses"], abs=5e-3)

@@ -116,7 +116,7 @@ class DalipModel(nn.Module):
             return f_BC
         with without_autocast(f_BC):
             f_BC = full_precision(f_BC)
-            matrices = [full_precision(_whole(matrix)).to(f_BC) for matrix in self.projectors.values()]
+            matrices = [full_precision(matrix).to(f_BC) for matrix in self.projectors.values()]
             if kinds_B is None:
                 return _normalised(f_BC @ matrices[self.kind - 1])
             all_BKC = torch.stack([f_BC, *(f_BC @ matrix for matrix in matrices)], dim=1)
@@ -143,7 +143,7 @@ class DalipModel(nn.Module):
         """
         if self.kind == 0:
             return
-        matrix_CC = _whole(self.projectors[self.settings.projectors[self.kind]])
+        matrix_CC = self.projectors[self.settings.projectors[self.kind]]
         visual = self.clip.visual
         if keeps_z and self.image_branch is not None:
             if not torch.linalg.cond(matrix_CC) < _LARGEST_CONDITION:
@@ -294,12 +294,6 @@ def _embed_dim(architecture: str) -> int:
     from training.model.architecture import architecture_config
 
     return int(architecture_config(architecture)["embed_dim"])
-
-
-def _whole(matrix: Tensor) -> Tensor:
-    """A parameter, also of a model whose weights are sharded among ranks."""
-    whole: Tensor = matrix.full_tensor() if hasattr(matrix, "full_tensor") else matrix
-    return whole
 
 
 def _normalised(features_BC: Tensor) -> Tensor:

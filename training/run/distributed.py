@@ -79,13 +79,10 @@ def stop_ranks(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def wrap_model(model: nn.Module, ranks: Ranks, *, parallel: str, compiled: bool) -> Any:
-    """The model as each process calls it: gradients are averaged over ranks in the backward pass.
-
-    With `parallel` "fsdp" the model is already sharded (`training.run.sharding`) and averages them itself.
-    """
+def wrap_model(model: nn.Module, ranks: Ranks, *, compiled: bool) -> Any:
+    """The model as each process calls it: gradients are averaged over ranks in the backward pass."""
     called: Any = torch.compile(model) if compiled else model
-    if ranks.world_size == 1 or parallel == "fsdp":
+    if ranks.world_size == 1:
         return called
     from torch.nn.parallel import DistributedDataParallel
 

@@ -13,8 +13,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -36,7 +36,7 @@ from training.record import tracking
 from training.record.checkpoint import lock_folder, save_model
 from training.record.log import LOG_FILE, RunLog, read_log
 from training.record.run_folder import RunFolder, RunState
-from training.run import failures, sharding
+from training.run import failures
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
@@ -248,10 +248,8 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
             beside=beside,
             modules=[trainer.model],
             backward=backward,
-            no_sync=_no_sync(trainer),
+            no_sync=trainer.wrapped.no_sync if trainer.ranks.world_size > 1 else nullcontext,
         )
-    if sharding.is_sharded(trainer.model):
-        sharding.average_whole_gradients(trainer.model, trainer.ranks)
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
@@ -260,24 +258,13 @@ def update_weights(trainer: Trainer) -> float:
     settings, parameters = trainer.settings, [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.scaler.unscale_(trainer.optimiser)
     limit = settings.optimiser.clip_norm if settings.optimiser.clip_norm is not None else math.inf
-    clip = sharding.clip_sharded_gradients if sharding.is_sharded(trainer.model) else clip_gradients
-    norm = clip(parameters, limit)
+    norm = clip_gradients(parameters, limit)
     trainer.scaler.step(trainer.optimiser)
     trainer.scaler.update()
     trainer.loss.bound(trainer.model)
     if trainer.average is not None:
         trainer.average.update(trainer.model)
     return float(norm)
-
-
-def _no_sync(trainer: Trainer) -> Callable[[], AbstractContextManager[Any]]:
-    """The context in which a backward pass leaves its gradients on this rank."""
-    if sharding.is_sharded(trainer.model):
-        return lambda: sharding.without_gradient_sync(trainer.model)
-    if trainer.ranks.world_size > 1:
-        no_sync: Callable[[], AbstractContextManager[Any]] = trainer.wrapped.no_sync
-        return no_sync
-    return nullcontext
 
 
 def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], grad_norm: float, log: RunLog) -> None:
@@ -309,15 +296,12 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
 
 
 def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
-    """Validation loss on rank 0, while the other ranks wait at the next step; a sharded model needs all ranks."""
-    sharded = sharding.is_sharded(trainer.model)
-    if not (trainer.ranks.is_main or sharded):
+    """Validation loss on rank 0, while the other ranks wait at the next step."""
+    if not trainer.ranks.is_main:
         return
     from training.evaluation.evaluate import validation_losses
 
     losses = validation_losses(trainer.model, trainer.settings)
-    if sharded:
-        sharding.reshard(trainer.model)
     log.event("validation", step=progress.step, losses=losses)
     log.print_line(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 
@@ -334,7 +318,6 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         epoch_size=trainer.order.epoch_size,
         world_size=trainer.ranks.world_size,
         device=str(trainer.ranks.device),
-        parallel="fsdp" if sharding.is_sharded(trainer.model) else "ddp",
         changed=list(state.changed),
         **({"damaged": [path.name for path in state.damaged]} if state.damaged else {}),
         **({"pretrained": started_from, "new_parameters": new, "unused_tensors": unused} if new is not None else {}),

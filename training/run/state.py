@@ -29,7 +29,6 @@ from training.model.loss import Loss, make_loss
 from training.model.weights import set_preprocessing
 from training.record.checkpoint import begin_with
 from training.record.run_folder import RunFolder
-from training.run import sharding
 from training.run.distributed import Ranks, gather_from_ranks, on_main, wrap_model
 from training.run.optimiser import AveragedWeights, build_optimiser
 
@@ -107,8 +106,6 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
     loss = make_loss(settings.loss)
     loss.prepare(model)
     _lock(model, settings)
-    if settings.compute.parallel == "fsdp" and ranks.world_size > 1:
-        sharding.shard_model(model, ranks)
     optimiser = build_optimiser(model, settings.optimiser)
     model.train()
     return Trainer(
@@ -118,7 +115,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         order=order,
         plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
         model=model,
-        wrapped=wrap_model(model, ranks, parallel=settings.compute.parallel, compiled=settings.compute.compile),
+        wrapped=wrap_model(model, ranks, compiled=settings.compute.compile),
         loss=loss,
         labels=_labels(settings, pool),
         kinds=BatchKinds(pool, kinds, settings.data.text.members) if (kinds := settings.model.projectors) else None,
@@ -138,23 +135,21 @@ def count_steps(settings: TrainSettings, epoch_size: int) -> int:
 
 def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
     """Write a checkpoint; every rank has to call this, rank 0 writes."""
-    content = sharding.gather_state(
-        {
-            "state_dict": trainer.model.state_dict(),
-            "optimiser": trainer.optimiser.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
-            "preprocess": dict(trainer.model.clip.visual.preprocess_cfg),
-            "average": trainer.average.state if trainer.average is not None else None,
-            "seconds": progress.seconds,
-            "wait_seconds": progress.wait_seconds,
-            "corrupt": dict(progress.corrupt),
-            "skipped": progress.skipped,
-            "places": [list(part.items()) for part in gather_from_ranks(progress.places, trainer.ranks)],
-            "position": progress.step * trainer.settings.data.batch_size,
-            "seed": trainer.settings.seed,
-            "fingerprints": list(trainer.pool.fingerprints),
-        }
-    )
+    content = {
+        "state_dict": dict(trainer.model.state_dict()),
+        "optimiser": trainer.optimiser.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "preprocess": dict(trainer.model.clip.visual.preprocess_cfg),
+        "average": trainer.average.state if trainer.average is not None else None,
+        "seconds": progress.seconds,
+        "wait_seconds": progress.wait_seconds,
+        "corrupt": dict(progress.corrupt),
+        "skipped": progress.skipped,
+        "places": [list(part.items()) for part in gather_from_ranks(progress.places, trainer.ranks)],
+        "position": progress.step * trainer.settings.data.batch_size,
+        "seed": trainer.settings.seed,
+        "fingerprints": list(trainer.pool.fingerprints),
+    }
     on_main(trainer.ranks, lambda: run.save(progress.step, content))
 
 
@@ -168,18 +163,16 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
     """
     own = trainer.model.state_dict()
     _check_fit(trainer, own, content, changed)
-    weights = {name: sharding.shard_like(value, own[name]) for name, value in content["state_dict"].items()}
-    trainer.model.load_state_dict(weights)
+    trainer.model.load_state_dict(content["state_dict"])
     set_preprocessing(trainer.model, content["preprocess"])
     configured = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimiser.param_groups]
-    trainer.optimiser.load_state_dict(sharding.shard_optimiser_state(trainer.optimiser, content["optimiser"]))
+    trainer.optimiser.load_state_dict(content["optimiser"])
     for group, values in zip(trainer.optimiser.param_groups, configured, strict=True):
         group.update(values)
     if content["scaler"]:  # empty unless the run was in fp16
         trainer.scaler.load_state_dict(content["scaler"])
     if trainer.average is not None:
-        saved = content["average"] if content["average"] is not None else content["state_dict"]
-        trainer.average.load({name: sharding.shard_like(value, own[name]) for name, value in saved.items()})
+        trainer.average.load(content["average"] if content["average"] is not None else content["state_dict"])
     return Progress(
         content["step"],
         content["seconds"],
@@ -204,10 +197,8 @@ def _check_fit(trainer: Trainer, own: dict[str, Any], content: dict[str, Any], c
 
 
 def final_weights(trainer: Trainer) -> dict[str, Any]:
-    """The weights that a run ends with, averaged if it keeps an average; every rank has to call this."""
-    weights = trainer.average.state if trainer.average is not None else trainer.model.state_dict()
-    gathered: dict[str, Any] = sharding.gather_state(weights)
-    return gathered
+    """The weights that a run ends with, averaged if it keeps an average."""
+    return dict(trainer.average.state if trainer.average is not None else trainer.model.state_dict())
 
 
 def _labels(settings: TrainSettings, pool: SamplePool) -> BatchLabels | None:

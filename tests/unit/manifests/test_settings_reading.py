@@ -13,7 +13,10 @@ from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, parse_
 
 
 class Leaf(Settings):
-    removed: ClassVar = {"depth": Removed(5, "no leaf is deeper"), "veins": Removed(None, "", "that of the tree")}
+    removed: ClassVar = {
+        "depth": Removed(5, "no leaf is deeper"),
+        "veins": Removed(None, "", "that of the tree", others=("fine",)),
+    }
 
     radius: int = Field(3, ge=0)
     colour: str = "green"
@@ -193,7 +196,10 @@ def test_a_removed_key_is_told_what_it_always_is(tmp_path: Path, text: str, says
 
 
 def test_removed_keys_that_an_earlier_version_kept_count_where_they_change_nothing() -> None:
-    kept: dict[str, Any] = {"name": "x", "branch": {"leaf": {"depth": 5}, "leaves": [{"radius": 1, "veins": None}]}}
+    kept: dict[str, Any] = {
+        "name": "x",
+        "branch": {"leaf": {"depth": 5, "veins": "fine"}, "leaves": [{"radius": 1, "veins": None}]},
+    }
     tree = parse_settings(kept, Tree, where="w", is_kept=True)
     assert tree.branch.leaves == [Leaf(radius=1)]
     assert tree.recorded()["branch"]["leaves"] == [{"radius": 1, "colour": "green", "depth": 5, "veins": None}]
