@@ -1,4 +1,4 @@
-"""`plantmix` and `dalip` as forks of one process, so that none of them imports for seconds.
+"""`plantmix` and `dalip` as forks of one process, so that only the first of each imports for seconds.
 
 A command has arguments, a folder, an environment, streams, a session of its own and an end. What a library reads of
 the environment while it is imported is the server's.
@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-NAMES = ("plantmix", "dalip")
+MODULES = {"plantmix": ("pipeline.flow",), "dalip": ("open_clip", "training.run.loop")}  # what takes seconds to import
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
@@ -94,7 +94,7 @@ class CommandServer:
     def put_into(self, clone: Path) -> None:
         """Both commands as scripts in `clone`/.venv/bin."""
         (clone / ".venv/bin").mkdir(parents=True)
-        for name in NAMES:
+        for name in MODULES:
             script = clone / ".venv/bin" / name
             script.write_text(CLIENT.format(python=sys.executable, place=self._place, name=name), encoding="utf-8")
             script.chmod(0o755)
@@ -120,10 +120,6 @@ def serving_commands(environment: Mapping[str, str]) -> Iterator[CommandServer]:
 
 
 def serve(place: str) -> None:
-    for name in ("open_clip", "pipeline.flow", "training.run.loop"):
-        importlib.import_module(name)
-    gc.freeze()  # else each fork walks through all of it, and copies it, to end: 2 s
-
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"\0{place}")
         listener.listen()
@@ -131,11 +127,15 @@ def serve(place: str) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         while True:
             client, _ = listener.accept()
-            command, streams, *_ = socket.recv_fds(client, 1 << 20, 3)
+            message, streams, *_ = socket.recv_fds(client, 1 << 20, 3)
+            command = json.loads(message)
+            for module in MODULES[command[0]]:
+                importlib.import_module(module)
+            gc.freeze()  # else each fork walks through all of it, and copies it, to end: 2 s
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 listener.close()
-                _wait_for(client, *json.loads(command), streams)
+                _wait_for(client, *command, streams)
             client.close()
             for stream in streams:
                 os.close(stream)

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from building import (
-    PLANTMIX,
-    Web,
-    done,
-    hash_tree,
-    release_of,
-    run_here,
-    run_plantmix,
-    write_build_config,
-    write_folder_config,
-    write_pictures,
-)
+from building import Web, done, hash_tree, release_of, write_build_config, write_folder_config, write_pictures
+from command_server import CommandServer
 
 from pipeline.flow import FLOW
 
@@ -29,8 +18,8 @@ EXECUTORS = {
     "inline": {"executor": "inline", "fetch_part_size": 40},
     "two workers": {"executor": "ray", "num_workers": 2, "fetch_part_size": 40},
 }
-# what each stage does; then who does it
-MOMENTS: dict[str, Sequence[str]] = {"inline": STAGES, "two workers": ("fetch", "select", "pack")}
+# What each stage does; then who does it. tests/e2e/test_fetch_kill.py kills amid a fetch on Ray.
+MOMENTS: dict[str, Sequence[str]] = {"inline": STAGES, "two workers": ("select", "pack")}
 
 
 @pytest.fixture(scope="module")
@@ -38,29 +27,25 @@ def uninterrupted(built: Path) -> dict[str, str]:
     return hash_tree(release_of(built / "build"))
 
 
-def _kill_in(config: Path, stage: str, after_seconds: float) -> bool:
+def _kill_in(commands: CommandServer, config: Path, stage: str, after_seconds: float) -> bool:
     """Start a build and kill it `after_seconds` into a stage; false when it ended before."""
     before = STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
-    with subprocess.Popen(
-        [*PLANTMIX, "build", str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as build:
-        assert build.stdout is not None
-        if before is not None:
-            for line in build.stdout:
-                if line.startswith(f"{before}: "):
-                    break
-        time.sleep(after_seconds)
-        ended = build.poll() is not None
-        build.kill()
-        build.stdout.read()
-    return not ended
+    build = commands.start("plantmix", "build", config)
+    while before is not None and build.poll() is None and f"\n{before}: " not in "".join(build.said()):
+        time.sleep(0.01)
+    time.sleep(after_seconds)
+    if build.poll() is not None:
+        return False
+    build.kill()
+    build.wait(300)
+    return True
 
 
-def test_killed_amid_a_fetch_and_again_later(tmp_path: Path) -> None:
+def test_killed_amid_a_fetch_and_again_later(commands: CommandServer, tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path)
     whole, killed = (write_folder_config(tmp_path, str(tmp_path / name), pictures) for name in ("whole", "killed"))
-    assert _kill_in(killed, "fetch", 0.1)
-    _kill_in(killed, "caption", 0.1)
+    assert _kill_in(commands, killed, "fetch", 0.1)
+    _kill_in(commands, killed, "caption", 0.1)
     for config in (killed, whole):
         done("build", config)
     assert hash_tree(release_of(tmp_path / "killed")) == hash_tree(release_of(tmp_path / "whole"))
@@ -68,13 +53,14 @@ def test_killed_amid_a_fetch_and_again_later(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", EXECUTORS)
-def test_killed_at_many_moments(web: Web, uninterrupted: dict[str, str], tmp_path: Path, executor: str) -> None:
+def test_killed_at_many_moments(
+    web: Web, commands: CommandServer, uninterrupted: dict[str, str], tmp_path: Path, executor: str
+) -> None:
     rng = random.Random(executor)
     config = write_build_config(web, tmp_path, "killed", run=EXECUTORS[executor])
-    num_killed = sum(_kill_in(config, stage, rng.uniform(0.0, 0.5)) for stage in MOMENTS[executor])
+    num_killed = sum(_kill_in(commands, config, stage, rng.uniform(0.0, 0.5)) for stage in MOMENTS[executor])
     assert num_killed >= len(MOMENTS[executor]) // 2, "most kills must hit a running build"
-    ended = run_plantmix("build", config)
-    assert ended.returncode == 0, ended.stderr
+    done("build", config)
     assert hash_tree(release_of(tmp_path / "killed")) == uninterrupted
     assert not list((tmp_path / "killed").rglob("*.tmp-*")), "a finished build leaves no private files"
-    assert run_here("verify", tmp_path / "killed", "--deep").returncode == 0
+    done("verify", tmp_path / "killed", "--deep")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_here, run_plantmix, write_small_config
+from building import done, hash_tree, list_source, loopback, release_of, write_small_config
+from command_server import CommandServer
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
@@ -74,8 +74,7 @@ def all_files(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_here("build", write_config(folder, web, executor="inline"))
-    assert done.returncode == 0, done.stderr
+    done("build", write_config(folder, web, executor="inline"))
     assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}
     files = all_files(folder)
     assert sum(name.startswith("pool/") for name in files) == NUM // PART
@@ -101,23 +100,21 @@ def kill_the_whole_ray(driver: int) -> None:
     kill(list(below(driver)))
 
 
-def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[int, str]:
+def build_and_kill(commands: CommandServer, config: Path, web: Web, way: Callable[[int], None]) -> tuple[int, str]:
     """Start a build, do harm in the middle of its fetch; gives how the driver ended and what it said."""
-    with subprocess.Popen(
-        [*PLANTMIX, "build", str(config)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as build:
-        while web.num_asked() < KILL_AFTER:
-            assert build.poll() is None, build.stdout and build.stdout.read()
-            time.sleep(0.02)
-        started = below(build.pid)
-        assert workers_below(build.pid)
-        way(build.pid)
-        said, _ = build.communicate(timeout=300)
+    build = commands.start("plantmix", "build", config)
+    while web.num_asked() < KILL_AFTER:
+        assert build.poll() is None, build.said()
+        time.sleep(0.02)
+    started = below(build.pid)
+    assert workers_below(build.pid)
+    way(build.pid)
+    said = "".join(build.communicate(timeout=300))
     deadline = time.monotonic() + 200  # Ray's processes leave with their driver
     while any(map(is_running, started)) and time.monotonic() < deadline:
         time.sleep(0.1)
     kill(list(filter(is_running, started)))
-    return build.returncode, said
+    return build.wait(0), said
 
 
 @pytest.mark.slow
@@ -132,6 +129,7 @@ def build_and_kill(config: Path, web: Web, way: Callable[[int], None]) -> tuple[
 )
 def test_killed_amid_a_fetch(
     web: Web,
+    commands: CommandServer,
     uninterrupted: dict[str, str],
     tmp_path: Path,
     executor: str,
@@ -141,13 +139,12 @@ def test_killed_amid_a_fetch(
 ) -> None:
     config = write_config(tmp_path / "run", web, executor=executor)
     web.asked()
-    ended, said = build_and_kill(config, web, way)
+    ended, said = build_and_kill(commands, config, web, way)
     assert ended == code, said
     if code == 1:
         assert "run the same command again" in said
         assert "Traceback" not in said
-    again = run_plantmix("build", config)
-    assert again.returncode == 0, again.stderr
+    done("build", config)
     counts = web.asked()
     assert len(counts) == NUM, "every picture was asked"
     assert max(counts.values()) <= 2

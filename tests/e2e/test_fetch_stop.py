@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import PLANTMIX, hash_tree, list_source, loopback, release_of, run_here, run_plantmix, write_small_config
+from building import done, hash_tree, list_source, loopback, release_of, write_small_config
+from command_server import Command, CommandServer
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
@@ -80,48 +80,45 @@ def write_config(folder: Path, web: Web, **run: Any) -> Path:
     return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run=run)
 
 
-def start(config: Path) -> subprocess.Popen[str]:
-    """A build in a process group of its own, as a terminal starts it."""
-    return subprocess.Popen(
-        [*PLANTMIX, "build", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_requests(web: Web, build: subprocess.Popen[str], num: int) -> None:
+def wait_for_requests(web: Web, build: Command, num: int) -> None:
     while len(web.server.log) < num:
-        assert build.poll() is None, build.stdout and build.stdout.read()
+        assert build.poll() is None, build.said()
         time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(served: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = run_here("build", write_config(folder, served, **EXECUTORS["inline"]))
-    assert done.returncode == 0, done.stderr
+    done("build", write_config(folder, served, **EXECUTORS["inline"]))
     assert served.asked() == {f"/p/{n}": 1 for n in range(NUM)}
     return hash_tree(release_of(folder / "work"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["processes", "ray"])
-def test_stopped_again_and_again(web: Web, uninterrupted: dict[str, str], tmp_path: Path, executor: str) -> None:
+@pytest.mark.parametrize(
+    ("executor", "signals"), [("processes", (signal.SIGTERM, signal.SIGINT)), ("ray", (signal.SIGINT,))]
+)
+def test_stopped_again_and_again(
+    web: Web,
+    commands: CommandServer,
+    uninterrupted: dict[str, str],
+    tmp_path: Path,
+    executor: str,
+    signals: tuple[int, ...],
+) -> None:
     rng = random.Random(executor)
     config = write_config(tmp_path / "run", web, **EXECUTORS[executor])
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         before = len(web.server.log)
-        with start(config) as build:
-            wait_for_requests(web, build, before + rng.randint(5, 60))
-            send_to = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to the whole group
-            send_to(build.pid, number)
-            said, _ = build.communicate(timeout=300)
-            assert build.returncode == 1, said
-            assert "what is committed stays" in said
-            assert "Traceback" not in said
-    assert run_plantmix("build", config).returncode == 0
+        build = commands.start("plantmix", "build", config)
+        wait_for_requests(web, build, before + rng.randint(5, 60))
+        send_to = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to the whole group
+        send_to(build.pid, number)
+        said = "".join(build.communicate(timeout=300))
+        assert build.returncode == 1, said
+        assert "what is committed stays" in said
+        assert "Traceback" not in said
+    done("build", config)
     assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}, "no picture was asked twice"
     assert hash_tree(release_of(tmp_path / "run/work")) == uninterrupted
     assert not list((tmp_path / "run/work").rglob("*.tmp-*"))
@@ -141,35 +138,34 @@ def test_a_signal_while_a_command_is_still_imported(
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once(web: Web, tmp_path: Path) -> None:
+def test_a_second_signal_leaves_at_once(web: Web, commands: CommandServer, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run", web, **EXECUTORS["inline"])
-    with start(config) as build:
-        wait_for_requests(web, build, 20)
-        build.send_signal(signal.SIGINT)
-        time.sleep(0.1)
-        build.send_signal(signal.SIGINT)
-        build.communicate(timeout=300)
-        assert build.returncode == 1
-        assert len(web.server.log) < NUM, "it left amid its pictures"
+    build = commands.start("plantmix", "build", config)
+    wait_for_requests(web, build, 20)
+    build.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    build.send_signal(signal.SIGINT)
+    assert build.wait(300) == 1
+    assert len(web.server.log) < NUM, "it left amid its pictures"
 
 
 @pytest.mark.slow
 def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
-    web: Web, uninterrupted: dict[str, str], tmp_path: Path
+    web: Web, commands: CommandServer, uninterrupted: dict[str, str], tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "run", web, executor="inline", fetch_part_seconds=0.7)
     status_file = tmp_path / "run" / "work" / "status.json"
     seen: list[tuple[int, int, int, dict[str, Any]]] = []
-    with start(config) as build:
-        wait_for_requests(web, build, 1)
-        while build.poll() is None:
-            sent_before = web.num_sent
-            status = json.loads(status_file.read_text())
-            running = status["running"]
-            if running and running["step"] == "fetch download" and running["total"]:
-                seen.append((sent_before, web.num_sent, status["stages"]["fetch"]["num_parts"], running))
-            time.sleep(0.05)
-        said = build.stdout.read() if build.stdout else ""
+    build = commands.start("plantmix", "build", config)
+    wait_for_requests(web, build, 1)
+    while build.poll() is None:
+        sent_before = web.num_sent
+        status = json.loads(status_file.read_text())
+        running = status["running"]
+        if running and running["step"] == "fetch download" and running["total"]:
+            seen.append((sent_before, web.num_sent, status["stages"]["fetch"]["num_parts"], running))
+        time.sleep(0.05)
+    said = "".join(build.said())
     assert build.returncode == 0, said
     assert "fetch download: " in said
     assert " left, dropped: " in said, "outcomes so far"
@@ -177,9 +173,9 @@ def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
     for _, sent, _, running in seen:
         assert running["done"] <= sent + CONNECTIONS
         assert running["total"] == NUM
-    done = [running["done"] for *_, running in seen]
-    assert done == sorted(done)
-    assert len(set(done)) > 2, "it moves while the only part runs"
+    nums_done = [running["done"] for *_, running in seen]
+    assert nums_done == sorted(nums_done)
+    assert len(set(nums_done)) > 2, "it moves while the only part runs"
     assert max(num_parts for _, _, num_parts, _ in seen) >= 2, "pieces are committed as time goes by"
     assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}
     assert hash_tree(release_of(tmp_path / "run/work")) == uninterrupted
