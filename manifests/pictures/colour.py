@@ -8,6 +8,7 @@ Gives up with UnsupportedMode for pixels whose range of values is unknown.
 from __future__ import annotations
 
 import io
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from manifests.pictures.bounds import MOST_PROFILE_BYTES
 
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _STRIP_PIXELS = 1 << 20
+_POWERS = np.stack([np.arange(256), np.arange(256) ** 2], axis=1)  # the values of a channel and their squares
 _PROFILE_SPACE = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",), "Lab ": ("LAB",)}
 
 
@@ -126,9 +128,8 @@ def colour_std(rgb: Image.Image) -> float:
     all pixels take. Photos of groceries have 12 and more.
     """
     counts = np.array(rgb.reduce(4).convert("YCbCr").histogram()[256:], np.int64).reshape(2, 256)
-    values, num = np.arange(256), int(counts[0].sum())
-    sums, squares = counts @ values, counts @ (values * values)
-    return float(np.sqrt(float((num * squares - sums * sums).sum()))) / num
+    num, ((cb, cb_squared), (cr, cr_squared)) = int(counts[0].sum()), (counts @ _POWERS).tolist()
+    return math.sqrt(num * (cb_squared + cr_squared) - cb * cb - cr * cr) / num
 
 
 def _apply_lab(image: Image.Image) -> Image.Image:

@@ -68,7 +68,7 @@ class _Database:
         """A connection to an empty catalogue; what is made in it does not stay, unless this ends with an error."""
         connection = self.root.cursor()
         # the libraries of the process and what it holds beside the query take the rest
-        limit_mb = max(256, int(memory_gb * 1000 - min(300, memory_gb * 250)))
+        limit_mb = max(256, int(memory_gb * 1000 - min(450, memory_gb * 290)))
         connection.execute(f"SET memory_limit = '{limit_mb}MB'; SET preserve_insertion_order = false")
         with connection:  # closes it
             yield connection

@@ -50,11 +50,11 @@ def test_a_kept_database_is_empty_again_and_forgets_settings(tmp_path: Path) -> 
         (kept,) = sql.execute("SELECT current_setting('temp_directory')").fetchone()
     with open_scratch(str(tmp_path), 2) as sql:
         assert sql.execute("SELECT current_setting('temp_directory')").fetchone() == (kept,)
-        assert limit_and_order(sql) == ("1.5 GiB", False)
+        assert limit_and_order(sql) == ("1.4 GiB", False)
         assert sql.execute("SHOW TABLES").fetchall() == []
         with open_scratch(str(tmp_path), 1) as other:  # one beside it has its own limit
             other.execute("CREATE TABLE made AS SELECT 2 AS n")
-            assert (limit_and_order(sql)[0], limit_and_order(other)[0]) == ("1.5 GiB", "715.2 MiB")
+            assert (limit_and_order(sql)[0], limit_and_order(other)[0]) == ("1.4 GiB", "677.1 MiB")
             assert sql.execute("SHOW TABLES").fetchall() == []
 
 
