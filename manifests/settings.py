@@ -41,14 +41,19 @@ _OTHER_NAMES = {
 class Removed:
     """A key that is no setting any more: the JSON value that it always has now, and why nobody turned it.
 
-    `shown` is said in place of a value that would not explain itself. Where it `shapes_none` of what is made, a record
-    may hold another value.
+    `shown` is said in place of a value that would not explain itself. A record may hold `others` too: what was made
+    with them is the same.
     """
 
     value: Any
     reason: str
     shown: str = ""
-    shapes_none: bool = False
+    others: tuple[Any, ...] = ()
+
+    @property
+    def kept(self) -> tuple[Any, ...]:
+        """The values that a record may hold."""
+        return (self.value, *self.others)
 
     def __str__(self) -> str:
         return f"it is always {self.shown or json.dumps(self.value)}: {self.reason}"
@@ -67,8 +72,7 @@ class Settings(BaseModel):
         """What an earlier version kept, without the removed keys that have the value they always have now."""
         if not isinstance(values, dict) or not (info.context or {}).get("is_kept"):
             return values
-        old = {name for name, key in cls.removed.items() if key.shapes_none or values.get(name, key) == key.value}
-        return {name: value for name, value in values.items() if name not in old}
+        return {k: v for k, v in values.items() if k not in cls.removed or v not in cls.removed[k].kept}
 
     @classmethod
     def of_record(cls, values: Any) -> Self:

@@ -80,7 +80,7 @@ class ComputeSettings(Settings):
         "parallel": Removed(
             "ddp",
             "weights, gradients and AdamW's state of ViT-bigG-14 are 41 GB, so each GPU holds them",
-            shapes_none=True,
+            others=("fsdp",),
         )
     }
 
@@ -124,16 +124,29 @@ class CheckpointSettings(Settings):
     """How many are kept."""
 
 
+class WandbSettings(Settings):
+    """Weights & Biases. After an interruption a run of the same folder continues there."""
+
+    removed: ClassVar = {
+        "entity": Removed(None, "wandb reads it itself", "WANDB_ENTITY of the environment"),
+        "tags": Removed([], "wandb reads them itself", "WANDB_TAGS of the environment"),
+        "mode": Removed("online", "wandb reads it itself", "WANDB_MODE of the environment"),
+        "name": Removed(None, "wandb reads it itself", "WANDB_NAME of the environment, else the name of the folder"),
+        "group": Removed(None, "wandb reads it itself", "WANDB_RUN_GROUP of the environment"),
+    }
+
+    project: str = Field(min_length=1)
+    """Name of the project there."""
+
+
 class LogSettings(Settings):
     """How often the run logs, and to what."""
 
-    removed: ClassVar = {
-        "line_every_seconds": Removed(LINE_SECONDS, "`tensorboard` shows a run as it trains"),
-        "wandb": Removed(None, "`tensorboard` shows a run as it trains", shapes_none=True),
-    }
+    removed: ClassVar = {"line_every_seconds": Removed(LINE_SECONDS, "`tensorboard` shows a run as it trains")}
 
     tensorboard: bool = False
     """Write the figures into RUN/tensorboard."""
+    wandb: WandbSettings | None = None
     every_steps: int = Field(default=10, ge=1)
     """How often a line is written to `log.jsonl`."""
 

@@ -18,7 +18,7 @@ EXTRAS = {
                  "ray", "scipy", "threadpoolctl", "urllib3"),
     "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "webdataset", "PIL", "matplotlib"),
     "semantic": ("sklearn",),
-    "tracking": ("tensorboard",),
+    "tracking": ("tensorboard", "wandb"),
     "huggingface": ("transformers",),
     "browse": ("starlette", "uvicorn", "jinja2"),
     "publish": ("huggingface_hub",),

@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines in a file, a line of progress for the person watching, and TensorBoard where wanted.
+"""The log of a run: JSON lines in a file, and a line of progress for the person watching.
 
 Writes `log.jsonl`, one JSON object a line, each with an `event`. Only whole lines are read back. On a terminal one line
 is kept up to date; elsewhere a line is printed per interval. A resume cuts off what was logged after its checkpoint, so
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from manifests.errors import IntegrityError
 from manifests.printable import ProgressLine
 from manifests.storage import publish_bytes
+from training.record.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
-_GROUPS = {"step": "train", "validation": "validation"}  # events with numbers, and the group that shows them
 
 
 class RunLog:
@@ -29,9 +29,9 @@ class RunLog:
         path: Path | None,
         line_every_seconds: float,
         stream: TextIO | None = None,
-        tensorboard: Any = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._tensorboard = tensorboard
+        self._trackers = trackers
         self._file = path.open("a", encoding="utf-8") if path is not None else None
         self._stream = stream or sys.stderr
         self._line = ProgressLine(self._stream, line_every_seconds)
@@ -41,9 +41,9 @@ class RunLog:
         if self._file is not None:
             self._file.write(json.dumps({"event": event, **values}) + "\n")
             self._file.flush()
-        if self._tensorboard is not None:
-            for name, value in scalars_of(event, values).items():
-                self._tensorboard.add_scalar(name, value, values["step"])
+        if self._trackers and (numbers := scalars_of(event, values)):
+            for tracker in self._trackers:
+                tracker.add(numbers, values["step"])
 
     def progress(self, line: str, *, always: bool = False) -> None:
         """Show the progress: in place on a terminal, else at most once an interval."""
@@ -62,29 +62,8 @@ class RunLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-
-def open_tensorboard(folder: Path, step: int) -> Any:
-    """The writer of RUN/tensorboard for a run that goes on after `step`; what it shows after that is removed."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=step + 1)
-
-
-def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an event by the name that shows them; none for events without numbers."""
-    if event not in _GROUPS:
-        return {}
-    group = _GROUPS[event]
-    scalars: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            scalars |= {f"{group}/{name}/{inner}": float(number) for inner, number in value.items()}
-        elif name != "step" and isinstance(value, int | float):
-            scalars[f"{group}/{name}"] = float(value)
-    return scalars
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from manifests.remote import patience
 from training.config import SETTINGS_FILE
 from training.data.shard_cache import local_folder, locked
 from training.record import checkpoint, run_files
-from training.record.log import LOG_FILE, TENSORBOARD_FOLDER
+from training.record.log import LOG_FILE
 from training.record.run_files import (
     CHECKPOINT_FOLDER,
     EVAL_FOLDER,
@@ -38,6 +38,7 @@ from training.record.run_files import (
     list_checkpoints,
     step_of,
 )  # fmt: skip
+from training.record.tracking import TENSORBOARD_FOLDER
 
 MAX_FAILED_UPLOADS = 3  # in a row; one more checkpoint interval of a store's outage each
 _RETRY_SECONDS = (2.0, 8.0)  # beside what the client library tries by itself

@@ -19,7 +19,8 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.release import refuse_within
 from manifests.remote.patience import read_if_there
 from training.config import SETTINGS_FILE
-from training.record.log import LOG_FILE, TENSORBOARD_FOLDER
+from training.record.log import LOG_FILE
+from training.record.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -28,7 +29,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 POINTER_FILE = "LATEST"  # of the checkpoints of a run in a store
 EVAL_FOLDER = "eval"  # figures of `dalip eval`
 _FILES = (SETTINGS_FILE, RUN_FILE, LOG_FILE, MODEL_FILE, SUMMARY_FILE)
-_FOLDERS = (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, EVAL_FOLDER)
+_FOLDERS = (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER, EVAL_FOLDER)
 _CHECKPOINT = re.compile(r"step-(\d+)\.pt")
 _BY_NAME = re.compile(
     rf"{CHECKPOINT_FOLDER}/({_CHECKPOINT.pattern}|{POINTER_FILE})|not-finite-step-\d+-rank-\d+\.json"

@@ -2,7 +2,7 @@
 
     RUN/config.json                  the settings, as `dalip eval RUN` reads them
     RUN/run.json                     all that shapes the weights, fingerprints of the releases and of those before
-    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard if wanted)
+    RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
     RUN/checkpoints/step-00000100.pt the newest few checkpoints
     RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
     RUN/summary.json                 written last: the run is finished

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from manifests.errors import RunError
-from manifests.services.packages import require
 from manifests.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
@@ -33,8 +32,9 @@ from training.data.shards import SamplePool, open_pool
 from training.data.streams import FINISHED, StreamOrder
 from training.model.loss import accumulate_backward
 from training.model.precision import autocast
+from training.record import tracking
 from training.record.checkpoint import lock_folder, save_model
-from training.record.log import LOG_FILE, RunLog, open_tensorboard, read_log
+from training.record.log import LOG_FILE, RunLog, read_log
 from training.record.run_folder import RunFolder, RunState
 from training.run import failures
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
@@ -63,8 +63,7 @@ def train(
     """
     # -- check everything before anything is written
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun lost a process and began again
-    if settings.log.tensorboard:
-        require("log.tensorboard", "tensorboard")
+    tracking.check_packages(settings.log)
     releases = loader.open_sources(settings.release, settings.data, settings.data.split, index=settings.data.index)
     run = RunFolder(
         settings,
@@ -133,9 +132,13 @@ def _train_on(
         on_main(ranks, lambda: run.prepare(state, progress.step))
         if ranks.is_main:
             stack.callback(run.close)
-        shows = ranks.is_main and settings.log.tensorboard
+        trackers: list[tracking.Tracker] = []
+        on_main(
+            ranks,
+            lambda: trackers.extend(tracking.open_trackers(run.folder, progress.step, settings.log, run.identity)),
+        )
         log_file = run.folder / LOG_FILE if ranks.is_main else None
-        log = RunLog(log_file, LINE_SECONDS, tensorboard=open_tensorboard(run.folder, progress.step) if shows else None)
+        log = RunLog(log_file, LINE_SECONDS, trackers=tuple(trackers))
         stack.callback(log.close)
         _announce(trainer, state, progress, log)
 

@@ -18,7 +18,7 @@ from training.record import checkpoint, run_files
 from training.run.loop import train
 
 FIGURES = json.dumps(dict.fromkeys(("weights", "model", "preset", "sets", "groups")))
-FOREIGN = ("checkpoints/epoch_5.pt", "checkpoints/step-backup.pt", "tensorboard/mine.txt",
+FOREIGN = ("checkpoints/epoch_5.pt", "checkpoints/step-backup.pt", "wandb/run-1/files/x", "tensorboard/mine.txt",
            "tensorboard/events.out.tfevents.1", "eval/mine.json", "eval/mine.png", "model.pt", "config.json",
            "log.jsonl", "run.json", "summary.json", "checkpoints/step-00000002.pt")  # fmt: skip
 

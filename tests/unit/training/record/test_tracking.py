@@ -1,8 +1,10 @@
-"""Where a run's figures are shown: TensorBoard, and the curves of several runs as a picture."""
+"""Where a run's figures are shown: TensorBoard, wandb offline, and the curves of several runs as a picture."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from training_runs import Finished
 
 from training.cli import main
 from training.record.curves import read_curves, smooth
-from training.record.log import read_log, scalars_of
+from training.record.log import read_log
+from training.record.tracking import scalars_of
 
 
 def _write(place: Path, values: dict[str, Any]) -> str:
@@ -54,7 +57,28 @@ def test_tensorboard_has_the_steps_of_the_log_also_after_a_resume(config: dict[s
     assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
+def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: wandb starts threads and a service that outlive a test."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_NAME", "oaks-of-may")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "trees-of-june")
+    config["log"] |= {"wandb": {"project": "dalip-test"}}
+    command = [sys.executable, "-m", "training.cli", "train", _write(tmp_path, config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = list((Path(config["output_dir"]) / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 1
+    content = runs[0].read_bytes()
+    assert b"train/loss" in content
+    assert b"dalip-test" in content
+    assert b"oaks-of-may" in content
+    assert b"trees-of-june" in content
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named_and_nothing_written(
+    name: str,
     config: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -62,13 +86,12 @@ def test_a_missing_package_is_named_and_nothing_written(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda wanted, *rest: None if wanted == "tensorboard" else find(wanted, *rest)
+        importlib.util, "find_spec", lambda wanted, *rest: None if wanted == name else find(wanted, *rest)
     )
-    config["log"] |= {"tensorboard": True}
+    config["log"] |= {"tensorboard": True, "wandb": {"project": "x"}}
     assert main(["train", _write(tmp_path, config)]) == 2
     assert (
-        'log.tensorboard needs tensorboard, which is not installed: pip install "plantmix[tracking]"'
-        in capsys.readouterr().err
+        f'log.{name} needs {name}, which is not installed: pip install "plantmix[tracking]"' in capsys.readouterr().err
     )
     assert not Path(config["output_dir"]).exists()
 
