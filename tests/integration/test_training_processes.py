@@ -386,9 +386,10 @@ def test_ray_starts_again_after_a_killed_worker(
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     assert "\nfinished: 24 steps" in "\n" + out  # Ray says on stdout too that a worker died
-    (step,) = re.findall(r"dalip: a worker was lost \(rank 0\); all processes start again and go on from step (\d+) "
-                         r"\(restart 1 of 3, compute.max_failures\)", err)  # fmt: skip
-    assert int(step) % 3 == 0
+    assert (
+        "dalip: a worker was lost (rank 0); all processes start again and go on from the last checkpoint "
+        "(restart 1 of 3, compute.max_failures)" in err
+    )
     _assert_same(undisturbed, killed)
 
 
@@ -406,7 +407,7 @@ def test_ray_gives_up_after_max_failures_and_a_signal_stops_the_same_command_wit
     (line,) = [line for line in err.splitlines() if line.startswith("dalip: error:")]
     assert "a worker was lost (rank 1); compute.max_failures = 0 restarts are used up" in line
     step = int(sorted((place / "run").rglob("step-*.pt"))[-1].stem.removeprefix("step-"))
-    assert line.endswith(f"run the same command to go on from step {step}")
+    assert line.endswith("run the same command to go on")
 
     process = _on_ray(start, values | {"checkpoint": {"every_steps": 100_000}}, place)
     _wait_for(step + 3, place, process)

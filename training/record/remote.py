@@ -106,11 +106,6 @@ class RemoteRun:
         """Whether the store holds the end of the run: its summary, and the weights that it speaks of."""
         return all(self._has(name) for name in (SUMMARY_FILE, MODEL_FILE))
 
-    def newest_step(self) -> int:
-        """The step of the newest checkpoint in the store; 0 where there is none."""
-        there = self._pointer()
-        return _step(there) if there else 0
-
     def begun_at(self) -> str | None:
         """Another value for each run that is begun at this address."""
         there = self._pointer()

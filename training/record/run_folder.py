@@ -29,7 +29,7 @@ from training.record import checkpoint, run_files
 from training.record.checkpoint import read_json
 from training.record.log import LOG_FILE, cut_log
 from training.record.remote import RemoteRun
-from training.record.run_files import CHECKPOINT_FOLDER, MODEL_FILE, RUN_FILE, SUMMARY_FILE, list_checkpoints, step_of
+from training.record.run_files import CHECKPOINT_FOLDER, MODEL_FILE, RUN_FILE, SUMMARY_FILE, list_checkpoints
 
 _FIXED = ("data.batch_size:",)  # not even --allow-changed may change it
 
@@ -180,16 +180,6 @@ class RunFolder:
         Raises: IntegrityError when it is damaged.
         """
         return checkpoint.read_summary(self.folder)
-
-    def newest_step(self) -> int:
-        """The step that the run would go on from; 0 where it has no checkpoint.
-
-        Raises: RetryableError when a store does not answer.
-        """
-        if self._store is not None:
-            return self._store.newest_step()
-        checkpoints = list_checkpoints(self.folder)
-        return step_of(checkpoints[-1]) if checkpoints else 0
 
     def begun_at(self) -> str | int | None:
         """Something that changes when a training begins or goes on in this place; None where there is no run.

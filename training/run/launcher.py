@@ -210,18 +210,13 @@ def _restarts(ray: Any, settings: TrainSettings) -> Any:
         def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
             what = _what_failed(ray, worker_exceptions)
             self.failures += 1
-            try:
-                step = f"step {RunFolder(settings).newest_step()}"
-            except RetryableError:  # a store that does not answer
-                step = "the last checkpoint"
             if self.failures > max_failures:
                 raise RunError(
                     f"{what}; compute.max_failures = {max_failures} restarts are used up. See why processes end "
-                    "(memory: lower data.num_workers or raise compute.accumulate); run the same command to go on "
-                    f"from {step}"
+                    "(memory: lower data.num_workers or raise compute.accumulate); run the same command to go on"
                 )
             print(
-                f"dalip: {what}; all processes start again and go on from {step} "
+                f"dalip: {what}; all processes start again and go on from the last checkpoint "
                 f"(restart {self.failures} of {max_failures}, compute.max_failures)",
                 file=sys.stderr, flush=True,
             )  # fmt: skip

@@ -76,7 +76,7 @@ def test_lost_workers_are_counted_until_the_run_gives_up(
     for number, rank in enumerate((1, 0), 1):
         restarts.after_exception(None, {rank: ray.exceptions.RayActorError()})
         assert capsys.readouterr().err == (
-            f"dalip: a worker was lost (rank {rank}); all processes start again and go on from step 0 "
+            f"dalip: a worker was lost (rank {rank}); all processes start again and go on from the last checkpoint "
             f"(restart {number} of 2, compute.max_failures)\n"
         )
     with pytest.raises(RunError, match=r"lost \(rank 1\); compute.max_failures = 2 restarts are used up"):
