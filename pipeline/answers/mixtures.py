@@ -1,29 +1,24 @@
 """What the mixture of a configuration would draw from the pools, before anything is drawn.
 
-Reads what select kept in the work folder. Where the takedown list or a setting of select has changed since, select
-decides again, in a private folder that is removed afterwards.
+Reads what select kept in the work folder. Gives up with ConfigError where the takedown list or a setting of select has
+changed since.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from manifests.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.reader import open_reader, paths_of_current
+from manifests.reader import open_reader
 from manifests.remote.session import at_hand
 from manifests.takedowns import standing_entries
 from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
-from pipeline.runner.runner import Runner
-from pipeline.stages import select
 from pipeline.stages.mix import describe_quotas, plan_mixture, read_target
-from pipeline.stages.select import Choice, SelectInputs
-from pipeline.store.files import Files
+from pipeline.stages.select import Choice
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Planned:
 def plan(config: BuildConfig) -> Planned:
     """What the mixture of a configuration would draw.
 
-    Raises: ConfigError when nothing is selected yet, or when the pools cannot give the mixture.
+    Raises: ConfigError when this is not selected yet, or when the pools cannot give the mixture.
     """
     kept, as_of = _read_kept(config)
     target = read_target(config.mix, config.domains)
@@ -51,7 +46,7 @@ def plan(config: BuildConfig) -> Planned:
 def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
     """Selected samples, domain -> source -> number, and words that say as of when.
 
-    Raises: ConfigError when nothing is selected yet.
+    Raises: ConfigError when nothing is selected yet, or with other takedowns or settings.
     """
     workdir = at_hand(config.work_dir)
     with open_reader(workdir) as connection:
@@ -67,37 +62,15 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
         ((sealed_at, identity),) = sealed
         entries = standing_entries(workdir, lambda query: connection.sql(query).fetchall())
         choice = Choice.of(config, entries)
-        if json.loads(json.dumps(identity_of(choice))) == json.loads(identity).get("choice"):
-            kept: dict[str, dict[str, int]] = {}
-            for domain, source, num in connection.sql(
-                "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
-                "GROUP BY ALL ORDER BY ALL"
-            ).fetchall():
-                kept.setdefault(domain, {})[source] = num
-            return kept, f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC"
-        tables = {
-            table: Files(tuple(paths_of_current(connection, workdir, stage, table)))
-            for stage, names in _MEASURED.items()
-            for table in names
-        }
-    return _select_apart(config, SelectInputs(choice=choice, **tables)), (
-        f"pools as select leaves them now; takedowns or settings have changed since {sealed_at:%Y-%m-%d %H:%M} UTC"
-    )
-
-
-def _select_apart(config: BuildConfig, inputs: SelectInputs) -> dict[str, dict[str, int]]:
-    """What select keeps now, decided in a private folder."""
-    inline = config.model_copy(update={"run": config.run.model_copy(update={"executor": "inline"})})
-    stage = replace(select.STAGE, inputs=lambda _: inputs)
-    with tempfile.TemporaryDirectory() as scratch, Catalog.open(scratch) as catalog:
-        kept: dict[str, dict[str, int]] = Runner(inline, [stage], catalog).run().stages["select"].notes["sources"]
-    return kept
-
-
-_MEASURED = {
-    "ingest": ("candidates",),
-    "fetch": ("facts",),
-    "caption": ("captions", "caption_verdicts"),
-    "dedup": ("pairs", "leaks", "semantic_pairs", "details"),
-    "score": ("score_verdicts",),
-}
+        if json.loads(json.dumps(identity_of(choice))) != json.loads(identity).get("choice"):
+            raise ConfigError(
+                f"{workdir}: takedowns or settings of select have changed since it ran ({sealed_at:%Y-%m-%d %H:%M} "
+                "UTC); run `plantmix build CONFIG --to select` first, then look at the mixture"
+            )
+        kept: dict[str, dict[str, int]] = {}
+        for domain, source, num in connection.sql(
+            "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
+            "GROUP BY ALL ORDER BY ALL"
+        ).fetchall():
+            kept.setdefault(domain, {})[source] = num
+    return kept, f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC"
