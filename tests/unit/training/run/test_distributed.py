@@ -1,0 +1,36 @@
+"""What a training process asks of its machine."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+CYCLES = """
+import resource, sys
+import torch
+from training.run.distributed import start_ranks
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        tensors = [torch.ones(1 << 20) for _ in range(16)]  # 64 MiB
+        del tensors
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+start_ranks("cpu")
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_a_training_on_a_cpu_faults_no_memory_in_twice() -> None:
+    done = subprocess.run([sys.executable, "-c", CYCLES], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    pages = 10 * (64 << 20) // resource.getpagesize()
+    assert before > pages / 2, "this malloc keeps it by itself"
+    assert after < pages / 100
