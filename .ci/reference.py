@@ -160,7 +160,9 @@ def removed_of(model: type[Settings]) -> Iterator[str]:
     for place, section in sections_of(model):
         rows: dict[tuple[str, str], list[str]] = {}
         for name, key in vars(section).get("removed", {}).items():
-            rows.setdefault((key.shown or f"`{json.dumps(key.value)}`", key.reason), []).append(f"`{place}.{name}`")
+            rows.setdefault((key.shown or f"`{json.dumps(key.value)}`", key.reason), []).append(
+                f"`{place}.{name}`".replace("`.", "`")
+            )
         for (value, reason), names in rows.items():
             yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (", ".join(names), value, reason)) + " |"
 

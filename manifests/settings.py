@@ -41,19 +41,13 @@ _OTHER_NAMES = {
 class Removed:
     """A key that is no setting any more: the JSON value that it always has now, and why nobody turned it.
 
-    `shown` is said in place of a value that would not explain itself. A record may hold `others` too: what was made
-    with them is the same.
+    `shown` is said in place of a value that would not explain itself. With `any_kept` a record may hold another value.
     """
 
     value: Any
     reason: str
     shown: str = ""
-    others: tuple[Any, ...] = ()
-
-    @property
-    def kept(self) -> tuple[Any, ...]:
-        """The values that a record may hold."""
-        return (self.value, *self.others)
+    any_kept: bool = False
 
     def __str__(self) -> str:
         return f"it is always {self.shown or json.dumps(self.value)}: {self.reason}"
@@ -72,7 +66,8 @@ class Settings(BaseModel):
         """What an earlier version kept, without the removed keys that have the value they always have now."""
         if not isinstance(values, dict) or not (info.context or {}).get("is_kept"):
             return values
-        return {k: v for k, v in values.items() if k not in cls.removed or v not in cls.removed[k].kept}
+        old = {name for name, key in cls.removed.items() if key.any_kept or values.get(name, key) == key.value}
+        return {name: value for name, value in values.items() if name not in old}
 
     @classmethod
     def of_record(cls, values: Any) -> Self:

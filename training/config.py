@@ -80,7 +80,7 @@ class ComputeSettings(Settings):
         "parallel": Removed(
             "ddp",
             "weights, gradients and AdamW's state of ViT-bigG-14 are 41 GB, so each GPU holds them",
-            others=("fsdp",),
+            any_kept=True,
         )
     }
 
@@ -235,6 +235,10 @@ class EvalSettings(Settings):
 class TrainSettings(Settings):
     """A whole training run."""
 
+    removed: ClassVar = {
+        "ema_decay": Removed(None, "`dalip blend` averages weights, and measures which average is best", any_kept=True)
+    }
+
     release: ConfigPath | tuple[ReleaseShare, ...] | None = None
     """A release, a work folder (its newest release), or a list of `{release, weight}`; null: `data.shards` alone."""
     output_dir: ConfigPath = Field(min_length=1)
@@ -248,8 +252,6 @@ class TrainSettings(Settings):
     schedule: ScheduleSettings
     compute: ComputeSettings = ComputeSettings()
     lock: LockSettings = LockSettings()
-    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Decay of a moving average of the weights, which is evaluated and exported; null: none is kept."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()

@@ -246,12 +246,11 @@ def _back_to(source: Path, target: Path, step: int) -> None:
 def test_ranks_that_accumulate_see_one_ranks_losses_and_resume(
     undropped: dict[str, Any], start: Start, tmp_path: Path
 ) -> None:
-    """Two gloo processes with accumulation, clipping, an average and validation: as one, with which a run goes on."""
+    """Two gloo processes with accumulation, clipping and validation: as one, with which a run goes on."""
     one, two, again, alone = _places(tmp_path, "one", "two", "again", "alone")
     values = undropped | {
         "compute": undropped["compute"] | {"accumulate": 2},
         "optimiser": {"lr": 0.002, "clip_norm": 0.5},
-        "ema_decay": 0.8,
         "checkpoint": {"every_steps": 12, "keep": 9},
         "eval": {"split": "train", "every_steps": 8},
     }

@@ -80,7 +80,6 @@ def _about(facts: ModelFacts) -> str:
     architecture = plain_markdown(Path(settings.model.architecture).stem)
     kind = "CLIP with a second-order branch (DALIP)" if facts.has_second_order else "CLIP"
     weights = {
-        "ema": "the average over its training",
         "raw": "those at the end of its training",
         "folder": "those of an imported or exported model",
         "pretrained": "pretrained ones, without a step of training here",

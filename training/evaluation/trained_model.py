@@ -30,14 +30,14 @@ from training.model.presets import ModelSettings
 from training.record import checkpoint, run_files
 from training.record.remote import fetch_run
 
-Weights = Literal["ema", "raw", "folder", "pretrained"]
+Weights = Literal["raw", "folder", "pretrained"]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
     """A model in evaluation mode, the settings that go with it, and notes for a reader of its figures.
 
-    `weights` says where they come from: `ema` (averaged) or `raw` of a run, `folder` of a model's own folder,
+    `weights` says where they come from: `raw` of a run, `folder` of a model's own folder,
     `pretrained` where no run has begun.
     """
 
@@ -106,7 +106,7 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
 
 
 def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
-    """The model of a run with its newest weights, the averaged ones if it keeps an average.
+    """The model of a run with its newest weights.
 
     Raises: ConfigError when they do not fit.
     """
@@ -117,17 +117,15 @@ def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
         notes = (f"{chosen.architecture} is not what the run was trained with; the copy in its folder is used",)
         chosen = chosen.model_copy(update={"architecture": register_architecture(kept)})
     model = build_model(chosen)
-    file, state, kind, preprocess = _read_weights(folder, settings)
+    file, state, preprocess = _read_weights(folder)
     weights.load_state(model, state, where=str(file))
     weights.set_preprocessing(model, preprocess)  # that of the pretrained weights, which are not read again
     model.new_parameters = ()
-    return TrainedModel(model.eval(), settings, folder, kind, str(file), notes)
+    return TrainedModel(model.eval(), settings, folder, "raw", str(file), notes)
 
 
-def _read_weights(folder: Path, settings: TrainSettings) -> tuple[Path, dict[str, Tensor], Weights, dict[str, Any]]:
+def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     """The final weights of a run, their file and the preparation of pictures.
-
-    Of a checkpoint its average if there is one, which the run would end with.
 
     Raises: IntegrityError when bytes are not those that were written; torch does not check them.
     """
@@ -136,8 +134,7 @@ def _read_weights(folder: Path, settings: TrainSettings) -> tuple[Path, dict[str
         try:
             if file.parent.name != run_files.CHECKPOINT_FOLDER:
                 checkpoint.check_model(folder)
-                kind: Weights = "ema" if settings.ema_decay is not None else "raw"
-                return file, weights.read_state(file), kind, weights.preprocessing_of(file)
+                return file, weights.read_state(file), weights.preprocessing_of(file)
             if not checkpoint.is_whole(file):
                 raise IntegrityError(f"{file}: damaged, its bytes are not those that were written; take another copy")
             content = checkpoint.load_checkpoint(file)
@@ -145,9 +142,7 @@ def _read_weights(folder: Path, settings: TrainSettings) -> tuple[Path, dict[str
             if file.exists():
                 raise
             continue  # a training that is at work has removed it for a newer one
-        average = content.get("average")
-        state, kind = (content["state_dict"], "raw") if average is None else (average, "ema")
-        return file, state, kind, content["preprocess"]
+        return file, content["state_dict"], content["preprocess"]
 
 
 def _architecture_or_none(architecture: str) -> dict[str, Any] | None:
@@ -183,7 +178,7 @@ def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[Tr
 
 
 def _settings_behind_figures(settings: TrainSettings) -> dict[str, Any]:
-    values = settings.model_dump(mode="json", include={"model", "loss", "ema_decay"})
+    values = settings.model_dump(mode="json", include={"model", "loss"})
     del values["model"]["pretrained"]
     return values | {"compute": {"precision": settings.compute.precision}}
 

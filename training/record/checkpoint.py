@@ -41,7 +41,7 @@ LOCK_FILE = ".lock"
 # What zipfile raises for damaged bytes, found by changing every byte of a checkpoint in turn. Nothing else is damage:
 # where memory ran out, the checkpoint must not be removed.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
-_CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "average", "seconds", "wait_seconds", "corrupt")
+_CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "seconds", "wait_seconds", "corrupt")
 
 
 def check_model(folder: Path) -> None:

@@ -4,7 +4,7 @@
     RUN/run.json                     all that shapes the weights, fingerprints of the releases and of those before
     RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
     RUN/checkpoints/step-00000100.pt the newest few checkpoints
-    RUN/model.pt                     the final weights (averaged ones if the run keeps an average)
+    RUN/model.pt                     the final weights
     RUN/summary.json                 written last: the run is finished
 
 A run lies in a folder. Where `output_dir` is an address in a store, that folder is a copy (`training.record.remote`),

@@ -39,7 +39,7 @@ from training.record.run_folder import RunFolder, RunState
 from training.run import failures
 from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
-from training.run.state import Progress, Trainer, build_trainer, final_weights, restore, save
+from training.run.state import Progress, Trainer, build_trainer, restore, save
 from training.run.stopping import StoppedError, stop_event
 
 _LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
@@ -147,8 +147,7 @@ def _train_on(
         run_steps(trainer, progress, stop, log, run)
 
         # -- the end: final weights, then the summary, which marks a finished run
-        weights = final_weights(trainer)
-        return on_main(ranks, lambda: _finish(trainer, progress, weights, run)), False
+        return on_main(ranks, lambda: _finish(trainer, progress, run)), False
 
 
 def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: RunLog, run: RunFolder) -> None:
@@ -254,7 +253,7 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
 
 
 def update_weights(trainer: Trainer) -> float:
-    """Clip, step, clamp, average; returns the gradient's norm before clipping."""
+    """Clip, step, clamp; returns the gradient's norm before clipping."""
     settings, parameters = trainer.settings, [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.scaler.unscale_(trainer.optimiser)
     limit = settings.optimiser.clip_norm if settings.optimiser.clip_norm is not None else math.inf
@@ -262,8 +261,6 @@ def update_weights(trainer: Trainer) -> float:
     trainer.scaler.step(trainer.optimiser)
     trainer.scaler.update()
     trainer.loss.bound(trainer.model)
-    if trainer.average is not None:
-        trainer.average.update(trainer.model)
     return float(norm)
 
 
@@ -383,8 +380,9 @@ def setting_notes(trainer: Trainer) -> list[str]:
     return notes
 
 
-def _finish(trainer: Trainer, progress: Progress, weights: dict[str, Any], run: RunFolder) -> dict[str, Any]:
+def _finish(trainer: Trainer, progress: Progress, run: RunFolder) -> dict[str, Any]:
     """Write the final weights and the summary; its final loss is the mean over the last tenth of the logged steps."""
+    weights = dict(trainer.model.state_dict())
     path = save_model(run.folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
     steps = read_log(run.folder / LOG_FILE, "step")
     tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]

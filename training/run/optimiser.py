@@ -1,4 +1,4 @@
-"""AdamW over the model's parameter groups, the learning-rate schedule, and averaged weights."""
+"""AdamW over the model's parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -53,25 +53,3 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
     if not (norm.is_cpu and limit / (float(norm) + 1e-6) >= 1.0):
         clip_grads_with_norm_(parameters, limit, norm)
     return norm
-
-
-class AveragedWeights:
-    """Exponential moving average of a model's weights; counters and other integers are copied."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards the model."""
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[name].lerp_(value, 1 - self.decay)
-            else:
-                self.state[name].copy_(value)
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Continue from a saved average."""
-        for name, value in state.items():
-            self.state[name].copy_(value)

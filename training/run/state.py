@@ -30,7 +30,7 @@ from training.model.weights import set_preprocessing
 from training.record.checkpoint import begin_with
 from training.record.run_folder import RunFolder
 from training.run.distributed import Ranks, gather_from_ranks, on_main, wrap_model
-from training.run.optimiser import AveragedWeights, build_optimiser
+from training.run.optimiser import build_optimiser
 
 
 @dataclass
@@ -72,7 +72,6 @@ class Trainer:
     kinds: BatchKinds | None  # of their texts, for `model.projectors`
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: AveragedWeights | None
     num_steps: int
 
 
@@ -121,7 +120,6 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         kinds=BatchKinds(pool, kinds, settings.data.text.members) if (kinds := settings.model.projectors) else None,
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
-        average=AveragedWeights(model, settings.ema_decay) if settings.ema_decay is not None else None,
         num_steps=count_steps(settings, order.epoch_size),
     )
 
@@ -140,7 +138,6 @@ def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
         "optimiser": trainer.optimiser.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "preprocess": dict(trainer.model.clip.visual.preprocess_cfg),
-        "average": trainer.average.state if trainer.average is not None else None,
         "seconds": progress.seconds,
         "wait_seconds": progress.wait_seconds,
         "corrupt": dict(progress.corrupt),
@@ -154,10 +151,10 @@ def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
 
 
 def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = ()) -> Progress:
-    """Take weights, optimiser and average from a checkpoint; returns the counters.
+    """Take weights and optimiser from a checkpoint; returns the counters.
 
-    The optimiser takes its moments from there and its hyperparameters from the config. An average that the checkpoint
-    does not have starts from its weights. `changed` names the settings that differ from the run's, for messages.
+    The optimiser takes its moments from there and its hyperparameters from the config. `changed` names the settings
+    that differ from the run's, for messages.
 
     Raises: ConfigError when the weights or the optimiser's state do not fit.
     """
@@ -171,8 +168,6 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
         group.update(values)
     if content["scaler"]:  # empty unless the run was in fp16
         trainer.scaler.load_state_dict(content["scaler"])
-    if trainer.average is not None:
-        trainer.average.load(content["average"] if content["average"] is not None else content["state_dict"])
     return Progress(
         content["step"],
         content["seconds"],
@@ -194,11 +189,6 @@ def _check_fit(trainer: Trainer, own: dict[str, Any], content: dict[str, Any], c
         f"a resume cannot change {listed or 'the model'}: the checkpoint's weights or optimiser state do not fit. "
         "Set it back, or choose another --output and start from the old weights with model.pretrained"
     )
-
-
-def final_weights(trainer: Trainer) -> dict[str, Any]:
-    """The weights that a run ends with, averaged if it keeps an average."""
-    return dict(trainer.average.state if trainer.average is not None else trainer.model.state_dict())
 
 
 def _labels(settings: TrainSettings, pool: SamplePool) -> BatchLabels | None:

@@ -15,7 +15,7 @@ from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, parse_
 class Leaf(Settings):
     removed: ClassVar = {
         "depth": Removed(5, "no leaf is deeper"),
-        "veins": Removed(None, "", "that of the tree", others=("fine",)),
+        "veins": Removed(None, "", "that of the tree", any_kept=True),
     }
 
     radius: int = Field(3, ge=0)

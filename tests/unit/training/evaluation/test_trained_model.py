@@ -13,9 +13,7 @@ import yaml
 from training_runs import Finished
 
 from training.cli import main
-from training.config import TrainSettings
 from training.evaluation.trained_model import open_trained_model
-from training.run import loop, state
 
 Output = pytest.CaptureFixture[str]
 
@@ -124,34 +122,6 @@ def test_an_architecture_file_that_changed_since_changes_nothing(
 
 class _KilledError(Exception):
     pass
-
-
-def test_an_unfinished_run_with_an_average_is_judged_by_its_average(
-    config: dict[str, Any], tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it would be when finished; the output says which weights these are."""
-
-    def save_and_die(trainer: state.Trainer, progress: state.Progress, place: Any) -> None:
-        state.save(trainer, progress, place)
-        if progress.step == 4:
-            raise _KilledError
-
-    monkeypatch.setattr(loop, "save", save_and_die)
-    with pytest.raises(_KilledError):
-        loop.train(TrainSettings.model_validate(config | {"ema_decay": 0.9}))
-    run = Path(config["output_dir"])
-    content = torch.load(run / "checkpoints/step-00000004.pt", weights_only=True)
-    _, out = _figures(capsys, tmp_path, str(run))
-    assert out.startswith(f"weights: ema ({run}/checkpoints/step-00000004.pt)\n")
-    assert main(["export", str(run), str(tmp_path / "average.pt")]) == 0
-    assert "weights: ema" in capsys.readouterr().out
-    exported = torch.load(tmp_path / "average.pt", weights_only=True)["state_dict"]
-    assert all(torch.equal(exported[name], content["average"][f"clip.{name}"]) for name in exported)
-    assert not torch.equal(exported["visual.proj"], content["state_dict"]["clip.visual.proj"])
-    monkeypatch.undo()
-    assert main(["train", _write(tmp_path, config | {"ema_decay": 0.9})]) == 0
-    _, out = _figures(capsys, tmp_path, str(run))
-    assert out.startswith(f"weights: ema ({run}/model.pt)\n")
 
 
 def test_a_model_in_a_folder_of_its_own_is_judged_and_handed_on(

@@ -1,4 +1,4 @@
-"""What an update does: AdamW's arithmetic by hand, decay on matrices alone, rates of groups, the average, compiling."""
+"""What an update does: AdamW's arithmetic by hand, decay on matrices alone, rates of groups, compiling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.model.dalip import DalipModel
 from training.model.presets import ModelSettings
 from training.record.log import read_log
 from training.run.loop import train
-from training.run.optimiser import AveragedWeights, build_optimiser, clip_gradients, lr_ratio_at, set_lr
+from training.run.optimiser import build_optimiser, clip_gradients, lr_ratio_at, set_lr
 
 
 @pytest.fixture
@@ -59,32 +59,6 @@ def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
     assert ratios[35] == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
     assert ratios[110] == pytest.approx(0.0)
     assert all(a >= b for a, b in itertools.pairwise(ratios[10:]))
-
-
-def test_the_average_is_the_recursion_written_out(model: Any) -> None:
-    average = AveragedWeights(model, 0.75)
-    name, parameter = next(iter(model.named_parameters()))
-    expected = parameter.detach().clone()
-    for step in range(3):
-        with torch.no_grad():
-            parameter.add_(step + 1.0)
-        average.update(model)
-        expected = 0.75 * expected + 0.25 * parameter.detach()
-    assert torch.allclose(average.state[name], expected, atol=1e-6)
-
-
-def test_a_run_that_keeps_an_average_ends_with_it(config: dict[str, Any], tmp_path: Any) -> None:
-    plain, averaged = (
-        config | {"output_dir": str(tmp_path / name), "ema_decay": decay}
-        for name, decay in (("plain", None), ("average", 0.9))
-    )
-    states = []
-    for values in (plain, averaged):
-        train(parse_settings(values, TrainSettings, where="test"))
-        states.append(torch.load(f"{values['output_dir']}/model.pt", weights_only=True)["state_dict"])
-    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
-    resume_point = torch.load(tmp_path / "average/checkpoints/step-00000006.pt", weights_only=True)
-    assert all(torch.equal(resume_point["state_dict"][name], states[0][name]) for name in states[0])
 
 
 @pytest.mark.slow

@@ -45,18 +45,6 @@ def _distance(one: dict[str, Any], two: dict[str, Any]) -> float:
     return float(sum((one[name].double() - two[name].double()).square().sum() for name in one) ** 0.5)
 
 
-def test_an_average_switched_on_late_starts_from_the_weights_of_then(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _killed_after(make_settings(config), 4, monkeypatch)
-    train(make_settings(config, ema_decay=0.999), allow_changed=True)
-    resumed, end = _checkpoint(config, 4)["state_dict"], _checkpoint(config, 6)
-    moved = _distance(end["state_dict"], resumed)
-    assert _distance(end["average"], resumed) < 0.01 * moved
-    final = torch.load(Path(config["output_dir"]) / "model.pt", weights_only=True)["state_dict"]
-    assert _distance(final, end["average"]) == 0
-
-
 @pytest.mark.parametrize(
     ("changes", "key", "value"),
     [

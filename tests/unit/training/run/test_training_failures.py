@@ -96,9 +96,9 @@ def test_a_checkpoint_that_lacks_something_is_named(config: dict[str, Any], fini
     (folder / "summary.json").unlink()
     path = folder / "checkpoints" / "step-00000006.pt"
     content = torch.load(path, weights_only=True)
-    del content["average"]
+    del content["optimiser"]
     torch.save(content, path)
-    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: has no average"):
+    with pytest.raises(IntegrityError, match=r"step-00000006\.pt: has no optimiser"):
         run_once(config)
 
 

@@ -60,7 +60,6 @@ def test_sigterm_saves_and_a_resume_is_bit_for_bit(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    config["ema_decay"] = 0.9
     whole = config | {"output_dir": str(tmp_path / "whole")}
     run_once(whole)
     with monkeypatch.context() as patch:

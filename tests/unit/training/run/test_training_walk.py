@@ -95,7 +95,7 @@ def asked_for_something_else(walk: Walk) -> None:
         return
     before = walk.content()
     changes: list[dict[str, Any]] = [
-        {"seed": 9}, {"optimiser": {"lr": 0.5}}, {"ema_decay": 0.5}, {"data": {"batch_size": 8}},
+        {"seed": 9}, {"optimiser": {"lr": 0.5}}, {"data": {"batch_size": 8}},
     ]  # fmt: skip
     change = walk.random.choice(changes)
     with pytest.raises(ConfigError, match="of another config or release"):
