@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from manifests.errors import ConfigError
 from manifests.release import Release
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
@@ -11,6 +12,9 @@ from pipeline.releases.export import TARGETS, describe
 from pipeline.releases.lookup import require_none_taken_down
 from pipeline.releases.opening import open_release
 from pipeline.releases.publishing import Plan, plan_publishing, publish
+from pipeline.releases.tool_layouts import write_img2dataset
+
+WRITTEN = "img2dataset"  # the one target that takes files
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -18,25 +22,34 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "export",
-        "print what to paste so that another tool reads a release",
+        "print what to paste so that another tool reads a release, or write the files it expects",
         "plantmix export data/demo --for open_clip\n"
-        "         plantmix export data/my/releases/strata --for open_clip --ratio plant=1,general=3",
-        reads="the record of the release",
-        writes="nothing",
+        "         plantmix export data/my/releases/strata --for open_clip --ratio plant=1,general=3\n"
+        "         plantmix export data/demo --for img2dataset --out data/demo-img2dataset",
+        reads=f"the record of the release; for {WRITTEN} its samples table too",
+        writes=f"nothing; for {WRITTEN} the folder --out",
     )
     parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
-    parser.add_argument("--for", dest="target", required=True, choices=tuple(TARGETS), help="the tool that reads")
+    parser.add_argument("--for", dest="target", required=True, choices=(*TARGETS, WRITTEN), help="the tool that reads")
     parser.add_argument(
         "--ratio",
         metavar="DOMAIN=SHARE,...",
         help="of a stratified release: the shares to draw (default: those it names as its target)",
     )
+    parser.add_argument("--out", metavar="DIR", help=f"a new folder, for {WRITTEN}")
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     ratio = parse_amounts("--ratio", [args.ratio]) if args.ratio is not None else None
-    print(describe(_open(args.release), args.target, ratio))
+    if args.target in TARGETS:
+        if args.out:
+            raise ConfigError(f"--out: {args.target} needs no files; leave it out, or use --for {WRITTEN}")
+        print(describe(_open(args.release), args.target, ratio))
+        return 0
+    if not args.out or ratio is not None:
+        raise ConfigError(f"--for {args.target} writes files of the whole split train: give --out DIR, and no --ratio")
+    print(write_img2dataset(_open(args.release), args.out))
     return 0
 
 

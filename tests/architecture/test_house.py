@@ -150,7 +150,7 @@ def test_the_command_line_is_frozen() -> None:
         "repair": ["--yes", "config", "dir"],
         "preview": ["--json", "--num", "config"],
         "mix": ["--dry-run", "--json", "config"],
-        "export": ["--for", "--ratio", "release"],
+        "export": ["--for", "--out", "--ratio", "release"],
         "diff": ["--json", "after", "before"],
         "publish": ["--author", "--dry-run", "--public", "--to", "release"],
         "report": ["--out", "release"],

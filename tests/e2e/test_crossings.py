@@ -72,16 +72,19 @@ def refused(*arguments: str | Path) -> str:
 # ---- takedowns
 
 
-def test_what_was_taken_down_does_not_leave_in_an_older_release(lent: Lent) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [["publish", "--to"], pytest.param(["export", "--for", "img2dataset", "--out"], marks=pytest.mark.slow)],
+)
+def test_what_was_taken_down_does_not_leave_in_an_older_release(lent: Lent, way: list[str]) -> None:
     done("mix", lent.config(name="other"))
     done("takedown", lent.work / "releases/other", "--id", lent.some_id)
-    target = lent.folder / "out"
-    assert "holds 1 images that were taken down since" in refused("export", lent.first, "--for", "open_clip")
-    said = refused("publish", lent.first, "--to", target)
+    (command, *options), target = way, lent.folder / "out"
+    said = refused(command, lent.first, *options, target)
     assert "holds 1 images that were taken down since" in said
     assert not target.exists()
     done(*said.partition("`plantmix ")[2].partition("`")[0].split())  # the way out that it names
-    done("publish", lent.work / "releases/stored", "--to", target)
+    done(command, lent.work / "releases/stored", *options, target)
     assert not lent.holds(lent.work / "releases" / (lent.work / "releases/stored.LATEST").read_text().strip())
 
 

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,3 +267,29 @@ def test_open_clip_trains_and_validates_on_the_exported_arguments(releases: dict
     num_heldout = release.num_samples("heldout")
     assert re.search(rf"Eval Epoch: 1 \[\d+ / {num_heldout}\]", log)
     assert "image_to_text_R@1" in log
+
+
+# ---- layouts
+
+
+def test_the_layout_of_img2dataset(releases: dict[str, Release], tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    release = releases["mixed"]
+    done = run_here("export", release.path, "--for", "img2dataset", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    told = []
+    for number, shard in enumerate(release.shards("train")):
+        stem = tmp_path / "out" / f"{number:05d}"
+        assert stem.with_suffix(".tar").samefile(release.shard_path("train", shard))
+        rows = pq.read_table(stem.with_suffix(".parquet")).to_pylist()
+        stats = json.loads(Path(f"{stem}_stats.json").read_text(encoding="utf-8"))
+        assert stats["count"] == stats["successes"] == len(rows) == stats["status_dict"]["success"]
+        with tarfile.open(stem.with_suffix(".tar")) as archive:
+            keys = [name.removesuffix(".jpg") for name in archive.getnames() if name.endswith(".jpg")]
+        assert [row["key"] for row in rows] == keys
+        told += [(row["key"], row["caption"]) for row in rows]
+    assert sorted(told) == [(key, text) for key, _, text in expected(release)]
+    again = run_here("export", release.path, "--for", "img2dataset", "--out", tmp_path / "out")
+    assert again.returncode == 2
+    assert "not empty" in again.stderr

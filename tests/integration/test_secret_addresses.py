@@ -108,7 +108,7 @@ def test_secrets_reach_the_host_and_nothing_that_leaves(
     assert main(["status", work]) == 0
     (tmp_path / "out").mkdir()
     assert main(["report", work, "--out", str(tmp_path / "out" / "report.html")]) == 0
-    assert main(["export", work, "--for", "open_clip"]) == 0
+    assert main(["export", work, "--for", "img2dataset", "--out", str(tmp_path / "out" / "img2dataset")]) == 0
     assert main(["takedown", work, "--url", urls[0], "--url", urls[4], "--reason", f"asked: {urls[1]}"]) == 0
     assert main(["query", work, f"SELECT '{urls[5]}' FROM nowhere"]) == 2
     printed = capfd.readouterr()

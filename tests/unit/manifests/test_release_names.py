@@ -115,11 +115,13 @@ def test_a_pointer_to_the_newest_release_stays_in_its_folder(tmp_path: Path, poi
 
 
 @pytest.mark.parametrize(
-    "command", [["export", "--for", "open_clip"], ["verify"], ["takedown", "--owner", "x"], ["report"]]
-)
+    "command", [["export", "--for", "img2dataset", "--out", "OUT"], ["export", "--for", "open_clip"], ["verify"],
+                ["takedown", "--owner", "x"], ["report"]],
+)  # fmt: skip
 def test_every_command_refuses_such_a_release(
     original: Path, tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As it was found: the file beside the release was linked into the export."""
     (tmp_path / "secret.tar").write_bytes(b"secret")
     record = json.loads((original / RECORD_FILE).read_text())
     rename_shard(record, "../../secret.tar")
@@ -128,6 +130,7 @@ def test_every_command_refuses_such_a_release(
     folder = tmp_path / "toy-0001"
     folder.mkdir()
     (folder / RECORD_FILE).write_text(json.dumps(record))
-    assert main([command[0], str(folder), *command[1:]]) == 2
+    words = [str(tmp_path / "out") if word == "OUT" else word for word in command]
+    assert main([words[0], str(folder), *words[1:]]) == 2
     assert "no plain name" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.tar", "toy-0001"]

@@ -103,6 +103,8 @@ def test_ratios_that_cannot_be(tmp_path: Path) -> None:
     [
         (["--for", "open_clip", "--ratio", "plant"], "--ratio: 'plant' is not NAME=NUMBER"),
         (["--for", "open_clip", "--ratio", "plant=1, plant=2"], "--ratio: plant is given twice"),
+        (["--for", "open_clip", "--out", "x"], "needs no files"),
+        (["--for", "img2dataset"], "give --out DIR"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, words: list[str], message: str) -> None:
