@@ -17,7 +17,7 @@ from pipeline.store import buckets
 
 pytestmark = pytest.mark.slow
 
-NUM_PICTURES = 30
+NUM_PICTURES = 20
 STEPS = (("fetch", "collect"), ("caption", "judge"), ("select", "contend"), ("select", "decide"), ("pack", "gather"))
 PACKS: dict[str, dict[str, Any]] = {
     "count": {"samples_per_shard": 4},

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import PLANTMIX, ROOT, release_of
+from building import ROOT, done, release_of, run_here
+from command_server import CommandServer
 from darwin_core import GBIF, gbif_files, write_zip
 from gbif_server import ACCOUNT, DATASETS, PASSWORD, GbifServer
 
@@ -23,15 +21,10 @@ from pipeline.demo.server import serving
 LICENCE = "http://creativecommons.org/licenses/by/4.0/legalcode"
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PLANTMIX, *map(str, arguments)],
-        env=os.environ | ACCOUNT | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ACCOUNT.items():
+        monkeypatch.setenv(name, value)
 
 
 def make_archive(folder: Path, address: str) -> bytes:
@@ -68,34 +61,36 @@ def write_config(folder: Path, api: str, **settings: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_wait_goes_on_and_the_release_says_what_to_cite(tmp_path: Path) -> None:
+def test_a_killed_wait_goes_on_and_the_release_says_what_to_cite(
+    commands: CommandServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     web = tmp_path / "web"
     web.mkdir()
     with serving(web) as pictures, GbifServer(make_archive(web, f"http://127.0.0.1:{pictures.port}")) as gbif:
         gbif.statuses = ["RUNNING"]
         config = write_config(tmp_path, gbif.api)
 
-        estimated = run("estimate", config)
-        assert estimated.returncode == 0, estimated.stderr
-        assert "not there yet" in estimated.stderr
-        refused = run("estimate", config, GBIF_USER="")
+        assert "not there yet" in done("estimate", config)
+        with monkeypatch.context() as patch:
+            patch.delenv("GBIF_USER")
+            refused = run_here("estimate", config)
         assert refused.returncode == 2
         assert "set GBIF_USER in the environment" in refused.stderr
         assert gbif.log == [], "estimate asks nothing"
 
-        process = subprocess.Popen([*PLANTMIX, "build", str(config)], env=os.environ | ACCOUNT)
+        process = commands.start("plantmix", "build", config)
         deadline = time.monotonic() + 300
         while gbif.asked("GET", "/occurrence/download/0012345-261126031328000") < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.wait(300)
         assert gbif.asked("POST") == 1
 
         gbif.statuses = ["SUCCEEDED"]
-        done = run("build", config)
-        assert done.returncode == 0, done.stderr
-        again = run("build", config, GBIF_USER="", GBIF_PWD="")
-        assert "nothing to do" in again.stdout, "what is there needs no account"
+        done("build", config)
+        for name in ACCOUNT:
+            monkeypatch.delenv(name)
+        assert "nothing to do" in done("build", config), "what is there needs no account"
         assert gbif.asked("POST") == 1
 
     release = release_of(tmp_path / "work")
@@ -119,15 +114,14 @@ def test_a_wrong_config_stops_before_gbif_is_asked(tmp_path: Path) -> None:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         values["mix"]["heldout"] = {"num_samples": {"plant": -1}}
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        done = run("build", path)
-        assert done.returncode == 2
+        assert run_here("build", path).returncode == 2
         assert gbif.log == []
 
 
 @pytest.mark.parametrize("command", ["preview", "estimate"])
 def test_commands_that_only_look_ask_nothing(tmp_path: Path, command: str) -> None:
     with GbifServer(b"") as gbif:
-        done = run(command, write_config(tmp_path, gbif.api))
-        assert "not there yet" in done.stderr, done.stdout
-        assert "Traceback" not in done.stderr
+        looked = run_here(command, write_config(tmp_path, gbif.api))
+        assert "not there yet" in looked.stderr, looked.stdout
+        assert "Traceback" not in looked.stderr
         assert gbif.log == []

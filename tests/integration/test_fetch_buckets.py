@@ -17,7 +17,7 @@ from pipeline.fetching.consent.statements import Consent
 from pipeline.stages import fetch
 from pipeline.store import buckets
 
-NUM, PART, NUM_BUCKETS = 48, 4, 6
+NUM, PART, NUM_BUCKETS = 24, 4, 3
 
 
 def build(web: MisbehavingServer, folder: Path) -> dict[str, str]:

@@ -53,9 +53,9 @@ class MisbehavingServer:
         self.port = self._listen(tls=False)
         self.tls_port = self._listen(tls=True)
         self.closed_port = self._bound().getsockname()[1]  # bound, never listening
-        full = self._bound()
-        full.listen(0)
-        self.full_port = full.getsockname()[1]
+        self._full = self._bound()
+        self._full.listen(0)
+        self.full_port = self._full.getsockname()[1]
         for _ in range(3):  # fill its queue
             filler = socket.socket()
             filler.setblocking(False)
@@ -68,6 +68,10 @@ class MisbehavingServer:
         with self._lock:
             for sock in self._sockets:
                 sock.close()
+
+    def close_full_port(self) -> None:
+        """From now on it refuses connections."""
+        self._full.close()
 
     def url(self, name: str, host: str | None = None) -> str:
         known = BEHAVIOURS.get(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_server import CommandServer
 from process_tree import below, is_running
 
 from manifests.catalog import Catalog
@@ -159,17 +159,16 @@ def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], commands: CommandServer, tmp_path: Path) -> None:
     """SIGKILL to the command: its processes end with it, finished runs stay, the one at work goes on, bit for bit."""
     values["num_processes"], values["checkpoint"] = 2, {"every_steps": 2}
     (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",600,").splitlines(keepends=True)[:3]))
-    command = [sys.executable, "-m", "training.cli", "proxies", _config_file(values, tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
     checkpoints = tmp_path / "study/runs/proxy-01/checkpoints"
     _wait(lambda: any(checkpoints.glob("step-*.pt")), process)
     children = below(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.wait(500)
     _wait(lambda: not any(map(is_running, children)))
     assert not (tmp_path / "study/runs/proxy-01/proxy.json").exists()
     values["num_processes"] = 1
@@ -178,6 +177,7 @@ def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], tmp_path: Path)
     log = (tmp_path / "study/runs/proxy-01/log.jsonl").read_text()
     assert '"event": "resume"' in log
     values["output_dir"] = str(tmp_path / "whole")
+    (tmp_path / "design.csv").write_text("".join((tmp_path / "design.csv").read_text().splitlines(keepends=True)[:2]))
     run_proxies(_settings(values), lambda line: None)
     whole = json.loads((tmp_path / "whole/runs/proxy-01/proxy.json").read_text())
     assert resumed["losses"] == whole["losses"]
@@ -262,12 +262,13 @@ def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(
 
 
 @pytest.mark.slow
-def test_a_signal_stops_the_list_and_not_one_run_of_it(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_signal_stops_the_list_and_not_one_run_of_it(
+    values: dict[str, Any], commands: CommandServer, tmp_path: Path
+) -> None:
     """SIGTERM to the command: the run at work saves its checkpoint, and no other begins."""
     values |= {"catalogue": None, "checkpoint": {"every_steps": 1}}
     values["runs"] = [{"run": name, "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 6000} for name in "ab"]
-    command = [sys.executable, "-m", "training.cli", "proxies", _config_file(values, tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
     runs = tmp_path / "study/runs"
     _wait(lambda: any(runs.glob("a/checkpoints/step-*.pt")), process)
     process.send_signal(signal.SIGTERM)

@@ -7,9 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -21,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import release_writer
+from command_server import CommandServer
 
 from training.cli import main
 from training.using import pieces
@@ -229,7 +227,14 @@ def test_a_photo_that_lies_on_its_side_is_turned_as_its_exif_says(
     ("command", "name"), [("predict", "killed.csv"), ("embed", "killed.parquet")], ids=["predict", "embed"]
 )
 def test_a_killed_predict_or_embed_asks_only_for_what_is_missing_and_ends_the_same_to_the_byte(
-    command: str, name: str, run_folder: Path, pictures: Path, labels: Path, tmp_path: Path
+    command: str,
+    name: str,
+    commands: CommandServer,
+    run_folder: Path,
+    pictures: Path,
+    labels: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     many = tmp_path / "many"
     many.mkdir()
@@ -240,7 +245,7 @@ def test_a_killed_predict_or_embed_asks_only_for_what_is_missing_and_ends_the_sa
     given += ["--labels", str(labels)] if command == "predict" else []
     whole, out = tmp_path / f"whole{Path(name).suffix}", tmp_path / name
     assert main([*given, "--out", str(whole)]) == 0
-    process = subprocess.Popen([sys.executable, "-m", "training.cli", *given, "--out", str(out)])
+    process = commands.start("dalip", *given, "--out", out)
     pieces = out.with_name(f"{name}.pieces")
     try:
         deadline = time.monotonic() + 500
@@ -248,15 +253,14 @@ def test_a_killed_predict_or_embed_asks_only_for_what_is_missing_and_ends_the_sa
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.wait(500)
     assert not out.exists(), "it was killed before its end"
     num_done = _num_noted(pieces)
     assert num_done < 3
-    done = subprocess.run(
-        [sys.executable, "-m", "training.cli", *given, "--out", str(out)], capture_output=True, text=True, check=True
-    )
-    assert f"{256 * num_done:,} of 700 were done before" in done.stderr
+    capsys.readouterr()
+    assert main([*given, "--out", str(out)]) == 0
+    assert f"{256 * num_done:,} of 700 were done before" in capsys.readouterr().err
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("killed*")) == [name, f"{name}.made.json"]
 
