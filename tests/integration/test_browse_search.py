@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from browsing import build_work_folder, index_release, newest_release
+from command_server import CommandServer
 from starlette.testclient import TestClient
 
 from manifests.errors import ConfigError, RunError
@@ -135,33 +136,30 @@ def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Pat
         assert model_search.by_words("a tomato")
         process = model_search._process
         assert process is not None
-        process.kill()
-        process.wait()
-        assert model_search.by_words("a tomato"), "kept"
-        assert model_search.by_words("an apple"), "asked of a new process"
-        process = model_search._process
-        assert process is not None
-        os.kill(process.pid, 19)  # stopped: it reads nothing until it is killed
-        killing = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({process.pid}, 9)"])
+        process.send_signal(signal.SIGSTOP)  # it reads nothing until it is killed
+        threading.Timer(0.5, process.kill).start()
         with pytest.raises(RunError, match=r"was killed \(signal 9\); the next search starts it again"):
             model_search.by_words("a pear")
-        killing.wait()
-        assert model_search.by_words("a pear")
+        assert model_search.by_words("a tomato"), "kept"
+        assert model_search.by_words("an apple"), "asked of a new process"
         process = model_search._process
     assert process is not None
     assert process.poll() is not None, "it ends with browse"
 
 
 @pytest.mark.slow
-def test_a_killed_browse_leaves_no_search_behind(work: Path, index: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "browse", str(work), "--search", str(index)]
-    own = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+def test_a_killed_browse_leaves_no_search_behind(
+    work: Path, index: Path, commands: CommandServer, tmp_path: Path
+) -> None:
     others = _searches(index)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as browse:
-        assert browse.stdout is not None
-        browse.stdout.readline()
-        started = _searches(index) - others
-        browse.kill()
+    places = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    browse = commands.start("plantmix", "browse", work, "--search", index, **places)
+    while not browse.said()[0]:
+        assert browse.poll() is None, browse.said()
+        time.sleep(0.05)
+    started = _searches(index) - others
+    browse.kill()
+    browse.wait(300)
     assert len(started) == 1
     deadline = time.monotonic() + 120
     while started & _searches(index):

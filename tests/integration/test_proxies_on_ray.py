@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import release_writer as writer
 import yaml
+from command_server import CommandServer
 from process_tree import below, kill
 
 from manifests.catalog import Catalog
@@ -60,23 +60,13 @@ def _write(values: dict[str, Any], tmp_path: Path) -> str:
     return str(config)
 
 
-def _start(values: dict[str, Any], tmp_path: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "training.cli", "proxies", _write(values, tmp_path), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def _finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err[-3000:]
-    return out
-
-
 @pytest.mark.slow
-def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(values: dict[str, Any], tmp_path: Path) -> None:
+def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(
+    values: dict[str, Any], commands: CommandServer, tmp_path: Path
+) -> None:
     """SIGKILL to all of it amid a run; what goes on ends with the losses of runs never disturbed."""
-    process = _start(values, tmp_path, "--launcher", "ray")
+    command = ("dalip", "proxies", _write(values, tmp_path), "--launcher", "ray")
+    process = commands.start(*command)
     checkpoints = tmp_path / "study/runs/even/checkpoints"
     deadline = time.monotonic() + 200
     while not any(checkpoints.glob("step-*.pt")) and time.monotonic() < deadline:
@@ -86,7 +76,9 @@ def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(values: dic
     kill([process.pid, *below(process.pid)])
     process.communicate(timeout=500)
     assert not (tmp_path / "study/runs/even/proxy.json").exists(), "it ended before it could be killed"
-    out = _finish(_start(values, tmp_path, "--launcher", "ray"))
+    process = commands.start(*command)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err[-3000:]
     assert "0 failed" in out
     assert '"event": "resume"' in (tmp_path / "study/runs/even/log.jsonl").read_text()
     on_ray = (tmp_path / "study/runs.csv").read_text()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ import release_writer as writer
 import torch
 import training_runs
 import yaml
+from command_server import CommandServer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.errors import ConfigError, RunError
@@ -288,21 +286,20 @@ def test_eval_plot_and_export_take_the_run_from_the_store(
 
 
 @pytest.mark.slow
-def test_ray_trains_from_and_into_the_store(store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path) -> None:
+def test_ray_trains_from_and_into_the_store(
+    store: Store, served: tuple[Store, dict[str, Any]], commands: CommandServer, tmp_path: Path
+) -> None:
     """Nothing is shared but the store: release, checkpoints, the files of Ray Train, the file that stops a run."""
     fsspec.filesystem("s3", **store.options).put(served[1]["release"], f"{BUCKET}/toy", recursive=True)
     values = settings(served, tmp_path / "one", release=f"s3://{BUCKET}/toy").model_dump(mode="json")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     store.requests.clear()
-    done = subprocess.run(
-        [sys.executable, "-m", "training.cli", "train", str(tmp_path / "run.yaml"),
-         "--launcher", "ray", "--num-workers", "2"],
-        capture_output=True, text=True, check=False, timeout=900,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("finished: 12 steps")
-    assert f"model: {RUN}/model.pt" in done.stdout
+    command = ("dalip", "train", tmp_path / "run.yaml", "--launcher", "ray", "--num-workers", "2")
+    process = commands.start(*command, GLOO_SOCKET_IFNAME="lo", RAY_worker_niceness="0")
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err[-3000:]
+    assert out.startswith("finished: 12 steps")
+    assert f"model: {RUN}/model.pt" in out
     assert names(store) >= {"summary.json", "model.pt", "checkpoints/LATEST", "checkpoints/step-00000012.pt"}
     shards = Counter(path for method, path in store.requests if path.endswith(".tar") and "/shards/" in path)
     assert set(shards.values()) == {1}, "two processes of a machine share a request"

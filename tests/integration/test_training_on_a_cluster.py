@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 import release_writer as writer
 import yaml
+from command_server import Command, CommandServer
 from process_tree import below, kill
 from ray_nodes import ENVIRONMENT, Cluster
 
@@ -42,34 +41,34 @@ def _config(folder: Path, run: Path) -> str:
 
 
 @contextmanager
-def _training(config: str, cluster: Cluster, num_workers: int) -> Iterator[subprocess.Popen[str]]:
+def _training(commands: CommandServer, config: str, cluster: Cluster, num_workers: int) -> Iterator[Command]:
     """The command; no process of it outlives this."""
-    command = [sys.executable, "-m", "training.cli", "train", config, "--launcher", "ray"]
-    command += ["--num-workers", str(num_workers), "--ray-address", cluster.address]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=os.environ | ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"},
-    )  # fmt: skip
+    on_ray = ("--launcher", "ray", "--num-workers", str(num_workers), "--ray-address", cluster.address)
+    process = commands.start("dalip", "train", config, *on_ray, **ENVIRONMENT, GLOO_SOCKET_IFNAME="lo")
     try:
         yield process
     finally:
-        kill([*below(process.pid), process.pid])
-        process.wait(30)
+        if process.poll() is None:
+            kill([*below(process.pid), process.pid])
+            process.wait(30)
 
 
-def _end(process: subprocess.Popen[str]) -> str:
+def _end(process: Command) -> str:
     """The last line of the command, which is to fail."""
     _, err = process.communicate(timeout=500)
-    assert process.returncode > 0, err[-3000:]
+    assert process.wait(0) > 0, err[-3000:]
     return err.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_a_signal_ends_the_wait_for_machines_that_are_not_there(cluster: Cluster, tmp_path: Path) -> None:
-    with _training(_config(tmp_path, tmp_path / "run"), cluster, num_workers=9) as process:
-        assert process.stderr is not None
-        said = next(line for line in process.stderr if line.startswith("dalip: "))
-        assert said == "dalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
+def test_a_signal_ends_the_wait_for_machines_that_are_not_there(
+    cluster: Cluster, commands: CommandServer, tmp_path: Path
+) -> None:
+    waits = "\ndalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
+    with _training(commands, _config(tmp_path, tmp_path / "run"), cluster, num_workers=9) as process:
+        while waits not in "\n" + process.said()[1]:
+            assert process.poll() is None, process.said()
+            time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         last = _end(process)
     assert last == "dalip: error: stopped by a signal before training went on: 9 processes need 9 cores, and Ray has 1"
@@ -78,13 +77,13 @@ def test_a_signal_ends_the_wait_for_machines_that_are_not_there(cluster: Cluster
 
 @pytest.mark.slow
 def test_a_machine_that_does_not_share_the_runs_folder_is_named_before_the_first_step(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, commands: CommandServer, tmp_path: Path
 ) -> None:
     """Ray starts the first process where it likes: it trained to the end into a folder that nobody else saw."""
     run = tmp_path / "run"
     run.mkdir()
     cluster.start(num_cpus=1, hidden=[run])
-    with _training(_config(tmp_path, run), cluster, num_workers=2) as process:
+    with _training(commands, _config(tmp_path, run), cluster, num_workers=2) as process:
         last = _end(process)
     assert last.startswith("dalip: error: on machine ")
     assert f": {run} is not the folder of the machine that started the run: let --output lie on a disk that" in last

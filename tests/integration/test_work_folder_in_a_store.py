@@ -17,13 +17,15 @@ from urllib.parse import unquote
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from building import PLANTMIX, ROOT, done, hash_tree, write_folder_config
+from building import ROOT, done, hash_tree, write_folder_config
+from command_server import CommandServer
 from misbehaving.object_store import BUCKET, Store, hash_stored, serving
 from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import drawn_samples
 
 from manifests import storage
 from manifests.catalog import Catalog
+from manifests.catalog_file import JOURNAL_FILE
 from manifests.records import Funnel, StageRecord
 from manifests.remote import folder as remote
 from pipeline.cli import main
@@ -132,20 +134,15 @@ def test_processes_of_one_machine_write_into_the_store(
     assert set(files.values()) == {1}
 
 
-@pytest.fixture
-def built(store: Store, pictures: str, tmp_path: Path) -> str:
-    address = f"s3://{BUCKET}/runs/{tmp_path.name}"
-    assert main(["build", str(write_folder_config(tmp_path, address, pictures))]) == 0
-    return address
-
-
 @pytest.mark.slow
 def test_every_command_on_a_store(
-    store: Store, built: str, pictures: str, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store, pictures: str, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = built.removeprefix(f"s3://{BUCKET}/")
+    name = "runs/commands"
+    built = f"s3://{BUCKET}/{name}"
     fs = fsspec.filesystem("s3", **store.options)
     config = str(write_folder_config(tmp_path, built, pictures))
+    assert main(["build", config]) == 0
 
     def said(*command: str, code: int = 0) -> str:
         capsys.readouterr()
@@ -155,49 +152,45 @@ def test_every_command_on_a_store(
     release = built + "/releases/" + next(path for path in whole if "/" in path).partition("/")[0]
     picture = json.loads(said("query", built, "SELECT sample_id, stored_sha256 FROM facts LIMIT 1", "--format", "json"))
     picture = picture[0] if isinstance(picture, list) else picture
-    for place in ("here", "on another machine"):
-        os.environ[remote.PLACE_VARIABLE] = str(tmp_path / place)
-        assert "of each equal the catalogue" in said("verify", release, "--deep"), "no command before brought a table"
-        assert "pack " in said("status", built)
-        assert str(NUM) in said("query", built, "SELECT count(*) FROM decisions")
-        assert "stored as" in said("explain", built, picture["sample_id"])
-        assert "are as recorded" in said("verify", built)
-        assert "of each equal the catalogue" in said("verify", built, "--deep")
-        assert "nothing to do" in said("build", config)
-        assert "where the tables lie too" in said("estimate", config)
-        assert said("preview", config)
-        assert said("report", release, "--out", str(tmp_path / f"{place}.html"))
+    os.environ[remote.PLACE_VARIABLE] = str(tmp_path / "another machine")
+    assert "of each equal the catalogue" in said("verify", release, "--deep"), "no command before brought a table"
+    assert "pack " in said("status", built)
+    assert str(NUM) in said("query", built, "SELECT count(*) FROM decisions")
+    assert "stored as" in said("explain", built, picture["sample_id"])
+    assert "are as recorded" in said("verify", built)
+    assert "of each equal the catalogue" in said("verify", built, "--deep")
+    assert "nothing to do" in said("build", config)
+    assert "where the tables lie too" in said("estimate", config)
+    assert said("preview", config)
+    assert said("report", release, "--out", str(tmp_path / "report.html"))
     assert "nothing to repair" in said("repair", built)
     shard = next(path for path in whole if path.endswith(".tar"))
     fs.pipe_file(f"{BUCKET}/{name}/releases/{shard}", b"damaged")
     assert "7 bytes, recorded are" in said("verify", built, "--deep", code=1)
     assert "made again, as recorded" in said("repair", built)
     assert releases_in(store, name) == whole
-    drawn = next(path for path in whole if path.endswith("samples.parquet"))
-    table = pq.read_table(fs.open(f"{BUCKET}/{name}/releases/{drawn}"))
-    assert "taken down: 1 images" in said("takedown", release, "--id", table["sample_id"][0].as_py())
+
+    with fs.open(f"{BUCKET}/{name}/releases/{next(p for p in whole if p.endswith('samples.parquet'))}") as stream:
+        samples = pq.read_table(stream, columns=["sample_id", "shard"]).to_pylist()
+    store.requests, store.sent = [], []
+    output = said("takedown", release, "--id", samples[0]["sample_id"])
+    assert "taken down: 1 images" in output
+    old, new = release.rpartition("/")[2], output.splitlines()[-1].rpartition("/")[2]
+    assert_a_takedown_touches_few_shards(asked_for(store, name), store, samples, old, new)
     assert b"not stated" in fs.cat_file(f"{BUCKET}/{name}/takedowns.jsonl")
     assert "1 takedown" in said("build", config)
     assert said("diff", release, f"{built}/releases")
 
 
-@pytest.mark.slow
-def test_a_takedown_reads_and_writes_only_the_shards_that_lose_a_picture(
-    store: Store, built: str, whole: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def assert_a_takedown_touches_few_shards(
+    asked: list[tuple[str, str]], store: Store, samples: list[dict[str, str]], old: str, new: str
 ) -> None:
     """As it was found: every shard was read and written again, copied and deleted; 626 requests, 452 of them HEAD."""
-    (name,) = {path.partition("/")[0] for path in whole if "/" in path}
-    with fsspec.open(f"{built}/releases/{name}/samples.parquet") as stream:
-        samples = pq.read_table(stream, columns=["sample_id", "shard"]).to_pylist()
     touched = {row["shard"] for row in samples if row["sample_id"] == samples[0]["sample_id"]}
-    store.requests, store.sent = [], []
-    assert main(["takedown", f"{built}/releases/{name}", "--id", samples[0]["sample_id"]]) == 0
-    new = capsys.readouterr().out.splitlines()[-1].rpartition("/")[2]
-    asked = asked_for(store, built.removeprefix(f"s3://{BUCKET}/"))
     written = Counter(path for method, path in asked if method == "PUT" and path.startswith(f"releases/{new}/"))
     assert {path.rpartition("/")[2] for path in written} >= {row["shard"] for row in samples}
     assert set(written.values()) == {1}, "each file is one request; shards that lose nothing are copied in the store"
-    read = {path.rpartition("/")[2] for path, _ in store.sent if f"/{name}/" in path and path.endswith(".tar")}
+    read = {path.rpartition("/")[2] for path, _ in store.sent if f"/{old}/" in path and path.endswith(".tar")}
     assert read == touched
     methods = Counter(method for method, _ in store.requests)
     assert methods["HEAD"] < 50, methods
@@ -283,30 +276,33 @@ def test_a_file_is_read_to_its_end_whatever_its_size(
 
 @pytest.mark.slow
 def test_a_killed_driver_is_followed_by_one_elsewhere(
-    store: Store, pictures: str, whole: dict[str, str], tmp_path: Path
+    store: Store, commands: CommandServer, pictures: str, whole: dict[str, str], tmp_path: Path
 ) -> None:
     config = write_folder_config(tmp_path, f"s3://{BUCKET}/runs/killed", pictures)
+    fs = fsspec.filesystem("s3", **store.options, use_listings_cache=False)
     seen: set[str] = set()
 
     def choose(method: str, path: str) -> str | None:
         if method == "GET" and path.startswith(f"/{BUCKET}/pictures/") and path.endswith(".jpg"):
             seen.add(path)
             if len(seen) == 21:  # five parts are committed; their lines of the journal go out every two seconds
-                time.sleep(4)
+                (journal,) = tmp_path.glob(f"local/*/{JOURNAL_FILE}")
+                until = time.monotonic() + 60
+                while fs.du(f"{BUCKET}/runs/killed/catalog/journal") < journal.stat().st_size:
+                    assert time.monotonic() < until
+                    time.sleep(0.2)
                 driver.kill()
         return None
 
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
     store.choose, store.requests = choose, []
-    driver = subprocess.Popen([*PLANTMIX, "build", str(config)], env=env, stderr=subprocess.PIPE)
-    _, said = driver.communicate(timeout=300)
-    assert driver.returncode == -signal.SIGKILL, said
-    known = seen - {path for _, path in store.requests[-1:]}
+    driver = commands.start("plantmix", "build", config)
+    assert driver.wait(300) == -signal.SIGKILL, driver.said()
+    read_before = seen - {path for _, path in store.requests[-1:]}
     store.choose, store.requests = lambda method, path: None, []
     os.environ[remote.PLACE_VARIABLE] = str(tmp_path / "another machine")
     assert main(["build", str(config)]) == 0
     again = {path for method, path in store.requests if method == "GET" and path.endswith(".jpg")}
-    assert len(known & again) <= 4, "only the part in flight is read again"
+    assert len(read_before & again) <= 4, "only the part in flight is read again"
     assert len(again) >= NUM - 21
     assert releases_in(store, "runs/killed") == whole
 
