@@ -37,6 +37,7 @@ from training.evaluation.encoding import (
 from training.evaluation.set_layouts import Item
 from training.evaluation.trained_model import TrainedModel, open_trained_model
 from training.model.architecture import architecture_config, forward_settings
+from training.model.device import pick_device
 from training.model.fast import fast_linear
 
 Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
@@ -167,6 +168,4 @@ class Encoder:
 
 def _device(device: str, trained: TrainedModel) -> torch.device:
     """Raises: ConfigError for a GPU that is not there."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: torch finds no GPU here; use cpu or auto")
-    return evaluation_device(trained.settings) if device == "auto" else torch.device(device)
+    return evaluation_device(trained.settings) if device == "auto" else pick_device(device)

@@ -22,6 +22,7 @@ from training.data.shards import SamplePool
 from training.evaluation.metrics import require_finite
 from training.evaluation.set_layouts import Item, load_pictures
 from training.model.dalip import DalipModel
+from training.model.device import pick_device
 from training.model.loss import one_vector
 from training.model.precision import autocast
 
@@ -72,7 +73,7 @@ def feature_kinds(model: DalipModel) -> tuple[FeatureKind, ...]:
 
 def evaluation_device(settings: TrainSettings) -> torch.device:
     """The GPU where there is one and the config does not ask for the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() and settings.compute.device != "cpu" else "cpu")
+    return pick_device("cpu" if settings.compute.device == "cpu" else "auto")
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ function here costs nothing. Gives up with ConfigError on a device that is not t
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 from collections.abc import Callable
@@ -19,11 +18,10 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from manifests.errors import ConfigError, PlantMixError
+from manifests.errors import PlantMixError
+from training.model.device import pick_device
 
 T = TypeVar("T")
-
-_OF_MALLOC = ((-3, 32 << 20), (-1, (1 << 31) - 1))  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of glibc; the most they take
 
 
 @dataclass(frozen=True)
@@ -43,33 +41,17 @@ class Ranks:
 def start_ranks(device: str) -> Ranks:
     """Join the process group if torchrun started several processes; pick this process's device.
 
-    Raises: ConfigError when CUDA is wanted and not there.
+    Raises: ConfigError for a GPU that is not there.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("compute.device is cuda, but torch sees no GPU; set it to cpu or auto")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    number = int(os.environ.get("LOCAL_RANK", "0"))
     # A launcher shows each process all GPUs of the machine, or only its own.
-    place = torch.device("cuda", number % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    on_gpu = place.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(place)
-    else:
-        _keep_freed_memory()
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", **_meeting_place())
     return Ranks(rank, world_size, place)
-
-
-def _keep_freed_memory() -> None:
-    """Let the tensors of a step have the memory of the step before.
-
-    glibc would give large blocks back to the system, and fault their pages in again: a tenth of the CPU of a training
-    of vit-tiny-demo. The process is not larger for it.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries have none
-        for option, num_bytes in _OF_MALLOC:
-            mallopt(option, num_bytes)
 
 
 def _meeting_place() -> dict[str, Any]:

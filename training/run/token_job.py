@@ -37,6 +37,7 @@ from training.data.tokens import (
     store_folder,
 )
 from training.model.backbones import Backbone, load_backbone
+from training.model.device import pick_device
 from training.model.frozen import COMPONENTS_FILE, FrozenCLIP, FrozenTower, load_components
 from training.record.checkpoint import lock_folder
 
@@ -95,7 +96,7 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
     towers = {
         "image": load_backbone(settings.image.tower, "image"), "text": load_backbone(settings.text.tower, "text")
     }  # fmt: skip
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device("auto")
     for tower in towers.values():
         tower.network.to(device)
     with lock_folder(folder):

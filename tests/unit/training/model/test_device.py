@@ -1,4 +1,4 @@
-"""What a training process asks of its machine."""
+"""Where a network runs, and what it asks of the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 CYCLES = """
 import resource, sys
 import torch
-from training.run.distributed import start_ranks
+from training.model.device import pick_device
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,14 +21,14 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = faults()
-start_ranks("cpu")
+pick_device("cpu")
 faults()
 print(before, faults())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_a_training_on_a_cpu_faults_no_memory_in_twice() -> None:
+def test_a_cpu_faults_no_memory_in_twice() -> None:
     done = subprocess.run([sys.executable, "-c", CYCLES], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     pages = 10 * (64 << 20) // resource.getpagesize()
