@@ -322,6 +322,29 @@ class Catalog(AbstractContextManager["Catalog"]):
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
             self._insert("mixes", [{"fingerprint": fingerprint, **row} for row in rows])
 
+    def record_proxy_runs(self, study: str, runs: Sequence[Mapping[str, Any]]) -> None:
+        """Store results of proxy runs; a run of the same study and name is replaced.
+
+        Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
+        with `value`), epochs (domain -> passes), validation (release, split, batch_size).
+        """
+        with transaction(self._connection):
+            for run in runs:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
+                    "losses, epochs, validation, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        f"{study}/{run['run']}",
+                        study,
+                        *(run[name] for name in ("model_size", "step", "samples_seen", "seed")),
+                        _json(run["mixture"]),
+                        _json({domain: figure["value"] for domain, figure in run["losses"].items()}),
+                        _json(run["epochs"]),
+                        _json(run["validation"]),
+                        utc_now(),
+                    ],
+                )
+
     def record_release(
         self, name: str, path: str, fingerprint: str, record_sha256: str, shards: Sequence[Mapping[str, Any]]
     ) -> None:

@@ -177,6 +177,37 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM empty_{view}")
 
 
+def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
+    """The proxy runs of a work folder in the planner's columns, oldest study first, by run.
+
+    Columns: run, study, model_size, step, samples_seen, seed, mix_DOMAIN, loss_DOMAIN, epochs_DOMAIN, and how losses
+    were measured (validation_release, validation_batch_size); a domain that a run does not name has share 0.
+
+    Raises: ConfigError when there is no catalogue or no run in it; RunError while a build holds it.
+    """
+    with open_reader(workdir) as connection:
+        cursor = connection.execute(
+            "SELECT run, study, model_size, step, samples_seen, seed, mixture, losses, epochs, validation "
+            "FROM proxy_runs ORDER BY min(recorded_at) OVER (PARTITION BY study), run"
+        )
+        names = [column[0] for column in cursor.description]
+        runs = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    if not runs:
+        raise ConfigError(f"{workdir}: no proxy runs are recorded here; `dalip proxies` does them and records them")
+    rows = []
+    for run in runs:
+        mixture, losses, epochs, how = (
+            json.loads(run.pop(name) or "{}") for name in ("mixture", "losses", "epochs", "validation")
+        )
+        run |= {f"mix_{domain}": share for domain, share in mixture.items()}
+        run |= {f"loss_{domain}": value for domain, value in losses.items()}
+        run |= {f"epochs_{domain}": value for domain, value in epochs.items()}
+        run |= {f"validation_{name}": how.get(name) for name in ("release", "batch_size")}
+        rows.append(run)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name, 0.0 if name.startswith("mix_") else None) for name in columns} for row in rows]
+
+
 def read_status(workdir: str) -> dict[str, Any]:
     """The figures that a build left in a work folder, or those of its catalogue where that file is gone.
 

@@ -135,7 +135,7 @@ CREATE TABLE IF NOT EXISTS proxy_runs (
 ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS study VARCHAR;
 ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS epochs VARCHAR;
 ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS validation VARCHAR;
-COMMENT ON TABLE proxy_runs IS 'Small training runs that versions before 0.4 recorded here as well as in runs.csv.';
+COMMENT ON TABLE proxy_runs IS 'Small training runs over a list of ratios: what the planner fits its law on.';
 COMMENT ON COLUMN proxy_runs.run IS 'STUDY/RUN';
 COMMENT ON COLUMN proxy_runs.study IS 'Name of the folder of the runs: runs of one study are comparable';
 COMMENT ON COLUMN proxy_runs.model_size IS 'Architecture or size label';

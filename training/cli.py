@@ -54,7 +54,7 @@ _PROXIES_EXAMPLE = """\
 example:
   plantmix plan design --domains plant,general --budget 8 --out design.csv
   dalip proxies configs/training/proxies-demo.yaml --runs design.csv
-  plantmix plan fit data/demo/proxies/runs.csv --out law.json
+  plantmix plan fit data/demo --out law.json
 
 Run it again after any interruption, or with a longer list: finished runs are kept."""
 _TOKENS_EXAMPLE = """\
@@ -347,7 +347,9 @@ def _proxies(options: argparse.Namespace) -> int:
     num_new = len(outcome.results) - outcome.num_reused
     print(f"{num_new} runs done, {outcome.num_reused} done before and kept, {len(outcome.failed)} failed")
     if outcome.results:
-        print(f"table: {outcome.table} (plantmix plan fit {outcome.table} --out law.json)")
+        print(f"table: {outcome.table}")
+    if outcome.results and settings.catalogue is not None:
+        print(f"catalogue: {settings.catalogue} (plantmix plan fit {settings.catalogue} --out law.json)")
     return 1 if outcome.failed else 0
 
 

@@ -37,7 +37,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "plan",
         about,
         "plantmix plan design --domains plant,general --budget 8 --out runs.csv",
-        reads="tables of proxy runs, as `dalip proxies` writes them",
+        reads="tables of proxy runs, or the runs that `dalip proxies` recorded in a work folder",
         writes="the files named with --out and --plot",
     )
     steps = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
@@ -75,7 +75,7 @@ def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
 def _add_fit(steps: Commands[argparse.ArgumentParser]) -> None:
     example = "plantmix plan fit RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\""
     parser = add_command(steps, "fit", "fit a mixing law to proxy runs", example, reads="RUNS", writes="LAW.json")
-    parser.add_argument("runs", metavar="RUNS", help="csv or parquet, as the runs.csv of `dalip proxies`")
+    parser.add_argument("runs", metavar="RUNS", help="csv, parquet, or a work folder with the runs of `dalip proxies`")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     _add_row_options(parser)
     parser.set_defaults(func=_fit)

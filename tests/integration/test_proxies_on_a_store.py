@@ -1,4 +1,4 @@
-"""`dalip proxies` of a release in a real S3 server."""
+"""`dalip proxies` of a release in a real S3 server, with results into the catalogue of a work folder there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import pytest
 import release_writer as writer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.remote.folder import PLACE_VARIABLE
+from pipeline.planning.runs.tables import read_table
 from training.proxies.runs import read_proxy_settings
 from training.proxies.study import run_proxies
 
 pytestmark = pytest.mark.slow
+
+WORK = f"s3://{BUCKET}/work"
 
 
 @pytest.fixture
@@ -47,14 +51,20 @@ def write_config(folder: Path, name: str, **changes: Any) -> str:
     return str(path)
 
 
-def test_a_release_in_a_store_gives_the_table_of_local_ones(store: Store, tmp_path: Path) -> None:
+def test_a_release_and_a_catalogue_in_a_store_give_the_table_of_local_ones(store: Store, tmp_path: Path) -> None:
     writer.write_release(tmp_path / "toy-0001", writer.drawn_samples(60, 25, size_px=40), 15, stratified=True)
     fsspec.filesystem("s3").put(str(tmp_path / "toy-0001"), f"{BUCKET}/toy-0001", recursive=True)
     run_proxies(read_proxy_settings(write_config(tmp_path, "local")), lambda line: None)
-    remote = write_config(tmp_path, "remote", release=f"s3://{BUCKET}/toy-0001")
+    remote = write_config(tmp_path, "remote", release=f"s3://{BUCKET}/toy-0001", catalogue=WORK)
+    with pytest.raises(ConfigError, match=f"^{WORK}: no catalogue here"):
+        run_proxies(read_proxy_settings(remote), lambda line: None)
+    with Catalog.open(WORK):
+        pass
     store.requests.clear()
     run_proxies(read_proxy_settings(remote), lambda line: None)
     assert (tmp_path / "remote/runs.csv").read_text() == (tmp_path / "local/runs.csv").read_text()
+    _, columns, _ = read_table(WORK)  # as `plantmix plan fit` does
+    assert columns["run"] == ["remote/even"]
     shards = Counter(path for method, path in store.requests if path.endswith(".tar"))
     assert set(shards.values()) == {1}, "one request a shard"
     assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == len(shards), "in the cache that the config names"

@@ -17,7 +17,9 @@ import yaml
 from command_server import CommandServer
 from process_tree import below, kill
 
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
+from manifests.reader import read_proxy_runs
 from training.cli import main
 from training.config import TrainSettings
 from training.proxies.runs import ProxySettings
@@ -36,9 +38,12 @@ def values(tmp_path: Path) -> dict[str, Any]:
     writer.write_release(tmp_path / "toy-0001", samples, shard_size=15, stratified=True)
     architecture = tmp_path / "dalip-proxies-test.json"
     architecture.write_text(json.dumps(writer.TINY_ARCHITECTURE))
+    with Catalog.open(str(tmp_path / "work")):
+        pass
     return {
         "release": str(tmp_path / "toy-0001"),
         "output_dir": str(tmp_path / "study"),
+        "catalogue": str(tmp_path / "work"),
         "runs": RUNS,
         "model": {"architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}},
         "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16},
@@ -77,7 +82,8 @@ def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(
     assert "0 failed" in out
     assert '"event": "resume"' in (tmp_path / "study/runs/even/log.jsonl").read_text()
     on_ray = (tmp_path / "study/runs.csv").read_text()
-    inline = values | {"output_dir": str(tmp_path / "inline")}
+    assert len(read_proxy_runs(str(tmp_path / "work"))) == len(RUNS)
+    inline = values | {"output_dir": str(tmp_path / "inline"), "catalogue": None}
     run_proxies(ProxySettings.model_validate(inline), lambda line: None)
     assert (tmp_path / "inline/runs.csv").read_text() == on_ray
 

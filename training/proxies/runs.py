@@ -11,12 +11,12 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
+from manifests.settings import ConfigPath, Settings, parse_settings, read_settings
 from manifests.storage import is_remote
 from training.config import TrainSettings
 from training.data.settings import DataSettings
@@ -48,14 +48,11 @@ class ProxyRun(Settings):
 class ProxySettings(TrainSettings):
     """A training config that all runs share, and the list of runs."""
 
-    removed: ClassVar = {
-        **TrainSettings.removed,
-        "catalogue": Removed(None, "`plantmix plan fit` reads the runs.csv of `output_dir`"),
-    }
-
     release: ConfigPath
     runs: ConfigPath | tuple[ProxyRun, ...]
     """A csv of `plantmix plan design`, or the list itself."""
+    catalogue: ConfigPath | None = None
+    """Work folder of the build whose catalogue takes the results."""
     model_size: str | None = None
     """Label in the table; null: name of the architecture."""
     num_processes: int = Field(default=1, ge=1)

@@ -1,9 +1,10 @@
 """`dalip proxies`: many small runs over a list of mixtures, and a table of their losses for the planner.
 
 Reads one stratified release, a config and a list of runs, as `plantmix plan design` writes it. Writes a folder for each
-run (what `dalip train` leaves, and proxy.json), the decoded pictures that all runs share, and runs.csv after every run.
-Finished runs are kept, an interrupted one goes on from its checkpoint. Gives up with ConfigError before any run on a
-list that does not fit the release. A failed run does not stop the others.
+run (what `dalip train` leaves, and proxy.json), the decoded pictures that all runs share, runs.csv and, when the config
+names a work folder, the rows of its catalogue's table `proxy_runs`. Only this process writes the table and the
+catalogue, after every run. Finished runs are kept, an interrupted one goes on from its checkpoint. Gives up with
+ConfigError before any run on a list that does not fit the release. A failed run does not stop the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.storage import join, make_folder, publish_bytes, publish_json
+from manifests.storage import is_remote, join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
@@ -73,12 +74,13 @@ def run_proxies(settings: ProxySettings, print_line: PrintLine = print, *, ray_a
     Runs go to processes of this machine, or, with a `ray_address` ("local" starts a Ray here), to a Ray cluster.
 
     Raises: ConfigError before anything is written; StoppedError on a signal, when the run at work has saved its
-    checkpoint.
+    checkpoint; RunError when the catalogue cannot be written at the end.
     """
     if ray_address is not None and settings.compute.num_threads is None:
         # This machine's number of cores says nothing about the cluster's; with a thread a run none stays idle.
         settings = settings.model_copy(update={"compute": settings.compute.model_copy(update={"num_threads": 1})})
     runs = read_runs(settings)
+    _check_catalogue(settings)
     release = loader.open_releases(settings.release)[0]
     pool, heldout = open_pool([release], settings.data.split), open_pool([release], str(settings.eval.split))
     if settings.data.check_shards:
@@ -108,6 +110,7 @@ def run_proxies(settings: ProxySettings, print_line: PrintLine = print, *, ray_a
             else:
                 done[name] = result
                 print_line(table.add(result))
+        table.close()
     results = [done[run.run] for run in runs if run.run in done]
     return Outcome(results, len(runs) - len(todo), failed, folder / TABLE_FILE)
 
@@ -200,16 +203,18 @@ def table_row(result: dict[str, Any]) -> dict[str, Any]:
 
 
 class _ResultTable:
-    """Keeps runs.csv up to date."""
+    """Keeps runs.csv and the catalogue up to date. While a build holds the catalogue, its rows wait."""
 
     def __init__(self, settings: ProxySettings, done_before: list[dict[str, Any]], num_todo: int) -> None:
         self.settings, self.results, self.num_runs = settings, done_before, len(done_before) + num_todo
         self.num_before, self.started = len(done_before), time.monotonic()
+        self.not_in_catalogue = list(done_before)
         self._write()
 
     def add(self, result: dict[str, Any]) -> str:
         """Record a result; returns a line that shows it and the time left."""
         self.results.append(result)
+        self.not_in_catalogue.append(result)
         self._write()
         mixture = ", ".join(f"{name} {share:.3g}" for name, share in result["mixture"].items())
         losses = "  ".join(f"{name} {figure['value']:.3f}" for name, figure in sorted(result["losses"].items()))
@@ -220,6 +225,16 @@ class _ResultTable:
             f"{result['seconds']:.0f} s  ETA {timedelta(seconds=round(left))}"
         )
 
+    def close(self) -> None:
+        """Raises: RunError when rows are still not in the catalogue."""
+        try:
+            self._commit()
+        except RunError as error:
+            raise RunError(
+                f"{len(self.not_in_catalogue)} of {len(self.results)} finished runs are not in the catalogue yet: "
+                f"{error}. They are kept; run the same command again"
+            ) from None
+
     def _write(self) -> None:
         if not self.results:
             return
@@ -229,6 +244,20 @@ class _ResultTable:
         writer.writeheader()
         writer.writerows(rows)
         publish_bytes(join(self.settings.output_dir, TABLE_FILE), text.getvalue().encode("utf-8"))
+        try:
+            self._commit()
+        except RunError:  # a build holds the catalogue: tried again after the next run, and at the end
+            return
+
+    def _commit(self) -> None:
+        if self.settings.catalogue is None or not self.not_in_catalogue:
+            return
+        from manifests.catalog import Catalog
+
+        study = Path(self.settings.output_dir).name
+        with Catalog.open(self.settings.catalogue) as catalog:
+            catalog.record_proxy_runs(study, self.not_in_catalogue)
+        self.not_in_catalogue = []
 
 
 def _choose_start(settings: ProxySettings, ray_address: str | None) -> StartTasks:
@@ -269,6 +298,20 @@ def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int)
     except PlantMixError as error:
         return error
     return None
+
+
+def _check_catalogue(settings: ProxySettings) -> None:
+    """Raises: ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
+    from manifests.catalog_file import CATALOG_FILE
+    from manifests.remote.session import take_up
+
+    if settings.catalogue is not None and is_remote(settings.catalogue):
+        take_up(settings.catalogue)
+    elif settings.catalogue is not None and not Path(settings.catalogue, CATALOG_FILE).is_file():
+        raise ConfigError(
+            f"catalogue: {settings.catalogue} holds no {CATALOG_FILE}; name the work folder of a build, or null for "
+            "the table alone"
+        )
 
 
 def _check_heldout(heldout: SamplePool, runs: Sequence[ProxyRun]) -> None:

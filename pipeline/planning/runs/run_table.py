@@ -2,7 +2,7 @@
 
 Columns: `mix_<domain>` shares (sum 1) and `loss_<name>` validation losses (empty = not measured). A column
 `accuracy_<name>` (0 to 1, higher is better) becomes the loss `error_<name>`: 1 less the accuracy. Optional are `run`,
-`model_size`, `step`, `seed`, `samples_seen` and `weight`. Reads a file through `tables`; writes
+`model_size`, `step`, `seed`, `samples_seen` and `weight`. Reads a file or a work folder through `tables`; writes
 nothing. Gives up with ConfigError that names the row; row 1 is the first data row of the file, before any filter.
 """
 

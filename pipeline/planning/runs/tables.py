@@ -1,4 +1,4 @@
-"""A table of runs as columns of plain values: a csv or parquet file.
+"""A table of runs as columns of plain values: a csv or parquet file, or the runs recorded in a work folder.
 
 Reads it through an in-memory DuckDB, which also evaluates the filter. A csv may be separated by commas, semicolons
 (then also with decimal commas) or tabs, with or without a byte-order mark. Writes nothing. Gives up with ConfigError.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], C
     """
     import duckdb
 
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such table of runs; `dalip proxies` writes runs.csv in its output_dir")
+    from manifests.remote.session import at_hand
+
+    file = Path(at_hand(str(path)))
+    if not file.exists():
+        raise ConfigError(f"{file}: no such table of runs")
     with duckdb.connect() as database:
         database.execute("SET threads = 1")
-        sha256 = _load_file(database, file)
+        sha256 = _load_recorded(database, file) if file.is_dir() else _load_file(database, file)
         database.execute("SET enable_external_access = false")  # the filter must not read other files
         filtered = f"SELECT * FROM runs WHERE ({where}\n)" if where else "SELECT * FROM runs"
         try:
@@ -106,6 +109,19 @@ def _refuse_doubled_names(file: Path, names: list[str]) -> None:
             f"{file}: the column {' or '.join(twice)} stands more than once in the header (upper and lower case count "
             "as the same); rename one"
         )
+
+
+def _load_recorded(database: Any, workdir: Path) -> str:
+    """Make the table `runs` from the catalogue of a work folder; returns the sha256 of its rows."""
+    import pyarrow as pa
+
+    from manifests.reader import read_proxy_runs
+
+    rows = read_proxy_runs(str(workdir))
+    database.register("recorded", pa.Table.from_pylist(rows))
+    database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM recorded")
+    database.unregister("recorded")
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -47,9 +47,9 @@ def fill(workdir: Path, num_parts: int = 3) -> None:
         catalog.record_release("demo-1", "releases/demo-1", "v9", "00", [shard])
         mix = {"domain": "plant", "target_share": 0.1, "realised_share": 1 / 3, "num_available": 2, "num_drawn": 1}
         catalog.record_mix("v8", [{**mix, "num_epochs": 0.5, "num_heldout": 0}])
-        catalog._connection.execute(
-            "INSERT INTO proxy_runs (run, mixture, losses, recorded_at) SELECT 'a', '', '', now()"
-        )
+        run = {"run": "a", "model_size": "s", "step": 1, "samples_seen": 2, "seed": 0, "mixture": {"plant": 1.0}}
+        measured = {"losses": {"plant": {"value": 2.5}}, "epochs": {"plant": 0.1}, "validation": {}}
+        catalog.record_proxy_runs("study", [{**run, **measured}])
 
 
 def rows_of(workdir: Path) -> dict[str, list[tuple[object, ...]]]:

@@ -1,10 +1,12 @@
-"""`dalip proxies`: every run of a list once, killed or not, its results in the table."""
+"""`dalip proxies`: every run of a list once, killed or not, its results in the table and in the catalogue."""
 
 from __future__ import annotations
 
 import csv
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,9 @@ import yaml
 from command_server import CommandServer
 from process_tree import below, is_running
 
+from manifests.catalog import Catalog
 from manifests.errors import ConfigError
+from manifests.reader import read_proxy_runs
 from training.cli import main
 from training.config import TrainSettings
 from training.data import loader
@@ -45,10 +49,13 @@ def stratified(writer: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def values(config: dict[str, Any], stratified: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "design.csv").write_text(DESIGN)
+    with Catalog.open(str(tmp_path / "work")):
+        pass
     config |= {
         "release": str(stratified),
         "output_dir": str(tmp_path / "study"),
         "runs": str(tmp_path / "design.csv"),
+        "catalogue": str(tmp_path / "work"),
         "schedule": {"steps": 3, "warmup_steps": 1},
     }
     config["eval"] = {"batch_size": 8}
@@ -70,7 +77,7 @@ def _config_file(values: dict[str, Any], tmp_path: Path) -> str:
     return str(path)
 
 
-def test_every_run_ends_in_the_table(values: dict[str, Any]) -> None:
+def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any], tmp_path: Path) -> None:
     printed: list[str] = []
     outcome = run_proxies(_settings(values), printed.append)
     assert [result["run"] for result in outcome.results] == ["proxy-01", "proxy-02", "proxy-03", "proxy-04"]
@@ -85,7 +92,21 @@ def test_every_run_ends_in_the_table(values: dict[str, Any]) -> None:
     assert float(rows[2]["epochs_plant"]) == pytest.approx(1.0, abs=1.01 / 12), "a share is met to within a sample"
     assert rows[0]["loss_plant"] != rows[3]["loss_plant"], "another seed is another run"
     assert all(0 < float(row[f"loss_{name}"]) < 20 for row in rows for name in ("plant", "general"))
+    recorded = read_proxy_runs(str(tmp_path / "work"))
+    assert [row["run"] for row in recorded] == [f"study/{row['run']}" for row in rows]
+    for ours, theirs in zip(recorded, rows, strict=True):
+        assert ours["loss_plant"] == float(theirs["loss_plant"])
+        assert ours["mix_general"] == float(theirs["mix_general"])
+        assert ours["epochs_general"] == pytest.approx(float(theirs["epochs_general"]), abs=1e-4)
     assert any("decoded 83 pictures once" in line for line in printed)
+
+
+def test_a_folder_without_a_catalogue_is_refused_before_any_run(values: dict[str, Any], tmp_path: Path) -> None:
+    values["catalogue"] = str(tmp_path / "wrok")
+    with pytest.raises(ConfigError, match=r"wrok holds no catalog\.duckdb; name the work folder of a build, or null"):
+        run_proxies(_settings(values), lambda line: None)
+    assert not (tmp_path / "wrok").exists()
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_list_of_runs_is_utf8_with_or_without_a_mark(values: dict[str, Any], tmp_path: Path) -> None:
@@ -112,7 +133,7 @@ def test_the_same_run_alone_gives_the_same_losses(values: dict[str, Any], tmp_pa
     from training.evaluation.trained_model import load_run_model
     from training.run.loop import train
 
-    settings = _settings(values | {"decode_once": False})
+    settings = _settings(values | {"decode_once": False, "catalogue": None})
     outcome = run_proxies(settings, lambda line: None)
     own = run_settings(settings, read_runs(settings)[2])
     alone = own.model_copy(update={"output_dir": str(tmp_path / "alone")})
@@ -134,6 +155,7 @@ def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any]
     assert outcome.num_reused == len(models) == 2
     assert all(path.stat().st_mtime_ns == before for path, before in models.items())
     assert len(_table(values)) == 4
+    assert len(read_proxy_runs(str(tmp_path / "work"))) == 4
 
 
 @pytest.mark.slow
@@ -205,7 +227,7 @@ def test_a_run_on_ray_takes_one_core_unless_told(values: dict[str, Any], monkeyp
         assert asked.pop() == (wanted, wanted)
 
 
-def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[str, Any]) -> None:
+def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[str, Any], tmp_path: Path) -> None:
     """One step at an absurd rate: its loss is fine, the weights after it are not."""
     values["optimiser"] = {"lr": 1e30, "clip_norm": None}
     values["runs"] = [{"run": "wild", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 12}]
@@ -215,6 +237,8 @@ def test_a_run_that_ends_in_nonsense_does_not_get_into_the_table(values: dict[st
     assert "held-out samples, picture features (f): 25 of 25 are not finite" in outcome.failed["wild"]
     assert "a lower optimiser.lr" in outcome.failed["wild"]
     assert not outcome.table.exists()
+    with pytest.raises(ConfigError, match="no proxy runs are recorded here"):
+        read_proxy_runs(str(tmp_path / "work"))
 
 
 def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(
@@ -242,7 +266,7 @@ def test_a_signal_stops_the_list_and_not_one_run_of_it(
     values: dict[str, Any], commands: CommandServer, tmp_path: Path
 ) -> None:
     """SIGTERM to the command: the run at work saves its checkpoint, and no other begins."""
-    values |= {"checkpoint": {"every_steps": 1}}
+    values |= {"catalogue": None, "checkpoint": {"every_steps": 1}}
     values["runs"] = [{"run": name, "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 6000} for name in "ab"]
     process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
     runs = tmp_path / "study/runs"
@@ -252,6 +276,26 @@ def test_a_signal_stops_the_list_and_not_one_run_of_it(
     assert process.returncode == 1
     assert "dalip: error: stopped by a signal after step" in err
     assert not (runs / "b").exists()
+
+
+def test_recording_waits_for_a_catalogue_that_a_build_holds(values: dict[str, Any], tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    (tmp_path / "design.csv").write_text("".join(DESIGN.splitlines(keepends=True)[:2]))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from manifests.catalog import Catalog\n"
+         f"with Catalog.open({str(tmp_path / 'work')!r}): print('held', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    assert holder.stdout.readline().strip() == "held"
+    assert main(["proxies", _config_file(values, tmp_path)]) == 1
+    assert "1 of 1 finished runs are not in the catalogue yet" in capsys.readouterr().err
+    holder.stdin.close()
+    holder.wait()
+    assert main(["proxies", _config_file(values, tmp_path)]) == 0
+    assert len(read_proxy_runs(str(tmp_path / "work"))) == 1
+    holder.stdout.close()
 
 
 # ---- shared pictures
@@ -271,7 +315,7 @@ def test_small_pictures_come_out_of_the_cache_as_they_went_in(
         decode_shard(pool, tmp_path / "decoded", 48, shard)
     shared = open_decoded(pool, tmp_path / "decoded")
     values["data"] |= {"mixture": {"plant": 0.5, "general": 0.5}, "text": text, "augment": {"scale": [0.5, 1.0]}}
-    values = {name: value for name, value in values.items() if name != "runs"}
+    values = {name: value for name, value in values.items() if name not in ("runs", "catalogue")}
     settings = TrainSettings.model_validate(values)
     for ours, theirs in zip(_batches(shared, settings), _batches(pool, settings), strict=True):
         assert torch.equal(ours.rows, theirs.rows)
@@ -357,3 +401,20 @@ def test_mixture_in_the_config_is_left_to_the_list(values: dict[str, Any]) -> No
     values["data"]["mixture"] = {"plant": 1.0}
     with pytest.raises(ValueError, match="come from the list of runs"):
         _settings(values)
+
+
+def test_a_catalogue_of_an_older_version_takes_the_runs(tmp_path: Path) -> None:
+    """Columns that came later are added when it is opened."""
+    with Catalog.open(str(tmp_path)) as catalog:
+        for name in ("study", "epochs", "validation"):
+            catalog._connection.execute(f"ALTER TABLE proxy_runs DROP COLUMN {name}")
+        catalog._connection.execute("COMMENT ON TABLE snapshots IS 'One row: which catalogue this is.'")
+    result = {
+        "run": "a", "model_size": "tiny", "step": 1, "samples_seen": 2, "seed": 0, "mixture": {"x": 1.0, "y": 0.0},
+        "losses": {"x": {"value": 1.5}}, "epochs": {"x": 2.0}, "validation": {"release": "r", "batch_size": 8},
+    }  # fmt: skip
+    with Catalog.open(str(tmp_path)) as catalog:
+        catalog.record_proxy_runs("s", [result])
+        catalog.record_proxy_runs("s", [result | {"seed": 3}])
+    (row,) = read_proxy_runs(str(tmp_path))
+    assert (row["run"], row["study"], row["seed"], row["loss_x"], row["mix_y"]) == ("s/a", "s", 3, 1.5, 0.0)
