@@ -102,7 +102,7 @@ def test_two_workers_keep_every_limit_together(tmp_path: Path, executor: str, nu
         assert len(times) == NUM_SLOW
         # the log's times are arrivals: a busy machine delays some; workers that share no rate send twice as many
         assert max(times) - min(times) > (NUM_SLOW - 1) / RATE - 1
-        assert most_in_window(times, 1.0) <= 1.5 * RATE
+        assert most_in_window(times, 1.0) <= 1.7 * RATE
         assert slow.most_open[f"127.0.0.1:{slow.port}"] <= CONNECTIONS
         # each process asks once; Ray chooses in how many processes the parts run, so a part each is the only sure bound
         num_parts = -(-len(urls) // PART_SIZE)

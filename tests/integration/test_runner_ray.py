@@ -30,6 +30,7 @@ from running import (
 )
 
 from manifests.catalog import Catalog
+from manifests.catalog_file import JOURNAL_FILE
 from manifests.errors import PartError
 from manifests.records import Funnel
 from pipeline.runner.executing import InlineExecutor, Job
@@ -184,11 +185,13 @@ def test_a_worker_that_dies_after_its_last_result_costs_nothing(
     tmp_path: Path, trace: Path, ray_executor: RayExecutor
 ) -> None:
     """As it was found: the part was done again and committed twice, which ended in a traceback of the database."""
-    inner, kill = traced(), int(signal.SIGKILL)
+    inner, kill, journal = traced(), int(signal.SIGKILL), tmp_path / "w" / JOURNAL_FILE  # of what is committed
 
     def work(inputs: dict[str, Any], run: Execution[None]) -> Iterator[PartResult]:
         yield inner(inputs, run)
-        time.sleep(1)  # the driver has it now
+        until = time.monotonic() + 100
+        while inputs["file"] not in journal.read_text(errors="replace") and time.monotonic() < until:
+            time.sleep(0.02)
         os.kill(os.getpid(), kill)
 
     report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(work, 2, trace=str(trace)))

@@ -409,7 +409,7 @@ def test_ray_gives_up_after_max_failures_and_a_signal_stops_the_same_command_wit
     assert line.endswith("run the same command to go on")
 
     process = _on_ray(start, values | {"checkpoint": {"every_steps": 100_000}}, place)
-    _wait_for(step + 3, place, process)
+    _wait_for(_last_step(place) + 3, place, process)  # beyond what the run before has logged
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=500)
     assert process.returncode == 1

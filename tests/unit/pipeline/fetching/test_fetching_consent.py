@@ -248,9 +248,9 @@ def test_what_is_no_rule_of_tdmrep_reserves_nothing(body):
 
 
 def test_a_pattern_of_many_stars_takes_no_time():
-    began = time.process_time()
+    began = time.thread_time()
     assert not reserves([{"location": "/" + "*a" * 5_000 + "$", "tdm-reservation": 1}], "/" + "a" * 4_000 + "b")
-    assert time.process_time() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def test_a_refusal_names_its_signal():

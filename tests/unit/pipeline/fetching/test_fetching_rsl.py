@@ -109,11 +109,11 @@ def test_what_is_no_licence_forbids_nothing(body):
 
 
 def test_a_document_of_many_levels_or_stars_takes_no_time():
-    began = time.process_time()
+    began = time.thread_time()
     assert refusal(b"<rsl>" * 150_000) == ""
     assert refusal(document(content(PROHIBITS.format("all"), url="/" + "*a" * 5_000 + "$")), "/" + "a" * 4_000) == ""
     assert refusal(document(content(PROHIBITS.format("all"), url=f"https://{'*a' * 5_000}/"))) == ""
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_without_a_namespace_it_is_read_all_the_same():

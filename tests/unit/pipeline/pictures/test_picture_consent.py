@@ -81,10 +81,10 @@ def test_what_is_not_understood_forbids_nothing(packet: bytes) -> None:
 def test_entities_are_not_expanded() -> None:
     lol = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<!DOCTYPE x [<!ENTITY l0 "DataMining">{lol}]><x>&l11;</x>'.encode()
-    began = time.process_time()
+    began = time.thread_time()
     assert data_mining(bomb) is None
     assert data_mining(b"<a>" * 300_000 + b"DataMining") is None
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_a_picture_that_says_nothing() -> None:
