@@ -166,6 +166,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
     assert store.injected > 20
     assert hash_stored(store, f"{WORK}/releases") == whole
     assert list((tmp_path / "first-1").glob("*/parts")), "the node that was lost had done parts"
+    assert not list((tmp_path / "other-0").glob("*/parts/*")), "a node keeps nothing of its parts"
 
 
 def start_cluster(store: Store, folder: Path, name: str, num_nodes: int) -> Cluster:

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +15,9 @@ from urllib.parse import unquote
 import fsspec
 import pyarrow.parquet as pq
 import pytest
-from building import ROOT, done, hash_tree, write_folder_config
+from building import done, hash_tree, write_folder_config
 from command_server import CommandServer
 from misbehaving.object_store import BUCKET, Store, hash_stored, serving
-from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import drawn_samples
 
 from manifests import storage
@@ -132,6 +129,7 @@ def test_processes_of_one_machine_write_into_the_store(
     written = Counter(path for method, path in asked_for(store, "runs/processes") if method == "PUT")
     files = {path: num for path, num in written.items() if path.startswith(("tables/", "pool/", "releases/"))}
     assert set(files.values()) == {1}
+    assert not fsspec.filesystem("s3", **store.options).find(f"{BUCKET}/runs/processes/scratch")
 
 
 @pytest.mark.slow
@@ -305,31 +303,3 @@ def test_a_killed_driver_is_followed_by_one_elsewhere(
     assert len(read_before & again) <= 4, "only the part in flight is read again"
     assert len(again) >= NUM - 21
     assert releases_in(store, "runs/killed") == whole
-
-
-@pytest.mark.slow
-def test_two_nodes_that_share_no_disk(store: Store, pictures: str, whole: dict[str, str], tmp_path: Path) -> None:
-    """Two real Ray nodes, each with a local folder of its own; row groups are read out of the store."""
-    with Cluster() as cluster:
-        for number in range(2):
-            local = str(tmp_path / f"node-{number}")
-            env = store.environment() | {"PYTHONPATH": str(ROOT), remote.PLACE_VARIABLE: local}
-            cluster.start(env=env)
-        config = write_folder_config(
-            tmp_path, f"s3://{BUCKET}/runs/spread", pictures, executor="ray", ray={"address": cluster.address}
-        )
-        store.requests, store.sent = [], []
-        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        env |= ENVIRONMENT | {"PYTHONPATH": str(ROOT), remote.PLACE_VARIABLE: str(tmp_path / "node-0")}
-        command = [sys.executable, "-c", "import sys; from pipeline.cli import main; sys.exit(main())"]
-        ended = subprocess.run(
-            [*command, "build", str(config)], env=env, capture_output=True, text=True, timeout=600, check=False
-        )
-        assert ended.returncode == 0, ended.stderr
-    assert releases_in(store, "runs/spread") == whole
-    assert list((tmp_path / "node-1").glob("*/parts")), "the second node did parts, too"
-    assert not list((tmp_path / "node-1").glob("*/parts/*")), "and keeps nothing of them"
-    asked = asked_for(store, "runs/spread")
-    written = Counter(path for method, path in asked if method == "PUT" and path.startswith(("tables/", "pool/")))
-    assert max(written.values()) <= 3
-    assert not fsspec.filesystem("s3", **store.options).find(f"{BUCKET}/runs/spread/scratch")
