@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,13 +62,10 @@ example:
   dalip train run.yaml           # model: {architecture: TOKENS/architecture.json}, data: {tokens: TOKENS}
 
 Run it again after any interruption: it goes on."""
-_EXPORT_EXAMPLE = (
-    """\
+_EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
   dalip export data/demo/runs/dalip my-model --format huggingface"""
-    ""
-)
 _PUBLISH_EXAMPLE = """\
 example:
   dalip publish data/demo/runs/dalip --to hf:my-lab/plants --dry-run
@@ -294,18 +290,13 @@ def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[s
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from manifests.settings import read_settings
-    from training.config import EvalSettings
     from training.evaluation.evaluate import evaluate_model
     from training.evaluation.report import report_lines
     from training.evaluation.trained_model import open_trained_model
 
-    settings = read_settings(options.settings, EvalSettings) if options.settings else None
-    trained = open_trained_model(options.model, output_dir=options.output)
+    trained = open_trained_model(options.model, output_dir=options.output).measured_by(options.settings)
     if options.kind is not None:
         trained.model.use_kind(options.kind)
-    if settings is not None:
-        trained = replace(trained, settings=trained.settings.model_copy(update={"eval": settings}))
     result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
     print("\n".join(report_lines(result)))
     if trained.address is not None and options.out is None:

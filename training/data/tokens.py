@@ -57,11 +57,11 @@ def fill_store(
     identity: dict[str, Any],
     num_rows: int,
     encode: Callable[[Sequence[int]], NDArray[np.float32]],
-    on_chunk: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Compute what is missing of the tokens of rows 0 to `num_rows` - 1; `encode` gives those of some rows.
 
-    `identity` is all that the tokens depend on. `on_chunk` is told the number of chunks that are there, and of all.
+    `identity` is all that the tokens depend on. `say` gets a line of progress for each chunk.
 
     Raises: ConfigError for a folder that holds tokens of something else.
     """
@@ -85,7 +85,7 @@ def fill_store(
             stream = io.BytesIO()
             np.save(stream, np.clip(tokens, -_LARGEST, _LARGEST).astype(np.float16))
             chunks.write(_chunk_name(done), stream.getvalue())
-        on_chunk(done + 1, len(starts))
+        say(f"{folder}: {done + 1} of {len(starts)} chunks")
 
 
 def open_stores(folder: Path, pool: SamplePool, members: Sequence[str]) -> tuple[TokenStore, list[TokenStore]] | None:

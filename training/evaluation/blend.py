@@ -116,7 +116,8 @@ def blend(
         raise ConfigError(f"{target}: is one of the models to blend; choose another --out")
     model = _common_model(start, end)
     first, last = (_state_like(model, trained.model) for trained in (start, end))
-    settings, chosen = _without_extras(end.settings), split or end.settings.eval.split
+    judged = end.settings.eval.model_copy(update={"retrieval": False, "few_shot": None})
+    settings, chosen = end.settings.model_copy(update={"eval": judged}), split or judged.split
     if chosen is None and not settings.eval.sets:
         raise ConfigError("nothing to measure: eval.split is null and eval.sets is empty")
     if chosen is not None and release is None and not end.has_release:
@@ -161,7 +162,9 @@ def blend(
         best = max(rows, key=lambda row: (row.score, -row.alpha))
         model.load_state_dict(blended_state(first, last, best.alpha))
         code = export_hugging_face(model.cpu(), folder, end.settings.loss)
-        storage.write_file(str(folder / PLOT_FILE), _plot(rows, best, groups))
+        title = f"alpha from 0, START, to 1, END; chosen: {best.alpha:g}"
+        panel = Panel(title, functools.partial(_draw, rows, best, groups), "", 5.2, 4.2, 0.85)
+        storage.write_file(str(folder / PLOT_FILE), draw_png([panel]))
         storage.publish_json(folder / TABLE_FILE, table | {"alpha": best.alpha, "rows": [vars(row) for row in rows]})
     return best, code
 
@@ -248,11 +251,6 @@ def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
     return {name: state[name].detach().cpu().clone() for name in model.state_dict() if name in state}
 
 
-def _without_extras(settings: TrainSettings) -> TrainSettings:
-    """The settings without figures that no group is judged by."""
-    return settings.model_copy(update={"eval": settings.eval.model_copy(update={"retrieval": False, "few_shot": None})})
-
-
 def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], domains: list[str]) -> Groups:
     """The groups that were named; else the two groups of sets, or the two domains, one of which is called general.
 
@@ -292,11 +290,6 @@ def _line(row: Row, groups: Groups) -> str:
         for name, figure in ((groups.expert, row.expert), (groups.general, row.general))
     ]
     return f"alpha {row.alpha:.2f}  {'  '.join(parts)}"
-
-
-def _plot(rows: Sequence[Row], best: Row, groups: Groups) -> bytes:
-    title = f"alpha from 0, START, to 1, END; chosen: {best.alpha:g}"
-    return draw_png([Panel(title, functools.partial(_draw, rows, best, groups), "", 5.2, 4.2, 0.85)], "")
 
 
 def _draw(rows: Sequence[Row], best: Row, groups: Groups, axis: Any) -> None:

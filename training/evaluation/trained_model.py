@@ -18,9 +18,9 @@ from torch import Tensor
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.release import Release
-from manifests.settings import differences, parse_settings
+from manifests.settings import differences, parse_settings, read_settings
 from manifests.storage import is_remote
-from training.config import SETTINGS_FILE, TrainSettings, read_train_settings
+from training.config import SETTINGS_FILE, EvalSettings, TrainSettings, read_train_settings
 from training.data import loader
 from training.model import weights
 from training.model.architecture import architecture_config, register_architecture
@@ -49,6 +49,16 @@ class TrainedModel:
     notes: tuple[str, ...] = ()
     has_release: bool = True
     address: str | None = None  # of the run in an object store; `folder` is its copy
+
+    def measured_by(self, path: str | None) -> TrainedModel:
+        """The model with the `eval` section that a YAML file holds; with its own where none is named.
+
+        Raises: ConfigError.
+        """
+        if path is None:
+            return self
+        settings = self.settings.model_copy(update={"eval": read_settings(path, EvalSettings)})
+        return replace(self, settings=settings)
 
 
 def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedModel:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from training.model import towers
+from training.model.architecture import architecture_config
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
 from training.model.precision import full_precision, without_autocast
@@ -52,8 +53,9 @@ class DalipModel(nn.Module):
         self.second_order = resolve_second_order(settings)
         self.new_parameters: tuple[str, ...] = ()
         self.unused_tensors: tuple[str, ...] = ()
-        width = _embed_dim(settings.architecture) if settings.projectors else 0
-        self.projectors = nn.ParameterDict({kind: torch.eye(width) for kind in settings.projectors[1:]})
+        of_kinds = settings.projectors[1:]
+        width = architecture_config(settings.architecture)["embed_dim"] if of_kinds else 0
+        self.projectors = nn.ParameterDict({kind: torch.eye(width) for kind in of_kinds})
         self.kind = 0  # number of the kind that a picture is projected for where nothing else is said
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
@@ -288,12 +290,6 @@ def _branches(
         dropout_axis=second.text_dropout_axis, **common,
     )  # fmt: skip
     return branch(image), branch(text)
-
-
-def _embed_dim(architecture: str) -> int:
-    from training.model.architecture import architecture_config
-
-    return int(architecture_config(architecture)["embed_dim"])
 
 
 def _normalised(features_BC: Tensor) -> Tensor:

@@ -42,18 +42,14 @@ def plot_runs(folders: Sequence[str], out: str, metrics: Sequence[str] = ()) -> 
 
     Raises: ConfigError.
     """
-    _check(out, metrics)
+    if unknown := sorted(set(metrics) - set(METRICS)):
+        raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
+    require_picture("--out", out)
     runs = dict(zip(_labels(folders), (read_curves(Path(folder)) for folder in folders), strict=True))
     panels = _panels(runs, metrics)
     if not panels:
         raise ConfigError(f"none of the runs has logged {', '.join(metrics)}")
     storage.write_file(out, draw_png(panels, ", ".join(runs)))
-
-
-def _check(out: str, metrics: Sequence[str]) -> None:
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise ConfigError(f"unknown metric '{unknown[0]}'; there are: {', '.join(METRICS)}")
-    require_picture("--out", out)
 
 
 def read_curves(folder: Path) -> Curves:

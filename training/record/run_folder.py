@@ -218,7 +218,7 @@ def inspect_run(
     if changed and not (allow_changed and checkpoints and not finished):
         what = "a finished run" if finished else "checkpoints"
         raise ConfigError(
-            f"{folder}: holds {what} of another config or release ({_first_few(changed)}); choose another --output, "
+            f"{folder}: holds {what} of another config or release ({'; '.join(changed[:3])}); choose another --output, "
             "or --no-resume to train anew in its place"
             + ("" if finished or fixed else ", or --allow-changed to go on from its checkpoint")
         )
@@ -246,8 +246,3 @@ def _by_content(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, An
     models = [each.get("model") or {} for each in (identity, other)]
     left_out = "pretrained" if all("pretrained_sha256" in model for model in models) else "pretrained_sha256"
     return identity | {"model": {key: value for key, value in models[0].items() if key != left_out}}
-
-
-def _first_few(changed: Sequence[str], limit: int = 3) -> str:
-    more = f" and {len(changed) - limit} more" if len(changed) > limit else ""
-    return "; ".join(changed[:limit]) + more

@@ -143,9 +143,6 @@ def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
         "corrupt": dict(progress.corrupt),
         "skipped": progress.skipped,
         "places": [list(part.items()) for part in gather_from_ranks(progress.places, trainer.ranks)],
-        "position": progress.step * trainer.settings.data.batch_size,
-        "seed": trainer.settings.seed,
-        "fingerprints": list(trainer.pool.fingerprints),
     }
     on_main(trainer.ranks, lambda: run.save(progress.step, content))
 

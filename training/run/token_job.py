@@ -113,7 +113,7 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
                 identity |= {"member": member, "components": architecture["components"]}
                 encode = _encoder(clip.text if member else clip.visual, source, member, settings.batch_size)
                 target = store_folder(folder, split, "text" if member else "image", member)
-                fill_store(target, identity, len(source.pool), encode, _progress(str(target), say))
+                fill_store(target, identity, len(source.pool), encode, say)
         path = folder / ARCHITECTURE_FILE
         storage.publish_bytes(str(path), (json.dumps(architecture, indent=2) + "\n").encode("utf-8"))
         return path
@@ -128,10 +128,6 @@ def _encoder(
         return torch.cat(parts).numpy()
 
     return encode
-
-
-def _progress(name: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
-    return lambda done, total: say(f"{name}: {done} of {total} chunks")
 
 
 class _Source:

@@ -252,20 +252,13 @@ def _add_blend(add: AddCommand) -> None:
 
 
 def _blend(options: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from manifests.settings import read_settings
-    from training.config import EvalSettings
     from training.evaluation.blend import PLOT_FILE, RULE, TABLE_FILE, blend, parse_alphas
     from training.evaluation.trained_model import open_trained_model
     from training.record.run_files import refuse_within_run
 
     alphas = parse_alphas(options.alpha)
     refuse_within_run(options.out)
-    measures = read_settings(options.settings, EvalSettings) if options.settings else None
-    start, end = open_trained_model(options.start), open_trained_model(options.end)
-    if measures is not None:
-        end = replace(end, settings=end.settings.model_copy(update={"eval": measures}))
+    start, end = open_trained_model(options.start), open_trained_model(options.end).measured_by(options.settings)
     names = {name: getattr(options, name) for name in ("expert", "general", "release", "split")}
     best, code = blend(start, end, options.out, alphas, say=lambda line: print(line, flush=True), **names)
     print(f"chosen: alpha {best.alpha:g}, by {RULE}")
