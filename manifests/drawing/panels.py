@@ -49,7 +49,7 @@ class Panel:
 def require_picture(option: str, out: str) -> None:
     """Raises: ConfigError when the name of a file is none of a picture, or something else lies there."""
     if Path(out).is_dir() or Path(out).suffix.lower() != ".png":
-        raise ConfigError(f"{option} {out}: the name of a picture must end in .png")
+        raise ConfigError(f"{option} {out}: the name must end in .png, as of a picture")
     require_output(out, lambda content: content.startswith(b"\x89PNG") and MADE_BY.encode() in content[:400])
 
 
