@@ -61,16 +61,16 @@ def expand_domains(domains: tuple[str, ...], groups: Groups) -> tuple[str, ...]:
     return tuple(member for domain in domains for member in groups.get(domain, {domain: 1.0}))
 
 
-def expand_shares(
-    domains: tuple[str, ...], shares_QG: Array, groups: Groups, order: tuple[str, ...] | None = None
-) -> Array:
-    """Shares of the members of all groups, in the order of `expand_domains` or in another one."""
-    by_domain = {
-        member: shares_QG[..., g] * part
-        for g, domain in enumerate(domains)
-        for member, part in groups.get(domain, {domain: 1.0}).items()
-    }
-    return np.stack([by_domain[domain] for domain in order or tuple(by_domain)], axis=-1)
+def expand_shares(domains: tuple[str, ...], shares_QG: Array, groups: Groups) -> Array:
+    """Shares of the members of all groups, in the order of `expand_domains`."""
+    return np.stack(
+        [
+            shares_QG[..., g] * part
+            for g, domain in enumerate(domains)
+            for part in groups.get(domain, {domain: 1.0}).values()
+        ],
+        axis=-1,
+    )
 
 
 def merge_limits(limits: Limits, groups: Groups) -> Limits:
