@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from process_tree import below, kill
+
 MODULES = {"plantmix": ("pipeline.flow",), "dalip": ("open_clip", "training.run.loop")}  # what takes seconds to import
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
@@ -50,6 +52,7 @@ class Command:
             streams = [nothing.fileno(), *(stream.fileno() for stream in self._streams)]
             socket.send_fds(self._server, [command], streams)
         self.pid = int(self._server.recv(9))
+        _running.append(self)
 
     def poll(self) -> int | None:
         return self._wait(0)
@@ -82,7 +85,18 @@ class Command:
             self._texts = self.said()
             for opened in (self._server, *self._streams):
                 opened.close()
+            _running.remove(self)
         return self.returncode
+
+
+_running: list[Command] = []
+
+
+def end_all() -> None:
+    """Kill what still runs, and what that has started: a test that failed has left it."""
+    for command in _running:
+        kill([*below(command.pid), command.pid])
+        command.wait(500)
 
 
 class CommandServer:

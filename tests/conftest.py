@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from command_server import CommandServer, serving_commands
+from command_server import CommandServer, end_all, serving_commands
 from hypothesis import settings
 
 settings.register_profile("plantmix", deadline=None)
@@ -36,6 +36,12 @@ def commands(temporary_folder: Path) -> Iterator[CommandServer]:
     """Starts `plantmix` and `dalip` as processes that need not import anything first."""
     with serving_commands(os.environ) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    yield
+    end_all()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

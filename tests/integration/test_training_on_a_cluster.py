@@ -6,14 +6,12 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import release_writer as writer
 import yaml
 from command_server import Command, CommandServer
-from process_tree import below, kill
 from ray_nodes import ENVIRONMENT, Cluster
 
 
@@ -40,17 +38,9 @@ def _config(folder: Path, run: Path) -> str:
     return str(config)
 
 
-@contextmanager
-def _training(commands: CommandServer, config: str, cluster: Cluster, num_workers: int) -> Iterator[Command]:
-    """The command; no process of it outlives this."""
+def _train(commands: CommandServer, config: str, cluster: Cluster, num_workers: int) -> Command:
     on_ray = ("--launcher", "ray", "--num-workers", str(num_workers), "--ray-address", cluster.address)
-    process = commands.start("dalip", "train", config, *on_ray, **ENVIRONMENT, GLOO_SOCKET_IFNAME="lo")
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            kill([*below(process.pid), process.pid])
-            process.wait(30)
+    return commands.start("dalip", "train", config, *on_ray, **ENVIRONMENT, GLOO_SOCKET_IFNAME="lo")
 
 
 def _end(process: Command) -> str:
@@ -65,12 +55,12 @@ def test_a_signal_ends_the_wait_for_machines_that_are_not_there(
     cluster: Cluster, commands: CommandServer, tmp_path: Path
 ) -> None:
     waits = "\ndalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
-    with _training(commands, _config(tmp_path, tmp_path / "run"), cluster, num_workers=9) as process:
-        while waits not in "\n" + process.said()[1]:
-            assert process.poll() is None, process.said()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        last = _end(process)
+    process = _train(commands, _config(tmp_path, tmp_path / "run"), cluster, num_workers=9)
+    while waits not in "\n" + process.said()[1]:
+        assert process.poll() is None, process.said()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    last = _end(process)
     assert last == "dalip: error: stopped by a signal before training went on: 9 processes need 9 cores, and Ray has 1"
     assert not (tmp_path / "run" / "stop-asked").exists()
 
@@ -83,8 +73,7 @@ def test_a_machine_that_does_not_share_the_runs_folder_is_named_before_the_first
     run = tmp_path / "run"
     run.mkdir()
     cluster.start(num_cpus=1, hidden=[run])
-    with _training(commands, _config(tmp_path, run), cluster, num_workers=2) as process:
-        last = _end(process)
+    last = _end(_train(commands, _config(tmp_path, run), cluster, num_workers=2))
     assert last.startswith("dalip: error: on machine ")
     assert f": {run} is not the folder of the machine that started the run: let --output lie on a disk that" in last
     assert not (run / "log.jsonl").exists()

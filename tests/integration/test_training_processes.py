@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,16 @@ Start = Callable[..., list[Command]]
 
 
 @pytest.fixture(scope="module")
-def start(commands: CommandServer) -> Iterator[Start]:
-    """Starts `dalip train`, as one process or as the ranks of one run. A test that fails leaves no process behind."""
-    started: list[Command] = []
+def start(commands: CommandServer) -> Start:
+    """Starts `dalip train`, as one process or as the ranks of one run."""
 
     def begin(values: dict[str, Any], place: Path, *options: str, num_ranks: int = 1) -> list[Command]:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks)}
         ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
         config = ("dalip", "train", _config(values, place), *options)
-        new = [commands.start(*config, **_VARIABLES, **(rank if num_ranks > 1 else {})) for rank in ranks]
-        started.extend(new)
-        return new
+        return [commands.start(*config, **_VARIABLES, **(rank if num_ranks > 1 else {})) for rank in ranks]
 
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            kill([*below(process.pid), process.pid])
-            process.wait(500)
+    return begin
 
 
 @pytest.fixture(scope="module")

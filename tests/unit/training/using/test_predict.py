@@ -247,14 +247,13 @@ def test_a_killed_predict_or_embed_asks_only_for_what_is_missing_and_ends_the_sa
     assert main([*given, "--out", str(whole)]) == 0
     process = commands.start("dalip", *given, "--out", out)
     pieces = out.with_name(f"{name}.pieces")
-    try:
-        deadline = time.monotonic() + 500
-        while not _num_noted(pieces) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait(500)
+    deadline = time.monotonic() + 500
+    while not _num_noted(pieces) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None, process.said()
+    process.kill()
+    process.wait(500)
     assert not out.exists(), "it was killed before its end"
     num_done = _num_noted(pieces)
     assert num_done < 3
