@@ -20,6 +20,7 @@ import yaml
 from walk.web import picture
 
 from pipeline.cli import main
+from pipeline.config import BuildConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_PLANTS, NUM_GENERAL = 40, 110
@@ -157,6 +158,18 @@ def folder_source(path: Path | str, **defaults: str) -> dict[str, Any]:
         "folder": {"path": str(path)},
         "defaults": {"licence": "CC0-1.0", **defaults},
     }
+
+
+def photos_config(folder: Path, work_dir: Path, **sections: Any) -> BuildConfig:
+    """A build in one process of the pictures in a folder, all with the same caption."""
+    photos = {
+        "name": "photos",
+        "domain": "food",
+        "folder": {"path": str(folder), "captions": "none"},
+        "defaults": {"caption": "a photo of something to eat", "licence": "CC0-1.0"},
+    }
+    values = {"name": "demo", "work_dir": str(work_dir), "sources": [photos], "mix": {"ratio": {"food": 1}}}
+    return BuildConfig.model_validate({**values, "run": {"executor": "inline"}, **sections})
 
 
 def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import photos_config
 from PIL import Image
 
 from manifests.catalog import Catalog
 from manifests.reader import read_status
 from pipeline.commands.status import describe_status
-from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
 from pipeline.sidefiles.contact_sheets import Picture, collect_duplicates
@@ -20,23 +20,7 @@ PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 
 
 def build(folder: Path, work: Path, **dedup: Any) -> None:
-    config = BuildConfig.model_validate(
-        {
-            "name": "demo",
-            "work_dir": str(work),
-            "sources": [
-                {
-                    "name": "photos",
-                    "domain": "food",
-                    "folder": {"path": str(folder), "captions": "none"},
-                    "defaults": {"caption": "a photo of something to eat", "licence": "CC0-1.0"},
-                }
-            ],
-            "dedup": dedup,
-            "mix": {"ratio": {"food": 1}},
-            "run": {"executor": "inline"},
-        }
-    )
+    config = photos_config(folder, work, dedup=dedup)
     with Catalog.open(str(work)) as catalog:
         Runner(config, FLOW, catalog).run(last="select")
 

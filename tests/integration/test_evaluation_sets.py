@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from building import photos_config
 from PIL import Image, ImageOps
 
 from manifests import tables
@@ -64,24 +65,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(pictures: Path, workdir: Path, evaluation: Sequence[dict[str, Any]], **changes: Any) -> BuildConfig:
-    return BuildConfig.model_validate(
-        {
-            "name": "demo",
-            "work_dir": str(workdir),
-            "sources": [
-                {
-                    "name": "photos",
-                    "domain": "food",
-                    "folder": {"path": str(pictures / "source"), "captions": "none"},
-                    "defaults": {"caption": "a photo of something to eat", "licence": "CC0-1.0"},
-                }
-            ],
-            "evaluation": list(evaluation),
-            "mix": {"ratio": {"food": 1}},
-            "run": {"executor": "inline"},
-            **changes,
-        }
-    )
+    return photos_config(pictures / "source", workdir, evaluation=list(evaluation), **changes)
 
 
 def build(config: BuildConfig) -> BuildReport:

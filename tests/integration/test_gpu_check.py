@@ -52,7 +52,8 @@ def test_the_twin_measures_steps_and_a_killed_run(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(gpu_check, "STEP_SECONDS", 3600.0)
     monkeypatch.setattr(gpu_check, "ALL_SECONDS", 3600.0)
     out = tmp_path / "rows.jsonl"
-    assert gpu_check.main(["--only", "ViT-B-32", "run", "--out", str(out)]) == 0, out.with_suffix(".log").read_text()[-3000:]
+    options = ["--only", "ViT-B-32", "run", "--out", str(out)]
+    assert gpu_check.main(options) == 0, out.with_suffix(".log").read_text()[-3000:]
     rows = {(row["step"], row["row"]): row for row in rows_in(out)}
     assert list(rows) == [(step, name) for step in ("ViT-B-32", "run") for name in gpu_check.PLAN[step]]
     assert all(row["samples_per_second"] > 0 for row in rows.values())

@@ -16,8 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-import yaml
-from building import PLANTMIX, ROOT, hash_tree
+from building import PLANTMIX, ROOT, hash_tree, loopback, write_small_config
 from misbehaving.answers import encode, send_picture
 from misbehaving.object_store import BUCKET, Store, become_user, hash_stored, serving
 from misbehaving.server import MisbehavingServer
@@ -78,29 +77,20 @@ def write_config(folder: Path, work_dir: str, **run: Any) -> str:
         "files": ("general", {"folder": {"path": f"s3://{BUCKET}/pictures", "captions": "text_file"}}),
         "shards": ("general", {"webdataset": {"path": f"s3://{BUCKET}/shards"}}),
     }
-    values = {
-        "name": "lossy",
-        "work_dir": work_dir,
-        "sources": [
-            {"name": name, "domain": domain, **place, "defaults": {"licence": "CC0"}}
-            for name, (domain, place) in places.items()
-        ],
-        "fetch": {
-            "network": {
-                "threads": 2,
-                "retries": 0,
-                "robots_txt": False,
-                "allow_private_addresses": True,
-                "limits": {"requests_per_second": None, "connections": 2},
-            }
-        },
-        "mix": {"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
-        "pack": {"samples_per_shard": 10},
-        "run": {"fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.1, **run},
-    }
-    path = folder / f"{run.get('executor', 'ray')}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
+    config = write_small_config(
+        folder,
+        *(
+            {"name": name, "domain": of, **place, "defaults": {"licence": "CC0"}}
+            for name, (of, place) in places.items()
+        ),
+        name="lossy",
+        work_dir=work_dir,
+        fetch=loopback(threads=2, robots_txt=False, limits={"connections": 2}),
+        mix={"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
+        pack={"samples_per_shard": 10},
+        run={"fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.1, **run},
+    )
+    return str(config)
 
 
 class Misfortune:
@@ -136,7 +126,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
     misfortune = Misfortune()
     store.choose = misfortune.choose
     with start_cluster(store, tmp_path, "first", 2) as cluster:
-        config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", ray={"address": cluster.address})
+        config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", executor="ray", ray={"address": cluster.address})
         second = cluster.nodes[1].pid
         driver = start_build(config, tmp_path / "first-0")
         misfortune.lose["pool", 3] = lambda: kill([pid for pid, name in below(second).items() if "/raylet " in name])
@@ -158,7 +148,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
     assert not misfortune.lose
 
     with start_cluster(store, tmp_path, "other", 1) as cluster:
-        config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", ray={"address": cluster.address})
+        config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", executor="ray", ray={"address": cluster.address})
         driver = start_build(config, tmp_path / "other-0")
         _, said = driver.communicate(timeout=300)
         assert driver.returncode == 0, said

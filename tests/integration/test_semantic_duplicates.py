@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from building import photos_config
 from tiny_clip import MODEL, save_weights
 
 from manifests import storage
@@ -54,23 +55,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, work: Path, weights: Path, **semantic: Any) -> BuildConfig:
-    return BuildConfig.model_validate(
-        {
-            "name": "demo",
-            "work_dir": str(work),
-            "sources": [
-                {
-                    "name": "photos",
-                    "domain": "food",
-                    "folder": {"path": str(folder), "captions": "none"},
-                    "defaults": {"caption": "a photo of something to eat", "licence": "CC0-1.0"},
-                }
-            ],
-            "dedup": {"semantic": {"model": str(MODEL), "pretrained": str(weights), **semantic}},
-            "mix": {"ratio": {"food": 1}},
-            "run": {"executor": "inline"},
-        }
-    )
+    model = {"model": str(MODEL), "pretrained": str(weights)}
+    return photos_config(folder, work, dedup={"semantic": {**model, **semantic}})
 
 
 def build(config: BuildConfig) -> dict[str, int]:
