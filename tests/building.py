@@ -172,17 +172,6 @@ def photos_config(folder: Path, work_dir: Path, **sections: Any) -> BuildConfig:
     return BuildConfig.model_validate({**values, "run": {"executor": "inline"}, **sections})
 
 
-def run_plantmix(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """The real command, in a process of its own."""
-    return subprocess.run(
-        [*PLANTMIX, *(str(argument) for argument in arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The real command in this process, which has loaded all that a process would load first."""
     given = [str(argument) for argument in arguments]

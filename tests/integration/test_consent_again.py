@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import PLANTMIX, list_source, loopback, write_small_config
+from building import list_source, loopback, write_small_config
+from command_server import CommandServer
 from misbehaving.answers import encode, pixels
 from misbehaving.consent import licence
 from misbehaving.owners import mining, signed, with_xmp
@@ -268,16 +268,22 @@ def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
 
 @pytest.mark.slow
 def test_a_licence_is_obeyed_after_a_kill_on_the_way(
-    tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    server: _Server,
+    made: Any,
+    commands: CommandServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = write_config(tmp_path, server, STRICT["rsl_licence"])
     server.asked.clear()
     monkeypatch.setattr(server, "holds_after", 12)
-    with subprocess.Popen([*PLANTMIX, "build", str(config), *TO_FETCH]) as process:
-        deadline = time.monotonic() + 120
-        while server.asked.total() < 13 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.kill()
+    process = commands.start("plantmix", "build", config, *TO_FETCH)
+    deadline = time.monotonic() + 120
+    while server.asked.total() < 13 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait(120)
     assert server.asked["GET", "/licence.xml"] == 1, "once a host, whatever the pictures"
     server.let_go.set()
     monkeypatch.undo()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import socket
 import subprocess
 import time
@@ -12,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from building import PLANTMIX, hash_tree, write_folder_config
+from building import hash_tree, write_folder_config
+from command_server import CommandServer
 from environments import environment
 from gcsfs.core import GCSFileSystem
 from release_writer import drawn_samples
@@ -53,7 +53,7 @@ def wait_for(port: int) -> None:
     raise TimeoutError(f"no server on port {port}")
 
 
-def run(folder: Path, endpoint: str, *arguments: str) -> str:
+def run(commands: CommandServer, folder: Path, endpoint: str, *arguments: str) -> str:
     """One command of a user of the store; returns what it printed to stderr."""
     store = {
         "STORAGE_EMULATOR_HOST": endpoint,
@@ -61,10 +61,10 @@ def run(folder: Path, endpoint: str, *arguments: str) -> str:
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # and nobody asks Google what kind of bucket it is
         remote.PLACE_VARIABLE: str(folder / "local"),
     }
-    command = [*PLANTMIX, *arguments]
-    done = subprocess.run(command, env=os.environ | store, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    command = commands.start("plantmix", *arguments, **store)
+    _, err = command.communicate(timeout=300)
+    assert command.returncode == 0, err
+    return err
 
 
 def hash_bucket(endpoint: str, folder: str) -> dict[str, str]:
@@ -73,7 +73,9 @@ def hash_bucket(endpoint: str, folder: str) -> dict[str, str]:
     return {path.removeprefix(f"{folder}/"): hashlib.sha256(fs.cat_file(path)).hexdigest() for path in fs.find(folder)}
 
 
-def test_a_build_a_check_and_a_takedown_leave_what_they_leave_on_a_disk(endpoint: str, tmp_path: Path) -> None:
+def test_a_build_a_check_and_a_takedown_leave_what_they_leave_on_a_disk(
+    endpoint: str, commands: CommandServer, tmp_path: Path
+) -> None:
     for number, sample in enumerate(drawn_samples(NUM, 0)):
         path = tmp_path / "pictures" / ("plant" if number % 2 else "general") / f"{number:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,15 +84,15 @@ def test_a_build_a_check_and_a_takedown_leave_what_they_leave_on_a_disk(endpoint
     pictures = str(tmp_path / "pictures")
     work, stored = str(tmp_path / "work"), f"gs://{BUCKET}/runs/one"
     said = [
-        run(tmp_path, endpoint, "build", str(write_folder_config(tmp_path, place, pictures)))
+        run(commands, tmp_path, endpoint, "build", str(write_folder_config(tmp_path, place, pictures)))
         for place in (work, stored)
     ]
     assert hash_bucket(endpoint, f"{BUCKET}/runs/one/releases") == hash_tree(tmp_path / "work/releases")
-    said.append(run(tmp_path, endpoint, "verify", stored))
+    said.append(run(commands, tmp_path, endpoint, "verify", stored))
 
     with open_reader(work) as reader:
         ((taken,),) = reader.execute("SELECT min(sample_id) FROM placements").fetchall()
-    said += [run(tmp_path, endpoint, "takedown", place, "--id", taken) for place in (work, stored)]
+    said += [run(commands, tmp_path, endpoint, "takedown", place, "--id", taken) for place in (work, stored)]
     after = hash_bucket(endpoint, f"{BUCKET}/runs/one/releases")
     assert after == hash_tree(tmp_path / "work/releases")
     assert sum(path.endswith("/release.json") for path in after) == 2
