@@ -40,14 +40,16 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
 class Command:
     """A command that was started; what tests need of `subprocess.Popen`. It must be waited for."""
 
-    def __init__(self, place: str, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, place: str, name: str, arguments: list[str], folder: Path, environment: Mapping[str, str]
+    ) -> None:
         self.args = [name, *arguments]
         self.returncode: int | None = None
         self._streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         self._texts: list[str] | None = None
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.connect(place)
-        command = json.dumps([name, arguments, str(Path.cwd()), dict(environment)]).encode()
+        command = json.dumps([name, arguments, str(folder), dict(environment)]).encode()
         with Path(os.devnull).open() as nothing:
             streams = [nothing.fileno(), *(stream.fileno() for stream in self._streams)]
             socket.send_fds(self._server, [command], streams)
@@ -113,9 +115,17 @@ class CommandServer:
             script.write_text(CLIENT.format(python=sys.executable, place=self._place, name=name), encoding="utf-8")
             script.chmod(0o755)
 
-    def start(self, name: str, *arguments: str | Path, **variables: str) -> Command:
-        """A command with this process's environment and `variables`, from its folder."""
-        return Command(self._place, name, [str(argument) for argument in arguments], os.environ | variables)
+    def start(
+        self,
+        name: str,
+        *arguments: str | Path,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        **variables: str,
+    ) -> Command:
+        """A command in a folder and an environment, which are those of this process, with `variables`."""
+        there = dict(os.environ if environment is None else environment) | variables
+        return Command(self._place, name, [str(argument) for argument in arguments], folder or Path.cwd(), there)
 
 
 @contextmanager

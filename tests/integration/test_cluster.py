@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from building import folder_source, write_small_config
+from command_server import Command, CommandServer
 from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import draw_picture
 
@@ -25,29 +26,22 @@ from manifests.services.local_ray import join_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM = 8
-_PLANTMIX = "import sys; from pipeline.cli import main; sys.exit(main())"
 
 
 def build(
-    folder: Path, address: str, env: Mapping[str, str | None] | None = None, **run: Any
-) -> subprocess.CompletedProcess[str]:
+    commands: CommandServer, folder: Path, address: str, env: Mapping[str, str | None] | None = None, **run: Any
+) -> Command:
     """The real command, over pictures in `folder`, from `folder` and with relative paths."""
     write_config(folder, address, **run)
-    return plantmix(folder, "build", env=env)
+    return plantmix(commands, folder, "build", env=env)
 
 
 def plantmix(
-    folder: Path, *command: str, env: Mapping[str, str | None] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", _PLANTMIX, *command, "config.yaml"],
-        cwd=folder,
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    commands: CommandServer, folder: Path, *arguments: str, env: Mapping[str, str | None] | None = None
+) -> Command:
+    command = commands.start("plantmix", *arguments, "config.yaml", folder=folder, environment=environment(env))
+    command.wait(300)
+    return command
 
 
 def environment(more: Mapping[str, str | None] | None = None) -> dict[str, str]:
@@ -69,8 +63,8 @@ def write_config(folder: Path, address: str | None, **run: Any) -> None:
     write_small_config(folder, source, name="config", work_dir="work", run=spread | run)
 
 
-def said(done: subprocess.CompletedProcess[str]) -> str:
-    return done.stdout + done.stderr
+def said(done: Command) -> str:
+    return "".join(done.said())
 
 
 # ---- addresses
@@ -102,10 +96,12 @@ def test_a_port_that_is_no_ray_is_named_at_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize("by_environment", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_rays_client_is_refused_before_it_is_asked(by_environment: bool, tmp_path: Path) -> None:
+def test_rays_client_is_refused_before_it_is_asked(
+    by_environment: bool, commands: CommandServer, tmp_path: Path
+) -> None:
     """It was named as an address to give, but Ray 2.60 refuses the streams in which parts give their results there."""
     write_config(tmp_path, None if by_environment else "ray://127.0.0.1:9", executor="ray")
-    done = plantmix(tmp_path, "build", env={"RAY_ADDRESS": "ray://127.0.0.1:9"} if by_environment else {})
+    done = plantmix(commands, tmp_path, "build", env={"RAY_ADDRESS": "ray://127.0.0.1:9"} if by_environment else {})
     assert done.returncode == 2, said(done)
     (line,) = [line for line in said(done).splitlines() if "ray://127.0.0.1:9" in line and "joining" not in line]
     assert line.startswith(
@@ -130,25 +126,29 @@ def guarded() -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_a_cluster_that_wants_a_token_is_named_in_one_line(guarded: Cluster, tmp_path: Path) -> None:
-    done = build(tmp_path, guarded.address, {"HOME": str(tmp_path)})
+def test_a_cluster_that_wants_a_token_is_named_in_one_line(
+    guarded: Cluster, commands: CommandServer, tmp_path: Path
+) -> None:
+    done = build(commands, tmp_path, guarded.address, {"HOME": str(tmp_path)})
     assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if "run.ray.address" in line]
+    (line,) = [line for line in said(done).splitlines() if "run.ray.address" in line]
     assert "the cluster needs its token, and this machine has none or another" in line
     assert "RAY_AUTH_TOKEN_PATH" in line
     assert "InvalidAuthToken" not in said(done), "no noise of Ray's own"
 
 
 @pytest.mark.slow
-def test_the_token_of_the_account_opens_it_and_another_version_is_one_line(guarded: Cluster, tmp_path: Path) -> None:
+def test_the_token_of_the_account_opens_it_and_another_version_is_one_line(
+    guarded: Cluster, commands: CommandServer, tmp_path: Path
+) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("of-this-test-" + "a" * 32)
     write_config(tmp_path, None, executor="ray")
     env = {"HOME": str(tmp_path), "RAY_ADDRESS": guarded.address, "RAY_AUTH_MODE": None}
-    done = plantmix(tmp_path, "build", env=env)
+    done = plantmix(commands, tmp_path, "build", env=env)
     assert done.returncode == 2, said(done)
-    assert f"RAY_ADDRESS {guarded.address}: the cluster runs Ray 2.59.0 on Python" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"RAY_ADDRESS {guarded.address}: the cluster runs Ray 2.59.0 on Python" in said(done)
+    assert "Traceback" not in said(done)
 
 
 # ---- nodes that lack something, that join, and that are lost
@@ -163,16 +163,17 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-def test_a_cluster_without_cpus_is_named(cluster: Cluster, tmp_path: Path) -> None:
-    done = build(tmp_path, cluster.address)
+def test_a_cluster_without_cpus_is_named(cluster: Cluster, commands: CommandServer, tmp_path: Path) -> None:
+    done = build(commands, tmp_path, cluster.address)
     assert done.returncode == 2, said(done)
-    assert (
-        f"Ray at {cluster.address}: none of its 1 nodes has what one part needs (1 CPU); start a worker" in done.stderr
-    )
+    lacks = f"Ray at {cluster.address}: none of its 1 nodes has what one part needs (1 CPU); start a worker"
+    assert lacks in said(done)
 
 
 @pytest.mark.slow
-def test_a_node_without_disk_packages_or_versions_is_named_before_work(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_without_disk_packages_or_versions_is_named_before_work(
+    cluster: Cluster, commands: CommandServer, tmp_path: Path
+) -> None:
     write_config(tmp_path, cluster.address)
     (tmp_path / "work").mkdir()
     other = tmp_path / "other"
@@ -184,31 +185,31 @@ def test_a_node_without_disk_packages_or_versions_is_named_before_work(cluster: 
         pytest.skip("this machine lets nobody have mounts of their own")
     node = cluster.start(env={"PYTHONPATH": str(other)}, hidden=(hidden, tmp_path / "pictures"))
     try:
-        done = build(tmp_path, cluster.address)
+        done = build(commands, tmp_path, cluster.address)
     finally:
         cluster.kill(node)
     assert done.returncode == 2, said(done)
-    assert "nodes of the Ray cluster that cannot do this build:" in done.stderr
-    assert "other versions: PlantMix missing (here " in done.stderr
-    assert "pillow 10.0.0 (here " in done.stderr
-    assert f"work_dir {hidden}: it is not there, or another folder of that name; mount one shared disk" in done.stderr
-    assert "sources.ours pictures: here a folder, there an empty folder; mount one shared disk" in done.stderr
+    assert "nodes of the Ray cluster that cannot do this build:" in said(done)
+    assert "other versions: PlantMix missing (here " in said(done)
+    assert "pillow 10.0.0 (here " in said(done)
+    assert f"work_dir {hidden}: it is not there, or another folder of that name; mount one shared disk" in said(done)
+    assert "sources.ours pictures: here a folder, there an empty folder; mount one shared disk" in said(done)
     assert not list(hidden.glob(".node-check*"))
     assert not list(hidden.glob("tables/*")), "no work was done"
 
 
 @pytest.mark.slow
 def test_a_build_with_relative_paths_on_a_node_in_another_folder_equals_inline(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, commands: CommandServer, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     cluster.start(num_cpus=3, cwd=elsewhere)
-    done = build(tmp_path / "ray", cluster.address)
+    done = build(commands, tmp_path / "ray", cluster.address)
     assert done.returncode == 0, said(done)
-    assert json.loads(plantmix(tmp_path / "ray", "estimate", "--json").stdout)["assumed"]["num_cores"] == 3
+    assert json.loads(plantmix(commands, tmp_path / "ray", "estimate", "--json").said()[0])["assumed"]["num_cores"] == 3
     write_config(tmp_path / "inline", None)
-    inline = build(tmp_path / "inline", "")
+    inline = build(commands, tmp_path / "inline", "")
     assert inline.returncode == 0, said(inline)
     releases = [next((tmp_path / name / "work/releases").glob("config-*")) for name in ("ray", "inline")]
     assert releases[0].name == releases[1].name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
 import tarfile
 import threading
 from collections import Counter
@@ -16,7 +15,8 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from building import PLANTMIX, ROOT, hash_tree, loopback, write_small_config
+from building import ROOT, hash_tree, loopback, write_small_config
+from command_server import Command, CommandServer
 from misbehaving.answers import encode, send_picture
 from misbehaving.object_store import BUCKET, Store, become_user, hash_stored, serving
 from misbehaving.server import MisbehavingServer
@@ -116,7 +116,7 @@ class Misfortune:
 
 @pytest.mark.slow
 def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbed_one(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, commands: CommandServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     become_user(store, monkeypatch)
     assert main(["build", write_config(tmp_path, str(tmp_path / "work"), executor="inline")]) == 0
@@ -128,7 +128,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
     with start_cluster(store, tmp_path, "first", 2) as cluster:
         config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", executor="ray", ray={"address": cluster.address})
         second = cluster.nodes[1].pid
-        driver = start_build(config, tmp_path / "first-0")
+        driver = start_build(commands, config, tmp_path / "first-0")
         misfortune.lose["pool", 3] = lambda: kill([pid for pid, name in below(second).items() if "/raylet " in name])
         misfortune.lose["pool", 8] = driver.kill
         _, said = driver.communicate(timeout=300)
@@ -136,7 +136,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
         assert cluster.nodes[1].wait(60), "`ray start` ends with its raylet, five files before the driver"
         assert not misfortune.written["releases"]
 
-        driver = start_build(config, tmp_path / "first-0")
+        driver = start_build(commands, config, tmp_path / "first-0")
 
         def power_fails() -> None:
             driver.kill()
@@ -149,7 +149,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
 
     with start_cluster(store, tmp_path, "other", 1) as cluster:
         config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", executor="ray", ray={"address": cluster.address})
-        driver = start_build(config, tmp_path / "other-0")
+        driver = start_build(commands, config, tmp_path / "other-0")
         _, said = driver.communicate(timeout=300)
         assert driver.returncode == 0, said
     store.choose = lambda method, path: None
@@ -168,7 +168,7 @@ def start_cluster(store: Store, folder: Path, name: str, num_nodes: int) -> Clus
     return cluster
 
 
-def start_build(config: str, local: Path) -> subprocess.Popen[str]:
+def start_build(commands: CommandServer, config: str, local: Path) -> Command:
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     env |= ENVIRONMENT | {"PYTHONPATH": str(ROOT), PLACE_VARIABLE: str(local)}
-    return subprocess.Popen([*PLANTMIX, "build", config], env=env, stderr=subprocess.PIPE, text=True)
+    return commands.start("plantmix", "build", config, environment=env)
