@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 import zipfile
@@ -18,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -41,6 +42,7 @@ LOCK_FILE = ".lock"
 # What zipfile raises for damaged bytes, found by changing every byte of a checkpoint in turn. Nothing else is damage:
 # where memory ran out, the checkpoint must not be removed.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OverflowError, RuntimeError, ValueError)
+_locks: set[TextIO] = set()  # open files of `lock_folder`
 _CONTENT = ("step", "state_dict", "optimiser", "scaler", "preprocess", "seconds", "wait_seconds", "corrupt")
 
 
@@ -94,8 +96,8 @@ def digest_of(identity: Any) -> str:
 def lock_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Keep other commands out of a folder that one writes to. It is created if it is not there.
 
-    A process that was lost may hold its lock for a while: killed, until it is gone; on a disk of the network, until the
-    server gives up on its machine.
+    The lock ends with this process, though loader processes that it forked live some seconds longer. On a disk of the
+    network it may stay until the server gives up on a lost machine.
 
     Raises: ConfigError when another one writes there after `wait_seconds`, or the place is not writable.
     """
@@ -120,7 +122,20 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
                 raise ConfigError(
                     f"{folder}: another command is writing here; wait for it, or choose another place"
                 ) from None
-        yield
+        _locks.add(stream)
+        try:
+            yield
+        finally:
+            _locks.discard(stream)
+
+
+def _leave_locks() -> None:
+    """A fork has the locks of its parent until it closes their files."""
+    while _locks:
+        _locks.pop().close()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:

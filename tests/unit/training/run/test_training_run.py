@@ -137,6 +137,20 @@ def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None
         run_once(config)
 
 
+def test_a_folder_is_free_when_its_process_is_gone_though_a_fork_of_it_lives(tmp_path: Path) -> None:
+    """Loader processes see some seconds late that a run was killed."""
+    with checkpoint.lock_folder(tmp_path):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+    try:
+        with checkpoint.lock_folder(tmp_path):
+            pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 def test_a_run_that_another_process_finishes_meanwhile_is_reused(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
