@@ -139,16 +139,21 @@ def test_two_trainings_in_one_folder_are_refused(config: dict[str, Any]) -> None
 
 def test_a_folder_is_free_when_its_process_is_gone_though_a_fork_of_it_lives(tmp_path: Path) -> None:
     """Loader processes see some seconds late that a run was killed."""
+    reads, writes = os.pipe()
     with checkpoint.lock_folder(tmp_path):
         pid = os.fork()
         if pid == 0:
+            os.write(writes, b".")
             signal.pause()
+        assert os.read(reads, 1)
     try:
         with checkpoint.lock_folder(tmp_path):
             pass
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        os.close(reads)
+        os.close(writes)
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_reused(
