@@ -98,7 +98,7 @@ class InlineExecutor:
 def do_job(work: Work, job: Job) -> Iterator[Done]:
     """Run one job in a worker: its result, or its pieces as they come, or the error that ended it.
 
-    A worker is one core's, so a matrix product takes one thread. OpenBLAS would lend the small products of a pHash a
+    Parts run side by side, so a matrix product takes one thread. OpenBLAS would lend the small products of a pHash a
     thread for each core, and the threads wait for each other in loops: a photo took 5.2 CPU ms instead of 2.0 on two
     cores, and longer by the clock too.
     """

@@ -102,7 +102,7 @@ def test_two_workers_keep_every_limit_together(tmp_path: Path, executor: str, nu
         assert len(times) == NUM_SLOW
         # the log's times are arrivals: a busy machine delays some; workers that share no rate send twice as many
         assert max(times) - min(times) > (NUM_SLOW - 1) / RATE - 1
-        assert most_in_window(times, 1.0) <= 1.7 * RATE
+        assert most_in_window(times, 1.0) <= 1.5 * RATE
         assert slow.most_open[f"127.0.0.1:{slow.port}"] <= CONNECTIONS
         # each process asks once; Ray chooses in how many processes the parts run, so a part each is the only sure bound
         num_parts = -(-len(urls) // PART_SIZE)
@@ -121,7 +121,7 @@ def test_two_workers_keep_every_limit_together(tmp_path: Path, executor: str, nu
         assert set(dead) <= {"connect_timeout", "host_unavailable"}
         assert set(sick_rows) == {"http_5xx", "host_unavailable"}
         assert sick_rows["http_5xx"] == len(pictures(sick)) <= 8, "left alone after the first answers"
-        assert dead["connect_timeout"] <= num_dead / 2, "soon left alone: not every row waits for its time-out"
+        assert dead["connect_timeout"] < max(1, num_dead / 2), "soon left alone: not every row waits for its time-out"
 
         broken.mended = True
         slow.close_full_port()  # else its rows wait for their time-out once more

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from building import folder_source, write_small_config
 from command_server import Command, CommandServer
+from environments import lacks
 from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import draw_picture
 
@@ -182,7 +183,7 @@ def test_a_node_without_disk_packages_or_versions_is_named_before_work(
     (other / "sitecustomize.py").write_text("import sys\nsys.modules['manifests'] = None\n")  # as if not installed
     hidden = tmp_path / "work"
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody have mounts of their own")
+        lacks("the right to mounts of its own (unshare --mount)")
     node = cluster.start(env={"PYTHONPATH": str(other)}, hidden=(hidden, tmp_path / "pictures"))
     try:
         done = build(commands, tmp_path, cluster.address)
