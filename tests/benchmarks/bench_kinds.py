@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_kinds.py FOLDER...
 
-Reads the labels of results/kinds.csv, finds the pictures by their sha256 anywhere in the folders, stores each as a
+Reads the labels of kinds.csv, finds the pictures by their sha256 anywhere in the folders, stores each as a
 build does by default (shorter side 256 px) and scores it. Writes the scores beside the labels and prints the rates.
 """
 
@@ -19,7 +19,7 @@ from pipeline.pictures.settings import ImageSettings
 from pipeline.scoring.kinds import FaceScorer, TextScorer
 from pipeline.scoring.scorers import find_boxes
 
-LABELS = Path(__file__).parent / "results/kinds.csv"
+LABELS = Path(__file__).parent / "kinds.csv"
 THRESHOLDS = {"face": (0.6, 0.7, 0.8, 0.9), "text": (0.005, 0.01, 0.02, 0.05, 0.1)}
 DIGITS = 16  # of the sha256 that the labels name
 

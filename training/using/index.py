@@ -5,7 +5,7 @@
     INDEX/index.json      the model's fingerprint, the features, the number of vectors; written last
 
 A search compares the query with every vector, so it misses nothing. Time and memory grow with the number of vectors:
-tests/benchmarks/results/using.md has both, and what other engines take. Gives up with ConfigError on tables that are
+tests/benchmarks/results/training.md has both, and what other engines take. Gives up with ConfigError on tables that are
 not of one model, on a folder that is no index, and on a query by another model.
 """
 
