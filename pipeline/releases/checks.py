@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
+from manifests import storage, tables
 from manifests.errors import ConfigError, IntegrityError
 from manifests.reader import open_reader
 from manifests.release import RECORD_FILE, SPLIT_FOLDERS, WHEN_DAMAGED, Release
@@ -24,7 +24,8 @@ from manifests.remote.folder import bring_missing
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples, work_folder_of
 from pipeline.sidefiles.citation import counts_of, write_counts
-from pipeline.store.sql import view_parquet
+from pipeline.store.files import Files
+from pipeline.store.sql import view_parquet, view_table
 
 MAX_SHOWN = 10
 
@@ -186,12 +187,19 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
         if not packed:
             return Comparison(why_not="the catalogue of this work folder does not know this release")
         identity = json.loads(packed[0][0])
-        for stage, table in (("fetch", "facts"), ("caption", "captions")):
-            (content,) = identity[table]
-            paths = _paths_with_content(sql, workdir, stage, table, content)
-            if not paths:
+        with_joined = "SELECT DISTINCT json_extract_string(notes, '$.joined_texts') FROM stages WHERE stage = 'caption'"
+        joined = {content for (content,) in sql.execute(with_joined).fetchall()} & set(identity["extra_captions"])
+        packed_from = (
+            ("fetch", "facts", "content", identity["facts"]),
+            ("caption", "captions", "content", identity["captions"]),
+            ("caption", "joined_texts", "joined_texts", joined),
+        )
+        for stage, table, note, contents in packed_from:
+            paths = [_paths_with_content(sql, workdir, stage, table, note, content) for content in contents]
+            if not all(paths):
                 return Comparison(why_not=f"the {table} that it was packed from are no longer in the work folder")
-            view_parquet(sql, f"packed_{table}", paths)
+            files = Files(tuple(itertools.chain.from_iterable(paths)))
+            view_table(sql, f"packed_{table}", files, tables.JOINED_TEXTS)  # without joined texts an empty one
         view_parquet(sql, "packed", [samples_path(release)])
         rows = sql.sql(_COMPARED).fetchall()
     return Comparison(
@@ -202,14 +210,14 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
     )
 
 
-def _paths_with_content(sql: Any, workdir: str, stage: str, table: str, content: str) -> list[str]:
-    """Files of a table of the version of a stage that had this content; none where they are no longer there."""
+def _paths_with_content(sql: Any, workdir: str, stage: str, table: str, note: str, content: str) -> list[str]:
+    """Files of a table of the version of a stage that noted this content; none where they are no longer there."""
     versions = sql.execute(
         "SELECT fingerprint, list(f.path ORDER BY sp.step, sp.position) FROM stages s "
         "JOIN stage_parts sp USING (fingerprint) JOIN files f USING (part_key) "
-        "WHERE s.stage = $1 AND s.sealed_at IS NOT NULL AND json_extract_string(s.notes, '$.content') = $2 "
+        "WHERE s.stage = $1 AND s.sealed_at IS NOT NULL AND json_extract_string(s.notes, '$.' || $4) = $2 "
         "AND f.table_name = $3 GROUP BY ALL ORDER BY 1",
-        [stage, content, table],
+        [stage, content, table, note],
     ).fetchall()
     for _, files in versions:
         paths = [storage.join(workdir, file) for file in files]
@@ -227,8 +235,11 @@ _COMPARED = """
             f.stored_sha256 IS DISTINCT FROM p.stored_sha256 AS image,
             t.licence_id IS DISTINCT FROM p.licence_id AS licence,
             NOT coalesce(p.text = coalesce(t.text, '') OR list_contains(map_values(t.texts), p.text)
-                OR (p.text = '' AND p.text_type IS NULL), false) AS text
+                OR (p.text = '' AND p.text_type IS NULL) OR list_contains(j.texts, p.text), false) AS text
         FROM packed p LEFT JOIN packed_facts f USING (sample_id) LEFT JOIN packed_captions t USING (sample_id)
+        LEFT JOIN (
+            SELECT sample_id, list(text) AS texts FROM packed_joined_texts WHERE name IS NOT NULL GROUP BY sample_id
+        ) j USING (sample_id)
     ) WHERE phash OR image OR licence OR text ORDER BY shard, key
 """
 

@@ -63,6 +63,7 @@ SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first o
     "dedup.semantic": ([None], 1, "C5"),
     "caption.rules": ([[{"preset": "general"}], [{"preset": "plant"}], [{}], _TWO_RULES], 1, ""),
     "caption.text.members": ([[], ["sci", "sentence"]], 0.3, ""),
+    "caption.text.choices": ([[{}], [{"any_of": ["caption", "trait"]}]], 0.3, ""),
     "select.licences.deny": ([["all-rights-reserved"], ["CC-BY-NC"], []], 0.6, ""),
     "select.balance.caps": ([[], [{"by": "creator", "at_most": 3}], [{"by": "source", "about": 6}]], 0.4, ""),
     "mix.ratio": ([{"plant": 1, "general": 1}, {"plant": 3, "general": 1}], 1, ""),
@@ -209,6 +210,8 @@ class World:
             for each in sections:
                 section = section.setdefault(each, {})
             section[last] = value
+        if "list" not in self.sources:  # no other source has traits
+            del config["caption"]["text"]["choices"]
         config["fetch"]["network"] |= {
             "allow_private_addresses": True, "retries": 0,
             "limits": {"requests_per_second": None, "connections": 4},
