@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from building import hash_tree, release_of
 from damaging import flip_bit, kinds_of
@@ -419,8 +421,9 @@ def walking(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     web = Web()
+    scorers = str(Path(__file__).parents[1] / "unit/pipeline/scoring")
     try:
-        with web.server:
+        with web.server, mock.patch.object(sys, "path", [scorers, *sys.path]):
             values = semantic_settings(folder) if semantic else [None]
             yield Walk(World(folder / "world", web, frozenset(off), values, tuple(executors), favoured or {}))
     finally:

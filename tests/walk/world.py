@@ -49,6 +49,7 @@ NAMES_OF = {  # files of the folders and the form of each; no ending of `named` 
 MEMBERS = {"m0": "jpg", "m1": "png", "m2": "near", "m3": "grey"}  # pictures of the tar and the form of each
 _OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "noml", "none"]
 _SIGNALS = ["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining"]
+_MIDDLE = {"scorer": "middle", "max_score": 0.5}
 _TWO_RULES = [{"preset": "plant", "domains": ["plant"]}, {"preset": "general"}]
 SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first one first; how often; the fault it shows
     "fetch.image.min_side_px": ([32, 46, 60, 80], 1, "C6"),
@@ -64,6 +65,8 @@ SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first o
     "caption.rules": ([[{"preset": "general"}], [{"preset": "plant"}], [{}], _TWO_RULES], 1, ""),
     "caption.text.members": ([[], ["sci", "sentence"]], 0.3, ""),
     "caption.text.choices": ([[{}], [{"any_of": ["caption", "trait"]}]], 0.3, ""),
+    "score.plugins": ([[], [{"name": "middle", "scorer": "own_scorer:Middle"}]], 0.2, ""),
+    "score.rules": ([[], [_MIDDLE | {"action": "blur"}], [_MIDDLE | {"action": "flag"}], [_MIDDLE]], 0.4, ""),
     "select.licences.deny": ([["all-rights-reserved"], ["CC-BY-NC"], []], 0.6, ""),
     "select.balance.caps": ([[], [{"by": "creator", "at_most": 3}], [{"by": "source", "about": 6}]], 0.4, ""),
     "mix.ratio": ([{"plant": 1, "general": 1}, {"plant": 3, "general": 1}], 1, ""),
@@ -212,6 +215,8 @@ class World:
             section[last] = value
         if "list" not in self.sources:  # no other source has traits
             del config["caption"]["text"]["choices"]
+        if not config["score"]["plugins"]:
+            config["score"]["rules"] = []
         config["fetch"]["network"] |= {
             "allow_private_addresses": True, "retries": 0,
             "limits": {"requests_per_second": None, "connections": 4},
