@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands of `dalip` and their options."""
     parser = argparse.ArgumentParser(
         prog="dalip",
-        description="Train and evaluate DALIP, CLIP with first- and second-order alignment, on sealed releases.",
+        description="Train, evaluate and use DALIP, a CLIP that also aligns second-order statistics.",
         epilog=_FIRST_STEPS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -149,7 +149,7 @@ def _add_train(commands: Any) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on with the run in the folder, or reuse it (default); --no-resume trains anew in its place",
+        help="go on with the folder's run, or reuse a finished one (default); --no-resume trains anew in its place",
     )
     parser.add_argument(
         "--allow-changed", action="store_true", help="go on from a checkpoint of another config or release"
@@ -202,7 +202,7 @@ def _add_proxies(commands: Any) -> None:
 
 
 def _add_tokens(commands: Any) -> None:
-    text = "Compute once what two ready-made models give for every sample, to train small heads on it."
+    text = "Store the tokens that two frozen towers give for every sample, to train heads on them."
     parser = _add_command(commands, "tokens", text, _TOKENS_EXAMPLE, _tokens)
     parser.add_argument("config", metavar="CONFIG", help="YAML file: the release, the two models (towers), a folder")
 
@@ -234,7 +234,7 @@ def _add_import(commands: Any) -> None:
     parser = _add_command(
         commands,
         "import",
-        "Make a model folder of a checkpoint that DALIP's authors released.",
+        "Make a model folder from a checkpoint that DALIP's authors released.",
         _IMPORT_EXAMPLE,
         _import,
     )

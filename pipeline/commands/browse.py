@@ -14,7 +14,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "browse",
-        "look at every image in a web browser on this machine, kept or dropped",
+        "look at every image, kept or dropped, in a web browser on this machine",
         "plantmix browse data/demo",
         reads="catalogue, tables, pool and releases, also while a build runs",
         writes="nothing there; an index, kept in ~/.cache/plantmix/browse (XDG_CACHE_HOME)",

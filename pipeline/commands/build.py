@@ -40,7 +40,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
     stages = ", ".join(stage.name for stage in FLOW)
     parser.add_argument(
-        "--from", dest="first", metavar="STAGE", help=f"begin at this stage, when those before it are done: {stages}"
+        "--from", dest="first", metavar="STAGE", help=f"begin at this stage; those before it must be done ({stages})"
     )
     parser.add_argument("--to", dest="last", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster, in place of run.ray.address")

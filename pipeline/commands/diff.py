@@ -20,7 +20,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "diff",
-        "show what changed between two releases: images, texts, shards, settings; of one, what became of what came in",
+        "show what changed between two releases, or what became of the source rows of one",
         "plantmix diff data/demo/releases/plantmix-demo-1a2b3c4d5e6f data/demo",
         reads="record and samples table of both releases, no shard; of one, the work folder too",
         writes="nothing",
@@ -30,7 +30,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "after",
         metavar="B",
         nargs="?",
-        help="another release, named in the same ways; without it A is compared with what came in",
+        help="another release, named in the same ways; without it A is compared with its source rows",
     )
     add_json_option(parser)
     parser.set_defaults(func=_run)
@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def describe_incoming(comparison: Mapping[str, Any]) -> list[str]:
-    """What became of what came in, as lines that a person reads."""
+    """What became of the source rows, as lines that a person reads."""
     rows = []
     for row in comparison["incoming"]:
         became = (row["reason"] or "kept", row["stage"] or "")

@@ -1,4 +1,4 @@
-"""`plantmix init`: look at what a user has, and write the configuration of a run over it."""
+"""`plantmix init`: look at what a user has, and write a config for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "init",
-        "look at tables, archives, shards and folders, and write a commented config over them",
+        "look at tables, archives, shards and folders, and write a commented config for them",
         "plantmix init --domain plant=observations.zip --domain general=web/*.parquet,pictures/ --out my.yaml",
         reads="names, heads and first rows of the places; asks no host",
         writes="the file of --out; refuses to replace one",

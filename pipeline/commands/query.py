@@ -36,7 +36,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "query",
-        "ask SQL of everything that a build knows",
+        "query everything that a build knows, in SQL",
         'plantmix query data/demo "SELECT reason, count(*) FROM decisions GROUP BY ALL"\n'
         'views:   plantmix query data/demo "SELECT * FROM views"',
         reads="catalogue and tables of the work folder",

@@ -22,7 +22,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "takedown",
-        "take images out of a release, into a new version, and keep them out of later builds",
+        "write a new version of a release without some images, and keep them out of later builds",
         'plantmix takedown data/demo --owner "A. Photographer" --reason "asked by the owner, 2026-03-01"',
         reads="the release, and in its work folder the catalogue",
         writes="a new version beside the release, and takedowns.jsonl in the work folder; deletes nothing",

@@ -55,7 +55,7 @@ def add_repair_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "repair",
-        "restore what is damaged or gone in a work folder, and nothing else",
+        "restore what is damaged or missing in a work folder, and nothing else",
         "plantmix repair data/demo\nexit code: 0 all is whole now, 1 something is not, or --yes is needed",
         reads="every file of the work folder; the web only for pictures that are nowhere else, and only with --yes",
         writes="the damaged files, with the bytes they had; what depends on them, if the web gives other pictures",

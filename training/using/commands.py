@@ -148,7 +148,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _add_embed(add: AddCommand) -> None:
-    parser = add("embed", "Write one vector a picture.", _EMBED_EXAMPLE, _embed)
+    parser = add("embed", "Write one vector per picture.", _EMBED_EXAMPLE, _embed)
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="as for `dalip predict`")
     _add_model(parser)
     parser.add_argument("--out", metavar="FILE.parquet", required=True, help="table to write")
@@ -239,7 +239,7 @@ def _share(text: str) -> float:
 
 
 def _add_blend(add: AddCommand) -> None:
-    parser = add("blend", "Average the weights of two models, and choose between them.", _BLEND_EXAMPLE, _blend)
+    parser = add("blend", "Average the weights of two models, and choose the best average.", _BLEND_EXAMPLE, _blend)
     parser.add_argument("start", metavar="START", help="run or model folder that the training began with")
     parser.add_argument("end", metavar="END", help="run or model folder that it ended with; says what is measured")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the model to write")
