@@ -24,7 +24,7 @@ from manifests.errors import ConfigError
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"  # of sources, domains, evaluation sets and releases
 
 
-# What other programs call our keys, where the spelling does not lead to ours.
+# Other programs' names for our keys, where the spelling does not lead to ours.
 _OTHER_NAMES = {
     "learning_rate": "lr",
     "max_steps": "steps",
@@ -39,9 +39,9 @@ _OTHER_NAMES = {
 
 @dataclass(frozen=True)
 class Removed:
-    """A key that is no setting any more: the JSON value that it always has now, and why nobody turned it.
+    """A key that is no setting any more: the JSON value that it always has now, and the reason for that value.
 
-    `shown` is said in place of a value that would not explain itself. With `any_kept` a record may hold another value.
+    `shown` replaces a value that would not explain itself. With `any_kept` a record may hold another value.
     """
 
     value: Any
@@ -63,7 +63,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_removed(cls, values: Any, info: ValidationInfo) -> Any:
-        """What an earlier version kept, without the removed keys that have the value they always have now."""
+        """Drop removed keys from what an earlier version recorded, where they have the value they always have now."""
         if not isinstance(values, dict) or not (info.context or {}).get("is_kept"):
             return values
         old = {name for name, key in cls.removed.items() if key.any_kept or values.get(name, key) == key.value}
@@ -71,7 +71,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of_record(cls, values: Any) -> Self:
-        """What `recorded` of this version or of an earlier one gave. Raises: ValueError for values that do not fit."""
+        """Read what `recorded` gave, in this or an earlier version. Raises: ValueError for values that do not fit."""
         return cls.model_validate(values, context={"is_kept": True})
 
     def recorded(self) -> dict[str, Any]:
@@ -94,12 +94,12 @@ def _recorded(value: Any, dumped: Any) -> Any:
 
 
 def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
-    """A path of a config file, which begins at the folder of that file; an address or an absolute path as it is.
+    """Resolve a relative path from the folder of the config; an address or an absolute path stays as it is.
 
-    `is_name`: what lies nowhere is a name, such as that of an architecture.
+    `is_name`: a value that no file has is a name, such as that of an architecture.
     """
     folder = (info.context or {}).get("folder")
-    if folder is None or not value or "://" in value or "\\" in value:  # one of Windows is named as such later
+    if folder is None or not value or "://" in value or "\\" in value:  # a later check names a Windows path
         return value
     path = str(Path(value).expanduser()) if value.startswith("~") else value
     own = os.path.normpath(Path(folder) / path)
@@ -107,19 +107,19 @@ def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
         return path
     if not _lies_there(own) and _lies_there(path):
         raise ValueError(
-            f"{own} is not there, but {path} is, from the current folder; paths begin at the config's folder: write "
+            f"{own} is not there, but {path} in the current folder is; paths begin at the config's folder: write "
             f"{os.path.relpath(path, folder)}"
         )
     return value if is_name and not _lies_there(own) else own
 
 
 def _lies_there(path: str) -> bool:
-    """Whether a file or folder is there; of a pattern, the folder before its first sign."""
+    """Whether a file or folder is there; of a pattern, the folder before its first wildcard."""
     return Path(re.split(r"[^/]*[*?\[{]", path, maxsplit=1)[0] or ".").exists()
 
 
 ConfigPath = Annotated[str, AfterValidator(from_config)]
-"""A path that begins at the config file, once `read_settings` has read it."""
+"""A path. `read_settings` resolves it from the config's folder."""
 NameOrPath = Annotated[str, AfterValidator(partial(from_config, is_name=True))]
 """A name of another program, or a path as `ConfigPath`."""
 
@@ -130,12 +130,12 @@ def _check_json(values: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError):
         is_same = False
     if not is_same:
-        raise ValueError("only text, finite numbers, true, false, null, lists and keys of text; put dates in quotes")
+        raise ValueError("only text, finite numbers, booleans, null, lists and mappings with text keys; quote dates")
     return values
 
 
 JsonValues = Annotated[dict[str, Any], AfterValidator(_check_json)]
-"""Free values by name that JSON holds as they are."""
+"""Any values by name that JSON holds unchanged."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -178,7 +178,7 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
 
 
 def _place_of(error: Exception, text: str) -> str:
-    """Where a file is no YAML: line, column, what is wrong there, and the line itself."""
+    """Where a file is not valid YAML: line, column, what is wrong there, and the line itself."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f"not valid YAML: {' '.join(str(error).split())}"
@@ -194,7 +194,7 @@ def parse_settings(
 ) -> SettingsT:
     """Check a mapping against `model`. `where` names its origin in messages; relative paths begin at `folder`.
 
-    `is_kept`: a program wrote it, maybe of an earlier version, whose removed keys count where they change nothing.
+    `is_kept`: this or an earlier version wrote the values. Removed keys are accepted where they change nothing.
 
     Raises: ConfigError, one line a mistake.
     """
@@ -272,7 +272,7 @@ def _container_of(annotation: Any) -> str:
 
 
 def _sections_at(loc: tuple[Any, ...], model: type[Settings]) -> list[type[Settings]]:
-    """The models that `loc` may lie in, by following annotations; none where there is no model."""
+    """The models that `loc` may lie in, by following annotations; a step without a model stays where it is."""
     here: list[type[Settings]] = [model]
     for step in loc:
         below: list[type[Settings]] = []
@@ -287,7 +287,7 @@ def _sections_at(loc: tuple[Any, ...], model: type[Settings]) -> list[type[Setti
 
 
 def sections_in(annotation: Any) -> list[type[Settings]]:
-    """The models that a field holds: itself, in a list, by name, or one of several."""
+    """The models that a field holds: directly, in a list, by name, or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     sections: list[type[Settings]] = []

@@ -1,6 +1,6 @@
-"""What bytes are, before anything is decoded: their kind by signature, and sizes that must be known early.
+"""Tell what bytes are before anything is decoded: their kind by signature, and sizes that must be known early.
 
-Bytes in, small facts out. Pure. What it does not know is None.
+Pure functions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BRANDS = {
 
 
 def image_kind(body: bytes) -> str | None:
-    """The image format whose signature the bytes begin with, readable or not; None for anything else."""
+    """The image format whose signature the bytes begin with, decodable or not; None for anything else."""
     for signature, kind in _SIGNATURES:
         if body.startswith(signature):
             return kind
@@ -77,7 +77,7 @@ def other_kind(body: bytes) -> str:
 
 
 def webp_size(body: bytes) -> tuple[int, int] | None:
-    """Canvas width and height in a WebP header. Pillow reserves memory for the canvas as soon as it opens a WebP.
+    """Canvas width and height in a WebP header, or None. Pillow allocates the canvas as soon as it opens a WebP.
 
     Source: RFC 9649, sections 2.5 to 2.7.
     """

@@ -1,11 +1,11 @@
-"""Make the index, from which the pages answer at once for millions of images.
+"""Make the index from which the pages answer at once, for millions of images.
 
-Reads every table once and deals its rows out by sample id into parts, so that a part is joined in little memory.
+Reads every table once and deals its rows into parts by sample id, so that joining a part takes little memory.
 Writes two files into a folder:
 
-- `images.duckdb`: `images`, one narrow row an image.
-  `place` counts the images by sample id. The rows of a part lie together, so a look-up reads one part.
-- `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). An index is whole when it has this.
+- `images.duckdb`: table `images`, one narrow row per image.
+  `place` numbers the images in the order of their ids. The rows of a part lie together, so a look-up reads one part.
+- `facets.arrow`: what images are filtered and counted by, as numbers (codes.py). Written last: it makes an index whole.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, INDEX_FOLDER, Sna
 from pipeline.releases.opening import samples_path
 
 SHOWN_CHARS = 300  # of a caption in the grid
-SEARCHED_CHARS = 10_000
+SEARCHED_CHARS = 10_000  # of text and caption
 MAX_SCORERS = 4
 NO_VALUE = ""
 
@@ -66,9 +66,9 @@ FACETS = (
     Facet("evaluation", "Leaks into"),
 )
 
-LINEAGE = Facet("lineage", "Taxon")  # searched by a part of its values, not listed on a page
+LINEAGE = Facet("lineage", "Taxon")  # searched by any part of it, not listed on a page
 
-PART_IMAGES = 500_000  # that are joined at a time: more take more memory, fewer take more time
+PART_IMAGES = 500_000  # joined at a time: more take more memory, fewer take more time
 DEALT_FOLDER = "dealt"
 
 # What the index takes from each table.
@@ -87,7 +87,7 @@ _TAKEN = {
     "taxon_scientific_name, taxon_vernacular_name, phash, shard, key, jpg_offset, jpg_length",
 }
 
-# A work folder: what every stage knows of a candidate. {mixed} tells whether the last build has mixed.
+# A work folder: what every stage knows of a candidate. {mixed}: whether the last build reached mix.
 _FROM_WORK_FOLDER = """
     SELECT c.sample_id,
         CASE WHEN d.keep IS FALSE THEN d.stage
@@ -182,7 +182,7 @@ def _paths(snapshot: Snapshot, table: str) -> list[str]:
 
 
 def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) -> str:
-    """What to select the rows of a table from, with the number of their `part`.
+    """Cut the rows of a table into parts. Returns what SQL selects them from, with a column `part`.
 
     Ids are hashes, so equal ranges of ids make parts of about equal size.
     """
@@ -232,7 +232,7 @@ def _add_part(sql: Any, query: str, ids: str, start: int, coded: Sequence[_Coded
 
 
 class _Coded:
-    """One facet while its images are added: the number of each image's value, and the values by number."""
+    """One facet while images are added: each distinct value gets a number, each image the number of its value."""
 
     def __init__(self, facet: Facet, num_images: int) -> None:
         self.facet = facet
@@ -240,7 +240,7 @@ class _Coded:
         self._numbers: dict[str, int] = {}
 
     def add(self, places: npt.NDArray[Any], values: pa.Array) -> None:
-        """Values of the images at these places."""
+        """Add the values of the images at these places."""
         coded = values.dictionary_encode()
         numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in coded.dictionary.to_pylist()]
         kind = np.min_scalar_type(max(numbers, default=0))
@@ -249,11 +249,11 @@ class _Coded:
         self._codes[places] = np.array(numbers, kind)[coded.indices.to_numpy()]
 
     def column(self) -> tuple[pa.Field, pa.Array]:
-        """As a dictionary column with sorted values; the metadata of its field hold label and counts."""
+        """The facet as a dictionary column with sorted values; the metadata of its field holds label and counts."""
         values = sorted(self._numbers)
         order = np.zeros(len(values), np.min_scalar_type(max(len(values) - 1, 0)))
         order[[self._numbers[value] for value in values]] = np.arange(len(values))
-        codes = self._codes = order[self._codes]  # the old numbers go
+        codes = self._codes = order[self._codes]  # frees the old numbers
         counts = np.bincount(codes, minlength=len(values)).tolist()
         column = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(values, pa.string()))
         about = {"label": self.facet.label, "counts": json.dumps(counts)}

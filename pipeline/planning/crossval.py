@@ -16,16 +16,16 @@ from pipeline.planning.forms.fitted import Fitted, join_fits
 from pipeline.planning.runs.folds import assign_folds
 from pipeline.planning.runs.run_table import mixture_groups
 
-# A form's weight is its likelihood given the held-out errors (error^-mixtures for normal errors), to this power:
-# held-out errors of one table are no independent draws. Public runs and simulated tables of 2 to 7 domains: 1/2 errs
-# least with 24 and more runs and 1/3 with few; both err up to a seventh less than picking one form by its error.
+# A form's weight is a power of its likelihood, which is error^-mixtures for normal held-out errors. The power is below
+# 1 because held-out errors of one table are not independent. On public runs and simulated tables of 2 to 7 domains 1/2
+# errs least from 24 runs on, 1/3 below; both err up to a seventh less than the one form with the least error.
 LIKELIHOOD_POWER = 0.5
 SMALLEST_WEIGHT = 1e-3  # a form of less weight is left out
-# With at most 2 k + 2 mixtures of two domains, all at least this far from the ends, every form bends alike and what
-# errs is its freedom, so the exponential law with a prior on its slopes is taken. On the 22 public settings of that
-# kind it errs by 0.0109, the weighted mean by 0.0132.
+# Few mixtures (at most 2 k + 2) of k = 2 domains, all at least this far from the ends, show no difference between the
+# forms, and flexible ones overfit. So the exponential law with a prior on its slopes is used: on the 22 public settings
+# of that kind it errs by 0.0109, the weighted mean by 0.0132.
 MIDDLE = 0.2
-_SAME_SHARE = 1e-6  # 1 - 0.8 is a little less than 0.2
+_SAME_SHARE = 1e-6  # tolerance: 1 - 0.8 is a little less than 0.2
 _SMALLEST_ERROR = 1e-9
 _NUMBERS_AT_ONCE = 2_000_000
 
@@ -41,8 +41,8 @@ class Folded:
     num_folds: int
     whole: dict[str, Fitted]
     folds: dict[str, Fitted]
-    held_out: dict[str, Array]  # form -> C x N predictions of each run by the fit that left it out
-    deviation: Array  # C x N standard deviation of a new loss at each run, by the process that left it out
+    held_out: dict[str, Array]  # form -> C x N predictions of each run by the fit without it
+    deviation: Array  # C x N standard deviation of a new loss at each run, by the process fitted without it
 
 
 def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
@@ -53,7 +53,7 @@ def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
     losses_FN = np.repeat(losses_CN, num_folds, axis=0)
     weights_FN = (weights_CN[:, None, :] * trained_GN).reshape(-1, num_runs)
     whole, folds, held_out = {}, {}, {}
-    # Fits of some losses at once: all derivatives of the form of most parameters shall fit into memory.
+    # As many losses at once as leave room in memory for all derivatives of the largest form.
     num_at_once = max(1, _NUMBERS_AT_ONCE // (num_folds * num_runs * 2 * (shares_NK.shape[1] + 2)))
     for name, form in FORMS.items():
         some_whole, some_folds = [], []
@@ -67,10 +67,10 @@ def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:
     deviation = np.empty(losses_CN.shape)
     for fold in range(num_folds):
         here = fold_of_run == fold
-        own = np.arange(num_columns) * num_folds + fold
+        fits = np.arange(num_columns) * num_folds + fold
         for name, form in FORMS.items():
-            held_out[name][:, here] = form.predict(folds[name].take(own), shares_NK[here])
-        deviation[:, here] = PROCESS.deviation(folds[PROCESS.name].take(own), shares_NK[here])
+            held_out[name][:, here] = form.predict(folds[name].take(fits), shares_NK[here])
+        deviation[:, here] = PROCESS.deviation(folds[PROCESS.name].take(fits), shares_NK[here])
     return Folded(fold_of_run, num_folds, whole, folds, held_out, deviation)
 
 
@@ -85,11 +85,11 @@ class Weighing:
 
 
 def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_CN: Array) -> Weighing:
-    """Weigh the forms by their errors on the runs that `counted_CN` gives a weight above 0.
+    """Weigh the forms by their errors on the runs to which `counted_CN` gives a weight above 0.
 
-    The errors also set the weights, so errors of the weighted mean itself would be too small. Each fold is
-    therefore predicted with the weights that the errors of the other folds give. A run counts by the inverse variance
-    that the process gives it unseen: how far a form is off at a corner that nothing foretells says little of it.
+    Weights chosen by an error make that error look too small. So each fold is predicted with the weights that the
+    errors of the other folds give. A run counts by the inverse of the variance that the process predicts for it unseen:
+    an error at a corner that no other run foretells says little about a form.
     On simulated designs with noise the law then errs 5 % less, on random mixtures 1 % more (2026-11-30).
     """
     trusted_CN = counted_CN / np.maximum(folded.deviation, _SMALLEST_ERROR) ** 2
@@ -107,7 +107,7 @@ def choose_weights(folded: Folded, shares_NK: Array, losses_CN: Array, counted_C
 
 
 def _law_weights(gaps: Mapping[str, Array], shares_NK: Array, counted_CN: Array, used_N: Mask) -> Weights:
-    """Weights by the errors on the used runs: error^(-mixtures / 2), errors averaged over the losses as ratios."""
+    """Weights by the errors on the used runs: error^(-mixtures / 2), with the geometric mean of the losses' errors."""
     num_mixtures = int(mixture_groups(shares_NK).max()) + 1
     few = num_mixtures <= 2 * shares_NK.shape[1] + 2
     if few and shares_NK.shape[1] == 2 and shares_NK.min() >= MIDDLE - _SAME_SHARE:

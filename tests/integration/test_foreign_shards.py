@@ -279,7 +279,7 @@ def test_a_pipe_is_run_for_ones_own_config_alone(tmp_path: Path, settings: dict[
         opened(settings | {"shards": f"pipe:cat {tmp_path}/q.tar"})
     stored = {"release": None, "output_dir": "run", "schedule": {"steps": 1}, "data": values}
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(ConfigError, match="a command behind pipe: is run from your own config alone"):
+    with pytest.raises(ConfigError, match="a pipe: command is run only from your own config"):
         read_train_settings(str(tmp_path))
     stored["data"] = values | {"shards": "pipe:cat *** p.tar"}
     (tmp_path / "config.json").write_text(json.dumps(stored))

@@ -1,6 +1,6 @@
 """Groups of shards as a config names them, and the files and addresses that they stand for.
 
-Brace ranges and `::` mean what they do to the webdataset package. Reads the names in folders and stores, no shard.
+Brace ranges and `::` mean what they mean in the webdataset package. Lists folders and stores; opens no shard.
 Gives up with ConfigError on a place without shards.
 """
 
@@ -29,7 +29,7 @@ class ShardGroup(Settings):
     shards: tuple[str, ...] = Field(min_length=1)
     """Files, `{000..099}` ranges, patterns, folders, addresses (s3://, hf://, https://), or `pipe:` and a command."""
     weight: float | None = Field(default=None, gt=0.0)
-    """Its share of the samples, over the sum of all weights; null for all: as large as they are."""
+    """Share of the samples, relative to the other weights; null for all groups: in proportion to their sizes."""
     split: Literal["train", "heldout"] = "train"
     """heldout: for `eval.split`, not trained on."""
 
@@ -43,7 +43,7 @@ class ShardGroup(Settings):
     def _from_config(cls, shards: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         parts = [part for each in shards for part in each.split("::")]
         if (info.context or {}).get("is_kept") and any(p.startswith(PIPE) and MASK not in p for p in parts):
-            raise ValueError("a command behind pipe: is run from your own config alone, not from a run's folder")
+            raise ValueError("a pipe: command is run only from your own config, not from a run's folder")
         return tuple(part if part.startswith(PIPE) else from_config(part, info) for part in parts)
 
 
@@ -61,7 +61,7 @@ def expand(places: Iterable[str]) -> list[str]:
         except ValueError as error:
             raise ConfigError(f"{shown(part)}: its braces cannot be read: {error}") from None
         if storage.is_remote(part):
-            storage.filesystem(part)[0].invalidate_cache()  # once: a listing that is kept may be older than the files
+            storage.filesystem(part)[0].invalidate_cache()  # a cached listing may be older than the files
         for name in names:
             if MASK in name:
                 raise ConfigError(f"{shown(name)}: a run's folder keeps no secrets; give your own config instead")
@@ -76,7 +76,7 @@ def _files_of(name: str) -> list[str]:
         fs, inner = storage.filesystem(name)
         if not is_pattern and (name.startswith("http") or name.endswith(".tar") or not fs.isdir(inner)):
             return [name]
-        if is_pattern and not storage.is_remote(name) and fs.exists(inner):  # the name of a file
+        if is_pattern and not storage.is_remote(name) and fs.exists(inner):  # a file with such a name
             return [name]
         there = fs.glob(inner if is_pattern else f"{inner.rstrip('/')}/**/*.tar")
         files = [fs.unstrip_protocol(file) if storage.is_remote(name) else file for file in sorted(there)]
@@ -91,12 +91,12 @@ def text_name(ending: str) -> str:
 
 
 def require_fitting(groups: Sequence[ShardGroup]) -> None:
-    """See that each group of a split has a name of its own, and all of them a weight or none.
+    """See that no two groups of a split share a name, and that no held-out group has a weight.
 
     Raises: ValueError.
     """
     names = [(group.split, group.name) for group in groups]
     if doubled := [name for split, name in names if names.count((split, name)) > 1]:
-        raise ValueError(f"two groups are named '{doubled[0]}'; give each a name of its own, or one group both lists")
+        raise ValueError(f"two groups are named '{doubled[0]}'; give each a name of its own, or make them one group")
     if odd := [group.name for group in groups if group.split == "heldout" and group.weight is not None]:
         raise ValueError(f"group '{odd[0]}' is held out, so its weight has no effect; take it out")

@@ -1,7 +1,7 @@
-"""Multi-head Brownian distance covariance (MBDC), as the formula reads: the second-order statistics of a tower.
+"""Multi-head Brownian distance covariance (MBDC), written as the formula: the second-order statistics of a tower.
 
-Takes the token features of one tower and its anchor (the first-order feature). Gives one vector a sample, which says
-how the channels of the tokens vary together. Pure functions without parameters; those are in `training.model.branch`.
+Takes the token features of one tower and its anchor (the first-order feature). Gives one vector per sample, which
+says how the channels of the tokens vary together. Pure functions; `training.model.branch` holds the parameters.
 
 This file is for reading. The model calls `training.model.fast`, which computes `weigh_and_reduce` and
 `rectify_and_compare` up to three times as fast. Tests hold both files to the golden values of the authors' code, and to
@@ -49,9 +49,9 @@ def weigh_and_reduce(
 
 
 def brownian_distance(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -> Tensor:
-    """Step 5: the distance between each two channels over the tokens, double-centred, (B, H, R, R), symmetric.
+    """Step 5: the distance between every two channels over the tokens, double-centred, (B, H, R, R), symmetric.
 
-    `num_tokens_B` is M for each sample when padding has been set to zero; by default M is the length of the token axis.
+    `num_tokens_B`: the tokens of each sample that are not padding, where padding is zeros; by default all M count.
     In bfloat16 the error would be 0.016 at a scale of 1.1, so the step runs in float32 or float64.
     """
     with without_autocast(tokens_BHMR):
@@ -66,7 +66,7 @@ def brownian_distance(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -
 
 
 def rectify_and_compare(tokens_BMHR: Tensor, factor: Tensor | None, num_tokens_B: Tensor | None = None) -> Tensor:
-    """ReLU of step 3, steps 4 to 7: reduced tokens (B, M, H, R), normalised, to one vector a sample, (B, H T).
+    """The ReLU of step 3, then steps 4 to 7: normalised reduced tokens (B, M, H, R) to a vector per sample, (B, H T).
 
     `factor` is 0 for padding and for what dropout drops, in a shape that broadcasts to the tokens'. It must not be
     negative and gets no gradient. `num_tokens_B` as in `brownian_distance`.

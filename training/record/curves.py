@@ -66,7 +66,7 @@ def read_curves(folder: Path) -> Curves:
         return _curves_of(steps, read_log(folder / LOG_FILE, "validation"))
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ConfigError(
-            f"{folder / LOG_FILE}: an event lacks what a plot needs ({type(error).__name__}: {error}): damaged"
+            f"{folder / LOG_FILE}: damaged; an event lacks what a plot needs ({type(error).__name__}: {error})"
         ) from None
 
 
@@ -82,7 +82,7 @@ def _curves_of(steps: Sequence[dict[str, Any]], validations: Sequence[dict[str, 
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """Each point the mean of up to `window` points ending there."""
+    """Each value becomes the mean of the last `window` values up to it."""
     return [
         (x, sum(value for _, value in curve[max(0, i + 1 - window) : i + 1]) / min(window, i + 1))
         for i, (x, _) in enumerate(curve)
@@ -94,18 +94,18 @@ def _panels(runs: dict[str, Curves], metrics: Sequence[str]) -> list[Panel]:
     for name, title in _PANELS:
         if (metrics and name not in metrics) or not any(_curves_in(curves, name) for curves in runs.values()):
             continue
-        named = name == "validation" or (not panels and len(runs) > 1)
-        panels.append(Panel(title, functools.partial(_draw, runs, name, named)))
+        has_legend = name == "validation" or (not panels and len(runs) > 1)
+        panels.append(Panel(title, functools.partial(_draw, runs, name, has_legend)))
     return panels
 
 
-def _draw(runs: dict[str, Curves], name: str, named: bool, axis: Any) -> None:
+def _draw(runs: dict[str, Curves], name: str, has_legend: bool, axis: Any) -> None:
     for number, (label, curves) in enumerate(runs.items()):
         _draw_curves(axis, label if len(runs) > 1 else "", SERIES[number % len(SERIES)], name, _curves_in(curves, name))
     axis.set_xlabel("samples seen")
     axis.ticklabel_format(style="sci", scilimits=(-3, 5))
-    axis.yaxis.get_offset_text().set(x=1, horizontalalignment="right")  # or the title makes room for it
-    if named:
+    axis.yaxis.get_offset_text().set(x=1, horizontalalignment="right")  # on the left it would move the title
+    if has_legend:
         axis.legend(loc="best")
 
 
@@ -133,7 +133,7 @@ def _curves_in(curves: Curves, name: str) -> Curves:
 
 
 def _labels(folders: Sequence[str]) -> list[str]:
-    """Names of the folders, as much of each path as tells them apart."""
+    """A label for each folder: as much of its path as tells all apart."""
     parts = [Path(folder).absolute().parts for folder in folders]
     for depth in range(1, max(len(part) for part in parts) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]

@@ -1,8 +1,8 @@
-"""Which files of a place are a run's: the only ones that a training replaces or removes, on a disk and in a store.
+"""Tell which files of a folder belong to a run. A training replaces or removes only these, on a disk and in a store.
 
-A run's files are known by their exact names, and only beside the `run.json` that `dalip train` wrote first. Where there
-is none, nothing is a run's: a training that would write over what lies there is refused. Figures in `eval` are ours
-when they hold what `dalip eval` writes.
+They are known by their exact names, and only beside the `run.json` that `dalip train` writes first. Without it no file
+belongs to a run, and a training that would write over one is refused. Figures in `eval` belong to a run when they hold
+what `dalip eval` writes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def is_evaluation(content: bytes | None) -> bool:
 def require_place(place: str) -> None:
     """See that a training may write here.
 
-    Raises: ConfigError within a release, and for files that it would replace and no training wrote; IntegrityError for
+    Raises: ConfigError inside a release, or where it would replace files that no training wrote; IntegrityError for
         a `run.json` that no training wrote.
     """
     refuse_within(place)
@@ -71,20 +71,20 @@ def require_place(place: str) -> None:
     names = _names_in(place)
     if RUN_FILE in names:
         raise IntegrityError(
-            f"{storage.join(place, RUN_FILE)}: is not the record of a training, or damaged; move the folder away, or "
+            f"{storage.join(place, RUN_FILE)}: is damaged, or not the record of a training; move the folder away, or "
             "choose another --output"
         )
     own = set(_figures(place, names))
     if strange := [name for name in names if _is_in_the_way(name) and name not in own]:
         raise ConfigError(
-            f"{place}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, and no {RUN_FILE} of a "
-            "training: it is not the folder of a run, and a run would write over it; choose another --output, or move "
-            "these files away"
+            f"{place}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, but no {RUN_FILE} of a "
+            "training: it is not the folder of a run, and a run would write over these files; choose another --output, "
+            "or move them away"
         )
 
 
 def refuse_within_run(target: str) -> None:
-    """See that what a command exports does not lie among the files of a run, which would then take it for its own.
+    """Refuse to export into the folder of a run, which would take the files for its own.
 
     Raises: ConfigError.
     """
@@ -94,7 +94,7 @@ def refuse_within_run(target: str) -> None:
 
 
 def files_of_run(place: str) -> list[str]:
-    """What a run and its evaluations wrote into a place, but for `run.json`; first what says that the run is there."""
+    """What a run and its evaluations wrote into a place, except `run.json`; first the two that vouch for the others."""
     names = _names_in(place)
     own = [name for name in names if name in _FILES or _BY_NAME.fullmatch(name)] + list(_figures(place, names))
     first = (f"{CHECKPOINT_FOLDER}/{POINTER_FILE}", SUMMARY_FILE)
@@ -102,7 +102,7 @@ def files_of_run(place: str) -> list[str]:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove the files of a run, but for `run.json`, and the folders that are empty then."""
+    """Remove the files of a run, except `run.json`, and the folders that are then empty."""
     for name in files_of_run(str(folder)):
         (folder / name).unlink(missing_ok=True)
     for name in _FOLDERS:

@@ -1,7 +1,7 @@
 """Several domains as one: a mixture kept from an earlier plan moves as a whole, and its ratio stays.
 
 `plan design --keep` gives runs in which the share of the kept mixture moves and the ratio inside it stays. `plan fit`
-sees that in the shares. Pure functions.
+finds such groups from the shares alone. Pure functions.
 
 Axes: Q mixtures, K domains, G domains after grouping.
 """
@@ -19,7 +19,7 @@ Groups = dict[str, dict[str, float]]
 """Name of a group -> its domains with their ratio, which sums to 1."""
 
 _FEWEST_MIXTURES = 3
-_SAME_RATIO = 0.01  # of the largest share of a domain: how far rounding may move a share off the ratio
+_SAME_RATIO = 0.01  # how far rounding may move a share off the ratio, relative to the domain's largest share
 
 
 def name_group(members: tuple[str, ...]) -> str:
@@ -28,7 +28,7 @@ def name_group(members: tuple[str, ...]) -> str:
 
 
 def find_groups(domains: tuple[str, ...], shares_QK: Array) -> Groups:
-    """Groups of domains whose shares vary from mixture to mixture, but keep one ratio to each other."""
+    """Groups of domains whose shares vary from mixture to mixture, but in one ratio to each other."""
     groups: Groups = {}
     if len(np.unique(np.round(shares_QK, 6), axis=0)) < _FEWEST_MIXTURES:
         return groups
@@ -74,7 +74,7 @@ def expand_shares(domains: tuple[str, ...], shares_QG: Array, groups: Groups) ->
 
 
 def merge_limits(limits: Limits, groups: Groups) -> Limits:
-    """Limits of members as limits of their group: the member that reaches its limit first decides."""
+    """Turn limits of members into limits of their group. The member that reaches its limit first decides."""
     merged: dict[str, dict[str, float]] = {
         name: dict(getattr(limits, name)) for name in ("pools", "max_epochs", "min_shares", "max_shares")
     }

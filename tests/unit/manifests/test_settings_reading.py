@@ -166,7 +166,7 @@ def test_what_lies_below_the_current_folder_alone_is_refused_with_both_names(
     (tmp_path / "data").mkdir()
     (tmp_path / "configs/run.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"configs/data\S* is not there, but data\S* is, .*: write \.\./data"):
+    with pytest.raises(ConfigError, match=r"configs/data\S* is not there, but data\S* in the .* is; .*write \.\./data"):
         read_settings("configs/run.yaml", Places)
     (tmp_path / "configs/data").mkdir()  # where both are there, the config's own counts
     assert "configs/data" in str(read_settings("configs/run.yaml", Places))

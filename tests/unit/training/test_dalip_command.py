@@ -312,7 +312,7 @@ def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixtur
         ("log.jsonl", "{}\n", "plot RUN --out RUN", "run: the name must end in .png"),
         ("model.pt", "x", "eval RUN", "model.pt: damaged or replaced"),
         ("run.json", "[]", "eval RUN", "run.json: cannot be read: it holds no JSON object"),
-        ("run.json", "{}", "train CONFIG", "run.json: is not the record of a training, or damaged"),
+        ("run.json", "{}", "train CONFIG", "run.json: is damaged, or not the record of a training"),
         ("x", "", "eval RUN --out OUT.png", "OUT.png: --out is the JSON file, the plot goes beside it"),
         ("x", "", "eval RUN --out RUN", "run: --out is the JSON file"),
         ("x", "", "export RUN RUN", "lies in the folder of a run"),

@@ -213,7 +213,7 @@ def test_a_bad_line_of_the_log_is_named_unless_a_resume_cuts_it_off(tmp_path: Pa
 def test_a_damaged_record_of_the_run_is_named(config: dict[str, Any], content: str, finished: Finished) -> None:
     (finished(config) / "run.json").write_text(content)
     with pytest.raises(
-        IntegrityError, match=r"run\.json: is not the record of a training, or damaged; move the folder away"
+        IntegrityError, match=r"run\.json: is damaged, or not the record of a training; move the folder away"
     ):
         run_once(config)
 
