@@ -7,9 +7,11 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import duckdb
+
 from manifests.errors import ConfigError, IntegrityError
 from manifests.outcomes import PASSING
-from manifests.reader import open_reader
+from manifests.reader import open_reader, rows_of
 from manifests.release import Release
 from manifests.remote.folder import place_of
 from manifests.takedowns import read_list
@@ -20,6 +22,7 @@ from pipeline.releases.opening import open_sql, view_samples
 from pipeline.releases.versions import releases_beside
 
 MAX_SHOWN = 20
+_UNREADABLE = (ConfigError, IntegrityError, duckdb.Error)  # a release that is damaged: `verify` says how
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -40,9 +43,20 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.set_defaults(func=_run)
 
 
+def _packed_text(workdir: str, life: dict[str, Any]) -> dict[str, Any] | None:
+    """`text` and `text_type` that the newest release has of an image; None where it has none, or is damaged."""
+    if not life.get("placements") or not life["release"]:
+        return None
+    with contextlib.suppress(*_UNREADABLE), open_sql() as sql:
+        view_samples(sql, Release.open(place_of(workdir, life["release"]["path"])))
+        query = "SELECT text, text_type FROM samples WHERE sample_id = $1 AND copy = 0"
+        return next(iter(rows_of(sql, query, [life["candidates"]["sample_id"]])), None)
+    return None
+
+
 def _elsewhere(workdir: str, what: str) -> str:
     """Words that name a release of earlier sources which holds an image; none where there is none."""
-    with contextlib.suppress(ConfigError, IntegrityError):
+    with contextlib.suppress(*_UNREADABLE):
         for release in releases_beside(Release.open(place_of(workdir))):
             with open_sql() as sql:
                 view_samples(sql, release)
@@ -57,6 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     taken = {entry.value: entry.reason for entry in read_list(args.dir) if entry.by == "id"}
     for life in lives:
         life["taken_down"] = taken_down(life, taken)
+        life["packed_text"] = _packed_text(args.dir, life)
     if not lives:
         raise ConfigError(
             f"{args.what}: no such image in the last build of {args.dir}{_elsewhere(args.dir, args.what)}; give a "
@@ -277,4 +292,7 @@ def _mix_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]:
         f"pack      {where}: {row['shard']} / {row['key']} (sample {row['position']} of the shard)"
         for row in life["placements"]
     ]
+    packed = life.get("packed_text")
+    if packed and packed["text"] != (life["captions"] or {}).get("text"):
+        lines.append(f"          its text ({packed['text_type'] or 'none'}): {packed['text']!r}")
     return lines if life["placements"] else [*lines, "pack      not yet"]

@@ -165,12 +165,15 @@ def test_a_kind_can_be_the_text_and_a_wrong_one_is_named(built: Path, tmp_path: 
     assert {row["text_type"] for row in pq.read_table(release_of(folder / "work") / "samples.parquet").to_pylist()} == {
         "trait"
     }
+    assert "its text (trait): 'it has 3 petals of blue colour'" in done("explain", folder / "work", "101")
     assert "licence and text of each equal the catalogue" in done("verify", folder / "work", "--deep")
     (table,) = (folder / "work/tables/caption").glob("joined_texts-*.parquet")
     table.rename(tmp_path / "away")
     said = done("verify", release_of(folder / "work"), "--deep")
     assert "not compared with a catalogue: the joined_texts that it was packed from are no longer" in said
     (tmp_path / "away").rename(table)
+    (release_of(folder / "work") / "samples.parquet").unlink()
+    assert "select    kept" in done("explain", folder / "work", "101")
     wrong = {"choices": [{"any_of": ["traits"]}]}
     said = refused("build", write_config(folder, caption={"text": wrong}))
     assert "no text is called 'traits'; there are caption, scientific, " in said
