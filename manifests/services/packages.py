@@ -1,6 +1,7 @@
 """Optional packages: which extra of this package brings them, and one line for who has not installed it.
 
 `pyproject.toml` lists the extras; a test compares. Both command lines turn a missing module into this line.
+Also what a config names as MODULE:NAME.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fsspec.registry import known_implementations
 
@@ -41,6 +43,21 @@ def require(what: str, *modules: str) -> None:
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{what} needs {module}, which is not installed: {install_line(module)}")
+
+
+def load_named(where: str, place: str) -> Any:
+    """What `place`, MODULE:NAME, stands for; the module may be anyone's.
+
+    Raises: ConfigError that begins with `where`.
+    """
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        cure = "install it, or put the folder that holds it into PYTHONPATH"
+        raise ConfigError(f"{where}: the module {module} cannot be imported: {error}; {cure}") from None
+    except AttributeError as error:
+        raise ConfigError(f"{where}: {place} cannot be loaded: {error}") from None
 
 
 def install_line(module: str) -> str:

@@ -5,7 +5,6 @@ Reads the `score` settings and imports the modules that plug-ins name. Raises Co
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from manifests import storage
 from manifests.errors import ConfigError
+from manifests.services.packages import load_named
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
 
 
@@ -58,14 +58,8 @@ def make_scorer(settings: ScoreSettings, name: str) -> Scorer:
 
 
 def _make_plugin(plugin: PluginSettings) -> Scorer:
-    module, _, cls = plugin.scorer.partition(":")
     where = f"score.plugins.{plugin.name}"
-    try:
-        kind = getattr(importlib.import_module(module), cls)
-    except ImportError as error:
-        raise ConfigError(f"{where}: the module {module} cannot be imported: {error}") from None
-    except AttributeError:
-        raise ConfigError(f"{where}: the module {module} has no class {cls}") from None
+    kind = load_named(where, plugin.scorer)
     try:
         scorer = kind(**plugin.options)
     except TypeError as error:

@@ -11,7 +11,6 @@ nothing. Gives up with ConfigError.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from manifests.errors import ConfigError
 from manifests.services import model_hub
+from manifests.services.packages import load_named
 from training.model.architecture import create_clip, create_tokenizer
 from training.model.towers import check_towers, image_tower, text_tower
 
@@ -66,7 +66,7 @@ def load_backbone(name: str, side: str) -> Backbone:
             return _from_timm(rest)
         if kind == "open_clip":
             return _from_open_clip(rest, side)
-        made = getattr(importlib.import_module(kind), rest)()
+        made = load_named(f"the {side} tower '{name}'", name)()
     except ConfigError:
         raise
     except Exception as error:  # the libraries, and a function of anyone's, raise their own kinds

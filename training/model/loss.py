@@ -9,7 +9,6 @@ Shape letters: `B` pairs on this rank, `N` pairs on all ranks, `C` embedding wid
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from manifests.errors import ConfigError
+from manifests.services.packages import load_named
 from manifests.settings import Settings
 from training.model.dalip import DalipModel
 from training.model.precision import full_precision
@@ -126,13 +126,14 @@ class Loss(ABC):
 def make_loss(settings: LossSettings) -> Loss:
     """The loss of a config.
 
-    Raises: ConfigError for a module or class that is not there.
+    Raises: ConfigError for a module or class that is not there, or is no whole `Loss`.
     """
-    module, _, name = LOSSES.get(settings.form, settings.form).partition(":")
-    try:
-        loss: Loss = getattr(importlib.import_module(module), name)(settings)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"loss.form {settings.form}: cannot be loaded: {error}") from None
+    kind = load_named("loss.form", LOSSES.get(settings.form, settings.form))
+    if not (isinstance(kind, type) and issubclass(kind, Loss)):
+        raise ConfigError(f"loss.form: {settings.form} is no class of training.model.loss.Loss")
+    if kind.__abstractmethods__:
+        raise ConfigError(f"loss.form: {settings.form} must define {', '.join(sorted(kind.__abstractmethods__))}")
+    loss = kind(settings)
     if settings.same_label != "negative" and not loss.takes_labels:
         raise ConfigError(
             f"loss.same_label: {settings.same_label} has no effect on loss.form {settings.form}, which does not set "

@@ -31,8 +31,11 @@ def settings_with(**plugin: Any) -> ScoreSettings:
 @pytest.mark.parametrize(
     ("plugin", "message"),
     [
-        ({"scorer": "no_such_module:Thing"}, "score.plugins.mine: the module no_such_module cannot be imported"),
-        ({"scorer": "own_scorer:Thing"}, "has no class Thing"),
+        (
+            {"scorer": "no_such_module:Thing"},
+            "score.plugins.mine: the module no_such_module cannot be imported: .*; install it, or put .* PYTHONPATH",
+        ),
+        ({"scorer": "own_scorer:Thing"}, "own_scorer:Thing cannot be loaded: .* has no attribute 'Thing'"),
         ({"scorer": "own_scorer:Brightness"}, "does not take these options: .*log"),
         ({"scorer": "own_scorer:NoScorer"}, "is no scorer: it has no load, score"),
         ({"scorer": "pathlib:Path"}, "is no scorer"),

@@ -56,8 +56,10 @@ def test_a_loss_of_the_users_own_trains_and_validates(accumulate: int, config: d
     ("form", "words"),
     [
         ("sum_of_loses", f"no loss is called 'sum_of_loses'; there are {', '.join(LOSSES)}, or MODULE:CLASS"),
-        ("no_such_module:Loss", "loss.form no_such_module:Loss: cannot be loaded: No module named 'no_such_module'"),
-        ("sigmoid_loss:Softmax", "loss.form sigmoid_loss:Softmax: cannot be loaded: module 'sigmoid_loss' has no"),
+        ("no_such_module:Loss", "loss.form: the module no_such_module cannot be imported: .*; install it, or"),
+        ("sigmoid_loss:Softmax", "loss.form: sigmoid_loss:Softmax cannot be loaded: module 'sigmoid_loss' has no"),
+        ("sigmoid_loss:math", "loss.form: sigmoid_loss:math is no class of training.model.loss.Loss"),
+        ("sigmoid_loss:Loss", "loss.form: sigmoid_loss:Loss must define __call__, chance, of_pairs"),
     ],
 )
 def test_a_loss_that_is_not_there_is_named(form: str, words: str, config: dict[str, Any]) -> None:
