@@ -5,7 +5,7 @@ library moved, record them again:
 
     RECORD_STEP_VALUES=1 .venv/bin/python -m pytest tests/integration/test_step_values.py
 
-Fetch keeps its version where it only gains a column: the new one is null in parts from before. Say
+Where fetch only gains a column, its downloads keep their version: the column is null in parts from before. Say
 RECORD_STEP_VALUES=column then.
 """
 
@@ -201,7 +201,7 @@ def first_difference(now: dict[str, Any], recorded: dict[str, Any]) -> str:
         return (
             f"{name}: the values of {', '.join(tables)} have changed and its version is still {one['version']}. "
             "Where that is meant, raise the version of the step (CONTRIBUTING.md), then record the values again; "
-            "fetch keeps its version for a new column"
+            "downloads keep theirs for a new column"
         )
     return ""
 
