@@ -268,26 +268,27 @@ class Catalog(AbstractContextManager["Catalog"]):
                     [(fingerprint, step, position, key) for position, key in keys],
                 )
 
-    def drop_lost_parts(self) -> dict[str, int]:
-        """Un-commit parts whose files are gone, and unseal what used them. Returns the number of lost parts by stage.
+    def drop_lost_parts(self, stages: Collection[str]) -> dict[str, int]:
+        """Un-commit parts of `stages` whose files are gone, and unseal what used them. Returns how many by stage.
 
-        Looks at all versions of all stages: a build that goes back to an older configuration uses them again.
+        Looks at all versions of a stage: a build that goes back to an older configuration uses them again.
 
         Raises: IntegrityError when so many files are gone that a folder is probably not mounted; DamageError when files
             have another size than their record. Nothing is dropped then.
         """
-        rows = self._connection.execute("SELECT part_key, path, num_bytes FROM files").fetchall()
+        query = "SELECT part_key, path, num_bytes, list_contains(?, stage) FROM files LEFT JOIN parts USING (part_key)"
+        rows = self._connection.execute(query, [list(stages)]).fetchall()
         there = sizes_below(self.workdir)
         sizes = {
             path: file_size(storage.join(self.workdir, path)) if there is None else there.get(path)
-            for _, path, _ in rows
+            for _, path, *_ in rows
         }
         check_losses(self.workdir, {path: size is not None for path, size in sizes.items()})
-        resized = sorted({path for _, path, num_bytes in rows if sizes[path] not in (None, num_bytes)})
+        resized = sorted({path for _, path, num_bytes, own in rows if own and sizes[path] not in (None, num_bytes)})
         resized = [path for path in resized if not path.startswith("releases/")]  # no build reads a sealed release
         if resized:
             raise DamageError(self.workdir, resized)
-        return self.forget_parts({key for key, path, _ in rows if sizes[path] is None})
+        return self.forget_parts({key for key, path, _, own in rows if own and sizes[path] is None})
 
     def parts_with(self, paths: Sequence[str]) -> list[PartRecord]:
         """The committed parts that wrote any of these files."""

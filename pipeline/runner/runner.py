@@ -82,6 +82,7 @@ class Runner:
         self._executor: Executor | None = None
         self._checks = ContentChecks(catalog.workdir)
         self._context = BuildContext(config, catalog.workdir, catalog, require=self._checks.require)
+        self._made_again: frozenset[str] = frozenset()  # stages that this command may do again, and no other
         self._forgotten: set[str] = set()
         self._status_failed, self._status_at = False, 0.0
         self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
@@ -96,19 +97,21 @@ class Runner:
         """
         started = time.monotonic()
         names = [stage.name for stage in self._flow]
+        begin = names.index(first) if first else 0
+        end = names.index(last) if last else len(names) - 1
+        self._made_again = frozenset(names[begin : end + 1]).difference(as_sealed)
         redone: dict[str, None] = {}
         place = 0
         with self._working():
             while place < len(self._flow):
                 stage = self._flow[place]
-                before = first is not None and place < names.index(first)
                 if stage.name in as_sealed:
                     version = self._catalog.find_current(stage.name)
                     self._context.sealed[stage.name] = self._sealed_or_refuse(stage.name, version)
                     place += 1
                     continue
                 try:
-                    new = self._bring_up_to_date(stage, names[place + 1 :], must_be_done=before)
+                    new = self._bring_up_to_date(stage, names[place + 1 :], must_be_done=place < begin)
                 except DamageError as error:
                     self._forget(error)
                     place = 0
@@ -156,7 +159,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
-        """Before work: clear what a killed run left, drop parts whose files are gone. After: close, tidy, report."""
+        """Before work: clear what a killed run left, drop lost parts that are made again. After: tidy, report."""
         _clear_scratch(self._catalog.workdir)
         self._drop_lost_parts()
         try:
@@ -172,22 +175,24 @@ class Runner:
 
     def _drop_lost_parts(self) -> None:
         try:
-            lost = self._catalog.drop_lost_parts()
+            lost = self._catalog.drop_lost_parts(self._made_again)
         except DamageError as error:
             self._forget(error)
-            lost = self._catalog.drop_lost_parts()
+            lost = self._catalog.drop_lost_parts(self._made_again)
         for name, num in lost.items():
             log.warning("%s: %d parts lost their files; where this build needs them they are done again", name, num)
 
     def _forget(self, damage: DamageError) -> None:
         """Un-commit the parts of damaged files, so that they are done again.
 
-        Raises: the error itself when a part holds what no stage can give again, or is damaged for the second time.
+        Raises: the error itself when a part holds what no stage can give again, is damaged for the second time, or
+            is of a stage that this command does not do again.
         """
         outside = {(stage.name, step.name) for stage in self._flow for step in stage.steps if step.from_outside}
         parts = self._catalog.parts_with(damage.paths)
         keys = {part.key for part in parts}
-        if not keys or keys & self._forgotten or any((part.stage, part.step) in outside for part in parts):
+        fixed = any((part.stage, part.step) in outside or part.stage not in self._made_again for part in parts)
+        if not keys or keys & self._forgotten or fixed:
             raise damage
         self._forgotten |= keys
         self._catalog.forget_parts(keys)

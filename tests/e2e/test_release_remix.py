@@ -81,6 +81,20 @@ def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web
     assert "--from" not in done.stderr
 
 
+@pytest.mark.parametrize("lost", ["pool/*.tar", "tables/caption/*.parquet"])
+def test_mix_forgets_nothing_that_it_does_not_make_again(web: Web, copy: Path, lost: str) -> None:
+    config, work = write_build_config(web, copy, "build", mix={"seed": 5}), copy / "build"
+    file = next(iter(sorted(work.glob(lost))))
+    file.unlink()
+    refused = run_here("mix", config)
+    assert refused.returncode == 1, refused.stderr
+    assert f"{file.name}: " in refused.stderr
+    assert f"`plantmix repair {work}`" in refused.stderr
+    told = run_here("verify", work)
+    assert told.returncode == 1, told.stdout
+    assert f"{file.relative_to(work)}: gone" in told.stdout
+
+
 @pytest.mark.slow
 def test_sources_get_their_weights_within_a_domain(web: Web, copy: Path) -> None:
     config = write_build_config(web, copy, "build")

@@ -18,15 +18,17 @@ def test_lost_parts_are_uncommitted_and_their_stages_unsealed(catalog: Catalog) 
         catalog.commit_parts("v1", {int(key[1]): part(key, f"{key}.parquet", f"{key}.tar", workdir=catalog.workdir)})
     sealed = StageRecord("ingest", "v1", Funnel(10, 6, {"invalid_url": 4}), {})
     catalog.seal_stage(sealed)
-    assert catalog.drop_lost_parts() == {}
+    assert catalog.drop_lost_parts({"ingest"}) == {}
     assert catalog.find_sealed("v1") == sealed
     Path(catalog.workdir, "p1.tar").unlink()
-    assert catalog.drop_lost_parts() == {"ingest": 1}
+    assert catalog.drop_lost_parts({"fetch", "mix"}) == {}
+    assert catalog.find_sealed("v1") == sealed
+    assert catalog.drop_lost_parts({"ingest"}) == {"ingest": 1}
     assert catalog.find_sealed("v1") is None
     assert [found.key for found in catalog.parts_of("v1")] == ["p2"]
     catalog.commit_parts("v1", {1: part("p1", "p1.parquet", "p1.tar", workdir=catalog.workdir)})
     catalog.seal_stage(sealed)
-    assert catalog.drop_lost_parts() == {}
+    assert catalog.drop_lost_parts({"ingest"}) == {}
     assert catalog.find_sealed("v1") == sealed
 
 
@@ -37,7 +39,7 @@ def test_an_older_version_that_lost_files_is_unsealed_too(catalog: Catalog) -> N
         catalog.commit_parts(version, {0: part(f"p-{version}", f"{version}.parquet", workdir=catalog.workdir)})
         catalog.seal_stage(StageRecord("ingest", version, Funnel(5, 5), {}))
     Path(catalog.workdir, "v1.parquet").unlink()
-    assert catalog.drop_lost_parts() == {"ingest": 1}
+    assert catalog.drop_lost_parts({"ingest"}) == {"ingest": 1}
     assert catalog.find_sealed("v1") is None
     assert catalog.find_sealed("v2") is not None
 
@@ -47,7 +49,7 @@ def test_a_file_of_another_size_is_damaged(catalog: Catalog) -> None:
     catalog.commit_parts("v1", {0: part("p1", "p1.parquet", workdir=catalog.workdir)})
     Path(catalog.workdir, "p1.parquet").write_bytes(b"cut")
     with pytest.raises(DamageError, match=r"p1\.parquet: not what was recorded.*`plantmix repair") as caught:
-        catalog.drop_lost_parts()
+        catalog.drop_lost_parts({"ingest"})
     assert caught.value.paths == ("p1.parquet",)
     assert list(catalog.find_parts(["p1"])) == ["p1"]
 
@@ -75,9 +77,9 @@ def test_mass_loss_stops_before_anything_is_dropped(catalog: Catalog, lost: list
     for path in lost:
         Path(catalog.workdir, path).unlink()
     if not stops:
-        assert catalog.drop_lost_parts() == {"ingest": len(lost)}
+        assert catalog.drop_lost_parts({"ingest"}) == {"ingest": len(lost)}
         return
     folder = lost[0].partition("/")[0]
     with pytest.raises(IntegrityError, match=rf"/{folder}: {len(lost)} of \d+ recorded .* mount it .*`plantmix repair"):
-        catalog.drop_lost_parts()
+        catalog.drop_lost_parts({"ingest"})
     assert count(catalog, "parts") == len(paths)
