@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from manifests.errors import ConfigError
+from manifests.services.packages import code_of, load_named
 from manifests.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
 from training.data import loader
 from training.data.settings import DataSettings, ReleaseShare
@@ -361,6 +362,8 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["model"]["projectors"]
     if settings.loss.same_label == "negative":
         del values["loss"]["same_label"], values["loss"]["label_field"]
+    if ":" in settings.loss.form:  # a class of the user's
+        values["loss"]["code"] = code_of(load_named("loss.form", settings.loss.form))
     values["model"]["architecture"] = architecture_config(settings.model.architecture)
     if settings.model.pretrained and (content := content_of(settings.model.pretrained)):
         values["model"]["pretrained_sha256"] = content

@@ -6,9 +6,12 @@ Also what a config names as MODULE:NAME.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fsspec.registry import known_implementations
@@ -58,6 +61,18 @@ def load_named(where: str, place: str) -> Any:
         raise ConfigError(f"{where}: the module {module} cannot be imported: {error}; {cure}") from None
     except AttributeError as error:
         raise ConfigError(f"{where}: {place} cannot be loaded: {error}") from None
+
+
+def code_of(plugin: object) -> str:
+    """What tells results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
+
+    Those of this package raise their version.
+    """
+    module = getattr(plugin, "__module__", "")
+    version, file = str(getattr(plugin, "version", "")), getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.startswith("pipeline."):
+        return version
+    return f"{version} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}".strip()
 
 
 def install_line(module: str) -> str:

@@ -5,12 +5,10 @@ Reads the `score` settings and imports the modules that plug-ins name. Raises Co
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from manifests import storage
 from manifests.errors import ConfigError
 from manifests.services.packages import load_named
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
@@ -70,18 +68,6 @@ def _make_plugin(plugin: PluginSettings) -> Scorer:
         raise ConfigError(f"{where}: {plugin.scorer} is no scorer: it has no {', '.join(lacking)}")
     made: Scorer = scorer
     return made
-
-
-def code_of(plugin: object) -> str:
-    """What tells results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
-
-    Those of this package raise their version.
-    """
-    module = type(plugin).__module__
-    version, file = str(getattr(plugin, "version", "")), getattr(sys.modules.get(module), "__file__", None)
-    if file is None or module.startswith("pipeline."):
-        return version
-    return f"{version} {storage.hash_file(file).sha256}".strip()
 
 
 def check_scorers(settings: ScoreSettings) -> None:

@@ -22,11 +22,12 @@ from manifests import storage, tables
 from manifests.records import Funnel, PartFile
 from manifests.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from manifests.remote.folder import publish_bytes_into
+from manifests.services.packages import code_of
 from pipeline.captions.settings import TextSettings
 from pipeline.captions.texts import members_by_row
 from pipeline.pictures.blur import blur_boxes
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.scoring.scorers import code_of, make_scorer
+from pipeline.scoring.scorers import make_scorer
 from pipeline.sidefiles import write as sidefiles
 from pipeline.stages import pack_record as record
 from pipeline.stages.pack_arrange import (

@@ -18,8 +18,9 @@ from manifests import storage, tables
 from manifests.masking import hide_in
 from manifests.reader import literals
 from manifests.records import Funnel, PartRecord, fingerprint
+from manifests.services.packages import code_of
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.scoring.scorers import Box, code_of, find_boxes, loaded_scorer, make_scorer, score_batch
+from pipeline.scoring.scorers import Box, find_boxes, loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader

@@ -66,3 +66,17 @@ def test_a_loss_that_is_not_there_is_named(form: str, words: str, config: dict[s
     with pytest.raises(ConfigError, match=words):
         train(make_settings(config, loss={"form": form}))
     assert not (Path(config["output_dir"]) / "run.json").exists()
+
+
+def test_a_run_does_not_go_on_with_other_code_of_the_loss(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "mine_loss.py"
+    own.write_text(
+        "from training.model.losses.contrastive import SumOfLosses\n\n\nclass Mine(SumOfLosses):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run_once(config, loss={"form": "mine_loss:Mine"})
+    own.write_text(own.read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"of another config or release \(loss\.code: "):
+        train(make_settings(config, loss={"form": "mine_loss:Mine"}))
