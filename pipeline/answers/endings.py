@@ -55,7 +55,7 @@ _SETTINGS = {
     "missing_url": "`columns: {url: ...}` of the source names a column that is empty there",
     "invalid_url": "`columns: {url: ...}` of the source names a column of other things than http addresses",
     "missing_file": "`columns: {file: ...}` of the source names files that are not in its folder",
-    "where_media_type": "`media_types: [StillImage]` of the source is the default; [] takes all",
+    "where_media_type": "each is a sound, a video or the like; no setting keeps them",
 }
 
 

@@ -67,15 +67,14 @@ class DwcaSettings(Settings):
     """
 
     removed: ClassVar = {
-        "vernacular_languages": Removed(list(VERNACULAR_LANGUAGES), "caption.backbone.languages names another one")
+        "media_types": Removed(["StillImage"], "PlantMix reads pictures alone"),
+        "vernacular_languages": Removed(list(VERNACULAR_LANGUAGES), "caption.backbone.languages names another one"),
     }
 
     path: ConfigPath
     """The zip as it came, or the folder it was unpacked to."""
     caption: list[str] = Field(default_factory=list)
     """Terms, joined with a space; without any, the text is made from the taxon."""
-    media_types: list[str] = Field(["StillImage"])
-    """Kinds of media; rows without a kind count by their format."""
     where: WhereTerms = Field(default_factory=dict)
     """By term, the values of which a row must have one."""
     extra: list[str] = Field(default_factory=list)
@@ -353,16 +352,16 @@ def _species(plan: _Plan) -> str:
 
 
 def _cases(sql: Any, plan: _Plan) -> list[Case]:
-    cases = [Case("c.id IS NULL", "no_record", "m.id")]
-    types = plan.settings.media_types
-    if types:
-        given_type, form = plan.first(("type",)), plan.first(("format",))
-        kind = f"lower(regexp_extract({given_type}, '[^/#]*$'))"
-        by_format = f"{given_type} IS NULL AND coalesce(lower({form}), 'image') LIKE 'image%'"
-        listed = ", ".join(text(each.lower()) for each in types)
-        listed_type = f"({kind} IN ({listed}) OR ({by_format} AND 'stillimage' IN ({listed})))"
-        cases.append(Case(f"NOT coalesce({listed_type}, false)", "where_media_type", f"coalesce({given_type}, {form})"))
-    return cases + where_cases(sql, plan.settings.where, plan.column, plan.first(_LICENCE), "media m")
+    kind, form = plan.first(("type",)), plan.first(("format",))  # without a kind a row counts by its format
+    is_picture = (
+        f"if({kind} IS NULL, coalesce(lower({form}), 'image') LIKE 'image%', "
+        f"lower(regexp_extract({kind}, '[^/#]*$')) = 'stillimage')"
+    )
+    return [
+        Case("c.id IS NULL", "no_record", "m.id"),
+        Case(f"NOT {is_picture}", "where_media_type", f"coalesce({kind}, {form})"),
+        *where_cases(sql, plan.settings.where, plan.column, plan.first(_LICENCE), "media m"),
+    ]
 
 
 def _pick_vernacular(sql: Any, plan: _Plan) -> None:

@@ -128,7 +128,7 @@ def _rows(content: bytes) -> None:
 
 def _zipped(folder: Path) -> Callable[[bytes], None]:
     path = folder / "a.zip"
-    values = {"name": "s", "domain": "d", "dwca": {"path": str(path), "media_types": []}}
+    values = {"name": "s", "domain": "d", "dwca": {"path": str(path)}}
     given = SourceSettings.model_validate(values)
 
     def parse(content: bytes) -> None:

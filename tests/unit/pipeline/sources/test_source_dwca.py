@@ -176,11 +176,9 @@ def test_filters_of_licence_country_and_media_terms(tmp_path: Path, read: Read) 
     assert ("where_licence", "© all rights reserved") in {(reason, value) for _, reason, _, value in lost}
     rows, lost = read(source(path, where={"countryCode": "FR"}))
     assert [row["row_number"] for row in rows] == [8]
-    rows, lost = read(source(path, where={"media.creator": ["ann", "bob"]}, media_types=["StillImage", "Sound"]))
+    rows, lost = read(source(path, where={"media.creator": ["ann", "bob"]}))
     assert [row["row_number"] for row in rows] == [0, 1]
-    assert (3, "where_media.creator", "1/https://a.org/1.mp3", None) in lost
-    rows, _ = read(source(path, media_types=[]))
-    assert {row["row_number"] for row in rows} == {0, 1, 2, 3, 4, 5, 6, 8}
+    assert (2, "where_media.creator", "1/https://a.org/1c.png", None) in lost
 
 
 def test_a_described_dialect_with_quotes_order_and_defaults(tmp_path: Path, read: Read) -> None:
