@@ -16,7 +16,8 @@ import logging
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -25,7 +26,7 @@ from manifests.errors import ConfigError, PlantMixError, RunError
 from manifests.release import Release
 from pipeline.config import read_config
 from pipeline.demo.pictures import PREFERRED_PORT, prepare_web, read_marker
-from pipeline.demo.server import HOST, find_port, serving
+from pipeline.demo.server import HOST, serving
 
 LOG = logging.getLogger("plantmix.demo")
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.parse_args(arguments).what
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        {"all": run_all, "pictures": set_up, "serve": serve}[what]()
+        {"all": run_all, "pictures": set_up, "serve": serve_on}[what]()
     except PlantMixError as error:
         print(f"demo: {error}", file=sys.stderr)
         return error.exit_code
@@ -59,25 +60,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def set_up() -> tuple[int, bool]:
-    """Set up the pictures; gives the port of their URLs, and whether a server for them already runs."""
-    marker = read_marker(WEB)
-    first_choice = int(marker["port"]) if marker else PREFERRED_PORT
-    port, running = find_port(WEB, first_choice)
-    if port != first_choice:
-        LOG.info("port %d of %s is busy: the tables get URLs with port %d", first_choice, HOST, port)
+def set_up(port: int | None = None) -> None:
+    """Set up the pictures, with this port in their URLs."""
     prepare_web(WEB, PACKAGES, port)
     LOG.info("pictures: %s says what they are and which troubles were planted among them", WEB / "README.txt")
-    return port, running
 
 
-def serve() -> None:
+@contextmanager
+def served() -> Iterator[int]:
+    """Pictures that are set up and served, on the port of their URLs or, where that is busy, another one."""
+    marker = read_marker(WEB)
+    with serving(WEB, marker["port"] if marker else PREFERRED_PORT) as server:
+        set_up(server.port)
+        yield server.port
+
+
+def serve_on() -> None:
     """Serve the pictures until interrupted."""
-    port, running = set_up()
-    if running:
-        LOG.info("already served at http://%s:%d/", HOST, port)
-        return
-    with serving(WEB, port):
+    with served() as port:
         LOG.info("serving %s at http://%s:%d/ until interrupted (ctrl-c)", WEB, HOST, port)
         while True:
             time.sleep(3600)
@@ -92,8 +92,7 @@ def run_all() -> None:
         if not config.is_file():
             raise ConfigError(f"{config}: not here; run the demo from the root of the repository")
     started = time.monotonic()
-    port, running = set_up()
-    with nullcontext() if running else serving(WEB, port):
+    with served() as port:
         run_command("plantmix", "build", str(BUILD_CONFIG))
     work_dir = read_config(BUILD_CONFIG).work_dir
     release = Release.open(work_dir)

@@ -26,7 +26,6 @@ from command_server import serving_commands
 from sealed import lend
 from shell_blocks import Block, blocks_of, copy_configs, environment_of, run_block, write_yaml
 
-from manifests.errors import ConfigError
 from manifests.release import Release
 from pipeline.demo.debian import find_package
 from pipeline.demo.packages import PACKAGES
@@ -64,10 +63,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     web = folder / "data/demo/web"
     web.mkdir(parents=True)
     with ExitStack() as stack:
-        try:  # addresses are part of a release: with those of `make demo` it is the same one
-            server = stack.enter_context(serving(web, PREFERRED_PORT))
-        except ConfigError:
-            server = stack.enter_context(serving(web))
+        # addresses are part of a release: with those of `make demo` it is the same one
+        server = stack.enter_context(serving(web, PREFERRED_PORT))
         prepare_web(web, DEBS, server.port)
         stack.enter_context(serving_commands(environment_of(folder, {}))).put_into(folder)
         yield folder

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import http.client
-import socket
 from pathlib import Path
 
 import pytest
 
-from manifests.errors import ConfigError
-from pipeline.demo.server import HOST, WHO_PATH, find_port, serving
+from pipeline.demo.server import HOST, serving
 
 
 @pytest.fixture
@@ -63,28 +61,7 @@ def test_a_null_byte_in_a_path_is_not_found(web: Path) -> None:
 
 
 def test_the_port_is_kept_while_it_is_free_and_replaced_when_it_is_not(web: Path, tmp_path: Path) -> None:
-    with serving(web) as server:
-        port = server.port
-        assert find_port(web, port) == (port, True)
-        other, running = find_port(tmp_path, port)
-        assert other != port
-        assert not running
-        with pytest.raises(ConfigError, match=f"port {port} on {HOST} is taken"), serving(tmp_path, port):
-            pass
-    assert find_port(web, port) == (port, False)
-
-
-def test_a_stranger_on_the_port_is_not_taken_for_our_server(web: Path) -> None:
-    with socket.socket() as stranger:
-        stranger.bind((HOST, 0))
-        stranger.listen()
-        port, running = find_port(web, stranger.getsockname()[1])
-        assert port != stranger.getsockname()[1]
-        assert not running
-
-
-def test_who_it_is(web: Path) -> None:
-    with serving(web) as server:
-        connection = http.client.HTTPConnection(HOST, server.port, timeout=10)
-        assert _ask(connection, WHO_PATH)[2].decode() == str(web.resolve())
-        connection.close()
+    with serving(web) as first, serving(tmp_path, first.port) as second:
+        assert second.port not in (0, first.port)
+    with serving(web, first.port) as again:
+        assert again.port == first.port
