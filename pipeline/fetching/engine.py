@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import pyarrow as pa
@@ -44,21 +43,6 @@ class Piece:
     pool_path: str
     is_whole: bool
     """True when it holds all rows of the part."""
-
-
-def fetch_rows(
-    rows: Sequence[tuple[str, str]],
-    settings: FetchSettings,
-    gate: Gate,
-    pool_path: str | Path,
-    client: HttpClient | None = None,
-) -> pa.Table:
-    """Download, measure and store pictures in one piece; as `fetch_in_pieces`, but gives the facts alone.
-
-    `pool_path` is written even when it holds no picture.
-    """
-    (piece,) = fetch_in_pieces(rows, settings, gate, lambda: str(pool_path), client=client)
-    return piece.facts
 
 
 def fetch_in_pieces(

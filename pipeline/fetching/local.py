@@ -36,8 +36,7 @@ def read_local(
     for the first time, and gets the address of what is read. A whole file that has other content by now ends as
     `file_changed`. A picture that refuses training is stored, with the refusal as its detail: `collect` decides.
 
-    The table is as of `fetch_rows`: schema FACTS, sorted by sample_id, `pool_file` null. With it come the addresses by
-    sample id.
+    The table is as that of a `Piece` (engine.py). With it come the addresses by sample id.
     """
     addresses: dict[str, str] = {}
     with PartWriter(pool_path) as part, ExitStack() as stack:

@@ -28,7 +28,7 @@ from pathlib import Path
 OURS = """
 import json, resource, sys, time
 started = time.perf_counter()
-from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
 urls = json.load(open(sys.argv[1]))
@@ -36,8 +36,9 @@ threads, folder = int(sys.argv[2]), sys.argv[3]
 settings = FetchSettings.model_validate({"network": {"threads": threads, "allow_private_addresses": True,
     "limits": {"requests_per_second": None, "connections": threads}}})
 gate = HostGate(settings.network)
-table = fetch_rows([(f"{n:032x}", url) for n, url in enumerate(urls)], settings, gate, folder + "/part.tar")
-num = table["outcome"].to_pylist().count("ok")
+rows = [(f"{n:032x}", url) for n, url in enumerate(urls)]
+(piece,) = fetch_in_pieces(rows, settings, gate, lambda: folder + "/part.tar")
+num = piece.facts["outcome"].to_pylist().count("ok")
 print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
 OURS_RAW = """
@@ -65,7 +66,7 @@ print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).r
 """
 OURS_PARTS = """
 import json, resource, sys
-from pipeline.fetching.engine import fetch_rows
+from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
 urls = json.load(open(sys.argv[1]))
@@ -75,7 +76,8 @@ settings = FetchSettings.model_validate({"network": {"threads": threads, "allow_
 gate, num, resident = HostGate(settings.network), 0, []
 for start in range(0, len(urls), 250):
     rows = [(f"{start + n:032x}", url) for n, url in enumerate(urls[start:start + 250])]
-    num += fetch_rows(rows, settings, gate, f"{folder}/{start}.tar")["outcome"].to_pylist().count("ok")
+    (piece,) = fetch_in_pieces(rows, settings, gate, lambda: f"{folder}/{start}.tar")
+    num += piece.facts["outcome"].to_pylist().count("ok")
     pages = int(open("/proc/self/statm").read().split()[1])
     resident.append(pages * resource.getpagesize() >> 20)
 print(json.dumps({"num": num, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "resident": resident}))

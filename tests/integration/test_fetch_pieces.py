@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fetched import fetch_rows
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
 
 from manifests import storage
 from manifests.errors import RetryableError
-from pipeline.fetching.engine import Piece, fetch_in_pieces, fetch_rows
+from pipeline.fetching.engine import Piece, fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.part import PartWriter
 from pipeline.fetching.settings import FetchSettings, NetworkSettings

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from building import done, list_source, loopback, write_small_config
+from fetched import fetch_rows
 from misbehaving.answers import send_picture
 from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
@@ -16,7 +17,7 @@ from misbehaving.server import MisbehavingServer
 from manifests.tables import FACTS
 from pipeline.fetching import img2dataset_engine
 from pipeline.fetching import settings as bounds
-from pipeline.fetching.engine import fetch_in_pieces, fetch_rows
+from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.part import MEASURED
 from pipeline.fetching.settings import FetchSettings

@@ -13,6 +13,7 @@ from typing import get_args
 
 import imagehash
 import pytest
+from fetched import fetch_rows
 from misbehaving.answers import with_everything
 from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
@@ -23,7 +24,6 @@ from manifests.outcomes import Outcome
 from manifests.tables import FACTS, SIGNALS
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.addresses import system_lookup
-from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.settings import ConsentSignal, FetchSettings, HostLimits, NetworkSettings

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from fetched import fetch_rows
 from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
 from pipeline.fetching import settings as bounds
-from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.settings import FetchSettings, NetworkSettings

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fetched import fetch_rows
 from misbehaving.answers import photo, send_picture
 from misbehaving.server import MisbehavingServer
 
 from pipeline.fetching import addresses
-from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.settings import FetchSettings, NetworkSettings

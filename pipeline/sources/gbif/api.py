@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -73,15 +74,13 @@ class Answer:
 
 
 class GbifApi:
-    """Questions to one GBIF; `sleep` waits so many seconds."""
+    """Questions to one GBIF."""
 
-    def __init__(
-        self, base: str, user_agent: str, account: Account | None, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, base: str, user_agent: str, account: Account | None) -> None:
         parts = urlsplit(base)
         if account and parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
             raise ConfigError(f"gbif.api {base}: a password is sent over https only")
-        self._base, self._account, self._sleep = base.rstrip("/"), account, sleep
+        self._base, self._account = base.rstrip("/"), account
         self._pool = urllib3.PoolManager(headers={"User-Agent": user_agent}, retries=False, timeout=_TIMEOUT)
         self._num_faults = 0
 
@@ -121,7 +120,7 @@ class GbifApi:
         seconds = _retry_after(answer.headers)
         seconds = min(300.0, 30.0 * 2.0 ** min(num_tries, 5)) if seconds is None else seconds
         log.info("GBIF makes no further download now (%s); asking again in %.0f s", answer.text, seconds)
-        self._sleep(seconds)
+        sleep(seconds)
 
     def download(self, path: str, part: Path, num_bytes: int, what: str) -> bool:
         """Append to `part` until it holds `num_bytes`; False when GBIF has no such file.
@@ -216,7 +215,7 @@ class GbifApi:
             raise RunError(f"GBIF cannot be reached ({what}); run build again later, it goes on where it was")
         seconds = min(_MAX_PAUSE_SECONDS, 2.0**self._num_faults) if seconds is None else seconds
         log.info("GBIF: %s; trying again in %.0f s", what, seconds)
-        self._sleep(seconds)
+        sleep(seconds)
 
 
 def refused(answer: Answer) -> ConfigError:

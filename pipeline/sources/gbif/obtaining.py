@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from time import sleep
 from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
@@ -48,12 +48,7 @@ def missing_account(settings: GbifSettings, where: str, environment: Mapping[str
     return f"{where}: set {' and '.join(names)} in the environment, from your account at gbif.org"
 
 
-def obtain(
-    sources: Sequence[Source],
-    user_agent: str,
-    environment: Mapping[str, str],
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def obtain(sources: Sequence[Source], user_agent: str, environment: Mapping[str, str]) -> None:
     """Bring the archives of sources that wait for them. All are asked for before the first wait.
 
     Raises: ConfigError for what GBIF refuses; RunError when a download failed or GBIF stays away.
@@ -64,12 +59,12 @@ def obtain(
     opened = []
     try:
         for source in sources:
-            api = GbifApi(source.settings.api, user_agent, account_of(environment), sleep)
+            api = GbifApi(source.settings.api, user_agent, account_of(environment))
             opened.append(api)
             storage.make_folder(source.settings.path)
             _ask(api, source, environment)
         for api, source in zip(opened, sources, strict=True):
-            _bring(api, source, sleep)
+            _bring(api, source)
     finally:
         for api in opened:
             api.close()
@@ -144,12 +139,12 @@ def _find(api: GbifApi, user: str, token: str) -> str | None:
 # ---- waiting and fetching
 
 
-def _bring(api: GbifApi, source: Source, sleep: Callable[[float], None]) -> None:
+def _bring(api: GbifApi, source: Source) -> None:
     settings = source.settings
     path = asking.archive_path(settings)
     assert path is not None, "asked for before"
     key, what = path.stem, f"{source.where}: GBIF download {path.stem}"
-    download = _wait(api, key, settings, what, sleep)
+    download = _wait(api, key, settings, what)
     num_bytes = int(download.get("size") or 0)
     if download.get("request", {}).get("format", "DWCA") != "DWCA":
         raise ConfigError(f"{what} has the format {download['request']['format']}; give one of the format DWCA")
@@ -165,7 +160,7 @@ def _bring(api: GbifApi, source: Source, sleep: Callable[[float], None]) -> None
     storage.publish(str(part), str(path))
 
 
-def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str, sleep: Callable[[float], None]) -> dict[str, Any]:
+def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str) -> dict[str, Any]:
     """What GBIF says of a download once its file is there. Asks seldom: after 1 s, then ever longer, up to 60 s."""
     pause, waited, told = _FIRST_PAUSE_SECONDS, 0.0, ("", 0.0)
     while True:

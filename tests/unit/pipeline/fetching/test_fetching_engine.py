@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from fetched import fetch_rows
 
 from manifests import __version__
 from manifests.errors import ConfigError, RunError
@@ -17,7 +18,6 @@ from manifests.settings import parse_settings
 from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.statements import ALLOW_ALL, RobotsRules
-from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program
 from pipeline.fetching.part import MEASURED
@@ -48,9 +48,10 @@ def test_part_without_rows_and_part_without_pictures(tmp_path):
 
 def test_our_own_engine_imports_nothing_of_img2dataset(tmp_path):
     code = (
-        "import sys; from pipeline.fetching.engine import fetch_rows; from pipeline.fetching.hosts import HostGate;"
+        "import sys; from pipeline.fetching.engine import fetch_in_pieces;from pipeline.fetching.hosts import HostGate;"
         "from pipeline.fetching.settings import FetchSettings; settings = FetchSettings();"
-        f"fetch_rows([('a' * 32, 'ftp://a')], settings, HostGate(settings.network), {str(tmp_path / 'p.tar')!r});"
+        f"pool, gate = {str(tmp_path / 'p.tar')!r}, HostGate(settings.network);"
+        "list(fetch_in_pieces([('a' * 32, 'ftp://a')], settings, gate, lambda: pool));"
         "print([m for m in ('img2dataset', 'torch', 'cv2', 'albumentations', 'wandb') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

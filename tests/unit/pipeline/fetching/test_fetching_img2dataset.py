@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
+from fetched import fetch_rows
 
 from manifests.errors import ConfigError, RunError
 from manifests.settings import parse_settings
 from pipeline.fetching import img2dataset_engine
-from pipeline.fetching.engine import fetch_rows
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.img2dataset_engine import explain_message
 from pipeline.fetching.settings import FetchSettings

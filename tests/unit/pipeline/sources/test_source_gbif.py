@@ -48,7 +48,10 @@ def obtain(given: SourceSettings, environment: dict[str, str], sleep: Callable[[
     reader = given.reader
     if reader.waits_for() is None:
         return False
-    obtaining.obtain([reader], "PlantMix/test", environment, sleep)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("api", "obtaining"):
+            patch.setattr(f"pipeline.sources.gbif.{module}.sleep", sleep)
+        obtaining.obtain([reader], "PlantMix/test", environment)
     return True
 
 
