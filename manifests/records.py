@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -48,10 +49,9 @@ class Funnel:
             )
 
     def __add__(self, other: Funnel) -> Funnel:
-        reasons = dict(self.reasons)
-        for reason, num in other.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + num
-        return Funnel(self.num_in + other.num_in, self.num_kept + other.num_kept, reasons)
+        reasons = Counter(self.reasons)
+        reasons.update(other.reasons)
+        return Funnel(self.num_in + other.num_in, self.num_kept + other.num_kept, dict(reasons))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,10 +122,9 @@ class Release:
 
     def num_by_domain(self, split: str) -> dict[str, int]:
         """Samples of each domain in a split, repeats counted."""
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         for shard in self.record["splits"][self._known(split)]["shards"]:
-            for domain, num in shard["domains"].items():
-                counts[domain] = counts.get(domain, 0) + num
+            counts.update(shard["domains"])
         return dict(sorted(counts.items()))
 
     def shard_path(self, split: str, shard: str) -> str:

@@ -20,7 +20,7 @@ from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext
 from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.store.files import Files
-from pipeline.store.sql import open_scratch, view_table
+from pipeline.store.sql import count_within, open_scratch, view_table
 
 SHOWN_REASONS = 6
 SHOWN_HOSTS = 3
@@ -125,15 +125,12 @@ def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
         return selected
     fetched = "SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') USING (sample_id)"
     with _open_tables(context) as sql:
-        rows = sql.execute(
+        return count_within(
+            sql,
             f"SELECT domain, source, count(*) FROM candidates {'' if stage == 'ingest' else fetched} "
             "ANTI JOIN (SELECT sample_id FROM caption_verdicts WHERE NOT keep) USING (sample_id) "
-            "ANTI JOIN (SELECT sample_id FROM score_verdicts WHERE NOT keep) USING (sample_id) GROUP BY ALL"
-        ).fetchall()
-    kept: dict[str, dict[str, int]] = {}
-    for domain, source, num in rows:
-        kept.setdefault(domain, {})[source] = num
-    return kept
+            "ANTI JOIN (SELECT sample_id FROM score_verdicts WHERE NOT keep) USING (sample_id) GROUP BY ALL",
+        )
 
 
 def _reasons_by_domain(sql: Any, config: BuildConfig) -> dict[str, list[tuple[str, str, int]]]:

@@ -19,6 +19,7 @@ from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
 from pipeline.stages.mix import describe_quotas, plan_mixture, read_target
 from pipeline.stages.select import Choice
+from pipeline.store.sql import count_within
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,9 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
                 f"{workdir}: takedowns or settings of select have changed since it ran ({sealed_at:%Y-%m-%d %H:%M} "
                 "UTC); run `plantmix build CONFIG --to select` first, then look at the mixture"
             )
-        kept: dict[str, dict[str, int]] = {}
-        for domain, source, num in connection.sql(
+        kept = count_within(
+            connection,
             "SELECT domain, source, count(*) FROM decisions JOIN candidates USING (sample_id) WHERE keep "
-            "GROUP BY ALL ORDER BY ALL"
-        ).fetchall():
-            kept.setdefault(domain, {})[source] = num
+            "GROUP BY ALL ORDER BY ALL",
+        )
     return kept, f"pools as select left them at {sealed_at:%Y-%m-%d %H:%M} UTC"

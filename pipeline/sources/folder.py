@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -191,11 +192,9 @@ class FolderReader(Reader[FolderSettings]):
 
     def skipped_files(self) -> dict[str, int]:
         """Endings of files that no suffix names, with their counts; usual side files left out."""
-        counts: dict[str, int] = {}
-        for name, _ in walk_files(self.path):
-            ending = PurePosixPath(name.lower()).suffix
-            if not name.lower().endswith(_endings(self.settings)) and ending and ending not in _SIDE_FILES:
-                counts[ending] = counts.get(ending, 0) + 1
+        names = [name.lower() for name, _ in walk_files(self.path)]
+        skipped = (PurePosixPath(name).suffix for name in names if not name.endswith(_endings(self.settings)))
+        counts = Counter(ending for ending in skipped if ending and ending not in _SIDE_FILES)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @classmethod

@@ -10,6 +10,7 @@ rule that drops one leaves the picture alone. The first one of kind `caption` is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,7 +158,7 @@ def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
 def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
     """Verdicts over every fetched image of a bucket."""
     settings = CaptionSettings(rules=inputs.rules)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     files = []
     with run.scratch() as sql:
         view_inputs(sql, inputs, inputs.bucket.where, candidates=None, facts=None, captions=None)
@@ -167,8 +168,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         adding = sql.cursor()  # a second cursor, because the first is still reading rows
         for rows in _joined_rows(sql, settings, "captions"):
             verdicts = judge_captions(rows, settings)
-            for reason, num in count_reasons(verdicts).items():
-                counts[reason] = counts.get(reason, 0) + num
+            counts.update(count_reasons(verdicts))
             adding.register("judged", verdicts)
             adding.execute("INSERT INTO verdicts FROM judged")
         # verdicts are sorted, not the rows they were made from: a third of the bytes
@@ -180,7 +180,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             order = "sample_id, kind, entry, row_number"
             files.append(run.save(adding, "caption/joined_texts", tables.JOINED_TEXTS, query, order))
     num_kept = counts.pop("kept", 0)
-    return PartResult(tuple(files), Funnel(num_kept + sum(counts.values()), num_kept, counts))
+    return PartResult(tuple(files), Funnel(num_kept + counts.total(), num_kept, dict(counts)))
 
 
 def _joined_rows(sql: Any, settings: CaptionSettings, texts: str, more: Sequence[str] = ()) -> Iterator[pa.Table]:

@@ -12,8 +12,9 @@ written without them. The whole address of such a row stands in `secrets`, which
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
 from manifests.reader import literals
 from manifests.records import Funnel
+from pipeline.runner.inputs import identity_of
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
@@ -108,10 +110,21 @@ def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
 
 @dataclass(frozen=True)
 class SourceInputs:
-    """One source: its settings, which name no path in a fingerprint, and hashes of all that its rows depend on."""
+    """One source: its settings, which name no path in a fingerprint, and hashes of all that its rows depend on.
+
+    Where there are, what was kept of the samples of its tars, and a backbone that parts its domains.
+    """
 
     source: SourceSettings
     content: tuple[str, ...]
+    samples: Files = field(default_factory=Files)
+    backbone: BackboneSettings | None = None
+    backbone_content: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """All of it; where nothing more is there, as before there could be."""
+        held = fields(self) if self.samples or self.backbone else fields(self)[:2]
+        return {each.name: identity_of(getattr(self, each.name)) for each in held}
 
 
 @dataclass(frozen=True)
@@ -136,19 +149,10 @@ class IngestInputs:
     captions: tuple[JoinInputs, ...]
 
 
-@dataclass(frozen=True)
-class PreparedSourceInputs(SourceInputs):
-    """A source of which more is there: what was kept of the samples of its tars, a backbone that parts its domains."""
-
-    samples: Files = field(default_factory=Files)
-    backbone: BackboneSettings | None = None
-    backbone_content: tuple[str, ...] = ()
-
-
 def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     """Stream one source into a staging file, then settle duplicates and order in SQL."""
     source, of_tars = inputs.source, None
-    if isinstance(inputs, PreparedSourceInputs) and (tars := source.reader.tars()):
+    if inputs.samples and (tars := source.reader.tars()):
         of_tars = kept_samples(inputs.samples.paths, tars)
     stem = f"tables/ingest/{source.name}-{run.stem}"
     staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
@@ -157,7 +161,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     temp = staged.close().temp
     with run.scratch() as sql:
         view_parquet(sql, "staged", [temp])
-        if isinstance(inputs, PreparedSourceInputs) and inputs.backbone and source.other_domain:
+        if inputs.backbone and source.other_domain:
             _part_domains(sql, source, inputs.backbone, source.other_domain, run)
         sql.execute(
             "CREATE TABLE firsts AS SELECT sample_id, min(row_number) AS row_number "  # of the few ids that repeat
@@ -240,9 +244,7 @@ def _inputs(context: BuildContext) -> IngestInputs:
     hashes = tuple(catalog.input_sha256(file) for file in backbone_files(backbone)) if backbone else ()
     return IngestInputs(
         tuple(
-            PreparedSourceInputs(each.source, each.content, Files(), backbone, hashes)
-            if each.source.other_domain
-            else each
+            replace(each, backbone=backbone, backbone_content=hashes) if each.source.other_domain else each
             for each in inputs
         ),
         tuple(
@@ -285,15 +287,7 @@ def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
 
 
 def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
-    parts = []
-    for each in inputs.sources:
-        if samples := ingest_tars.samples_of(each.source, run):
-            prepared = (
-                each if isinstance(each, PreparedSourceInputs) else PreparedSourceInputs(each.source, each.content)
-            )
-            each = replace(prepared, samples=samples)
-        parts.append(each)
-    return parts
+    return [replace(each, samples=ingest_tars.samples_of(each.source, run)) for each in inputs.sources]
 
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
@@ -314,12 +308,11 @@ def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
         if fault := fault_of(table.captions, counts):
             raise ConfigError(fault)
         log.info("ingest: %s", describe_join(counts))
-    by_domain: dict[str, int] = {}
+    by_domain: Counter[str] = Counter()
     for part in parts:
         assert part.funnel is not None
-        for domain, num in part.notes.get("domains", {part.notes.get("domain"): part.funnel.num_kept}).items():
-            by_domain[domain] = by_domain.get(domain, 0) + num
-    notes = {"addresses": [part.notes["addresses"] for part in parts], "domains": by_domain}
+        by_domain.update(part.notes.get("domains", {part.notes.get("domain"): part.funnel.num_kept}))
+    notes = {"addresses": [part.notes["addresses"] for part in parts], "domains": dict(by_domain)}
     return funnel, notes | ({"captions": joins} if joins else {})
 
 

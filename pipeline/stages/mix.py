@@ -22,7 +22,7 @@ from pipeline.config import BuildConfig, MixSettings
 from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
 from pipeline.store.files import Files
-from pipeline.store.sql import first_half_of_md5, view_inputs
+from pipeline.store.sql import count_within, first_half_of_md5, view_inputs
 
 log = logging.getLogger("plantmix.mix")
 
@@ -163,9 +163,7 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
                 break
         sql.execute(_DRAWN.format(hashed=first_half_of_md5(f"'draw {seed} ' || sample_id")))
         num_in = sql.execute("SELECT count(*) FROM kept").fetchall()[0][0]
-        groups: dict[str, dict[str, int]] = {}
-        for domain, split, num in sql.execute(_GROUPS).fetchall():
-            groups.setdefault(domain, {})[split] = num
+        groups = count_within(sql, _GROUPS)
         sql.execute("DROP TABLE kept")
         ((num_train,),) = sql.execute("SELECT count(*) FROM drawn WHERE NOT heldout").fetchall()
         sql.execute("SET preserve_insertion_order = true")

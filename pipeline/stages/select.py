@@ -17,6 +17,7 @@ What a row's fate has to do with rows elsewhere is found in steps of narrow tabl
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ from pipeline.stages.select_contenders import (
 )
 from pipeline.store.buckets import Bucket, cut_buckets, join_facets
 from pipeline.store.files import Files
-from pipeline.store.sql import view_inputs
+from pipeline.store.sql import count_within, view_inputs
 from pipeline.vocabulary.licences import LicenceSettings
 
 PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
@@ -303,11 +304,9 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
         reasons = dict(
             sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
         )
-        kept: dict[str, dict[str, int]] = {}
-        for domain, source, num in sql.execute(
-            "SELECT domain, source, count(*) FROM passed ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
-        ).fetchall():
-            kept.setdefault(domain, {})[source] = num
+        kept = count_within(
+            sql, "SELECT domain, source, count(*) FROM passed ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
+        )
         conflicts = dict(
             sql.execute(
                 "SELECT about, count(DISTINCT sample_id) FROM conflicts ANTI JOIN dropped USING (sample_id) GROUP BY 1"
@@ -338,12 +337,10 @@ def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DecideIn
 
 def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     parts = run.parts("decide")
-    counted: dict[str, dict[str, int]] = {}
+    counted: dict[str, Counter[str]] = {}
     for part in parts:
         for domain, sources in part.notes["sources"].items():
-            own = counted.setdefault(domain, {})
-            for source, num in sources.items():
-                own[source] = own.get(source, 0) + num
+            counted.setdefault(domain, Counter()).update(sources)
     kept = {domain: dict(sorted(sources.items())) for domain, sources in sorted(counted.items())}
     notes = {
         "domains": {domain: sum(sources.values()) for domain, sources in kept.items()},

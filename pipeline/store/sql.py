@@ -37,6 +37,14 @@ def facet(connection: Any, columns: Sequence[str], table: str) -> str:
     return "-".join(str(value) for value in row)
 
 
+def count_within(connection: Any, query: str) -> dict[str, dict[str, int]]:
+    """Rows of two names and a number, as the numbers of the second names within each first one."""
+    counts: dict[str, dict[str, int]] = {}
+    for outer, inner, num in connection.execute(query).fetchall():
+        counts.setdefault(outer, {})[inner] = num
+    return counts
+
+
 def first_half_of_md5(text: str) -> str:
     """SQL: an unsigned 64-bit number of a text. `md5_number_upper` gives the same for four times the CPU (DuckDB 2)."""
     return f"(md5_number({text}) & {2**64 - 1}::UHUGEINT)::UBIGINT"
