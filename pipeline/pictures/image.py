@@ -12,7 +12,7 @@ import io
 import os
 import struct
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -54,17 +54,23 @@ class Original:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredImage:
-    """A picture as it goes into the pool (`body`, a JPEG), with its measurements."""
+class PixelMeasures:
+    """What is computed from stored pixels: here, and again when they are verified."""
 
-    original: Original
-    body: bytes
-    stored_sha256: str
     pixels_sha256: str
     phash: int
     phash_mirrored: int
     pixel_std: float
     colour_std: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage(PixelMeasures):
+    """A picture as it goes into the pool (`body`, a JPEG), with its measurements."""
+
+    original: Original
+    body: bytes
+    stored_sha256: str
     stored_width_px: int
     stored_height_px: int
     detail: str | None = None
@@ -78,17 +84,6 @@ class Rejected:
     outcome: Outcome
     detail: str
     original: Original | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PixelMeasures:
-    """What is computed from stored pixels: here, and again when they are verified."""
-
-    pixels_sha256: str
-    phash: int
-    phash_mirrored: int
-    pixel_std: float
-    colour_std: float
 
 
 _mine = threading.local()  # `stream`: where a thread encodes its pictures
@@ -190,16 +185,11 @@ def _encode(image: Image.Image, quality: int) -> bytes:
 
 
 def _store(body: bytes, pixels: Image.Image, original: Original, detail: str | None) -> StoredImage:
-    measures = measure_pixels(pixels)
     return StoredImage(
+        **asdict(measure_pixels(pixels)),
         original=original,
         body=body,
         stored_sha256=hashlib.sha256(body).hexdigest(),
-        pixels_sha256=measures.pixels_sha256,
-        phash=measures.phash,
-        phash_mirrored=measures.phash_mirrored,
-        pixel_std=measures.pixel_std,
-        colour_std=measures.colour_std,
         stored_width_px=pixels.width,
         stored_height_px=pixels.height,
         detail=detail,

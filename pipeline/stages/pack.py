@@ -52,28 +52,18 @@ VERSION = 9
 
 
 @dataclass(frozen=True)
-class PackInputs:
-    """What a release is packed from. `recipe` and `counts` are stated in release.json, so they count too."""
+class PackInputs(record.Stated):
+    """What a release is packed from. What release.json states counts too."""
 
-    name: str
-    kind: str
     max_samples: int | None
     max_bytes: int | None
     texts: TextSettings
     draws: Files
-    splits: dict[str, int]
-    mixture: dict[str, Any]
-    num_samples: int
     candidates: Files
     facts: Files
     captions: Files
     extra_captions: Files
     marks: Files
-    decisions: Files
-    dedup: dict[str, int]
-    counts: dict[str, Any]
-    evaluation: tuple[dict[str, Any], ...]
-    recipe: dict[str, Any]
 
 
 @dataclass(frozen=True)

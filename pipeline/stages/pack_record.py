@@ -179,23 +179,29 @@ class ShardRows:
 
 
 @dataclass(frozen=True)
-class RecordInputs:
-    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples."""
+class Stated:
+    """What a release says of how it came about."""
 
-    folder: str
     name: str
     kind: str
-    fingerprint: str
     recipe: dict[str, Any]
     counts: dict[str, Any]
     mixture: dict[str, Any]
     evaluation: tuple[dict[str, Any], ...]
-    shards: tuple[dict[str, Any], ...]
     splits: dict[str, int]
-    rows: tuple[ShardRows, ...]
     decisions: Files
     dedup: dict[str, int]
     num_samples: int
+
+
+@dataclass(frozen=True)
+class RecordInputs(Stated):
+    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples."""
+
+    folder: str
+    fingerprint: str
+    shards: tuple[dict[str, Any], ...]
+    rows: tuple[ShardRows, ...]
 
 
 def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:

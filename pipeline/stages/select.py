@@ -89,19 +89,13 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class SelectInputs:
+class SelectInputs(Measured):
     """All that select reads: the measurements, and what decides over them."""
 
     choice: Choice
-    candidates: Files
-    facts: Files
-    captions: Files
     pairs: Files
     details: Files
-    leaks: Files
     semantic_pairs: Files
-    caption_verdicts: Files
-    score_verdicts: Files
 
     @property
     def measured(self) -> Measured:
