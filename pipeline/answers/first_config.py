@@ -44,18 +44,14 @@ def parse_domains(options: Sequence[str]) -> dict[str, list[str]]:
     domains: dict[str, list[str]] = {}
     for text in options:
         domain, equals, places = text.partition("=")
-        named = [place for place in _split(places) if place]
+        split = re.split(r",(?![^{]*\})", places)  # a comma inside braces is part of a place
+        named = [place.strip() for place in split if place.strip()]
         if not equals or not named:
             raise ConfigError(f"--domain {text}: write DOMAIN=PLACE[,PLACE...], as in plant=observations.zip")
         if not re.fullmatch(NAME_PATTERN, domain):
             raise ConfigError(f"--domain {text}: '{domain}' is no name; use small letters, digits, - and _")
         domains.setdefault(domain, []).extend(named)
     return domains
-
-
-def _split(places: str) -> list[str]:
-    """Places between commas; a comma inside braces is part of one."""
-    return [place.strip() for place in re.split(r",(?![^{]*\})", places)]
 
 
 def write_first_config(

@@ -129,18 +129,10 @@ def _replace(pattern: re.Pattern[str], by: str = " ") -> Callable[[str], str]:
     return lambda text: pattern.sub(by, text)
 
 
-def _unescape(text: str) -> str:
-    return _ENTITY.sub(lambda match: html.unescape(match[0]), text)
-
-
 def _mend_encoding(text: str) -> str:
     import ftfy
 
     return ftfy.fix_encoding(text)
-
-
-def _drop_invisible(text: str) -> str:
-    return _LOOSE_JOINER.sub("", _INVISIBLE.sub("", text))
 
 
 def _drop_hashtags(text: str) -> str:
@@ -176,13 +168,15 @@ def _tidy_spaces(text: str) -> str:
 
 
 STEPS: dict[str, Step] = {
-    "entities": Step(r"&[#A-Za-z][0-9A-Za-z]*;", _unescape),
+    "entities": Step(
+        r"&[#A-Za-z][0-9A-Za-z]*;", lambda text: _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    ),
     "mojibake": Step(r"[^\x00-\x7f]", _mend_encoding),
     "tags": Step(r"<[!/A-Za-z]", _replace(_TAG)),
     "control": Step(
         r"[\x00-\x08\x0e-\x1b\x7f]|[\x{80}-\x{84}\x{86}-\x{9f}\x{ad}\x{61c}\x{180e}\x{200b}-\x{200f}\x{202a}-\x{202e}"
         r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffd}\x{e0001}]",
-        _drop_invisible,
+        lambda text: _LOOSE_JOINER.sub("", _INVISIBLE.sub("", text)),
     ),
     "unicode": Step(r"[^\x00-\x7f]", lambda text: unicodedata.normalize("NFC", text)),
     "urls": Step(

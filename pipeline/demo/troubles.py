@@ -77,10 +77,6 @@ def _filename_caption(victim: Picture, number: int) -> Picture:
     return replace(victim, caption=f"IMG_{4000 + 37 * number}.jpg" if number % 2 else f"DSC{1200 + number:05d}.JPG")
 
 
-def _one_character_caption(victim: Picture, number: int) -> Picture:
-    return replace(victim, caption="x.-?"[number % 4])
-
-
 def _html_as_jpg(victim: Picture, number: int) -> Picture:
     page = "<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Please sign in.</body></html>\n"
     name = f"odd/{victim.domain}-page-{number}"
@@ -120,7 +116,9 @@ TROUBLES = {
         "re-encoded as JPEG at three quarters of the size: near-duplicates", (15, 15), _resized_copy
     ),
     "filename_captions": Trouble("the caption is a camera's file name", (3, 7), _filename_caption),
-    "one_character_captions": Trouble("the caption is one character", (1, 3), _one_character_caption),
+    "one_character_captions": Trouble(
+        "the caption is one character", (1, 3), lambda victim, number: replace(victim, caption="x.-?"[number % 4])
+    ),
     "html_as_jpg": Trouble("an HTML page where a JPEG was promised", (1, 1), _html_as_jpg),
     "truncated_files": Trouble("a JPEG that ends half-way", (1, 1), _truncated_file),
     "tracking_pixels": Trouble("a GIF of 1 x 1 pixel", (0, 2), _tracking_pixel),

@@ -43,7 +43,9 @@ def brought_here(
     if is_home:
         yield inputs, run, lambda result: _send(result, run.workdir)
         return
-    _sweep(home / "parts")
+    for path in (home / "parts").glob("*-*"):
+        if not Path("/proc", path.name.partition("-")[0]).exists():  # its process was killed
+            shutil.rmtree(path, ignore_errors=True)
     folder = home / "parts" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
     try:
         note(str(folder), run.store)
@@ -103,10 +105,3 @@ def _send(result: PartResult, workdir: str) -> PartResult:
     for file in result.files:
         publish_into(workdir, file.temp, file.path)
     return replace(result, files=tuple(replace(file, temp="") for file in result.files))
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the folders of parts whose process was killed."""
-    for path in folder.glob("*-*"):
-        if not Path("/proc", path.name.partition("-")[0]).exists():
-            shutil.rmtree(path, ignore_errors=True)

@@ -34,13 +34,13 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "cell": markdown_cell,
-        "data_url": _data_url,
+        "data_url": lambda jpg: "data:image/jpeg;base64," + base64.b64encode(jpg).decode(),
         "most_first": most_first,
-        "number": _number,
-        "pick": _pick,
+        "number": lambda value, layout=",": format(value, layout),
+        "pick": lambda row, *names: tuple(row[name] for name in names),
         "plain": plain_markdown,
         "size": _size,
-        "words": _words,
+        "words": lambda name: name.replace("_", " "),  # `http_404` as `http 404`
     }
     return environment
 
@@ -50,25 +50,8 @@ def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _number(value: float, layout: str = ",") -> str:
-    return format(value, layout)
-
-
 def _size(num_bytes: int) -> str:
     for unit, size in _UNITS:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes} B"
-
-
-def _words(name: str) -> str:
-    """A name of the program as words: `http_404` as `http 404`."""
-    return name.replace("_", " ")
-
-
-def _pick(row: Mapping[str, Any], *names: str) -> tuple[Any, ...]:
-    return tuple(row[name] for name in names)
-
-
-def _data_url(jpg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpg).decode()

@@ -106,11 +106,13 @@ class TableWriter:
         self._stream = _Hashed(fs.open(inner, "wb"))
         # pyarrow writes 25 kB at a time, and would wait for the interpreter's lock for each
         self._buffered = pa.BufferedOutputStream(pa.PythonFile(self._stream, "w"), _WRITTEN_BYTES)
+        stored = _stored(schema)
+        counted = [path for path, is_text in stored.items() if not is_text or path in tables.SOUGHT]
         self._writer = pq.ParquetWriter(
             self._buffered,
             schema,
-            compression="zstd" if small else _fast(schema),
-            write_statistics=_counted(schema) if small else True,
+            compression="zstd" if small else {path: "none" if path in tables.HASHES else "lz4" for path in stored},
+            write_statistics=counted if small else True,
             dictionary_pagesize_limit=int(row_group_rows * DICTIONARY_BYTES),
         )
         self._num_rows = 0
@@ -180,16 +182,6 @@ class TableWriter:
     def _write_group(self, rows: pa.Table) -> None:
         # one chunk a column, because Parquet ends a page where a chunk ends
         self._writer.write_table(rows, row_group_size=max(1, rows.num_rows))
-
-
-def _fast(schema: pa.Schema) -> dict[str, str]:
-    """How each column is packed that Parquet stores of a schema."""
-    return {path: "none" if path in tables.HASHES else "lz4" for path in _stored(schema)}
-
-
-def _counted(schema: pa.Schema) -> list[str]:
-    """The columns of a release's table that have statistics."""
-    return [path for path, is_text in _stored(schema).items() if not is_text or path in tables.SOUGHT]
 
 
 @cache
