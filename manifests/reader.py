@@ -186,12 +186,11 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
     Raises: ConfigError when there is no catalogue or no run in it; RunError while a build holds it.
     """
     with open_reader(workdir) as connection:
-        cursor = connection.execute(
+        runs = rows_of(
+            connection,
             "SELECT run, study, model_size, step, samples_seen, seed, mixture, losses, epochs, validation "
-            "FROM proxy_runs ORDER BY min(recorded_at) OVER (PARTITION BY study), run"
+            "FROM proxy_runs ORDER BY min(recorded_at) OVER (PARTITION BY study), run",
         )
-        names = [column[0] for column in cursor.description]
-        runs = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     if not runs:
         raise ConfigError(f"{workdir}: no proxy runs are recorded here; `dalip proxies` does them and records them")
     rows = []

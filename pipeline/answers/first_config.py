@@ -6,10 +6,12 @@ Reads the places that are named; writes nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,14 +19,16 @@ import yaml
 
 from manifests.errors import ConfigError
 from manifests.settings import NAME_PATTERN, parse_settings
-from pipeline.answers.first_captions import join_table
+from pipeline.answers.first_rows import read_head
 from pipeline.answers.places import keys_of, look_at
 from pipeline.config import BuildConfig
 from pipeline.sources.kinds import Place, path_keys
 from pipeline.sources.reading import check_source
 from pipeline.sources.settings import KINDS, SourceSettings
+from pipeline.sources.tables.captions import guess_join
 
 WIDTH = 118
+_MEMORY_GB = 1.0  # to read the first rows of a place
 _WITHOUT_FACES = [
     "",
     "score:",
@@ -97,7 +101,7 @@ def _join(captions: Sequence[str], places: Sequence[Place]) -> None:
     for place in places:
         for path in dict.fromkeys([*captions, *place.beside]):
             try:
-                join_table(path, place)
+                _join_table(path, place)
             except ConfigError as error:
                 faults.get(path, place.missing).append(f"not read: {error}")
     for said in faults.values():
@@ -225,3 +229,35 @@ def _scalar(value: Any) -> str:
     return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False).strip()[
         1:-1
     ]
+
+
+def _join_table(path: str, place: Place) -> None:
+    """Write into the settings of a place that a table gives its captions: the first values of both decide.
+
+    Raises: as `guess_join`.
+    """
+    entry, place.comments["captions"] = guess_join(path, _keys_of(place))
+    place.captions.append(entry)
+    mapping = place.settings.setdefault(place.mapping, dict(place.fields)) if place.fields or place.could_keep else {}
+    mapping["caption"] = []
+    place.comments["caption"] = "the table gives it; what is named here comes first where there is one"
+    place.missing = [words for words in place.missing if not words.startswith("captions of ")]
+    (key,) = entry["on"]
+    if name := key.partition("extra.")[2]:
+        mapping["extra"] = list(dict.fromkeys([*mapping.get("extra", ()), name]))
+        place.left_out.pop(name, None)
+
+
+def _keys_of(place: Place) -> dict[str, list[str]]:
+    """What tells the first pictures of a place apart: the distinct values of their keys, fields and addresses."""
+    mapped: dict[str, Any] = place.settings.get(place.mapping) or place.fields
+    names = [name for name in place.could_keep if name not in mapped.values()]
+    settings = place.settings | {place.mapping: mapped | {"extra": names}} if names else place.settings
+    rows = read_head(
+        SourceSettings(name="x", domain="x", **keys_of(replace(place, settings=settings))), _MEMORY_GB
+    ).rows
+    extras = [json.loads(text) for text in rows["extra"].to_pylist()] if names else []
+    values = {key: rows[key].to_pylist() for key in ("url", "record_key")}
+    values |= {f"extra.{name}": [extra[name] for extra in extras] for name in names}
+    distinct = {key: sorted({value.strip() for value in some if value}) for key, some in values.items()}
+    return {key: some for key, some in distinct.items() if 2 * len(some) > rows.num_rows}

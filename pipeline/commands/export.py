@@ -8,11 +8,10 @@ from manifests.errors import ConfigError
 from manifests.release import Release
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
-from pipeline.releases.export import TARGETS, describe
+from pipeline.releases.export import TARGETS, describe, write_img2dataset
 from pipeline.releases.lookup import require_none_taken_down
 from pipeline.releases.opening import open_release
 from pipeline.releases.publishing import Plan, plan_publishing, publish
-from pipeline.releases.tool_layouts import write_img2dataset
 
 WRITTEN = "img2dataset"  # the one target that takes files
 

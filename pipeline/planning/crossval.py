@@ -13,13 +13,13 @@ import numpy as np
 from pipeline.planning.arrays import Array, Index, Mask
 from pipeline.planning.forms.catalogue import FORMS, MEMBERS, PROCESS, REGULARISED_EXPONENTIAL
 from pipeline.planning.forms.fitted import Fitted, join_fits
-from pipeline.planning.runs.folds import assign_folds
 from pipeline.planning.runs.run_table import mixture_groups
 
 # A form's weight is a power of its likelihood, which is error^-mixtures for normal held-out errors. The power is below
 # 1 because held-out errors of one table are not independent. On public runs and simulated tables of 2 to 7 domains 1/2
 # errs least from 24 runs on, 1/3 below; both err up to a seventh less than the one form with the least error.
 LIKELIHOOD_POWER = 0.5
+MAX_FOLDS = 36
 SMALLEST_WEIGHT = 1e-3  # a form of less weight is left out
 # Few mixtures (at most 2 k + 2) of k = 2 domains, all at least this far from the ends, show no difference between the
 # forms, and flexible ones overfit. So the exponential law with a prior on its slopes is used: on the 22 public settings
@@ -43,6 +43,19 @@ class Folded:
     folds: dict[str, Fitted]
     held_out: dict[str, Array]  # form -> C x N predictions of each run by the fit without it
     deviation: Array  # C x N standard deviation of a new loss at each run, by the process fitted without it
+
+
+def assign_folds(shares_NK: Array) -> tuple[Index, int]:
+    """The fold that leaves each run out, and the number of folds; the same for any order of the runs.
+
+    A fold leaves out whole mixtures: replicates stay together, because a replicate would give its twin away. Up to
+    MAX_FOLDS mixtures each is left out alone.
+    """
+    group = mixture_groups(shares_NK)
+    num_groups = int(group.max()) + 1
+    num_folds = min(num_groups, MAX_FOLDS)
+    shuffled = np.random.default_rng(0).permutation(num_groups)
+    return (shuffled % num_folds)[group], num_folds
 
 
 def fit_folds(shares_NK: Array, losses_CN: Array, weights_CN: Array) -> Folded:

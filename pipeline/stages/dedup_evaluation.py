@@ -147,6 +147,7 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
 
 
 def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict[str, Any]:
+    from pipeline.pictures.facts import fact_of
     from pipeline.pictures.image import StoredImage, measure_image
 
     try:
@@ -155,14 +156,7 @@ def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict
         return {"outcome": error.outcome.value, "detail": error.detail}
     if not isinstance(result, StoredImage):
         return {"outcome": result.outcome.value, "detail": result.detail}
-    return {
-        "outcome": "ok",
-        "image_id": result.original.image_id,
-        "pixels_sha256": result.pixels_sha256,
-        "phash": result.phash,
-        "phash_mirrored": result.phash_mirrored,
-        "pixel_std": result.pixel_std,
-    }
+    return fact_of(result) | {"outcome": "ok", "detail": None}
 
 
 def _counts_of(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.planning.crossval import assign_folds
 from pipeline.planning.design import _rounded, propose_runs
 from pipeline.planning.intervals import jackknife_plus
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
-from pipeline.planning.runs.folds import assign_folds
 from pipeline.planning.runs.run_table import build_runs
 from pipeline.planning.search import cloud, minimise_each, minimise_score, neighbours, project
 

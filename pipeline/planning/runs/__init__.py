@@ -1,1 +1,1 @@
-"""Proxy runs: read and check their table, and cut it into folds."""
+"""Proxy runs: read and check their table."""

@@ -9,6 +9,7 @@ Axes: Q mixtures, K domains, G domains after grouping.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -95,10 +96,5 @@ def merge_limits(limits: Limits, groups: Groups) -> Limits:
             merged["max_epochs"][group] = min(caps) / merged["pools"][group]
         if group in merged["max_shares"]:
             merged["max_shares"][group] = min(merged["max_shares"][group], 1.0)
-    return replace(
-        limits,
-        pools=merged["pools"],
-        max_epochs=merged["max_epochs"],
-        min_shares=merged["min_shares"],
-        max_shares=merged["max_shares"],
-    )
+    changed: dict[str, Any] = {**merged}
+    return replace(limits, **changed)

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from manifests.errors import ConfigError
-from pipeline.planning.crossval import Weights, choose_weights, fit_folds, weighted_mean
+from pipeline.planning.crossval import Weights, assign_folds, choose_weights, fit_folds, weighted_mean
 from pipeline.planning.files import law_to_json, read_law, write_json
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEMBERS, REGULARISED_EXPONENTIAL
 from pipeline.planning.forms.gaussian_process import GaussianProcess, _kernel, _likelihood
@@ -18,7 +18,6 @@ from pipeline.planning.forms.parametric import ExponentialLaw, PowerLaw
 from pipeline.planning.intervals import jackknife_plus, measured_coverage, relative_widths
 from pipeline.planning.laws import bound_hits, fit_law
 from pipeline.planning.limits import Box
-from pipeline.planning.runs.folds import assign_folds
 from pipeline.planning.runs.run_table import RunsTable, build_runs, read_runs
 from pipeline.planning.search import cloud, minimise_score
 
