@@ -1,22 +1,28 @@
 """The pages that a release carries: README.md (the dataset card), ATTRIBUTION.md and report.html.
 
 Pure: record, mixture and figures go in, text comes out. All words and all markup stand in templates/. Here the record
-and the mixture are put in the order in which the pages show them. The same release gives the same bytes on any machine.
+and the mixture are put in the order in which the pages show them. Values in HTML are escaped. In Markdown, what comes
+from outside goes through `plain`, or `cell` within a table. The same release gives the same bytes on any machine.
 """
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import jinja2
+
 from manifests.drawing.panels import draw_svg
 from manifests.drawing.theme import SERIES, theme_css
+from manifests.publishing.markdown import markdown_cell, plain_markdown
 from manifests.release import SPLIT_FOLDERS
 from manifests.tables import MEMBER_NAMES
 from pipeline.config import STAGES
 from pipeline.planning.plots import cautions_of, panels_of
-from pipeline.sidefiles.rendering import most_first, render
 from pipeline.sidefiles.treemap import cut_into_tiles
 
 MOST_OUTER, MOST_INNER = 12, 8  # tiles of the map of taxa, the rest is one tile
@@ -24,6 +30,8 @@ OTHERS = "others"
 MAP_ASPECT = 2.2  # width over height of that map on a desk
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
           (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
+
+_UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 Values = Mapping[str, Any]
 
@@ -36,16 +44,16 @@ def write_report(
     `duplicates` and `dropped` are what a work folder knows beside the release (contact_sheets.py, dropped.py).
     """
     colours = {row["domain"]: f"var(--series-{at % len(SERIES)})" for at, row in enumerate(mixture["domains"])}
-    owners: dict[str, int] = {}
+    owners: Counter[str] = Counter()
     for row in figures["owners"]:
-        owners[row["owner"]] = owners.get(row["owner"], 0) + row["images"]
+        owners[row["owner"]] += row["images"]
     law = mixture.get("law")
-    return render(
+    return _render(
         "report.html",
         **_in_order(record, mixture, figures),
         theme=theme_css(),
         colours=colours,
-        owners=most_first(owners),
+        owners=_most_first(owners),
         drawings=[draw_svg(panel) for panel in panels_of(law)] if law and law.get("drawn") else [],
         taxa=_taxa(figures["ranks"]) if figures["ranks"] else None,
         recipe=json.dumps(record["recipe"], indent=1, ensure_ascii=False),
@@ -59,7 +67,7 @@ def write_card(record: Values, mixture: Values, figures: Values) -> str:
     num = sum(split["num_samples"] for split in record["splits"].values())
     recipe = record["recipe"]
     names = recipe.get("caption", {}).get("text", {}).get("members", ())
-    return render(
+    return _render(
         "card.md",
         **_in_order(record, mixture, figures),
         size_category=next((name for limit, name in _SIZES if num < limit), "n>100M"),
@@ -71,7 +79,7 @@ def write_card(record: Values, mixture: Values, figures: Values) -> str:
 
 def write_attribution_page(record: Values, figures: Values) -> str:
     """ATTRIBUTION.md: under each licence the owners to be named and how many images each has."""
-    return render("attribution.md", record=record, figures=figures)
+    return _render("attribution.md", record=record, figures=figures)
 
 
 def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any]:
@@ -107,13 +115,13 @@ def _law(law: Values) -> dict[str, Any]:
 
 def _taxa(ranks: Values) -> dict[str, Any]:
     """The map of taxa as tiles within tiles, and the shares of each outer name among images and among samples."""
-    images: dict[str, int] = {}
-    samples: dict[str, int] = {}
+    images: Counter[str] = Counter()
+    samples: Counter[str] = Counter()
     within: dict[str, dict[str, int]] = {}
     for row in ranks["rows"]:
         name = row["outer_name"]
-        images[name] = images.get(name, 0) + row["images"]
-        samples[name] = samples.get(name, 0) + row["samples"]
+        images[name] += row["images"]
+        samples[name] += row["samples"]
         if row["images"]:
             within.setdefault(name, {})[row["inner_name"]] = row["images"]
     outer = _cut_tail(images, MOST_OUTER)
@@ -136,13 +144,56 @@ def _taxa(ranks: Values) -> dict[str, Any]:
         "balance": [
             {"name": name, "images": num, "samples": samples[name], "of_images": num / totals[0],
              "of_samples": samples[name] / totals[1]}
-            for name, num in most_first(images)[:MOST_OUTER]
+            for name, num in _most_first(images)[:MOST_OUTER]
         ],
     }  # fmt: skip
 
 
 def _cut_tail(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
     """The largest counts, and the sum of the others under one name at the end."""
-    ordered = [(name, num) for name, num in most_first(counts) if num]
+    ordered = [(name, num) for name, num in _most_first(counts) if num]
     rest = sum(num for _, num in ordered[most:])
     return ordered[:most] + ([(OTHERS, rest)] if rest else [])
+
+
+# ---- templates
+
+
+def _render(template: str, **values: Any) -> str:
+    """The text of a template with these values. A value that the template needs and does not get is an error."""
+    return _environment().get_template(template).render(values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.sidefiles"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "cell": markdown_cell,
+        "data_url": lambda jpg: "data:image/jpeg;base64," + base64.b64encode(jpg).decode(),
+        "most_first": _most_first,
+        "number": lambda value, layout=",": format(value, layout),
+        "pick": lambda row, *names: tuple(row[name] for name in names),
+        "plain": plain_markdown,
+        "size": _size,
+        "words": lambda name: name.replace("_", " "),  # `http_404` as `http 404`
+    }
+    return environment
+
+
+def _most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names and their counts, the largest count first, equal counts by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in _UNITS:
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} B"

@@ -70,7 +70,7 @@ class GbifReader(DwcaReader):
         """The account of a user, where GBIF is still to be asked."""
         from pipeline.sources.gbif.obtaining import missing_account
 
-        return missing_account(self.settings, self.where, environment)
+        return missing_account(self, environment)
 
     @classmethod
     def prepare(cls, sources: Sequence[Self], user_agent: str, environment: Mapping[str, str]) -> None:
