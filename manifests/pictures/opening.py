@@ -130,8 +130,8 @@ def open_stored(body: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(body), formats=("JPEG",))
 
 
-def upright_srgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The pixels of an open picture as `plantmix` stores them, not resized: RGB, upright, on `background`.
+def upright_srgb(image: Image.Image) -> Image.Image:
+    """The pixels of an open picture as `plantmix` stores them, not resized: RGB, upright, on white.
 
     Raises: Unreadable.
     """
@@ -139,7 +139,7 @@ def upright_srgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -
     with without_pillow_warnings, as_unreadable():
         image.load()
         orientation = orientation_of(image)  # of TIFF: Pillow turns those itself when it loads them
-        rgb = to_srgb(simplify(image), icc_profile, background)
+        rgb = to_srgb(simplify(image), icc_profile, WHITE)
         return rgb if orientation == 1 else rgb.transpose(TURNS[orientation])
 
 

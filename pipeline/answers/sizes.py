@@ -25,14 +25,14 @@ class Sizes:
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
-def ask_sizes(urls: Sequence[str], settings: NetworkSettings, client: HttpClient | None = None) -> Sizes:
+def ask_sizes(urls: Sequence[str], settings: NetworkSettings) -> Sizes:
     """Ask for the size of each picture, as politely as fetch asks for the picture itself.
 
     Raises: ConfigError when a contact is needed.
     """
     settings.require_contact(urls)
     sizes = Sizes()
-    with client or HeadClient(settings) as asking, Scheduler(urls, asking, HostGate(settings), _ANY_SIZE) as scheduler:
+    with HeadClient(settings) as client, Scheduler(urls, client, HostGate(settings), _ANY_SIZE) as scheduler:
         for _ in urls:
             _, download = scheduler.take()
             assert download is not None, "only give_back leaves rows unasked"

@@ -125,8 +125,8 @@ class Step:
     change: Callable[[str], str]
 
 
-def _replace(pattern: re.Pattern[str], by: str = " ") -> Callable[[str], str]:
-    return lambda text: pattern.sub(by, text)
+def _drop(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    return lambda text: pattern.sub(" ", text)
 
 
 def _mend_encoding(text: str) -> str:
@@ -172,7 +172,7 @@ STEPS: dict[str, Step] = {
         r"&[#A-Za-z][0-9A-Za-z]*;", lambda text: _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     ),
     "mojibake": Step(r"[^\x00-\x7f]", _mend_encoding),
-    "tags": Step(r"<[!/A-Za-z]", _replace(_TAG)),
+    "tags": Step(r"<[!/A-Za-z]", _drop(_TAG)),
     "control": Step(
         r"[\x00-\x08\x0e-\x1b\x7f]|[\x{80}-\x{84}\x{86}-\x{9f}\x{ad}\x{61c}\x{180e}\x{200b}-\x{200f}\x{202a}-\x{202e}"
         r"\x{2060}-\x{206f}\x{feff}\x{fff9}-\x{fffd}\x{e0001}]",
@@ -181,16 +181,16 @@ STEPS: dict[str, Step] = {
     "unicode": Step(r"[^\x00-\x7f]", lambda text: unicodedata.normalize("NFC", text)),
     "urls": Step(
         r"(?i)://|www\.|\.(?:com|org|net|info|biz|edu|gov|io|eu|de|fr|nl|it|es|pl|ru|jp|cn|co\.uk)(?:/|\s*$)",
-        _replace(_URL),
+        _drop(_URL),
     ),
-    "emails": Step(r"@.", _replace(_EMAIL)),
-    "phones": Step(r"[0-9\pN][0-9\pN ().\-\s]{5}", _replace(_PHONE)),
-    "handles": Step(r"@[A-Za-z_]", _replace(_HANDLE)),
+    "emails": Step(r"@.", _drop(_EMAIL)),
+    "phones": Step(r"[0-9\pN][0-9\pN ().\-\s]{5}", _drop(_PHONE)),
+    "handles": Step(r"@[A-Za-z_]", _drop(_HANDLE)),
     "hashtags": Step(r"#[^#\s]", _drop_hashtags),
     "camera": Step(
         r"(?i)digital (?:still )?camera|sony dsc|samsung camera|exif[_ ]jpeg|dcim|ascii"
         r"|(?:processed|edited|created|made) with",
-        _replace(_CAMERA),
+        _drop(_CAMERA),
     ),
     "credits": Step(
         r"(?i)©|\(c\)|copyright|all rights|stock|courtesy|credits?|photographer|source:|getty|alamy"

@@ -27,7 +27,7 @@ from pipeline.releases.folder_checks import FROM_THE_WEB, Finding
 from pipeline.releases.opening import open_sql
 from pipeline.store.pool import PoolWriter
 from pipeline.store.sql import view_parquet
-from pipeline.store.writing import private_file, write_table
+from pipeline.store.writing import private_pool, write_table
 
 Place = tuple[str, int, int]  # path of a file, offset and length of a picture in it
 
@@ -242,7 +242,7 @@ def _write_again(workdir: str, download: DamagedDownload) -> bool:
     pool, table = _file_of(download.part, "pool"), _file_of(download.part, "fetched")
     temp = storage.temp_path(storage.join(workdir, pool.path))
     _write_pool(temp, download)
-    made = private_file("pool", pool.path, temp, pool.num_rows)
+    made = private_pool(pool.path, temp, pool.num_rows)
     schema = pa.schema([field for field in tables.FETCHED if field.name in download.rows.column_names])
     rows = write_table(workdir, "fetched", table.path, download.rows, schema)
     if (made.sha256, rows.sha256) != (pool.sha256, table.sha256):
@@ -278,7 +278,7 @@ def _keep_sound(catalog: Catalog, download: DamagedDownload) -> int:
         if row["sample_id"] in places:
             row["pool_file"], (row["offset"], row["length"]) = f"{name}.tar", places[row["sample_id"]]
     kept = pa.Table.from_pylist(rows, schema=tables.FETCHED)
-    pool = private_file("pool", f"pool/{name}.tar", temp, len(places))
+    pool = private_pool(f"pool/{name}.tar", temp, len(places))
     table = write_table(workdir, "fetched", f"tables/fetch/{name}.parquet", kept, tables.FETCHED)
     files = []
     for file in (pool, table):

@@ -37,7 +37,6 @@ from pipeline.sources.files import (
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.limits import MAX_TEXT_BYTES
 from pipeline.sources.rows import (
-    BATCH_ROWS,
     Batch,
     Lost,
     RowColumns,
@@ -171,10 +170,10 @@ class FolderReader(Reader[FolderSettings]):
             return
         skipped: list[str] = []
         num_pictures = 0
-        for some in in_batches(enumerate(_pictures(self.settings, skipped)), BATCH_ROWS):
+        for some in in_batches(enumerate(_pictures(self.settings, skipped))):
             num_pictures = some[-1][0] + 1
             yield _picture_batch(self.settings, some)
-        for names in in_batches(enumerate(skipped, num_pictures), BATCH_ROWS):
+        for names in in_batches(enumerate(skipped, num_pictures)):
             yield make_batch({}, [], [_no_regular_file(number, name) for number, name in names])
 
     def first_rows(self, scratch: Scratch) -> FirstRows:

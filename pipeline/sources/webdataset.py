@@ -175,7 +175,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return None
 
     def _batches(self, rows: Iterator[dict[str, str | None] | Lost]) -> Iterator[Batch]:
-        for some in in_batches(enumerate(rows), BATCH_ROWS):
+        for some in in_batches(enumerate(rows)):
             good = [(number, row) for number, row in some if not isinstance(row, Lost)]
             lost = [replace(row, row_number=number) for number, row in some if isinstance(row, Lost)]
             columns = {name: [row[name] for _, row in good] for name in (good[0][1] if good else {})}

@@ -39,7 +39,7 @@ from pipeline.stages.fetch_rounds import (
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import RowGroup
 from pipeline.store.sql import cut_rows, facet, open_scratch, view_parquet, view_table
-from pipeline.store.writing import private_file
+from pipeline.store.writing import private_pool
 
 VERSION = 6
 NOTED = pa.schema([(name, pa.string()) for name in ("place", "stamp", "sha256")])
@@ -97,7 +97,7 @@ def finish(
     table = run.write("fetched", f"tables/fetch/{name}.parquet", facts, tables.FETCHED)
     counts = {entry["values"]: entry["counts"] for entry in facts["outcome"].value_counts().to_pylist()}
     num_ok = counts.pop("ok", 0)
-    pool = private_file("pool", f"pool/{name}.tar", temp, num_ok)
+    pool = private_pool(f"pool/{name}.tar", temp, num_ok)
     if facts.num_rows:
         notes = {**notes, "ids": list(pc.min_max(facts["sample_id"]).as_py().values())}
     return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), notes, is_piece)

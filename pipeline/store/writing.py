@@ -210,10 +210,10 @@ def write_table(workdir: str, table: str, path: str, rows: pa.Table, schema: pa.
     return writer.close()
 
 
-def private_file(table: str, path: str, temp: str, num_rows: int) -> PrivateFile:
-    """Describe a finished private file by its content."""
+def private_pool(path: str, temp: str, num_rows: int) -> PrivateFile:
+    """Describe a finished pool file by its content."""
     written = storage.hash_file(temp)
-    return PrivateFile(table, path, temp, num_rows, written.num_bytes, written.sha256)
+    return PrivateFile("pool", path, temp, num_rows, written.num_bytes, written.sha256)
 
 
 def private_bytes(workdir: str, table: str, path: str, content: bytes) -> PrivateFile:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.sources.limits import MAX_COLUMNS, MAX_DEPTH, MAX_RECORD_BYTES
-from pipeline.sources.rows import BATCH_ROWS, as_text, check_unicode, in_batches, json_object_of, parse_json
+from pipeline.sources.rows import as_text, check_unicode, in_batches, json_object_of, parse_json
 from pipeline.sources.tables.delimited import MAX_SHOWN_CHARS, Broken, RawBatch, read_lines
 
 JSON_HEAD_ROWS = 10_000  # objects whose keys are looked at: a key may be missing from most of them
@@ -24,7 +24,7 @@ Opener = Callable[[], AbstractContextManager[Any]]
 
 def read_json(open_file: Opener, form: str, columns: list[str]) -> Iterator[RawBatch]:
     """The objects of a file in batches, as texts; what is no object, or cannot be read, is malformed."""
-    for items in in_batches(_json_items(open_file, form), BATCH_ROWS):
+    for items in in_batches(_json_items(open_file, form)):
         rows: list[list[str | None]] = []
         numbers: list[int] = []
         malformed: list[tuple[int, str]] = []

@@ -21,7 +21,6 @@ from table_sources import read, source, table
 from manifests.errors import ConfigError
 from pipeline.sources import table as source_table
 from pipeline.sources.reading import check_source
-from pipeline.sources.tables import json_items
 
 # ---- csv and tsv
 
@@ -139,7 +138,7 @@ def test_a_rare_key_of_jsonl_is_found(tmp_path: Path) -> None:
 
 
 def test_jsonl_comes_in_batches_that_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_items, "BATCH_ROWS", 7)
+    monkeypatch.setattr("pipeline.sources.rows.BATCH_ROWS", 7)
     path = tmp_path / "a.jsonl"
     path.write_text("".join("bad\n" if n % 5 == 1 else f'{{"url": "u{n}", "caption": "c"}}\n' for n in range(53)))
     _, by_number, malformed = read(source(path))
@@ -179,7 +178,7 @@ def test_a_json_file_of_lines_is_read_as_such(tmp_path: Path) -> None:
 
 
 def test_a_json_array_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_items, "BATCH_ROWS", 7)
+    monkeypatch.setattr("pipeline.sources.rows.BATCH_ROWS", 7)
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"url": f"u{n}", "caption": "c"} for n in range(30)]))
     assert [row["url"] for row in read(source(path))[0]] == [f"u{n}" for n in range(30)]
