@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np  # noqa: F401 - its BLAS must be there to be limited
 import threadpoolctl
@@ -55,32 +55,17 @@ def never() -> bool:
     return False
 
 
-class Executor(Protocol):
-    """Runs jobs somewhere and yields their results as they come, in any order."""
-
-    def run(
-        self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
-    ) -> Iterator[Sequence[Done]]:
-        """Yield the results of every job, all together that are there at a time.
-
-        With `gpus` they run in workers that stay, each with so many GPUs. Once `stopping` says so, no further job is
-        begun.
-        """
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        """Make one object that all parts talk to, wherever they run, and return a handle on it."""
-
-    def close(self) -> None:
-        """Release what the executor holds."""
-
-
 class InlineExecutor:
     """The same plan without Ray, one part after another in this process."""
 
     def run(
         self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
     ) -> Iterator[Sequence[Done]]:
-        """Yield the results of every job, in plan order."""
+        """Yield the results of every job, in plan order; other executors yield them as they come, some at a time.
+
+        With `gpus` those run them in workers that stay, each with so many GPUs. Once `stopping` says so, no further job
+        is begun.
+        """
         for job in jobs:
             if stopping():
                 return

@@ -37,7 +37,7 @@ from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
 from manifests.remote.folder import patiently, remove_from
 from pipeline.config import BuildConfig
 from pipeline.runner.checking import ContentChecks
-from pipeline.runner.executing import Done, Executor, InlineExecutor, Job
+from pipeline.runner.executing import Done, InlineExecutor, Job
 from pipeline.runner.inputs import within
 from pipeline.runner.kept_config import keep_config
 from pipeline.runner.on_processes import ProcessExecutor
@@ -61,6 +61,10 @@ class BuildReport:
     redone: tuple[str, ...]
     release: str | None
     seconds: float
+
+
+Executor = InlineExecutor | ProcessExecutor | RayExecutor
+"""Where jobs run: in this process, in others of this machine, or on Ray."""
 
 
 class Runner:
