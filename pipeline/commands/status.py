@@ -34,13 +34,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    return print_status(args.dir, args.json)
-
-
-def print_status(workdir: str, as_json: bool) -> int:
-    """Print stages, counts, drop reasons, the mixture and what runs now; returns the exit code."""
-    status = read_status(workdir)
-    if as_json:
+    status = read_status(args.dir)
+    if args.json:
         print_json(status)
     else:
         print_lines(describe_status(status))

@@ -80,11 +80,9 @@ class Gate(Protocol):
 
     def exchange(self, reports: Sequence[HostReport], asked: Mapping[str, int], part: str = "") -> dict[str, Verdict]:
         """Report what has ended, and ask for up to `asked[host]` permissions for the requests of a part."""
-        ...
 
     def check_in(self, part: str, tally: Tally, ended: bool = False) -> bool:
         """Say how far a part is; True when it should store what it has and end."""
-        ...
 
 
 @dataclass(slots=True)

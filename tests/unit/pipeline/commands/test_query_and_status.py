@@ -20,7 +20,7 @@ from manifests.errors import ConfigError
 from manifests.records import Funnel, StageRecord
 from pipeline.cli import main
 from pipeline.commands.query import layout_rows, print_query
-from pipeline.commands.status import describe_status, print_status
+from pipeline.commands.status import describe_status
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def number(text: str) -> int:
 
 
 def test_every_line_of_status_adds_up(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert print_status(workdir, as_json=False) == 0
+    assert main(["status", workdir]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("demo, as of 20")
     rows = {line.split()[0]: line for line in lines[3:11]}
@@ -225,10 +225,10 @@ def test_a_running_fetch_says_what_failed_and_where() -> None:
 
 
 def test_status_as_json(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    print_status(workdir, as_json=True)
+    assert main(["status", workdir, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"]["fetch"]["reasons"]["http_404"] == 200_000
 
 
-def test_status_of_no_work_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no catalogue .* here; give the work folder"):
-        print_status(str(tmp_path), as_json=False)
+def test_status_of_no_work_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert re.search(r"error: .*no catalogue .* here; give the work folder", capsys.readouterr().err)
