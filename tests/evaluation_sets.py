@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+PER_TAR = 7
+
 
 def _webp(jpg: bytes) -> bytes:
     stream = io.BytesIO()
@@ -17,15 +19,17 @@ def _webp(jpg: bytes) -> bytes:
     return stream.getvalue()
 
 
-def write_tars(
-    folder: Path, samples: list[Any], classes: list[str], *, per_tar: int = 7, captions: bool = False
-) -> Path:
+def classes_of(samples: list[Any]) -> list[str]:
+    return sorted({sample.category for sample in samples})
+
+
+def write_tars(folder: Path, samples: list[Any], *, captions: bool = False) -> Path:
     """clip_benchmark's layout; every third picture a WebP, `.cls` without line end as its own builder writes it."""
-    place = folder / "test"
+    place, classes = folder / "test", classes_of(samples)
     place.mkdir(parents=True)
-    for number, start in enumerate(range(0, len(samples), per_tar)):
+    for number, start in enumerate(range(0, len(samples), PER_TAR)):
         with tarfile.open(place / f"{number}.tar", "w") as tar:
-            for i, sample in enumerate(samples[start : start + per_tar], start):
+            for i, sample in enumerate(samples[start : start + PER_TAR], start):
                 image = ("webp", _webp(sample.jpg)) if i % 3 == 0 else ("jpg", sample.jpg)
                 answer = ("cls", str(classes.index(sample.category)).encode())
                 if captions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from release_writer import TINY_ARCHITECTURE
 
 from manifests.settings import parse_settings
 from training.config import TrainSettings
@@ -24,11 +27,40 @@ COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second
 Finished = Callable[..., Path]  # gives the folder of a finished run of a config, see the fixture `finished`
 
 
-def make_settings(values: dict[str, Any], **sections: Any) -> TrainSettings:
+def tiny_values(folder: Path, **sections: Any) -> dict[str, Any]:
+    """Values of a config, small enough for one core: six steps of a model whose architecture is written to `folder`."""
+    architecture = folder / "dalip-loop-test.json"
+    architecture.write_text(json.dumps(TINY_ARCHITECTURE))
+    second_order = {} if sections.get("model") == {"preset": "clip"} else {"heads": 2, "reduced_width": 4}
+    values = {
+        "output_dir": str(folder / "run"),
+        "model": {"preset": "dalip", "architecture": str(architecture), "second_order": second_order},
+        "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16},
+        "optimiser": {"lr": 0.002},
+        "schedule": {"steps": 6, "warmup_steps": 2},
+        "compute": {"device": "cpu", "num_threads": 1},
+        "checkpoint": {"every_steps": 2},
+        "log": {"every_steps": 1},
+    }
+    return with_sections(values, **sections)
+
+
+def write_values(folder: Path, values: dict[str, Any], name: str = "run") -> str:
+    """The config as a file of `folder`."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def with_sections(values: dict[str, Any], **sections: Any) -> dict[str, Any]:
     merged = copy.deepcopy(values)
     for name, change in sections.items():
         merged[name] = merged.get(name, {}) | change if isinstance(change, dict) else change
-    return parse_settings(merged, TrainSettings, where="test")
+    return merged
+
+
+def make_settings(values: dict[str, Any], **sections: Any) -> TrainSettings:
+    return parse_settings(with_sections(values, **sections), TrainSettings, where="test")
 
 
 def run_once(values: dict[str, Any], **sections: Any) -> dict[str, Any]:

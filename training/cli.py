@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
 from manifests.services import packages
 from manifests.storage import is_stop
-from training.using.commands import add_commands
+from training.using.commands import AddCommand, add_commands
 
 _FIRST_STEPS = """\
 first steps:
@@ -107,15 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dalip {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_train(commands)
-    _add_eval(commands)
-    _add_plot(commands)
-    _add_proxies(commands)
-    _add_tokens(commands)
-    _add_export(commands)
-    _add_publish(commands)
-    _add_import(commands)
-    add_commands(partial(_add_command, commands))
+    ours = (_add_train, _add_eval, _add_plot, _add_proxies, _add_tokens, _add_export, _add_publish, _add_import)
+    for add_parsers in (*ours, add_commands):
+        add_parsers(partial(_add_command, commands))
     return parser
 
 
@@ -127,127 +121,116 @@ def _add_command(commands: Any, name: str, text: str, example: str, run: Any) ->
     return parser
 
 
-def _add_launcher(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--launcher", choices=("local", "ray"), default="local", help=text)
-    parser.add_argument(
+def _add_launcher(argument: Callable[..., Any], text: str) -> None:
+    argument("--launcher", choices=("local", "ray"), default="local", help=text)
+    argument(
         "--ray-address",
         metavar="ADDRESS",
         help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
     )
 
 
-def _add_kind(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kind", metavar="NAME", help="of model.projectors, for pictures (default: the first)")
+def _add_kind(argument: Callable[..., Any]) -> None:
+    argument("--kind", metavar="NAME", help="of model.projectors, for pictures (default: the first)")
 
 
-def _add_train(commands: Any) -> None:
-    parser = _add_command(commands, "train", "Train a model on a release.", _TRAIN_EXAMPLE, _train)
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as configs/training/demo.yaml")
-    parser.add_argument("--release", metavar="PATH", help="release, or work folder of a build, instead of the config's")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
-    parser.add_argument(
+def _add_train(add: AddCommand) -> None:
+    argument = add("train", "Train a model on a release.", _TRAIN_EXAMPLE, _train).add_argument
+    argument("config", metavar="CONFIG", help="YAML file of the run, such as configs/training/demo.yaml")
+    argument("--release", metavar="PATH", help="release, or work folder of a build, instead of the config's")
+    argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
+    argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="go on with the folder's run, or reuse a finished one (default); --no-resume trains anew in its place",
     )
-    parser.add_argument(
-        "--allow-changed", action="store_true", help="go on from a checkpoint of another config or release"
-    )
-    _add_launcher(parser, "local: this process, or those that torchrun started; ray: processes that Ray Train starts")
-    parser.add_argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
+    argument("--allow-changed", action="store_true", help="go on from a checkpoint of another config or release")
+    _add_launcher(argument, "local: this process, or those that torchrun started; ray: processes that Ray Train starts")
+    argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
 
 
-def _add_eval(commands: Any) -> None:
-    parser = _add_command(
-        commands, "eval", "Evaluate a model on a held-out split and on sets from outside.", _EVAL_EXAMPLE, _eval
-    )
-    parser.add_argument(
+def _add_eval(add: AddCommand) -> None:
+    argument = add(
+        "eval", "Evaluate a model on a held-out split and on sets from outside.", _EVAL_EXAMPLE, _eval
+    ).add_argument
+    argument(
         "model",
         metavar="CONFIG|RUN|FOLDER",
         help="folder of a run, its config (before there is a run: the pretrained weights of the config), or a folder "
         "that `dalip import`, `dalip export` or open_clip wrote",
     )
-    parser.add_argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
-    parser.add_argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
-    _add_kind(parser)
-    parser.add_argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
-    parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure instead of the config's eval")
-    parser.add_argument(
-        "--out", metavar="FILE", help="JSON file to write (default: in the run's or model's folder, eval/)"
-    )
+    argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
+    argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
+    _add_kind(argument)
+    argument("--output", metavar="DIR", help="folder of the run instead of the config's output_dir")
+    argument("--settings", metavar="FILE", help="YAML with what to measure instead of the config's eval")
+    argument("--out", metavar="FILE", help="JSON file to write (default: in the run's or model's folder, eval/)")
 
 
-def _add_plot(commands: Any) -> None:
-    parser = _add_command(
-        commands, "plot", "Draw the curves of one or several runs, or compare evaluations.", _PLOT_EXAMPLE, _plot
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or the JSON file of a `dalip eval`")
-    parser.add_argument("--out", metavar="FILE", required=True, help="picture (.png) to write")
-    parser.add_argument(
-        "--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)"
-    )
+def _add_plot(add: AddCommand) -> None:
+    argument = add(
+        "plot", "Draw the curves of one or several runs, or compare evaluations.", _PLOT_EXAMPLE, _plot
+    ).add_argument
+    argument("runs", metavar="RUN", nargs="+", help="folder of a run, or the JSON file of a `dalip eval`")
+    argument("--out", metavar="FILE", required=True, help="picture (.png) to write")
+    argument("--metric", metavar="NAME", action="append", default=[], help="loss, validation, lr, ... (default: all)")
 
 
-def _add_proxies(commands: Any) -> None:
-    parser = _add_command(
-        commands, "proxies", "Train small models over a list of mixtures, for the planner.", _PROXIES_EXAMPLE, _proxies
-    )
-    parser.add_argument("config", metavar="CONFIG", help="YAML config: a training config and the list of runs")
-    parser.add_argument("--runs", metavar="DESIGN.csv", help="list of runs instead of the config's")
-    parser.add_argument("--release", metavar="PATH", help="stratified release instead of the config's")
-    parser.add_argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
-    parser.add_argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
-    _add_launcher(parser, "where the runs are done")
+def _add_proxies(add: AddCommand) -> None:
+    argument = add(
+        "proxies", "Train small models over a list of mixtures, for the planner.", _PROXIES_EXAMPLE, _proxies
+    ).add_argument
+    argument("config", metavar="CONFIG", help="YAML config: a training config and the list of runs")
+    argument("--runs", metavar="DESIGN.csv", help="list of runs instead of the config's")
+    argument("--release", metavar="PATH", help="stratified release instead of the config's")
+    argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
+    argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
+    _add_launcher(argument, "where the runs are done")
 
 
-def _add_tokens(commands: Any) -> None:
+def _add_tokens(add: AddCommand) -> None:
     text = "Store the tokens that two frozen towers give for every sample, to train heads on them."
-    parser = _add_command(commands, "tokens", text, _TOKENS_EXAMPLE, _tokens)
-    parser.add_argument("config", metavar="CONFIG", help="YAML file: the release, the two models (towers), a folder")
+    argument = add("tokens", text, _TOKENS_EXAMPLE, _tokens).add_argument
+    argument("config", metavar="CONFIG", help="YAML file: the release, the two models (towers), a folder")
 
 
-def _add_export(commands: Any) -> None:
+def _add_export(add: AddCommand) -> None:
     text = "Write a model for open_clip or Hugging Face."
-    parser = _add_command(commands, "export", text, _EXPORT_EXAMPLE, _export)
-    parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
-    parser.add_argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
-    parser.add_argument(
+    argument = add("export", text, _EXPORT_EXAMPLE, _export).add_argument
+    argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
+    argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
+    argument(
         "--format",
         choices=("open_clip", "huggingface"),
         default="open_clip",
         help="open_clip: one file of weights; huggingface: a folder with its config (default: open_clip)",
     )
-    _add_kind(parser)
+    _add_kind(argument)
 
 
-def _add_publish(commands: Any) -> None:
+def _add_publish(add: AddCommand) -> None:
     text = "Put a model on the Hugging Face Hub, with a card."
-    parser = _add_command(commands, "publish", text, _PUBLISH_EXAMPLE, _publish)
-    parser.add_argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
-    parser.add_argument("--to", required=True, metavar="TARGET", help="hf:OWNER/NAME")
-    parser.add_argument("--public", action="store_true", help="let everyone read it (default: private)")
-    parser.add_argument("--dry-run", action="store_true", help="only print the files and the card")
+    argument = add("publish", text, _PUBLISH_EXAMPLE, _publish).add_argument
+    argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
+    argument("--to", required=True, metavar="TARGET", help="hf:OWNER/NAME")
+    argument("--public", action="store_true", help="let everyone read it (default: private)")
+    argument("--dry-run", action="store_true", help="only print the files and the card")
 
 
-def _add_import(commands: Any) -> None:
-    parser = _add_command(
-        commands,
-        "import",
-        "Make a model folder from a checkpoint that DALIP's authors released.",
-        _IMPORT_EXAMPLE,
-        _import,
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file of weights in the authors' layout")
-    parser.add_argument(
-        "target", metavar="FOLDER", help="folder to write, for `dalip eval`, `dalip export` and model.pretrained"
-    )
-    parser.add_argument("--architecture", default="ViT-B-16", help="open_clip name or JSON file (default: ViT-B-16)")
+def _add_import(add: AddCommand) -> None:
+    argument = add(
+        "import", "Make a model folder from a checkpoint that DALIP's authors released.", _IMPORT_EXAMPLE, _import
+    ).add_argument
+    argument("checkpoint", metavar="CHECKPOINT", help="file of weights in the authors' layout")
+    argument("target", metavar="FOLDER", help="folder to write, for `dalip eval`, `dalip export` and model.pretrained")
+    argument("--architecture", default="ViT-B-16", help="open_clip name or JSON file (default: ViT-B-16)")
 
 
 def _train(options: argparse.Namespace) -> int:
     from training.config import read_train_settings
     from training.evaluation.evaluate import check_tasks
+    from training.record.run_files import MODEL_FILE
 
     if options.launcher == "local" and (options.num_workers != 1 or options.ray_address):
         raise ConfigError("--num-workers and --ray-address go with --launcher ray; without it, start with torchrun")
@@ -270,23 +253,16 @@ def _train(options: argparse.Namespace) -> int:
 
         summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
     if os.environ.get("RANK", "0") == "0":  # one process prints, of those that torchrun started
-        print("\n".join(_summary_lines(summary, settings.output_dir, reused)))
+        print(
+            f"{'finished before, reused' if reused else 'finished'}: {summary['steps']:,} steps, "
+            f"{summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) in {summary['seconds']:.0f} s, "
+            f"{summary['samples_per_second']:.0f} samples/s, data wait {summary['data_wait_share']:.0%}\n"
+            f"training loss: {summary['first_loss']:.3f} -> {summary['final_loss']:.3f} "
+            f"(chance {summary['chance_loss']:.3f}); broken samples: {summary['corrupt_samples']}\n"
+            f"model: {settings.output_dir.rstrip('/')}/{MODEL_FILE}\n"
+            f"run: {settings.output_dir}"
+        )
     return 0
-
-
-def _summary_lines(summary: dict[str, Any], folder: str, reused: bool) -> list[str]:
-    from training.record.run_files import MODEL_FILE
-
-    first = "finished before, reused" if reused else "finished"
-    return [
-        f"{first}: {summary['steps']:,} steps, {summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) "
-        f"in {summary['seconds']:.0f} s, {summary['samples_per_second']:.0f} samples/s, "
-        f"data wait {summary['data_wait_share']:.0%}",
-        f"training loss: {summary['first_loss']:.3f} -> {summary['final_loss']:.3f} "
-        f"(chance {summary['chance_loss']:.3f}); broken samples: {summary['corrupt_samples']}",
-        f"model: {folder.rstrip('/')}/{MODEL_FILE}",
-        f"run: {folder}",
-    ]
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -378,22 +354,24 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from manifests.publishing.hub import repository_of
-    from training.evaluation.publishing import prepare, send
+    from manifests.publishing.hub import repository_of, upload_folder
+    from training.evaluation.publishing import prepare
     from training.evaluation.trained_model import open_trained_model
+    from training.model.weights import CONFIG_FILE
 
     repository = repository_of(options.to)
     trained = open_trained_model(options.model)
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(trained, repository, Path(folder) / repository.rpartition("/")[2])
-        files = sorted(prepared.folder.iterdir())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / repository.rpartition("/")[2]
+        card, notes = prepare(trained, repository, folder)
         print(f"to: {options.to}, {'public' if options.public else 'private: --public was not given'}")
-        print("\n".join(f"  {file.name}: {file.stat().st_size:,} bytes" for file in files))
-        print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {n}" for n in prepared.notes)]))
+        print("\n".join(f"  {file.name}: {file.stat().st_size:,} bytes" for file in sorted(folder.iterdir())))
+        print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in notes)]))
         if options.dry_run:
-            print(f"\n{prepared.card}\nnothing was sent (--dry-run)")
+            print(f"\n{card}\nnothing was sent (--dry-run)")
         else:
-            print("\n".join(send(prepared, repository, public=options.public)))
+            said = upload_folder(str(folder), repository, "model", public=options.public, marker=CONFIG_FILE)
+            print("\n".join(said))
     return 0
 
 

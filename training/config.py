@@ -320,12 +320,8 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
         settings = read_settings(path, TrainSettings)
-    changes: dict[str, Any] = {}
-    if release is not None:
-        changes["release"] = release
-    if output_dir is not None:
-        changes["output_dir"] = output_dir
-    return settings.model_copy(update=changes)
+    changes = {"release": release, "output_dir": output_dir}
+    return settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
 
 
 def _stored_values(path: Path) -> Any:

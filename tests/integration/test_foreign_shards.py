@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from environments import environment
 from foreign_tars import PictureModel, img2dataset_samples, picture, tree_of_life_samples, write_tar
+from training_runs import write_values
 from webdataset.shardlists import expand_urls
 
 from manifests.errors import ConfigError, IntegrityError, RunError
@@ -294,9 +294,9 @@ def test_places_of_a_config_begin_at_its_folder(tmp_path: Path) -> None:
     write_tar(tmp_path / "data/1.tar", img2dataset_samples(2, 4))
     shards = ["data/{0..1}.tar", f"pipe:cat {tmp_path}/data/0.tar"]
     values = {"output_dir": "run", "schedule": {"steps": 1}, "data": {"shards": shards}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    write_values(tmp_path, values)
     (group,) = read_train_settings(str(tmp_path / "run.yaml")).data.shards
     assert expand(group.shards) == [str(tmp_path / "data/0.tar"), str(tmp_path / "data/1.tar"), shards[1]]
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values | {"data": {}}))
+    write_values(tmp_path, values | {"data": {}})
     with pytest.raises(ConfigError, match="nothing to train on: name a release, or shards of others"):
         read_train_settings(str(tmp_path / "run.yaml"))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import release_writer
 from foreign_tars import img2dataset_samples, tree_of_life_samples, write_tar
-from training_runs import assert_same_run, run_once, stop_at
+from training_runs import assert_same_run, run_once, stop_at, tiny_values
 
 from manifests.errors import ConfigError, RunError
 from training.cli import main
@@ -25,8 +25,6 @@ from training.record.log import read_log
 @pytest.fixture
 def config(tmp_path: Path) -> dict[str, Any]:
     """A plant group with several texts, a group out of a pipe, and a held-out one."""
-    architecture = tmp_path / "foreign-training.json"
-    architecture.write_text(json.dumps(release_writer.TINY_ARCHITECTURE))
     samples = img2dataset_samples(100, 130)
     for _, members in samples[:15]:
         members["jpg"] = members["jpg"][:200]
@@ -39,19 +37,8 @@ def config(tmp_path: Path) -> dict[str, Any]:
         {"name": "web", "shards": str(heldout), "split": "heldout"},
     ]
     text = {"use": "draw", "members": ["sci", "com", "taxon", "txt"]}
-    return {
-        "output_dir": str(tmp_path / "run"),
-        "model": {
-            "preset": "dalip", "architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}
-        },
-        "data": {"batch_size": 12, "num_workers": 0, "shards": groups, "text": text,
-                 "cache_dir": str(tmp_path / "cache")},
-        "schedule": {"steps": 6},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 2},
-        "log": {"every_steps": 1},
-        "eval": {"batch_size": 8, "every_steps": 3},
-    }  # fmt: skip
+    data = {"shards": groups, "text": text, "cache_dir": str(tmp_path / "cache")}
+    return tiny_values(tmp_path, data=data, eval={"batch_size": 8, "every_steps": 3})
 
 
 def test_a_run_on_shards(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import fsspec
 import pytest
 import release_writer as writer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
+from training_runs import tiny_values, write_values
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
@@ -34,21 +34,16 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def write_config(folder: Path, name: str, **changes: Any) -> str:
-    """Json, which is YAML too."""
-    (folder / "tiny.json").write_text(json.dumps(writer.TINY_ARCHITECTURE))
-    values = {
-        "release": str(folder / "toy-0001"),
-        "output_dir": str(folder / name),
-        "runs": [{"run": "even", "mixture": {"plant": 0.5, "general": 0.5}}],
-        "model": {"architecture": str(folder / "tiny.json"), "second_order": {"heads": 2, "reduced_width": 4}},
-        "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16, "cache_dir": str(folder / "cache")},
-        "schedule": {"steps": 4},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "eval": {"batch_size": 8},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps(values | changes))
-    return str(path)
+    values = tiny_values(
+        folder,
+        release=str(folder / "toy-0001"),
+        output_dir=str(folder / name),
+        runs=[{"run": "even", "mixture": {"plant": 0.5, "general": 0.5}}],
+        data={"cache_dir": str(folder / "cache")},
+        schedule={"steps": 4},
+        eval={"batch_size": 8},
+    )
+    return write_values(folder, values | changes, name)
 
 
 def test_a_release_and_a_catalogue_in_a_store_give_the_table_of_local_ones(store: Store, tmp_path: Path) -> None:
@@ -68,13 +63,3 @@ def test_a_release_and_a_catalogue_in_a_store_give_the_table_of_local_ones(store
     shards = Counter(path for method, path in store.requests if path.endswith(".tar"))
     assert set(shards.values()) == {1}, "one request a shard"
     assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == len(shards), "in the cache that the config names"
-
-
-def test_what_must_lie_on_a_disk_is_said(tmp_path: Path) -> None:
-    for key, text in (
-        ("output_dir", "and copy it to the store"),
-        ("runs", "copy it here, and name the copy"),
-    ):
-        config = write_config(tmp_path, "wrong", **{key: f"s3://{BUCKET}/place"})
-        with pytest.raises(ConfigError, match=text):
-            read_proxy_settings(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 import release_writer as writer
-import yaml
 from command_server import CommandServer
 from process_tree import below, kill
+from training_runs import tiny_values, write_values
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
@@ -36,28 +35,17 @@ RUNS = [
 def values(tmp_path: Path) -> dict[str, Any]:
     samples = writer.drawn_samples(83, 25, size_px=40)
     writer.write_release(tmp_path / "toy-0001", samples, shard_size=15, stratified=True)
-    architecture = tmp_path / "dalip-proxies-test.json"
-    architecture.write_text(json.dumps(writer.TINY_ARCHITECTURE))
     with Catalog.open(str(tmp_path / "work")):
         pass
-    return {
-        "release": str(tmp_path / "toy-0001"),
-        "output_dir": str(tmp_path / "study"),
-        "catalogue": str(tmp_path / "work"),
-        "runs": RUNS,
-        "model": {"architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}},
-        "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16},
-        "schedule": {"steps": 1},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 12},
-        "eval": {"batch_size": 8},
-    }
-
-
-def _write(values: dict[str, Any], tmp_path: Path) -> str:
-    config = tmp_path / "proxies.yaml"
-    config.write_text(yaml.safe_dump(values))
-    return str(config)
+    return tiny_values(
+        tmp_path,
+        release=str(tmp_path / "toy-0001"),
+        output_dir=str(tmp_path / "study"),
+        catalogue=str(tmp_path / "work"),
+        runs=RUNS,
+        checkpoint={"every_steps": 12},
+        eval={"batch_size": 8},
+    )
 
 
 @pytest.mark.slow
@@ -65,7 +53,7 @@ def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(
     values: dict[str, Any], commands: CommandServer, tmp_path: Path
 ) -> None:
     """SIGKILL to all of it amid a run; what goes on ends with the losses of runs never disturbed."""
-    command = ("dalip", "proxies", _write(values, tmp_path), "--launcher", "ray")
+    command = ("dalip", "proxies", write_values(tmp_path, values), "--launcher", "ray")
     process = commands.start(*command)
     checkpoints = tmp_path / "study/runs/even/checkpoints"
     deadline = time.monotonic() + 200
@@ -124,7 +112,7 @@ def test_a_process_that_is_lost_or_raises_costs_its_own_task_alone(values: dict[
 def test_an_address_where_nothing_listens_is_said_at_once(
     values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = _write(values | {"decode_once": False}, tmp_path)
+    config = write_values(tmp_path, values | {"decode_once": False})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused, and nobody else's
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -13,9 +13,9 @@ import pytest
 import release_writer as writer
 import torch
 import training_runs
-import yaml
 from command_server import CommandServer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
+from training_runs import write_values
 
 from manifests.errors import ConfigError, RunError
 from training.cli import main
@@ -31,17 +31,14 @@ RUN = f"s3://{BUCKET}/run"
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("remote-runs")
     writer.write_release(folder / "toy", writer.drawn_samples(60, 16))
-    (folder / "tiny.json").write_text(json.dumps(writer.TINY_ARCHITECTURE))
-    values = {
-        "release": str(folder / "toy"),
-        "output_dir": RUN,
-        "model": {"preset": "clip", "architecture": str(folder / "tiny.json")},
-        "data": {"batch_size": 12, "num_workers": 0},
-        "schedule": {"steps": 12},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 3, "keep": 2},
-        "log": {"every_steps": 1},
-    }
+    values = training_runs.tiny_values(
+        folder,
+        release=str(folder / "toy"),
+        output_dir=RUN,
+        model={"preset": "clip"},
+        schedule={"steps": 12},
+        checkpoint={"every_steps": 3},
+    )
     training_runs.run_once(values, output_dir=str(folder / "whole"))
     with serving() as store:
         yield store, values | {"whole": str(folder / "whole")}
@@ -261,7 +258,7 @@ def test_a_bucket_that_is_not_there_is_said_before_the_first_step(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = settings(served, tmp_path / "one").model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    write_values(tmp_path, values)
     assert main(["train", str(tmp_path / "run.yaml"), "--output", "s3://nowhere/run"]) == 2
     assert "s3://nowhere/run: there is no such place" in capsys.readouterr().err
 
@@ -292,7 +289,7 @@ def test_ray_trains_from_and_into_the_store(
     """Nothing is shared but the store: release, checkpoints, the files of Ray Train, the file that stops a run."""
     fsspec.filesystem("s3", **store.options).put(served[1]["release"], f"{BUCKET}/toy", recursive=True)
     values = settings(served, tmp_path / "one", release=f"s3://{BUCKET}/toy").model_dump(mode="json")
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    write_values(tmp_path, values)
     store.requests.clear()
     command = ("dalip", "train", tmp_path / "run.yaml", "--launcher", "ray", "--num-workers", "2")
     process = commands.start(*command, GLOO_SOCKET_IFNAME="lo", RAY_worker_niceness="0")

@@ -63,7 +63,7 @@ def texts_of(release: str, data: DataSettings, epochs: int, num_ranks: int = 1) 
     """What a loader gives over some epochs, as plain values: rows, bytes of the pictures, texts."""
     pool = open_pool(open_releases(release), "train")
     order, plan = build_order(pool, data, release, 7), BatchPlan(data.batch_size // num_ranks, num_ranks, 0)
-    sampler = BatchSampler(order, plan, 0, epochs * NUM // data.batch_size)
+    sampler = BatchSampler(order, plan, range(epochs * NUM // data.batch_size))
     dataset = SampleDataset(pool, _Bytes(), _as_text, TextSettings(), 7, order.strata, data.cache)
     batches = iterate(make_loader(dataset, read_ahead(pool, sampler, data), data, pin=False))
     return [[batch.rows.tolist(), batch.images.tolist(), batch.tokens] for batch in batches]

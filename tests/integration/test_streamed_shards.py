@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-import release_writer
 from foreign_tars import PictureModel, img2dataset_samples, picture, tree_of_life_samples, write_tar
-from training_runs import assert_same_run, run_once, stop_at
+from training_runs import assert_same_run, run_once, stop_at, tiny_values
 
 from manifests.errors import ConfigError, RunError
 from training.data import loader, streams
@@ -37,23 +35,20 @@ def tars(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tars: Path) -> dict[str, Any]:
-    architecture = tars / "streamed-training.json"
-    architecture.write_text(json.dumps(release_writer.TINY_ARCHITECTURE))
     groups = [
         {"name": "plant", "shards": str(tars / "plant"), "weight": 3},
         {"name": "web", "shards": f"pipe:cat {tars}/web/{{0..5}}.tar # --token hunter2", "weight": 1},
     ]
-    return {
-        "output_dir": str(tars / "run"),
-        "model": {"preset": "clip", "architecture": str(architecture)},
-        "data": {"batch_size": 12, "num_workers": 0, "shards": groups, "index": False, "epoch_samples": 240,
-                 "shuffle_window": 30, "text": {"use": "draw", "members": ["sci", "txt"]}},
-        "schedule": {"steps": 10},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 50},
-        "log": {"every_steps": 1},
-        "eval": {"split": None},
-    }  # fmt: skip
+    data = {"shards": groups, "index": False, "epoch_samples": 240, "shuffle_window": 30,
+            "text": {"use": "draw", "members": ["sci", "txt"]}}  # fmt: skip
+    return tiny_values(
+        tars,
+        model={"preset": "clip"},
+        data=data,
+        schedule={"steps": 10},
+        checkpoint={"every_steps": 50},
+        eval={"split": None},
+    )
 
 
 def of_streams(

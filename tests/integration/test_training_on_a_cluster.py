@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import release_writer as writer
-import yaml
 from command_server import Command, CommandServer
 from ray_nodes import ENVIRONMENT, Cluster
+from training_runs import tiny_values, write_values
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +24,9 @@ def cluster() -> Iterator[Cluster]:
 def _config(folder: Path, run: Path) -> str:
     """A config of two steps; its release lies in `folder`."""
     writer.write_work_folder(folder / "data", writer.drawn_samples(40, 0), shard_size=20)
-    (folder / "dalip-cluster-test.json").write_text(json.dumps(writer.TINY_ARCHITECTURE))
-    config = folder / "run.yaml"
-    config.write_text(
-        yaml.safe_dump({
-            "release": str(folder / "data"), "output_dir": str(run),
-            "model": {"preset": "clip", "architecture": str(folder / "dalip-cluster-test.json")},
-            "data": {"batch_size": 8, "num_workers": 0}, "schedule": {"steps": 2},
-            "compute": {"device": "cpu", "num_threads": 1},
-        })
-    )  # fmt: skip
-    return str(config)
+    places = {"release": str(folder / "data"), "output_dir": str(run)}
+    model, schedule = {"preset": "clip"}, {"steps": 2, "warmup_steps": 0}
+    return write_values(folder, tiny_values(folder, model=model, data={"batch_size": 8}, schedule=schedule, **places))
 
 
 def _train(commands: CommandServer, config: str, cluster: Cluster, num_workers: int) -> Command:

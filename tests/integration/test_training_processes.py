@@ -20,16 +20,14 @@ import foreign_tars
 import pytest
 import release_writer as writer
 import torch
-import yaml
 from command_server import Command, CommandServer
 from process_tree import below, is_running, kill
 from ray_nodes import free_port
+from training_runs import assert_same_run, step_lines, tiny_values, write_values
 
 from training.cli import main
 from training.record.log import read_log
 
-COMPARED = ("step", "epoch", "samples_seen", "loss", "first_order_loss", "second_order_loss", "lr", "logit_scale",
-            "grad_norm")  # fmt: skip
 NUM_STEPS = 24
 _VARIABLES = {"GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"}
 Start = Callable[..., list[Command]]
@@ -52,23 +50,13 @@ def start(commands: CommandServer) -> Start:
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
     writer.write_work_folder(folder / "data", writer.drawn_samples(107, 0), shard_size=19)
-    architecture = folder / "dalip-process-test.json"
-    architecture.write_text(json.dumps(writer.TINY_ARCHITECTURE))
-    return {
-        "release": str(folder / "data"),
-        "output_dir": str(folder / "run"),
-        "model": {
-            "preset": "dalip",
-            "architecture": str(architecture),
-            "second_order": {"heads": 2, "reduced_width": 4},
-        },
-        "data": {"batch_size": 12, "num_workers": 1, "shuffle_window": 16},
-        "optimiser": {"lr": 0.002},
-        "schedule": {"steps": NUM_STEPS, "warmup_steps": 2},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 3},
-        "log": {"every_steps": 1},
-    }
+    return tiny_values(
+        folder,
+        release=str(folder / "data"),
+        data={"num_workers": 1},
+        schedule={"steps": NUM_STEPS},
+        checkpoint={"every_steps": 3},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +82,7 @@ def undisturbed(undropped: dict[str, Any], start: Start, tmp_path_factory: pytes
 
 
 def _config(values: dict[str, Any], place: Path) -> str:
-    config = place / "run.yaml"
-    config.write_text(yaml.safe_dump(values | {"output_dir": str(place / "run")}))
-    return str(config)
+    return write_values(place, values | {"output_dir": str(place / "run")})
 
 
 def _train_here(values: dict[str, Any], place: Path) -> None:
@@ -113,13 +99,9 @@ def _finish(ranks: list[Command]) -> str:
 
 
 def _lines(place: Path) -> list[dict[str, Any]]:
-    try:
-        text = (place / "run" / "log.jsonl").read_text()
-    except FileNotFoundError:  # a run that goes on cuts its log anew: for a moment there is none
-        return []
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    events = [json.loads(line) for line in whole]
-    return [{key: event.get(key) for key in COMPARED} for event in events if event["event"] == "step"]
+    with contextlib.suppress(FileNotFoundError):  # a run that goes on cuts its log anew: for a moment there is none
+        return step_lines(str(place / "run"))
+    return []
 
 
 def _last_step(place: Path) -> int:
@@ -146,11 +128,8 @@ def _kill_after(step: int, place: Path, ranks: list[Command]) -> None:
 
 
 def _assert_same(one: Path, two: Path) -> None:
-    assert _lines(one) == _lines(two)
+    assert_same_run(str(one / "run"), str(two / "run"))
     assert [line["step"] for line in _lines(one)] == list(range(1, NUM_STEPS + 1))
-    first, second = (torch.load(place / "run" / "model.pt", weights_only=True)["state_dict"] for place in (one, two))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def _places(tmp_path: Path, *names: str) -> list[Path]:

@@ -30,7 +30,7 @@ from training.data.shards import SamplePool, ShardReader
 _READ_ROWS = 256  # whose texts are read at a time
 TEXT, TAXON = "text", "taxon"  # fields that follow the text that was drawn
 _LABEL_FIELD = "loss.label_field"
-_TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
+TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
 
 
 class SampleColumns:
@@ -87,7 +87,7 @@ class SampleColumns:
 
     def taxon_row(self, number: int) -> dict[str, Any]:
         """The taxon columns of one row."""
-        names = [*_TAXON_COLUMNS, "taxon_vernacular_name"]
+        names = [*TAXON_COLUMNS, "taxon_vernacular_name"]
         there = self._table.select([name for name in names if name in self._table.column_names])
         row: dict[str, Any] = there.slice(number, 1).to_pylist()[0]
         return row
@@ -230,7 +230,7 @@ def _field_labels(pool: SamplePool, field: str) -> NDArray[np.int64]:
     """The label of each row by a field, (N,)."""
     rank = field.removeprefix("taxon_")
     of_taxon = field == TAXON or rank in TAXON_RANKS
-    needed = _TAXON_COLUMNS if of_taxon else ("extra" if field.startswith("extra.") else field,)
+    needed = TAXON_COLUMNS if of_taxon else ("extra" if field.startswith("extra.") else field,)
     parts = []
     for columns in _columns_of(pool, needed):
         column = _taxa(columns, rank) if of_taxon else columns.column(field)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
-from manifests.storage import WrittenFile, hash_file, is_remote, join
+from manifests.storage import WrittenFile, join
 from manifests.tables import kind_of
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
@@ -64,17 +64,17 @@ class Batch(NamedTuple):
 
 
 class BatchDataset(Dataset[Any], ABC):
-    """(position, row) pairs in, a `Batch` out; an error of ours comes back as a value, with its class and message."""
+    """What a sampler gives in, a batch out; an error of ours comes back as a value, with its class and message."""
 
-    def __getitems__(self, places: list[tuple[int, int]]) -> Batch | PlantMixError:
+    def __getitems__(self, places: list[Any]) -> Any:
         try:
             return self.load(places)
         except PlantMixError as error:
             return error
 
     @abstractmethod
-    def load(self, places: list[tuple[int, int]]) -> Batch:
-        """Read one batch."""
+    def load(self, places: list[Any]) -> Any:
+        """Read one batch, such as a `Batch` of (position, row) pairs."""
 
 
 class SampleDataset(BatchDataset):
@@ -226,13 +226,12 @@ def open_sources(
     """
     groups = [group for group in data.shards if group.split == split]
     opened = open_groups(groups, data.text.members, data.cache, index=index)
-    lacking = {name for name in data.text.members if name != "txt" and not name.startswith(JSON)}
-    lacking -= {name for group in opened for name in group.endings}
+    there = {name for group in opened for name in group.endings}
+    lacking = {name for name in data.text.members if name != "txt" and not name.startswith(JSON)} - there
     if opened and lacking and index and release is None and split == data.split:  # an evaluation reads `txt`
-        there = sorted({name for group in opened for name in group.endings})
         raise ConfigError(
             f"data.text: no sample of data.shards has a member {', '.join(sorted(lacking))}; they have "
-            f"{', '.join(there)}"
+            f"{', '.join(sorted(there))}"
         )
     return [*(open_releases(release) if release is not None else ()), *opened]
 
@@ -262,25 +261,18 @@ def check_shards(releases: Sequence[Release | ShardRelease], *splits: str) -> No
 
     Raises: IntegrityError that names the first file with other content than when the release was sealed.
     """
+    files: list[WrittenFile] = []
     for release in releases:
         if isinstance(release, ShardRelease):
-            if release.split in splits:
-                with ThreadPoolExecutor() as threads:
-                    here = [file for file in release.files if not is_elsewhere(file.source)]
-                    list(threads.map(lambda file: require_content(file, file.source), here))
-            continue
-        of_splits = [f"{SPLIT_FOLDERS[split]}/{shard}" for split in splits for shard in release.shards(split)]
-        names = list(dict.fromkeys([SAMPLES_FILE, *of_splits]))
-        if is_remote(release.path):
-            continue
-        with ThreadPoolExecutor() as threads:
-            paths = [join(release.path, name) for name in names]
-            for name, file in zip(names, threads.map(hash_file, paths), strict=True):
-                if file.sha256 != release.record["files"][name]["sha256"]:
-                    raise IntegrityError(
-                        f"{file.path} has other content than when the release was sealed; take a whole copy, or see "
-                        "what differs with `plantmix verify --deep`"
-                    )
+            files += release.files if release.split in splits else ()
+        else:
+            shards = (f"{SPLIT_FOLDERS[split]}/{shard}" for split in splits for shard in release.shards(split))
+            for name in dict.fromkeys([SAMPLES_FILE, *shards]):
+                file = release.record["files"][name]
+                files.append(WrittenFile(join(release.path, name), file["num_bytes"], file["sha256"]))
+    with ThreadPoolExecutor() as threads:
+        here = [file for file in files if not is_elsewhere(source_of(file))]
+        list(threads.map(lambda file: require_content(file, source_of(file)), here))
 
 
 def build_order(
@@ -311,7 +303,7 @@ def train_loader(
     finished: frozenset[Place] = frozenset(),
 ) -> DataLoader[Any]:
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
-    sampler = BatchSampler(order, plan, batches.start, batches.stop)
+    sampler = BatchSampler(order, plan, batches)
     if data.tokens is not None:
         stores = open_stores(Path(data.tokens), pool, data.text.members)
         if stores is None:
@@ -334,14 +326,12 @@ def eval_batches(
 
     Raises: RunError for a broken sample; an evaluation leaves nothing out.
     """
-    stores = open_stores(Path(data.tokens), pool, ("txt",)) if data.tokens is not None else None
-    dataset: Dataset[Any] = (
-        TokenDataset(*stores, 0)
-        if stores is not None
-        else SampleDataset(
-            pool, EvalView(model.preprocess_settings), model.tokenizer, TextSettings(), 0, cache=data.cache
-        )
-    )
+    dataset: BatchDataset
+    if data.tokens is not None and (stores := open_stores(Path(data.tokens), pool, ("txt",))) is not None:
+        dataset = TokenDataset(*stores, 0)
+    else:
+        view = EvalView(model.preprocess_settings)
+        dataset = SampleDataset(pool, view, model.tokenizer, TextSettings(), 0, cache=data.cache)
     batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
     for batch in iterate(_loader(dataset, batches, data, pin=False)):
         if batch.corrupt:

@@ -141,16 +141,16 @@ class BatchPlan:
 
 
 class BatchSampler:
-    """What the DataLoader iterates over: lists of (position, row), from micro-batch `first` to before `last`."""
+    """What the DataLoader iterates over: lists of (position, row), one for each of some micro-batches."""
 
-    def __init__(self, order: SampleOrder, plan: BatchPlan, first: int, last: int) -> None:
-        self.order, self.plan, self.first, self.last = order, plan, first, last
+    def __init__(self, order: SampleOrder, plan: BatchPlan, batches: range) -> None:
+        self.order, self.plan, self.batches = order, plan, batches
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in range(self.first, self.last):
+        for batch in self.batches:
             positions = self.plan.positions(batch)
             rows = self.order.rows(positions.start, positions.stop)
             yield list(zip(positions, rows.tolist(), strict=True))

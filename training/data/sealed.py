@@ -25,9 +25,12 @@ def read_object(path: Path, hint: str) -> dict[str, Any]:
     Raises: IntegrityError.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error}); {hint}") from None
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path}: cannot be read: {error}; {hint}") from None
+    return values
 
 
 class SealedFiles:

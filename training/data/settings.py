@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from manifests.settings import ConfigPath, Removed, Settings
 from training.data.images import AugmentSettings
 from training.data.shard_cache import DEFAULT_GB, ShardCache
-from training.data.shard_groups import ShardGroup, require_fitting, text_name
+from training.data.shard_groups import ShardGroup, text_name
 
 PREFETCH_BATCHES = 4  # that each loader process makes in advance
 
@@ -96,7 +96,13 @@ class DataSettings(Settings):
     @field_validator("shards")
     @classmethod
     def _fit(cls, groups: tuple[ShardGroup, ...]) -> tuple[ShardGroup, ...]:
-        require_fitting(groups)
+        names = [(group.split, group.name) for group in groups]
+        if doubled := [name for split, name in names if names.count((split, name)) > 1]:
+            raise ValueError(
+                f"two groups are named '{doubled[0]}'; give each a name of its own, or one group both lists"
+            )
+        if odd := [group.name for group in groups if group.split == "heldout" and group.weight is not None]:
+            raise ValueError(f"group '{odd[0]}' is held out, so its weight has no effect; take it out")
         return groups
 
     @model_validator(mode="after")

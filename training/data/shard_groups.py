@@ -7,7 +7,7 @@ Gives up with ConfigError on a place without shards.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -88,15 +88,3 @@ def _files_of(name: str) -> list[str]:
 def text_name(ending: str) -> str:
     """What `data.text.members` calls a member: `sci` for `KEY.sci.txt`."""
     return ending if ending == "txt" else ending.removesuffix(".txt")
-
-
-def require_fitting(groups: Sequence[ShardGroup]) -> None:
-    """See that no two groups of a split share a name, and that no held-out group has a weight.
-
-    Raises: ValueError.
-    """
-    names = [(group.split, group.name) for group in groups]
-    if doubled := [name for split, name in names if names.count((split, name)) > 1]:
-        raise ValueError(f"two groups are named '{doubled[0]}'; give each a name of its own, or make them one group")
-    if odd := [group.name for group in groups if group.split == "heldout" and group.weight is not None]:
-        raise ValueError(f"group '{odd[0]}' is held out, so its weight has no effect; take it out")

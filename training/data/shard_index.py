@@ -380,10 +380,9 @@ def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Seque
         )
     content = json.dumps([_FORMAT, group.name, [each.shard.sha256 for each in indexes]])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
-    files, has = tuple(each.shard for each in indexes), frozenset(name for e in endings for name in (text_name(e),))
     return ShardRelease(
-        f"data.shards '{group.name}'", f"{group.name}-{fingerprint[:12]}", group.split, fingerprint, files, whole,
-        tuple(members), tuple(notes), has,
+        f"data.shards '{group.name}'", f"{group.name}-{fingerprint[:12]}", group.split, fingerprint,
+        tuple(each.shard for each in indexes), whole, tuple(members), tuple(notes), frozenset(map(text_name, endings)),
     )  # fmt: skip
 
 

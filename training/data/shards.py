@@ -13,7 +13,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class SamplePool:
     @property
     def domains(self) -> list[str]:
         """Names of the domains that have samples, sorted."""
-        return sorted(value for value in pc.unique(self.table["domain"]).to_pylist() if value is not None)
+        return _distinct(self.table["domain"])
 
     @property
     def is_streamed(self) -> bool:
@@ -176,10 +177,11 @@ def strata_of(
         # Without weights each release counts once under a mixture, and each sample once under none.
         share = release_weights[number] if release_weights is not None else within if mixture is None else 1.0
         if not members:
+            own = _distinct(pool.table["domain"].filter(pa.array(pool.releases == number)))
+            wanted = sorted(name for name, share in (mixture or {}).items() if share > 0)
             raise ConfigError(
-                f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(_shares(mixture))}), so its "
-                f"weight has no effect; take the release out or name one of its domains in data.mixture "
-                f"({', '.join(_domains_of(pool, number))})"
+                f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(wanted)}), so its weight "
+                f"has no effect; take the release out or name one of its domains in data.mixture ({', '.join(own)})"
             )
         for name, weight, rows in members:
             strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
@@ -339,16 +341,11 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
 def text_members(block: bytes, key: str) -> dict[str, str]:
     """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text."""
     texts: dict[str, str] = {}
-    try:
-        for member in tar_members(io.BytesIO(block)):
-            name = member.name.rpartition("/")[2]
-            if member.fault is not None or not name.startswith(f"{key}."):
-                break
-            if name.endswith(".txt"):
-                content = block[member.offset : member.offset + member.num_bytes]
-                texts[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
-    except BrokenTarError:  # the end of the part, or bytes between
-        pass
+    for name, content in _files_in(block):
+        if content is None or not name.startswith(f"{key}."):
+            break
+        if name.endswith(".txt"):
+            texts[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
     return texts
 
 
@@ -357,15 +354,16 @@ def texts_of_sample(block: bytes, members: Sequence[str]) -> dict[str, str]:
 
     `block` begins at the header of its first member.
     """
-    contents: list[tuple[str, bytes]] = []
-    try:
+    files = ((name.partition(".")[2].lower(), content) for name, content in _files_in(block) if content is not None)
+    return texts_of_members(files, members)
+
+
+def _files_in(block: bytes) -> Iterator[tuple[str, bytes | None]]:
+    """Names and bytes in a part of a tar, up to its end or to other bytes; None for what must not be read."""
+    with suppress(BrokenTarError):
         for member in tar_members(io.BytesIO(block)):
-            ending = member.name.rpartition("/")[2].partition(".")[2].lower()
-            if member.fault is None:
-                contents.append((ending, block[member.offset : member.offset + member.num_bytes]))
-    except BrokenTarError:  # the end of the sample
-        pass
-    return texts_of_members(contents, members)
+            content = block[member.offset : member.offset + member.num_bytes] if member.fault is None else None
+            yield member.name.rpartition("/")[2], content
 
 
 def texts_of_members(contents: Iterable[tuple[str, bytes]], members: Sequence[str]) -> dict[str, str]:
@@ -423,15 +421,6 @@ def _groups(
     return groups
 
 
-def _shares(mixture: Mapping[str, float] | None) -> list[str]:
-    return sorted(name for name, share in (mixture or {}).items() if share > 0)
-
-
-def _domains_of(pool: SamplePool, release: int) -> list[str]:
-    own = pool.table["domain"].filter(pa.array(pool.releases == release))
-    return sorted(value for value in pc.unique(own).to_pylist() if value is not None)
-
-
 def _check_domains(pool: SamplePool, what: str, values: Mapping[str, Any] | None) -> None:
     if unknown := sorted(set(values or {}) - set(pool.domains)):
         raise ConfigError(
@@ -442,6 +431,10 @@ def _check_domains(pool: SamplePool, what: str, values: Mapping[str, Any] | None
 
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
     """The distinct strings of a column, sorted, and each row's index among them."""
-    names = sorted(value for value in pc.unique(column).to_pylist() if value is not None)
+    names = _distinct(column)
     codes = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
     return names, codes.to_numpy().astype(np.int64)
+
+
+def _distinct(column: pa.ChunkedArray) -> list[str]:
+    return sorted(value for value in pc.unique(column).to_pylist() if value is not None)

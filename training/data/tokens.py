@@ -34,9 +34,9 @@ _LARGEST = np.finfo(np.float16).max
 Rows = NDArray[np.float16]
 
 
-def store_folder(folder: Path, split: str, side: str, member: str = "") -> Path:
-    """Where the tokens of a split lie in the folder of `dalip tokens`."""
-    return folder / split / (f"{side}-{member}" if member else side)
+def store_folder(folder: Path, split: str, member: str = "") -> Path:
+    """Where the tokens of a split's texts, or of its pictures, lie in the folder of `dalip tokens`."""
+    return folder / split / (f"text-{member}" if member else "image")
 
 
 def has_stores(folder: Path) -> bool:
@@ -95,13 +95,13 @@ def open_stores(folder: Path, pool: SamplePool, members: Sequence[str]) -> tuple
     """
     own = pool_identity(pool)
     for split in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        mark = store_folder(folder, split, "image") / _MARK_FILE
+        mark = store_folder(folder, split) / _MARK_FILE
         if not mark.is_file() or not own.items() <= _read_mark(mark).items():
             continue
-        if missing := [name for name in members if not store_folder(folder, split, "text", name).is_dir()]:
+        if missing := [name for name in members if not store_folder(folder, split, name).is_dir()]:
             raise ConfigError(f"{folder}: has no tokens of the text {missing[0]}; add it to text_members")
-        image = TokenStore(store_folder(folder, split, "image"))
-        return image, [TokenStore(store_folder(folder, split, "text", name)) for name in members]
+        image, *texts = (TokenStore(store_folder(folder, split, name)) for name in ("", *members))
+        return image, texts
     return None
 
 
@@ -111,13 +111,9 @@ class TokenStore:
     def __init__(self, folder: Path) -> None:
         """Opens every chunk.
 
-        Raises: ConfigError for a folder without tokens; IntegrityError for chunks that are missing or not whole.
+        Raises: IntegrityError for a folder without tokens, and for chunks that are missing or not whole.
         """
-        mark_file = folder / _MARK_FILE
-        if not mark_file.is_file():
-            raise ConfigError(f"{folder}: holds no tokens; compute them with `dalip tokens`")
-        self.folder = folder
-        self.identity = _read_mark(mark_file)
+        self.folder, self.identity = folder, _read_mark(folder / _MARK_FILE)
         self.num_rows, self._chunk = int(self.identity["num_rows"]), int(self.identity["chunk"])
         self._sealed, self._compared = SealedFiles(folder), set[int]()
         self._chunks: list[Rows] = []

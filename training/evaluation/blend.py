@@ -29,18 +29,15 @@ from manifests import storage
 from manifests.drawing.panels import Panel, draw_png
 from manifests.drawing.theme import INK, SERIES, WARN
 from manifests.errors import ConfigError
-from manifests.release import Release
 from manifests.services.packages import require
 from manifests.settings import differences
 from training.config import TrainSettings
 from training.data import loader
-from training.data.shard_index import ShardRelease
 from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import evaluation_device, feature_kinds
-from training.evaluation.evaluate import measure, seen_in_training, sources_of
+from training.evaluation.evaluate import measure, open_measured, seen_in_training
 from training.evaluation.metrics import Figure, mean_figure
-from training.evaluation.outside_sets import open_sets
 from training.evaluation.trained_model import TrainedModel
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
@@ -52,14 +49,6 @@ TABLE_FILE, PLOT_FILE = "blend.json", "blend.png"
 MADE_BY = "dalip blend"
 RULE = "the largest geometric mean of both figures; a loss counts by its inverse; of equal ones the smaller alpha"
 _LEAST_LOSS = 1e-12  # below which losses count as equal
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The two names between which a model is weighed: groups of evaluation sets, or domains of the release."""
-
-    expert: str
-    general: str
 
 
 @dataclass(frozen=True)
@@ -117,30 +106,26 @@ def blend(
     model = _common_model(start, end)
     first, last = (_state_like(model, trained.model) for trained in (start, end))
     judged = end.settings.eval.model_copy(update={"retrieval": False, "few_shot": None})
-    settings, chosen = end.settings.model_copy(update={"eval": judged}), split or judged.split
-    if chosen is None and not settings.eval.sets:
-        raise ConfigError("nothing to measure: eval.split is null and eval.sets is empty")
-    if chosen is not None and release is None and not end.has_release:
-        raise ConfigError(f"{end.folder}: a model's folder names no release; give one with --release, or --settings")
-    opened = sources_of(settings, release, chosen) if chosen is not None else []
-    if chosen is not None:
-        loader.check_shards(opened, chosen)
-    sets = open_sets(settings.eval.sets)
+    settings = end.settings.model_copy(update={"eval": judged})
+    chosen, opened, sets = open_measured(end, release, split)
     of_sets = [item.group for item, opened_set in zip(settings.eval.sets, sets, strict=True)
                if item.group is not None and opened_set.kind == "classification"]  # fmt: skip
-    domains = open_pool(opened, chosen).domains if chosen is not None else []
+    domains = list[str]()
+    if chosen is not None:
+        loader.check_shards(opened, chosen)
+        domains = open_pool(opened, chosen).domains
     groups = _choose_groups(expert, general, list(dict.fromkeys(of_sets)), domains)
     identity = {
-        "start": Encoder(start).fingerprint, "end": Encoder(end).fingerprint, "groups": vars(groups),
+        "start": Encoder(start).fingerprint, "end": Encoder(end).fingerprint, "groups": groups,
         "releases": [source.fingerprint for source in opened], "split": chosen,
         "sets": [eval_set.fingerprint() for eval_set in sets], "measures": _measures(settings),
     }  # fmt: skip
-    table = {
-        "made_by": MADE_BY, "start": start.source, "end": end.source, "rule": RULE, "groups": vars(groups),
+    table: dict[str, Any] = {
+        "made_by": MADE_BY, "start": start.source, "end": end.source, "rule": RULE, "groups": groups,
         "releases": [source.name for source in opened], "split": chosen, "identity": identity,
-        "notes": (notes := _notes(start, end, opened, chosen)),
+        "notes": [f"{m.source}: {note}" for m in (start, end) for note in seen_in_training(m, opened, chosen)],
     }  # fmt: skip
-    for note in notes:
+    for note in table["notes"]:
         say(note)
     model = model.to(evaluation_device(settings)).eval()
     with lock_folder(folder):
@@ -150,11 +135,8 @@ def blend(
             if alpha not in measured:
                 model.load_state_dict(blended_state(first, last, alpha))
                 result = measure(model, settings, opened, chosen, sets)
-                of_expert, of_general = (
-                    _figure(result, name, feature_kinds(model)[-1]) for name in (groups.expert, groups.general)
-                )
-                score = math.sqrt(_gain(of_expert) * _gain(of_general))
-                measured[alpha] = Row(alpha, of_expert, of_general, score)
+                figures = {side: _figure(result, name, feature_kinds(model)[-1]) for side, name in groups.items()}
+                measured[alpha] = Row(alpha, **figures, score=math.sqrt(math.prod(map(_gain, figures.values()))))
                 kept = [vars(measured[each]) for each in sorted(measured)]
                 storage.publish_json(folder / TABLE_FILE, table | {"alpha": None, "rows": kept})
             rows.append(measured[alpha])
@@ -167,15 +149,6 @@ def blend(
         storage.write_file(str(folder / PLOT_FILE), draw_png([panel]))
         storage.publish_json(folder / TABLE_FILE, table | {"alpha": best.alpha, "rows": [vars(row) for row in rows]})
     return best, code
-
-
-def _notes(
-    start: TrainedModel, end: TrainedModel, opened: Sequence[Release | ShardRelease], split: str | None
-) -> list[str]:
-    """Which of the two trainings saw pictures of the split, by which alpha is chosen."""
-    if split is None:
-        return []
-    return [f"{m.source}: {note}" for m in (start, end) for note in seen_in_training(m, opened, split)]
 
 
 def _measures(settings: TrainSettings) -> dict[str, Any]:
@@ -251,7 +224,7 @@ def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
     return {name: state[name].detach().cpu().clone() for name in model.state_dict() if name in state}
 
 
-def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], domains: list[str]) -> Groups:
+def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], domains: list[str]) -> dict[str, str]:
     """The groups that were named; else the two groups of sets, or the two domains, one of which is called general.
 
     Raises: ConfigError for names that are neither, and where they have to be given.
@@ -263,10 +236,10 @@ def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], 
                 f"'{unknown[0]}' is neither a group of eval.sets nor a domain of the split; there are "
                 f"{', '.join(there) or 'none'}"
             )
-        return Groups(expert, general)
+        return {"expert": expert, "general": general}
     for names in (of_sets, domains):
         if len(names) == 2 and "general" in names and expert is general is None:
-            return Groups(*sorted(names, key=lambda name: name == "general"))
+            return {"expert": next(name for name in names if name != "general"), "general": "general"}
     raise ConfigError(f"name both groups, --expert and --general; there are {', '.join(there) or 'none'}")
 
 
@@ -283,23 +256,22 @@ def _gain(figure: Figure) -> float:
     return 1 / max(figure["value"], _LEAST_LOSS) if figure["what"] == "validation loss" else float(figure["value"])
 
 
-def _line(row: Row, groups: Groups) -> str:
-    parts = [
-        f"{name} {figure['what']} "
-        + (f"{figure['value']:.4f}" if "loss" in figure["what"] else f"{figure['value']:.1%}")
-        for name, figure in ((groups.expert, row.expert), (groups.general, row.general))
-    ]
-    return f"alpha {row.alpha:.2f}  {'  '.join(parts)}"
+def _line(row: Row, groups: Mapping[str, str]) -> str:
+    parts = [f"alpha {row.alpha:.2f}"]
+    for side, name in groups.items():
+        figure = getattr(row, side)
+        parts.append(f"{name} {figure['what']} {figure['value']:{'.4f' if 'loss' in figure['what'] else '.1%'}}")
+    return "  ".join(parts)
 
 
-def _draw(rows: Sequence[Row], best: Row, groups: Groups, axis: Any) -> None:
+def _draw(rows: Sequence[Row], best: Row, groups: Mapping[str, str], axis: Any) -> None:
     """The general group to the right, the expert one up; losses turned round, so that better lies outside.
 
     The chosen alpha has a ring, and the 95 % intervals of both figures.
     """
     labels = (
-        (best.general, groups.general, axis.set_xlabel, axis.invert_xaxis),
-        (best.expert, groups.expert, axis.set_ylabel, axis.invert_yaxis),
+        (best.general, groups["general"], axis.set_xlabel, axis.invert_xaxis),
+        (best.expert, groups["expert"], axis.set_ylabel, axis.invert_yaxis),
     )
     x_scale, y_scale = (1 if "loss" in figure["what"] else 100 for figure, *_ in labels)
     points = [(row.general["value"] * x_scale, row.expert["value"] * y_scale) for row in rows]

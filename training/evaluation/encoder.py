@@ -52,7 +52,7 @@ class Encoder:
     def __init__(self, trained: TrainedModel, device: str = "cpu") -> None:
         self.model, self.settings, self.source = trained.model, trained.settings, trained.source
         self.folder, self.kinds = trained.folder, feature_kinds(trained.model)
-        self.model.to(_device(device, trained))
+        self.model.to(evaluation_device(trained.settings) if device == "auto" else pick_device(device))
 
     @classmethod
     def open(cls, path: str, device: str = "cpu") -> Encoder:
@@ -164,8 +164,3 @@ class Encoder:
     @property
     def _weight(self) -> float:
         return self.settings.loss.first_order_weight
-
-
-def _device(device: str, trained: TrainedModel) -> torch.device:
-    """Raises: ConfigError for a GPU that is not there."""
-    return evaluation_device(trained.settings) if device == "auto" else pick_device(device)

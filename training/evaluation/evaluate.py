@@ -65,24 +65,15 @@ def evaluate_model(
     Raises: ConfigError, IntegrityError before anything is written; RunError for a broken held-out sample.
     """
     require("a plot", "matplotlib")
-    settings = trained.settings
-    chosen = split or settings.eval.split
-    if chosen is None and not settings.eval.sets:
-        raise ConfigError("nothing to evaluate on: eval.split is null and eval.sets is empty")
-    if chosen is not None and release is None and not trained.has_release:
-        raise ConfigError(
-            f"{trained.folder}: a model's folder names no release; give one with --release, or --settings FILE with "
-            "split: null and sets"
-        )
     if out is not None and (Path(out).is_dir() or Path(out).suffix.lower() == ".png"):
         raise ConfigError(
             f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
-    opened = sources_of(settings, release, chosen) if chosen is not None else []
+    settings = trained.settings
+    chosen, opened, sets = open_measured(trained, release, split)
     name = f"{chosen}-{'+'.join(source.name for source in opened)}" if opened else "sets"
     path = Path(out) if out is not None else trained.folder / run_files.EVAL_FOLDER / f"{name}.json"
     _require_own(path)
-    sets = open_sets(settings.eval.sets)
     started = time.monotonic()
     result: dict[str, Any] = {
         "weights": trained.weights, "model": trained.source, "notes": list(trained.notes),
@@ -99,8 +90,7 @@ def evaluate_model(
         result["split"] = chosen
     measured = measure(model, settings, opened, chosen, sets)
     result["notes"] += measured.pop("notes")
-    if chosen is not None:
-        result["notes"] += seen_in_training(trained, opened, chosen)
+    result["notes"] += seen_in_training(trained, opened, chosen)
     result |= measured
     result["seconds"] = round(time.monotonic() - started, 2)
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
@@ -144,8 +134,10 @@ def measure(
     return result
 
 
-def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str) -> list[str]:
+def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str | None) -> list[str]:
     """A note where pictures of a split were in the training of the run, by another release than the split's own."""
+    if split is None:
+        return []
     release = sources[0]
     if isinstance(release, ShardRelease) or trained.settings.data.shards:
         return ["shards that PlantMix did not build do not say whether the training saw these pictures"]
@@ -228,13 +220,6 @@ def evaluate_split(
             result["retrieval"][kind] = metrics.retrieve(similarity, captions, RECALL_AT)
     result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings)
     return result
-
-
-def validation_losses(model: DalipModel, settings: TrainSettings) -> dict[str, float]:
-    """The loss on the held-out split, of each domain and over `all`, while a model is being trained."""
-    split = str(settings.eval.split)
-    pool = open_pool(loader.open_sources(settings.release, settings.data, split), split)
-    return {domain: figure["value"] for domain, figure in domain_losses(model, pool, settings).items()}
 
 
 def domain_losses(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> dict[str, metrics.Figure]:
@@ -326,17 +311,28 @@ def _labels_of(pool: SamplePool, settings: TrainSettings) -> Tensor | None:
     return None if settings.loss.same_label == "negative" else txt_labels(pool, settings.loss.label_field)
 
 
-def sources_of(settings: TrainSettings, release: str | None, split: str) -> list[Release | ShardRelease]:
-    """What is measured on: `release`, else what the run was trained on.
+def open_measured(
+    trained: TrainedModel, release: str | None, split: str | None
+) -> tuple[str | None, list[Release | ShardRelease], list[EvalSet]]:
+    """What a model is measured on: the split, if any, of `release` or of what the run was trained on; and the sets.
 
-    Raises: ConfigError where the run has several.
+    Raises: ConfigError where there is neither, and where the run has several releases or none.
     """
-    if release is None and settings.release is not None and settings.data.shards:
-        raise ConfigError("the run was trained on a release and on shards; name the release with --release")
-    if release is None and not isinstance(settings.release, str | None):
-        raise ConfigError("the run was trained on several releases; name the one to evaluate on with --release")
-    data = settings.data if release is None else settings.data.model_copy(update={"shards": ()})
-    sources = loader.open_sources(release or settings.release, data, split)
-    if not sources:
-        raise ConfigError(f"data.shards: no group is of split '{split}'; give one `split: {split}`, or name --split")
-    return sources
+    settings, data, sources = trained.settings, trained.settings.data, list[Release | ShardRelease]()
+    if (split := split or settings.eval.split) is not None:
+        if release is not None:
+            data = data.model_copy(update={"shards": ()})
+        elif not trained.has_release:
+            raise ConfigError(
+                f"{trained.folder}: a model's folder names no release; give one with --release, or --settings FILE "
+                "with split: null and sets"
+            )
+        elif settings.release is not None and data.shards:
+            raise ConfigError("the run was trained on a release and on shards; name the release with --release")
+        elif not isinstance(settings.release, str | None):
+            raise ConfigError("the run was trained on several releases; name the one to evaluate on with --release")
+        if not (sources := loader.open_sources(release or settings.release, data, split)):
+            raise ConfigError(f"data.shards: no group is of split '{split}'; give one that split, or name --split")
+    elif not settings.eval.sets:
+        raise ConfigError("nothing to measure: eval.split is null and eval.sets is empty")
+    return split, sources, open_sets(settings.eval.sets)

@@ -110,11 +110,8 @@ def classification_figures(
         kind: metrics.classify(similarity_of(images, classes, kind, alpha)[:, columns], labels, rounds)
         for kind in feature_kinds(model)
     }
-    return zero_shot, {
-        "shared_names": shared_names(names),
-        "few_shot": _few_shot_figures(model, images, labels, settings),
-        "few_shot_left_out": _left_out_shots(labels, settings),
-    }
+    few_shot, left_out = _few_shot_figures(model, images, labels, settings)
+    return zero_shot, {"shared_names": shared_names(names), "few_shot": few_shot, "few_shot_left_out": left_out}
 
 
 def shared_names(names: Sequence[str]) -> dict[str, list[int]]:
@@ -145,24 +142,18 @@ def group_means(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, metric
 
 def _few_shot_figures(
     model: DalipModel, images: Encoded, labels: Sequence[int], settings: TrainSettings
-) -> dict[str, dict[str, metrics.Figure]]:
-    """k-shot accuracy by feature kind and k; a k that leaves no two classes with a query is left out."""
-    few_shot = settings.eval.few_shot
-    if few_shot is None:
-        return {}
-    by_kind = {}
+) -> tuple[dict[str, dict[str, metrics.Figure]], list[int]]:
+    """k-shot accuracy by feature kind and k; and every k that leaves no two classes with a picture to ask about."""
+    if settings.eval.few_shot is None:
+        return {}, []
+    by_kind: dict[str, dict[str, metrics.Figure]] = {}
+    left_out: dict[int, None] = {}
     for kind in feature_kinds(model):
-        vectors = images.vectors(kind, settings.loss.first_order_weight)
-        figures = {
-            str(shots): metrics.few_shot(vectors, labels, shots, FEW_SHOT_DRAWS, BOOTSTRAP_ROUNDS)
-            for shots in few_shot.shots
-        }
-        by_kind[kind] = {shots: figure for shots, figure in figures.items() if figure is not None}
-    return by_kind
-
-
-def _left_out_shots(labels: Sequence[int], settings: TrainSettings) -> list[int]:
-    """Every k of the settings that leaves no two classes with a picture to ask about."""
-    counts = Counter(labels).values()
-    shots_of_settings = settings.eval.few_shot.shots if settings.eval.few_shot is not None else ()
-    return [shots for shots in shots_of_settings if sum(count > shots for count in counts) < 2]
+        vectors, by_kind[kind] = images.vectors(kind, settings.loss.first_order_weight), {}
+        for shots in settings.eval.few_shot.shots:
+            figure = metrics.few_shot(vectors, labels, shots, FEW_SHOT_DRAWS, BOOTSTRAP_ROUNDS)
+            if figure is None:
+                left_out[shots] = None
+            else:
+                by_kind[kind][str(shots)] = figure
+    return by_kind, list(left_out)

@@ -1,18 +1,16 @@
 """`dalip publish`: a model on the Hugging Face Hub, in the layout that open_clip loads, with a card.
 
-Reads the run's folder, its evaluations and its release; writes the export into a temporary folder and uploads that.
+Reads the run's folder, its evaluations and its release; writes export and card into the folder that is uploaded.
 A stopped publish goes on where it was: the same weights have the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from manifests import storage
-from manifests.publishing import hub
 from manifests.release import Release
 from training.config import TrainSettings
 from training.evaluation.encoder import Encoder
@@ -21,24 +19,15 @@ from training.evaluation.report import figures_of
 from training.evaluation.trained_model import TrainedModel, releases_of_run
 from training.model.exports import export_hugging_face
 from training.model.frozen import FrozenCLIP
-from training.model.weights import CONFIG_FILE, read_json
+from training.model.weights import read_json
 from training.record import run_files
 
 _MIXTURE_FILE = "mixture.json"
 _SAME_SHARE = 0.01
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model's folder that is ready to be sent, and what its owner should know first."""
-
-    folder: Path
-    card: str
-    notes: tuple[str, ...]
-
-
-def prepare(trained: TrainedModel, repository: str, folder: Path) -> Prepared:
-    """Write export and card into `folder`.
+def prepare(trained: TrainedModel, repository: str, folder: Path) -> tuple[str, list[str]]:
+    """Write export and card into `folder`; returns the card, and what the model's owner should know first.
 
     Raises: ConfigError for a model that open_clip cannot load.
     """
@@ -58,15 +47,7 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> Prepared:
     export_hugging_face(trained.model, folder, trained.settings.loss)
     card = write_card(facts, repository)
     storage.publish_bytes(str(folder / "README.md"), card.encode())
-    return Prepared(folder, card, (*trained.notes, *notes, *more))
-
-
-def send(prepared: Prepared, repository: str, *, public: bool) -> list[str]:
-    """Upload the folder; returns lines that say what is there.
-
-    Raises: ConfigError, RunError.
-    """
-    return hub.upload_folder(str(prepared.folder), repository, "model", public=public, marker=CONFIG_FILE)
+    return card, [*trained.notes, *notes, *more]
 
 
 def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[str]]:

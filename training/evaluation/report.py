@@ -33,7 +33,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
     lines.append(_INTERVALS)
     if "split" in result:
         lines.append(f"{result['num_samples']:,} samples of split '{result['split']}' of {result['release']}")
-        lines += [_line(label, kind, figure, note) for label, kind, figure, note in _held_out(result)]
+        lines += [_line(*figure) for figure in _held_out(result)]
         for task in result["zero_shot"]:
             lines += _notes(task, f"zero-shot over {task['field']}")
         for domain, figure in result["validation_loss"].items():
@@ -44,7 +44,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
     for item in result["sets"]:
         of = f", {item['num_classes']} classes" if item["kind"] == "classification" else ""
         lines.append(f"{item['name']}: {item['num_samples']:,} pictures{of}")
-        lines += [_line(label, kind, figure, note) for label, kind, figure, note in _of_set(item)]
+        lines += [_line(*figure) for figure in _of_set(item)]
         lines += _notes(item, item["name"])
     for group, figures in result["groups"].items():
         for kind, figure in figures.items():
@@ -122,9 +122,7 @@ def _panels_of(result: dict[str, Any]) -> dict[str, list[_Mark]]:
     panels: dict[str, list[_Mark]] = {}
     if "split" in result:
         for task in result["zero_shot"]:
-            where = f"{task['field']}" + (f", {task['domain']}" if task["domain"] else "")
-            title = f"{where}, {task['num_classes']} classes"
-            panels[title] = _marks(_classification(task["figures"], task["few_shot"], ""))
+            panels[_title(task)] = _marks(_classification(task["figures"], task["few_shot"], ""))
         panels[f"retrieval, split {result['split']}"] = _marks(_retrieval(result["retrieval"]))
         panels["validation loss"] = [(domain, "", figure) for domain, figure in result["validation_loss"].items()]
     for item in result["sets"]:
@@ -140,17 +138,29 @@ def _marks(figures: Iterable[tuple[str, str, Figure, str]]) -> list[_Mark]:
 
 def _panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
     labels = list(dict.fromkeys(label for marks in by_model.values() for label, _, _ in marks))
-    series = list(dict.fromkeys((model, kind) for model, marks in by_model.items() for _, kind, _ in marks))
-    height = 0.95 + len(labels) * (_ROW_INCHES * len(series) + 0.12) + 0.2 * _legend_rows(series, len(by_model))
+    names = {
+        (model, kind): ", ".join(word for word in (model if len(by_model) > 1 else "", kind) if word) or model
+        for model, marks in by_model.items()
+        for _, kind, _ in marks
+    }
+    num_columns = max(1, min(4, int(_LEGEND_CHARS / (max(map(len, names.values())) + 5))))
+    num_rows = -(-(len(names) + 1) // num_columns)
+    height = 0.95 + len(labels) * (_ROW_INCHES * len(names) + 0.12) + 0.2 * num_rows
     left = 0.3 + 0.072 * max(len(label) for label in labels)
-    return Panel(title, functools.partial(_draw, by_model, labels, series), "", 4.6, height, left)
+    draw = functools.partial(_draw, by_model, labels, names, num_columns, num_rows)
+    return Panel(title, draw, "", 4.6, height, left)
 
 
 def _draw(
-    by_model: Mapping[str, list[_Mark]], labels: Sequence[str], series: Sequence[tuple[str, str]], axis: Any
+    by_model: Mapping[str, list[_Mark]],
+    labels: Sequence[str],
+    names: Mapping[tuple[str, str], str],
+    num_columns: int,
+    num_rows: int,
+    axis: Any,
 ) -> None:
-    """Dots with their intervals, a row for each figure; the tick is chance."""
-    step = 0.8 / len(series)
+    """Dots with their intervals, a row for each figure; the tick is chance. `names` are those of model and features."""
+    series, step = list(names), 0.8 / len(names)
     is_share = all(
         figure["value"] <= 1 and figure["chance"] <= 1 for marks in by_model.values() for _, _, figure in marks
     )
@@ -164,8 +174,8 @@ def _draw(
             shown = f"{figure['value']:.1%}" if is_share else f"{figure['value']:.3f}"
             axis.text(1.01, y, shown, color=SOFT, fontsize=7, va="center", transform=axis.get_yaxis_transform())
             axis.vlines(figure["chance"], row - 0.42, row + 0.42, color=WARN, linewidth=1.2, linestyle=":")
-    for at, (model, kind) in enumerate(series):
-        axis.plot([], [], "o", color=SERIES[at % len(SERIES)], label=_series_name(model, kind, len(by_model)))
+    for at, name in enumerate(names.values()):
+        axis.plot([], [], "o", color=SERIES[at % len(SERIES)], label=name)
     axis.plot([], [], ":", color=WARN, label="chance")
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4 + 0.001, -0.6)
@@ -174,34 +184,22 @@ def _draw(
     if is_share:
         axis.set_xlim(0, 1)
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    rows = _legend_rows(series, len(by_model))
-    box = axis.get_position()
+    box, legend = axis.get_position(), 0.2 * num_rows  # inches
     up = axis.figure.get_figheight() * box.height
-    axis.set_position([box.x0, box.y0 + 0.2 * rows / axis.figure.get_figheight(), box.width * 0.88,
-                       box.height * (1 - 0.2 * rows / up)])  # fmt: skip
-    axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.26 / (up - 0.2 * rows)),
-                ncols=_legend_columns(series, len(by_model)), handlelength=1.2, columnspacing=1.0,
-                borderaxespad=0)  # fmt: skip
-
-
-def _legend_columns(series: Sequence[tuple[str, str]], num_models: int) -> int:
-    longest = max(len(_series_name(model, kind, num_models)) for model, kind in series)
-    return max(1, min(4, int(_LEGEND_CHARS / (longest + 5))))
-
-
-def _legend_rows(series: Sequence[tuple[str, str]], num_models: int) -> int:
-    return -(-(len(series) + 1) // _legend_columns(series, num_models))
-
-
-def _series_name(model: str, kind: str, num_models: int) -> str:
-    return ", ".join(word for word in (model if num_models > 1 else "", kind) if word) or model
+    axis.set_position([box.x0, box.y0 + legend / axis.figure.get_figheight(), box.width * 0.88,
+                       box.height * (1 - legend / up)])  # fmt: skip
+    axis.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.26 / (up - legend)),
+                ncols=num_columns, handlelength=1.2, columnspacing=1.0, borderaxespad=0)  # fmt: skip
 
 
 def _held_out(result: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
     for task in result["zero_shot"]:
-        where = f"{task['field']}" + (f", {task['domain']}" if task["domain"] else "")
-        yield from _classification(task["figures"], task["few_shot"], f"{where}, {task['num_classes']} classes")
+        yield from _classification(task["figures"], task["few_shot"], _title(task))
     yield from _retrieval(result["retrieval"])
+
+
+def _title(task: dict[str, Any]) -> str:
+    return ", ".join(filter(None, (task["field"], task["domain"], f"{task['num_classes']} classes")))
 
 
 def _of_set(item: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from manifests.errors import ConfigError, RunError
 from manifests.outcomes import Outcome
@@ -124,22 +123,21 @@ def load_pictures(items: Sequence[Item], view: View, batch_size: int, num_worker
 
     Raises: RunError for a picture that cannot be read; an evaluation leaves nothing out.
     """
-    batches = [list(range(i, min(i + batch_size, len(items)))) for i in range(0, len(items), batch_size)]
-    yield from loader.each_batch(_Pictures(items, view), batches, num_workers)
+    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    yield from loader.each_batch(_Pictures(view), batches, num_workers)
 
 
-class _Pictures(Dataset[Any]):
-    def __init__(self, items: Sequence[Item], view: View) -> None:
-        self.items, self.view = items, view
+class _Pictures(loader.BatchDataset):
+    def __init__(self, view: View) -> None:
+        self.view = view
 
-    def __getitems__(self, indices: list[int]) -> Tensor | RunError:
-        """A batch, or the error of its first broken picture, as a value so that it leaves a worker unchanged."""
+    def load(self, places: list[Item]) -> Tensor:
         views = []
-        for item in (self.items[index] for index in indices):
+        for item in places:
             try:
                 views.append(self.view(item.read()))
             except (CorruptSample, OSError) as error:
-                return RunError(f"{item.name}: broken picture in an evaluation set: {error}")
+                raise RunError(f"{item.name}: broken picture in an evaluation set: {error}") from None
         return torch.stack(views)
 
 

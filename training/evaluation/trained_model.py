@@ -79,18 +79,15 @@ def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedMo
             f"(no {weights.CONFIG_FILE})"
         )
     config = read_train_settings(path, output_dir=None if place.is_dir() else output_dir)
-    stored = not place.is_dir() and is_remote(config.output_dir)
-    if stored:
-        folder = fetch_run(config.output_dir, config.data.cache_dir, must_exist=config.model.pretrained is None)
-    else:
-        folder = place if place.is_dir() else Path(config.output_dir)
-    if not place.is_dir() and config.model.pretrained is not None and not checkpoint.has_weights(folder):
+    if place.is_dir():
+        return load_run_model(config, place)
+    folder = fetch_run(config.output_dir, config.data.cache_dir, must_exist=config.model.pretrained is None)
+    if config.model.pretrained is not None and not checkpoint.has_weights(folder):
         return _from_pretrained(config, folder)
     settings, notes = _settings_of_run(folder, config, path)
     loaded = load_run_model(settings, folder)
-    address = config.output_dir.rstrip("/") if stored else None
-    all_notes = (*notes, *loaded.notes)
-    return TrainedModel(loaded.model, settings, folder, loaded.weights, loaded.source, all_notes, address=address)
+    address = config.output_dir.rstrip("/") if is_remote(config.output_dir) else None
+    return replace(loaded, notes=(*notes, *loaded.notes), address=address)
 
 
 def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str]]:
@@ -130,7 +127,6 @@ def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
     file, state, preprocess = _read_weights(folder)
     weights.load_state(model, state, where=str(file))
     weights.set_preprocessing(model, preprocess)  # that of the pretrained weights, which are not read again
-    model.new_parameters = ()
     return TrainedModel(model.eval(), settings, folder, "raw", str(file), notes)
 
 
@@ -164,7 +160,7 @@ def _architecture_or_none(architecture: str) -> dict[str, Any] | None:
 
 def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:
     """What the run was trained with; what to measure, on what and where comes from the config."""
-    if not (folder / SETTINGS_FILE).is_file() or Path(path) == folder:
+    if not (folder / SETTINGS_FILE).is_file():
         return config, ()
     try:
         own = read_train_settings(str(folder))

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -77,7 +78,6 @@ def _register(name: str, config: dict[str, Any]) -> None:
 
 def is_built_in(architecture: str) -> bool:
     """True for a name that every open_clip of this version knows."""
-
     return (open_clip.config_folder() / f"{architecture.replace('/', '-')}.json").is_file()
 
 
@@ -116,7 +116,8 @@ def create_clip(
         return clip
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError) as error:
         source = f" with weights '{pretrained}'" if pretrained else ""
-        raise ConfigError(f"open_clip cannot build {name}{source}: {_shorten(str(error))}") from error
+        words = textwrap.shorten(str(error), 600, placeholder=" ...")
+        raise ConfigError(f"open_clip cannot build {name}{source}: {words}") from error
 
 
 @contextmanager
@@ -150,17 +151,12 @@ def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_tag(name: str, pretrained: str) -> None:
-    """Refuse what is no tag of this architecture, and tags trained with another activation."""
+    """Refuse what is no tag of this architecture, and weights of another activation, of which open_clip only warns."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained.lower().replace("-", "_") not in {tag.lower().replace("-", "_") for tag in tags}:
         listed = f"; its tags: {', '.join(tags)}" if tags else ", which has no tags"
         raise ConfigError(f"pretrained '{pretrained}' is neither a file nor a tag of {name}{listed}")
-    _check_activation(name, pretrained)
-
-
-def _check_activation(name: str, tag: str) -> None:
-    """Raises: ConfigError for weights trained with another activation, of which open_clip only warns."""
-    needs_quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    needs_quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
     config = open_clip.get_model_config(name)
     if "timm_model_name" in config["vision_cfg"] or needs_quick == bool(config.get("quick_gelu", False)):
         return
@@ -171,7 +167,7 @@ def _check_activation(name: str, tag: str) -> None:
         else f"give model.architecture as a JSON file: that of {name} with quick_gelu: {str(needs_quick).lower()}"
     )
     raise ConfigError(
-        f"pretrained '{tag}' was trained with {'QuickGELU' if needs_quick else 'GELU'}, {name} computes "
+        f"pretrained '{pretrained}' was trained with {'QuickGELU' if needs_quick else 'GELU'}, {name} computes "
         f"{'GELU' if needs_quick else 'QuickGELU'}: {hint}"
     )
 
@@ -188,7 +184,8 @@ def create_tokenizer(architecture: str) -> Any:
         with model_hub.cache_without_hub() if from_hub else nullcontext():
             return open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {_shorten(str(error))}") from error
+        words = textwrap.shorten(str(error), 600, placeholder=" ...")
+        raise ConfigError(f"the tokenizer of {name} cannot be loaded: {words}") from error
 
 
 def _read_architecture(path: Path) -> dict[str, Any]:
@@ -205,8 +202,3 @@ def _read_architecture(path: Path) -> dict[str, Any]:
     if missing:
         raise ConfigError(f"{path}: not an open_clip model file, it has no {', '.join(missing)}")
     return dict(config)
-
-
-def _shorten(message: str, limit: int = 600) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= limit else line[:limit] + " ..."

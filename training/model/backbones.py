@@ -112,12 +112,12 @@ def _from_open_clip(name: str, side: str) -> Backbone:
 
         def forward_texts(texts: list[str]) -> Rows:
             output = text_tower(clip, tokenizer(texts), "before_projection", mask_padding=True)
-            return output.anchor, output.tokens, output.mask
+            return output.feature, output.tokens, output.mask
 
         return Backbone(clip, forward_texts)
 
     def forward(pictures: Tensor) -> Rows:
         output = image_tower(clip, pictures, "before_projection")
-        return output.anchor, output.tokens, output.mask
+        return output.feature, output.tokens, output.mask
 
     return Backbone(clip.visual, forward, dict(clip.visual.preprocess_cfg))

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
-from training.model import architecture, weights
+from training.model import weights
+from training.model.architecture import architecture_config, create_clip
 from training.model.branch import SecondOrderBranch
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, is_frozen
@@ -28,7 +28,15 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     """
     source = settings.pretrained
     has_file = source is not None and Path(source).exists()
-    clip = _create_clip(settings, None if has_file else source)
+    tag, size, config = None if has_file else source, settings.image_size_px, architecture_config(settings.architecture)
+    if not is_frozen(config):
+        clip = create_clip(settings.architecture, pretrained=tag, image_size_px=size)
+    elif tag is None and size is None:
+        clip = FrozenCLIP(config)
+    else:
+        raise ConfigError(
+            f"{settings.architecture}: its towers are frozen; leave out model.pretrained and image_size_px"
+        )
     model = DalipModel(clip, settings, branch)
     loaded: set[str] = set()
     if source is not None and has_file:
@@ -39,20 +47,6 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     return model
 
 
-def _create_clip(settings: ModelSettings, pretrained: str | None) -> Any:
-    """The open_clip model of an architecture, or the CLIP on frozen towers that it describes."""
-    config = architecture.architecture_config(settings.architecture)
-    if not is_frozen(config):
-        return architecture.create_clip(
-            settings.architecture, pretrained=pretrained, image_size_px=settings.image_size_px
-        )
-    if pretrained is not None or settings.image_size_px is not None:
-        raise ConfigError(
-            f"{settings.architecture}: its towers are frozen; leave out model.pretrained and image_size_px"
-        )
-    return FrozenCLIP(config)
-
-
 def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipModel:
     """A released-layout checkpoint as a model of preset `released`, built on the named architecture.
 
@@ -60,7 +54,6 @@ def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipMode
     """
     state = weights.rename_released(weights.read_state(path), where=str(path))
     model = build_model(ModelSettings(preset="released", architecture=architecture))
-    model.new_parameters = ()
     weights.load_state(model, state, where=str(path))
     return model
 
@@ -86,5 +79,4 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     if settings.preset != "clip" or settings.projectors:
         state |= weights.read_state(source / weights.SECOND_WEIGHTS_FILE)
     weights.load_state(model, state, where=str(source))
-    model.new_parameters = ()
     return model

@@ -7,6 +7,7 @@ writes nothing. Gives up with ConfigError on towers without tokens.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from training.model import towers
-from training.model.architecture import architecture_config
+from training.model.architecture import architecture_config, create_tokenizer
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
 from training.model.precision import full_precision, without_autocast
@@ -77,8 +78,6 @@ class DalipModel(nn.Module):
         """
         if isinstance(self.clip, FrozenCLIP):
             return self.clip.tokenizer
-        from training.model.architecture import create_tokenizer
-
         return create_tokenizer(self.settings.architecture)
 
     @property
@@ -95,22 +94,23 @@ class DalipModel(nn.Module):
         text_second_order. `logit_bias` where the architecture has one.
         """
         output = self.scales()
-        for side, (first, second) in (("image", self._image_orders(images)), ("text", self.text_orders(text_tokens))):
-            if side == "image":
-                first = self.project(first, kinds)
+        orders = {"image": self.image_orders(images, kinds), "text": self.text_orders(text_tokens)}
+        for side, (first, second) in orders.items():
             output[f"{side}_features"] = first
             if second is not None:
                 output[f"{side}_second_order"] = second
         return output
 
-    def image_orders(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """f of pictures and, unless the preset is `clip`, z; each (B, C)."""
-        f_BC, z_BC = self._image_orders(images)
-        return self.project(f_BC), z_BC
-
-    def _image_orders(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As `image_orders`, with f for the first kind of text."""
-        return (self.encode_image(images), None) if self.second_order is None else self.encode_image_both(images)
+    def image_orders(self, images: Tensor, kinds: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """f of pictures, for `kinds` as in `forward`, and, unless the preset is `clip`, z; each (B, C)."""
+        if self.image_branch is None:
+            return self.project(self.encode_image(images), kinds), None
+        if isinstance(self.clip, FrozenCLIP):
+            tower = self.clip.visual.output(self.clip.image_tokens(images))
+        else:
+            tower = towers.image_tower(self.clip, images)
+        f_BC, z_BC = _both_orders(tower, self.image_branch)
+        return self.project(f_BC, kinds), z_BC
 
     def project(self, f_BC: Tensor, kinds_B: Tensor | None = None) -> Tensor:
         """The f of pictures for their kinds of text, from that for the first kind; None: `kind` for all."""
@@ -171,7 +171,14 @@ class DalipModel(nn.Module):
 
     def text_orders(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """f of token ids (B, M) and, unless the preset is `clip`, z; each (B, C)."""
-        return (self.encode_text(tokens), None) if self.second_order is None else self.encode_text_both(tokens)
+        second, branch = self.second_order, self.text_branch
+        if second is None or branch is None:
+            return self.encode_text(tokens), None
+        if isinstance(self.clip, FrozenCLIP):
+            tower = self.clip.text.output(tokens)
+        else:
+            tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
+        return _both_orders(tower, branch)
 
     def scales(self) -> dict[str, Tensor]:
         """What a loss takes beside the features: the scale (already exp'd) and the bias, if there is one."""
@@ -179,36 +186,15 @@ class DalipModel(nn.Module):
         return {"logit_scale": self.clip.logit_scale.exp()} | ({} if bias is None else {"logit_bias": bias})
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """The first-order feature f of pictures, (B, C); the branch is not run."""
+        """The first-order feature f of pictures, (B, C); the branch is not run. Called as open_clip's."""
         features: Tensor = self.clip.encode_image(images)
         return _normalised(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        """The first-order feature f of token ids (B, M), (B, C); the branch is not run."""
+        """The first-order feature f of token ids (B, M), (B, C); the branch is not run. Called as open_clip's."""
         frozen = isinstance(self.clip, FrozenCLIP)
         features: Tensor = self.clip.encode_text(tokens) if frozen else towers.text_feature(self.clip, tokens)
         return _normalised(features) if normalize else features
-
-    def encode_image_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """First- and second-order features f and z of pictures, each (B, C)."""
-        _, branch = self._require(self.image_branch)
-        if isinstance(self.clip, FrozenCLIP):
-            tower = self.clip.visual.output(self.clip.image_tokens(images))
-        else:
-            tower = towers.image_tower(self.clip, images)
-        # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
-        z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
-        return _normalised(tower.feature), _normalised(z_BC)
-
-    def encode_text_both(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """First- and second-order features f and z of token ids (B, M), each (B, C)."""
-        second, branch = self._require(self.text_branch)
-        if isinstance(self.clip, FrozenCLIP):
-            tower = self.clip.text.output(tokens)
-        else:
-            tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
-        z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
-        return _normalised(tower.feature), _normalised(z_BC)
 
     def cut_texts(self, tokens: Tensor) -> Tensor:
         """Token ids (B, M) without positions that no feature depends on: those behind the end of the longest text.
@@ -218,11 +204,6 @@ class DalipModel(nn.Module):
         second = self.second_order
         padding_counts = second is not None and (second.text_padding == "keep" or second.text_norm == "batch")
         return tokens if padding_counts or isinstance(self.clip, FrozenCLIP) else towers.cut_texts(self.clip, tokens)
-
-    def _require(self, branch: SecondOrderBranch | None) -> tuple[SecondOrder, SecondOrderBranch]:
-        if branch is None or self.second_order is None:
-            raise ConfigError("preset 'clip' has no second-order feature; use preset 'dalip' or 'released'")
-        return self.second_order, branch
 
     def lock_image_tower(self) -> None:
         """Freeze the image tower (LiT, as open_clip does); its branch stays free.
@@ -277,19 +258,18 @@ def _branches(
         raise ConfigError(
             f"second_order.heads is {second.heads}, which does not divide the embedding width {embed_dim}"
         )
-
-    common: dict[str, Any] = {
-        name: getattr(second, name) for name in ("heads", "reduced_width", "dropout", "projection")
-    }
     image = BranchShape(
-        embed_dim=embed_dim, norm=second.image_norm,
-        dropout_axis=second.image_dropout_axis, reduce_start=second.image_reduce_start, **common,
+        embed_dim, second.heads, second.reduced_width, second.image_norm, second.dropout, second.image_dropout_axis,
+        second.projection, second.image_reduce_start,
     )  # fmt: skip
-    text = BranchShape(
-        embed_dim=embed_dim, norm=second.text_norm,
-        dropout_axis=second.text_dropout_axis, **common,
-    )  # fmt: skip
+    text = replace(image, norm=second.text_norm, dropout_axis=second.text_dropout_axis, reduce_start="linear")
     return branch(image), branch(text)
+
+
+def _both_orders(tower: towers.TowerOutput, branch: SecondOrderBranch) -> tuple[Tensor, Tensor]:
+    # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
+    z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
+    return _normalised(tower.feature), _normalised(z_BC)
 
 
 def _normalised(features_BC: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP
 from training.model.loss import LossSettings
 from training.model.towers import image_size_px
-from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE
+from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE, in_parts
 
 MADE_BY = "dalip export"  # in a file of weights: the next export may replace it
 
@@ -68,7 +68,7 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
     arguments |= _preprocessing_arguments(model)
     with _private_folder(target) as private:
         file = private / target.name
-        _write_weights(_clip_state(model), file)
+        _write_weights(in_parts(model.state_dict())[0], file)
         _check_loads(model, name, {"pretrained": str(file), **arguments}, size)
         storage.make_folder(str(target.parent))
         if own_json is not None:
@@ -90,14 +90,14 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
     target = local_place(folder)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target}: is a file; name a folder for the Hugging Face layout")
-    second = {name: tensor for name, tensor in _state(model).items() if not name.startswith("clip.")}
+    of_clip, second = in_parts(model.state_dict())
     architecture = model.settings.architecture
     if not is_built_in(architecture):  # the folder holds it; where its file lies here is nobody's business
         architecture = Path(architecture).name
     settings = model.settings.model_dump(mode="json") | {"pretrained": None, "architecture": architecture}
     preprocess = {key: value for key, value in model.clip.visual.preprocess_cfg.items() if key != "size"}
     with _private_folder(target) as private:
-        _write_weights(_clip_state(model), private / WEIGHTS_FILE)
+        _write_weights(of_clip, private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
         trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
@@ -249,22 +249,14 @@ def local_place(path: str | Path) -> Path:
     return Path(path)
 
 
-def _state(model: DalipModel) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _clip_state(model: DalipModel) -> dict[str, Tensor]:
-    state = _state(model)
-    return {name.removeprefix("clip."): tensor for name, tensor in state.items() if name.startswith("clip.")}
-
-
-def _write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+def _write_weights(state: dict[str, Tensor], path: Path) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(dict(state), path, metadata={"format": "pt", "made_by": MADE_BY})
+        save_file(state, path, metadata={"format": "pt", "made_by": MADE_BY})
     else:
-        torch.save({"state_dict": dict(state), "made_by": MADE_BY}, path)
+        torch.save({"state_dict": state, "made_by": MADE_BY}, path)
 
 
 def _as_lists(values: Mapping[str, Any]) -> dict[str, Any]:

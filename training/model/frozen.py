@@ -56,11 +56,6 @@ class FrozenTower(nn.Module):
         self._weights = settings.get("weights")
         self._loaded: list[Backbone] = []  # in a list: no part of the state, and no module to move or train
 
-    @property
-    def width(self) -> int:
-        """Width of the tokens that are kept."""
-        return self.reduce_basis.shape[1]
-
     def use(self, backbone: Backbone) -> None:
         """Run this tower, which is loaded already."""
         self._loaded = [backbone]
@@ -106,8 +101,7 @@ class FrozenTower(nn.Module):
         two products of their size a step instead of five.
         """
         pooled_BW, tokens_BMW, mask_BM = self.split(tokens_BNW)
-        feature_BC = pooled_BW @ self.proj
-        return TowerOutput(feature_BC, feature_BC, tokens_BMW, mask_BM, self.proj)
+        return TowerOutput(pooled_BW @ self.proj, tokens_BMW, mask_BM, self.proj)
 
     def split(self, tokens_BNW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Pooled feature (B, W), tokens (B, M, W) and, for texts, which of them count (B, M)."""
@@ -162,14 +156,3 @@ class FrozenCLIP(nn.Module):
     def tokenizer(self, texts: list[str]) -> Tensor:
         """In place of a tokenizer: texts to the tokens of the text tower."""
         return self.text.tokens_of(texts)
-
-    def lock_image_tower(self, unlocked_groups: int = 0) -> None:
-        """Raises: ConfigError: there is nothing to lock."""
-        raise ConfigError("lock: the towers of this architecture are frozen and outside the model; leave lock out")
-
-    def lock_text_tower(self, unlocked_layers: int = 0) -> None:
-        """Raises: ConfigError: there is nothing to lock."""
-        self.lock_image_tower(unlocked_layers)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Nothing is kept for a backward pass of the towers, so there is nothing to save."""

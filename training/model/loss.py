@@ -154,7 +154,7 @@ def gather_with_gradient(features_BC: Tensor) -> Tensor:
 
     Without a process group, or alone in it, this is `features_BC` itself.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _world_size() == 1:
         return features_BC
     apply: Any = _Gather.apply  # torch leaves it untyped
     gathered: Tensor = apply(features_BC)
@@ -166,14 +166,20 @@ def same_label_pairs(labels_B: Tensor) -> Tensor:
 
     False for a sample and itself.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        same_BN, first = labels_B[:, None] == labels_B, 0
-    else:
-        parts = [torch.empty_like(labels_B) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, labels_B.contiguous())
-        same_BN, first = labels_B[:, None] == torch.cat(parts), dist.get_rank() * len(labels_B)
-    same_BN.diagonal(first).fill_(False)
+    alone = _world_size() == 1
+    same_BN = labels_B[:, None] == (labels_B if alone else _of_all_ranks(labels_B))
+    same_BN.diagonal(0 if alone else dist.get_rank() * len(labels_B)).fill_(False)
     return same_BN
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _of_all_ranks(own: Tensor) -> Tensor:
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own.contiguous())
+    return torch.cat(parts)
 
 
 class _Gather(torch.autograd.Function):
@@ -184,9 +190,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features_BC: Tensor) -> Tensor:
-        parts = [torch.empty_like(features_BC) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, features_BC.contiguous())
-        return torch.cat(parts)
+        return _of_all_ranks(features_BC)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -148,4 +148,4 @@ def resolve_second_order(settings: ModelSettings) -> SecondOrder | None:
         return None
     base = RELEASED if settings.preset == "released" else DALIP
     values = {name: value for name, value in settings.second_order if value is not None}
-    return SecondOrder(**{**base.__dict__, **values})
+    return replace(base, **values)

@@ -29,35 +29,34 @@ _CUT_STEP = 8
 
 @dataclass(frozen=True)
 class TowerOutput:
-    """One tower on one batch: the pooled feature, and what the second-order branch takes."""
+    """One tower on one batch: the pooled feature, which is the branch's anchor, and what else the branch takes."""
 
-    feature: Tensor  # (B, C)
-    anchor: Tensor  # (B, W)
+    feature: Tensor  # (B, C); before the projection (B, W)
     tokens: Tensor  # (B, M, W)
     mask: Tensor | None  # (B, M), true for tokens that count; None: all of them
     projection: Tensor | None = None  # (W, C) that takes the tokens to the anchor's width; None: they have it
 
 
 def image_tower(clip: Any, images: Tensor, placement: Placement = "after_projection") -> TowerOutput:
-    """The image tower: the anchor is the pooled feature; the class token is not among the tokens."""
+    """The image tower; the class token is not among the tokens."""
     visual = clip.visual
     output = visual.forward_intermediates(
         images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
     )
-    feature_BC, tokens_BMW = output["image_features"], output["image_intermediates"][-1]
+    tokens_BMW = output["image_intermediates"][-1]
     if placement == "after_projection":
         projection = visual.proj if hasattr(visual, "proj") else visual.head  # of timm towers
-        return TowerOutput(feature_BC, feature_BC, _project(tokens_BMW, projection), None)
+        return TowerOutput(output["image_features"], _project(tokens_BMW, projection), None)
     prefix = output.get("image_intermediates_prefix")
     pooled_by_token = _image_pool(visual) in ("tok", "token")
-    anchor_BW = prefix[-1][:, 0] if prefix is not None and pooled_by_token else tokens_BMW.mean(dim=1)
-    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, None)
+    pooled_BW = prefix[-1][:, 0] if prefix is not None and pooled_by_token else tokens_BMW.mean(dim=1)
+    return TowerOutput(pooled_BW, tokens_BMW, None)
 
 
 def text_tower(
     clip: Any, tokens: Tensor, placement: Placement = "after_projection", *, mask_padding: bool
 ) -> TowerOutput:
-    """The text tower: the anchor is the pooled (EOT) token, which stays among the tokens."""
+    """The text tower; the pooled (EOT) token stays among the tokens."""
     if _is_hf_text(clip):
         return _hf_text_tower(clip.text, tokens, placement)
     if tokens.shape[1] < clip.context_length:
@@ -69,16 +68,16 @@ def text_tower(
     else:
         output = clip.forward_intermediates(text=tokens, text_indices=1, normalize_intermediates=True, normalize=False)
     text = getattr(clip, "text", clip)
-    feature_BC, tokens_BMW = output["text_features"], output["text_intermediates"][-1]
+    tokens_BMW = output["text_intermediates"][-1]
     mask_BM = _text_mask(clip, tokens) if mask_padding else None
     if placement == "after_projection":
-        return TowerOutput(feature_BC, feature_BC, _project(tokens_BMW, text.text_projection), mask_BM)
+        return TowerOutput(output["text_features"], _project(tokens_BMW, text.text_projection), mask_BM)
     suffix = output.get("text_intermediates_suffix")
     if suffix is not None:  # towers with a class token pool at that
-        return TowerOutput(feature_BC, suffix[-1][:, 0], tokens_BMW, mask_BM)
+        return TowerOutput(suffix[-1][:, 0], tokens_BMW, mask_BM)
     pool, end_id = _text_pool(clip)
-    anchor_BW = open_clip.text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id)
-    return TowerOutput(feature_BC, anchor_BW, tokens_BMW, mask_BM)
+    pooled_BW = open_clip.text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id)
+    return TowerOutput(pooled_BW, tokens_BMW, mask_BM)
 
 
 def text_feature(clip: Any, tokens: Tensor) -> Tensor:
@@ -241,9 +240,7 @@ def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutp
     """
     attention = (tokens != text.config.pad_token_id).long()
     hidden = text.transformer(input_ids=tokens, attention_mask=attention)
-    pooled_BW = text.pooler(hidden, attention)
-    feature_BC, tokens_BMW = text.proj(pooled_BW), hidden.last_hidden_state
-    mask_BM = attention.bool()
+    pooled_BW, tokens_BMW = text.pooler(hidden, attention), hidden.last_hidden_state
     if placement == "after_projection":
-        return TowerOutput(feature_BC, feature_BC, text.proj(tokens_BMW), mask_BM)
-    return TowerOutput(feature_BC, pooled_BW, tokens_BMW, mask_BM)
+        return TowerOutput(text.proj(pooled_BW), text.proj(tokens_BMW), attention.bool())
+    return TowerOutput(pooled_BW, tokens_BMW, attention.bool())

@@ -91,6 +91,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def in_parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a `DalipModel`: those of its CLIP by open_clip's names, and the others."""
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for name, tensor in state.items():
+        parts[not name.startswith("clip.")][name.removeprefix("clip.")] = tensor
+    return parts
+
+
 def load_fault(error: Exception) -> str:
     """Why a file of weights cannot be read. Torch's own words would advise to run the code in the file."""
     if isinstance(error, pickle.UnpicklingError):
@@ -114,7 +122,7 @@ def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor
 
 
 def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a complete state dict.
+    """Load a complete state dict, which leaves no parameter new.
 
     Raises: ConfigError that names every missing, unknown or misfitting key; the model is then unchanged.
     """
@@ -122,6 +130,7 @@ def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> No
     if problems:
         raise ConfigError(f"{where}: does not fit the model, {len(problems)} keys differ:\n  " + "\n  ".join(problems))
     model.load_state_dict(dict(state))
+    model.new_parameters = ()
 
 
 def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple[str, ...]]:
@@ -145,22 +154,18 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
             )
         view = config if config.name == CONFIG_FILE else path / _TRANSFORMERS_VIEW
         set_preprocessing(model, preprocessing_of(view))
-        state = read_state(_weights_in(path))
+        of_clip, second = read_state(_weights_in(path)), dict[str, Tensor]()
         if (path / SECOND_WEIGHTS_FILE).is_file():
-            state = {f"clip.{name}": tensor for name, tensor in state.items()} | read_state(path / SECOND_WEIGHTS_FILE)
+            second = read_state(path / SECOND_WEIGHTS_FILE)
     else:
-        state = read_state(path)
-        if any(name.startswith("clip.") for name in state):
+        of_clip, second = in_parts(read_state(path))
+        if of_clip:
             set_preprocessing(model, preprocessing_of(path))
-    own, prefix = model.state_dict(), "clip." if any(name.startswith("clip.") for name in state) else ""
-    of_clip = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)} | {
-        f"clip.{name}": tensor for name, tensor in _in_open_clip_layout(model.clip, of_clip).items()
-    }
-    own_clip, stored_clip = (
-        {name: tensor for name, tensor in tensors.items() if name.startswith("clip.")} for tensors in (own, state)
-    )
-    if problems := _mismatches(own_clip, stored_clip):
+        else:  # a checkpoint of open_clip
+            of_clip, second = second, {}
+    own, of_clip = model.state_dict(), _in_open_clip_layout(model.clip, of_clip)
+    own_clip = in_parts(own)[0]
+    if problems := _mismatches(own_clip, of_clip):
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(
             f"{path}: does not fit {model.settings.architecture}, {len(problems)} of {len(own_clip)} tensors differ: "
@@ -168,6 +173,7 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
         )
     if path.is_dir():
         _check_same_forward(model, path)
+    state = second | {f"clip.{name}": tensor for name, tensor in of_clip.items()}
     fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
     return set(fitting), tuple(sorted(set(state) - set(fitting)))

@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import csv
 import io
+import multiprocessing
+import os
+import signal
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,12 +30,12 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.services.child import end_with_parent
 from manifests.storage import is_remote, join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
 from training.data.shards import SamplePool, open_pool
-from training.proxies.processes import each_result
 from training.proxies.runs import ProxyRun, ProxySettings, check_runs, read_runs, run_settings
 from training.record import checkpoint
 from training.record.run_folder import inspect_run
@@ -263,11 +268,49 @@ class _ResultTable:
 def _choose_start(settings: ProxySettings, ray_address: str | None) -> StartTasks:
     """The function that works through tasks: in processes of this machine, or on Ray."""
     if ray_address is None:
-        return lambda work, tasks: each_result(work, tasks, settings.num_processes, settings.threads)
+        return lambda work, tasks: _each_result(work, tasks, settings)
     from training.run.launcher import each_result_on_ray
 
     address = None if ray_address == "local" else ray_address
     return lambda work, tasks: each_result_on_ray(work, tasks, settings, address)
+
+
+def _each_result(
+    work: Callable[[Any], Any], tasks: Sequence[Any], settings: ProxySettings
+) -> Iterator[tuple[int, Any]]:
+    """(number of the task, result) in the order of completion, in processes that end with this one.
+
+    They are spawned, so that none inherits torch's threads. One task at a time runs in this process.
+
+    Raises: RunError when a process was killed; tasks that are done stay done.
+    """
+    num_processes = min(settings.num_processes, len(tasks))
+    if num_processes <= 1:
+        yield from enumerate(map(work, tasks))
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # inherited: idle threads of these processes must not spin
+    spawn = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(num_processes, spawn, _start_process, (settings.threads,))
+    try:
+        numbers = {executor.submit(work, task): number for number, task in enumerate(tasks)}
+        for future in as_completed(numbers):
+            yield numbers[future], future.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a process of the runs was killed (out of memory?); what is finished is kept: run the same command again, "
+            "with a smaller num_processes if memory was short"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_process(num_threads: int) -> None:
+    """Ctrl-C is left to the run, which saves a checkpoint. When the parent is gone, this process ends."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(num_threads)
+    end_with_parent()
 
 
 def _decode(

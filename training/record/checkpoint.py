@@ -27,6 +27,7 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import refuse_within
 from training.config import TrainSettings
+from training.data.sealed import read_object
 from training.model.weights import load_fault
 from training.record.run_files import (
     CHECKPOINT_FOLDER,
@@ -37,6 +38,7 @@ from training.record.run_files import (
     list_checkpoints,
 )
 
+_MOVE_AWAY = "the run's folder is damaged: move it away, or choose another --output"
 FORMAT = "dalip-checkpoint/1"
 LOCK_FILE = ".lock"
 # What zipfile raises for damaged bytes, found by changing every byte of a checkpoint in turn. Nothing else is damage:
@@ -262,15 +264,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: IntegrityError for a file that holds none.
     """
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise damaged(path, f"cannot be read: {error}") from None
-    return values
+    return read_object(path, _MOVE_AWAY)
 
 
 def damaged(path: Path, what: str) -> IntegrityError:
     """A file of a run that is not what the run wrote."""
-    return IntegrityError(f"{path}: {what}; the run's folder is damaged: move it away, or choose another --output")
+    return IntegrityError(f"{path}: {what}; {_MOVE_AWAY}")

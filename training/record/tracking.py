@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from manifests.errors import ConfigError
 from manifests.services.packages import require
@@ -20,14 +21,11 @@ WANDB_FOLDER = "wandb"
 _GROUPS = {"step": "train", "validation": "validation"}  # events with numbers, and the group that shows them
 
 
-class Tracker(Protocol):
-    """Takes the numbers of a step and shows them somewhere."""
+class Tracker(NamedTuple):
+    """Takes the numbers of a step by name and shows them somewhere; `close` writes what is buffered."""
 
-    def add(self, values: dict[str, float], step: int) -> None:
-        """Show numbers by name."""
-
-    def close(self) -> None:
-        """Write what is buffered."""
+    add: Callable[[dict[str, float], int], object]
+    close: Callable[[], object]
 
 
 def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
@@ -58,44 +56,36 @@ def open_trackers(folder: Path, step: int, settings: LogSettings, config: dict[s
     """
     trackers: list[Tracker] = []
     if settings.tensorboard:
-        trackers.append(_TensorBoard(folder, step))
+        trackers.append(_tensorboard(folder, step))
     if settings.wandb is not None:
-        trackers.append(_Wandb(folder, settings.wandb, config))
+        trackers.append(_wandb(folder, settings.wandb, config))
     return trackers
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+def _tensorboard(folder: Path, step: int) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=step + 1)
+    writer: Any = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=step + 1)
 
-    def add(self, values: dict[str, float], step: int) -> None:
+    def add(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
+    return Tracker(add, writer.close)
 
 
-class _Wandb:
-    def __init__(self, folder: Path, settings: WandbSettings, config: dict[str, Any]) -> None:
-        import wandb
+def _wandb(folder: Path, settings: WandbSettings, config: dict[str, Any]) -> Tracker:
+    import wandb
 
-        try:
-            self._run: Any = wandb.init(
-                project=settings.project,
-                name=os.environ.get("WANDB_NAME") or folder.name,
-                dir=str(folder),
-                config=config,
-                id=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
-                resume="allow",
-            )
-        except wandb.errors.Error as error:
-            raise ConfigError(f"log.wandb: {error}; log in, or set WANDB_MODE=offline") from None
-
-    def add(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    try:
+        run: Any = wandb.init(
+            project=settings.project,
+            name=os.environ.get("WANDB_NAME") or folder.name,
+            dir=str(folder),
+            config=config,
+            id=hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16],
+            resume="allow",
+        )
+    except wandb.errors.Error as error:
+        raise ConfigError(f"log.wandb: {error}; log in, or set WANDB_MODE=offline") from None
+    return Tracker(lambda values, step: run.log(values, step=step), run.finish)

@@ -296,9 +296,11 @@ def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
     """Validation loss on rank 0, while the other ranks wait at the next step."""
     if not trainer.ranks.is_main:
         return
-    from training.evaluation.evaluate import validation_losses
+    from training.evaluation.evaluate import domain_losses
 
-    losses = validation_losses(trainer.model, trainer.settings)
+    settings, split = trainer.settings, str(trainer.settings.eval.split)
+    pool = open_pool(loader.open_sources(settings.release, settings.data, split), split)
+    losses = {name: figure["value"] for name, figure in domain_losses(trainer.model, pool, settings).items()}
     log.event("validation", step=progress.step, losses=losses)
     log.print_line(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
 

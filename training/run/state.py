@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from manifests.errors import ConfigError
-from training.config import TrainSettings
+from training.config import LockSettings, TrainSettings
 from training.data import loader
 from training.data.columns import TAXON, TEXT, BatchKinds, BatchLabels
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
@@ -101,10 +101,11 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
     source = None if resumes else begin_with(settings.model.pretrained)
     model_settings = settings.model.model_copy(update={"pretrained": source})
-    model = _with_towers(build_model(model_settings), settings).to(ranks.device)
+    model = build_model(model_settings)
+    _set_up_towers(model, settings)
+    model.to(ranks.device)
     loss = make_loss(settings.loss)
     loss.prepare(model)
-    _lock(model, settings)
     optimiser = build_optimiser(model, settings.optimiser)
     model.train()
     return Trainer(
@@ -204,10 +205,10 @@ def _labels(settings: TrainSettings, pool: SamplePool) -> BatchLabels | None:
     )
 
 
-def _with_towers(model: DalipModel, settings: TrainSettings) -> DalipModel:
-    """On frozen towers: the model with what `dalip tokens` kept of them.
+def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:
+    """Lock towers and spare their memory as the config says; frozen ones take what `dalip tokens` kept of them.
 
-    Raises: ConfigError unless the config names both, such an architecture and its tokens.
+    Raises: ConfigError unless the config names both, such an architecture and its tokens, or locks what is frozen.
     """
     frozen = isinstance(model.clip, FrozenCLIP)
     if frozen != (settings.data.tokens is not None):
@@ -217,20 +218,13 @@ def _with_towers(model: DalipModel, settings: TrainSettings) -> DalipModel:
                "set data.tokens to the folder of `dalip tokens`")
         )  # fmt: skip
     if frozen:
+        if settings.lock != LockSettings():
+            raise ConfigError("lock: the towers of this architecture are frozen and outside the model; leave lock out")
         load_components(model.clip, Path(str(settings.data.tokens)))
-    return model
-
-
-def _lock(model: DalipModel, settings: TrainSettings) -> None:
-    lock = settings.lock
-    try:
-        if lock.lock_image:
-            model.lock_image_tower()
-        if lock.lock_text:
-            model.clip.lock_text_tower()
-    except (AssertionError, RuntimeError) as error:
-        # Some towers can only be locked as a whole. ResNets assert; timm's towers raise RuntimeError where the
-        # installed timm lacks what a partial lock needs.
-        raise ConfigError(f"lock: open_clip cannot lock this architecture: {error}") from error
+        return
+    if settings.lock.lock_image:
+        model.lock_image_tower()
+    if settings.lock.lock_text:
+        model.clip.lock_text_tower()
     if settings.compute.grad_checkpointing:
         model.clip.set_grad_checkpointing()

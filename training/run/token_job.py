@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +112,20 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
                 part = architecture["text_cfg" if member else "vision_cfg"]
                 identity = pool_identity(source.pool) | part
                 identity |= {"member": member, "components": architecture["components"]}
-                encode = _encoder(clip.text if member else clip.visual, source, member, settings.batch_size)
-                target = store_folder(folder, split, "text" if member else "image", member)
+                encode = partial(_encode, clip.text if member else clip.visual, source, member, settings.batch_size)
+                target = store_folder(folder, split, member)
                 fill_store(target, identity, len(source.pool), encode, say)
         path = folder / ARCHITECTURE_FILE
         storage.publish_bytes(str(path), (json.dumps(architecture, indent=2) + "\n").encode("utf-8"))
         return path
 
 
-def _encoder(
-    tower: FrozenTower, source: _Source, member: str, batch_size: int
-) -> Callable[[Sequence[int]], NDArray[np.float32]]:
-    def encode(rows: Sequence[int]) -> NDArray[np.float32]:
-        starts = range(0, len(rows), batch_size)
-        parts = [tower.tokens_of(source.inputs(rows[start : start + batch_size], member)) for start in starts]
-        return torch.cat(parts).numpy()
-
-    return encode
+def _encode(
+    tower: FrozenTower, source: _Source, member: str, batch_size: int, rows: Sequence[int]
+) -> NDArray[np.float32]:
+    starts = range(0, len(rows), batch_size)
+    parts = [tower.tokens_of(source.inputs(rows[start : start + batch_size], member)) for start in starts]
+    return torch.cat(parts).numpy()
 
 
 class _Source:

@@ -59,23 +59,19 @@ def add_commands(add: AddCommand) -> None:
     _add_blend(add)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="RUN|FOLDER", required=True, help="folder of a run, or of a model as for `dalip eval`"
-    )
-    _add_device(parser)
-    parser.add_argument("--features", choices=("f", "z", "both"), help="default: all that the model has")
+def _add_model(argument: Callable[..., Any]) -> None:
+    argument("--model", metavar="RUN|FOLDER", required=True, help="folder of a run, or of a model as for `dalip eval`")
+    _add_device(argument)
+    argument("--features", choices=("f", "z", "both"), help="default: all that the model has")
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one"
-    )
+def _add_device(argument: Callable[..., Any]) -> None:
+    argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU where there is one")
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_from_one, default=64, metavar="N", help="pictures at a time (64)")
-    parser.add_argument(
+def _add_reading(argument: Callable[..., Any]) -> None:
+    argument("--batch-size", type=_from_one, default=64, metavar="N", help="pictures at a time (64)")
+    argument(
         "--num-workers", type=int, default=0, metavar="N",
         help="processes that read and decode pictures (default: 0, this one)",
     )  # fmt: skip
@@ -83,29 +79,30 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 def _add_predict(add: AddCommand) -> None:
     parser = add("predict", "Tell what pictures show, and how sure that is.", _PREDICT_EXAMPLE, _predict)
-    parser.add_argument(
+    argument = parser.add_argument
+    argument(
         "images", metavar="IMAGES", nargs="+",
         help="pictures, folders, tables with a column of paths (csv, tsv, Parquet), webdataset shards (.tar, "
         "'{00..09}.tar', s3://, hf://, https://), releases, work folders (their newest release)",
     )  # fmt: skip
-    _add_model(parser)
+    _add_model(argument)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--labels", metavar="FILE", help="a label a line, or a csv: label, and its ranks where known")
     what.add_argument("--taxa", metavar="RELEASE", help="the taxa of a release, and its held-out split to calibrate on")
-    parser.add_argument("--rank", choices=_RANKS, default="species", help="of the labels (default: species)")
-    parser.add_argument("--calibrate", metavar="RELEASE", help="with --labels: release to calibrate on")
-    parser.add_argument("--field", metavar="NAME", help="column of its samples, or extra.KEY, that holds the labels")
-    parser.add_argument("--out", metavar="FILE", required=True, help="table to write: .csv or .parquet")
-    parser.add_argument("--top", type=_from_one, default=5, metavar="K", help="labels of a picture (default: 5)")
-    parser.add_argument(
+    argument("--rank", choices=_RANKS, default="species", help="of the labels (default: species)")
+    argument("--calibrate", metavar="RELEASE", help="with --labels: release to calibrate on")
+    argument("--field", metavar="NAME", help="column of its samples, or extra.KEY, that holds the labels")
+    argument("--out", metavar="FILE", required=True, help="table to write: .csv or .parquet")
+    argument("--top", type=_from_one, default=5, metavar="K", help="labels of a picture (default: 5)")
+    argument(
         "--threshold", type=_share, default=0.0, metavar="P",
         help="the answer is a label, else a taxon above it, that is at least so likely, else 'not sure' (default: 0)",
     )  # fmt: skip
-    parser.add_argument(
+    argument(
         "--template", action="append", metavar="TEXT", help="prompt with one {}; repeat it for several, or: openai"
     )
-    parser.add_argument("--text", choices=_TEXTS, default="asis", help="what a taxon is called in the prompt")
-    _add_reading(parser)
+    argument("--text", choices=_TEXTS, default="asis", help="what a taxon is called in the prompt")
+    _add_reading(argument)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -148,11 +145,11 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _add_embed(add: AddCommand) -> None:
-    parser = add("embed", "Write one vector per picture.", _EMBED_EXAMPLE, _embed)
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="as for `dalip predict`")
-    _add_model(parser)
-    parser.add_argument("--out", metavar="FILE.parquet", required=True, help="table to write")
-    _add_reading(parser)
+    argument = add("embed", "Write one vector per picture.", _EMBED_EXAMPLE, _embed).add_argument
+    argument("images", metavar="IMAGES", nargs="+", help="as for `dalip predict`")
+    _add_model(argument)
+    argument("--out", metavar="FILE.parquet", required=True, help="table to write")
+    _add_reading(argument)
 
 
 def _embed(options: argparse.Namespace) -> int:
@@ -170,9 +167,9 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _add_index(add: AddCommand) -> None:
-    parser = add("index", "Make an index over the vectors of `dalip embed`.", _INDEX_EXAMPLE, _index)
-    parser.add_argument("tables", metavar="VECTORS.parquet", nargs="+", help="tables of `dalip embed`, of one model")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="new folder to write")
+    argument = add("index", "Make an index over the vectors of `dalip embed`.", _INDEX_EXAMPLE, _index).add_argument
+    argument("tables", metavar="VECTORS.parquet", nargs="+", help="tables of `dalip embed`, of one model")
+    argument("--out", metavar="FOLDER", required=True, help="new folder to write")
 
 
 def _index(options: argparse.Namespace) -> int:
@@ -185,15 +182,16 @@ def _index(options: argparse.Namespace) -> int:
 
 def _add_search(add: AddCommand) -> None:
     parser = add("search", "Find what is most like a text or a picture.", _SEARCH_EXAMPLE, _search)
-    parser.add_argument("index", metavar="INDEX", help="folder of `dalip index`")
+    argument = parser.add_argument
+    argument("index", metavar="INDEX", help="folder of `dalip index`")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="a text in words, as a caption would have it")
     what.add_argument("--image", metavar="FILE", help="a picture")
     what.add_argument("--serve", action="store_true", help="answer queries from standard input until it ends")
-    parser.add_argument("--model", metavar="RUN|FOLDER", help="default: where the model was when the vectors were made")
-    _add_device(parser)
-    parser.add_argument("--top", type=_from_one, default=10, metavar="K", help="hits (default: 10)")
-    parser.add_argument("--json", action="store_true", help="a line of JSON instead of a table")
+    argument("--model", metavar="RUN|FOLDER", help="default: where the model was when the vectors were made")
+    _add_device(argument)
+    argument("--top", type=_from_one, default=10, metavar="K", help="hits (default: 10)")
+    argument("--json", action="store_true", help="a line of JSON instead of a table")
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -239,16 +237,18 @@ def _share(text: str) -> float:
 
 
 def _add_blend(add: AddCommand) -> None:
-    parser = add("blend", "Average the weights of two models, and choose the best average.", _BLEND_EXAMPLE, _blend)
-    parser.add_argument("start", metavar="START", help="run or model folder that the training began with")
-    parser.add_argument("end", metavar="END", help="run or model folder that it ended with; says what is measured")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="folder of the model to write")
-    parser.add_argument("--alpha", metavar="FROM:TO:STEP", default="0:1:0.1", help="shares of END (default: 0:1:0.1)")
+    argument = add(
+        "blend", "Average the weights of two models, and choose the best average.", _BLEND_EXAMPLE, _blend
+    ).add_argument
+    argument("start", metavar="START", help="run or model folder that the training began with")
+    argument("end", metavar="END", help="run or model folder that it ended with; says what is measured")
+    argument("--out", metavar="FOLDER", required=True, help="folder of the model to write")
+    argument("--alpha", metavar="FROM:TO:STEP", default="0:1:0.1", help="shares of END (default: 0:1:0.1)")
     for name in ("expert", "general"):
-        parser.add_argument(f"--{name}", metavar="NAME", help="group of eval.sets, or domain of the split")
-    parser.add_argument("--release", metavar="PATH", help="release to measure on instead of END's")
-    parser.add_argument("--split", metavar="NAME", help="split of the release (default: END's eval.split)")
-    parser.add_argument("--settings", metavar="FILE", help="YAML with what to measure instead of END's eval")
+        argument(f"--{name}", metavar="NAME", help="group of eval.sets, or domain of the split")
+    argument("--release", metavar="PATH", help="release to measure on instead of END's")
+    argument("--split", metavar="NAME", help="split of the release (default: END's eval.split)")
+    argument("--settings", metavar="FILE", help="YAML with what to measure instead of END's eval")
 
 
 def _blend(options: argparse.Namespace) -> int:

@@ -34,23 +34,6 @@ def embed_pictures(
 
     Raises: ConfigError, IntegrityError.
     """
-    table, schema = _open(encoder, out, kind, batch_size, listing)
-
-    def encode(pixels: Tensor) -> Tensor:
-        return encoder.encode_views(pixels, kind)
-
-    def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
-        encoded = encode_pieces(listing, pieces, encoder.view(), encode, batch_size, num_workers)
-        for piece, vectors, faults in encoded:
-            columns = {"vector": _as_lists(vectors)} if len(vectors) else {}
-            yield piece, spread(listing.names(piece), faults, columns, schema)
-
-    return table.fill(compute, {"model": encoder.source}, "embed"), table.is_finished
-
-
-def _open(
-    encoder: Encoder, out: str, kind: FeatureKind | None, batch_size: int, listing: Listing
-) -> tuple[PiecedTable, pa.Schema]:
     if not out.lower().endswith(".parquet"):
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
@@ -60,13 +43,19 @@ def _open(
         "source": str(encoder.folder.resolve()),
         "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in listing.places],
     }
+    vector = pa.list_(pa.float32(), width)
     metadata = {METADATA_KEY: json.dumps(model | paths).encode("utf-8")}
-    schema = pa.schema(
-        [("name", pa.string()), ("error", pa.string()), ("vector", pa.list_(pa.float32(), width))], metadata
-    )
+    schema = pa.schema([("name", pa.string()), ("error", pa.string()), ("vector", vector)], metadata)
     identity = model | {"batch": batch_size, "device": encoder.model.device.type}
-    return PiecedTable(out, identity, len(listing), schema, listing.content), schema
+    table = PiecedTable(out, identity, listing, schema)
 
+    def encode(pixels: Tensor) -> Tensor:
+        return encoder.encode_views(pixels, kind)
 
-def _as_lists(vectors: Tensor) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), vectors.shape[1])
+    def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
+        encoded = encode_pieces(listing, pieces, encoder.view(), encode, batch_size, num_workers)
+        for piece, vectors, faults in encoded:
+            columns = {"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), type=vector)}
+            yield piece, spread(listing.names(piece), faults, columns if len(vectors) else {}, schema)
+
+    return table.fill(compute, {"model": encoder.source}, "embed"), table.is_finished

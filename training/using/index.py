@@ -6,7 +6,7 @@
 
 A search compares the query with every vector, so it misses nothing. Time and memory grow with the number of vectors:
 tests/benchmarks/results/training.md has both, and what other engines take. Gives up with ConfigError on tables that are
-not of one model, on a folder that is no index, and on a query by another model.
+not of one model, and on a folder that is no index.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.services.packages import require
-from training.evaluation.encoder import Encoder
 from training.using.embed import METADATA_KEY
 
 FORMAT = "dalip-index/1"
@@ -73,15 +72,6 @@ class SearchIndex:
         if not whole or not len(names) == vectors.ntotal == record.get("num_rows"):
             raise IntegrityError(f"{folder}: the parts of the index do not belong together; make it anew")
         return cls(folder, record, names, vectors)
-
-    def require_model(self, encoder: Encoder) -> None:
-        """Raises: ConfigError when the vectors are those of another model, whose numbers mean something else."""
-        if encoder.fingerprint != self.record["model"]:
-            raise ConfigError(
-                f"{self.folder}: its vectors are of the model {self.record['model'][:12]} ({self.record['source']}), "
-                f"not of {encoder.fingerprint[:12]} ({encoder.source}): give that model with --model, or embed "
-                "and index anew with this one"
-            )
 
     def search(self, query_C: Vectors, top: int) -> list[Hit]:
         """The `top` nearest vectors, the nearest first."""

@@ -22,6 +22,7 @@ from manifests.errors import ConfigError
 from manifests.release import SAMPLES_FILE, Release
 from manifests.tables import TAXON_RANKS
 from training.config import ClassText, has_one_slot
+from training.data.columns import TAXON_COLUMNS
 from training.evaluation.class_names import Taxon, class_text, taxon_of
 from training.evaluation.encoding import prompt_templates
 from training.evaluation.set_layouts import csv_rows, read_text
@@ -29,7 +30,6 @@ from training.evaluation.set_layouts import csv_rows, read_text
 logger = logging.getLogger(__name__)
 
 _LABEL_COLUMNS = ("label", "class", "class_name", "name")
-_TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
 _COMMON_COLUMN = "taxon_vernacular_name"
 
 
@@ -96,7 +96,7 @@ def labels_of_release(release: Release, rank: str) -> Labels:
     Raises: ConfigError when no sample has a value at that rank.
     """
     votes: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in (*TAXON_RANKS, "common")])
-    columns = [*_TAXON_COLUMNS, _COMMON_COLUMN]
+    columns = [*TAXON_COLUMNS, _COMMON_COLUMN]
     fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
     there = [name for name in columns if name in pq.read_schema(inner, filesystem=fs).names]
     if f"taxon_{rank}" in there:

@@ -24,10 +24,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from manifests import records, storage
-from manifests.errors import ConfigError, PlantMixError, words_of
+from manifests.errors import ConfigError, words_of
 from manifests.masking import PIPE
 from manifests.release import LATEST_FILE, RECORD_FILE, Release
 from manifests.untrusted import BrokenTarError, tar_members
@@ -185,7 +184,7 @@ def encode_pieces(
     batches = [
         range(start, min(start + batch_size, piece.stop)) for piece in pieces for start in piece[::batch_size]
     ]  # fmt: skip
-    pictures = loader.each_batch(_Pictures(listing, view), [[rows] for rows in batches], num_workers)
+    pictures = loader.each_batch(_Pictures(listing, view), batches, num_workers)
     ends = {piece.stop: piece for piece in pieces}
     encoded, faults = list[Tensor](), list[str | None]()
     for rows, (views, of_batch) in zip(batches, pictures, strict=True):
@@ -197,20 +196,18 @@ def encode_pieces(
             encoded, faults = [], []
 
 
-class _Pictures(Dataset[Any]):
+class _Pictures(loader.BatchDataset):
     def __init__(self, listing: Listing, view: View) -> None:
         self.listing, self.view = listing, view
 
-    def __getitems__(self, batch: list[range]) -> tuple[Tensor | None, list[str | None]] | PlantMixError:
+    def load(self, places: Sequence[int]) -> tuple[Tensor | None, list[str | None]]:
         views, faults = [], list[str | None]()
-        for row in batch[0]:
+        for row in places:
             try:
                 views.append(self.view(self.listing.read(row)))
                 faults.append(None)
             except CorruptSample as error:
                 faults.append(str(error))
-            except PlantMixError as error:
-                return error
         return (torch.stack(views) if views else None), faults
 
 

@@ -19,6 +19,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from manifests.printable import ProgressLine, pace
 from manifests.settings import differences
 from training.data.sealed import SealedFiles, read_object
 from training.record.checkpoint import lock_folder
+from training.using.pictures import Listing
 
 PIECE_ROWS = 256
 ENDINGS = (".csv", ".parquet")
@@ -40,33 +42,24 @@ _LINE_SECONDS = 30.0  # between two lines of progress, where they do not stand o
 
 
 class PiecedTable:
-    """The table `out`, which holds `num_rows` rows and depends on what `identity` says, and nothing else."""
+    """The table `out`: a row a picture, made of the pictures and of what `identity` says, and of nothing else."""
 
-    def __init__(
-        self,
-        out: str,
-        identity: dict[str, Any],
-        num_rows: int,
-        schema: pa.Schema,
-        content: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-    ) -> None:
-        """Looks at what is there. `content` gives `pictures` and `stamps` as `Listing.content` does.
+    def __init__(self, out: str, identity: dict[str, Any], pictures: Listing, schema: pa.Schema) -> None:
+        """Looks at what is there.
 
         Raises: ConfigError for an ending that is none of ENDINGS, and for a place that holds something else.
         """
         if storage.is_remote(out):
             raise ConfigError(f"{out}: the table is written to a local place; copy it to an object store afterwards")
-        self.out, self.num_rows, self.schema = Path(out), num_rows, schema
+        self.out, self.num_rows, self.schema = Path(out), len(pictures), schema
         if self.out.suffix.lower() not in ENDINGS:
             raise ConfigError(f"{out}: --out must end in one of {', '.join(ENDINGS)}")
         self.folder = self.out.with_name(f"{self.out.name}.pieces")
         self.record = self.out.with_name(f"{self.out.name}.{_MADE}")
-        self._stamps = None
-        if content is not None:
-            there = next((path for path in (self.record, self.folder / _MADE) if path.is_file()), None)
-            read = content(_read_json(there) if there else {})
-            identity, self._stamps = identity | {"pictures": read["pictures"]}, read["stamps"]
-        self.identity = json.loads(json.dumps(identity | {"num_rows": num_rows, "piece_rows": PIECE_ROWS}))
+        there = next((path for path in (self.record, self.folder / _MADE) if path.is_file()), None)
+        read = pictures.content(_read_json(there) if there else {})
+        self._stamps, sizes = read["stamps"], {"num_rows": len(pictures), "piece_rows": PIECE_ROWS}
+        self.identity = json.loads(json.dumps(identity | {"pictures": read["pictures"]} | sizes))
         self.is_finished = self.out.is_file() and self._holds_the_same(self.record)
         self._holds_the_same(self.folder / _MADE)
         if self.out.exists() and not self.is_finished:
@@ -157,24 +150,17 @@ class PiecedTable:
     def _merge(self, pieces: list[range]) -> tuple[str, int]:
         """All pieces as one private file, and the number of rows with an error."""
         temp, num_faults = storage.temp_path(str(self.folder / self.out.name)), 0
-        write, close = _writer(temp, self.out.suffix.lower(), self.schema)
-        for rows in pieces:
-            try:
-                table = pq.read_table(self.folder / _name(rows))
-            except (OSError, pa.ArrowInvalid) as error:
-                raise IntegrityError(f"{self.folder / _name(rows)}: cannot be read ({error}); run again") from None
-            num_faults += table.num_rows - table["error"].null_count
-            write(table)
-        close()
+        is_csv = self.out.suffix.lower() == ".csv"
+        make: Any = pyarrow.csv.CSVWriter if is_csv else partial(pq.ParquetWriter, compression="zstd")
+        with make(temp, self.schema) as writer:
+            for rows in pieces:
+                try:
+                    table = pq.read_table(self.folder / _name(rows))
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise IntegrityError(f"{self.folder / _name(rows)}: cannot be read ({error}); run again") from None
+                num_faults += table.num_rows - table["error"].null_count
+                writer.write_table(table)
         return temp, num_faults
-
-
-def _writer(path: str, ending: str, schema: pa.Schema) -> tuple[Callable[[pa.Table], Any], Callable[[], Any]]:
-    if ending == ".parquet":
-        parquet = pq.ParquetWriter(path, schema, compression="zstd")
-        return parquet.write_table, parquet.close
-    lines = pyarrow.csv.CSVWriter(path, schema)
-    return lines.write_table, lines.close
 
 
 def _name(rows: range) -> str:

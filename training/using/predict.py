@@ -153,7 +153,7 @@ def predict_table(
         "calibrated_on": None if calibration_on is None else [calibration_on[0].fingerprint, calibration_on[1]],
         "options": {key: value for key, value in asdict(options).items() if key != "num_workers"},
     }
-    table = PiecedTable(out, identity, len(listing), classifier.schema, listing.content)
+    table = PiecedTable(out, identity, listing, classifier.schema)
 
     def fit() -> dict[str, Any]:
         fitted = (

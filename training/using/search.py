@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.errors import PlantMixError, RunError
+from manifests.errors import ConfigError, PlantMixError, RunError
 from manifests.release import Release
 from training.evaluation.encoder import Encoder
 from training.using.index import Hit, SearchIndex
@@ -35,8 +35,13 @@ class Searcher:
 
         Raises: ConfigError for a place without a model, and for another model.
         """
-        encoder = Encoder.open(model or index.record["source"], device)
-        index.require_model(encoder)
+        encoder, record = Encoder.open(model or index.record["source"], device), index.record
+        if encoder.fingerprint != record["model"]:  # its numbers mean something else
+            raise ConfigError(
+                f"{index.folder}: its vectors are of the model {record['model'][:12]} ({record['source']}), not of "
+                f"{encoder.fingerprint[:12]} ({encoder.source}): give that model with --model, or embed and index "
+                "anew with this one"
+            )
         return cls(index, encoder)
 
     def find(self, *, text: str | None = None, image: str | None = None, top: int) -> list[Hit]:

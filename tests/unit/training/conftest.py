@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import release_writer
-from training_runs import Finished, make_settings, run_once
+from training_runs import Finished, make_settings, run_once, tiny_values
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +26,7 @@ def release_folder(writer: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("architecture") / "dalip-loop-test.json"
-    path.write_text(json.dumps(release_writer.TINY_ARCHITECTURE))
-    return path
+    return Path(tiny_values(tmp_path_factory.mktemp("architecture"))["model"]["architecture"])
 
 
 @pytest.fixture(scope="session")
@@ -51,19 +48,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 @pytest.fixture
 def config(release_folder: Path, architecture: Path, tmp_path: Path) -> dict[str, Any]:
     """Values of a config, small enough for one core."""
-    return {
-        "release": str(release_folder),
-        "output_dir": str(tmp_path / "run"),
-        "model": {
-            "preset": "dalip",
-            "architecture": str(architecture),
-            "second_order": {"heads": 2, "reduced_width": 4},
-        },
-        "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16},
-        "optimiser": {"lr": 0.002},
-        "schedule": {"steps": 6, "warmup_steps": 2},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 2},
-        "log": {"every_steps": 1},
-        "eval": {"batch_size": 12, "zero_shot": [{"field": "extra.category"}]},
-    }
+    judged = {"batch_size": 12, "zero_shot": [{"field": "extra.category"}]}
+    values = tiny_values(architecture.parent, release=str(release_folder), eval=judged)
+    return values | {"output_dir": str(tmp_path / "run")}

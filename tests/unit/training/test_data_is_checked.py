@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from evaluation_sets import write_folders
-from training_runs import Finished
+from training_runs import write_values
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -74,10 +74,6 @@ def test_a_heldout_shard_with_other_content_is_one_line(
     assert not Path(out).exists()
 
 
-def test_a_checked_release_is_evaluated(config: dict[str, Any], tmp_path: Path, finished: Finished) -> None:
-    assert main(["eval", str(finished(config))]) == 0
-
-
 @pytest.mark.parametrize(
     "damage",
     [
@@ -108,9 +104,8 @@ def test_a_mixture_of_no_numbers_is_refused(
     with pytest.raises(ValueError, match="mixture"):
         DataSettings(mixture={"plant": share, "general": 1.0})
     config["data"]["mixture"] = {"plant": share, "general": 1.0}
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config))
-    assert main(["train", str(path)]) == 2
+    path = write_values(tmp_path, config)
+    assert main(["train", path]) == 2
     assert "mixture" in capsys.readouterr().err
 
 

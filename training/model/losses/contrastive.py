@@ -37,6 +37,7 @@ from training.model.loss import Loss, gather_with_gradient, one_vector, same_lab
 from training.model.precision import full_precision, without_autocast
 
 Logits = tuple[Tensor, Tensor]  # (B, N): this rank's images to all texts, this rank's texts to all images
+Order = tuple[Logits, Tensor]  # and the InfoNCE of this order alone
 
 _BLOCK_PAIRS = 1024  # side of the largest block of logits of held-out pairs: 8 MiB in float64
 
@@ -63,14 +64,12 @@ class Contrastive(Loss):
             return {"loss": first_loss, "first_order_loss": first_loss.detach()} | terms
         second = _logits(features["image_second_order"], features["text_second_order"], features["logit_scale"])
         second_loss = self.cross_entropy(second, same_BN)
-        loss = self.joined(self.settings.first_order_weight, (first, first_loss), (second, second_loss), same_BN)
+        loss = self.joined((first, first_loss), (second, second_loss), same_BN)
         terms = {"first_order_loss": first_loss.detach(), "second_order_loss": second_loss.detach()} | terms
         return {"loss": loss} | terms
 
     @abstractmethod
-    def joined(
-        self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor], same_BN: Tensor | None
-    ) -> Tensor:
+    def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
         """The loss, from the logits and the InfoNCE of each order."""
 
     def chance(self, batch_size: int) -> float:
@@ -103,10 +102,9 @@ class Contrastive(Loss):
 class SumOfLosses(Contrastive):
     """Each order is compared for itself."""
 
-    def joined(
-        self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor], same_BN: Tensor | None
-    ) -> Tensor:
+    def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
         """The weighted sum of both losses."""
+        alpha = self.settings.first_order_weight
         return alpha * first[1] + (1 - alpha) * second[1]
 
     def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
@@ -122,10 +120,9 @@ class SumOfLosses(Contrastive):
 class SumOfSimilarities(Contrastive):
     """The similarities of both orders are added up, then compared."""
 
-    def joined(
-        self, alpha: float, first: tuple[Logits, Tensor], second: tuple[Logits, Tensor], same_BN: Tensor | None
-    ) -> Tensor:
+    def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
         """The loss of the weighted sum."""
+        alpha = self.settings.first_order_weight
         there, back = (alpha * one + (1 - alpha) * two for one, two in zip(first[0], second[0], strict=True))
         return self.cross_entropy((there, back), same_BN)
 

@@ -40,7 +40,7 @@ def test_nothing_is_lost_or_repeated_over_ranks_workers_and_resumes(
     for rank in range(world_size):
         plan = BatchPlan(batch_size, world_size, rank)
         for first, last in ((0, cut), (cut, num_batches)):
-            batches = list(BatchSampler(order, plan, first, last))
+            batches = list(BatchSampler(order, plan, range(first, last)))
             for worker in range(num_workers):
                 for batch in batches[worker::num_workers]:
                     for position, row in batch:
@@ -58,7 +58,7 @@ def test_a_step_has_the_same_samples_for_any_world_size() -> None:
     for world_size in (1, 2, 4):
         plans = [BatchPlan(16 // world_size, world_size, rank) for rank in range(world_size)]
         steps[world_size] = [
-            sorted(row for plan in plans for _, row in next(iter(BatchSampler(order, plan, step, step + 1))))
+            sorted(row for plan in plans for _, row in next(iter(BatchSampler(order, plan, range(step, step + 1)))))
             for step in range(9)
         ]
     assert steps[1] == steps[2] == steps[4]

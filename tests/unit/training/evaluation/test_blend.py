@@ -15,6 +15,7 @@ import release_writer
 import torch
 import yaml
 from PIL import Image
+from training_runs import write_values
 
 from manifests.errors import ConfigError
 from training.cli import main
@@ -30,9 +31,7 @@ EVAL = {"split": "heldout", "batch_size": 12, "zero_shot": [{"field": "extra.cat
 
 @pytest.fixture
 def settings(tmp_path: Path) -> str:
-    path = tmp_path / "measures.yaml"
-    path.write_text(yaml.safe_dump(EVAL))
-    return str(path)
+    return write_values(tmp_path, EVAL, "measures")
 
 
 def model_folder(

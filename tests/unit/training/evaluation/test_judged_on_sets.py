@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from evaluation_sets import write_folders, write_table, write_tars
+from evaluation_sets import classes_of, write_folders, write_table, write_tars
 from PIL import Image
-from training_runs import Finished
+from training_runs import Finished, write_values
 
 from manifests.drawing.panels import draw_svg
 from training.cli import main
@@ -27,17 +27,15 @@ def test_a_run_is_judged_on_sets_of_every_layout(
 ) -> None:
     """Zero-shot, few-shot, retrieval, group means, JSON and plot; above chance where it learned."""
     samples = writer.drawn_samples(107, 120)[107:]
-    classes = sorted({sample.category for sample in samples})
-    write_tars(tmp_path / "tars", samples, classes)
+    write_tars(tmp_path / "tars", samples)
     write_folders(tmp_path / "folders", samples)
     write_table(tmp_path / "table", samples)
-    pairs = write_tars(tmp_path / "pairs", samples[:12], classes, captions=True)
+    pairs = write_tars(tmp_path / "pairs", samples[:12], captions=True)
     (pairs / "dataset_type.txt").write_text("retrieval")
     config["schedule"] = {"steps": 120, "warmup_steps": 10}
     config["data"] |= {"batch_size": 24}
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config))
-    assert main(["train", str(run)]) == 0
+    run = write_values(tmp_path, config)
+    assert main(["train", run]) == 0
     wanted = {
         "split": None,
         "few_shot": {"shots": [1, 3]},
@@ -49,7 +47,7 @@ def test_a_run_is_judged_on_sets_of_every_layout(
             {"name": "pairs", "path": str(pairs)},
         ],
     }  # fmt: skip
-    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(wanted))
+    write_values(tmp_path, wanted, "eval")
     capsys.readouterr()
     assert main(["eval", config["output_dir"], "--settings", str(tmp_path / "eval.yaml")]) == 0
     out = capsys.readouterr().out
@@ -95,7 +93,7 @@ def test_a_run_is_judged_on_sets_of_every_layout(
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        ({"split": None}, "nothing to evaluate on"),
+        ({"split": None}, "nothing to measure"),
         ({"sets": [{"name": "a", "path": "nowhere"}]}, "nowhere: no such folder"),
         ({"sets": [{"name": "a", "path": "."}, {"name": "a", "path": "."}]}, "the name 'a' is given twice"),
         ({"sets": [{"name": "a", "path": "FOLDERS", "text": "common"}]}, "text common needs taxa"),
@@ -108,13 +106,12 @@ def test_wrong_evaluation_settings_are_one_line_and_write_nothing(
     capsys: pytest.CaptureFixture[str], finished: Finished
 ) -> None:  # fmt: skip
     folders = write_folders(tmp_path / "folders", writer.drawn_samples(12, 0))
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    run = write_values(tmp_path, config | {"schedule": {"steps": 1}})
     finished(config, schedule={"steps": 1})
     text = yaml.safe_dump(wanted).replace("FOLDERS", str(folders))
     (tmp_path / "eval.yaml").write_text(text)
     capsys.readouterr()
-    assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml")]) == 2
+    assert main(["eval", run, "--settings", str(tmp_path / "eval.yaml")]) == 2
     error = capsys.readouterr().err.strip()
     assert words in error
     assert len(error.splitlines()) == 1
@@ -132,12 +129,10 @@ def test_a_model_of_nans_has_no_score(
 ) -> None:
     """Each kind of figure says of which set how many vectors are broken, and writes nothing."""
     samples = writer.drawn_samples(24, 0)
-    classes = sorted({sample.category for sample in samples})
-    pairs = write_tars(tmp_path / "pairs", samples, classes, captions=True)
+    pairs = write_tars(tmp_path / "pairs", samples, captions=True)
     (pairs / "dataset_type.txt").write_text("retrieval")
     write_folders(tmp_path / "folders", samples)
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    run = write_values(tmp_path, config | {"schedule": {"steps": 1}})
     finished(config, schedule={"steps": 1})
     weights = Path(config["output_dir"]) / "model.pt"
     content = torch.load(weights, weights_only=True)
@@ -156,9 +151,9 @@ def test_a_model_of_nans_has_no_score(
             ({"split": None, "sets": sets[1:]}, f"eval.sets 'pairs', {texts} (f): "),
         ]
     for values, words in wanted:
-        (tmp_path / "eval.yaml").write_text(yaml.safe_dump(values))
+        write_values(tmp_path, values, "eval")
         capsys.readouterr()
-        assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml")]) == 1
+        assert main(["eval", run, "--settings", str(tmp_path / "eval.yaml")]) == 1
         error = capsys.readouterr().err
         assert words in error
         assert "are not finite" in error
@@ -169,14 +164,13 @@ def test_classes_of_one_name_are_named(
     config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str], finished: Finished
 ) -> None:
     samples = writer.drawn_samples(24, 0)
-    classes = sorted({sample.category for sample in samples})
-    folder = write_tars(tmp_path / "set", samples, classes)
+    classes = classes_of(samples)
+    folder = write_tars(tmp_path / "set", samples)
     (folder / "classnames.txt").write_text("\n".join(["missile", classes[1], "missile", *classes[3:]]) + "\n")
-    run = tmp_path / "run.yaml"
-    run.write_text(yaml.safe_dump(config | {"schedule": {"steps": 1}}))
+    run = write_values(tmp_path, config | {"schedule": {"steps": 1}})
     finished(config, schedule={"steps": 1})
-    (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"split": None, "sets": [{"name": "a", "path": str(folder)}]}))
+    write_values(tmp_path, {"split": None, "sets": [{"name": "a", "path": str(folder)}]}, "eval")
     capsys.readouterr()
-    assert main(["eval", str(run), "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0
+    assert main(["eval", run, "--settings", str(tmp_path / "eval.yaml"), "--out", str(tmp_path / "r.json")]) == 0
     assert "note: a: classes share a name: 'missile' (2 classes)" in capsys.readouterr().out
     assert json.loads((tmp_path / "r.json").read_text())["sets"][0]["shared_names"] == {"missile": [0, 2]}

@@ -17,7 +17,7 @@ from building import hash_tree
 from huggingface_hub import snapshot_download
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
-from training_runs import Finished, make_settings, run_once, stop_at
+from training_runs import Finished, make_settings, run_once, stop_at, write_values
 
 from manifests.errors import RunError
 from manifests.release import Release
@@ -124,9 +124,8 @@ def test_a_copied_run_names_its_own_weights(
     finished(config)
     copied = tmp_path / "copied"
     shutil.copytree(config["output_dir"], copied)
-    path = tmp_path / "copied.yaml"
-    path.write_text(yaml.safe_dump(config | {"output_dir": str(copied)}))
-    assert main(["train", str(path)]) == 0
+    path = write_values(tmp_path, config | {"output_dir": str(copied)}, "copied")
+    assert main(["train", path]) == 0
     assert f"model: {copied}/model.pt" in capsys.readouterr().out
 
 

@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from training_runs import Finished
+from training_runs import Finished, write_values
 
 from training.cli import main
 from training.evaluation.trained_model import open_trained_model
 
 Output = pytest.CaptureFixture[str]
-
-
-def _write(tmp_path: Path, values: dict[str, Any], name: str = "run") -> str:
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
 
 
 def _figures(capsys: Output, tmp_path: Path, *arguments: str) -> tuple[dict[str, Any], str]:
@@ -56,7 +49,7 @@ def test_the_run_is_judged_as_it_was_trained_whatever_the_config_says_now(
     changed = copy.deepcopy(config) | {"loss": {"first_order_weight": 0.9}}
     changed["model"]["second_order"]["dropout"] = 0.3
     changed["eval"]["retrieval"] = False
-    given, out = _figures(capsys, tmp_path, _write(tmp_path, changed))
+    given, out = _figures(capsys, tmp_path, write_values(tmp_path, changed))
     _assert_same(given["validation_loss"], own["validation_loss"])
     assert own["retrieval"]
     assert not given["retrieval"]
@@ -82,7 +75,7 @@ def test_weights_with_a_flipped_byte_are_neither_judged_nor_handed_on(
 def test_a_config_stands_in_for_damaged_settings_of_its_run(
     config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
-    path = _write(tmp_path, config)
+    path = write_values(tmp_path, config)
     finished(config)
     own, _ = _figures(capsys, tmp_path, config["output_dir"])
     (Path(config["output_dir"]) / "config.json").write_text("{")
@@ -104,7 +97,7 @@ def test_an_architecture_file_that_changed_since_changes_nothing(
     file = tmp_path / f"judged-{change}.json"
     file.write_text(json.dumps(values))
     config["model"]["architecture"] = str(file)
-    assert main(["train", _write(tmp_path, config)]) == 0
+    assert main(["train", write_values(tmp_path, config)]) == 0
     before, _ = _figures(capsys, tmp_path, config["output_dir"])
     values["vision_cfg"]["head_width"] = 4
     values["quick_gelu"] = True
@@ -130,7 +123,7 @@ def test_a_model_in_a_folder_of_its_own_is_judged_and_handed_on(
     """The figures of the run it was exported from, also after a second export."""
     config["loss"] = {"first_order_weight": 0.8}
     finished(config)
-    measure = _write(tmp_path, config["eval"], "measure")
+    measure = write_values(tmp_path, config["eval"], "measure")
     run, _ = _figures(capsys, tmp_path, config["output_dir"])
     source = config["output_dir"]
     for target in (tmp_path / "first", tmp_path / "second"):
@@ -163,7 +156,7 @@ def test_a_plain_open_clip_folder_is_judged_by_f(
 
         torch.save(load_file(tmp_path / "hub/open_clip_model.safetensors"), tmp_path / "hub" / weights)
         (tmp_path / "hub/open_clip_model.safetensors").unlink()
-    measure = _write(tmp_path, config["eval"], "measure")
+    measure = write_values(tmp_path, config["eval"], "measure")
     hub, _ = _figures(capsys, tmp_path, str(tmp_path / "hub"), "--release", str(release_folder), "--settings", measure)
     _assert_same(hub, run)
 
@@ -177,13 +170,13 @@ def test_the_weights_a_run_would_begin_from_can_be_judged(
     run, _ = _figures(capsys, tmp_path, config["output_dir"])
     start = copy.deepcopy(config) | {"output_dir": str(tmp_path / "start")}
     start["model"]["pretrained"] = f"{config['output_dir']}/model.pt"
-    given, out = _figures(capsys, tmp_path, _write(tmp_path, start))
+    given, out = _figures(capsys, tmp_path, write_values(tmp_path, start))
     _assert_same(given, run)
     assert out.startswith(f"weights: pretrained ({config['output_dir']}/model.pt)\nnote: {tmp_path}/start has no")
     assert "untrained" not in out
     assert not (tmp_path / "start").exists()
     start["model"] |= {"preset": "dalip", "second_order": {"heads": 2, "reduced_width": 4}}
-    _, out = _figures(capsys, tmp_path, _write(tmp_path, start))
+    _, out = _figures(capsys, tmp_path, write_values(tmp_path, start))
     assert "16 tensors are in no pretrained weights and untrained: image_branch." in out
 
 

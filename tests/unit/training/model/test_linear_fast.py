@@ -32,9 +32,9 @@ def test_features_are_the_same_to_rounding(
 
     monkeypatch.setattr(fast, "_convolve", counted)
     with torch.inference_mode():
-        wanted = model.encode_image_both(images)
+        wanted = model.image_orders(images)
         with fast.fast_linear(torch.device("cpu")):
-            found = model.encode_image_both(images)
+            found = model.image_orders(images)
     assert (1 in calls) == (num_pictures >= 16), "the branch itself multiplies two heads at a time"
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

@@ -55,24 +55,6 @@ def features_of(size: int, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
     return features | {"logit_scale": torch.tensor(7.0).double()}
 
 
-def test_each_form_equals_its_definition() -> None:
-    features, a = features_of(5), 0.3
-
-    def by_hand(logits: Tensor) -> float:
-        rows = [-logits[i, i] + torch.logsumexp(logits[i], 0) for i in range(len(logits))]
-        columns = [-logits[i, i] + torch.logsumexp(logits[:, i], 0) for i in range(len(logits))]
-        return float(sum(rows + columns) / (2 * len(logits)))
-
-    first = 7 * features["image_features"] @ features["text_features"].T
-    second = 7 * features["image_second_order"] @ features["text_second_order"].T
-    losses = make_loss(LossSettings(form="sum_of_losses", first_order_weight=a))(features)
-    assert math.isclose(losses["loss"].item(), a * by_hand(first) + (1 - a) * by_hand(second), rel_tol=1e-12)
-    assert math.isclose(losses["first_order_loss"].item(), by_hand(first), rel_tol=1e-12)
-    assert math.isclose(losses["second_order_loss"].item(), by_hand(second), rel_tol=1e-12)
-    summed = make_loss(LossSettings(form="sum_of_similarities", first_order_weight=a))(features)
-    assert math.isclose(summed["loss"].item(), by_hand(a * first + (1 - a) * second), rel_tol=1e-12)
-
-
 def test_the_loss_follows_the_preset_where_a_config_leaves_it_open() -> None:
     def loss_of(preset: str, **loss: object) -> LossSettings:
         values = {"release": "r", "output_dir": "o", "schedule": {"steps": 1}, "loss": loss}
@@ -264,13 +246,3 @@ def test_accumulation_repeats_the_dropout_and_counts_statistics_once() -> None:
     for name, buffer in plain.named_buffers():
         assert torch.allclose(buffer, dict(model.named_buffers())[name], rtol=0, atol=1e-12), name
     assert all(part.track for part in model.modules() if hasattr(part, "track"))
-
-
-def test_accumulation_over_uneven_chunks_keeps_each_chunk_its_own_gradient() -> None:
-    images, texts = toy_batch(7)
-    whole, pieces = toy(), toy()
-    make_loss(LossSettings())(whole(images, texts))["loss"].backward()
-    chunks = [(images[:3], texts[:3]), (images[3:], texts[3:])]
-    accumulate_backward(lambda index: pieces(*chunks[index]), 2, make_loss(LossSettings()))
-    for a, b in zip(pieces.parameters(), whole.parameters(), strict=True):
-        assert (a.grad - b.grad).abs().max().item() < 1e-10

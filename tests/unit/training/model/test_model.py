@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from golden import SIDES, golden_arrays, golden_branch, golden_tokens
+from tiny_clip import MODEL, VISION, tiny
 from torch import Tensor
 
 from manifests.errors import ConfigError
@@ -19,20 +20,6 @@ from training.model.branch import BranchShape, HeadBatchNorm, SecondOrderBranch
 from training.model.build import build_model
 from training.model.dalip import DalipModel, towers
 from training.model.presets import ModelSettings, resolve_second_order
-
-ROOT = Path(__file__).parents[4]
-DEMO = str(ROOT / "configs/models/vit-tiny-demo.json")
-TINY_VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
-TINY_TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-
-
-def tiny(folder: Path, name: str, *, embed_dim: int = 32, vision: dict | None = None, **extra: object) -> str:
-    """A small architecture file of its own name (open_clip keeps every name it has seen)."""
-    text = TINY_TEXT | dict(extra.pop("text", {}))
-    config = {"embed_dim": embed_dim, "vision_cfg": TINY_VISION | (vision or {}), "text_cfg": text, **extra}
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return str(path)
 
 
 def settings(architecture: str, preset: str = "dalip", **second_order: object) -> ModelSettings:
@@ -165,8 +152,7 @@ def test_a_resnet_is_fine_as_plain_clip(tmp_path: Path) -> None:
     path = tiny(tmp_path, "resnet-clip", vision={"layers": [1, 1, 1, 1], "width": 32, "image_size": 64})
     model = build_model(settings(path, "clip"))
     assert set(model(*batch(model))) == {"image_features", "text_features", "logit_scale"}
-    with pytest.raises(ConfigError, match="preset 'clip' has no second-order feature"):
-        model.encode_image_both(batch(model)[0])
+    assert model.image_orders(batch(model)[0])[1] is None
 
 
 def test_wrong_settings_are_named() -> None:
@@ -193,10 +179,10 @@ def test_masked_padding_does_not_move_the_text_feature(tmp_path: Path, monkeypat
     full = towers.text_tower(masked.clip, ids, mask_padding=True)
     assert full.mask.tolist() == [[True] * (end + 1) + [False] * (ids.shape[1] - end - 1)]
     with torch.no_grad():
-        _, z = masked.encode_text_both(ids)
+        _, z = masked.text_orders(ids)
         short = masked.text_branch(full.feature, full.tokens[:, : end + 1])
         assert torch.allclose(z, torch.nn.functional.normalize(short, dim=-1), atol=1e-5)
-        assert not torch.allclose(z, kept.encode_text_both(ids)[1], atol=1e-2)
+        assert not torch.allclose(z, kept.text_orders(ids)[1], atol=1e-2)
 
 
 def test_head_batch_norm_equals_one_batch_norm_called_head_after_head() -> None:
@@ -324,7 +310,7 @@ def test_bfloat16_autocast_gives_nearly_the_same_second_order_feature(tmp_path: 
 
 
 def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
-    model = build_model(ModelSettings(architecture=DEMO))
+    model = build_model(ModelSettings(architecture=str(MODEL)))
     assert open_clip.create_model("vit-tiny-demo").visual.image_size == (64, 64)
     assert sum(parameter.numel() for parameter in model.parameters()) < 20e6
     assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.clip.context_length)
@@ -360,19 +346,19 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     text = {"hf_model_name": place, "hf_tokenizer_name": place, "hf_pooler_type": pooler, "hf_proj_type": "linear",
             "hf_model_pretrained": False, "context_length": 12}  # fmt: skip
     path = tmp_path / f"hf-{kind}.json"
-    path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": TINY_VISION, "text_cfg": text}), encoding="utf-8")
+    path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": VISION, "text_cfg": text}), encoding="utf-8")
     model = build_model(settings(str(path), dropout=0.0))
     images, tokens = batch(model)
     assert tokens.shape[1] == 12
     model.eval()
     with torch.no_grad():
-        f, z = model.encode_text_both(tokens)
+        f, z = model.text_orders(tokens)
         assert torch.allclose(f, model.clip.encode_text(tokens, normalize=True), atol=1e-6)
         longer = torch.cat([tokens, torch.full((3, 5), model.clip.text.config.pad_token_id)], dim=1)
-        assert torch.allclose(z, model.encode_text_both(longer)[1], atol=1e-5)
+        assert torch.allclose(z, model.text_orders(longer)[1], atol=1e-5)
         short = model.cut_texts(longer)
         assert short.shape[1] < longer.shape[1]
-        assert torch.allclose(z, model.encode_text_both(short)[1], atol=1e-5)
+        assert torch.allclose(z, model.text_orders(short)[1], atol=1e-5)
     output = model.train()(images, tokens)
     sum((value * torch.linspace(-1, 1, 32)).sum() for value in output.values() if value.ndim).backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}

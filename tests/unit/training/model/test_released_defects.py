@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from tiny_clip import tiny
 from torch import nn
 
 from training.model.branch import BranchShape, SecondOrderBranch
@@ -19,21 +19,9 @@ PRESETS = ["released", "dalip"]
 CHANGES = {"reduced_width": 6}
 
 
-def architecture(folder: Path, name: str, **changes: dict) -> str:
-    config = {
-        "embed_dim": 48,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
-        | changes.get("vision", {}),
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture(params=PRESETS)
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> DalipModel:
-    path = architecture(tmp_path, f"defects-{request.param}")
+    path = tiny(tmp_path, f"defects-{request.param}", 48)
     settings = {"preset": request.param, "architecture": path, "second_order": CHANGES}
     return build_model(ModelSettings.model_validate(settings))
 
@@ -41,7 +29,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> DalipModel:
 def test_it_imports_and_encode_text_works_for_every_batch_size(model: DalipModel) -> None:
     model.eval()
     for size in (1, 2, 5):
-        f, z = model.encode_text_both(model.tokenizer(["a leaf"] * size))
+        f, z = model.text_orders(model.tokenizer(["a leaf"] * size))
         assert f.shape == z.shape == (size, 48)
 
 
@@ -69,11 +57,11 @@ def test_every_embedding_width_of_open_clip_is_computed_not_typed(name: str) -> 
     [("oblong", {"image_size": [32, 56]}), ("dropped", {"patch_dropout": 0.4}), ("prime", {"image_size": 40})],
 )
 def test_any_token_grid_works_also_with_patch_dropout(tmp_path: Path, preset: str, name: str, vision: dict) -> None:
-    path = architecture(tmp_path, f"grid-{name}-{preset}", vision=vision)
+    path = tiny(tmp_path, f"grid-{name}-{preset}", 48, vision=vision)
     settings = {"preset": preset, "architecture": path, "second_order": CHANGES}
     model = build_model(ModelSettings.model_validate(settings)).train()
     height, width = model.preprocess_settings.size
-    f, z = model.encode_image_both(torch.randn(3, 3, height, width))
+    f, z = model.image_orders(torch.randn(3, 3, height, width))
     z.sum().backward()
     assert f.shape == z.shape == (3, 48)
 
@@ -91,8 +79,8 @@ def test_a_sample_does_not_depend_on_its_batch_in_evaluation(model: DalipModel) 
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         alone, together = (
-            model.encode_image_both(images[:1]),
-            model.encode_image_both(images),
+            model.image_orders(images[:1]),
+            model.image_orders(images),
         )
     assert all(torch.allclose(a, b[:1], atol=1e-5) for a, b in zip(alone, together, strict=True))
 

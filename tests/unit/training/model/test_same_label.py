@@ -54,6 +54,9 @@ def test_loss_and_gradients_equal_a_double_loop(form: str, same_label: str) -> N
     for name, value in features.items():
         assert torch.allclose(value.grad, oracle[name].grad, rtol=0, atol=1e-12), name
     assert losses["same_label_share"].item() == pytest.approx((3 * 2 + 2 * 1) / (7 * 6))
+    for name, weight in (("first_order_loss", 1.0), ("second_order_loss", 0.0)):
+        alone = LossSettings(form="sum_of_losses", same_label=same_label, first_order_weight=weight)
+        assert losses[name].item() == pytest.approx(expected_loss(oracle, alone, LABELS).item(), rel=1e-12)
     held_out = make_loss(settings).of_pairs(features | {"labels": LABELS}, 7).mean()
     assert held_out.item() == pytest.approx(expected.item(), rel=1e-12)
 

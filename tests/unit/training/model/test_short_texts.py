@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_clip import tiny
 from torch import Tensor
 
 from manifests.settings import parse_settings
@@ -17,15 +17,12 @@ from training.model.presets import ModelSettings
 
 CONTEXT = 40
 CAPTIONS = ["a leaf", "the flower of an iris by the water, seen from above", "oak"]
-VISION = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 8}
-TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 
 
 def model_of(folder: Path, name: str, preset: str, second: dict[str, Any], *, custom: bool, **text: Any) -> DalipModel:
-    path = folder / f"short-{name}.json"  # open_clip keeps every name that it has seen
-    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT | text, "custom_text": custom}
-    path.write_text(json.dumps(config), encoding="utf-8")
-    values: dict[str, Any] = {"preset": preset, "architecture": str(path)}
+    more = {"text": {"context_length": CONTEXT} | text, "custom_text": custom}
+    path = tiny(folder, f"short-{name}", vision={"layers": 1}, **more)
+    values: dict[str, Any] = {"preset": preset, "architecture": path}
     if preset != "clip":
         values["second_order"] = {"reduced_width": 5, "dropout": 0.0} | second
     torch.manual_seed(0)
@@ -34,7 +31,7 @@ def model_of(folder: Path, name: str, preset: str, second: dict[str, Any], *, cu
 
 def gradients(model: DalipModel, tokens: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the text gives, and the gradient of each parameter that it reaches."""
-    outputs = (model.encode_text(tokens),) if model.second_order is None else model.encode_text_both(tokens)
+    outputs = [order for order in model.text_orders(tokens) if order is not None]
     model.zero_grad(set_to_none=True)
     towards = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1))
     sum((output * towards).sum() for output in outputs).backward()

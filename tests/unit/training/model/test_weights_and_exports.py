@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from tiny_clip import tiny
 from torch import Tensor
 
 from manifests.errors import ConfigError
@@ -42,17 +43,6 @@ def released_state(device: str = "meta") -> dict[str, Tensor]:
 def assert_same(given: Tensor, expected: Tensor) -> None:
     """The same weights on the same input: equal but for the last digits, which may follow the place in memory."""
     assert torch.allclose(given, expected, rtol=0, atol=1e-6)
-
-
-def tiny(folder: Path, name: str, embed_dim: int = 32, **more: object) -> str:
-    config = more | {
-        "embed_dim": embed_dim,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(config), encoding="utf-8")
-    return str(path)
 
 
 def test_every_key_of_the_released_layout_is_mapped_to_its_place_and_shape() -> None:
@@ -194,8 +184,8 @@ def test_one_vector_of_an_export_gives_the_two_feature_result(tmp_path: Path) ->
     pixels = torch.stack([view(photo.read_bytes()) for photo in photos])
     preprocess = model.preprocess_settings
     with torch.no_grad():
-        f_image, z_image = model.encode_image_both(normalise(pixels, preprocess.mean, preprocess.std))
-        f_text, z_text = model.encode_text_both(model.tokenizer(texts))
+        f_image, z_image = model.image_orders(normalise(pixels, preprocess.mean, preprocess.std))
+        f_text, z_text = model.text_orders(model.tokenizer(texts))
     torch.testing.assert_close(scores, 0.2 * f_image @ f_text.t() + 0.8 * z_image @ z_text.t(), rtol=0, atol=1e-5)
     plain = build_model(ModelSettings(preset="clip", architecture=path))
     exports.export_hugging_face(plain, tmp_path / "plain")

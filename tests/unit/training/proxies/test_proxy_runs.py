@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from command_server import CommandServer
 from process_tree import below, is_running
+from training_runs import write_values
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
@@ -72,9 +72,7 @@ def _table(values: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _config_file(values: dict[str, Any], tmp_path: Path) -> str:
-    path = tmp_path / "proxies.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
+    return write_values(tmp_path, values, "proxies")
 
 
 def test_every_run_ends_in_the_table_and_in_the_catalogue(values: dict[str, Any], tmp_path: Path) -> None:
@@ -361,9 +359,13 @@ def _set(values: dict[str, Any], design: str) -> None:
     Path(values["runs"]).write_text(design)
 
 
-def test_an_object_store_as_output_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="s3://bucket/x: proxy runs are written to a local folder"):
-        ProxySettings.model_validate(values | {"output_dir": "s3://bucket/x"})
+def test_what_must_lie_on_a_disk_is_said(values: dict[str, Any]) -> None:
+    for key, words in (
+        ("output_dir", "s3://bucket/x: proxy runs are written to a local folder.* and copy it to the store"),
+        ("runs", "s3://bucket/x: the list of runs is a local file; copy it here, and name the copy"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ProxySettings.model_validate(values | {key: "s3://bucket/x"})
 
 
 @pytest.mark.parametrize(

@@ -10,20 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from training_runs import Finished
+from training_runs import Finished, write_values
 
 from training.cli import main
 from training.record.curves import read_curves, smooth
 from training.record.log import read_log
 from training.record.tracking import scalars_of
-
-
-def _write(place: Path, values: dict[str, Any]) -> str:
-    path = place / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
 
 
 def test_numbers_of_events_have_names_and_nothing_else_is_shown() -> None:
@@ -40,7 +33,7 @@ def test_tensorboard_has_the_steps_of_the_log_also_after_a_resume(config: dict[s
 
     config["log"] |= {"tensorboard": True}
     config["eval"]["every_steps"] = 3
-    path = _write(tmp_path, config)
+    path = write_values(tmp_path, config)
     assert main(["train", path]) == 0
     folder = Path(config["output_dir"])
     for name in ("summary.json", "model.pt", "checkpoints/step-00000006.pt"):
@@ -64,7 +57,7 @@ def test_wandb_keeps_an_offline_run(config: dict[str, Any], tmp_path: Path, monk
     monkeypatch.setenv("WANDB_NAME", "oaks-of-may")
     monkeypatch.setenv("WANDB_RUN_GROUP", "trees-of-june")
     config["log"] |= {"wandb": {"project": "dalip-test"}}
-    command = [sys.executable, "-m", "training.cli", "train", _write(tmp_path, config)]
+    command = [sys.executable, "-m", "training.cli", "train", write_values(tmp_path, config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     runs = list((Path(config["output_dir"]) / "wandb").glob("offline-run-*/run-*.wandb"))
@@ -89,7 +82,7 @@ def test_a_missing_package_is_named_and_nothing_written(
         importlib.util, "find_spec", lambda wanted, *rest: None if wanted == name else find(wanted, *rest)
     )
     config["log"] |= {"tensorboard": True, "wandb": {"project": "x"}}
-    assert main(["train", _write(tmp_path, config)]) == 2
+    assert main(["train", write_values(tmp_path, config)]) == 2
     assert (
         f'log.{name} needs {name}, which is not installed: pip install "plantmix[tracking]"' in capsys.readouterr().err
     )
@@ -105,7 +98,7 @@ def test_runs_are_drawn_over_one_another(
         runs.append(str(tmp_path / name / "run"))
         (tmp_path / name).mkdir()
         values = config | {"output_dir": runs[-1], "optimiser": {"lr": lr}}
-        assert main(["train", _write(tmp_path / name, values)]) == 0
+        assert main(["train", write_values(tmp_path / name, values)]) == 0
     drawn = read_curves(Path(runs[0]))
     assert drawn["lr"][-1][0] == 72
     assert [x for x, _ in drawn["validation/plant"]] == [24, 48, 72]

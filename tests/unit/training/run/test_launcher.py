@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 from ray.train import WorkerGroupError
-from training_runs import make_settings
+from training_runs import make_settings, write_values
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from training.cli import main
 from training.run.launcher import _restarts, _unwrap
-
-
-def _write(tmp_path: Path, values: dict[str, Any]) -> str:
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
 
 
 def test_without_ray_the_way_to_get_it_is_named(
@@ -29,7 +22,7 @@ def test_without_ray_the_way_to_get_it_is_named(
 ) -> None:
     for name in ("ray.train", "ray.train.torch"):  # each counts as missing, also where a test before has loaded it
         monkeypatch.setitem(sys.modules, name, None)
-    assert main(["train", _write(tmp_path, config), "--launcher", "ray"]) == 2
+    assert main(["train", write_values(tmp_path, config), "--launcher", "ray"]) == 2
     missing = '--launcher ray needs Ray Train (ray.train.torch is missing): pip install "ray[train]>=2.56"'
     assert missing in capsys.readouterr().err
     assert not Path(config["output_dir"]).exists()
@@ -38,7 +31,7 @@ def test_without_ray_the_way_to_get_it_is_named(
 def test_options_of_ray_alone_are_refused(
     config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = _write(tmp_path, config)
+    path = write_values(tmp_path, config)
     assert main(["train", path, "--num-workers", "2"]) == 2
     assert "--num-workers and --ray-address go with --launcher ray" in capsys.readouterr().err
     assert main(["train", path, "--launcher", "ray", "--num-workers", "0"]) == 2
@@ -49,7 +42,7 @@ def test_a_wrong_release_is_said_before_ray_starts(
     config: dict[str, Any], tmp_path: Path, writer: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config["release"] = str(tmp_path / "none")
-    assert main(["train", _write(tmp_path, config), "--launcher", "ray"]) == 2
+    assert main(["train", write_values(tmp_path, config), "--launcher", "ray"]) == 2
     assert "no sealed release here" in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from training.evaluation.evaluate import domain_losses
 from training.evaluation.trained_model import load_run_model
 from training.model.dalip import DalipModel
 from training.record import checkpoint, run_files
-from training.record.log import RunLog, cut_log, read_log
+from training.record.log import RunLog, read_log
 from training.run import loop, state
 from training.run.loop import train
 from training.run.stopping import stop_event
@@ -321,20 +321,6 @@ def test_domain_losses_say_what_a_run_knows_of_each_domain(
 def test_epochs_decide_the_number_of_steps(config: dict[str, Any]) -> None:
     settings = make_settings(config | {"schedule": {"epochs": 1.5}})
     assert state.count_steps(settings, 107) == math.ceil(1.5 * 107 / 12)
-
-
-def test_the_log_reads_whole_lines_and_can_be_cut(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    log = RunLog(path, 1.0)
-    for step in range(5):
-        log.event("step", step=step, loss=0.1 + 0.2)
-    log.close()
-    with path.open("a") as stream:
-        stream.write('{"event": "st')
-    assert len(read_log(path)) == 5
-    before = path.read_text().splitlines()[:3]
-    cut_log(path, 2)
-    assert path.read_text().splitlines() == before
 
 
 def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from training_runs import make_settings
-
-from training.run.loop import train
+from training_runs import run_once, tiny_values
 
 
 @pytest.fixture(scope="session")
 def run_folder(release_folder: Path, architecture: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    values: dict[str, Any] = {
-        "release": str(release_folder),
-        "output_dir": str(folder),
-        "model": {"architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}},
-        "data": {"batch_size": 24, "num_workers": 0, "shuffle_window": 16, "augment": {"scale": [0.8, 1.0]}},
-        "optimiser": {"lr": 0.002},
-        "schedule": {"steps": 150, "warmup_steps": 10},
-        "compute": {"device": "cpu", "num_threads": 1},
-        "checkpoint": {"every_steps": 1000},
-    }
-    train(make_settings(values))
+    values = tiny_values(
+        architecture.parent,
+        release=str(release_folder),
+        output_dir=str(folder),
+        data={"batch_size": 24, "augment": {"scale": [0.8, 1.0]}},
+        schedule={"steps": 150, "warmup_steps": 10},
+        checkpoint={"every_steps": 1000},
+    )
+    run_once(values)
     return folder
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from building import ROOT
 from PIL import Image
+from training_runs import run_once
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from training import api
@@ -131,17 +132,9 @@ def test_a_release_is_searched_by_text_and_by_picture(
 
 
 def test_a_query_by_another_model_is_refused(
-    run_folder: Path, release_folder: Path, architecture: Path, pictures: Path, tmp_path: Path, capsys: Any
+    config: dict[str, Any], run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    from training_runs import make_settings
-
-    from training.run.loop import train
-
-    other = {"release": str(release_folder), "output_dir": str(tmp_path / "other"), "schedule": {"steps": 1},
-             "model": {"architecture": str(architecture), "second_order": {"heads": 2, "reduced_width": 4}},
-             "data": {"batch_size": 12, "num_workers": 0, "shuffle_window": 16},
-             "compute": {"device": "cpu", "num_threads": 1}}  # fmt: skip
-    train(make_settings(other))
+    run_once(config, output_dir=str(tmp_path / "other"), schedule={"steps": 1})
     out, index = tmp_path / "v.parquet", tmp_path / "index"
     assert main(["embed", str(pictures), "--model", str(run_folder), "--out", str(out)]) == 0
     assert main(["index", str(out), "--out", str(index)]) == 0

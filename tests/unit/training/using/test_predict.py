@@ -23,7 +23,7 @@ from command_server import CommandServer
 from training.cli import main
 from training.using import pieces
 from training.using.labels import read_labels
-from training.using.pictures import list_pictures
+from training.using.pictures import Listing, list_pictures
 
 NUM_DRAWN = 20  # of each label
 LABELS = [f"{colour} {shape}" for colour in release_writer.COLOURS for shape in release_writer.SHAPES]
@@ -386,7 +386,8 @@ def test_a_damaged_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
             yield rows, pa.table([[str(row) for row in rows], pa.nulls(len(rows), pa.string())], schema=schema)
 
     def table() -> pieces.PiecedTable:
-        return pieces.PiecedTable(str(tmp_path / "a.csv"), {"of": "test"}, 6, schema)
+        listing = Listing(pa.table({"name": list("abcdef")}))
+        return pieces.PiecedTable(str(tmp_path / "a.csv"), {"of": "test"}, listing, schema)
 
     with pytest.raises(KeyboardInterrupt):
         table().fill(compute, {}, "test")
