@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 from building import done, hash_tree, list_source, loopback, release_of, write_small_config
 from command_server import CommandServer
 from misbehaving.answers import encode, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.numbered import NumberedPictures
 from PIL import Image
 from process_tree import below, is_running, kill
 
@@ -23,39 +22,29 @@ KILL_AFTER = 300  # requests
 PARTS_IN_FLIGHT = 2 * NUM_WORKERS  # a worker begins its next part before the driver has committed the last one
 
 
-class Web:
-    """Small pictures on one host of the loopback."""
+class Web(NumberedPictures):
+    """Small ones, made before anyone asks."""
 
     def __init__(self) -> None:
+        super().__init__()
         blocks = np.random.default_rng(0).integers(0, 256, (NUM, 6, 6, 3), dtype=np.uint8)
         self._bodies = [
             encode(Image.fromarray(block).resize((48, 48), Image.Resampling.NEAREST), quality=80) for block in blocks
         ]
-        self.server = MisbehavingServer(extra={"p": self._answer})
 
-    def _answer(self, sock: Any, request: Any) -> None:
-        send_picture(sock, self._bodies[int(request.path.rpartition("/")[2])])
-
-    def num_asked(self) -> int:
-        return len(self.server.log)
-
-    def asked(self) -> collections.Counter[str]:
-        """How often each picture was asked since the last look."""
-        found = collections.Counter(request.path for request in self.server.log if request.path.startswith("/p/"))
-        self.server.log.clear()
-        return found
+    def answer(self, sock: Any, number: int) -> None:
+        send_picture(sock, self._bodies[number])
 
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    made = Web()
-    with made.server:
+    with Web() as made:
         yield made
 
 
 def write_config(folder: Path, web: Web, **run: Any) -> Path:
     folder.mkdir()
-    source = list_source(folder, [f"http://127.0.0.1:{web.server.port}/p/{n}" for n in range(NUM)])
+    source = list_source(folder, web.urls(NUM))
     fetch = loopback(threads=8, retries=2, total_timeout_seconds=20, limits={"connections": 16})
     run = {"executor": "ray", "num_workers": NUM_WORKERS, "fetch_part_size": PART, **run}
     return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run=run)
@@ -75,7 +64,7 @@ def all_files(folder: Path) -> dict[str, str]:
 def uninterrupted(web: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
     done("build", write_config(folder, web, executor="inline"))
-    assert web.asked() == {f"/p/{n}": 1 for n in range(NUM)}
+    assert web.newly_asked() == dict.fromkeys(range(NUM), 1)
     files = all_files(folder)
     assert sum(name.startswith("pool/") for name in files) == NUM // PART
     return files
@@ -103,7 +92,7 @@ def kill_the_whole_ray(driver: int) -> None:
 def build_and_kill(commands: CommandServer, config: Path, web: Web, way: Callable[[int], None]) -> tuple[int, str]:
     """Start a build, do harm in the middle of its fetch; gives how the driver ended and what it said."""
     build = commands.start("plantmix", "build", config)
-    while web.num_asked() < KILL_AFTER:
+    while len(web.log) < KILL_AFTER:
         assert build.poll() is None, build.said()
         time.sleep(0.02)
     started = below(build.pid)
@@ -138,14 +127,14 @@ def test_killed_amid_a_fetch(
     most_twice: int,
 ) -> None:
     config = write_config(tmp_path / "run", web, executor=executor)
-    web.asked()
+    web.newly_asked()
     ended, said = build_and_kill(commands, config, web, way)
     assert ended == code, said
     if code == 1:
         assert "run the same command again" in said
         assert "Traceback" not in said
     done("build", config)
-    counts = web.asked()
+    counts = web.newly_asked()
     assert len(counts) == NUM, "every picture was asked"
     assert max(counts.values()) <= 2
     assert sum(num - 1 for num in counts.values()) <= most_twice, "none twice but those of the parts in flight"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from building import hash_tree, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.numbered import NumberedPictures
 
 from manifests.reader import open_reader
 from pipeline.cli import main
@@ -20,30 +20,23 @@ NUM_PICTURES = 6
 COPY, MISSING = NUM_PICTURES, NUM_PICTURES + 1  # a near copy of picture 0, worse than it; one that fails for now
 
 
-class Web:
-    """Pictures on the loopback, one of which fails until it is `mended`."""
+class Web(NumberedPictures):
+    """One of its pictures fails until it is `mended`."""
 
-    def __init__(self) -> None:
-        self.mended = False
-        self.server = MisbehavingServer(extra={"p": self._answer})
+    mended = False
 
-    def _answer(self, sock: Any, request: Any) -> None:
-        number = int(request.path.rpartition("/")[2])
+    def answer(self, sock: Any, number: int) -> None:
         if number == MISSING and not self.mended:
             send(sock, "500 Internal Server Error")
         elif number == COPY:
             send_picture(sock, encode(pixels(60, 40, seed=0), quality=80))
         else:
-            send_picture(sock, encode(pixels(seed=number), quality=90))
-
-    def url(self, number: int) -> str:
-        return f"http://127.0.0.1:{self.server.port}/p/{number}"
+            super().answer(sock, number)
 
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    made = Web()
-    with made.server:
+    with Web() as made:
         yield made
 
 
@@ -52,7 +45,7 @@ def write_config(folder: Path, web: Web, name: str = "small", **changes: Any) ->
     sources = []
     for domain, numbers in (("plant", [0, 1, 2, *range(6, MISSING + 1)]), ("general", range(3, 6))):
         captions = ["IMG_0042" if n == 1 else f"a photo of plant number {n} in the field" for n in numbers]
-        rows = [f"{web.url(n)},{caption}" for n, caption in zip(numbers, captions, strict=True)]
+        rows = [f"{web.url_of(n)},{caption}" for n, caption in zip(numbers, captions, strict=True)]
         (folder / f"{domain}.csv").write_text("\n".join(["url,caption", *rows]))
         source = {"name": domain, "domain": domain, "table": str(folder / f"{domain}.csv")}
         columns = {"url": "url", "caption": "caption"}
@@ -159,7 +152,7 @@ def test_a_lost_shard_is_seen_after_a_build_of_another_release_has_forgotten_it(
 def test_a_repair_mends_what_comes_before_a_changed_takedown_list(
     folder: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["takedown", str(folder / "work"), "--url", web.url(2)]) == 0
+    assert main(["takedown", str(folder / "work"), "--url", web.url_of(2)]) == 0
     releases = hash_tree(folder / "work/releases")
     damage(folder, "caption")
     assert main(["repair", str(folder / "work")]) == 0
@@ -190,7 +183,7 @@ def test_a_near_copy_is_taken_down_after_a_retry(
     assert main(["retry", str(folder / "work")]) == 0
     assert f"{int(mended)} more pictures" in capsys.readouterr().out
     assert num_sealed(folder) == before
-    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 0
+    assert main(["takedown", str(folder / "work"), "--url", web.url_of(COPY)]) == 0
     said = capsys.readouterr().out
     assert "taken down: 1 images" in said
     assert "of these, kept in place of a near copy that was asked for: 1 images" in said
@@ -202,7 +195,7 @@ def test_a_near_copy_is_taken_down_while_the_next_build_has_not_decided_yet(
 ) -> None:
     other = write_config(folder, web, dedup={"radius": 2})
     assert main(["build", str(other), "--to", "dedup"]) == 0
-    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 0
+    assert main(["takedown", str(folder / "work"), "--url", web.url_of(COPY)]) == 0
     assert "taken down: 1 images" in capsys.readouterr().out
 
 
@@ -213,12 +206,12 @@ def test_a_takedown_without_decisions_is_refused_until_they_are_made_again(
     for path in (folder / "work/tables/select").glob("*.parquet"):
         path.unlink()
     before = hash_tree(folder / "work/releases")
-    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 2
+    assert main(["takedown", str(folder / "work"), "--url", web.url_of(COPY)]) == 2
     assert "does not hold the decisions that it was made by" in capsys.readouterr().err
     assert hash_tree(folder / "work/releases") == before
     assert not (folder / "work/takedowns.jsonl").exists()
     assert main(["repair", str(folder / "work")]) == 0
-    assert main(["takedown", str(folder / "work"), "--url", web.url(COPY)]) == 0
+    assert main(["takedown", str(folder / "work"), "--url", web.url_of(COPY)]) == 0
     assert "taken down: 1 images" in capsys.readouterr().out
 
 

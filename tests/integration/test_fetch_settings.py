@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from building import list_source, write_small_config
 from misbehaving.answers import encode, send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.numbered import NumberedPictures
 from PIL import Image
 
 from manifests.reader import open_reader
@@ -22,51 +22,40 @@ from pipeline.stages.fetch_rounds import recipe_of
 SIZES = [(48, 48), (20, 20), (95, 36), (64, 64), (40, 60), (300, 300)]
 
 
-class Web:
+class Web(NumberedPictures):
     """Pictures of known sizes; number 3 is opted out, number 4 lies where robots.txt forbids."""
 
     def __init__(self) -> None:
-        self.server = MisbehavingServer(extra={"p": self._answer}, robots=self._robots)
+        super().__init__(robots=lambda sock, _: send(sock, body=b"User-agent: *\nDisallow: /p/4\n"))
         noise = np.random.default_rng(0).integers(0, 256, (6, 300, 300, 3), dtype=np.uint8)
         self.bodies = [
             encode(Image.fromarray(noise[number, :height, :width]), quality=90)
             for number, (width, height) in enumerate(SIZES)
         ]
 
-    def _answer(self, sock: Any, request: Any) -> None:
-        number = int(request.path.rpartition("/")[2])
+    def answer(self, sock: Any, number: int) -> None:
         send_picture(sock, self.bodies[number], headers=[("X-Robots-Tag", "noai")] if number == 3 else [])
-
-    def _robots(self, sock: Any, request: Any) -> None:
-        send(sock, body=b"User-agent: *\nDisallow: /p/4\n")
-
-    def asked(self) -> list[int]:
-        """The pictures that were asked since the last look."""
-        found = [int(r.path.rpartition("/")[2]) for r in self.server.log if r.path.startswith("/p/")]
-        self.server.log.clear()
-        return sorted(found)
 
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    made = Web()
-    with made.server:
+    with Web() as made:
         yield made
 
 
 def build(folder: Path, web: Web, network: dict[str, Any], image: dict[str, Any]) -> list[int]:
     """Build as far as the facts; gives the pictures that were asked for it."""
     folder.mkdir(exist_ok=True)
-    source = list_source(folder, [f"http://127.0.0.1:{web.server.port}/p/{n}" for n in range(len(SIZES))])
+    source = list_source(folder, web.urls(len(SIZES)))
     limits = {"requests_per_second": None, "connections": 4}
     fetch = {"network": {"threads": 4, "limits": limits, **network}, "image": image}
     config = write_small_config(folder, source, fetch=fetch, run={"fetch_part_size": 4})
-    web.asked()
+    web.newly_asked()
     # the preflight refuses a list whose first rows are all refused; a longer one may hold some that it did not see
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.commands.build.check_config", lambda *_: [])
         assert main(["build", str(config), "--to", "fetch"]) == 0
-    return web.asked()
+    return sorted(web.newly_asked().elements())
 
 
 def facts_of(work: Path) -> list[tuple[Any, ...]]:

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from building import hash_tree, loopback, write_small_config
-from misbehaving.answers import encode, pixels, send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.answers import send
+from misbehaving.numbered import NumberedPictures
 
 from manifests.reader import open_reader
 from pipeline.cli import main
 
 
-class Web:
-    """Pictures, of which `down` are not to be had today."""
+class Web(NumberedPictures):
+    """Of its pictures, `down` are not to be had today."""
 
-    def __init__(self) -> None:
-        self.down: set[str] = set()
-        self.server = MisbehavingServer(extra={"p": self._answer})
+    down: frozenset[int] = frozenset()
 
-    def _answer(self, sock: Any, request: Any) -> None:
-        name = request.path.rpartition("/")[2]
-        if name in self.down:
+    def answer(self, sock: Any, number: int) -> None:
+        if number in self.down:
             send(sock, "503 Service Unavailable", {"Retry-After": "0"})
         else:
-            send_picture(sock, encode(pixels(seed=int(name)), quality=90))
-
-    def asked(self) -> dict[str, int]:
-        found = collections.Counter(r.path.rpartition("/")[2] for r in self.server.log if r.path.startswith("/p/"))
-        self.server.log.clear()
-        return dict(found)
+            super().answer(sock, number)
 
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    made = Web()
-    with made.server:
+    with Web() as made:
         yield made
 
 
@@ -47,7 +37,7 @@ def build(folder: Path, web: Web, *options: str, **run: Any) -> None:
     folder.mkdir(exist_ok=True)
     sources = []
     for name, numbers in (("a", [0, 1, 1, 2, 3, 4]), ("b", [3, 4, 5, 3])):
-        rows = [f"{k},http://127.0.0.1:{web.server.port}/p/{n},a plant {n} of {name}" for k, n in enumerate(numbers)]
+        rows = [f"{k},http://127.0.0.1:{web.port}/p/{n},a plant {n} of {name}" for k, n in enumerate(numbers)]
         (folder / f"{name}.csv").write_text("\n".join(["key,url,caption", *rows]) + "\n")
         columns = {"url": "url", "caption": "caption", "record_key": "key"}
         source = {"name": name, "domain": "plant", "table": str(folder / f"{name}.csv"), "columns": columns}
@@ -66,26 +56,26 @@ def outcomes(folder: Path) -> list[tuple[str, str]]:
 @pytest.mark.slow
 def test_an_address_is_asked_once_whatever_the_parts(tmp_path: Path, web: Web) -> None:
     build(tmp_path / "one", web)
-    assert web.asked() == dict.fromkeys("012345", 1)
+    assert web.newly_asked() == dict.fromkeys(range(6), 1)
     assert [n for n, outcome in outcomes(tmp_path / "one") if outcome == "ok"] == list("0112333445")
     build(tmp_path / "two", web, executor="processes", num_workers=2, fetch_part_size=100)
-    assert web.asked() == dict.fromkeys("012345", 1)
+    assert web.newly_asked() == dict.fromkeys(range(6), 1)
     first, second = (hash_tree(tmp_path / name / "work" / "releases") for name in ("one", "two"))
     assert first == second
 
 
 @pytest.mark.slow
 def test_a_retry_asks_it_once_as_well(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
-    web.down = {"1", "3"}
+    web.down = frozenset({1, 3})
     build(tmp_path, web, "--to", "fetch", max_passing_share=1)
-    assert set(web.asked().values()) == {1}
+    assert set(web.newly_asked().values()) == {1}
     assert [n for n, outcome in outcomes(tmp_path) if outcome == "http_5xx"] == list("11333")
-    web.down = {"3"}
+    web.down = frozenset({3})
     capsys.readouterr()
     assert main(["retry", str(tmp_path / "work")]) == 0
-    assert web.asked() == {"1": 1, "3": 1}
+    assert web.newly_asked() == {1: 1, 3: 1}
     assert "asked again for 5 rows, 2 more pictures" in capsys.readouterr().out
     assert [n for n, outcome in outcomes(tmp_path) if outcome == "http_5xx"] == list("333")
     build(tmp_path, web, "--to", "fetch", max_passing_share=1)
-    assert web.asked() == {}
+    assert web.newly_asked() == {}
     assert main(["verify", str(tmp_path / "work")]) == 0

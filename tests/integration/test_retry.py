@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 from building import folder_source, list_source, loopback, write_small_config
-from misbehaving.answers import encode, pixels, send, send_picture
-from misbehaving.server import MisbehavingServer
+from misbehaving.answers import encode, pixels, send
+from misbehaving.numbered import NumberedPictures
 
 from manifests.catalog import Catalog
 from manifests.reader import open_reader
@@ -22,34 +21,25 @@ from pipeline.fetching.local import read_local
 from pipeline.runner.kept_config import last_config
 
 
-class Web:
-    """Pictures on the loopback, and what the server thinks of each today."""
+class Web(NumberedPictures):
+    """It has an opinion of each picture today."""
 
-    def __init__(self) -> None:
-        self.mood: dict[str, str] = {}
-        self.server = MisbehavingServer(extra={"p": self._answer})
+    mood: dict[int, str]
 
-    def _answer(self, sock: Any, request: Any) -> None:
-        name = request.path.rpartition("/")[2]
-        mood = self.mood.get(name, "fine")
-        if mood == "fine":
-            send_picture(sock, encode(pixels(seed=int(name)), quality=90))
+    def answer(self, sock: Any, number: int) -> None:
+        mood = self.mood.get(number)
+        if mood is None:
+            super().answer(sock, number)
         elif mood == "redirect":
-            send(sock, "302 Found", {"Location": f"/p/{int(name) + 100}"})
+            send(sock, "302 Found", {"Location": f"/p/{number + 100}"})
         else:
             send(sock, {"5xx": "500 Internal Server Error", "404": "404 Not Found", "429": "429 Too Many"}[mood])
-
-    def asked(self) -> collections.Counter[str]:
-        """How often each picture was asked since the last look."""
-        found = collections.Counter(r.path.rpartition("/")[2] for r in self.server.log if r.path.startswith("/p/"))
-        self.server.log.clear()
-        return found
 
 
 @pytest.fixture
 def web() -> Iterator[Web]:
-    made = Web()
-    with made.server:
+    with Web() as made:
+        made.mood = {}
         yield made
 
 
@@ -58,7 +48,7 @@ NUM = 12
 
 def write_config(folder: Path, web: Web, num: int = NUM, **run: Any) -> Path:
     """A small build of `num` pictures, two domains, one URL a row."""
-    source = list_source(folder, [f"http://127.0.0.1:{web.server.port}/p/{n}" for n in range(num)])
+    source = list_source(folder, web.urls(num))
     fetch = loopback(threads=4, limits={"connections": 4})
     return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run={"fetch_part_size": 5, **run})
 
@@ -73,17 +63,17 @@ def test_only_what_passes_is_asked_again_and_later_stages_see_it(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
-    web.mood = {"1": "5xx", "2": "404", "3": "5xx", "4": "5xx"}
+    web.mood = {1: "5xx", 2: "404", 3: "5xx", 4: "5xx"}
     assert main(["build", str(config)]) == 0
-    assert web.asked() == dict.fromkeys(map(str, range(NUM)), 1)
+    assert web.newly_asked() == dict.fromkeys(range(NUM), 1)
     first = (work / "releases/LATEST").read_text()
-    web.mood = {"3": "404", "4": "5xx"}
+    web.mood = {3: "404", 4: "5xx"}
     assert main(["build", str(config)]) == 0
-    assert web.asked() == {}, "a build alone asks nobody again"
+    assert web.newly_asked() == {}, "a build alone asks nobody again"
     capsys.readouterr()
 
     assert main(["retry", str(work)]) == 0
-    assert web.asked() == {"1": 1, "3": 1, "4": 1}
+    assert web.newly_asked() == {1: 1, 3: 1, 4: 1}
     shown = capsys.readouterr().out
     assert "round 1: asked again for 3 rows, 1 more pictures" in shown
     counts = {line.split()[0]: line.split()[1:3] for line in shown.splitlines() if line[:4] in ("ok  ", "http")}
@@ -96,11 +86,11 @@ def test_only_what_passes_is_asked_again_and_later_stages_see_it(
 
     assert main(["build", str(config)]) == 0
     assert "done in" in capsys.readouterr().out
-    assert web.asked() == {}
+    assert web.newly_asked() == {}
     assert (work / "releases/LATEST").read_text() != first
-    web.mood = {"4": "5xx"}
+    web.mood = {4: "5xx"}
     assert main(["retry", str(work)]) == 0
-    assert web.asked() == {"4": 1}
+    assert web.newly_asked() == {4: 1}
     assert "nothing that later stages look at has changed" in capsys.readouterr().out
     assert main(["build", str(config)]) == 0
     assert "fetch" not in capsys.readouterr().out.partition("\n")[0]
@@ -111,7 +101,7 @@ def test_what_must_stay_out_is_not_asked_again(
     by: str, tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
-    web.mood = {"1": "5xx", "3": "5xx"}
+    web.mood = {1: "5xx", 3: "5xx"}
     assert main(["build", str(config), "--to", "fetch"]) == 0
     with open_reader(str(work)) as connection:
         (row,) = (
@@ -122,10 +112,10 @@ def test_what_must_stay_out_is_not_asked_again(
     if by == "owner":
         row["owner"] = "nobody"
     (work / "takedowns.jsonl").write_text(json.dumps({"by": by, "value": row[by], "reason": "asked"}))
-    web.asked()
+    web.newly_asked()
     capsys.readouterr()
     assert main(["retry", str(work)]) == 0
-    assert web.asked() == ({"1": 1, "3": 1} if by == "owner" else {"3": 1})
+    assert web.newly_asked() == ({1: 1, 3: 1} if by == "owner" else {3: 1})
     said = "1 more were not asked: takedowns.jsonl says that they stay out"
     assert (said in capsys.readouterr().out) == (by != "owner")
 
@@ -133,14 +123,14 @@ def test_what_must_stay_out_is_not_asked_again(
 @pytest.mark.slow
 def test_explain_shows_every_round(tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
-    web.mood = {"1": "5xx"}
+    web.mood = {1: "5xx"}
     assert main(["build", str(config), "--to", "fetch"]) == 0
-    web.mood = {"1": "429"}
+    web.mood = {1: "429"}
     assert main(["retry", str(work)]) == 0
-    web.mood = {"1": "redirect"}
+    web.mood = {1: "redirect"}
     assert main(["retry", str(work)]) == 0
     capsys.readouterr()
-    url = f"http://127.0.0.1:{web.server.port}/p/1"
+    url = web.url_of(1)
     assert main(["explain", str(work), url]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert "at first: http_5xx (status 500), 1 attempt" in lines
@@ -210,14 +200,14 @@ def test_a_release_without_most_of_its_pictures_is_not_sealed(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, work = write_config(tmp_path, web), tmp_path / "work"
-    web.mood = dict.fromkeys(map(str, range(7)), "5xx")
+    web.mood = dict.fromkeys(range(7), "5xx")
     for _ in range(2):  # a build alone asks nobody again, and says the same
         assert main(["build", str(config)]) == 1
         said = capsys.readouterr().err
         assert "a: 7 of 12 pictures (7 http_5xx)" in said
         assert f"plantmix retry {work}" in said
         assert not (work / "releases").exists()
-    web.mood = {"1": "5xx"}
+    web.mood = {1: "5xx"}
     assert main(["retry", str(work)]) == 0
     assert main(["build", str(config)]) == 0
     assert (work / "releases/LATEST").exists()
@@ -225,6 +215,6 @@ def test_a_release_without_most_of_its_pictures_is_not_sealed(
 
 def test_a_release_without_most_of_its_pictures_is_sealed_when_told(tmp_path: Path, web: Web) -> None:
     config, work = write_config(tmp_path, web, max_passing_share=1), tmp_path / "work"
-    web.mood = dict.fromkeys(map(str, range(7)), "5xx")
+    web.mood = dict.fromkeys(range(7), "5xx")
     assert main(["build", str(config)]) == 0
     assert (work / "releases/LATEST").exists()

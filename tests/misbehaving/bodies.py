@@ -8,7 +8,7 @@ import zlib
 from functools import lru_cache
 
 from misbehaving.answers import hang_up, photo, send, send_picture
-from misbehaving.registry import behaviour, behaviours
+from misbehaving.registry import behaviour, put
 
 
 @behaviour("deadline_exceeded")
@@ -57,43 +57,47 @@ def length_too_long(sock, request):
     hang_up(sock)
 
 
-behaviours(
-    {
-        "length_too_short": (
-            "corrupt_image",
-            "Content-Length smaller than the body",
-            lambda sock, _: send(
-                sock, headers={"Content-Length": str(len(photo()) - 1000)}, body=photo(), length=False
-            ),
-        ),
-        "gzip_bomb": (
-            "body_too_large",
-            "200 MB of zeros in 200 kB of gzip",
-            lambda sock, _: send(sock, headers={"Content-Encoding": "gzip"}, body=bomb()),
-        ),
-        "deflate_bomb": (
-            "body_too_large",
-            "200 MB of zeros as deflate",
-            lambda sock, _: send(sock, headers={"Content-Encoding": "deflate"}, body=deflate_bomb_body()),
-        ),
-        "gzip_unasked": (
-            "ok",
-            "the picture in gzip, though nobody asked for it",
-            lambda sock, _: send(sock, headers={"Content-Encoding": "gzip"}, body=gzip.compress(photo())),
-        ),
-        "gzip_in_name_only": (
-            "ok",
-            "Content-Encoding: gzip on a plain picture",
-            lambda sock, _: send(sock, headers={"Content-Encoding": "gzip"}, body=photo()),
-        ),
-        "encoding_unknown": (
-            "bad_response",
-            "Content-Encoding: br",
-            lambda sock, _: send(sock, headers={"Content-Encoding": "br"}, body=photo()),
-        ),
-        "zero_bytes": ("empty_body", "200 with nothing", lambda sock, _: send_picture(sock, b"")),
-    }
+def _encoded(sock, encoding, body):
+    send(sock, headers={"Content-Encoding": encoding}, body=body)
+
+
+put(
+    "length_too_short",
+    "corrupt_image",
+    "Content-Length smaller than the body",
+    lambda sock, _: send(sock, headers={"Content-Length": str(len(photo()) - 1000)}, body=photo(), length=False),
 )
+put(
+    "gzip_bomb",
+    "body_too_large",
+    "200 MB of zeros in 200 kB of gzip",
+    lambda sock, _: _encoded(sock, "gzip", bomb()),
+)
+put(
+    "deflate_bomb",
+    "body_too_large",
+    "200 MB of zeros as deflate",
+    lambda sock, _: _encoded(sock, "deflate", deflate_bomb_body()),
+)
+put(
+    "gzip_unasked",
+    "ok",
+    "the picture in gzip, though nobody asked for it",
+    lambda sock, _: _encoded(sock, "gzip", gzip.compress(photo())),
+)
+put(
+    "gzip_in_name_only",
+    "ok",
+    "Content-Encoding: gzip on a plain picture",
+    lambda sock, _: _encoded(sock, "gzip", photo()),
+)
+put(
+    "encoding_unknown",
+    "bad_response",
+    "Content-Encoding: br",
+    lambda sock, _: _encoded(sock, "br", photo()),
+)
+put("zero_bytes", "empty_body", "200 with nothing", lambda sock, _: send_picture(sock, b""))
 
 
 @behaviour("ok")
@@ -149,14 +153,14 @@ def chunks(sock, request):
 def gzip_cut_off(sock, request):
     """half a gzip body, its length right"""
     packed = gzip.compress(photo())
-    send(sock, headers={"Content-Encoding": "gzip"}, body=packed[: len(packed) // 2])
+    _encoded(sock, "gzip", packed[: len(packed) // 2])
 
 
 @behaviour("bad_response")
 def gzip_broken(sock, request):
     """gzip with a hole"""
     packed = gzip.compress(photo())
-    send(sock, headers={"Content-Encoding": "gzip"}, body=packed[:200] + b"\xff" * 100 + packed[300:])
+    _encoded(sock, "gzip", packed[:200] + b"\xff" * 100 + packed[300:])
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from misbehaving.answers import hang_up, photo, reset, send, send_picture
-from misbehaving.registry import behaviour, behaviours
+from misbehaving.registry import behaviour, put
 
 
 @behaviour("deadline_exceeded")
@@ -51,12 +51,8 @@ def endless_continue(sock, request):
         sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
 
 
-behaviours(
-    {
-        "closes_at_once": ("connection_reset", "closes without an answer", lambda sock, _: hang_up(sock)),
-        "resets_at_once": ("connection_reset", "resets without an answer", lambda sock, _: reset(sock)),
-    }
-)
+put("closes_at_once", "connection_reset", "closes without an answer", lambda sock, _: hang_up(sock))
+put("resets_at_once", "connection_reset", "resets without an answer", lambda sock, _: reset(sock))
 
 
 @behaviour("connection_reset")
@@ -67,59 +63,22 @@ def resets_in_body(sock, request):
     reset(sock)
 
 
-@behaviour("tls_failure", "https://{host}:{tls_port}/{name}")
-def tls_self_signed(sock, request):
-    """a certificate nobody vouches for"""
-    send_picture(sock)
+for name, outcome, does, url in (  # whose answer, if one is asked for, would be a picture
+    ("tls_self_signed", "tls_failure", "a certificate nobody vouches for", "https://{host}:{tls_port}/{name}"),
+    ("tls_is_plain", "tls_failure", "plain HTTP where TLS is expected", "https://{host}:{port}/{name}"),
+    ("port_closed", "connect_failed", "nobody listens", "http://{host}:{closed_port}/{name}"),
+    ("never_accepts", "connect_timeout", "listens, but takes no connection", "http://{host}:{full_port}/{name}"),
+    ("no_such_host", "dns_failure", "a name without an address", "http://no-such-host.invalid/{name}"),
+    ("private_name", "refused_target", "a name that leads to 192.168.0.1", "http://intranet.example/{name}"),
+    ("private_in_hex", "refused_target", "10.0.0.1 written as a hexadecimal number", "http://0x0a000001/{name}"),
+    ("wrong_scheme", "refused_target", "ftp", "ftp://{host}/{name}"),
+    ("no_host", "invalid_url", "a URL without a host", "http:///{name}"),
+    ("no_scheme", "invalid_url", "a URL without a scheme", "{host}/{name}.jpg"),
+):
+    put(name, outcome, does, url=url)
 
 
-@behaviour("tls_failure", "https://{host}:{port}/{name}")
-def tls_is_plain(sock, request):
-    """plain HTTP where TLS is expected"""
-    send_picture(sock)
-
-
-@behaviour("connect_failed", "http://{host}:{closed_port}/{name}")
-def port_closed(sock, request):
-    """nobody listens"""
-
-
-@behaviour("connect_timeout", "http://{host}:{full_port}/{name}")
-def never_accepts(sock, request):
-    """listens, but takes no connection"""
-
-
-@behaviour("dns_failure", "http://no-such-host.invalid/{name}")
-def no_such_host(sock, request):
-    """a name without an address"""
-
-
-@behaviour("refused_target", "http://intranet.example/{name}")
-def private_name(sock, request):
-    """a name that leads to 192.168.0.1"""
-
-
-@behaviour("refused_target", "http://0x0a000001/{name}")
-def private_in_hex(sock, request):
-    """10.0.0.1 written as a hexadecimal number"""
-
-
-@behaviour("refused_target", "ftp://{host}/{name}")
-def wrong_scheme(sock, request):
-    """ftp"""
-
-
-@behaviour("invalid_url", "http:///{name}")
-def no_host(sock, request):
-    """a URL without a host"""
-
-
-@behaviour("invalid_url", "{host}/{name}.jpg")
-def no_scheme(sock, request):
-    """a URL without a scheme"""
-
-
-@behaviour("ok", "http://someone:secret@{host}:{port}/{name}")
+@behaviour("ok", url="http://someone:secret@{host}:{port}/{name}")
 def credentials(sock, request):
     """wants the name and password that stand in the URL"""
     if request.headers.get("authorization") == "Basic c29tZW9uZTpzZWNyZXQ=":

@@ -7,47 +7,49 @@ import zlib
 from functools import lru_cache
 
 from misbehaving.answers import encode, photo, pixels, send_picture, with_everything, with_orientation
-from misbehaving.registry import behaviour, behaviours
+from misbehaving.registry import behaviour, put
 from PIL import Image
 
 # ---- not quite pictures
 
 
-behaviours(
-    {
-        "html_as_jpg": (
-            "not_an_image",
-            "a login page as image/jpeg",
-            lambda sock, _: send_picture(sock, b"<!DOCTYPE html><html><body>Please log in</body></html>"),
-        ),
-        "jpeg_truncated": (
-            "corrupt_image",
-            "the first two thirds of a JPEG",
-            lambda sock, _: send_picture(sock, photo()[: len(photo()) * 2 // 3]),
-        ),
-        "png_bomb": (
-            "too_many_pixels",
-            "a PNG of 12,000 x 12,000 px in 20 kB",
-            lambda sock, _: send_picture(sock, png_bomb_body(), "image/png"),
-        ),
-        "jpeg_xl": (
-            "unsupported_image",
-            "JPEG XL, which Pillow does not read",
-            lambda sock, _: send_picture(sock, b"\x00\x00\x00\x0cJXL \r\n\x87\n" + b"\0" * 64, "image/jxl"),
-        ),
-        "png_text_bomb": (
-            "corrupt_image",
-            "a PNG whose text chunk unpacks to 100 MB",
-            lambda sock, _: send_picture(sock, png_text_bomb_body(), "image/png"),
-        ),
-        "one_pixel": (
-            "image_too_small",
-            "a tracking pixel",
-            lambda sock, _: send_picture(sock, encode(Image.new("RGB", (1, 1)), "GIF"), "image/gif"),
-        ),
-        "ruler": ("aspect_too_extreme", "2,000 x 40 px", lambda sock, _: send_picture(sock, encode(pixels(2000, 40)))),
-    }
+put(
+    "html_as_jpg",
+    "not_an_image",
+    "a login page as image/jpeg",
+    lambda sock, _: send_picture(sock, b"<!DOCTYPE html><html><body>Please log in</body></html>"),
 )
+put(
+    "jpeg_truncated",
+    "corrupt_image",
+    "the first two thirds of a JPEG",
+    lambda sock, _: send_picture(sock, photo()[: len(photo()) * 2 // 3]),
+)
+put(
+    "png_bomb",
+    "too_many_pixels",
+    "a PNG of 12,000 x 12,000 px in 20 kB",
+    lambda sock, _: send_picture(sock, png_bomb_body(), "image/png"),
+)
+put(
+    "jpeg_xl",
+    "unsupported_image",
+    "JPEG XL, which Pillow does not read",
+    lambda sock, _: send_picture(sock, b"\x00\x00\x00\x0cJXL \r\n\x87\n" + b"\0" * 64, "image/jxl"),
+)
+put(
+    "png_text_bomb",
+    "corrupt_image",
+    "a PNG whose text chunk unpacks to 100 MB",
+    lambda sock, _: send_picture(sock, png_text_bomb_body(), "image/png"),
+)
+put(
+    "one_pixel",
+    "image_too_small",
+    "a tracking pixel",
+    lambda sock, _: send_picture(sock, encode(Image.new("RGB", (1, 1)), "GIF"), "image/gif"),
+)
+put("ruler", "aspect_too_extreme", "2,000 x 40 px", lambda sock, _: send_picture(sock, encode(pixels(2000, 40))))
 
 
 @behaviour("too_costly")
@@ -74,17 +76,14 @@ def png_bomb_body() -> bytes:
 # ---- odd but sound pictures
 
 
-behaviours(
-    {
-        "wrong_type": ("ok", "a JPEG as text/html", lambda sock, _: send_picture(sock, content_type="text/html")),
-        "jpeg_grey": ("ok", "greyscale JPEG", lambda sock, _: send_picture(sock, encode(pixels().convert("L")))),
-        "webp": ("ok", "WebP", lambda sock, _: send_picture(sock, encode(pixels(), "WEBP"), "image/webp")),
-        "jpeg_with_gps": (
-            "ok",
-            "JPEG with a camera's position, owner and thumbnail, a comment, and a film after its end",
-            lambda sock, _: send_picture(sock, with_everything()),
-        ),
-    }
+put("wrong_type", "ok", "a JPEG as text/html", lambda sock, _: send_picture(sock, content_type="text/html"))
+put("jpeg_grey", "ok", "greyscale JPEG", lambda sock, _: send_picture(sock, encode(pixels().convert("L"))))
+put("webp", "ok", "WebP", lambda sock, _: send_picture(sock, encode(pixels(), "WEBP"), "image/webp"))
+put(
+    "jpeg_with_gps",
+    "ok",
+    "JPEG with a camera's position, owner and thumbnail, a comment, and a film after its end",
+    lambda sock, _: send_picture(sock, with_everything()),
 )
 
 

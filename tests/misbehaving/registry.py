@@ -6,6 +6,8 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
+from misbehaving.answers import send, send_picture
+
 
 class Request(NamedTuple):
     """One line of the log: when it came (time.monotonic), for whom, for what."""
@@ -40,20 +42,24 @@ class Behaviour(NamedTuple):
 BEHAVIOURS: dict[str, Behaviour] = {}
 
 
-def behaviour(outcome: str, url: str = "http://{host}:{port}/{name}", robots: Act | None = None):
+def put(name: str, outcome: str, does: str, act: Act = lambda sock, _: send_picture(sock), **more) -> None:
+    """Register what takes a line; `more` are the other fields of a `Behaviour`."""
+    BEHAVIOURS[name] = Behaviour(name, does, outcome, act, **more)
+
+
+def behaviour(outcome: str, **more):
     """Register a function under its own name; its docstring says what it does."""
 
     def register(act: Act):
-        BEHAVIOURS[act.__name__] = Behaviour(act.__name__, (act.__doc__ or "").strip(), outcome, act, url, robots)
+        put(act.__name__, outcome, (act.__doc__ or "").strip(), act, **more)
         return act
 
     return register
 
 
-def behaviours(table: dict[str, tuple[str, str, Act]]) -> None:
-    """Register what takes a line: outcome, what it does, and how, by name."""
-    for name, (outcome, does, act) in table.items():
-        BEHAVIOURS[name] = Behaviour(name, does, outcome, act)
+def answer(status: str = "200 OK", headers: dict[str, str] | None = None, body: bytes = b"") -> Act:
+    """The same answer each time."""
+    return lambda sock, _: send(sock, status, headers, body)
 
 
 def host_of(name: str) -> str:

@@ -6,49 +6,40 @@ import email.utils
 import time
 
 from misbehaving.answers import send, send_picture
-from misbehaving.registry import Act, behaviour, behaviours
+from misbehaving.registry import Act, answer, behaviour, put
 
 
 def _found_at(location: str) -> Act:
     """A redirect to `location`."""
-    return lambda sock, _: send(sock, "302 Found", {"Location": location})
+    return answer("302 Found", {"Location": location})
 
 
 # ---- statuses
 
 
-behaviours(
-    {
-        "not_found": ("http_404", "404", lambda sock, _: send(sock, "404 Not Found", body=b"gone fishing")),
-        "gone": ("http_410", "410", lambda sock, _: send(sock, "410 Gone")),
-        "forbidden": ("http_4xx", "403", lambda sock, _: send(sock, "403 Forbidden")),
-        "busy_for_hours": (
-            "http_429",
-            "429 with Retry-After: 3600, longer than anyone's patience",
-            lambda sock, _: send(sock, "429 Too Many Requests", {"Retry-After": "3600"}),
-        ),
-        "busy_always": (
-            "http_429",
-            "429 without Retry-After, every time",
-            lambda sock, _: send(sock, "429 Too Many Requests"),
-        ),
-        "server_error": (
-            "http_5xx",
-            "500, every time",
-            lambda sock, _: send(sock, "500 Internal Server Error", body=b"oops"),
-        ),
-        "no_content": ("empty_body", "204", lambda sock, _: send(sock, "204 No Content", length=False)),
-        "not_modified": (
-            "bad_response",
-            "304 to a request that was not conditional",
-            lambda sock, _: send(sock, "304 Not Modified", length=False),
-        ),
-        "partial": (
-            "bad_response",
-            "206 to a request for the whole",
-            lambda sock, _: send(sock, "206 Partial Content", {"Content-Range": "bytes 0-9/100"}, b"0123456789"),
-        ),
-    }
+put("not_found", "http_404", "404", answer("404 Not Found", body=b"gone fishing"))
+put("gone", "http_410", "410", answer("410 Gone"))
+put("forbidden", "http_4xx", "403", answer("403 Forbidden"))
+put(
+    "busy_for_hours",
+    "http_429",
+    "429 with Retry-After: 3600, longer than anyone's patience",
+    answer("429 Too Many Requests", {"Retry-After": "3600"}),
+)
+put("busy_always", "http_429", "429 without Retry-After, every time", answer("429 Too Many Requests"))
+put("server_error", "http_5xx", "500, every time", answer("500 Internal Server Error", body=b"oops"))
+put("no_content", "empty_body", "204", lambda sock, _: send(sock, "204 No Content", length=False))
+put(
+    "not_modified",
+    "bad_response",
+    "304 to a request that was not conditional",
+    lambda sock, _: send(sock, "304 Not Modified", length=False),
+)
+put(
+    "partial",
+    "bad_response",
+    "206 to a request for the whole",
+    answer("206 Partial Content", {"Content-Range": "bytes 0-9/100"}, b"0123456789"),
 )
 
 
@@ -108,61 +99,34 @@ def redirect_endless(sock, request):
     send(sock, "301 Moved Permanently", {"Location": f"/redirect_endless/{step + 1}"})
 
 
-behaviours(
-    {
-        "redirect_loop": (
-            "too_many_redirects",
-            "to itself",
-            lambda sock, _: send(sock, "307 Temporary Redirect", {"Location": "/redirect_loop"}),
-        ),
-        "redirect_to_file": (
-            "refused_target",
-            "to file:///etc/passwd",
-            _found_at("file:///etc/passwd"),
-        ),
-        "redirect_to_private": (
-            "refused_target",
-            "to http://10.0.0.1/",
-            _found_at("http://10.0.0.1/photo.jpg"),
-        ),
-        "redirect_to_metadata": (
-            "refused_target",
-            "to a cloud's metadata address",
-            _found_at("http://169.254.169.254/latest/meta-data/"),
-        ),
-        "redirect_to_ipv6_loopback": (
-            "refused_target",
-            "to http://[::1]/",
-            _found_at("http://[::1]:80/photo.jpg"),
-        ),
-        "redirect_to_private_name": (
-            "refused_target",
-            "to a public name that leads to a private address",
-            _found_at("http://intranet.example/photo.jpg"),
-        ),
-        "redirect_to_nowhere": ("bad_response", "302 without Location", lambda sock, _: send(sock, "302 Found")),
-        "redirect_to_nonsense": (
-            "bad_response",
-            "to something that is no URL",
-            _found_at("http://[nonsense"),
-        ),
-        "redirect_to_disallowed": (
-            "robots_disallowed",
-            "to a path that robots.txt forbids",
-            _found_at("/private/photo.jpg"),
-        ),
-        "redirect_to_no_such_host": (
-            "dns_failure",
-            "to a name without an address",
-            _found_at("http://no-such-host.invalid/photo.jpg"),
-        ),
-        "redirect_to_not_found": (
-            "http_404",
-            "to a 404",
-            _found_at("/nothing_here"),
-        ),
-    }
+put(
+    "redirect_loop", "too_many_redirects", "to itself", answer("307 Temporary Redirect", {"Location": "/redirect_loop"})
 )
+put("redirect_to_file", "refused_target", "to file:///etc/passwd", _found_at("file:///etc/passwd"))
+put("redirect_to_private", "refused_target", "to http://10.0.0.1/", _found_at("http://10.0.0.1/photo.jpg"))
+put(
+    "redirect_to_metadata",
+    "refused_target",
+    "to a cloud's metadata address",
+    _found_at("http://169.254.169.254/latest/meta-data/"),
+)
+put("redirect_to_ipv6_loopback", "refused_target", "to http://[::1]/", _found_at("http://[::1]:80/photo.jpg"))
+put(
+    "redirect_to_private_name",
+    "refused_target",
+    "to a public name that leads to a private address",
+    _found_at("http://intranet.example/photo.jpg"),
+)
+put("redirect_to_nowhere", "bad_response", "302 without Location", answer("302 Found"))
+put("redirect_to_nonsense", "bad_response", "to something that is no URL", _found_at("http://[nonsense"))
+put("redirect_to_disallowed", "robots_disallowed", "to a path that robots.txt forbids", _found_at("/private/photo.jpg"))
+put(
+    "redirect_to_no_such_host",
+    "dns_failure",
+    "to a name without an address",
+    _found_at("http://no-such-host.invalid/photo.jpg"),
+)
+put("redirect_to_not_found", "http_404", "to a 404", _found_at("/nothing_here"))
 
 
 @behaviour("ok")
