@@ -7,13 +7,12 @@ ranks stop together: they agree on what they found before any of them stops.
 from __future__ import annotations
 
 import errno
-import json
 import re
 import traceback
 from pathlib import Path
 
 from manifests.errors import PlantMixError, RetryableError, RunError
-from manifests.storage import publish_bytes
+from manifests.storage import publish_json
 from training.data import loader
 from training.record.log import RunLog
 from training.run.distributed import gather_from_ranks
@@ -107,7 +106,7 @@ def stop_not_finite(
         "samples": trainer.pool.names(rows),
     }
     path = folder / f"not-finite-step-{step:08d}-rank-{trainer.ranks.rank}.json"
-    publish_bytes(str(path), (json.dumps(report, indent=2) + "\n").encode("utf-8"))
+    publish_json(path, report)
     raise RunError(
         f"the {what} of step {step} is not finite{skipped}; its {len(rows)} samples are listed in {path}. The last "
         "checkpoint is from before: lower optimiser.lr, set optimiser.clip_norm, or use bf16 instead of fp16"

@@ -110,7 +110,7 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
         storage.make_folder(str(target))
         for name in (_VECTORS, _NAMES):
             storage.publish(str(private / name), str(target / name))
-        storage.publish_bytes(str(target / _RECORD), (json.dumps(record, indent=2) + "\n").encode("utf-8"))
+        storage.publish_json(target / _RECORD, record)
     finally:
         shutil.rmtree(private, ignore_errors=True)
     return record

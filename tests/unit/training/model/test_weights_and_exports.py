@@ -33,7 +33,6 @@ KEYS = {  # * stands for each of the 12 blocks of a tower
     for block in range(12 if "*" in key else 1)
 }
 ROOT = Path(__file__).parents[4]
-DEMO = str(ROOT / "configs/models/vit-tiny-demo.json")
 
 
 def released_state(device: str = "meta") -> dict[str, Tensor]:
