@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import zlib
 
 import imagehash
 import numpy as np
 import pytest
-from PIL import Image
+from misbehaving.answers import encode as encode
+from PIL import Image, ImageCms
 
 from manifests.pictures.jpeg import without_metadata
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
@@ -24,10 +26,22 @@ def picture(width=90, height=60, mode="RGB", seed=0) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
 
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+def swapped_profile() -> bytes:
+    """sRGB with its red and blue primaries swapped, under another name: cannot be mistaken for sRGB."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    entries = range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)
+    place = {bytes(data[at : at + 4]): at for at in entries}
+    red, blue = place[b"rXYZ"], place[b"bXYZ"]
+    data[red : red + 4], data[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A tiny PNG whose head says another size."""
+    body = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
+    body[16:24] = struct.pack(">II", width, height)
+    body[29:33] = struct.pack(">I", zlib.crc32(bytes(body[12:29])))
+    return bytes(body)
 
 
 def stored(body: bytes, how: ImageSettings = PLAIN) -> tuple[StoredImage, Image.Image]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measuring import PLAIN, encode, picture
+from measuring import PLAIN, encode, picture, swapped_profile
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg
-from PIL import Image, ImageCms
+from PIL import Image
 
 from pipeline.pictures.image import Rejected, StoredImage, measure_image
 from training.data.decoded import shrink
@@ -48,16 +48,6 @@ def _turned(kind: str, orientation: int) -> bytes:
     return encode(picture(SIDE, SIDE), kind, exif=exif if kind == "TIFF" else exif.tobytes())
 
 
-def _swapped_profile() -> bytes:
-    """sRGB with red and blue swapped, under another name."""
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    entries = range(132, 132 + 12 * int.from_bytes(data[128:132], "big"), 12)
-    place = {bytes(data[at : at + 4]): at for at in entries}
-    red, blue = place[b"rXYZ"], place[b"bXYZ"]
-    data[red : red + 4], data[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
-
-
 def _clear(mode: str) -> Image.Image:
     image = picture(SIDE, SIDE, mode)
     image.putalpha(Image.linear_gradient("L").resize((SIDE, SIDE)))
@@ -75,8 +65,8 @@ ODD = {
     "transparent palette": encode(picture(SIDE, SIDE).quantize(8), "PNG", transparency=3),
     "transparent GIF": encode(picture(SIDE, SIDE).quantize(8), "GIF", transparency=3),
     "colour key": encode(Image.new("RGB", (SIDE, SIDE), (1, 2, 3)), "PNG", transparency=(1, 2, 3)),
-    "profile in a JPEG": encode(picture(SIDE, SIDE), "JPEG", icc_profile=_swapped_profile()),
-    "profile in a PNG": encode(picture(SIDE, SIDE), "PNG", icc_profile=_swapped_profile()),
+    "profile in a JPEG": encode(picture(SIDE, SIDE), "JPEG", icc_profile=swapped_profile()),
+    "profile in a PNG": encode(picture(SIDE, SIDE), "PNG", icc_profile=swapped_profile()),
     "CMYK JPEG": encode(picture(SIDE, SIDE, "CMYK"), "JPEG"),
     "CMYK TIFF": encode(picture(SIDE, SIDE, "CMYK"), "TIFF"),
     "LAB TIFF": encode(Image.merge("LAB", [Image.linear_gradient("L").resize((SIDE, SIDE)), *[WEAK] * 2]), "TIFF"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from building import ROOT, folder_source, write_small_config
+from misbehaving.answers import encode
 from PIL import Image
 
 from manifests.reader import open_reader
@@ -19,12 +20,6 @@ PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))  # JPEG of 200 x 200 px, 
 Body = bytes
 Plant = Callable[[Body], tuple[Body, Body, str]]
 """The bytes of a photo to the original, its worse copy, and what the original is better by."""
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> Body:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def opened(body: Body) -> Image.Image:

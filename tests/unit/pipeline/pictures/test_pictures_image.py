@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from measuring import PLAIN, check_measures, difference, encode, passed_through, picture, rejected, stored
+from measuring import (
+    PLAIN,
+    check_measures,
+    difference,
+    encode,
+    passed_through,
+    picture,
+    png_that_claims,
+    rejected,
+    stored,
+    swapped_profile,
+)
 from PIL import Image, ImageCms, ImageOps
 
 from manifests.outcomes import Outcome
@@ -132,23 +142,10 @@ def test_animated_gives_its_first_frame(kind):
     assert difference(image, frames[1]) > 20
 
 
-def _wide_profile() -> bytes:
-    """An RGB profile made from sRGB's by swapping its red and blue primaries: cannot be mistaken for sRGB."""
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    num = int.from_bytes(data[128:132], "big")
-    places = {}
-    for n in range(num):
-        entry = 132 + 12 * n
-        places[bytes(data[entry : entry + 4])] = entry
-    red, blue = places[b"rXYZ"], places[b"bXYZ"]
-    data[red : red + 4], data[blue : blue + 4] = b"bXYZ", b"rXYZ"
-    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(64, 64), (600, 600)])
 def test_colour_profile_is_applied(kind, size):
-    body = encode(Image.new("RGB", size, (250, 10, 10)), kind, icc_profile=_wide_profile())
+    body = encode(Image.new("RGB", size, (250, 10, 10)), kind, icc_profile=swapped_profile())
     result, image = stored(body)
     assert not passed_through(result, body)
     assert np.abs(np.asarray(image, int) - [10, 10, 250]).max() <= 12
@@ -168,7 +165,7 @@ def test_broken_profile_is_as_none():
 
 def test_profile_of_alpha_picture_keeps_alpha():
     image = Image.new("RGBA", (64, 64), (250, 10, 10, 0))
-    _, out = stored(encode(image, "PNG", icc_profile=_wide_profile()))
+    _, out = stored(encode(image, "PNG", icc_profile=swapped_profile()))
     assert np.asarray(out).min() >= 250
 
 
@@ -277,12 +274,7 @@ def test_a_16_bit_picture_takes_little_more_memory_than_its_pixels():
 
 
 def test_pixels_beyond_pillows_own_limit_are_an_outcome_too():
-    body = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
-    body[16:24] = struct.pack(">II", 60_000, 60_000)
-    import zlib
-
-    body[29:33] = struct.pack(">I", zlib.crc32(bytes(body[12:29])))
-    assert rejected(bytes(body)).outcome is Outcome.TOO_MANY_PIXELS
+    assert rejected(png_that_claims(60_000, 60_000)).outcome is Outcome.TOO_MANY_PIXELS
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}])
