@@ -99,7 +99,7 @@ class DataSettings(Settings):
         names = [(group.split, group.name) for group in groups]
         if doubled := [name for split, name in names if names.count((split, name)) > 1]:
             raise ValueError(
-                f"two groups are named '{doubled[0]}'; give each a name of its own, or one group both lists"
+                f"two groups are named '{doubled[0]}'; give each a name of its own, or make them one group"
             )
         if odd := [group.name for group in groups if group.split == "heldout" and group.weight is not None]:
             raise ValueError(f"group '{odd[0]}' is held out, so its weight has no effect; take it out")
