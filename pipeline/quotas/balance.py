@@ -36,7 +36,7 @@ class CapSettings(Settings):
 
     by: str
     """What is counted: taxon, kingdom, phylum, class, order, family, genus, species, host, source, creator,
-    rights_holder, text, or extra.COLUMN for a column kept by the source."""
+    rights_holder, text (the caption), or extra.COLUMN for a column kept by the source."""
     about: int | None = Field(None, ge=1)
     """Keep each row of a key with probability min(1, about / rows)."""
     at_most: int | None = Field(None, ge=1)

@@ -37,11 +37,11 @@ from manifests.records import PartFile, PartRecord, StageRecord, fingerprint
 from manifests.remote.folder import patiently, remove_from
 from pipeline.config import BuildConfig
 from pipeline.runner.checking import ContentChecks
-from pipeline.runner.executing import Done, InlineExecutor, Job
+from pipeline.runner.executing import Done, Job
+from pipeline.runner.executors import Executor, start_executor
 from pipeline.runner.inputs import within
 from pipeline.runner.kept_config import keep_config
-from pipeline.runner.on_processes import ProcessExecutor
-from pipeline.runner.on_ray import RayExecutor, address_of
+from pipeline.runner.on_ray import address_of
 from pipeline.runner.progress import Progress, Watch
 from pipeline.runner.stopping import StopRequests
 from pipeline.runner.work import BuildContext, Execution, Part, Stage, StageRun, Step
@@ -61,10 +61,6 @@ class BuildReport:
     redone: tuple[str, ...]
     release: str | None
     seconds: float
-
-
-Executor = InlineExecutor | ProcessExecutor | RayExecutor
-"""Where jobs run: in this process, in others of this machine, or on Ray."""
 
 
 class Runner:
@@ -421,15 +417,7 @@ class Runner:
     def _ready_executor(self) -> Executor:
         """Start the executor only when there is work: a build with nothing to do never starts Ray."""
         if self._executor is None:
-            run = self._config.run
-            if run.executor == "inline":
-                self._executor = InlineExecutor()
-            elif run.executor == "processes":
-                self._executor = ProcessExecutor(run.num_workers)
-            else:
-                origins = (*self._config.sources, *self._config.evaluation)
-                places = {origin.reader.path: origin.where for origin in origins}
-                self._executor = RayExecutor(run.num_workers, run.ray, self._catalog.workdir, places)
+            self._executor = start_executor(self._config, self._catalog.workdir)
             self._stop.take_back_signals()
         return self._executor
 

@@ -229,6 +229,6 @@ def test_ray_is_not_started_when_there_is_nothing_to_do(tmp_path: Path, monkeypa
     def never(*_: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipeline.runner.runner.RayExecutor", never)
+    monkeypatch.setattr("pipeline.runner.executors.RayExecutor", never)
     with Catalog.open(str(tmp_path)) as catalog:
         assert Runner(config_of(tmp_path, "ray"), [stage], catalog).run().redone == ()

@@ -60,7 +60,8 @@ class JoinedCaptions(Settings):
     text: str
     """Column of the table that holds the texts."""
     kind: Annotated[str, AfterValidator(_check_kind)]
-    """What the texts are: the name of their member in a shard. `caption` stands in where a picture has no caption."""
+    """What the texts are: the name of their member in a shard. `caption` stands in where a picture has no caption; a
+    text of the taxon, such as sci, is replaced where the table has one."""
 
     @model_validator(mode="before")
     @classmethod
