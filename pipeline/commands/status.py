@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from manifests.printable import pace
@@ -138,7 +138,7 @@ def _running_lines(status: dict[str, Any]) -> list[str]:
     running = status.get("running")
     if not running:
         return ["nothing is running"]
-    if not Path("/proc", str(status.get("pid"))).exists():
+    if not _is_alive(status.get("pid")):
         return [f"interrupted in {running['step']}; run the same command to go on"]
     if not running["total"]:
         return [f"running: {running['step']}, looking what is to be done"]
@@ -153,3 +153,13 @@ def _running_lines(status: dict[str, Any]) -> list[str]:
     host_figures = list(running.get("given", {}).items())[:MOST_HOSTS]
     lines += [f"  {host}: {describe_given(values)}" for host, values in host_figures]
     return lines
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
