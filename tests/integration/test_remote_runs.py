@@ -167,7 +167,7 @@ def test_a_place_in_the_store_that_holds_something_else_is_refused(
     for name in ("model.pt", "checkpoints/step-00000003.pt", "checkpoints/epoch_5.pt", "eval/mine.json"):
         fs.pipe_file(f"{BUCKET}/run/{name}", b"of someone else")
         for resume in (True, False):
-            with pytest.raises(ConfigError, match=r"s3://.*holds .*and no run\.json of a training"):
+            with pytest.raises(ConfigError, match=r"s3://.*holds .*but no run\.json of a training"):
                 train(settings(served, tmp_path / "one"), resume=resume)
         assert names(store) == {name}
         fs.rm_file(f"{BUCKET}/run/{name}")
