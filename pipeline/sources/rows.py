@@ -235,10 +235,10 @@ def check_unicode(values: Iterable[str | None]) -> None:
     "".join(value for value in values if value).encode()
 
 
-def in_batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items, BATCH_ROWS at a time."""
+def in_batches(items: Iterable[Item], size: int = BATCH_ROWS) -> Iterator[list[Item]]:
+    """The items, `size` at a time."""
     rest = iter(items)
-    while batch := list(islice(rest, BATCH_ROWS)):
+    while batch := list(islice(rest, size)):
         yield batch
 
 

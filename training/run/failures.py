@@ -6,8 +6,10 @@ ranks stop together: they agree on what they found before any of them stops.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+import time
 import traceback
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from training.run.state import Progress, Trainer
 
 # The scale of fp16 starts at 2^16 and halves with every step left out, so a run finds its scale in a few steps. Twenty
 # in a row bring it to 2^-4. At 1e-3 only a gradient above 6e7 does not fit float16, so the scale is not to blame.
+_HEARD_SECONDS = 1.0  # a process closes its connections before its end is told
 MAX_SKIPPED_STEPS = 20
 MIN_LOSS_SCALE = 1e-3
 
@@ -67,6 +70,8 @@ def explain(error: BaseException, folder: Path) -> PlantMixError | None:
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
         return _loader_is_gone(text)
     if isinstance(error, (ConnectionError, FileNotFoundError, EOFError)) and _was_fetching_tensors(error):
+        with contextlib.suppress(RuntimeError):  # what torch raises when it hears of the process: here, and no later
+            time.sleep(_HEARD_SECONDS)
         return _loader_is_gone(f"it ended before its batch was taken ({type(error).__name__}).")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(

@@ -270,7 +270,14 @@ def test_a_batch_whose_loader_process_is_gone_is_said(tmp_path: Path) -> None:
             return failures.explain(error, tmp_path)
         raise AssertionError
 
+    def hear(*_: Any) -> None:  # as torch's handler of SIGCHLD
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGALRM, hear)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
     explained = error_of(lambda: rebuild_storage_fd(torch.UntypedStorage, Gone(), 8))
+    assert signal.setitimer(signal.ITIMER_REAL, 0) == (0.0, 0.0), "it answered before the end was told"
+    signal.signal(signal.SIGALRM, before)
     assert "a loader process is gone: it ended before its batch was taken (ConnectionResetError)." in str(explained)
     assert isinstance(explained, RetryableError)
     assert error_of(Gone().detach) is None  # of anything else, a store for one
