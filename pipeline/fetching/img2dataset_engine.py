@@ -173,7 +173,8 @@ def _write_listing(path: Path, targets: dict[str, Target]) -> None:
 def _downloader_class() -> Any:
     """img2dataset's Downloader. Its import takes about 4 s and adds 260 MB to a worker."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the web for a newer release
-    if importlib.util.find_spec("imghdr") is None:  # not in Python 3.13; only the resizer that we replace calls it
+    # not in Python 3.13; only the resizer that we replace calls it
+    if sys.modules.get("imghdr") is None and importlib.util.find_spec("imghdr") is None:
         sys.modules["imghdr"] = ModuleType("imghdr")
     try:
         with warnings.catch_warnings():

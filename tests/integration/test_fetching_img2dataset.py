@@ -103,7 +103,8 @@ def test_what_is_not_told_is_null_and_never_guessed(tmp_path):
 DIFFERENCES = {  # behaviours that end otherwise: with our engine, with img2dataset
     "chunks_nonsense": ("bad_response", "body_truncated"),
     "credentials": ("ok", "http_4xx"),
-    "declared_too_large": ("body_too_large", "bad_response"),
+    # Python 3.13 waits for bytes that were declared and never come
+    "declared_too_large": ("body_too_large", "bad_response" if sys.version_info < (3, 13) else "read_timeout"),
     "deflate_bomb": ("body_too_large", "not_an_image"),
     "encoding_unknown": ("bad_response", "ok"),
     "gzip_bomb": ("body_too_large", "not_an_image"),
@@ -188,7 +189,7 @@ def test_it_loads_where_python_has_no_imghdr():
     code = (
         "import sys; sys.modules['imghdr'] = None\n"  # as from Python 3.13
         "from pipeline.fetching.img2dataset_engine import _downloader_class\n"
-        "print(_downloader_class().__name__)"
+        "print(_downloader_class().__name__, _downloader_class().__name__)"  # of one part, and of the next
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.stdout.split() == ["Downloader"], ended.stderr
+    assert ended.stdout.split() == ["Downloader"] * 2, ended.stderr

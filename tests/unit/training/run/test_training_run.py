@@ -323,7 +323,9 @@ def test_epochs_decide_the_number_of_steps(config: dict[str, Any]) -> None:
     assert state.count_steps(settings, 107) == math.ceil(1.5 * 107 / 12)
 
 
-def test_a_terminal_gets_one_living_line(tmp_path: Path) -> None:
+def test_a_terminal_gets_one_living_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+
     class Terminal:
         def __init__(self) -> None:
             self.text = ""
