@@ -12,7 +12,7 @@ import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from time import sleep
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -21,7 +21,6 @@ from manifests.errors import ConfigError, RunError
 from pipeline.sources.gbif import asking
 from pipeline.sources.gbif.api import ASKED_TOO_MUCH, GbifApi, account_of, refused
 from pipeline.sources.gbif.asking import GbifSettings
-from pipeline.sources.gbif.reader import GbifReader
 
 log = logging.getLogger("plantmix.gbif")
 
@@ -33,7 +32,14 @@ _PAGE_ROWS = 500
 _REQUEST = "occurrence/download/request"
 
 
-def missing_account(source: GbifReader, environment: Mapping[str, str]) -> str | None:
+class Source(Protocol):
+    """A source that GBIF is asked for; `where` names it in messages."""
+
+    settings: GbifSettings
+    where: str
+
+
+def missing_account(source: Source, environment: Mapping[str, str]) -> str | None:
     """Which variables must be set before GBIF can be asked for this source; None when nothing is missing."""
     request = asking.read_request(source.settings)
     if source.settings.download or (request and request.key) or account_of(environment):
@@ -42,7 +48,7 @@ def missing_account(source: GbifReader, environment: Mapping[str, str]) -> str |
     return f"{source.where}: set {' and '.join(names)} in the environment, from your account at gbif.org"
 
 
-def obtain(sources: Sequence[GbifReader], user_agent: str, environment: Mapping[str, str]) -> None:
+def obtain(sources: Sequence[Source], user_agent: str, environment: Mapping[str, str]) -> None:
     """Bring the archives of sources that wait for them. All are asked for before the first wait.
 
     Raises: ConfigError for what GBIF refuses; RunError when a download failed or GBIF stays away.
@@ -67,7 +73,7 @@ def obtain(sources: Sequence[GbifReader], user_agent: str, environment: Mapping[
 # ---- asking
 
 
-def _ask(api: GbifApi, source: GbifReader, environment: Mapping[str, str]) -> None:
+def _ask(api: GbifApi, source: Source, environment: Mapping[str, str]) -> None:
     """Make sure that GBIF was asked, once, and that the key is known."""
     settings = source.settings
     request = asking.read_request(settings)
@@ -133,7 +139,7 @@ def _find(api: GbifApi, user: str, token: str) -> str | None:
 # ---- waiting and fetching
 
 
-def _bring(api: GbifApi, source: GbifReader) -> None:
+def _bring(api: GbifApi, source: Source) -> None:
     settings = source.settings
     path = asking.archive_path(settings)
     assert path is not None, "asked for before"
