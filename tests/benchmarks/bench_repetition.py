@@ -5,24 +5,24 @@
     python tests/benchmarks/bench_repetition.py report            # cross-validation on the designed mixtures
     python tests/benchmarks/bench_repetition.py report --judge    # the sealed mixtures
 
-RELEASE is what mixing_law_material.py builds. A finished run is a line of results/repetition.jsonl.
+RELEASE is what mixing_law_material.py builds. A finished run is a line of results/mixing-law.jsonl, in a block pool-N.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mixing_law import BATCH, DOMAINS, STEPS, Run, do_run, last_losses, read_mixtures, runs_table
+from mixing_law import BATCH, DOMAINS, RESULTS, STEPS, Run, do_run, last_losses, pool_of, read_mixtures, runs_table
 from scipy.optimize import nnls
 from study_records import Records
 
-RESULTS = Records(Path(__file__).parent / "results/repetition.jsonl")
+RECORDS = Records(RESULTS)
 POOLS = (2200, 1100, 550, 275)
 WIDTH, NUM_SEEDS, NUM_FOLDS = 128, 2, 8
 SCALES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 15.4, 100.0)  # R*, passes
@@ -140,7 +140,7 @@ def _passes(records: Sequence[dict[str, Any]]) -> Array:
 
 
 def _pool(record: dict[str, Any]) -> int:
-    return int(record["block"].removeprefix("pool-"))
+    return pool_of(record["block"])
 
 
 def _shares(record: dict[str, Any]) -> Array:
@@ -172,34 +172,57 @@ def seed_noise(records: list[dict[str, Any]]) -> float:
 
 
 def report(*, judge: bool) -> Iterator[str]:
-    """A line a form: held-out error on designed mixtures by pool; to judge, error and coverage on the sealed ones."""
-    records = RESULTS.of("*")
+    """Held-out error of each form on designed mixtures by pool; to judge, error, noise and coverage on the sealed ones.
+
+    Raises: SystemExit to judge while a run is missing: the sealed mixtures are opened once.
+    """
+    missing = [run.name for run in all_runs() if run.name not in RECORDS.names()]
+    if judge and missing:
+        raise SystemExit(f"{len(missing)} runs are not done ({missing[0]} ...): the sealed mixtures stay sealed")
+    records = RECORDS.of("pool-*")
     designed = [record for record in records if record["mixture"].startswith("d")]
     sealed = [record for record in records if record["mixture"].startswith("s")] if judge else []
-    yield f"{len(designed)} designed runs, noise between seeds {seed_noise(designed):.3f}"
-    if judge:
-        yield f"{len(sealed)} sealed runs, noise between seeds {seed_noise(sealed):.3f}"
-    yield "\n| form | " + " | ".join(f"pool {pool}" for pool in POOLS) + " | all | over noise | coverage |"
-    yield "|---|" + "---|" * (len(POOLS) + 3)
-    pools = np.array([_pool(record) for record in designed])
-    for form in FORMS:
-        residuals = held_out(form, designed)
-        yield _line(f"{form.name}, held out", np.abs(residuals), pools, seed_noise(designed), None)
-        if judge:
-            fitted = fit_form(form, designed)
-            errors = np.abs(last_losses(sealed) - fitted.predict(sealed))
-            own = np.array([_pool(record) for record in sealed])
-            widths = np.stack([np.quantile(np.abs(residuals[pools == pool]), 0.9, axis=0) for pool in own])
-            yield _line(f"{form.name}, sealed", errors, own, seed_noise(sealed), float((errors <= widths).mean()))
-            yield f"| R* {fitted.scale}, c {fitted.floors.round(2).tolist()}, k {fitted.costs.round(3).tolist()} |" + (
-                " |" * (len(POOLS) + 3)
-            )
+    for kind, own in (("designed", designed), ("sealed", sealed)):
+        if own:
+            noise = _by_pool(own, lambda rows: f"{seed_noise(rows):.3f}")
+            yield f"{len(own)} {kind} runs, noise between seeds by pool, and of all: {noise}\n"
+    heads = [*(f"pool {pool}" for pool in POOLS), "all"]
+    yield f"| mean absolute error | {' | '.join(heads)} | over noise |\n|---|{'---|' * (len(heads) + 1)}"
+    residuals = {form.name: held_out(form, designed) for form in FORMS}
+    for name, own in residuals.items():
+        yield _line(f"{name}, held out", np.abs(own), designed)
+    for form in FORMS if sealed else ():
+        yield from _judge(form, designed, residuals[form.name], sealed)
 
 
-def _line(name: str, errors: Array, pools: Array, noise: float, coverage: float | None) -> str:
-    by_pool = " | ".join(f"{errors[pools == pool].mean():.3f}" for pool in POOLS)
-    shown = "" if coverage is None else f"{coverage:.2f}"
-    return f"| {name} | {by_pool} | {errors.mean():.3f} | {errors.mean() / noise:.2f} | {shown} |"
+def _judge(form: Form, designed: list[dict[str, Any]], residuals: Array, sealed: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines of one form on the sealed mixtures: errors, and errors over noise with the coverage, by pool."""
+    fitted = fit_form(form, designed)
+    errors = np.abs(last_losses(sealed) - fitted.predict(sealed))
+    pools, own = (np.array([_pool(record) for record in records]) for records in (designed, sealed))
+    covered = errors <= np.stack([np.quantile(np.abs(residuals[pools == pool]), 0.9, axis=0) for pool in own])
+    yield _line(f"{form.name}, sealed", errors, sealed)
+
+    def both(rows: list[dict[str, Any]]) -> str:
+        chosen = np.array([record in rows for record in sealed])
+        return f"{errors[chosen].mean() / seed_noise(rows):.2f} ({covered[chosen].mean():.2f})"
+
+    yield f"| {form.name}, sealed, over noise (coverage) | {_by_pool(sealed, both)} | |"
+    if form.fits_scale or form.has_factor:
+        yield f"\nR* {fitted.scale}, c {fitted.floors.round(2).tolist()}, k {fitted.costs.round(3).tolist()}\n"
+
+
+def _by_pool(records: list[dict[str, Any]], shown: Callable[[list[dict[str, Any]]], str]) -> str:
+    """A value for each pool, then that of all."""
+    parts = [[record for record in records if _pool(record) == pool] for pool in POOLS]
+    return " | ".join(shown(part) for part in (*parts, records))
+
+
+def _line(name: str, errors: Array, records: list[dict[str, Any]]) -> str:
+    def mean(rows: list[dict[str, Any]]) -> str:
+        return f"{errors[np.array([record in rows for record in records])].mean():.3f}"
+
+    return f"| {name} | {_by_pool(records, mean)} | {errors.mean() / seed_noise(records):.2f} |"
 
 
 # ---- commands
@@ -209,8 +232,8 @@ def do_runs(release: str, work: Path, seconds: float) -> None:
     mixtures, end = read_mixtures(), time.monotonic() + seconds
     work.mkdir(parents=True, exist_ok=True)
     for run in all_runs():
-        if run.name not in RESULTS.names() and time.monotonic() < end:
-            RESULTS.add(run.name, do_run(run, mixtures[run.mixture], release, work))
+        if run.name not in RECORDS.names() and time.monotonic() < end:
+            RECORDS.add(run.name, do_run(run, mixtures[run.mixture], release, work))
 
 
 def check_run(name: str, release: str, work: Path) -> int:
@@ -220,7 +243,7 @@ def check_run(name: str, release: str, work: Path) -> int:
         raise SystemExit(f"there is no run '{name}'; runs are named like {all_runs()[0].name}")
     work.mkdir(parents=True, exist_ok=True)
     losses = do_run(run, read_mixtures()[run.mixture], release, work / "check")["losses"]
-    committed = RESULTS.one(name)["losses"]
+    committed = RECORDS.one(name)["losses"]
     apart = max(abs(losses[d][step] - value) for d in DOMAINS for step, value in committed[d].items())
     print(f"{name}: largest difference to the committed losses {apart:.5f}")
     return int(apart > 1e-3)

@@ -162,16 +162,15 @@ def similarities(model: Any, material: Material, split: str) -> tuple[np.ndarray
     own = [material.rows[row]["texts"][0] for row in rows]
     names = sorted(set(own))
 
-    def vectors(encode: str, inputs: Any) -> Any:
-        if model.second_order is None:
-            return getattr(model, f"encode_{encode}")(inputs)
-        return torch.cat(getattr(model, f"encode_{encode}_both")(inputs), dim=1) / 2**0.5
+    def vectors(orders: tuple[Any, Any]) -> Any:
+        first, second = orders
+        return first if second is None else torch.cat([first, second], dim=1) / 2**0.5
 
     with torch.no_grad():
-        pictures = [vectors("image", material.images(rows[i : i + 256])) for i in range(0, len(rows), 256)]
+        pictures = [vectors(model.image_orders(material.images(rows[i : i + 256]))) for i in range(0, len(rows), 256)]
         texts = sum(
             torch.cat([
-                vectors("text", material.texts([template.format(n) for n in names[i : i + 256]]))
+                vectors(model.text_orders(material.texts([template.format(n) for n in names[i : i + 256]])))
                 for i in range(0, len(names), 256)
             ])
             for template in TEMPLATES

@@ -148,6 +148,11 @@ def do_run(run: Run, mixture: dict[str, float], release: str, work: Path) -> dic
     }  # fmt: skip
 
 
+def pool_of(block: str) -> int:
+    """Training pictures of each domain; the blocks `pool-550` and so on are those of bench_repetition.py."""
+    return CUT_POOL if block == "cut-pools" else int(block.removeprefix("pool-")) if block.startswith("pool-") else POOL
+
+
 def write_table(results: Records) -> None:
     """The records as a table that `plantmix plan fit` reads: one row for each run and checkpoint."""
     rows = []
@@ -163,7 +168,7 @@ def write_table(results: Records) -> None:
             }
             row |= {"seed": run["seed"], "samples_seen": int(step) * BATCH}
             row |= {f"mix_{domain}": run["shares"][domain] for domain in DOMAINS}
-            row |= {f"pool_{domain}": CUT_POOL if run["block"] == "cut-pools" else POOL for domain in DOMAINS}
+            row |= {f"pool_{domain}": pool_of(run["block"]) for domain in DOMAINS}
             row |= {f"loss_{domain}": run["losses"][domain][step] for domain in DOMAINS}
             rows.append(row)
     with (HERE / "results" / "mixing-law-runs.csv").open("w", newline="") as stream:
@@ -187,8 +192,9 @@ def do_runs(release: str, work: Path, results: Records, blocks: list[str], secon
 
 
 def read_records(results: Records, *, judge: bool) -> list[dict[str, Any]]:
-    """Finished runs; those of sealed mixtures only to judge."""
-    return [record for record in results.of("*-*") if judge or not record["mixture"].startswith("s")]
+    """Finished runs of `list_runs`; those of sealed mixtures only to judge."""
+    own = [record for record in results.of("*-*") if not record["block"].startswith("pool-")]
+    return [record for record in own if judge or not record["mixture"].startswith("s")]
 
 
 def last_losses(records: list[dict[str, Any]]) -> np.ndarray:
