@@ -193,6 +193,9 @@ def report(*, judge: bool) -> Iterator[str]:
         yield _line(f"{name}, held out", np.abs(own), designed)
     for form in FORMS if sealed else ():
         yield from _judge(form, designed, residuals[form.name], sealed)
+    if sealed:
+        shown = _by_pool(sealed, lambda rows: _matched(designed, rows))
+        yield f"| exploratory: a law of each pool's own runs, over noise (coverage) | {shown} | |"
 
 
 def _judge(form: Form, designed: list[dict[str, Any]], residuals: Array, sealed: list[dict[str, Any]]) -> Iterator[str]:
@@ -205,11 +208,26 @@ def _judge(form: Form, designed: list[dict[str, Any]], residuals: Array, sealed:
 
     def both(rows: list[dict[str, Any]]) -> str:
         chosen = np.array([record in rows for record in sealed])
-        return f"{errors[chosen].mean() / seed_noise(rows):.2f} ({covered[chosen].mean():.2f})"
+        return f"{errors[chosen].mean() / seed_noise(rows):.2f} ({covered[chosen].mean():.3f})"
 
     yield f"| {form.name}, sealed, over noise (coverage) | {_by_pool(sealed, both)} | |"
     if form.fits_scale or form.has_factor:
         yield f"\nR* {fitted.scale}, c {fitted.floors.round(2).tolist()}, k {fitted.costs.round(3).tolist()}\n"
+
+
+def _matched(designed: list[dict[str, Any]], sealed: list[dict[str, Any]]) -> str:
+    """Error over noise, and coverage by the intervals of `plan fit`, of laws fitted to the runs of the same pool."""
+    from pipeline.planning.laws import fit_law
+
+    errors, covered = [], []
+    for pool in sorted({_pool(record) for record in sealed}):
+        own, asked = ([one for one in records if _pool(one) == pool] for records in (designed, sealed))
+        law, truth = fit_law(runs_table(own)), last_losses(asked)
+        shares = np.array([_shares(record) for record in asked])
+        value, low, high = np.moveaxis(np.array(list(law.predict(shares).values())), 1, 0).swapaxes(1, 2)
+        errors.append(np.abs(value - truth))
+        covered.append((low <= truth) & (truth <= high))
+    return f"{np.mean(errors) / seed_noise(sealed):.2f} ({np.mean(covered):.3f})"
 
 
 def _by_pool(records: list[dict[str, Any]], shown: Callable[[list[dict[str, Any]]], str]) -> str:
