@@ -159,8 +159,7 @@ def _trade_off(scorer: Scorer, points: Array, box: Box) -> TradeOff | None:
 
     def weighed(shares_QK: Array) -> Array:
         one, two = (scorer.loss(name, shares_QK) / span for name, span in zip((first, second), spans, strict=True))
-        result: Array = part_B1 * one + (1.0 - part_B1) * two
-        return result
+        return part_B1 * one + (1.0 - part_B1) * two
 
     optima = minimise_each(weighed, points, box)
     predicted = np.stack([scorer.loss(name, optima) for name in (first, second)], axis=1)

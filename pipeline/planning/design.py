@@ -111,8 +111,7 @@ def _sampled_optima(table: RunsTable, objective: dict[str, float], box: Box, cou
     optima = _rounded(sample_optima(law, goal, cloud(box, _CANDIDATES, rng), box, rng))
     together = np.concatenate([table.shares, optima])
     first = np.unique(mixture_groups(together), return_index=True)[1]
-    new: Array = together[np.sort(first[first >= table.num_runs])]
-    return new
+    return together[np.sort(first[first >= table.num_runs])]
 
 
 def _rounded(points_QK: Array, decimals: int = _SHARE_DECIMALS) -> Array:

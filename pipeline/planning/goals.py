@@ -94,13 +94,11 @@ class Scorer:
     def excess(self, shares_QK: Array, allowed: Mapping[str, Array]) -> Array:
         """Nats above what the constraints allow, summed; `allowed` holds one value, or one for each law."""
         over = [np.maximum(self.loss(name, shares_QK) - most, 0.0) for name, most in allowed.items()]
-        total: Array = np.sum(over, axis=0) if over else np.zeros(())
-        return total
+        return np.sum(over, axis=0) if over else np.zeros(())
 
     def score(self, shares_QK: Array, allowed: Mapping[str, Array]) -> Array:
         """The objective plus a steep penalty for every nat above what a constraint allows."""
-        result: Array = self.objective(shares_QK) + PENALTY * self.excess(shares_QK, allowed)
-        return result
+        return self.objective(shares_QK) + PENALTY * self.excess(shares_QK, allowed)
 
     def with_interval(self, name: str, shares_QK: Array) -> Prediction:
         """Value, low and high at 90 %, with the cost of repetition added to all three."""

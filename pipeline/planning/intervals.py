@@ -28,14 +28,12 @@ _SLOPE_PRIOR = 2.0
 
 def relative_widths(deviation: Array, typical: float) -> Array:
     """Widths at places where the process has this standard deviation; 1 where it is the typical one."""
-    result: Array = np.sqrt(LOCAL_PART * (deviation / typical) ** 2 + 1.0 - LOCAL_PART)
-    return result
+    return np.sqrt(LOCAL_PART * (deviation / typical) ** 2 + 1.0 - LOCAL_PART)
 
 
 def level_of(loss: Array, lowest: float, highest: float) -> Array:
     """Where losses lie between the lowest (0) and the highest (1) of the runs."""
-    level: Array = np.clip((loss - lowest) / max(highest - lowest, 1e-12), -_BEYOND, 1.0 + _BEYOND)
-    return level
+    return np.clip((loss - lowest) / max(highest - lowest, 1e-12), -_BEYOND, 1.0 + _BEYOND)
 
 
 def noise_slopes(residual_N: Array, level_N: Array) -> tuple[float, Array]:

@@ -116,8 +116,7 @@ def effective_shares(domains: tuple[str, ...], shares_QK: Array, limits: Limits)
     worth = 1.0 + scale * (1.0 - np.exp(-extra / scale))
     with np.errstate(invalid="ignore", divide="ignore"):
         discounted = shares_QK * worth / epochs
-    result: Array = np.where(extra > 0, discounted, shares_QK)
-    return result
+    return np.where(extra > 0, discounted, shares_QK)
 
 
 def _check_values(domains: tuple[str, ...], limits: Limits) -> None:

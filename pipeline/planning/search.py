@@ -48,8 +48,7 @@ def cloud(box: Box, num_points: int, rng: np.random.Generator) -> Array:
         parts += [rng.dirichlet(np.full(num_domains, c), num_points // 3) for c in (0.4, 1.0, 3.0)]
     points = project(np.concatenate(parts), box)
     first = np.unique(np.round(points, 9), axis=0, return_index=True)[1]
-    kept: Array = points[np.sort(first)]
-    return kept
+    return points[np.sort(first)]
 
 
 def neighbours(points_QK: Array, box: Box, step: float, count: int, rng: np.random.Generator) -> Array:

@@ -109,8 +109,7 @@ def draw_uniform(sample_ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.float
     """A number in [0, 1) for each sample, fixed by the seed and the sample_id (32 hex digits, already a hash)."""
     high, _ = _halves(sample_ids)
     mixed = splitmix64(high ^ np.uint64(splitmix64(seed & 0xFFFFFFFFFFFFFFFF)))
-    draws: npt.NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
-    return draws
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def _halves(sample_ids: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:

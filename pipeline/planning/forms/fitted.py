@@ -59,5 +59,4 @@ def as_losses(fitted: Fitted, standard_FQ: Array) -> Array:
     """Standardised predictions as losses, held within floor and ceiling."""
     arrays = fitted.arrays
     held = np.clip(standard_FQ, arrays["floor"][:, None], arrays["ceiling"][:, None])
-    result: Array = arrays["centre"][:, None] + arrays["scale"][:, None] * held
-    return result
+    return arrays["centre"][:, None] + arrays["scale"][:, None] * held

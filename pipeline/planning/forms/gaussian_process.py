@@ -81,8 +81,7 @@ class GaussianProcess:
             own = np.exp(one[0, 0]) + np.exp(one[0, 3]) * np.sum(features[0] ** 2, axis=1) + _CONSTANT
             unexplained = own - np.sum(cross * np.linalg.solve(noisy, cross), axis=0)
             variance[f] = np.maximum(unexplained, 0.0) + np.exp(one[0, 4])
-        result: Array = fitted.arrays["scale"][:, None] * np.sqrt(variance)
-        return result
+        return fitted.arrays["scale"][:, None] * np.sqrt(variance)
 
 
 def _learn_from_some(shares_NK: Array, z_N: Array, root_weight_N: Array) -> Array:
