@@ -234,19 +234,15 @@ def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:
     """Sizes that hosts state for a sample of the addresses, the same sample each time."""
     from pipeline.answers.sizes import ask_sizes
 
-    urls = [
-        row[0]
-        for row in sql.execute(
-            "SELECT url FROM addresses WHERE asks = 'picture' ORDER BY md5(url) LIMIT ?", [num]
-        ).fetchall()
-    ]
-    sizes = ask_sizes(urls, network)
+    query = "SELECT url FROM addresses WHERE asks = 'picture' ORDER BY md5(url) LIMIT ?"
+    urls = [url for (url,) in sql.execute(query, [num]).fetchall()]
+    sizes, outcomes = ask_sizes(urls, network)
     return {
         "num_asked": len(urls),
-        "num_answered": len(sizes.num_bytes),
-        "mean_bytes": statistics.mean(sizes.num_bytes) if sizes.num_bytes else None,
-        "median_bytes": statistics.median(sizes.num_bytes) if sizes.num_bytes else None,
-        "outcomes": dict(sorted(sizes.outcomes.items())),
+        "num_answered": len(sizes),
+        "mean_bytes": statistics.mean(sizes) if sizes else None,
+        "median_bytes": statistics.median(sizes) if sizes else None,
+        "outcomes": dict(sorted(outcomes.items())),
     }
 
 

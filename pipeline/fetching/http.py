@@ -41,11 +41,14 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
     One client may serve many parts. Its owner closes it.
     """
 
-    pictures_by_head = False
-    """True for a client that asks for sizes alone."""
-
-    def __init__(self, settings: NetworkSettings, lookup: Callable[[str], list[str]] | None = None) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        lookup: Callable[[str], list[str]] | None = None,
+        pictures_by_head: bool = False,
+    ) -> None:
+        """With `pictures_by_head`, the body of a picture is its declared length, `?` where none is."""
+        self.settings, self._pictures_by_head = settings, pictures_by_head
         self.consent = settings.consent
         self._resolver = Resolver(settings, lookup) if lookup else Resolver(settings)
         self._lookups = ThreadPoolExecutor(LOOKUP_THREADS, "resolve-wait")  # the resolver may hang
@@ -92,7 +95,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         """
         now = time.monotonic()
         refuse = self._refuse if check_opt_out else None
-        method = "HEAD" if head or (self.pictures_by_head and check_opt_out) else "GET"
+        method = "HEAD" if head or (self._pictures_by_head and check_opt_out) else "GET"
         request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds)
         if self._resolver.knows(target.hostname):
             self._look_up(request)

@@ -141,41 +141,29 @@ def _distribution(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*tables, *(file(shard, _TAR) for shard in shards), pictures]
 
 
+def _records(name: str, key: str, fields: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    """A record set; `fields` holds by its name what is said of each."""
+    listed = [{"@type": "cr:Field", "@id": f"{name}/{field}", "name": field, **said} for field, said in fields.items()]
+    return {"@type": "cr:RecordSet", "@id": name, "name": name, "key": {"@id": f"{name}/{key}"}, "field": listed} | more
+
+
 def _splits(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "splits",
-        "name": "splits",
-        "dataType": "cr:Split",
-        "key": {"@id": "splits/name"},
-        "field": [
-            {"@type": "cr:Field", "@id": "splits/name", "name": "name", "dataType": "sc:Text"},
-            {"@type": "cr:Field", "@id": "splits/url", "name": "url", "dataType": "sc:URL"},
-        ],
-        "data": [{"splits/name": split, "splits/url": _SPLIT_TYPES[split]} for split in record["splits"]],
-    }
+    data = [{"splits/name": split, "splits/url": _SPLIT_TYPES[split]} for split in record["splits"]]
+    fields = {"name": {"dataType": "sc:Text"}, "url": {"dataType": "sc:URL"}}
+    return _records("splits", "name", fields, dataType="cr:Split", data=data)
 
 
 def _samples(schema: pa.Schema) -> dict[str, Any]:
-    fields = [
-        {
-            "@type": "cr:Field",
-            "@id": f"samples/{column.name}",
-            "name": column.name,
+    fields = {
+        column.name: {
             "dataType": _type_of(column.type),
             "source": {"fileObject": {"@id": SAMPLES_FILE}, "extract": {"column": column.name}},
         }
         | ({"references": {"field": {"@id": "splits/name"}}} if column.name == "split" else {})
         for column in schema
-    ]
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "samples",
-        "name": "samples",
-        "description": "One row a sample: text, licence, owner, taxon, sizes, and its place in a shard.",
-        "key": {"@id": "samples/key"},
-        "field": fields,
     }
+    about = "One row a sample: text, licence, owner, taxon, sizes, and its place in a shard."
+    return _records("samples", "key", fields, description=about)
 
 
 def _type_of(kind: pa.DataType) -> str:
@@ -187,27 +175,10 @@ def _type_of(kind: pa.DataType) -> str:
 
 
 def _images() -> dict[str, Any]:
-    source = {"fileSet": {"@id": "pictures"}}
-    return {
-        "@type": "cr:RecordSet",
-        "@id": "images",
-        "name": "images",
-        "description": "The pictures of the shards; `key` is that of samples.",
-        "key": {"@id": "images/key"},
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": "images/key",
-                "name": "key",
-                "dataType": "sc:Text",
-                "source": source | {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.+)\.jpg$"}},
-            },
-            {
-                "@type": "cr:Field",
-                "@id": "images/image",
-                "name": "image",
-                "dataType": "sc:ImageObject",
-                "source": source | {"extract": {"fileProperty": "content"}},
-            },
-        ],
+    pictures = {"fileSet": {"@id": "pictures"}}
+    key = pictures | {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.+)\.jpg$"}}
+    fields = {
+        "key": {"dataType": "sc:Text", "source": key},
+        "image": {"dataType": "sc:ImageObject", "source": pictures | {"extract": {"fileProperty": "content"}}},
     }
+    return _records("images", "key", fields, description="The pictures of the shards; `key` is that of samples.")

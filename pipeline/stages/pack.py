@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -271,20 +271,11 @@ def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.Reco
         rows.append(record.ShardRows(arranged, run.files_of([part], "placements")))
     return [
         record.RecordInputs(
+            **{each.name: getattr(inputs, each.name) for each in fields(record.Stated)},
             folder=release_path(inputs.name, run.fingerprint),
-            name=inputs.name,
-            kind=inputs.kind,
             fingerprint=run.fingerprint,
-            recipe=inputs.recipe,
-            counts=inputs.counts,
-            mixture=inputs.mixture,
-            evaluation=inputs.evaluation,
             shards=tuple(shards),
-            splits=inputs.splits,
             rows=tuple(rows),
-            num_samples=inputs.num_samples,
-            decisions=inputs.decisions,
-            dedup=inputs.dedup,
         )
     ]
 

@@ -189,8 +189,8 @@ def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
 def test_heads_keep_to_the_rate(server: _Server) -> None:
     urls = [f"{server.address}/{n}.jpg" for n in range(100_000, 100_006)]
     limits = {"requests_per_second": 10.0, "connections": 2}
-    sizes = ask_sizes(urls, network(limits=limits))
-    assert sorted(sizes.num_bytes) == list(range(100_000, 100_006))
+    sizes, _ = ask_sizes(urls, network(limits=limits))
+    assert sorted(sizes) == list(range(100_000, 100_006))
     assert server.num_connections <= 2
     times = sorted(at for at, *_ in server.seen)
     assert times[-1] - times[0] >= 0.1 * (len(urls) - 1)  # robots.txt and six heads, a tenth of a second apart
@@ -199,8 +199,8 @@ def test_heads_keep_to_the_rate(server: _Server) -> None:
 def test_heads_need_what_fetch_needs(server: _Server) -> None:
     with pytest.raises(ConfigError, match="contact is not set"):
         ask_sizes(["http://example.org/1.jpg"], network())
-    sizes = ask_sizes([f"{server.address}/1.jpg"], network(allow_private_addresses=False))
-    assert sizes.outcomes == {"refused_target": 1}
+    sizes, outcomes = ask_sizes([f"{server.address}/1.jpg"], network(allow_private_addresses=False))
+    assert (sizes, outcomes) == ([], {"refused_target": 1})
     assert server.seen == []
 
 
