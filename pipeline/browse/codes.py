@@ -87,10 +87,6 @@ class Codes:
         column = self._columns[name]
         return column.where(np.array([text in value for value in column.values]), slice(None))
 
-    def first(self, chosen: Mapping[str, Sequence[str]], most: int) -> list[int]:
-        """The places of the first images with these values."""
-        return self.page(chosen, None, 0, False, most)
-
     def num(self, mask: Mask | None) -> int:
         """How many images are in a mask."""
         return self.num_images if mask is None else int(np.count_nonzero(mask))

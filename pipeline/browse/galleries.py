@@ -40,7 +40,7 @@ def _reasons(image_index: ImageIndex) -> dict[str, Any]:
     )
     for one in rows:
         chosen = {"stage": (one["stage"],), "reason": (one["reason"],)}
-        one["images"] = image_index.at(image_index.codes.first(chosen, EXAMPLES))
+        one["images"] = image_index.at(image_index.codes.page(chosen, None, 0, False, EXAMPLES))
     return {"reasons": rows}
 
 

@@ -194,8 +194,6 @@ def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
     thresholds = np.full(num_rows, None, object)
     for number, rules in enumerate(settings.rules):
         rows = np.flatnonzero(set_of_row == number)
-        if len(rows) == 0:
-            continue
         part = captions if len(rows) == num_rows else captions.take(rows)
         for name, threshold in rules.thresholds().items():
             mask = _as_mask(RULES[name].fails(part, threshold))

@@ -25,8 +25,7 @@ from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.tally import Tally
 from pipeline.fetching.visits import Check
 from pipeline.pictures.consent import require_library
-from pipeline.pictures.facts import Fact
-from pipeline.pictures.image import Rejected, StoredImage
+from pipeline.pictures.image import Fact, Rejected, StoredImage
 
 _CHECK_IN_SECONDS = 0.5
 # When a part is asked to stop, requests in flight may end for the first time, and what came is measured for the second.

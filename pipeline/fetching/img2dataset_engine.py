@@ -31,8 +31,7 @@ from pipeline.fetching.part import PartWriter, fact_of_download
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.urls import BadURL, Target, parse_url
 from pipeline.fetching.visits import Download
-from pipeline.pictures.facts import Fact, fact_of
-from pipeline.pictures.image import Rejected, StoredImage, measure_image
+from pipeline.pictures.image import Fact, Rejected, StoredImage, fact_of, measure_image
 from pipeline.pictures.settings import ImageSettings
 
 # How errors of urllib, http.client and ssl read in Python 3.11, once img2dataset has turned them into text. The first

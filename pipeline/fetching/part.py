@@ -16,8 +16,7 @@ import pyarrow as pa
 from manifests.errors import RunError
 from manifests.tables import FACTS, SIGNALS
 from pipeline.fetching.visits import Download
-from pipeline.pictures.facts import Fact, fact_of
-from pipeline.pictures.image import Rejected, StoredImage
+from pipeline.pictures.image import Fact, Rejected, StoredImage, fact_of
 from pipeline.store.pool import PoolWriter
 
 MEASURED = FACTS.append(SIGNALS)

@@ -13,16 +13,12 @@ Guaranteed, given all pairs within the radius:
 
 Not guaranteed: that two rows of one group lie within the radius of each other (at most twice the radius), or that the
 fewest possible rows are dropped. A group never reaches past the radius around its representative, so nothing chains.
-
-Raises ConfigError for priorities that are not one different number a row.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-
-from manifests.errors import ConfigError
 
 Rows = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.uint8]
@@ -37,8 +33,6 @@ def choose_kept(
 
     `pairs_i`, `pairs_j` are row numbers, in any order. `priority` (num_rows,) is a rank: the lower one stays, and no
     two are equal. Gives `representative` int64 (num_rows,), the row itself where it is kept, and uint8 distances.
-
-    Raises: ConfigError.
     """
     involved, ends = np.unique(np.concatenate([pairs_i, pairs_j]), return_inverse=True)
     left, right = ends[: len(pairs_i)], ends[len(pairs_i) :]
@@ -58,10 +52,7 @@ def choose_of_groups(
     """The same over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join.
 
     So the pairs of equal rows need not be written out.
-
-    Raises: ConfigError.
     """
-    _check_priority(num_rows, priority)
     representative = np.arange(num_rows, dtype=np.int64)
     away = np.zeros(num_rows, np.uint8)
     if not len(rows):
@@ -116,18 +107,3 @@ def _best_rank(num: int, far: Rows, near: Rows, rank: Rows) -> Rows:
     order = np.argsort(-rank[near], kind="stable")  # of several writes to one place the last one stays: the best
     best[far[order]] = near[order]
     return best
-
-
-def _check_priority(num_rows: int, priority: Rows) -> None:
-    if priority.shape != (num_rows,) or priority.dtype.kind not in "iu":
-        raise ConfigError(
-            f"priority must be one integer a row: expected shape ({num_rows},), "
-            f"found {priority.shape} of {priority.dtype}"
-        )
-    ordered = np.sort(priority)
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(same):
-        raise ConfigError(
-            f"priority {int(ordered[same[0]])} is given to two rows ({len(same):,} such cases); "
-            "break ties, for instance by id, so that the order of rows does not decide which one stays"
-        )

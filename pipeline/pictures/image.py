@@ -12,7 +12,7 @@ import io
 import os
 import struct
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from PIL import Image, ImageFile
@@ -84,6 +84,20 @@ class Rejected:
     outcome: Outcome
     detail: str
     original: Original | None = None
+
+
+Fact = dict[str, Any]
+"""Columns of the table of facts (manifests.tables.FACTS)."""
+_OF_ORIGINAL = [field.name for field in fields(Original)]
+_OF_STORED = [field.name for field in fields(StoredImage) if field.name not in ("original", "body")]
+
+
+def fact_of(result: StoredImage | Rejected) -> Fact:
+    """What a measurement adds to the fact of a row: its fields have the names of the columns."""
+    original = {name: getattr(result.original, name) for name in _OF_ORIGINAL} if result.original is not None else {}
+    if isinstance(result, Rejected):
+        return {"outcome": result.outcome.value, "detail": result.detail, **original}
+    return original | {name: getattr(result, name) for name in _OF_STORED}
 
 
 _mine = threading.local()  # `stream`: where a thread encodes its pictures

@@ -26,7 +26,7 @@ from pipeline.sources.archive import META_FILE, Archive, DataFile, Term, read_ar
 from pipeline.sources.files import reading
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Scratch, make_batch, malformed_rows
-from pipeline.sources.tables.delimited import read_delimited, read_header
+from pipeline.sources.tables.delimited import RawBatch, read_delimited, read_header
 from pipeline.sources.tables.joining import (
     Case,
     StagedTable,
@@ -121,14 +121,8 @@ class DwcaReader(Reader[DwcaSettings]):
     def first_rows(self, scratch: Scratch) -> FirstRows:
         """Addresses and licences of the first media rows, without a join."""
         plan = self._plan()
-        location = plan.media.locations[0]
-        with reading(f"{self.where}: {plan.archive.path}: {location}", plan.archive.path):
-            names = _column_names(plan.archive, plan.media, location)
-            places = _columns_of_terms(plan.media, plan.media_terms, names)
-            columns = list(dict.fromkeys(name for name in places.values() if name))
-            with plan.archive.open(location) as stream:
-                raw = next(read_delimited(stream, names, columns, plan.media.dialect, plan.media.header_lines), None)
-            rows = {} if raw is None else _with_defaults(raw.rows, plan.media, places)
+        read = _read_file(plan, plan.media, plan.media_terms, plan.media.locations[0], self.where)
+        _, rows = next(read, (None, dict[str, Any]()))
         there = [[rows[term] for term in terms if term in rows] for terms in (_URL, _LICENCE)]
         return FirstRows.of_addresses(*(pc.coalesce(*values).to_pylist() if values else [] for values in there))
 
@@ -237,19 +231,27 @@ def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, w
     """Write the wanted columns of one file to Parquet; rows that cannot be read come back as lost."""
     start = 0
     for location in data.locations:
-        with reading(f"{where}: {plan.archive.path}: {location}", plan.archive.path):
-            names = _column_names(plan.archive, data, location)
-            places = _columns_of_terms(data, terms, names)
-            columns = list(dict.fromkeys(name for name in places.values() if name))
-            end = 0
-            with plan.archive.open(location) as stream:
-                for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
-                    staged.write(raw.numbers + start, _with_defaults(raw.rows, data, places))
-                    if raw.malformed:
-                        numbered = [(start + number, line) for number, line in raw.malformed]
-                        yield make_batch({}, [], malformed_rows(numbered, location))
-                    end = raw.end
-            start += end
+        end = 0
+        for raw, columns in _read_file(plan, data, terms, location, where):
+            staged.write(raw.numbers + start, columns)
+            if raw.malformed:
+                numbered = [(start + number, line) for number, line in raw.malformed]
+                yield make_batch({}, [], malformed_rows(numbered, location))
+            end = raw.end
+        start += end
+
+
+def _read_file(
+    plan: _Plan, data: DataFile, terms: list[str], location: str, where: str
+) -> Iterator[tuple[RawBatch, dict[str, Any]]]:
+    """The rows of one file in batches, each with the columns of the terms, gaps filled with their defaults."""
+    with reading(f"{where}: {plan.archive.path}: {location}", plan.archive.path):
+        names = _column_names(plan.archive, data, location)
+        places = _columns_of_terms(data, terms, names)
+        columns = list(dict.fromkeys(name for name in places.values() if name))
+        with plan.archive.open(location) as stream:
+            for raw in read_delimited(stream, names, columns, data.dialect, data.header_lines):
+                yield raw, _with_defaults(raw.rows, data, places)
 
 
 def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:

@@ -147,8 +147,7 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
 
 
 def _measure(reader: LocalReader, locator: str, settings: ImageSettings) -> dict[str, Any]:
-    from pipeline.pictures.facts import fact_of
-    from pipeline.pictures.image import StoredImage, measure_image
+    from pipeline.pictures.image import StoredImage, fact_of, measure_image
 
     try:
         result = measure_image(reader.read(locator, settings.max_body_bytes), settings)

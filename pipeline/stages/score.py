@@ -329,11 +329,6 @@ def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Par
     return [Part(MeasureInputs(rows, scorer), scorer, num_rows) for rows, num_rows in groups]
 
 
-def _scored(inputs: ScoreInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    """Parts of any build that scored by one of this build's scorers."""
-    return [part for scorer in inputs.scorers for part in _scored_by(scorer, run)]
-
-
 def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
     return run.made_of("measure", scorer, {2: fingerprint({"version": 2, **scorer.identity()})})
 
@@ -367,7 +362,7 @@ STAGE = Stage(
             version=VERSION,
             how=lambda context: context.config.score.device,
             unit="images",
-            committed=_scored,
+            committed=lambda inputs, run: [part for scorer in inputs.scorers for part in _scored_by(scorer, run)],
             gpus=lambda context: float(context.config.score.device != "cpu" and bool(context.config.score.model)),
         ),
         Step("judge", _plan_judge, judge),

@@ -174,14 +174,10 @@ class TableWriter:
 
         Raises: what writing the row group before raised, such as a full disk.
         """
-        rows = rows.combine_chunks()
+        rows = rows.combine_chunks()  # because Parquet ends a page where a chunk ends
         if self._encoding:
             self._encoding.result()
-        self._encoding = self._thread.submit(self._write_group, rows)
-
-    def _write_group(self, rows: pa.Table) -> None:
-        # one chunk a column, because Parquet ends a page where a chunk ends
-        self._writer.write_table(rows, row_group_size=max(1, rows.num_rows))
+        self._encoding = self._thread.submit(self._writer.write_table, rows, max(1, rows.num_rows))
 
 
 @cache

@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 
 import pyarrow as pa
 from pydantic import field_validator
@@ -207,11 +208,7 @@ def _contradicts_itself(licence: str, lowered: str) -> bool:
 
 
 def _read_single(lowered: str) -> str:
-    for read in (_read_cc_address, _read_named_first, _read_cc_short, _read_cc_words, _read_gnu, _read_named):
-        licence = read(lowered)
-        if licence:
-            return licence
-    return UNKNOWN
+    return next((licence for read in _READERS if (licence := read(lowered))), UNKNOWN)
 
 
 def _read_cc_address(lowered: str) -> str | None:
@@ -219,11 +216,6 @@ def _read_cc_address(lowered: str) -> str | None:
     if not match or match["parts"] == "publicdomain":
         return None
     return _cc_id(re.split(r"[+-]", match["parts"]), match["version"])
-
-
-def _read_named_first(lowered: str) -> str | None:
-    """CC0 and the public domain mark; they are read first, because their words look like other CC licences."""
-    return next((licence for pattern, licence in _NAMED[:3] if pattern.search(lowered)), None)
 
 
 def _read_cc_short(lowered: str) -> str | None:
@@ -262,8 +254,13 @@ def _read_gnu(lowered: str) -> str | None:
     return f"{family}{f'-{version}' if version else ''}{later}"
 
 
-def _read_named(lowered: str) -> str | None:
-    return next((licence for pattern, licence in _NAMED[3:] if pattern.search(lowered)), None)
+def _read_named(named: Sequence[tuple[re.Pattern[str], str]], lowered: str) -> str | None:
+    return next((licence for pattern, licence in named if pattern.search(lowered)), None)
+
+
+# CC0 and the public domain mark are read early, because their words look like other CC licences
+_FIRST, _LAST = (partial(_read_named, named) for named in (_NAMED[:3], _NAMED[3:]))
+_READERS = (_read_cc_address, _FIRST, _read_cc_short, _read_cc_words, _read_gnu, _LAST)
 
 
 def _cc_id(parts: list[str], version: str | None) -> str | None:

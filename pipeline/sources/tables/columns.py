@@ -87,33 +87,27 @@ def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess
     Raises: ConfigError when no column holds addresses or names of pictures.
     """
     guesses: dict[str, ColumnGuess] = {}
-    address = _best(names, values, "url", _share_of(_ADDRESS), guesses)
-    file = None if address else _best(names, values, "file", _share_of(_PICTURE_NAME), guesses)
-    if address is None and file is None:
+    for field, pattern in (("url", _ADDRESS), ("file", _PICTURE_NAME)):
+        if guess := _best(names, values, field, _share_of(pattern), guesses):
+            guesses[field] = guess
+            break
+    else:
         raise ConfigError(
             f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}. "
             "Texts for the pictures of another source belong there: `captions: [{join: TABLE, on: record_key, "
             "text: COLUMN, kind: caption}]`"
         )
-    if address is not None:
-        guesses["url"] = address
-    elif file is not None:
-        guesses["file"] = file
     checks: dict[str, Callable[[Sequence[str]], float]] = {
         "licence_url": _share_of_licence_addresses,
         "licence": _share_of_licences,
         "reference_url": _share_of(_ADDRESS),
         "taxon_scientific_name": _share_of_names,
     }
-    for field, check in checks.items():
-        guess = _best(names, values, field, check, guesses, by_values=field not in ("reference_url",))
-        if guess is not None:
+    others = {field: _share_of(_NAME_LIKE) for field in _NAMES if field not in ("url", "file", "caption", *checks)}
+    for field, check in (checks | others).items():
+        by_values = field in checks and field != "reference_url"
+        if guess := _best(names, values, field, check, guesses, by_values):
             guesses[field] = guess
-    for field in _NAMES:
-        if field not in guesses and field not in ("url", "file", "caption", *checks):
-            guess = _best(names, values, field, _share_of(_NAME_LIKE), guesses, by_values=False)
-            if guess is not None:
-                guesses[field] = guess
     caption = guess_caption(names, values, guesses)
     return guesses if caption is None else guesses | {"caption": caption}
 
@@ -155,6 +149,13 @@ def plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
+def _free(names: Sequence[str], field: str, taken: Mapping[str, ColumnGuess]) -> tuple[list[str], list[str]]:
+    """The columns that no field takes, and those of them that are named as the field usually is."""
+    usual, used = _NAMES[field], {guess.column for guess in taken.values()}
+    free = [name for name in names if name and name not in used]
+    return free, sorted((name for name in free if plain(name) in usual), key=lambda name: usual.index(plain(name)))
+
+
 def _best(
     names: Sequence[str],
     values: Values,
@@ -164,9 +165,7 @@ def _best(
     by_values: bool = True,
 ) -> ColumnGuess | None:
     """The column for a field: first by name and values, then by name where there are no values, then by values."""
-    usual = _NAMES[field]
-    free = [name for name in names if name and name not in {guess.column for guess in taken.values()}]
-    named = sorted((name for name in free if plain(name) in usual), key=lambda name: usual.index(plain(name)))
+    free, named = _free(names, field, taken)
     for name in named:
         if share(values.get(name, ())) >= _MOST:
             return ColumnGuess(name, "sure", "its name and its values")
@@ -184,10 +183,7 @@ def _best(
 
 def guess_caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> ColumnGuess | None:
     """The column of words: by its name, else the one with the most words of those that differ from row to row."""
-    used = {guess.column for guess in taken.values()}
-    free = [name for name in names if name and name not in used]
-    usual = _NAMES["caption"]
-    named = sorted((name for name in free if plain(name) in usual), key=lambda name: usual.index(plain(name)))
+    free, named = _free(names, "caption", taken)
     wordy = {name: _mean_words(values[name]) for name in free if values.get(name) and _are_words(values[name])}
     for name in named:
         if name in wordy and not _is_constant(values[name]):

@@ -7,7 +7,6 @@ import pytest
 from hashed_pairs import pairs_of
 
 from manifests import tables
-from manifests.errors import ConfigError
 from pipeline.matching.companies import choose_representatives
 from pipeline.matching.groups import choose_kept
 
@@ -94,17 +93,3 @@ def test_rows_without_pairs_represent_themselves():
             np.full(num, 5, np.uint64), np.arange(num), tables.PAIRS.empty_table()
         )
         assert (representative.tolist(), away.tolist()) == ([0] * num, [0] * num)
-
-
-@pytest.mark.parametrize(
-    ("priority", "message"),
-    [
-        (np.array([1, 2]), r"expected shape \(3,\), found \(2,\)"),
-        (np.array([1.0, 2.0, 3.0]), "found .* of float64"),
-        (np.array([4, 4, 1]), "priority 4 is given to two rows .* break ties"),
-    ],
-)
-def test_a_priority_that_does_not_order_the_rows_is_refused(priority, message):
-    nothing = np.empty(0, np.int64)
-    with pytest.raises(ConfigError, match=message):
-        choose_kept(3, nothing, nothing, np.empty(0, np.uint8), priority)
