@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
@@ -92,7 +92,8 @@ class GbifApi:
         """JSON at a path; None where GBIF has nothing (404)."""
         url = f"{self._base}/{path}" + (f"?{urlencode(query)}" if query else "")
         what = "GET the list of your downloads" if signed else f"GET {path}"  # a signed path names the user
-        answer = self._until_answered(lambda: self._send("GET", url, signed), what)
+        while (answer := self._try("GET", url, what, signed, passing=ASKED_TOO_MUCH)) is None:
+            continue
         if answer.status == 404:
             return None
         if answer.status != 200:
@@ -104,16 +105,7 @@ class GbifApi:
 
     def post(self, path: str, content: dict[str, Any]) -> Answer | None:
         """Send JSON once, signed; None when nobody knows whether GBIF got it, after a pause."""
-        try:
-            answer = self._send("POST", f"{self._base}/{path}", True, json.dumps(content).encode())
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            self._pause_after_fault(f"POST {path}: {_in_words(error)}")
-            return None
-        if answer.status >= 500:
-            self._pause_after_fault(f"POST {path}: status {answer.status}")
-            return None
-        self._num_faults = 0
-        return answer
+        return self._try("POST", f"{self._base}/{path}", f"POST {path}", True, json.dumps(content).encode())
 
     def wait_for_room(self, answer: Answer, num_tries: int) -> None:
         """Wait before the same request once more, because other downloads of this user are being made."""
@@ -140,7 +132,7 @@ class GbifApi:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 if isinstance(error, OSError) and error.errno == 28:
                     raise
-                self._pause_after_fault(f"{what}: {_in_words(error)} after {part.stat().st_size:,} bytes")
+                self._pause_after_fault(f"{what}: {type(error).__name__} after {part.stat().st_size:,} bytes")
         if part.stat().st_size > num_bytes:
             part.unlink()
             raise RunError(f"{what}: GBIF sent more than the {num_bytes:,} bytes that it stated; run build again")
@@ -192,18 +184,20 @@ class GbifApi:
                     raise RunError(f"GBIF: an answer has more than {_MAX_ANSWER_BYTES:,} bytes")
             return Answer(got.status, got.headers, bytes(content))
 
-    def _until_answered(self, send: Callable[[], Answer], what: str) -> Answer:
-        while True:
-            try:
-                answer = send()
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                self._pause_after_fault(f"{what}: {_in_words(error)}")
-                continue
-            if answer.status in ASKED_TOO_MUCH or answer.status >= 500:
-                self._pause_after_fault(f"{what}: status {answer.status}", _retry_after(answer.headers))
-                continue
-            self._num_faults = 0
-            return answer
+    def _try(
+        self, method: str, url: str, what: str, signed: bool, body: bytes | None = None, passing: Collection[int] = ()
+    ) -> Answer | None:
+        """The answer; None after a fault that may pass, which statuses in `passing` are too, and a pause."""
+        try:
+            answer = self._send(method, url, signed, body)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            self._pause_after_fault(f"{what}: {type(error).__name__}")
+            return None
+        if answer.status in passing or answer.status >= 500:
+            self._pause_after_fault(f"{what}: status {answer.status}", _retry_after(answer.headers))
+            return None
+        self._num_faults = 0
+        return answer
 
     def _pause_after_fault(self, what: str, seconds: float | None = None) -> None:
         """Wait before the next try.
@@ -228,7 +222,3 @@ def refused(answer: Answer) -> ConfigError:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "").strip()
     return min(float(text), 3600.0) if text.isdigit() else None
-
-
-def _in_words(error: BaseException) -> str:
-    return type(error).__name__
