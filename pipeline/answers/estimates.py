@@ -260,12 +260,10 @@ def _figures(
     num_urls = sum(host["num_urls"] for host in hosts)
     mean_bytes = float((heads and heads["mean_bytes"]) or ASSUMED_PICTURE_BYTES)
     num_downloads = num_urls - asked_again["num_headers"]
-    num_pictures = num_downloads + local["num_pictures"]
-    local_mean = local["num_bytes"] / local["num_pictures"] if local["num_pictures"] else 0.0
-    image = config.fetch.image
-    pool_bytes = num_downloads * stored_bytes(image, mean_bytes) + local["num_pictures"] * stored_bytes(
-        image, local_mean
-    )
+    num_local, image = local["num_pictures"], config.fetch.image
+    num_pictures = num_downloads + num_local
+    local_mean = local["num_bytes"] / num_local if num_local else 0.0
+    pool_bytes = num_downloads * stored_bytes(image, mean_bytes) + num_local * stored_bytes(image, local_mean)
     on_ray = config.run.executor == "ray"
     num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else os.cpu_count()) or 1
     work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600

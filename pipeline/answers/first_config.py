@@ -226,9 +226,8 @@ def _yaml(values: Mapping[str, Any], comments: Mapping[str, str], indent: str) -
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False).strip()[
-        1:-1
-    ]
+    listed = yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False)
+    return listed.strip()[1:-1]
 
 
 def _join_table(path: str, place: Place) -> None:
@@ -253,9 +252,8 @@ def _keys_of(place: Place) -> dict[str, list[str]]:
     mapped: dict[str, Any] = place.settings.get(place.mapping) or place.fields
     names = [name for name in place.could_keep if name not in mapped.values()]
     settings = place.settings | {place.mapping: mapped | {"extra": names}} if names else place.settings
-    rows = read_head(
-        SourceSettings(name="x", domain="x", **keys_of(replace(place, settings=settings))), _MEMORY_GB
-    ).rows
+    source = SourceSettings(name="x", domain="x", **keys_of(replace(place, settings=settings)))
+    rows = read_head(source, _MEMORY_GB).rows
     extras = [json.loads(text) for text in rows["extra"].to_pylist()] if names else []
     values = {key: rows[key].to_pylist() for key in ("url", "record_key")}
     values |= {f"extra.{name}": [extra[name] for extra in extras] for name in names}

@@ -94,9 +94,8 @@ def examine(config: BuildConfig) -> list[Finding]:
         findings += _about_web(config, heads)
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)
-        findings += about_mixture(
-            config, {source.name: ask(source, source.reader.most_rows) for source in config.sources}
-        )
+        most_rows = {source.name: ask(source, source.reader.most_rows) for source in config.sources}
+        findings += about_mixture(config, most_rows)
         findings += _about_skipped_files(config)
         findings += _about_disk(config)
         findings += _about_evaluation(config)

@@ -108,10 +108,8 @@ class Pages:
         }
         return [
             *(Route(path, self._when_open(handler)) for path, handler in need_index.items()),
-            *(
-                Route(f"/{name}", functools.partial(_file, name, kind))
-                for name, kind in (("style.css", "text/css"), ("icon.svg", "image/svg+xml"))
-            ),
+            Route("/style.css", functools.partial(_file, "style.css", "text/css")),
+            Route("/icon.svg", functools.partial(_file, "icon.svg", "image/svg+xml")),
         ]
 
     def _when_open(self, handler: Handler) -> Handler:

@@ -99,8 +99,7 @@ _OF_TLS = {
 def unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Answer:
     """Decode a whole body. We asked for no content encoding. The limit of bytes holds for the result too."""
     encoding = encoding.strip().lower()
-    packed = (encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b") or encoding == "deflate"
-    if packed:
+    if (encoding in ("gzip", "x-gzip") and body[:2] == b"\x1f\x8b") or encoding == "deflate":
         unpacker = zlib.decompressobj(wbits=47 if encoding != "deflate" or body[:1] == b"\x78" else -15)
         try:
             plain = unpacker.decompress(body, max_body_bytes + 1)

@@ -75,6 +75,8 @@ class Scheduler:
         self._done: queue.SimpleQueue[tuple[int, Download | None] | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._give_back_at: float | None = None  # set once, by any thread: no request starts any more
+        self._waiting_bytes = 0  # of finished bodies that are not released yet; any thread changes it under the lock
+        self._lock = threading.Lock()
         # from here on: for the planning thread only
         self._hosts: dict[str, _Host] = {}
         self._turns: deque[str] = deque()  # hosts that have requests to send, in the order of their turns
@@ -84,7 +86,6 @@ class Scheduler:
         self._in_flight = 0
         self._open = set(range(len(urls)))  # rows that have not ended
         self._next_exchange = 0.0
-        self._waiting = _WaitingBytes()
         self._thread = threading.Thread(target=self._run_plan, daemon=True, name="fetch-plan")
 
     def __enter__(self) -> Scheduler:
@@ -113,7 +114,10 @@ class Scheduler:
 
     def release(self, download: Download) -> None:
         """Say that the body of a taken download is not needed any more, which makes room for further requests."""
-        if self._waiting.remove(len(download.body)):
+        with self._lock:
+            was_full = self._is_full
+            self._waiting_bytes -= len(download.body)
+        if was_full and not self._is_full:
             self._events.put(None)  # wakes the planning thread
 
     def give_back(self, grace_seconds: float) -> None:
@@ -265,7 +269,8 @@ class Scheduler:
         if row is None:
             return
         self._open.remove(row)
-        self._waiting.add(len(download.body))
+        with self._lock:
+            self._waiting_bytes += len(download.body)
         self._done.put((row, download))
 
     def _schedule(self, when: float, what: Visit | tuple[_Host, Permission]) -> None:
@@ -301,8 +306,12 @@ class Scheduler:
         """A request has ended, in a thread of the client. A defect goes to `take`, which would wait forever."""
         self._events.put(answer if isinstance(answer, BaseException) else (job, answer))
 
+    @property
+    def _is_full(self) -> bool:
+        return self._waiting_bytes > _MAX_WAITING_BYTES
+
     def _num_free(self) -> int:
-        if self._waiting.full or self._give_back_at is not None:
+        if self._is_full or self._give_back_at is not None:
             return 0
         return self._settings.threads - self._in_flight
 
@@ -413,26 +422,3 @@ def _report(job: _Job, answer: Answer | None) -> HostReport:
         return HostReport(job.host, job.lease, "unused")
     result = host_result(answer, job.visit)
     return HostReport(job.host, job.lease, result, answer.retry_after_seconds, seconds=answer.seconds)
-
-
-class _WaitingBytes:
-    """Counts the bytes of finished bodies that are not released yet; bounds the memory between network and decoders."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    @property
-    def full(self) -> bool:
-        return self._bytes > _MAX_WAITING_BYTES
-
-    def add(self, num_bytes: int) -> None:
-        with self._lock:
-            self._bytes += num_bytes
-
-    def remove(self, num_bytes: int) -> bool:
-        """Returns True when this made room."""
-        with self._lock:
-            was_full = self.full
-            self._bytes -= num_bytes
-            return was_full and not self.full

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from manifests.masking import mask_secrets
@@ -103,9 +103,7 @@ def follow(target: Target, location: str) -> Target:
         outcome = Outcome.BAD_RESPONSE if error.outcome is Outcome.INVALID_URL else error.outcome
         raise BadURL(outcome, f"redirect: {error.detail}") from None
     keep = target.authorization if redirected.origin == target.origin else None
-    return Target(
-        redirected.scheme, redirected.hostname, redirected.port, redirected.path, redirected.authorization or keep
-    )
+    return replace(redirected, authorization=redirected.authorization or keep)
 
 
 def _ascii_host(hostname: str | None) -> str:

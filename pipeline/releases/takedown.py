@@ -54,9 +54,8 @@ def take_down(release: Release, entries: Sequence[Entry]) -> TakenDown:
     list_path = storage.join(workdir, TAKEDOWNS_FILE)
     with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
         in_catalogue = look_up(catalog, release, entries)
-        in_release = find_in_release(
-            release, entries, [*standing_entries(workdir, catalog.ask), *left_out], in_catalogue
-        )
+        earlier = [*standing_entries(workdir, catalog.ask), *left_out]
+        in_release = find_in_release(release, entries, earlier, in_catalogue)
         # The list comes first: after a kill the images stay out of later builds, and the same command goes on.
         rows = [*images_of(in_release.asked), *in_catalogue.rows]
         images = dict.fromkeys(row["image_id"] for row in rows if row["image_id"])

@@ -120,10 +120,7 @@ def _write_shards(release: Release, gone: Sequence[Row], folder: str, record: di
                 moved[split, name] = entry.pop("places")
                 entry["domains"] = {domain: num for domain, num in _fewer(shard["domains"], rows).items() if num}
             entries.append(entry)
-            record["files"][f"{SPLIT_FOLDERS[split]}/{name}"] = {
-                "num_bytes": entry["num_bytes"],
-                "sha256": entry["sha256"],
-            }
+            record["files"][f"{SPLIT_FOLDERS[split]}/{name}"] = {key: entry[key] for key in ("num_bytes", "sha256")}
         if entries:  # a split of which nothing is left is none, as in a build that holds nothing out
             num_samples = sum(entry["num_samples"] for entry in entries)
             record["splits"][split] = {"num_samples": num_samples, "shards": entries}

@@ -196,8 +196,7 @@ class Runner:
             raise damage
         self._forgotten |= keys
         self._catalog.forget_parts(keys)
-        what = describe_paths(damage.paths)
-        log.warning("%s: not what was recorded; made again, where this build needs it", what)
+        log.warning("%s: not what was recorded; made again, where this build needs it", describe_paths(damage.paths))
 
     # ---- one stage
 
@@ -222,7 +221,7 @@ class Runner:
         if not is_current:  # the later stages belong to another version
             self._catalog.forget_current(after)
         if sealed is not None:
-            return self._reuse(stage, sealed)
+            return self._conclude(stage, sealed, is_new=False)
         for files in within(inputs, Files):
             self._checks.require(files)
         for step in stage.steps:
@@ -233,25 +232,21 @@ class Runner:
                 sealed = self._catalog.find_sealed(context.fingerprint)
                 if before != context.fingerprint and sealed is not None:  # other files of the same content
                     self._catalog.open_stage(stage.name, context.fingerprint, stage.identity(inputs))
-                    return self._reuse(stage, sealed)
+                    return self._conclude(stage, sealed, is_new=False)
                 self._catalog.name_anew(stage.name, before, context.fingerprint, stage.identity(inputs))
         run = self._stage_run(stage, None)
         funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
         self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
         record = self._catalog.find_sealed(context.fingerprint)  # what a later build will see, too
         assert record is not None
-        context.sealed[stage.name] = record
-        if stage.settle is not None:
-            stage.settle(context)
-        log.info("%s: done, %s", stage.name, _describe(record))
-        return True
+        return self._conclude(stage, record, is_new=True)
 
-    def _reuse(self, stage: Stage[Any], sealed: StageRecord) -> bool:
-        log.info("%s: reused, %s", stage.name, _describe(sealed))
+    def _conclude(self, stage: Stage[Any], sealed: StageRecord, is_new: bool) -> bool:
         self._context.sealed[stage.name] = sealed
         if stage.settle is not None:
             stage.settle(self._context)
-        return False
+        log.info("%s: %s, %s", stage.name, "done" if is_new else "reused", _describe(sealed))
+        return is_new
 
     def _stage_run(self, stage: Stage[Any], how: Any) -> StageRun[Any]:
         context, run = self._context, self._config.run

@@ -59,15 +59,14 @@ def _make_plugin(plugin: PluginSettings) -> Scorer:
     where = f"score.plugins.{plugin.name}"
     kind = load_named(where, plugin.scorer)
     try:
-        scorer = kind(**plugin.options)
+        scorer: Scorer = kind(**plugin.options)
     except TypeError as error:
         raise ConfigError(f"{where}: {plugin.scorer} does not take these options: {error}") from None
     words = ("name", "load", "boxes" if hasattr(scorer, "boxes") else "score")
     lacking = [word for word in words if not hasattr(scorer, word)]
     if lacking:
         raise ConfigError(f"{where}: {plugin.scorer} is no scorer: it has no {', '.join(lacking)}")
-    made: Scorer = scorer
-    return made
+    return scorer
 
 
 def check_scorers(settings: ScoreSettings) -> None:

@@ -133,10 +133,8 @@ def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, bel
         f"(SELECT domain, coalesce({value}, 0) AS value FROM {view}) GROUP BY ALL ORDER BY ALL",
     ):
         counts.setdefault(row["domain"], [0] * len(labels))[row["bin"]] = row["num"]
-    return {
-        "labels": labels,
-        "shares": {domain: [num / sum(nums) for num in nums] for domain, nums in counts.items()},
-    }
+    shares = {domain: [num / sum(nums) for num in nums] for domain, nums in counts.items()}
+    return {"labels": labels, "shares": shares}
 
 
 def _bin(edges: Sequence[int]) -> str:

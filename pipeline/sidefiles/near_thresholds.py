@@ -48,7 +48,6 @@ def _entry(sql: Any, scorer: str, rule: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         sides = {"lowest": "true ORDER BY score", "highest": "true ORDER BY score DESC"}
-    pictures = {
-        side: sql.execute(f"{rows} AND {which}, sample_id LIMIT {EXAMPLES}").fetchall() for side, which in sides.items()
-    }
-    return {"title": f"{scorer}: {', '.join(words)}", "sides": list(pictures.items())}
+    queries = {side: f"{rows} AND {which}, sample_id LIMIT {EXAMPLES}" for side, which in sides.items()}
+    pictures = [(side, sql.execute(query).fetchall()) for side, query in queries.items()]
+    return {"title": f"{scorer}: {', '.join(words)}", "sides": pictures}

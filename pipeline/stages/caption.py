@@ -191,10 +191,8 @@ def _joined_rows(sql: Any, settings: CaptionSettings, texts: str, more: Sequence
     joins = f"JOIN candidates c USING (sample_id) JOIN {texts} t USING (sample_id)"
     if "num_same_text" in needed:
         joins += " LEFT JOIN repeats r USING (text_key)"
-    reader = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'").to_arrow_reader(
-        JUDGE_ROWS
-    )
-    for batch in reader:
+    rows = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'")
+    for batch in rows.to_arrow_reader(JUDGE_ROWS):
         yield pa.Table.from_batches([batch])
 
 

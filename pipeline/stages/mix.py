@@ -54,9 +54,7 @@ def read_target(settings: MixSettings, domains: Sequence[str]) -> Target:
             f"mix.mixture: {path} is not a mixture file; it needs a 'ratio' of domain to share, "
             "as `plantmix plan choose` writes it"
         ) from None
-    unknown = [domain for domain in ratio if domain not in domains]
-    missing = [domain for domain in domains if domain not in ratio]
-    if unknown or missing:
+    if ratio.keys() != set(domains):
         raise ConfigError(
             f"mix.mixture: {path} gives shares for {', '.join(ratio)}; the sources have {', '.join(domains)}"
         )
@@ -172,10 +170,9 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
         drawn = _DRAWS.format(num_train=num_train)
         draws, content = run.save_digested(sql, "mix/draws", tables.DRAWS, drawn, "sample_id, copy")
         ((num_kept,),) = sql.execute("SELECT count(*) FROM draws WHERE copy = 0").fetchall()
-        splits, heldout = (
-            dict(sql.execute(f"SELECT {query} GROUP BY ALL ORDER BY ALL").fetchall())
-            for query in ("split, count(*) FROM draws", "domain, count(*) FROM draws WHERE split = 'heldout'")
-        )
+        splits = dict(sql.execute("SELECT split, count(*) FROM draws GROUP BY 1 ORDER BY 1").fetchall())
+        of_heldout = "SELECT domain, count(*) FROM draws WHERE split = 'heldout' GROUP BY 1 ORDER BY 1"
+        heldout = dict(sql.execute(of_heldout).fetchall())
     notes = {"splits": splits, "content": content, "heldout": heldout, "groups": groups}
     reasons = {"left_out_by_ratio": num_in - num_kept}
     return PartResult((draws,), Funnel(num_in, num_kept, reasons), notes)

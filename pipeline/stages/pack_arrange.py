@@ -215,10 +215,8 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     for joined in _join(inputs, columns, run):
         rows = _with_derived(add_empty(joined, GATHERED, unread))
         choosable = rows["choosable"] if "choosable" in rows.column_names else pa.nulls(rows.num_rows, _TEXTS)
-        captions = rows.select(["sample_id", "text", "text_source", "domain", "source"]).append_column(
-            "texts", choosable
-        )
-        chosen = choose_texts(captions, inputs.texts)
+        captions = rows.select(["sample_id", "text", "text_source", "domain", "source"])
+        chosen = choose_texts(captions.append_column("texts", choosable), inputs.texts)
         # no text was chosen: such a sample gets an empty txt member
         rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
         rows = rows.append_column("txt_type", chosen["txt_type"])

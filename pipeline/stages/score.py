@@ -21,7 +21,7 @@ from manifests.records import Funnel, PartRecord, fingerprint
 from manifests.services.packages import code_of
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import Box, find_boxes, loaded_scorer, make_scorer, score_batch
-from pipeline.scoring.settings import CLIP, PluginSettings, ScoreRule, ScoreSettings
+from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
 from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
@@ -64,23 +64,13 @@ class ScorerInputs:
 
     def settings(self, device: str) -> ScoreSettings:
         """The settings that make this scorer and no other."""
+        values: dict[str, Any] = {"device": device}
         if self.model is not None and self.weights is not None:
-            return ScoreSettings.model_validate(
-                {
-                    "model": self.model.value,
-                    "pretrained": self.weights.value,
-                    "batch_size": self.batch_size,
-                    "precision": self.precision,
-                    "device": device,
-                }
-            )
-        plugin = PluginSettings(
-            scorer=self.scorer_class,
-            name=self.name,
-            options={key: option.value for key, option in self.options},
-            batch_size=self.batch_size,
-        )
-        return ScoreSettings(plugins=[plugin], device=device)
+            values |= {"model": self.model.value, "pretrained": self.weights.value, "precision": self.precision}
+        else:
+            options = {key: option.value for key, option in self.options}
+            values["plugins"] = [{"scorer": self.scorer_class, "name": self.name, "options": options}]
+        return ScoreSettings.model_validate(values)
 
 
 @dataclass(frozen=True)

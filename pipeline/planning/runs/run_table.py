@@ -91,8 +91,8 @@ def build_runs(names: list[str], columns: Columns, source: str) -> RunsTable:
 
     Raises: ConfigError, naming the row, for shares or losses that cannot be used.
     """
-    names, columns = _accuracies_as_losses(names, columns, source)
     rows = np.array(columns.get(ROW, range(1, len(next(iter(columns.values()))) + 1)), dtype=np.intp)
+    names, columns = _accuracies_as_losses(names, _Cells(columns, rows, source))
     cells = _Cells(columns, rows, source)
     domains = tuple(name.removeprefix("mix_") for name in names if name.startswith("mix_"))
     losses = tuple(name.removeprefix("loss_") for name in names if name.startswith("loss_"))
@@ -133,13 +133,12 @@ def build_runs(names: list[str], columns: Columns, source: str) -> RunsTable:
     )
 
 
-def _accuracies_as_losses(names: list[str], columns: Columns, source: str) -> tuple[list[str], Columns]:
+def _accuracies_as_losses(names: list[str], cells: _Cells) -> tuple[list[str], Columns]:
     """Columns `accuracy_<name>` as `loss_error_<name>`: 1 less the accuracy, so that lower is better everywhere.
 
     Raises: ConfigError for an accuracy beyond 0 to 1.
     """
     accuracies = [name for name in names if name.startswith("accuracy_")]
-    cells = _Cells(columns, np.array(columns.get(ROW, range(1, len(next(iter(columns.values()))) + 1))), source)
     errors: Columns = {}
     for name in accuracies:
         accuracy = cells.numbers(name)
@@ -149,10 +148,10 @@ def _accuracies_as_losses(names: list[str], columns: Columns, source: str) -> tu
             )
         error = f"loss_error_{name.removeprefix('accuracy_')}"
         if error in names:
-            raise ConfigError(f"{source}: {name} and {error} say the same; keep one of them")
+            raise ConfigError(f"{cells.source}: {name} and {error} say the same; keep one of them")
         errors[error] = [None if np.isnan(value) else 1.0 - value for value in accuracy.tolist()]
     kept = [name for name in names if name not in accuracies]
-    return [*kept, *errors], {name: columns[name] for name in columns if name not in accuracies} | errors
+    return [*kept, *errors], {name: held for name, held in cells.columns.items() if name not in accuracies} | errors
 
 
 def _check_columns(domains: tuple[str, ...], losses: tuple[str, ...], names: list[str], source: str) -> None:

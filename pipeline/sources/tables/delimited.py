@@ -73,12 +73,9 @@ def sniff_dialect(head: bytes, delimiter: str) -> Dialect:
 
 def _num_even_fields(lines: str, delimiter: str) -> int:
     """Fields of the header, if most rows have as many; else 0."""
+    records = csv.reader(io.StringIO(lines, newline=None), delimiter=delimiter)
     try:
-        rows = [
-            row
-            for row in islice(csv.reader(io.StringIO(lines, newline=None), delimiter=delimiter), _SNIFFED_ROWS)
-            if row
-        ]
+        rows = [row for row in islice(records, _SNIFFED_ROWS) if row]
     except csv.Error:  # a field that is too long, or a NUL
         return 0
     even = sum(len(row) == len(rows[0]) for row in rows)
