@@ -32,15 +32,9 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
     text = captions["text"].combine_chunks()
     has_none = pc.not_equal(captions["text_source"].combine_chunks(), "caption")
     others = _choose_by_row(captions.filter(has_none), settings)
-    return pa.table(
-        {
-            "sample_id": captions["sample_id"],
-            "txt": pc.replace_with_mask(text, has_none, others["txt"].combine_chunks()),
-            "txt_type": pc.replace_with_mask(
-                pa.repeat("caption", len(text)), has_none, others["txt_type"].combine_chunks()
-            ),
-        }
-    )
+    txt = pc.replace_with_mask(text, has_none, others["txt"].combine_chunks())
+    types = pc.replace_with_mask(pa.repeat("caption", len(text)), has_none, others["txt_type"].combine_chunks())
+    return pa.table({"sample_id": captions["sample_id"], "txt": txt, "txt_type": types})
 
 
 def prefers_captions(settings: TextSettings) -> bool:
@@ -60,13 +54,8 @@ def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
     for sample_id, text, origin, pairs, domain, source in rows:
         texts = dict(pairs) | ({"caption": text} if origin == "caption" else {})
         chosen.append(_choose(sample_id, texts, choice_for(domain, source), settings.seed))
-    return pa.table(
-        {
-            "sample_id": captions["sample_id"],
-            "txt": pa.array([text for _, text in chosen], pa.string()),
-            "txt_type": pa.array([name for name, _ in chosen], pa.string()),
-        }
-    )
+    types, txt = (pa.array([pair[at] for pair in chosen], pa.string()) for at in (0, 1))
+    return pa.table({"sample_id": captions["sample_id"], "txt": txt, "txt_type": types})
 
 
 def members_by_row(texts: pa.ChunkedArray) -> list[list[tuple[str, str]]]:

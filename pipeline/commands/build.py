@@ -61,15 +61,9 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
         ray = config.run.ray.model_copy(update={"address": ray_address})
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray": ray})})
     check_span(FLOW, first, last)
-    log.info(
-        "%s: checking %s before any host is asked",
-        config_path,
-        " and ".join(
-            f"{len(named):,} {what if len(named) == 1 else what + 's'}"
-            for named, what in ((config.sources, "source"), (config.evaluation, "evaluation set"))
-            if named
-        ),
-    )
+    named = ((config.sources, "source"), (config.evaluation, "evaluation set"))
+    checked = [f"{len(each):,} {what if len(each) == 1 else what + 's'}" for each, what in named if each]
+    log.info("%s: checking %s before any host is asked", config_path, " and ".join(checked))
     release = build_config(config, first, last)
     if release is not None:
         open_release(release)  # no stage reads it, so nothing above has seen damage to it

@@ -202,12 +202,8 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
             view_table(sql, f"packed_{table}", files, tables.JOINED_TEXTS)  # without joined texts an empty one
         view_parquet(sql, "packed", [samples_path(release)])
         rows = sql.sql(_COMPARED).fetchall()
-    return Comparison(
-        [
-            f"{shard}/{key}: not as in the catalogue: {', '.join(itertools.compress(_PARTS, flags))}"
-            for shard, key, *flags in rows
-        ]
-    )
+    others = [(f"{shard}/{key}", ", ".join(itertools.compress(_PARTS, flags))) for shard, key, *flags in rows]
+    return Comparison([f"{sample}: not as in the catalogue: {parts}" for sample, parts in others])
 
 
 def _paths_with_content(sql: Any, workdir: str, stage: str, table: str, note: str, content: str) -> list[str]:

@@ -87,13 +87,11 @@ def epoch_samples(release: Release, groups: Sequence[Group]) -> int:
     if release.kind == "mixed":
         return release.num_samples("train")
     mix: Mapping[str, Any] = release.record["recipe"]["mix"]
-    epochs = mix["max_epochs"]
-    pools = {
-        str(group.domain): Pool(
-            group.num_samples, float(epochs.get(group.domain, 1.0) if isinstance(epochs, dict) else epochs)
-        )
-        for group in groups
-    }
+    pools = {}
+    for group in groups:
+        epochs = mix["max_epochs"]
+        epochs = epochs.get(group.domain, 1.0) if isinstance(epochs, dict) else epochs
+        pools[str(group.domain)] = Pool(group.num_samples, float(epochs))
     quotas = allocate({str(group.domain): group.share for group in groups}, pools, None)
     most = sum(quota.num_samples for quota in quotas)
     return min(most, mix["num_samples"]) if mix["num_samples"] else most

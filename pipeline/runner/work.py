@@ -297,11 +297,5 @@ class BuildContext:
 
 def files_in(workdir: str, parts: Sequence[PartRecord], table: str) -> Files:
     """The files of committed parts that hold `table`."""
-    return files_of(
-        [
-            (storage.join(workdir, file.path), file.sha256)
-            for part in parts
-            for file in part.files
-            if file.table == table
-        ]
-    )
+    held = [file for part in parts for file in part.files if file.table == table]
+    return files_of([(storage.join(workdir, file.path), file.sha256) for file in held])

@@ -33,7 +33,7 @@ from pipeline.sources.reading import content_of, digest_inputs, read_rows, root_
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup_semantic import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import view_inputs
+from pipeline.store.sql import count_within, view_inputs
 
 VERSION = 2
 PART_ROWS = 1000
@@ -49,16 +49,12 @@ FLAT_PIXEL_STD = 2.0
 
 def sets_of(context: BuildContext) -> tuple[SetInputs, ...]:
     """The evaluation sets of a configuration, with hashes of all that their images depend on."""
-    return tuple(
-        SetInputs(
-            settings,
-            (
-                *digest_inputs(settings, context.catalog.input_sha256),
-                *content_of(settings, context.catalog.stamps, pictures=True),
-            ),
-        )
-        for settings in context.config.evaluation
-    )
+    sets = []
+    for settings in context.config.evaluation:
+        hashes = digest_inputs(settings, context.catalog.input_sha256)
+        pictures = content_of(settings, context.catalog.stamps, pictures=True)
+        sets.append(SetInputs(settings, (*hashes, *pictures)))
+    return tuple(sets)
 
 
 def candidates_of(context: BuildContext) -> Files:
@@ -87,17 +83,9 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
     writer = run.writer("members", f"tables/dedup/members-{run.stem}.parquet", MEMBERS, PART_ROWS)
     for batch in read_rows(settings, run.scratch):
         rows, lost = batch.rows, batch.lost
-        writer.write(
-            pa.table(
-                [
-                    without_secrets(rows["record_key"]),
-                    without_secrets(rows["url"]),
-                    rows["locator"],
-                    *[pa.nulls(len(rows), pa.string())] * 2,
-                ],
-                MEMBERS.names,
-            )
-        )
+        key, url = (without_secrets(rows[name]) for name in ("record_key", "url"))
+        none = pa.nulls(len(rows), pa.string())
+        writer.write(pa.table([key, url, rows["locator"], none, none], MEMBERS.names))
         key, url, value = (without_secrets(lost[name]) for name in ("record_key", "url", "value"))
         named = pa.compute.coalesce(key, url, value)
         none = pa.nulls(len(lost), pa.string())
@@ -195,11 +183,11 @@ def _roots(context: BuildContext) -> dict[str, str]:
 
 def describe_sets(inputs: DedupInputs, run: StageRun[Any]) -> list[dict[str, Any]]:
     """One entry a set, as release.json shows it; the leaks step adds what leaked."""
-    measured = run.parts("measure")
-    return [
-        _describe(each, [part for part in measured if part.notes["set"] == each.settings.name])
-        for each in inputs.evaluation
-    ]
+    return [_describe(each, _measured(each, run)) for each in inputs.evaluation]
+
+
+def _measured(each: SetInputs, run: StageRun[Any]) -> list[PartRecord]:
+    return [part for part in run.parts("measure") if part.notes["set"] == each.settings.name]
 
 
 def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
@@ -221,14 +209,10 @@ def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
 
 def check_readable(inputs: DedupInputs, run: StageRun[Any]) -> None:
     """Raises: ConfigError for a set without one readable image, or with unreadable ones that it refuses."""
-    for each, described in zip(inputs.evaluation, describe_sets(inputs, run), strict=True):
-        settings = each.settings
-        bad = [
-            line
-            for part in run.parts("measure")
-            if part.notes["set"] == settings.name
-            for line in part.notes["unreadable"]
-        ]
+    for each in inputs.evaluation:
+        settings, parts = each.settings, _measured(each, run)
+        described = _describe(each, parts)
+        bad = [line for part in parts for line in part.notes["unreadable"]]
         if described["num_unreadable"] and settings.unreadable == "refuse":
             raise ConfigError(
                 f"{settings.where}: {described['num_unreadable']:,} of {described['num_images']:,} images cannot be "
@@ -304,14 +288,10 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
         sql.execute(_SPREAD)
         sql.execute("CREATE VIEW leaks AS SELECT *, NULL AS via_sample_id FROM direct UNION ALL FROM spread")
         file = run.save(sql, "dedup/leaks", tables.LEAKS, "FROM leaks", "sample_id, evaluation_set")
-        counts: dict[str, dict[str, int]] = {each["name"]: {} for each in inputs.sets}
-        for name, matched, num in sql.execute(
-            "SELECT evaluation_set, matched, count(*) FROM leaks GROUP BY ALL ORDER BY ALL"
-        ).fetchall():
-            counts[name][matched] = num
-    sets = [
-        each | {"num_leaks": sum(counts[each["name"]].values()), "leaks": counts[each["name"]]} for each in inputs.sets
-    ]
+        leaks = count_within(sql, "SELECT evaluation_set, matched, count(*) FROM leaks GROUP BY ALL ORDER BY ALL")
+    counts = [leaks.get(each["name"], {}) for each in inputs.sets]
+    counted = [{"num_leaks": sum(own.values()), "leaks": own} for own in counts]
+    sets = [each | own for each, own in zip(inputs.sets, counted, strict=True)]
     return PartResult((file,), None, {"evaluation": sets})
 
 
@@ -361,14 +341,13 @@ def _names(sql: Any, named: Sequence[str]) -> pa.Table:
 def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs]:
     if not inputs.evaluation:
         return []
+    contents = [part.notes["content"] for part in run.parts("measure")]
     return [
         LeakInputs(
             facts=inputs.facts,
             candidates=inputs.candidates,
             pairs=run.files("pairs", "pairs"),
-            evaluation=run.files("measure", "evaluation").digested(
-                *(part.notes["content"] for part in run.parts("measure"))
-            ),
+            evaluation=run.files("measure", "evaluation").digested(*contents),
             sets=tuple(describe_sets(inputs, run)),
             named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
         )

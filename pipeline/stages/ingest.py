@@ -242,23 +242,16 @@ def _inputs(context: BuildContext) -> IngestInputs:
     catalog, sources, backbone = context.catalog, context.config.sources, context.config.caption.backbone
     inputs = [_look_at(each, catalog, ingest_tars.hashes_of_tars(each, context)) for each in sources]
     hashes = tuple(catalog.input_sha256(file) for file in backbone_files(backbone)) if backbone else ()
-    return IngestInputs(
-        tuple(
-            replace(each, backbone=backbone, backbone_content=hashes) if each.source.other_domain else each
-            for each in inputs
-        ),
-        tuple(
-            JoinInputs(
-                source.name,
-                number,
-                source.captions[number - 1],
-                tuple(ask(table, partial(table.digest, catalog.input_sha256))),
-                Files(),
-            )
-            for source in sources
-            for number, table in enumerate(source.caption_tables(), 1)
-        ),
-    )
+    captions = []
+    for source in sources:
+        for number, table in enumerate(source.caption_tables(), 1):
+            content = tuple(ask(table, partial(table.digest, catalog.input_sha256)))
+            captions.append(JoinInputs(source.name, number, source.captions[number - 1], content, Files()))
+    read = [
+        replace(each, backbone=backbone, backbone_content=hashes) if each.source.other_domain else each
+        for each in inputs
+    ]
+    return IngestInputs(tuple(read), tuple(captions))
 
 
 def _look_at(source: SourceSettings, catalog: Catalog, of_tars: Mapping[str, str]) -> SourceInputs:

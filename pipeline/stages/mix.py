@@ -267,19 +267,15 @@ def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str,
     """Fewer samples may be held out than asked for, when every group that is left is too large for the rest."""
     funnel, notes = run.result("draw")
     heldout, groups = notes.pop("heldout"), notes.pop("groups")
+    rows = []
     for row in inputs.mixture["domains"]:
-        if (num := heldout.get(row["domain"], 0)) < row["num_heldout"]:
+        domain, num = row["domain"], heldout.get(row["domain"], 0)
+        if num < row["num_heldout"]:
             log.warning(
                 "mix: %s samples of '%s' are held out, not %s: the groups that are left are too large for the rest",
-                f"{num:,}",
-                row["domain"],
-                f"{row['num_heldout']:,}",
+                *(f"{num:,}", domain, f"{row['num_heldout']:,}"),
             )
-    rows = [
-        {**row, "num_heldout": heldout.get(row["domain"], 0)}
-        | ({"num_groups": groups[row["domain"]]} if row["domain"] in groups else {})
-        for row in inputs.mixture["domains"]
-    ]
+        rows.append({**row, "num_heldout": num} | ({"num_groups": groups[domain]} if domain in groups else {}))
     return funnel, {**notes, "mixture": {**inputs.mixture, "domains": rows}}
 
 

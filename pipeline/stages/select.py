@@ -295,17 +295,11 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
                 sql, "select/extra_captions", tables.EXTRA_CAPTIONS, query, "sample_id, place"
             )
             files.append(file)
-        reasons = dict(
-            sql.execute("SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1").fetchall()
-        )
-        kept = count_within(
-            sql, "SELECT domain, source, count(*) FROM passed ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
-        )
-        conflicts = dict(
-            sql.execute(
-                "SELECT about, count(DISTINCT sample_id) FROM conflicts ANTI JOIN dropped USING (sample_id) GROUP BY 1"
-            ).fetchall()
-        )
+        query = "SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1"
+        reasons = dict(sql.execute(query).fetchall())
+        left = "ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
+        kept = count_within(sql, f"SELECT domain, source, count(*) FROM passed {left}")
+        conflicts = dict(sql.execute(f"SELECT about, count(DISTINCT sample_id) FROM conflicts {left}").fetchall())
         ((num_in,),) = sql.execute("SELECT count(*) FROM passed").fetchall()
     num_kept = sum(num for sources in kept.values() for num in sources.values())
     notes |= {"sources": kept, "conflicts": conflicts}
