@@ -197,10 +197,7 @@ def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Pl
 def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
     """The section of evaluation sets. A list without pictures can be matched by name alone."""
     if not sets:
-        return [
-            "# evaluation: # images that must not be trained on",
-            "#   - {name: my-test-set, folder: {path: test}}",
-        ]
+        return ["# evaluation: # images that must not be trained on", "#   - {name: my-test-set, folder: {path: test}}"]
     lines = ["evaluation: # images that must not be trained on"]
     for name, place in sets:
         lines += [f"  - name: {_scalar(name)}", f"    # {place.words}"]

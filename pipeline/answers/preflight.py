@@ -106,10 +106,7 @@ def examine(config: BuildConfig) -> list[Finding]:
 
 
 def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
-    checks: list[Callable[[], object]] = [
-        partial(check_writable, config.work_dir),
-        partial(_check_cluster, config.run),
-    ]
+    checks: list[Callable[[], object]] = [partial(check_writable, config.work_dir), partial(_check_cluster, config.run)]
     origins = (*config.sources, *config.evaluation)
     checks += [partial(check_source, origin) for origin in origins if not origin.reader.waits_for()]
     checks += [

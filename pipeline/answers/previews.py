@@ -33,11 +33,7 @@ from pipeline.store.sql import open_scratch
 from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
 
 MAX_SCANNED_ROWS = 200_000  # of each source, when they are streamed
-BESIDES = {
-    "num_same_text": pa.int64(),
-    "width_px": pa.int32(),
-    "height_px": pa.int32(),
-}
+BESIDES = {"num_same_text": pa.int64(), "width_px": pa.int32(), "height_px": pa.int32()}
 
 
 _OF_EACH = """

@@ -41,13 +41,7 @@ def choose_kept(
 
 
 def choose_of_groups(
-    num_rows: int,
-    starts: Rows,
-    rows: Rows,
-    left: Rows,
-    right: Rows,
-    distance: Distances,
-    priority: Rows,
+    num_rows: int, starts: Rows, rows: Rows, left: Rows, right: Rows, distance: Distances, priority: Rows
 ) -> tuple[Rows, Distances]:
     """The same over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join.
 

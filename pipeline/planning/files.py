@@ -161,10 +161,7 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
         "format": MIXTURE_FORMAT,
         "ratio": _by_domain(domains, choice.shares, groups),
         "interval": _by_domain(domains, choice.interval, groups),
-        "near_optimal": {
-            "within_nats": NEAR_OPTIMAL_NATS,
-            "shares": _by_domain(domains, choice.near_optimal, groups),
-        },
+        "near_optimal": {"within_nats": NEAR_OPTIMAL_NATS, "shares": _by_domain(domains, choice.near_optimal, groups)},
         "objective": {
             "weights": dict(goal.weights),
             "constraints": constraints,

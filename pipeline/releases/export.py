@@ -195,12 +195,7 @@ def _dalip(release: Release, folder: str, groups: Sequence[Group]) -> str:
     return "\n".join(lines)
 
 
-TARGETS = {
-    "open_clip": _open_clip,
-    "webdataset": _webdataset,
-    "hf_datasets": _hf_datasets,
-    "dalip": _dalip,
-}
+TARGETS = {"open_clip": _open_clip, "webdataset": _webdataset, "hf_datasets": _hf_datasets, "dalip": _dalip}
 
 
 def write_img2dataset(release: Release, out: str) -> str:

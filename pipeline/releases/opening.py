@@ -65,10 +65,7 @@ def read_json(release: Release, name: str) -> Any:
 @contextmanager
 def open_sql(workdir: str | None = None) -> Iterator[Any]:
     """An empty DuckDB that spills into `workdir`, into a temporary folder when None."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_scratch(workdir or folder, MEMORY_GB) as sql,
-    ):
+    with tempfile.TemporaryDirectory() as folder, open_scratch(workdir or folder, MEMORY_GB) as sql:
         yield sql
 
 

@@ -36,16 +36,7 @@ from pipeline.sources.files import (
 )
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.limits import MAX_TEXT_BYTES
-from pipeline.sources.rows import (
-    Batch,
-    Lost,
-    RowColumns,
-    Scratch,
-    in_batches,
-    make_batch,
-    malformed_rows,
-    map_columns,
-)
+from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, make_batch, malformed_rows, map_columns
 from pipeline.sources.table import TableFormat, TableReader, guess_table
 from pipeline.sources.tables.columns import describe_columns
 

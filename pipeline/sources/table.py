@@ -45,14 +45,7 @@ from pipeline.sources.rows import (
     map_columns,
 )
 from pipeline.sources.tables.columns import ColumnGuess, describe_columns, guess_columns, left_out
-from pipeline.sources.tables.delimited import (
-    HEAD_BYTES,
-    Dialect,
-    RawBatch,
-    read_delimited,
-    read_header,
-    sniff_dialect,
-)
+from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
 from pipeline.sources.tables.json_items import json_keys, read_json
 from pipeline.store.foreign import read_rows as read_foreign
 

@@ -126,13 +126,8 @@ def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
         make_pairs(sql)
         file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "phash_a, phash_b")
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
-    notes = {
-        "num_hashes": num_hashes,
-        "num_hash_pairs": file.num_rows,
-        "radius": inputs.radius,
-        "placeholders": placeholders,
-    }
-    return PartResult((file,), None, notes)
+    notes = {"num_hashes": num_hashes, "num_hash_pairs": file.num_rows, "radius": inputs.radius}
+    return PartResult((file,), None, notes | {"placeholders": placeholders})
 
 
 def _view(sql: Any, inputs: PairsInputs) -> None:

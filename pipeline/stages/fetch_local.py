@@ -29,13 +29,7 @@ from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.sources.reading import looked_at, places_of, root_of
 from pipeline.sources.settings import Origin
 from pipeline.sources.tars.samples import SAMPLES
-from pipeline.stages.fetch_rounds import (
-    FetchedFiles,
-    FetchInputs,
-    PicturesInputs,
-    rows_to_fetch,
-    view_fetched,
-)
+from pipeline.stages.fetch_rounds import FetchedFiles, FetchInputs, PicturesInputs, rows_to_fetch, view_fetched
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import RowGroup
 from pipeline.store.sql import cut_rows, facet, open_scratch, view_parquet, view_table

@@ -106,10 +106,7 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
     if start >= stop:
         return
     path = storage.join(tars.root, inputs.tar)
-    with (
-        FrontToBack(path, stamp, num_bytes, start) as stream,
-        _Pieces(inputs, tars, run, len(before)) as pieces,
-    ):
+    with FrontToBack(path, stamp, num_bytes, start) as stream, _Pieces(inputs, tars, run, len(before)) as pieces:
 
         def done(end: int, broken: str | None = None) -> PartResult:
             stream.require_unchanged()

@@ -81,10 +81,7 @@ class Stratum:
 
 
 def plan_mixture(
-    settings: MixSettings,
-    target: Target,
-    kept: Mapping[str, Mapping[str, int]],
-    kind: str = "mixed",
+    settings: MixSettings, target: Target, kept: Mapping[str, Mapping[str, int]], kind: str = "mixed"
 ) -> tuple[list[Quota], list[Stratum]]:
     """How many samples each domain gives after the held-out ones are set aside, and the strata they are drawn from.
 

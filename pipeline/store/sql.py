@@ -210,11 +210,7 @@ def add_empty(rows: pa.Table, schema: pa.Schema, empty: Collection[str]) -> pa.T
 
 
 def copy_sorted(
-    connection: Any,
-    query: str,
-    order: str,
-    writer: TableWriter,
-    empty: Collection[str] = (),
+    connection: Any, query: str, order: str, writer: TableWriter, empty: Collection[str] = ()
 ) -> PrivateFile:
     """Stream a query's rows, sorted, into a table file; columns are picked by the writer's schema.
 

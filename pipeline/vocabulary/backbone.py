@@ -151,11 +151,7 @@ def apply_names(candidates: pa.Table, resolved: pa.Table) -> tuple[pa.Table, pa.
     pairs = zip(names["name"].to_pylist(), names["kingdom"].to_pylist(), strict=True)
     matched = pa.Table.from_pylist([by_name.get(pair, {}) for pair in pairs], schema=NAMES)
     provenance = pa.table(
-        {
-            "taxon_given": names["name"],
-            "taxon_matched": matched["matched_how"],
-            "taxon_id": matched["accepted_id"],
-        }
+        {"taxon_given": names["name"], "taxon_matched": matched["matched_how"], "taxon_id": matched["accepted_id"]}
     )
     is_resolved = pc.is_valid(matched["accepted_name"])
     for rank in TAXON_RANKS:
