@@ -6,11 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from manifests.errors import ConfigError
-from pipeline.answers.mixtures import Planned, plan
-from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
-from pipeline.commands.build import build
-from pipeline.commands.status import mixture_lines
 from pipeline.config import BuildConfig, read_config
 
 
@@ -31,20 +27,27 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if not args.dry_run:
+    if args.dry_run:
+        config = read_config(args.config)
         if args.json:
-            raise ConfigError("mix: --json is for --dry-run; a release has its record in release.json")
-        return build(args.config, "select", None, None)
-    config = read_config(args.config)
-    planned = plan(config)
+            from pipeline.answers.mixtures import plan
+
+            print_json({"name": config.name, "kind": config.pack.kind, **asdict(plan(config))})
+        else:
+            print("\n".join(_describe_plan(config)))
+        return 0
     if args.json:
-        print_json({"name": config.name, "kind": config.pack.kind, **asdict(planned)})
-    else:
-        print_lines(_describe_plan(config, planned))
-    return 0
+        raise ConfigError("mix: --json is for --dry-run; a release has its record in release.json")
+    from pipeline.commands.build import build
+
+    return build(args.config, "select", None, None)
 
 
-def _describe_plan(config: BuildConfig, planned: Planned) -> list[str]:
+def _describe_plan(config: BuildConfig) -> list[str]:
+    from pipeline.answers.mixtures import plan
+    from pipeline.commands.status import mixture_lines
+
+    planned = plan(config)
     total, heldout = (sum(row[name] for row in planned.rows) for name in ("num_drawn", "num_heldout"))
     lines = [
         f"{config.name}, {config.pack.kind}: {total:,} training samples, {heldout:,} held out, "
