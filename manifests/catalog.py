@@ -46,6 +46,10 @@ _TAKEN = (
     "WHERE fingerprint = ? AND position BETWEEN ? AND ? AND list_contains(?, position)"
 )
 _LINKS = "SELECT part_key FROM stage_parts WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position"
+_LIKE = (
+    "SELECT part_key FROM parts WHERE stage = $1 AND step = $2 AND ($3 IS NULL OR reuse_key = $3) "
+    "ORDER BY committed_at, part_key"
+)
 _OFF_PLACE = "DELETE FROM stage_parts WHERE fingerprint = ? AND step = ? AND position = ?"
 
 
@@ -140,19 +144,13 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def find_sealed(self, fingerprint: str) -> StageRecord | None:
         """The sealed stage version of this fingerprint, or None."""
-        rows = self._connection.execute(
-            "SELECT stage, num_in, num_kept, notes FROM stages WHERE fingerprint = ? AND sealed_at IS NOT NULL",
-            [fingerprint],
-        ).fetchall()
+        query = "SELECT stage, num_in, num_kept, notes FROM stages WHERE fingerprint = ? AND sealed_at IS NOT NULL"
+        rows = self.ask(query, fingerprint)
         if not rows:
             return None
         stage, num_in, num_kept, notes = rows[0]
-        reasons = dict(
-            self._connection.execute(
-                "SELECT reason, num_dropped FROM stage_reasons WHERE fingerprint = ? ORDER BY ALL",
-                [fingerprint],
-            ).fetchall()
-        )
+        query = "SELECT reason, num_dropped FROM stage_reasons WHERE fingerprint = ? ORDER BY ALL"
+        reasons = dict(self.ask(query, fingerprint))
         return StageRecord(stage, fingerprint, Funnel(num_in, num_kept, reasons), json.loads(notes))
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
@@ -186,9 +184,8 @@ class Catalog(AbstractContextManager["Catalog"]):
         stage.funnel.check(stage.stage)
         with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
-            rows = [(stage.fingerprint, reason, num) for reason, num in stage.funnel.reasons.items() if num]
-            if rows:
-                self._connection.executemany("INSERT INTO stage_reasons VALUES (?, ?, ?)", rows)
+            reasons = [{"reason": reason, "num_dropped": num} for reason, num in stage.funnel.reasons.items() if num]
+            self._insert("stage_reasons", [{"fingerprint": stage.fingerprint} | row for row in reasons])
             self._connection.execute(
                 "UPDATE stages SET sealed_at = ?, num_in = ?, num_kept = ?, notes = ? WHERE fingerprint = ?",
                 [
@@ -214,26 +211,19 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
-        rows = self._connection.execute(_LINKS, [fingerprint, step]).fetchall()
-        return self._in_order(rows)
+        return self._in_order(self.ask(_LINKS, fingerprint, step))
 
     def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
         """Every committed part with this `reuse_key` (None: any), of all versions of the stage, oldest first."""
-        rows = self._connection.sql(
-            "SELECT part_key FROM parts WHERE stage = $1 AND step = $2 AND ($3 IS NULL OR reuse_key = $3) "
-            "ORDER BY committed_at, part_key",
-            params=[stage, step, reuse_key],
-        ).fetchall()
-        return self._in_order(rows)
+        return self._in_order(self.ask(_LIKE, stage, step, reuse_key))
 
     def find_files(self, table: str) -> list[str]:
         """Paths, relative to the work folder, of every file of a table that any build committed, oldest first."""
-        rows = self._connection.execute(
+        query = (
             "SELECT f.path FROM files f JOIN parts p USING (part_key) WHERE f.table_name = ? "
-            "ORDER BY p.committed_at, f.path",
-            [table],
-        ).fetchall()
-        return list(dict.fromkeys(str(row[0]) for row in rows))
+            "ORDER BY p.committed_at, f.path"
+        )
+        return list(dict.fromkeys(path for (path,) in self.ask(query, table)))
 
     def commit_parts(self, fingerprint: str, parts: Mapping[int, PartRecord]) -> None:
         """Commit parts of a stage version, by their positions in it: all of them or none. Their files are published."""
@@ -246,8 +236,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         with transaction(self._connection):
             self._insert("parts", rows)
             self._insert("files", files)
-            at = [fingerprint, min(parts), max(parts), list(parts)]
-            taken = {(step, position) for step, position in self._connection.execute(_TAKEN, at).fetchall()}
+            taken = set(self.ask(_TAKEN, fingerprint, min(parts), max(parts), list(parts)))
             for step, position in taken.intersection((link["step"], link["position"]) for link in links):
                 self._connection.execute(_OFF_PLACE, [fingerprint, step, position])
             self._insert("stage_parts", links)
@@ -255,18 +244,13 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
-        before = self._connection.execute(
-            "SELECT position, part_key FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step]
-        ).fetchall()
-        if sorted(before) == sorted(keys):
+        query = "SELECT position, part_key FROM stage_parts WHERE fingerprint = ? AND step = ?"
+        if sorted(self.ask(query, fingerprint, step)) == sorted(keys):
             return
         with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
-            if keys:
-                self._connection.executemany(
-                    "INSERT OR REPLACE INTO stage_parts VALUES (?, ?, ?, ?)",
-                    [(fingerprint, step, position, key) for position, key in keys],
-                )
+            links = [_link(fingerprint, step, position, key) for position, key in keys]
+            self._insert("stage_parts", links, "OR REPLACE ")
 
     def drop_lost_parts(self, stages: Collection[str]) -> dict[str, int]:
         """Un-commit parts of `stages` whose files are gone, and unseal what used them. Returns how many by stage.
@@ -277,7 +261,7 @@ class Catalog(AbstractContextManager["Catalog"]):
             have another size than their record. Nothing is dropped then.
         """
         query = "SELECT part_key, path, num_bytes, list_contains(?, stage) FROM files LEFT JOIN parts USING (part_key)"
-        rows = self._connection.execute(query, [list(stages)]).fetchall()
+        rows = self.ask(query, list(stages))
         there = sizes_below(self.workdir)
         sizes = {
             path: file_size(storage.join(self.workdir, path)) if there is None else there.get(path)
@@ -294,7 +278,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         """The committed parts that wrote any of these files."""
         named = pa.table({"path": pa.array(paths, pa.string())})
         self._connection.register("named", named)
-        rows = self._connection.execute("SELECT DISTINCT part_key FROM files SEMI JOIN named USING (path)").fetchall()
+        rows = self.ask("SELECT DISTINCT part_key FROM files SEMI JOIN named USING (path)")
         self._connection.unregister("named")
         return list(self.find_parts(sorted(row[0] for row in rows)).values())
 
@@ -329,22 +313,15 @@ class Catalog(AbstractContextManager["Catalog"]):
         Keys of a run: run, model_size, step, samples_seen, seed, mixture (domain -> share), losses (domain -> figure
         with `value`), epochs (domain -> passes), validation (release, split, batch_size).
         """
+        rows = [
+            {"run": f"{study}/{run['run']}", "study": study, "recorded_at": utc_now()}
+            | {name: run[name] for name in ("model_size", "step", "samples_seen", "seed")}
+            | {name: _json(run[name]) for name in ("mixture", "epochs", "validation")}
+            | {"losses": _json({domain: figure["value"] for domain, figure in run["losses"].items()})}
+            for run in runs
+        ]
         with transaction(self._connection):
-            for run in runs:
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO proxy_runs (run, study, model_size, step, samples_seen, seed, mixture, "
-                    "losses, epochs, validation, recorded_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        f"{study}/{run['run']}",
-                        study,
-                        *(run[name] for name in ("model_size", "step", "samples_seen", "seed")),
-                        _json(run["mixture"]),
-                        _json({domain: figure["value"] for domain, figure in run["losses"].items()}),
-                        _json(run["epochs"]),
-                        _json(run["validation"]),
-                        utc_now(),
-                    ],
-                )
+            self._insert("proxy_runs", rows, "OR REPLACE ")
 
     def record_release(
         self, name: str, path: str, fingerprint: str, record_sha256: str, shards: Sequence[Mapping[str, Any]]
@@ -388,21 +365,21 @@ class Catalog(AbstractContextManager["Catalog"]):
             with self._session.new_snapshot():
                 write_snapshot(self._connection, self.workdir)
 
-    def _insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _insert(self, table: str, rows: Sequence[Mapping[str, Any]], how: str = "") -> None:
         """Insert rows that all have the same columns. A statement of many rows costs as much as one of one row."""
         for some in (rows[start : start + _ROWS_A_STATEMENT] for start in range(0, len(rows), _ROWS_A_STATEMENT)):
             names = list(some[0])
             places = ", ".join([f"({', '.join('?' * len(names))})"] * len(some))
             values = [row[name] for row in some for name in names]
-            self._connection.execute(f"INSERT INTO {table} ({', '.join(names)}) VALUES {places}", values)
+            self._connection.execute(f"INSERT {how}INTO {table} ({', '.join(names)}) VALUES {places}", values)
 
-    def _in_order(self, rows: Sequence[tuple[str]]) -> list[PartRecord]:
+    def _in_order(self, rows: Sequence[tuple[Any, ...]]) -> list[PartRecord]:
         """The committed parts that rows name by their keys."""
         parts = self.find_parts([key for (key,) in rows])
         return [parts[key] for (key,) in rows]
 
     def _find_text(self, sql: str, *values: Any) -> str | None:
-        rows = self._connection.execute(sql, list(values)).fetchall()  # `fetchone` would keep the connection busy
+        rows = self.ask(sql, *values)  # all of them: `fetchone` would keep the connection busy
         return str(rows[0][0]) if rows else None
 
 
@@ -426,8 +403,11 @@ def _entry_of(fingerprint: str, position: int, part: PartRecord) -> dict[str, li
         {"part_key": part.key, "table_name": file.table} | {name: getattr(file, name) for name in described}
         for file in part.files
     ]
-    link = {"fingerprint": fingerprint, "step": part.step, "position": position, "part_key": part.key}
-    return {"parts": [row], "files": files, "stage_parts": [link]}
+    return {"parts": [row], "files": files, "stage_parts": [_link(fingerprint, part.step, position, part.key)]}
+
+
+def _link(fingerprint: str, step: str, position: int, key: str) -> dict[str, Any]:
+    return {"fingerprint": fingerprint, "step": step, "position": position, "part_key": key}
 
 
 def status_bytes(status: Mapping[str, Any]) -> bytes:

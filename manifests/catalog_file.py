@@ -316,7 +316,7 @@ def rebuild(workdir: str) -> Snapshot:
         storage.link_or_copy(path, f"{path}.damaged")
     temp = storage.temp_path(path)
     with duckdb.connect(temp) as connection:
-        connection.execute((Path(__file__).parent / "schema.sql").read_text(encoding="utf-8"))
+        _bring_schema(connection)
         connection.execute("INSERT INTO snapshots VALUES (?, ?, ?)", [new.catalog_id, FORMAT, new.number])
         _insert(connection, new.tables)
     Path(f"{path}.wal").unlink(missing_ok=True)

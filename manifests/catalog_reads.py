@@ -12,9 +12,9 @@ import pyarrow as pa
 from manifests.records import Funnel, PartFile, PartRecord
 
 _STAGES = (
-    "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL, s.num_in, s.num_kept, s.notes, "
-    "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE r.fingerprint = s.fingerprint), "
-    "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) "
+    "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL AS sealed, s.num_in AS 'in', s.num_kept AS kept, s.notes, "
+    "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE fingerprint = s.fingerprint) AS reasons, "
+    "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) AS num_parts "
     "FROM current_stages c JOIN stages s USING (fingerprint)"
 )
 _MIXES = "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
@@ -48,18 +48,9 @@ def current_stages(reader: Any) -> tuple[dict[str, dict[str, Any]], list[dict[st
 
     With 20,000 parts it takes 7 ms of a core.
     """
+    rows, mixes = (reader.sql(query).to_arrow_table().to_pylist() for query in (_STAGES, _MIXES))
     stages = {
-        stage: {
-            "fingerprint": fingerprint,
-            "sealed": sealed,
-            "in": num_in,
-            "kept": num_kept,
-            "notes": json.loads(notes) if notes else {},
-            "reasons": dict(reasons or {}),
-            "num_parts": num_parts,
-        }
-        for stage, fingerprint, sealed, num_in, num_kept, notes, reasons, num_parts in reader.execute(
-            _STAGES
-        ).fetchall()
+        row.pop("stage"): row | {"notes": json.loads(row["notes"] or "{}"), "reasons": dict(row["reasons"] or ())}
+        for row in rows
     }
-    return stages, reader.sql(_MIXES).to_arrow_table().to_pylist()
+    return stages, mixes
