@@ -156,25 +156,21 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
 
     Raises: IntegrityError that names a part that is not there.
     """
-    if paths:
-        try:
+    rows = f"FROM empty_{view}"
+    connection.register(f"empty_{view}", schema.empty_table())
+    try:
+        if paths:
             # parts of several versions are in use in this table alone; to join columns by name opens every file
-            scan = f"read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
-            columns = {row[0] for row in connection.execute(f"DESCRIBE FROM {scan}").fetchall()}
-            if columns.issuperset(schema.names):
-                connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {scan}")
-            else:  # of an earlier version, which had fewer columns
-                connection.register("empty", schema.empty_table())
-                connection.execute(f"CREATE TABLE columns_of_{view} AS FROM empty")
-                connection.execute(f"CREATE VIEW {view} AS FROM columns_of_{view} UNION ALL BY NAME FROM {scan}")
-        except duckdb.IOException as error:
-            raise IntegrityError(
-                f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "
-                "gone, `plantmix build` with the same configuration makes them anew"
-            ) from None
-    else:
-        connection.register(f"empty_{view}", schema.empty_table())
-        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM empty_{view}")
+            scan = f"FROM read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
+            columns = {row[0] for row in connection.execute(f"DESCRIBE {scan}").fetchall()}
+            # an earlier version had fewer columns
+            rows = scan if columns.issuperset(schema.names) else f"{rows} UNION ALL BY NAME {scan}"
+        connection.execute(f"CREATE VIEW {view} AS {rows}")
+    except duckdb.IOException as error:
+        raise IntegrityError(
+            f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "
+            "gone, `plantmix build` with the same configuration makes them anew"
+        ) from None
 
 
 def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:

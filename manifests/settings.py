@@ -201,12 +201,12 @@ def parse_settings(
     try:
         return model.model_validate(values, context={"folder": folder, "is_kept": is_kept})
     except ValidationError as error:
-        lines = [_explain(dict(item), values, model) for item in error.errors()]
+        lines = [_explain(dict(item), model) for item in error.errors()]
         head = f"{where}: " if len(lines) == 1 else f"{where}: {len(lines)} mistakes:\n  "
         raise ConfigError(head + "\n  ".join(lines)) from None
 
 
-def _explain(item: dict[str, Any], values: dict[str, Any], model: type[Settings]) -> str:
+def _explain(item: dict[str, Any], model: type[Settings]) -> str:
     place = ".".join(str(step) for step in item["loc"]) or "(top level)"
     if item["type"] == "extra_forbidden":
         name = str(item["loc"][-1])

@@ -319,14 +319,14 @@ def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> Written
     if is_remote(path):  # one request, which a store does as a whole or not at all
         fs, inner = filesystem(path)
         fs.pipe_file(inner, content)
-        return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
-    temp = temp_path(path)
-    fs, inner = filesystem(temp)
-    with fs.open(inner, "wb") as stream:
-        if is_secret:
-            Path(temp).chmod(0o600)
-        stream.write(content)
-    publish(temp, path)
+    else:
+        temp = temp_path(path)
+        fs, inner = filesystem(temp)
+        with fs.open(inner, "wb") as stream:
+            if is_secret:
+                Path(temp).chmod(0o600)
+            stream.write(content)
+        publish(temp, path)
     return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -417,21 +417,16 @@ def remove_if_there(path: str) -> None:
         remove(path)
 
 
-def sweep(folder: str) -> int:
-    """Remove private files that a crash left in `folder` and below. Returns how many.
+def sweep(folder: str) -> None:
+    """Remove private files that a crash left in `folder` and below.
 
     Only the process that owns the folder may call this, and only before it starts workers.
     """
     fs, inner = filesystem(folder)
-    if not fs.exists(inner):
-        return 0
-    gone = 0
     for name in fs.find(inner):
         if is_private(name):
             with contextlib.suppress(FileNotFoundError):  # a worker that is still running removed or published it
                 fs.rm_file(name)
-                gone += 1
-    return gone
 
 
 def _sync(path: str) -> None:

@@ -89,15 +89,14 @@ def read_list(workdir: str) -> list[Entry]:
     return sorted(entries)
 
 
-def add_entries(workdir: str, entries: Sequence[Entry]) -> int:
-    """Add to the list of a work folder; returns how many are new."""
+def add_entries(workdir: str, entries: Sequence[Entry]) -> None:
+    """Add to the list of a work folder."""
     before = read_list(workdir)
     listed = {(entry.by, entry.value) for entry in before}
     new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
     if new:
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
         storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), ("\n".join(lines) + "\n").encode())
-    return len(new)
 
 
 # ---- in the tables of a build

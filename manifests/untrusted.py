@@ -1,4 +1,4 @@
-"""What a stranger may have filled: regular files below a folder, the members of a tar, and packed files.
+"""What a stranger may have filled: regular files below a folder, JSON, the members of a tar, and packed files.
 
 No link is followed, no pipe or device opened, and no size is believed before it is checked. What a packed file holds
 is bounded by its own size: 36 kB of bz2 can say one line 17 million times.
@@ -7,6 +7,7 @@ is bounded by its own size: 36 kB of bz2 can say one line 17 million times.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from typing import Any
 from xml.parsers import expat
 
 from manifests import storage
+from manifests.errors import IntegrityError, PlantMixError
 
 MAX_TAR_HEADER_BYTES = 64 << 10  # of one extended header, which holds a path and a few numbers
 MAX_TAR_NAME_BYTES = 4096  # the longest path that Linux takes
@@ -53,6 +55,29 @@ def why_not_inside(folder: str | Path, name: str) -> str | None:
         if stat.S_ISLNK(mode):
             return "is a link" if path.name == parts[-1] else f"lies behind the link {part}"
     return None if stat.S_ISREG(mode) else "is no regular file"
+
+
+def json_object(content: bytes | None) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        value = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_object(path: Path, hint: str, kind: type[PlantMixError] = IntegrityError) -> dict[str, Any]:
+    """The JSON object in a file; `hint` says what to do without it.
+
+    Raises: an error of `kind`.
+    """
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{path}: cannot be read: {error}; {hint}") from None
+    return values
 
 
 def check_packing(packed_bytes: int, unpacked_bytes: int, free_bytes: int = FREE_BYTES) -> None:

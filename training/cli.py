@@ -22,7 +22,7 @@ from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
 from manifests.services import packages
 from manifests.storage import is_stop
-from training.using.commands import AddCommand, add_commands
+from training.using.commands import COMMANDS, AddCommand
 
 _FIRST_STEPS = """\
 first steps:
@@ -108,8 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dalip {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     ours = (_add_train, _add_eval, _add_plot, _add_proxies, _add_tokens, _add_export, _add_publish, _add_import)
-    for add_parsers in (*ours, add_commands):
-        add_parsers(partial(_add_command, commands))
+    for add_parser in (*ours, *COMMANDS):
+        add_parser(partial(_add_command, commands))
     return parser
 
 

@@ -6,7 +6,6 @@ Each setting stands here with its default; those of `model`, `loss` and `data` s
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 from manifests.errors import ConfigError
 from manifests.services.packages import code_of, load_named
 from manifests.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
+from manifests.untrusted import read_object
 from training.data import loader
 from training.data.settings import DataSettings, ReleaseShare
 from training.model.loss import LossSettings, loss_of_preset
@@ -315,20 +315,14 @@ def read_train_settings(path: str, *, release: str | None = None, output_dir: st
     """
     stored = Path(path) / SETTINGS_FILE
     if stored.is_file():
-        settings = parse_settings(_stored_values(stored), TrainSettings, where=str(stored), is_kept=True)
+        values = read_object(stored, "give the YAML config instead of the folder", ConfigError)
+        settings = parse_settings(values, TrainSettings, where=str(stored), is_kept=True)
     elif Path(path).is_dir():
         raise ConfigError(f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it)")
     else:
         settings = read_settings(path, TrainSettings)
     changes = {"release": release, "output_dir": output_dir}
     return settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
-
-
-def _stored_values(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; give the YAML config instead of the folder") from None
 
 
 def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dict[str, Any]:

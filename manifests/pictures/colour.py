@@ -69,12 +69,12 @@ def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int
         image = _apply_profile(image, icc_profile)
     if image.mode == "LAB":
         image = _apply_lab(image)
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        colour = image if image.mode == "RGB" else image.convert("RGB")
-        below = Image.new("RGB", image.size, background)
-        below.paste(colour, mask=alpha)
-        return below
-    return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return rgb
+    below = Image.new("RGB", image.size, background)
+    below.paste(rgb, mask=alpha)
+    return below
 
 
 def is_srgb(icc_profile: bytes) -> bool:

@@ -144,7 +144,5 @@ def _status_of(error: BaseException | None) -> int | None:
 
 def _words_of(error: BaseException) -> str:
     """One line that names the first cause too."""
-    texts = [" ".join(str(error).split())[:200] or type(error).__name__]
-    if error.__cause__ is not None:
-        texts.append(" ".join(str(error.__cause__).split())[:200] or type(error.__cause__).__name__)
-    return "; ".join(texts).rstrip(".")
+    causes = filter(None, (error, error.__cause__))
+    return "; ".join(" ".join(str(each).split())[:200] or type(each).__name__ for each in causes).rstrip(".")

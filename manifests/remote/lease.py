@@ -55,7 +55,13 @@ class Lease:
 
         Raises: RunError when another driver has taken the folder meanwhile.
         """
-        self._check_held()
+        fs, inner = storage.filesystem(storage.join(self._address, "catalog"))
+        fs.invalidate_cache()
+        if max(map(_number, fs.ls(inner, detail=False)), default=0) != self.number:
+            raise RunError(
+                f"{self._address}: another driver took this work folder, because this one gave no sign of life for "
+                f"{STALE_SECONDS / 60:.0f} minutes, or its lease was deleted; what it committed until then stays"
+            )
         storage.publish_bytes(_path(self._address, self.number), self._content())
 
     def release(self) -> None:
@@ -72,16 +78,6 @@ class Lease:
             "is_released": is_released,
         }
         return json.dumps(said).encode()
-
-    def _check_held(self) -> None:
-        """Raises: RunError when there is a newer lease, or this one was removed for it."""
-        fs, inner = storage.filesystem(storage.join(self._address, "catalog"))
-        fs.invalidate_cache()
-        if max(map(_number, fs.ls(inner, detail=False)), default=0) != self.number:
-            raise RunError(
-                f"{self._address}: another driver took this work folder, because this one gave no sign of life for "
-                f"{STALE_SECONDS / 60:.0f} minutes, or its lease was deleted; what it committed until then stays"
-            )
 
 
 def _refuse_held(address: str, number: int) -> None:

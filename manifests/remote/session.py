@@ -29,6 +29,7 @@ from manifests.catalog_file import (
 from manifests.errors import ConfigError, RunError
 from manifests.remote.folder import note, notes_of, patiently, stands_for
 from manifests.remote.lease import RENEWED_SECONDS, Lease
+from manifests.remote.patience import read_if_there
 
 log = logging.getLogger("plantmix.store")
 
@@ -36,6 +37,8 @@ JOURNAL_SECONDS = 2.0
 """What a driver machine that is lost may take with it: the parts that were committed within so long."""
 STATUS_SECONDS = 10.0
 _STATUS_FILE = "status.json"
+_BESIDE = {_STATUS_FILE: f"catalog/{_STATUS_FILE}", TAKEDOWNS_FILE: TAKEDOWNS_FILE}
+"""Small files beside the catalogue, and where they lie in the store."""
 _PRESENT = (CATALOG_FILE, f"{CATALOG_FILE}.wal", SNAPSHOT_FILE, JOURNAL_FILE, _STATUS_FILE)
 
 
@@ -182,8 +185,8 @@ class Session:
     def _send_files(self) -> None:
         """The status, and the takedown list where it is not the store's."""
         self._status_sent = time.monotonic()
-        for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (TAKEDOWNS_FILE, TAKEDOWNS_FILE)):
-            content = _content(Path(self._folder, name))
+        for name, path in _BESIDE.items():
+            content = read_if_there(storage.join(self._folder, name))
             digest = hashlib.sha256(content or b"").hexdigest()
             if content is not None and self._sent.get(name) != digest:
                 self._send(path, content)
@@ -239,11 +242,11 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
             note_closed(folder)
             note(folder, address, snapshot=digest, batches=len(batches))
         _drop_other_tables(folder, before, now)
-    for name, path in ((_STATUS_FILE, f"catalog/{_STATUS_FILE}"), (TAKEDOWNS_FILE, TAKEDOWNS_FILE)):
+    for name, path in _BESIDE.items():
         content = read(path) if name == TAKEDOWNS_FILE or name in there else None
         if content is None:
             Path(folder, name).unlink(missing_ok=True)
-        elif content != _content(Path(folder, name)):
+        elif content != read_if_there(storage.join(folder, name)):
             storage.publish_bytes(storage.join(folder, name), content)
 
 
@@ -256,10 +259,6 @@ def _drop_other_tables(folder: str, before: Snapshot | None, now: Snapshot | Non
         name = str(path.relative_to(folder))
         if name not in hashes_before or hashes_before[name] != hashes_now.get(name):
             path.unlink()
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.exists() else None
 
 
 @contextlib.contextmanager

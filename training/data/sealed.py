@@ -7,30 +7,13 @@ its files are taken as they are, once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from manifests import storage
-from manifests.errors import IntegrityError
 
 SUMS_FILE = "SHA256SUMS"
-
-
-def read_object(path: Path, hint: str) -> dict[str, Any]:
-    """A JSON object of a long job; `hint` says what to do without it.
-
-    Raises: IntegrityError.
-    """
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: cannot be read: {error}; {hint}") from None
-    return values
 
 
 class SealedFiles:

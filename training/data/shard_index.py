@@ -124,24 +124,19 @@ def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
     def show(number: int, at: int) -> None:
         line.show(f"indexing shard {number + 1:,} of {len(sources):,}, {at / 1e9:.2f} GB of it")
 
-    def index(place: tuple[int, str]) -> ShardIndex | PlantMixError:
+    def index(place: tuple[int, str]) -> ShardIndex:
         number, source = place
         key = source if is_elsewhere(source) else str(Path(source.removeprefix("file://")).absolute())
         own = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
         own.mkdir(exist_ok=True)
-        try:
-            with locked(own / "lock"):
-                return _index(source, stores[number], own, cache, partial(show, number))
-        except PlantMixError as error:
-            return error
+        with locked(own / "lock"):
+            return _index(source, stores[number], own, cache, partial(show, number))
 
-    with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        indexes = list(threads.map(index, enumerate(sources)))
-    line.end()
-    for each in indexes:
-        if isinstance(each, PlantMixError):
-            raise each
-    return [each for each in indexes if isinstance(each, ShardIndex)]
+    try:
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            return list(threads.map(index, enumerate(sources)))
+    finally:
+        line.end()
 
 
 def _index(

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.settings import differences
-from training.data.sealed import SealedFiles, read_object
+from manifests.untrusted import read_object
+from training.data.sealed import SealedFiles
 from training.data.shards import SamplePool
 
 ARCHITECTURE_FILE = "architecture.json"  # in the folder of `dalip tokens`, beside the stores

@@ -31,6 +31,7 @@ from manifests.drawing.theme import INK, SERIES, WARN
 from manifests.errors import ConfigError
 from manifests.services.packages import require
 from manifests.settings import differences
+from manifests.untrusted import json_object
 from training.config import TrainSettings
 from training.data import loader
 from training.data.shards import open_pool
@@ -44,6 +45,7 @@ from training.model.dalip import DalipModel
 from training.model.exports import export_hugging_face, local_place
 from training.model.presets import SecondOrderSettings
 from training.record.checkpoint import lock_folder
+from training.record.run_files import require_own
 
 TABLE_FILE, PLOT_FILE = "blend.json", "blend.png"
 MADE_BY = "dalip blend"
@@ -100,7 +102,7 @@ def blend(
     """
     require("a plot", "matplotlib")
     folder = local_place(target)
-    _refuse_foreign(folder)
+    require_own(folder / TABLE_FILE, folder / PLOT_FILE, _is_own, MADE_BY)
     if folder.resolve() in (start.folder.resolve(), end.folder.resolve()):
         raise ConfigError(f"{target}: is one of the models to blend; choose another --out")
     model = _common_model(start, end)
@@ -288,17 +290,8 @@ def _draw(rows: Sequence[Row], best: Row, groups: Mapping[str, str], axis: Any) 
             invert()
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Raises: ConfigError where a file of these names is there that no blend wrote."""
-    there = [folder / name for name in (TABLE_FILE, PLOT_FILE) if (folder / name).exists()]
-    if not there:
-        return
-    try:
-        made_by = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8")).get("made_by")
-    except (OSError, ValueError, AttributeError):
-        made_by = None
-    if made_by != MADE_BY:
-        raise ConfigError(f"{there[0]}: is there, and no `dalip blend` wrote it; choose another --out")
+def _is_own(table: bytes) -> bool:
+    return json_object(table).get("made_by") == MADE_BY
 
 
 def refuse_over_blend(folder: str) -> None:

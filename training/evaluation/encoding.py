@@ -86,9 +86,8 @@ def encode_pairs(
     for batch in loader.eval_batches(pool, rows, settings.data, model, settings.eval.batch_size):
         pictures = model_input(batch.images.to(model.device), preprocess)
         with autocast(settings.compute.precision, model.device):
-            output = model(pictures, batch.tokens.to(model.device))
-        images.append(_encoded(output["image_features"], output.get("image_second_order")))
-        texts.append(_encoded(output["text_features"], output.get("text_second_order")))
+            images.append(_encoded(*model.image_orders(pictures)))
+            texts.append(_encoded(*model.text_orders(batch.tokens.to(model.device))))
     return (
         _joined(images).require_finite("held-out samples, picture features"),
         _joined(texts).require_finite("held-out samples, text features"),

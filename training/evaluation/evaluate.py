@@ -73,7 +73,8 @@ def evaluate_model(
     chosen, opened, sets = open_measured(trained, release, split)
     name = f"{chosen}-{'+'.join(source.name for source in opened)}" if opened else "sets"
     path = Path(out) if out is not None else trained.folder / run_files.EVAL_FOLDER / f"{name}.json"
-    _require_own(path)
+    refuse_within(str(path))
+    run_files.require_own(path, path.with_suffix(".png"), run_files.is_evaluation, "dalip eval")
     started = time.monotonic()
     result: dict[str, Any] = {
         "weights": trained.weights, "model": trained.source, "notes": list(trained.notes),
@@ -157,18 +158,6 @@ def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRel
     if not seen:
         return []
     return [f"{len(seen):,} of the {len(images):,} pictures were in the training: the figures of the split flatter"]
-
-
-def _require_own(path: Path) -> None:
-    """See that figures and plot replace only those of an earlier evaluation.
-
-    Raises: ConfigError.
-    """
-    refuse_within(str(path))
-    if path.is_file() and run_files.is_evaluation(path.read_bytes()):
-        return
-    if there := [str(file) for file in (path, path.with_suffix(".png")) if file.exists()]:
-        raise ConfigError(f"{there[0]}: is there, and `dalip eval` did not write it; choose another --out")
 
 
 def check_tasks(settings: TrainSettings) -> None:

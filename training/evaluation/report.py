@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _INTERVALS = "intervals are of 95 %; those of a classification draw classes anew
 _ROW_INCHES = 0.16
 _LEGEND_CHARS = 46  # that fit beside each other under a panel
 
-_Mark = tuple[str, str, Figure]  # what was measured, with which features, the figure
+_Mark = tuple[str, str, Figure, str]  # what was measured, with which features, the figure, and a note
 
 
 def report_lines(result: dict[str, Any]) -> list[str]:
@@ -52,8 +52,8 @@ def report_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def figures_of(result: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
-    """Every share of a result: what was measured, with which features, the figure, and a note."""
+def figures_of(result: dict[str, Any]) -> Iterator[_Mark]:
+    """Every share of a result."""
     if "split" in result:
         yield from _held_out(result)
     for item in result["sets"]:
@@ -122,26 +122,23 @@ def _panels_of(result: dict[str, Any]) -> dict[str, list[_Mark]]:
     panels: dict[str, list[_Mark]] = {}
     if "split" in result:
         for task in result["zero_shot"]:
-            panels[_title(task)] = _marks(_classification(task["figures"], task["few_shot"], ""))
-        panels[f"retrieval, split {result['split']}"] = _marks(_retrieval(result["retrieval"]))
-        panels["validation loss"] = [(domain, "", figure) for domain, figure in result["validation_loss"].items()]
+            panels[_title(task)] = list(_classification(task["figures"], task["few_shot"], ""))
+        panels[f"retrieval, split {result['split']}"] = list(_retrieval(result["retrieval"]))
+        panels["validation loss"] = [(domain, "", figure, "") for domain, figure in result["validation_loss"].items()]
     for item in result["sets"]:
-        panels[item["name"]] = _marks(_of_set(item))
-    means = [(group, kind, figure) for group, figures in result["groups"].items() for kind, figure in figures.items()]
-    panels["means over sets, zero-shot top1"] = means
+        panels[item["name"]] = list(_of_set(item))
+    panels["means over sets, zero-shot top1"] = [
+        (group, kind, figure, "") for group, figures in result["groups"].items() for kind, figure in figures.items()
+    ]
     return {title: marks for title, marks in panels.items() if marks}
 
 
-def _marks(figures: Iterable[tuple[str, str, Figure, str]]) -> list[_Mark]:
-    return [(label, kind, figure) for label, kind, figure, _ in figures]
-
-
 def _panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
-    labels = list(dict.fromkeys(label for marks in by_model.values() for label, _, _ in marks))
+    labels = list(dict.fromkeys(label for marks in by_model.values() for label, *_ in marks))
     names = {
         (model, kind): ", ".join(word for word in (model if len(by_model) > 1 else "", kind) if word) or model
         for model, marks in by_model.items()
-        for _, kind, _ in marks
+        for _, kind, *_ in marks
     }
     num_columns = max(1, min(4, int(_LEGEND_CHARS / (max(map(len, names.values())) + 5))))
     num_rows = -(-(len(names) + 1) // num_columns)
@@ -162,10 +159,10 @@ def _draw(
     """Dots with their intervals, a row for each figure; the tick is chance. `names` are those of model and features."""
     series, step = list(names), 0.8 / len(names)
     is_share = all(
-        figure["value"] <= 1 and figure["chance"] <= 1 for marks in by_model.values() for _, _, figure in marks
+        figure["value"] <= 1 and figure["chance"] <= 1 for marks in by_model.values() for _, _, figure, _ in marks
     )
     for model, marks in by_model.items():
-        for label, kind, figure in marks:
+        for label, kind, figure, _ in marks:
             at, row = series.index((model, kind)), labels.index(label)
             y = row - 0.4 + (at + 0.5) * step
             colour = SERIES[at % len(SERIES)]
@@ -192,7 +189,7 @@ def _draw(
                 ncols=num_columns, handlelength=1.2, columnspacing=1.0, borderaxespad=0)  # fmt: skip
 
 
-def _held_out(result: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
+def _held_out(result: dict[str, Any]) -> Iterator[_Mark]:
     for task in result["zero_shot"]:
         yield from _classification(task["figures"], task["few_shot"], _title(task))
     yield from _retrieval(result["retrieval"])
@@ -202,7 +199,7 @@ def _title(task: dict[str, Any]) -> str:
     return ", ".join(filter(None, (task["field"], task["domain"], f"{task['num_classes']} classes")))
 
 
-def _of_set(item: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
+def _of_set(item: dict[str, Any]) -> Iterator[_Mark]:
     if item["kind"] == "retrieval":
         yield from _retrieval(item["retrieval"])
     else:
@@ -211,7 +208,7 @@ def _of_set(item: dict[str, Any]) -> Iterator[tuple[str, str, Figure, str]]:
 
 def _classification(
     zero_shot: dict[str, dict[str, Figure]], few_shot: dict[str, dict[str, Figure]], where: str
-) -> Iterator[tuple[str, str, Figure, str]]:
+) -> Iterator[_Mark]:
     for kind, figures in zero_shot.items():
         for name, figure in figures.items():
             common = f"most common {figure['most_common_class']:.1%}" if "most_common_class" in figure else ""
@@ -223,7 +220,7 @@ def _classification(
             yield f"{shots}-shot", kind, figure, note
 
 
-def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[tuple[str, str, Figure, str]]:
+def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[_Mark]:
     for kind, values in figures.items():
         for name, figure in values.items():
             yield name.replace("_", " "), kind, figure, ""

@@ -58,7 +58,7 @@ class Item:
             if self.length is None and os.fstat(stream.fileno()).st_size > MOST_FILE_BYTES:
                 raise CorruptSample(f"{Outcome.BODY_TOO_LARGE}: more than {MOST_FILE_BYTES:,} bytes")
             stream.seek(self.offset)
-            return stream.read() if self.length is None else stream.read(self.length)
+            return stream.read(self.length)
 
 
 @dataclass(frozen=True)
@@ -147,23 +147,18 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
     if kind not in ("classification", "retrieval"):
         raise ConfigError(f"{folder}: {_KIND} says '{kind}'; only classification and retrieval can be read")
     answer_ending = "cls" if kind == "classification" else "txt"
-    items: list[Item] = []
-    answers: list[bytes] = []
-    for path in tars:
-        for item, answer in _tar_items(path, answer_ending):
-            items.append(item)
-            answers.append(answer)
-    if not items:
+    pairs = [pair for path in tars for pair in _tar_items(path, answer_ending)]
+    if not pairs:
         raise ConfigError(
             f"{folder}: {len(tars)} tars, but no image in them that has a .{answer_ending} member beside it"
         )
+    items = tuple(item for item, _ in pairs)
     if kind == "retrieval":
-        captions = tuple(_captions(answer, item) for answer, item in zip(answers, items, strict=True))
-        return EvalSet("retrieval", tuple(items), captions=captions)
+        return EvalSet("retrieval", items, captions=tuple(_captions(answer, item) for item, answer in pairs))
     classes = _class_names(folder / _CLASS_NAMES)
-    labels = tuple(_class_number(answer, item, len(classes)) for item, answer in zip(items, answers, strict=True))
+    labels = tuple(_class_number(answer, item, len(classes)) for item, answer in pairs)
     templates = tuple(line.replace("{c}", "{}") for line in _lines(folder / _TEMPLATES))
-    return EvalSet("classification", tuple(items), labels, tuple(classes), (None,) * len(classes), templates)
+    return EvalSet("classification", items, labels, tuple(classes), (None,) * len(classes), templates)
 
 
 def _class_names(path: Path) -> list[str]:
@@ -270,28 +265,27 @@ def _open_table(folder: Path, split: str) -> EvalSet:
 
 def _open_class_folders(place: Path) -> EvalSet:
     """Pictures at any depth; the class is the name of a picture's folder. What begins with a dot is left out."""
-    inner = sorted(
-        path.relative_to(place) for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS
-    )
-    paths = [place / path for path in inner if not any(part.startswith(".") for part in path.parts)]
+    pictures = (path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
+    inner = sorted(path.relative_to(place) for path in pictures)
+    paths = [path for path in inner if not any(part.startswith(".") for part in path.parts)]
     if not paths:
         raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
-    _require_regular(place, [str(path.relative_to(place)) for path in paths])
-    if stray := [path.name for path in paths if path.parent == place]:
+    _require_regular(place, list(map(str, paths)))
+    if stray := [path.name for path in paths if len(path.parts) == 1]:
         raise ConfigError(
             f"{place}: {len(stray):,} of {len(paths):,} pictures lie beside the class folders; first: {stray[0]}. Move "
             "each into the folder of its class, or away"
         )
     names = [path.parent.name for path in paths]
     folders: dict[str, list[str]] = {}
-    for folder in dict.fromkeys(path.parent.relative_to(place) for path in paths):
+    for folder in dict.fromkeys(path.parent for path in paths):
         folders.setdefault(folder.name, []).append(str(folder))
     if shared := [members for members in folders.values() if len(members) > 1]:
         raise ConfigError(
             f"{place}: {len(shared):,} classes have several folders of one name; first: {', '.join(shared[0])}. "
             "Put the pictures of a class into one folder, or rename those of different classes"
         )
-    items = tuple(Item(str(path.relative_to(place)), str(path)) for path in paths)
+    items = tuple(Item(str(path), str(place / path)) for path in paths)
     return _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
 
 

@@ -119,8 +119,10 @@ def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
     """
     notes: tuple[str, ...] = ()
     chosen = settings.model.model_copy(update={"pretrained": None})
-    kept = checkpoint.read_architecture(folder)
-    if kept is not None and kept != _architecture_or_none(chosen.architecture):
+    kept, there = checkpoint.read_architecture(folder), None
+    with suppress(ConfigError, OSError, ValueError):
+        there = architecture_config(chosen.architecture)
+    if kept not in (None, there):
         notes = (f"{chosen.architecture} is not what the run was trained with; the copy in its folder is used",)
         chosen = chosen.model_copy(update={"architecture": register_architecture(kept)})
     model = build_model(chosen)
@@ -149,13 +151,6 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]
                 raise
             continue  # a training that is at work has removed it for a newer one
         return file, content["state_dict"], content["preprocess"]
-
-
-def _architecture_or_none(architecture: str) -> dict[str, Any] | None:
-    try:
-        return architecture_config(architecture)
-    except (ConfigError, OSError, ValueError):
-        return None
 
 
 def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:

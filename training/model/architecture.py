@@ -22,6 +22,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.services import model_hub
 from manifests.services import open_clip_api as open_clip
+from manifests.untrusted import read_object
 
 
 def architecture_name(architecture: str) -> str:
@@ -189,16 +190,9 @@ def create_tokenizer(architecture: str) -> Any:
 
 
 def _read_architecture(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such model file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
-    if isinstance(config, dict) and path.name == "open_clip_config.json":
+    config = read_object(path, "name a model file of open_clip", ConfigError)
+    if path.name == "open_clip_config.json":
         config = config.get("model_cfg", config)
-    required = ("embed_dim", "vision_cfg", "text_cfg")
-    missing = [key for key in required if not isinstance(config, dict) or key not in config]
-    if missing:
+    if missing := [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]:
         raise ConfigError(f"{path}: not an open_clip model file, it has no {', '.join(missing)}")
-    return dict(config)
+    return config

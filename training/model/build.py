@@ -15,7 +15,7 @@ from training.model import weights
 from training.model.architecture import architecture_config, create_clip
 from training.model.branch import SecondOrderBranch
 from training.model.dalip import DalipModel
-from training.model.frozen import FrozenCLIP, is_frozen
+from training.model.frozen import FrozenCLIP
 from training.model.presets import ModelSettings
 
 
@@ -29,7 +29,7 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     source = settings.pretrained
     has_file = source is not None and Path(source).exists()
     tag, size, config = None if has_file else source, settings.image_size_px, architecture_config(settings.architecture)
-    if not is_frozen(config):
+    if "frozen_tower" not in config["vision_cfg"]:
         clip = create_clip(settings.architecture, pretrained=tag, image_size_px=size)
     elif tag is None and size is None:
         clip = FrozenCLIP(config)

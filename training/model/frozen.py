@@ -28,11 +28,6 @@ Side = Literal["image", "text"]
 COMPONENTS_FILE = "components.npz"  # of `dalip tokens`: mean and directions of either tower
 
 
-def is_frozen(config: dict[str, Any]) -> bool:
-    """True for an architecture on frozen towers."""
-    return "frozen_tower" in config.get("vision_cfg", {})
-
-
 class FrozenTower(nn.Module):
     """Behind one tower: the reduction of its width, fixed, and the projection to the embedding, trained."""
 

@@ -20,6 +20,7 @@ from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from manifests.settings import differences
 from manifests.storage import hash_file
+from manifests.untrusted import read_object
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 
@@ -278,10 +279,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: ConfigError for a file that holds none.
     """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return read_object(path, "take another copy of its folder", ConfigError)
 
 
 def set_preprocessing(model: DalipModel, values: Mapping[str, Any]) -> None:

@@ -326,7 +326,7 @@ def _decode(
         decode = partial(_decode_one, settings, target, side_px)
         apart = len(pool) >= _MIN_DECODED_APART
         for _, result in start(decode, missing) if apart else enumerate(map(decode, missing)):
-            if isinstance(result, PlantMixError):
+            if isinstance(result, PlantMixError):  # on Ray
                 raise result
         print_line(
             f"decoded {len(pool):,} pictures once, for all runs, in {time.monotonic() - started:.1f} s: {target}"
@@ -334,13 +334,9 @@ def _decode(
     return target
 
 
-def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int) -> PlantMixError | None:
-    try:
-        pool = open_pool(loader.open_releases(settings.release), settings.data.split)
-        decode_shard(pool, target, side_px, shard, settings.data.cache)
-    except PlantMixError as error:
-        return error
-    return None
+def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int) -> None:
+    pool = open_pool(loader.open_releases(settings.release), settings.data.split)
+    decode_shard(pool, target, side_px, shard, settings.data.cache)
 
 
 def _check_catalogue(settings: ProxySettings) -> None:

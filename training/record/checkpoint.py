@@ -26,8 +26,8 @@ import torch
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import refuse_within
+from manifests.untrusted import read_object
 from training.config import TrainSettings
-from training.data.sealed import read_object
 from training.model.weights import load_fault
 from training.record.run_files import (
     CHECKPOINT_FOLDER,
@@ -140,7 +140,7 @@ def _leave_locks() -> None:
 os.register_at_fork(after_in_child=_leave_locks)
 
 
-def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> None:
     """Publish a checkpoint, then remove all but the newest `keep`.
 
     Raises: RunError when it cannot be written; nothing of it is left.
@@ -149,7 +149,6 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     _save(path, {"format": FORMAT, "run": run_id(folder), "step": step, **content})
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
-    return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from manifests.errors import IntegrityError
 from manifests.printable import ProgressLine
 from manifests.storage import publish_bytes
+from manifests.untrusted import json_object
 from training.record.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"
@@ -92,15 +93,8 @@ def cut_log(path: Path, step: int) -> None:
 
 def _parse(path: Path) -> list[dict[str, Any] | None]:
     """Each whole line as an event; None for a line that is no event."""
-    return [_event_of(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-def _event_of(line: bytes) -> dict[str, Any] | None:
-    try:
-        item = json.loads(line)
-    except ValueError:
-        return None
-    return item if isinstance(item, dict) and "event" in item else None
+    items = map(json_object, path.read_bytes().split(b"\n")[:-1] if path.exists() else ())
+    return [item if "event" in item else None for item in items]
 
 
 def _bad_line(path: Path, number: int) -> IntegrityError:

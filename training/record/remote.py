@@ -104,7 +104,8 @@ class RemoteRun:
 
     def is_finished(self) -> bool:
         """Whether the store holds the end of the run: its summary, and the weights that it speaks of."""
-        return all(self._has(name) for name in (SUMMARY_FILE, MODEL_FILE))
+        storage.filesystem(self.address)[0].invalidate_cache()
+        return all(self._patiently(name, lambda fs, inner: fs.exists(inner)) for name in (SUMMARY_FILE, MODEL_FILE))
 
     def begun_at(self) -> str | None:
         """Another value for each run that is begun at this address."""
@@ -172,10 +173,6 @@ class RemoteRun:
                 f"{self.address}/{name}: is gone, though the run's {POINTER_FILE} needs it; --no-resume trains anew"
             ) from None
         return path
-
-    def _has(self, name: str) -> bool:
-        storage.filesystem(self.address)[0].invalidate_cache()
-        return bool(self._patiently(name, lambda fs, inner: fs.exists(inner)))
 
     def _pointer(self) -> dict[str, Any] | None:
         try:

@@ -7,17 +7,16 @@ what `dalip eval` writes.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import refuse_within
 from manifests.remote.patience import read_if_there
+from manifests.untrusted import json_object
 from training.config import SETTINGS_FILE
 from training.record.log import LOG_FILE
 from training.record.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER
@@ -50,13 +49,23 @@ def step_of(path: Path) -> int:
 
 def is_run(place: str) -> bool:
     """Whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
-    record = _json_object(read_if_there(storage.join(place, RUN_FILE)))
+    record = json_object(read_if_there(storage.join(place, RUN_FILE)))
     return isinstance(record.get("identity"), dict) and "releases" in record["identity"]
 
 
 def is_evaluation(content: bytes | None) -> bool:
     """Whether these are figures of `dalip eval`."""
-    return {"weights", "model", "preset", "sets", "groups"} <= _json_object(content).keys()
+    return {"weights", "model", "preset", "sets", "groups"} <= json_object(content).keys()
+
+
+def require_own(table: Path, plot: Path, is_own: Callable[[bytes], bool], command: str) -> None:
+    """See that a table of figures and its plot replace only those of an earlier call of the command.
+
+    Raises: ConfigError.
+    """
+    there = [path for path in (table, plot) if path.exists()]
+    if there and not (table.is_file() and is_own(table.read_bytes())):
+        raise ConfigError(f"{there[0]}: is there, and `{command}` did not write it; choose another --out")
 
 
 def require_place(place: str) -> None:
@@ -146,12 +155,3 @@ def _names_in(place: str) -> list[str]:
             if (folder or entry["type"] == "file") and name:
                 names.append(folder + name)
     return names
-
-
-def _json_object(content: bytes | None) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
-    try:
-        value = json.loads(content or b"")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

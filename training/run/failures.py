@@ -27,11 +27,6 @@ MAX_SKIPPED_STEPS = 20
 MIN_LOSS_SCALE = 1e-3
 
 
-def new_corrupt(chunk: list[loader.Batch], progress: Progress) -> dict[int, str]:
-    """The broken samples that this rank met in a step and that are not known yet, row -> reason."""
-    return {row: reason for batch in chunk for row, reason in batch.corrupt if row not in progress.corrupt}
-
-
 def record_corrupt(trainer: Trainer, reasons: dict[int, str], progress: Progress, log: RunLog) -> None:
     """Log and count the broken samples that all ranks found in a step; every rank has to call this.
 

@@ -170,7 +170,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         started = time.perf_counter()
         chunk = [next(batches) for _ in range(micro)]
         waited = time.perf_counter() - started
-        new_corrupt = failures.new_corrupt(chunk, progress)
+        new_corrupt = {row: why for batch in chunk for row, why in batch.corrupt if row not in progress.corrupt}
         progress.count_places(chunk)
 
         # -- forward, backward, update

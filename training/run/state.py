@@ -156,8 +156,7 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
 
     Raises: ConfigError when the weights or the optimiser's state do not fit.
     """
-    own = trainer.model.state_dict()
-    _check_fit(trainer, own, content, changed)
+    _check_fit(trainer, content, changed)
     trainer.model.load_state_dict(content["state_dict"])
     set_preprocessing(trainer.model, content["preprocess"])
     configured = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimiser.param_groups]
@@ -176,8 +175,9 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
     )
 
 
-def _check_fit(trainer: Trainer, own: dict[str, Any], content: dict[str, Any], changed: Sequence[str]) -> None:
-    stored, groups = content["state_dict"], content["optimiser"]["param_groups"]
+def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]) -> None:
+    own, stored = trainer.model.state_dict(), content["state_dict"]
+    groups = content["optimiser"]["param_groups"]
     trained = [(group["role"], len(group["params"])) for group in trainer.optimiser.param_groups]
     fits = own.keys() == stored.keys() and all(own[name].shape == stored[name].shape for name in own)
     if fits and trained == [(group["role"], len(group["params"])) for group in groups]:

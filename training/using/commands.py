@@ -50,15 +50,6 @@ example:
   dalip search my-index --serve      # a line of JSON in, {"text": ...} or {"image": ...}; a line of JSON out"""
 
 
-def add_commands(add: AddCommand) -> None:
-    """Add the parsers."""
-    _add_predict(add)
-    _add_embed(add)
-    _add_index(add)
-    _add_search(add)
-    _add_blend(add)
-
-
 def _add_model(argument: Callable[..., Any]) -> None:
     argument("--model", metavar="RUN|FOLDER", required=True, help="folder of a run, or of a model as for `dalip eval`")
     _add_device(argument)
@@ -265,3 +256,7 @@ def _blend(options: argparse.Namespace) -> int:
     print(f"model: {options.out}; {code}")
     print(f"table: {options.out}/{TABLE_FILE}, plot: {options.out}/{PLOT_FILE}")
     return 0
+
+
+COMMANDS = (_add_predict, _add_embed, _add_index, _add_search, _add_blend)
+"""What adds each parser."""

@@ -31,7 +31,8 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.printable import ProgressLine, pace
 from manifests.settings import differences
-from training.data.sealed import SealedFiles, read_object
+from manifests.untrusted import read_object
+from training.data.sealed import SealedFiles
 from training.record.checkpoint import lock_folder
 from training.using.pictures import Listing
 

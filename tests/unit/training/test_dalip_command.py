@@ -284,7 +284,7 @@ def trained(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixtur
             "eval RUN",
             "config.json: cannot be read: Expecting value: line 1 column 6 (char 5); give the YAML",
         ),
-        ("config.json", "[]", "export RUN OUT.pt", "config.json: '(top level)': Input should be a valid dictionary"),
+        ("config.json", "[]", "export RUN OUT.pt", "config.json: cannot be read: it holds no JSON object"),
         ("log.jsonl", "not json\n", "plot RUN --out OUT.png", "log.jsonl: line 1 is no event of a run"),
         ("log.jsonl", "{}\n", "plot RUN --out OUT.png", "log.jsonl: line 1 is no event"),
         ("log.jsonl", '{"event": "step", "step": 1}\n', "plot RUN --out OUT.png", "lacks what a plot needs"),

@@ -151,7 +151,7 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
     out.mkdir()
     (out / "blend.png").write_text("mine")
     assert blend_of(start, start, settings, release_folder, out) == 2
-    assert "blend.png: is there, and no `dalip blend` wrote it" in refusal(capsys)
+    assert "blend.png: is there, and `dalip blend` did not write it" in refusal(capsys)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_wrong_settings_are_named() -> None:
         parse_settings({"preset": "clip", "second_order": {"heads": 3}}, ModelSettings, where="x")
     with pytest.raises(ConfigError, match=r"'ViT-B-61' is not known to open_clip; near it: .*ViT-B-16"):
         build_model(ModelSettings(architecture="ViT-B-61"))
-    with pytest.raises(ConfigError, match="no such model file"):
+    with pytest.raises(ConfigError, match="No such file"):
         build_model(ModelSettings(architecture="nowhere/tiny.json"))
     with pytest.raises(ConfigError, match=r"neither a file nor a tag of ViT-B-16; its tags: .*openai"):
         build_model(ModelSettings(pretrained="laion3b"))
