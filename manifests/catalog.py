@@ -15,8 +15,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from manifests import storage
 from manifests.catalog_file import (
     CONFIG_FILE,
@@ -276,10 +274,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def parts_with(self, paths: Sequence[str]) -> list[PartRecord]:
         """The committed parts that wrote any of these files."""
-        named = pa.table({"path": pa.array(paths, pa.string())})
-        self._connection.register("named", named)
-        rows = self.ask("SELECT DISTINCT part_key FROM files SEMI JOIN named USING (path)")
-        self._connection.unregister("named")
+        rows = self.ask("SELECT DISTINCT part_key FROM files WHERE path IN (SELECT unnest(?::VARCHAR[]))", list(paths))
         return list(self.find_parts(sorted(row[0] for row in rows)).values())
 
     def forget_parts(self, keys: Collection[str]) -> dict[str, int]:

@@ -189,7 +189,6 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
         )
     if not runs:
         raise ConfigError(f"{workdir}: no proxy runs are recorded here; `dalip proxies` does them and records them")
-    rows = []
     for run in runs:
         mixture, losses, epochs, how = (
             json.loads(run.pop(name) or "{}") for name in ("mixture", "losses", "epochs", "validation")
@@ -198,9 +197,8 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
         run |= {f"loss_{domain}": value for domain, value in losses.items()}
         run |= {f"epochs_{domain}": value for domain, value in epochs.items()}
         run |= {f"validation_{name}": how.get(name) for name in ("release", "batch_size")}
-        rows.append(run)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return [{name: row.get(name, 0.0 if name.startswith("mix_") else None) for name in columns} for row in rows]
+    columns = list(dict.fromkeys(name for run in runs for name in run))
+    return [{name: run.get(name, 0.0 if name.startswith("mix_") else None) for name in columns} for run in runs]
 
 
 def read_status(workdir: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A release is a folder. `release.json` is written last: without it there is no release. It names every other file with
 its size and sha256. `Release.open` reads the record and compares sizes; `wrong_hashes` reads every byte.
-A release may come from a stranger, so every name in its record becomes a `PlainName` when the record is read.
+A release may come from a stranger, so every name in its record is checked by `plain_name` when the record is read.
 """
 
 from __future__ import annotations
@@ -36,27 +36,14 @@ _NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "fil
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
 
 
-class PlainName(str):
+def plain_name(text: object) -> str:
     """The name of one file, release or domain: it leads nowhere else and means nothing to a shell, YAML or Markdown.
 
     Raises: ValueError for any other text.
     """
-
-    __slots__ = ()
-
-    def __new__(cls, text: object) -> PlainName:
-        """Check the text."""
-        if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", text):
-            raise ValueError(f"{str(text)[:100]!a} is no plain name (letters, digits, _ . + -)")
-        return super().__new__(cls, text)
-
-    @classmethod
-    def of_path(cls, text: object) -> str:
-        """The path of a file within a release: plain names with / between them.
-
-        Raises: ValueError for any other text.
-        """
-        return "/".join(cls(part) for part in str(text).split("/"))
+    if not isinstance(text, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}", text):
+        raise ValueError(f"{str(text)[:100]!a} is no plain name (letters, digits, _ . + -)")
+    return text
 
 
 @dataclass(frozen=True)
@@ -115,10 +102,10 @@ class Release:
         """`mixed` (the ratio is baked in) or `stratified` (each training shard holds one domain)."""
         return str(self.record.get("kind", "mixed"))
 
-    def shards(self, split: str, domain: str | None = None) -> list[PlainName]:
+    def shards(self, split: str, domain: str | None = None) -> list[str]:
         """File names of the shards of a split, in order. With `domain`, only the shards that hold samples of it."""
         shards = self.record["splits"][self._known(split)]["shards"]
-        return [PlainName(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
+        return [plain_name(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
 
     def num_by_domain(self, split: str) -> dict[str, int]:
         """Samples of each domain in a split, repeats counted."""
@@ -210,7 +197,7 @@ def path_of_shard(folder: str, split: str, shard: str) -> str:
     Raises: IntegrityError for a split or shard, as a foreign samples table may name it, that no release has.
     """
     try:
-        return storage.join(folder, SPLIT_FOLDERS[split], PlainName(shard))
+        return storage.join(folder, SPLIT_FOLDERS[split], plain_name(shard))
     except (KeyError, ValueError) as error:
         raise IntegrityError(f"{folder}: no shard of a release: {error}") from None
 
@@ -277,7 +264,7 @@ def _pointed_at(pointer: str) -> str | None:
     """
     content = read_if_there(pointer)
     try:
-        return None if content is None else PlainName(content.decode().strip())
+        return None if content is None else plain_name(content.decode().strip())
     except ValueError as error:
         raise IntegrityError(f"{pointer}: {error}; write the name of a release folder into it") from None
 
@@ -319,16 +306,17 @@ def read_record(folder: str) -> dict[str, Any]:
 def _check_names(record: Mapping[str, Any]) -> None:
     """Raises: ValueError and the like for the first name that could lead out of the release or into a command."""
     for text in (record["name"], record["version"], record.get("kind", "mixed"), record["fingerprint"]):
-        PlainName(text)
+        plain_name(text)
     for split, entry in record["splits"].items():
         if split not in SPLIT_FOLDERS:
             raise ValueError(f"{split!a} is no split; there are {', '.join(SPLIT_FOLDERS)}")
         for shard in entry["shards"]:
             for text in (shard["shard"], *shard.get("domains", {}).keys()):
-                PlainName(text)
+                plain_name(text)
     for path, file in record["files"].items():
-        PlainName.of_path(path)
+        for part in path.split("/"):
+            plain_name(part)
         if not isinstance(file["num_bytes"], int) or not isinstance(file["sha256"], str):
             raise ValueError(f"{path}: its size is no whole number, or its sha256 no text")
     for text in (record.get("counts") or {}).get("domains", {}):
-        PlainName(text)
+        plain_name(text)

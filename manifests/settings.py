@@ -290,10 +290,7 @@ def sections_in(annotation: Any) -> list[type[Settings]]:
     """The models that a field holds: directly, in a list, by name, or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
-    sections: list[type[Settings]] = []
-    for inner in getattr(annotation, "__args__", ()):
-        sections.extend(sections_in(inner))
-    return sections
+    return [section for inner in getattr(annotation, "__args__", ()) for section in sections_in(inner)]
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

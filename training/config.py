@@ -271,14 +271,10 @@ class TrainSettings(Settings):
         return loss if model is None else loss_of_preset(loss, model.preset)
 
     @model_validator(mode="after")
-    def _has_samples(self) -> TrainSettings:
-        if self.release is None and not self.data.shards:
-            raise ValueError("nothing to train on: name a release, or shards of others under data.shards")
-        return self
-
-    @model_validator(mode="after")
-    def _needs_no_index(self) -> TrainSettings:
+    def _fits_together(self) -> TrainSettings:
         data = self.data
+        if self.release is None and not data.shards:
+            raise ValueError("nothing to train on: name a release, or shards of others under data.shards")
         needs = {"release": self.release, "data.mixture": data.mixture, "data.pool_samples": data.pool_samples,
                  "data.tokens": data.tokens, "data.batches: one_domain": data.batches == "one_domain",
                  "loss.label_field": self.loss.label_field not in ("text", "domain")}  # fmt: skip
@@ -286,14 +282,9 @@ class TrainSettings(Settings):
             raise ValueError(f"data.index: false leaves out the index that {', '.join(named)} needs; leave out one")
         if not data.index and data.epoch_samples is None:
             raise ValueError("data.index: false: without an index the samples are not counted; set data.epoch_samples")
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> TrainSettings:
-        if self.data.batch_size % self.compute.accumulate:
+        if data.batch_size % self.compute.accumulate:
             raise ValueError(
-                f"data.batch_size {self.data.batch_size} is not divisible by compute.accumulate "
-                f"{self.compute.accumulate}"
+                f"data.batch_size {data.batch_size} is not divisible by compute.accumulate {self.compute.accumulate}"
             )
         if self.eval.every_steps and self.eval.split is None:
             raise ValueError("eval.every_steps needs eval.split: the validation loss is of a split of the release")

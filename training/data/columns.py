@@ -113,16 +113,14 @@ class ShardColumns(SampleColumns):
         return texts
 
 
-class _OfText:
-    """A value of the text that was drawn for a sample, which follows from its name."""
-
-    def __init__(self, pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> None:
-        self._txt_N = torch.from_numpy(_of_txt(pool, value, setting))
-        self._is_txt = torch.tensor([member == "txt" for member in members] + [True])
-        self._of_member = torch.tensor([value(member) for member in members] + [0])
-
-    def of(self, rows: Tensor, members: Tensor) -> Tensor:
-        return torch.where(self._is_txt[members], self._txt_N[rows], self._of_member[members])
+def _of_text(
+    pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A value of the text that was drawn for each of some rows, which follows from its name."""
+    txt_N = torch.from_numpy(_of_txt(pool, value, setting))
+    is_txt = torch.tensor([member == "txt" for member in members] + [True])
+    of_member = torch.tensor([value(member) for member in members] + [0])
+    return lambda rows, members: torch.where(is_txt[members], txt_N[rows], of_member[members])
 
 
 class BatchLabels:
@@ -134,7 +132,7 @@ class BatchLabels:
         Raises: ConfigError for a field that no sample has.
         """
         self._labels_N = None if field == TEXT else torch.from_numpy(_field_labels(pool, field))
-        self._names_taxon = _OfText(pool, members, names_taxon, _LABEL_FIELD) if field == TAXON else None
+        self._names_taxon = _of_text(pool, members, names_taxon, _LABEL_FIELD) if field == TAXON else None
 
     def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
         """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
@@ -142,7 +140,7 @@ class BatchLabels:
             return hash_rows(tokens)
         if self._names_taxon is None:
             return self._labels_N[rows % len(self._labels_N)]  # of streamed shards a row of the pool is a shard
-        return torch.where(self._names_taxon.of(rows, members).bool(), self._labels_N[rows], hash_rows(tokens))
+        return torch.where(self._names_taxon(rows, members).bool(), self._labels_N[rows], hash_rows(tokens))
 
 
 class BatchKinds:
@@ -158,14 +156,14 @@ class BatchKinds:
         """
         number = {kind: i for i, kind in enumerate(kinds)}
 
-        def of_text(name: str) -> int:
+        def of_name(name: str) -> int:
             other = TAXON if names_taxon(name) else "caption"
             return number.get(kind_of(name), number.get(other, -1))
 
         domains = pool.table["domain"].to_pylist()
         self._domain_N = torch.tensor([number.get(domain, -1) for domain in domains])
         every_domain = bool((self._domain_N >= 0).all())
-        self._by_text = None if every_domain else _OfText(pool, members, of_text, "model.projectors")
+        self._by_text = None if every_domain else _of_text(pool, members, of_name, "model.projectors")
         rows = torch.arange(len(domains))
         for member in range(-1, len(members)):
             if (without := self.of(rows, torch.full_like(rows, member)) < 0).any():
@@ -180,7 +178,7 @@ class BatchKinds:
         """Numbers of the kinds (B,), of rows of the pool and numbers of the drawn members."""
         if self._by_text is None:
             return self._domain_N[rows % len(self._domain_N)]
-        return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], self._by_text.of(rows, members))
+        return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], self._by_text(rows, members))
 
 
 def txt_labels(pool: SamplePool, field: str) -> Tensor:

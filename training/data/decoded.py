@@ -11,7 +11,6 @@ disk a sample.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,8 @@ from PIL import Image
 
 from manifests import storage
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
+from manifests.remote.patience import read_if_there
+from manifests.untrusted import json_object
 from training.data.shard_cache import ShardCache
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 
@@ -38,10 +39,10 @@ def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
     mark = {"format": _FORMAT, "fingerprints": list(pool.fingerprints), "side_px": side_px, "num_samples": len(pool)}
     storage.make_folder(str(folder))
     path = folder / _MARK_FILE
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != mark:
+    if json_object(read_if_there(str(path))) != mark:
         for old in (*folder.glob("shard-*"), path):
             old.unlink(missing_ok=True)
-        storage.publish_bytes(str(path), json.dumps(mark).encode("utf-8"))
+        storage.publish_json(path, mark)
     storage.sweep(str(folder))
     return [shard for shard in range(len(pool.files)) if not _is_whole(folder, shard)]
 

@@ -47,10 +47,8 @@ def has_stores(folder: Path) -> bool:
 
 def pool_identity(pool: SamplePool) -> dict[str, Any]:
     """What tells one pool from another: its releases, and its samples in their order."""
-    digest = hashlib.sha256()
-    for sample in pool.table["sample_id"].to_pylist():
-        digest.update(f"{sample}\n".encode())
-    return {"releases": list(pool.fingerprints), "samples": digest.hexdigest()}
+    samples = "".join(f"{sample}\n" for sample in pool.table["sample_id"].to_pylist())
+    return {"releases": list(pool.fingerprints), "samples": hashlib.sha256(samples.encode()).hexdigest()}
 
 
 def fill_store(
@@ -75,7 +73,7 @@ def fill_store(
                 f"{folder}: holds tokens of something else ({'; '.join(changes[:3])}); choose another folder"
             )
     else:
-        storage.publish_bytes(str(path), json.dumps(mark, indent=2).encode("utf-8"))
+        storage.publish_json(path, mark)
     storage.sweep(str(folder))
     starts = range(0, num_rows, CHUNK)
     chunks = SealedFiles(folder)

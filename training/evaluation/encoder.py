@@ -28,8 +28,8 @@ from training.data.images import CorruptSample, EvalView
 from training.evaluation.encoding import (
     Encoded,
     FeatureKind,
-    encode_captions,
     encode_classes,
+    encode_texts,
     encode_views,
     evaluation_device,
     feature_kinds,
@@ -141,7 +141,8 @@ class Encoder:
 
         Raises: RunError for features that are not finite.
         """
-        return self.vectors(encode_captions(self.model, texts, self.settings.eval.batch_size, "texts"), kind)
+        encoded = encode_texts(self.model, texts, self.settings.eval.batch_size, "texts, caption features")
+        return self.vectors(encoded, kind)
 
     def encode_classes(
         self, names: Sequence[str], templates: Sequence[Callable[[str], str]], kind: FeatureKind | None = None

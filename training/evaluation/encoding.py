@@ -111,9 +111,14 @@ def encode_views(model: DalipModel, pixels: Tensor, precision: str) -> Encoded:
         return _encoded(*model.image_orders(images))
 
 
-def encode_captions(model: DalipModel, captions: Sequence[str], batch_size: int, where: str) -> Encoded:
-    """Features of captions, in their order; `where` names their set in messages."""
-    return _encode_texts(model, captions, batch_size).require_finite(f"{where}, caption features")
+@torch.no_grad()
+def encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int, what: str) -> Encoded:
+    """Features of texts, in their order; `what` names them in messages."""
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        tokens = model.tokenizer(list(texts[start : start + batch_size])).to(model.device)
+        batches.append(_encoded(*model.text_orders(tokens)))
+    return _joined(batches).require_finite(what)
 
 
 def encode_classes(
@@ -122,12 +127,13 @@ def encode_classes(
     """One text feature a class: the mean over the templates, normalised again, as open_clip's classifier."""
     f_rows, z_rows = [], []
     for name in names:
-        encoded = _encode_texts(model, [template(name) for template in templates], len(templates))
+        texts = [template(name) for template in templates]
+        encoded = encode_texts(model, texts, len(texts), f"{where}, class features")
         f_rows.append(encoded.f.mean(0))
         if encoded.z is not None:
             z_rows.append(encoded.z.mean(0))
     z_KC = normalize(torch.stack(z_rows), dim=-1) if z_rows else None
-    return Encoded(normalize(torch.stack(f_rows), dim=-1), z_KC).require_finite(f"{where}, class features")
+    return Encoded(normalize(torch.stack(f_rows), dim=-1), z_KC)
 
 
 def prompt_templates(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
@@ -142,15 +148,6 @@ def prompt_templates(templates: str | Sequence[str]) -> list[Callable[[str], str
 def similarity_of(left: Encoded, right: Encoded, kind: FeatureKind, first_order_weight: float) -> Tensor:
     """Cosines of f, of z, or their weighted sum: inner products of one vector a thing."""
     return left.vectors(kind, first_order_weight) @ right.vectors(kind, first_order_weight).t()
-
-
-@torch.no_grad()
-def _encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int) -> Encoded:
-    batches = []
-    for start in range(0, len(texts), batch_size):
-        tokens = model.tokenizer(list(texts[start : start + batch_size])).to(model.device)
-        batches.append(_encoded(*model.text_orders(tokens)))
-    return _joined(batches)
 
 
 def _encoded(f: Tensor, z: Tensor | None) -> Encoded:

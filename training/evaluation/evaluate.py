@@ -50,6 +50,7 @@ from training.evaluation.set_layouts import EvalSet
 from training.evaluation.trained_model import TrainedModel, releases_of_run
 from training.model.dalip import DalipModel
 from training.model.loss import make_loss
+from training.model.towers import evaluating
 from training.record import run_files
 
 
@@ -219,14 +220,10 @@ def domain_losses(model: DalipModel, pool: SamplePool, settings: TrainSettings) 
 
     Raises: RunError for a broken sample, or features or losses that are not finite.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         rows = loader.split_rows(pool)
         images, texts = encode_pairs(model, pool, rows, settings)
         return _domain_losses(model, pool, rows, images, texts, settings)
-    finally:
-        model.train(was_training)
 
 
 def zero_shot_labels(
@@ -258,9 +255,7 @@ def class_texts(
     columns: SampleColumns, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
 ) -> list[str]:
     """What each class is called in the prompt; its taxon is that of its first sample."""
-    first: dict[int, int] = {}
-    for row, number in members.items():
-        first.setdefault(number, row)
+    first = {number: row for row, number in reversed(members.items())}
     return [
         class_text(name, taxon_of(columns.taxon_row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
         for k, name in enumerate(classes)
@@ -276,10 +271,8 @@ def _domain_losses(
     if settings.model.projectors and model.kind == 0:
         images = Encoded(model.project(images.f, txt_kinds(pool, settings.model.projectors)[rows]).detach(), images.z)
     domains = pool.table["domain"].to_pylist()
-    groups = {"all": list(range(len(rows)))}
-    for domain in pool.domains:
-        groups[domain] = [i for i, row in enumerate(rows) if domains[row] == domain]
-    figures = {}
+    of_domains = {name: [i for i, row in enumerate(rows) if domains[row] == name] for name in pool.domains}
+    groups, figures = {"all": list(range(len(rows)))} | of_domains, {}
     for domain, members in groups.items():
         if len(members) < 2:
             continue

@@ -16,9 +16,9 @@ from training.evaluation import metrics
 from training.evaluation.class_names import class_text
 from training.evaluation.encoding import (
     Encoded,
-    encode_captions,
     encode_classes,
     encode_pictures,
+    encode_texts,
     feature_kinds,
     prompt_templates,
     similarity_of,
@@ -68,7 +68,7 @@ def evaluate_set(
     if eval_set.kind == "retrieval":
         owners = [image for image, captions in enumerate(eval_set.captions) for _ in captions]
         captions = [caption for captions in eval_set.captions for caption in captions]
-        texts = encode_captions(model, captions, settings.eval.batch_size, where)
+        texts = encode_texts(model, captions, settings.eval.batch_size, f"{where}, caption features")
         similarities = {
             kind: similarity_of(images, texts, kind, settings.loss.first_order_weight) for kind in feature_kinds(model)
         }

@@ -9,7 +9,6 @@ would compute something else.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,12 +22,14 @@ from torch import Tensor
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.release import refuse_within
+from manifests.remote.patience import read_if_there
 from manifests.services import open_clip_api as open_clip
+from manifests.untrusted import json_object
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP
 from training.model.loss import LossSettings
-from training.model.towers import image_size_px
+from training.model.towers import evaluating, image_size_px
 from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE, in_parts
 
 MADE_BY = "dalip export"  # in a file of weights: the next export may replace it
@@ -132,18 +133,13 @@ def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], siz
         raise ConfigError(f"{what}: it would prepare pictures as {preparation}, not {own}; nothing is written")
     images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     tokens = torch.arange(model.clip.context_length)[None] % 50 + 1
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for side, theirs, ours in (
-                ("picture", other.eval().encode_image(images), model.clip.encode_image(images)),
-                ("text", other.encode_text(tokens), model.clip.encode_text(tokens)),
-            ):
-                if not torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5, equal_nan=True):
-                    raise ConfigError(f"{what}: its {side} features differ from the model's; nothing is written")
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for side, theirs, ours in (
+            ("picture", other.eval().encode_image(images), model.clip.encode_image(images)),
+            ("text", other.encode_text(tokens), model.clip.encode_text(tokens)),
+        ):
+            if not torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5, equal_nan=True):
+                raise ConfigError(f"{what}: its {side} features differ from the model's; nothing is written")
 
 
 def _timm_hint(model: DalipModel) -> str:
@@ -173,14 +169,10 @@ def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
     registered = open_clip.get_model_config(path.stem)
     if registered is not None and registered != config and is_built_in(path.stem):
         raise ConfigError(f"{path.stem}: is the name of an architecture of open_clip's own; choose another TARGET")
-    if path.exists():
-        try:
-            same = json.loads(path.read_text(encoding="utf-8")) == config
-        except (OSError, ValueError):
-            same = False
-        if not same:
-            raise ConfigError(f"{path}: the architecture goes into this file, which holds another one; "
-                              "choose another TARGET")  # fmt: skip
+    if path.exists() and json_object(read_if_there(str(path))) != config:
+        raise ConfigError(
+            f"{path}: the architecture goes into this file, which holds another one; choose another TARGET"
+        )
 
 
 def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:

@@ -42,8 +42,6 @@ class FrozenTower(nn.Module):
             raise ConfigError(f"an architecture on frozen towers needs {error} in its {side} part") from None
         self.side, self.num_tokens = side, int(settings["num_tokens"])
         self.preprocess_cfg = dict(settings.get("preprocess", {}))
-        size = self.preprocess_cfg.get("size", 1)
-        self.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
         # Principal components of the tower's tokens; the identity where the whole width is kept.
         self.register_buffer("reduce_mean", torch.zeros(full))

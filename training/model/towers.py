@@ -12,6 +12,8 @@ Shape letters: `B` batch, `M` tokens, `W` token width, `C` embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -108,6 +110,18 @@ def cut_texts(clip: Any, tokens: Tensor) -> Tensor:
     return tokens[:, : -(-longest // _CUT_STEP) * _CUT_STEP]
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the mode of before."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def probe_width(clip: Any) -> int:
     """Width of the projected tokens and of the embedding, found by encoding one picture and one text.
 
@@ -118,10 +132,8 @@ def probe_width(clip: Any) -> int:
     reference = next(clip.parameters())
     images = torch.zeros(1, 3, height, width, device=reference.device, dtype=reference.dtype)
     tokens = torch.ones(1, clip.context_length, dtype=torch.long, device=reference.device)
-    was_training = clip.training
-    clip.eval()
     try:
-        with torch.no_grad():
+        with evaluating(clip):
             outputs = {"image": image_tower(clip, images), "text": text_tower(clip, tokens, mask_padding=False)}
     except (AssertionError, AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
         # timm has no error of its own for a trunk without tokens. ConvNeXt and FastViT raise TypeError (timm 1.0.31);
@@ -130,8 +142,6 @@ def probe_width(clip: Any) -> int:
         raise ConfigError(
             f"this architecture gives no usable tokens (image tower {kind}: {error}); use a ViT or preset 'clip'"
         ) from error
-    finally:
-        clip.train(was_training)
     for side, output in outputs.items():
         feature, token = output.feature.shape, output.tokens.shape
         if len(feature) != 2 or len(token) != 3 or feature[-1] != token[-1]:

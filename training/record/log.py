@@ -67,7 +67,7 @@ class RunLog:
             tracker.close()
 
 
-def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
+def read_log(path: Path, event: str = "") -> list[dict[str, Any]]:
     """The events of a log, of one kind or all; a line that a crash cut short is left out.
 
     Raises: IntegrityError for a line that is no event.
@@ -76,7 +76,7 @@ def read_log(path: Path, event: str | None = None) -> list[dict[str, Any]]:
     for number, item in enumerate(events, 1):
         if item is None:
             raise _bad_line(path, number)
-    return [item for item in events if item is not None and (event is None or item["event"] == event)]
+    return [item for item in events if item is not None and event in ("", item["event"])]
 
 
 def cut_log(path: Path, step: int) -> None:

@@ -90,8 +90,7 @@ def train(
     ranks = start_ranks(settings.compute.device)
     try:
         on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
-        if settings.eval.every_steps:
-            on_main(ranks, lambda: loader.check_shards(heldout if to_check else [], str(settings.eval.split)))
+        on_main(ranks, lambda: loader.check_shards(heldout if to_check else [], str(settings.eval.split)))
         may_wait = restarted or stop_file is not None  # Ray may have begun again too
         return _train_on(ranks, run, pool, state, stop_file, _LOST_LOCK_SECONDS if may_wait else 0.0)
     except BaseException as error:

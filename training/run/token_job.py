@@ -116,7 +116,7 @@ def compute_tokens(settings: TokenSettings, say: Callable[[str], None]) -> Path:
                 target = store_folder(folder, split, member)
                 fill_store(target, identity, len(source.pool), encode, say)
         path = folder / ARCHITECTURE_FILE
-        storage.publish_bytes(str(path), (json.dumps(architecture, indent=2) + "\n").encode("utf-8"))
+        storage.publish_json(path, architecture)
         return path
 
 

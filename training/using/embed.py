@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from manifests.masking import hide_secrets
 from manifests.storage import is_remote
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
-from training.using.pictures import Listing, encode_pieces
+from training.using.pictures import Encoded, Listing, encode_pieces
 from training.using.pieces import PiecedTable
-from training.using.predict import spread
 
 METADATA_KEY = b"dalip"
 
@@ -49,13 +49,11 @@ def embed_pictures(
     identity = model | {"batch": batch_size, "device": encoder.model.device.type}
     table = PiecedTable(out, identity, listing, schema)
 
-    def encode(pixels: Tensor) -> Tensor:
-        return encoder.encode_views(pixels, kind)
+    def encode(pieces: list[range]) -> Iterator[Encoded]:
+        of_views = partial(encoder.encode_views, kind=kind)
+        return encode_pieces(listing, pieces, encoder.view(), of_views, batch_size, num_workers)
 
-    def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
-        encoded = encode_pieces(listing, pieces, encoder.view(), encode, batch_size, num_workers)
-        for piece, vectors, faults in encoded:
-            columns = {"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), type=vector)}
-            yield piece, spread(listing.names(piece), faults, columns if len(vectors) else {}, schema)
+    def columns(vectors: Tensor) -> dict[str, Any]:
+        return {"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().reshape(-1)), type=vector)}
 
-    return table.fill(compute, {"model": encoder.source}, "embed"), table.is_finished
+    return table.fill(encode, columns, {"model": encoder.source}, "embed"), table.is_finished

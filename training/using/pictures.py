@@ -51,6 +51,8 @@ _SCHEMA = pa.schema(
         ("fault", pa.string()),  # why there are no bytes to read; null: there are
     ]
 )
+Encoded = tuple[range, Tensor, list[str | None]]
+"""A range of pictures, a row for each of the good ones, and what is wrong with each of all: None where nothing is."""
 _Row = tuple[str, str | None, int, int | None, str | None]
 _BLOCK_ROWS = 10_000
 _HASHED_AT_A_TIME = 8
@@ -171,11 +173,10 @@ def encode_pieces(
     encode: Callable[[Tensor], Tensor],
     batch_size: int,
     num_workers: int,
-) -> Iterator[tuple[range, Tensor, list[str | None]]]:
+) -> Iterator[Encoded]:
     """What `encode` makes of the views of each range of rows, in batches that never cross two ranges.
 
-    `encode` gets uint8 (B, 3, H, W) and gives (B, ...). Yields the range, a row for each of its good pictures, and what
-    is wrong with each of its pictures: None where nothing is.
+    `encode` gets uint8 (B, 3, H, W) and gives (B, ...).
 
     Raises: IntegrityError for a release whose shards have other content than when it was sealed.
     """

@@ -18,14 +18,16 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from torch import Tensor
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
@@ -34,7 +36,7 @@ from manifests.settings import differences
 from manifests.untrusted import read_object
 from training.data.sealed import SealedFiles
 from training.record.checkpoint import lock_folder
-from training.using.pictures import Listing
+from training.using.pictures import Encoded, Listing
 
 PIECE_ROWS = 256
 ENDINGS = (".csv", ".parquet")
@@ -52,7 +54,7 @@ class PiecedTable:
         """
         if storage.is_remote(out):
             raise ConfigError(f"{out}: the table is written to a local place; copy it to an object store afterwards")
-        self.out, self.num_rows, self.schema = Path(out), len(pictures), schema
+        self.out, self.num_rows, self.schema, self._pictures = Path(out), len(pictures), schema, pictures
         if self.out.suffix.lower() not in ENDINGS:
             raise ConfigError(f"{out}: --out must end in one of {', '.join(ENDINGS)}")
         self.folder = self.out.with_name(f"{self.out.name}.pieces")
@@ -74,11 +76,16 @@ class PiecedTable:
                 )
 
     def fill(
-        self, compute: Callable[[list[range]], Iterator[tuple[range, pa.Table]]], notes: dict[str, Any], what: str
+        self,
+        encode: Callable[[list[range]], Iterable[Encoded]],
+        columns: Callable[[Tensor], dict[str, Any]],
+        notes: dict[str, Any],
+        what: str,
     ) -> dict[str, Any]:
         """Compute the pieces that are missing, and publish the table; returns what its record says.
 
-        `compute` gives the rows of each range that it is asked for, in order. `notes` go into the record.
+        `encode` gives what `encode_pieces` does of each range that it is asked for, in order; `columns` makes the cells
+        of good pictures of it. `notes` go into the record.
 
         Raises: ConfigError when another process is at it.
         """
@@ -98,9 +105,10 @@ class PiecedTable:
             line = ProgressLine(sys.stderr, _LINE_SECONDS, last=started)
             if done_before:
                 print(f"{what}: {done_before:,} of {self.num_rows:,} were done before", file=sys.stderr, flush=True)
-            for rows, table in compute(missing) if missing else ():
+            for rows, values, faults in encode(missing) if missing else ():
+                table = _spread(self._pictures.names(rows), faults, columns(values) if len(values) else {}, self.schema)
                 stream = io.BytesIO()
-                pq.write_table(table.cast(self.schema), stream, compression="zstd")
+                pq.write_table(table, stream, compression="zstd")
                 sealed.write(_name(rows), stream.getvalue())
                 done += len(rows)
                 rate = (done - done_before) / max(time.monotonic() - started, 1e-9)
@@ -162,6 +170,18 @@ class PiecedTable:
                 num_faults += table.num_rows - table["error"].null_count
                 writer.write_table(table)
         return temp, num_faults
+
+
+def _spread(names: pa.Array, faults: list[str | None], columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    """A row a picture: name, fault, and the columns of those without a fault; nulls for the others."""
+    error = pa.array(faults, pa.string())
+    index = pc.if_else(error.is_null(), pc.subtract(pc.cumulative_sum(error.is_null().cast(pa.int32())), 1), None)
+    arrays = [names, error]
+    for field in list(schema)[2:]:
+        values = columns.get(field.name, [])
+        array = values if isinstance(values, pa.Array) else pa.array(values, field.type)
+        arrays.append(array.take(index))
+    return pa.table(arrays, schema=schema)
 
 
 def _name(rows: range) -> str:

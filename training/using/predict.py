@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
 from training.using.classifier import Calibration, RankSums, calibrate, rank_sums
 from training.using.labels import Labels, label_templates
-from training.using.pictures import Listing, encode_pieces, listing_of_pool
+from training.using.pictures import Encoded, Listing, encode_pieces, listing_of_pool
 from training.using.pieces import PiecedTable
 
 NOT_SURE = "not sure"
@@ -95,9 +95,7 @@ class Classifier:
             )
         return calibrate(parts[0][1], labels[rows[good]], self.encoder.logit_scale)
 
-    def similarities(
-        self, listing: Listing, pieces: Sequence[range]
-    ) -> Iterator[tuple[range, Tensor, list[str | None]]]:
+    def similarities(self, listing: Listing, pieces: Sequence[range]) -> Iterator[Encoded]:
         """As `encode_pieces`: of each range of pictures the similarities to the labels, and faults."""
         options = self.options
         return encode_pieces(
@@ -162,23 +160,6 @@ def predict_table(
         return {"scale": encoder.logit_scale, "why_not": fitted} if isinstance(fitted, str) else asdict(fitted)
 
     calibration = table.kept("calibration", fit)
-
-    def compute(pieces: list[range]) -> Iterator[tuple[range, pa.Table]]:
-        for piece, similarity_NK, faults in classifier.similarities(listing, pieces):
-            columns = classifier.rows(similarity_NK, calibration["scale"]) if len(similarity_NK) else {}
-            yield piece, spread(listing.names(piece), faults, columns, classifier.schema)
-
-    record = table.fill(compute, {"calibration": calibration, "model": encoder.source}, "predict")
+    encode, columns = partial(classifier.similarities, listing), partial(classifier.rows, scale=calibration["scale"])
+    record = table.fill(encode, columns, {"calibration": calibration, "model": encoder.source}, "predict")
     return record, table.is_finished
-
-
-def spread(names: pa.Array, faults: list[str | None], columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """A row a picture: name, fault, and the columns of those without a fault; nulls for the others."""
-    error = pa.array(faults, pa.string())
-    index = pc.if_else(error.is_null(), pc.subtract(pc.cumulative_sum(error.is_null().cast(pa.int32())), 1), None)
-    arrays = [names, error]
-    for field in list(schema)[2:]:
-        values = columns.get(field.name, [])
-        array = values if isinstance(values, pa.Array) else pa.array(values, field.type)
-        arrays.append(array.take(index))
-    return pa.table(arrays, schema=schema)

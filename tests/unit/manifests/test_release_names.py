@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from manifests.errors import IntegrityError
-from manifests.release import LATEST_FILE, RECORD_FILE, PlainName, Release, path_of_shard
+from manifests.release import LATEST_FILE, RECORD_FILE, Release, path_of_shard, plain_name
 from pipeline.cli import main
 from tests.release_writer import drawn_samples, write_release
 
@@ -90,12 +90,12 @@ def test_no_name_in_a_record_leads_elsewhere(
 @pytest.mark.parametrize("name", [*BAD_NAMES, 7, None], ids=repr)
 def test_a_plain_name_cannot_be_anything_else(name: Any) -> None:
     with pytest.raises(ValueError, match="no plain name"):
-        PlainName(name)
+        plain_name(name)
 
 
 @pytest.mark.parametrize("name", ["toy-000000.tar", "plantmix-13m-heldout-000012.tar", "a.b+c_d-1", "_x"])
 def test_names_that_a_build_gives_are_plain(name: str) -> None:
-    assert PlainName(name) == name
+    assert plain_name(name) == name
 
 
 def test_the_samples_table_of_a_stranger_leads_nowhere(original: Path) -> None:

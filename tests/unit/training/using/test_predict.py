@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import release_writer
+import torch
 from command_server import CommandServer
 
 from training.cli import main
 from training.using import pieces
 from training.using.labels import read_labels
-from training.using.pictures import Listing, list_pictures
+from training.using.pictures import Encoded, Listing, list_pictures
 
 NUM_DRAWN = 20  # of each label
 LABELS = [f"{colour} {shape}" for colour in release_writer.COLOURS for shape in release_writer.SHAPES]
@@ -378,26 +379,26 @@ def test_a_damaged_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(pieces, "PIECE_ROWS", 2)
     schema, asked = pa.schema([("name", pa.string()), ("error", pa.string())]), list[range]()
 
-    def compute(missing: list[range]) -> Iterator[tuple[range, pa.Table]]:
+    def encode(missing: list[range]) -> Iterator[Encoded]:
         for rows in missing:
             asked.append(rows)
             if len(asked) == 3:
                 raise KeyboardInterrupt
-            yield rows, pa.table([[str(row) for row in rows], pa.nulls(len(rows), pa.string())], schema=schema)
+            yield rows, torch.empty(0), [None] * len(rows)
 
     def table() -> pieces.PiecedTable:
         listing = Listing(pa.table({"name": list("abcdef")}))
         return pieces.PiecedTable(str(tmp_path / "a.csv"), {"of": "test"}, listing, schema)
 
     with pytest.raises(KeyboardInterrupt):
-        table().fill(compute, {}, "test")
+        table().fill(encode, lambda _: {}, {}, "test")
     piece = tmp_path / "a.csv.pieces/piece-00000000.parquet"
-    changed = pa.table([["x", "1"], pa.nulls(2, pa.string())], schema=schema)
+    changed = pa.table([["x", "b"], pa.nulls(2, pa.string())], schema=schema)
     pq.write_table(changed, piece, compression="zstd")
     (tmp_path / "a.csv.pieces/notes.txt").write_text("mine")
-    table().fill(compute, {}, "test")
+    table().fill(encode, lambda _: {}, {}, "test")
     assert [rows.start for rows in asked] == [0, 2, 4, 0, 4]
-    assert (tmp_path / "a.csv").read_text().split() == ['"name","error"', *(f'"{row}",' for row in range(6))]
+    assert (tmp_path / "a.csv").read_text().split() == ['"name","error"', *(f'"{name}",' for name in "abcdef")]
     assert [path.name for path in (tmp_path / "a.csv.pieces").iterdir()] == ["notes.txt"]
 
 
