@@ -70,6 +70,6 @@ def describe_paths(paths: Sequence[str]) -> str:
     return paths[0] + (f" and {len(paths) - 1:,} more files" if len(paths) > 1 else "")
 
 
-def words_of(error: Exception) -> str:
+def words_of(error: BaseException) -> str:
     """A library's error with its kind, on one line of bounded length, without the secrets of addresses."""
     return f"{type(error).__name__}: {hide_secrets(' '.join(str(error).split())):.300}"

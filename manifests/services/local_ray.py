@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, words_of
 
 # Ray replaces `_node_ip_address=127.0.0.1` by the machine's address (resolve_ip_for_localhost, Ray 2.60). With this
 # variable at 0, read when ray is imported, its node has the address 127.0.0.1, and every port binds there.
@@ -72,7 +72,7 @@ def join_cluster(ray: Any, option: str, address: str, **options: Any) -> None:
     except RuntimeError as error:
         versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", str(error))
         if len(versions) != 2:
-            raise ConfigError(f"{named}: Ray does not start: {' '.join(str(error).split()):.300}") from None
+            raise ConfigError(f"{named}: Ray does not start: {words_of(error)}") from None
         (ray_there, python_there), (ray_here, python_here) = versions
         raise ConfigError(
             f"{named}: the cluster runs Ray {ray_there} on Python {python_there}, this machine Ray {ray_here} on "

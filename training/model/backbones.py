@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, words_of
 from manifests.services import model_hub
 from manifests.services.packages import load_named
 from training.model.architecture import create_clip, create_tokenizer
@@ -70,8 +70,7 @@ def load_backbone(name: str, side: str) -> Backbone:
     except ConfigError:
         raise
     except Exception as error:  # the libraries, and a function of anyone's, raise their own kinds
-        words = " ".join(str(error).split())[:300]
-        raise ConfigError(f"the {side} tower '{name}' cannot be loaded: {type(error).__name__}: {words}") from error
+        raise ConfigError(f"the {side} tower '{name}' cannot be loaded: {words_of(error)}") from error
     if not isinstance(made, Backbone):
         raise ConfigError(
             f"the {side} tower '{name}' gives {type(made).__name__}, not a training.model.backbones.Backbone"

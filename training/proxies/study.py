@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.errors import ConfigError, PlantMixError, RunError, words_of
 from manifests.services.child import end_with_parent
 from manifests.storage import is_remote, join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
@@ -136,7 +136,7 @@ def run_one(task: ProxyTask) -> dict[str, Any] | PlantMixError:
     except Exception as error:  # one failed run does not stop the others
         with console.open("a", encoding="utf-8") as stream:
             traceback.print_exc(file=stream)
-        return RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; more in {console}")
+        return RunError(f"{words_of(error)}; more in {console}")
 
 
 def _train_and_measure(task: ProxyTask, console: Path) -> dict[str, Any]:

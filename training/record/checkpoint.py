@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import torch
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.release import refuse_within
 from manifests.untrusted import read_object
 from training.config import TrainSettings
@@ -253,7 +253,7 @@ def _save(path: Path, content: dict[str, Any]) -> None:
         Path(temp).unlink(missing_ok=True)
         free_gb = shutil.disk_usage(path.parent).free / 1e9
         raise RunError(
-            f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); {free_gb:.1f} GB are free there. Files "
+            f"{path}: cannot be written ({words_of(error)}); {free_gb:.1f} GB are free there. Files "
             "written before are whole: make room, then run the same command to go on"
         ) from None
 

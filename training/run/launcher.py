@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError
+from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError, words_of
 from manifests.remote.patience import read_if_there
 from manifests.services.local_ray import join_cluster, ray_environment
 from manifests.settings import parse_settings
@@ -240,7 +240,7 @@ def _what_failed(ray: Any, errors: Mapping[int, Exception]) -> str:
     if lost:
         return f"a worker was lost (rank {', '.join(lost)})"
     rank, failure = own[0] if own else next((rank, causes[-1]) for rank, causes in inside.items())
-    return f"a worker failed (rank {rank}, {type(failure).__name__}: {' '.join(str(failure).split()):.300})"
+    return f"a worker failed (rank {rank}, {words_of(failure)})"
 
 
 def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manifests import storage
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, words_of
 from manifests.services.packages import require
 from training.using.embed import METADATA_KEY
 
@@ -66,8 +66,7 @@ class SearchIndex:
             names = pq.read_table(place / _NAMES)["name"]
             vectors = faiss.read_index(str(place / _VECTORS))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, pa.ArrowInvalid) as error:
-            words = " ".join(str(error).split())[:200]
-            raise IntegrityError(f"{folder}: the index cannot be read ({words}); make it anew") from None
+            raise IntegrityError(f"{folder}: the index cannot be read ({words_of(error)}); make it anew") from None
         whole = record.keys() >= {"model", "features", "source"} and record.get("format") == FORMAT
         if not whole or not len(names) == vectors.ntotal == record.get("num_rows"):
             raise IntegrityError(f"{folder}: the parts of the index do not belong together; make it anew")

@@ -267,7 +267,7 @@ def read_column(path: Path, names: Sequence[str]) -> list[str]:
             options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             table = pyarrow.csv.read_csv(path, parse_options=options)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{path}: cannot be read as a table: {' '.join(str(error).split())[:200]}") from None
+        raise ConfigError(f"{path}: cannot be read as a table: {words_of(error)}") from None
     column = next((name for name in names if name in table.column_names), None)
     if column is None:
         raise ConfigError(f"{path}: needs a column {' or '.join(names)}; it has {', '.join(table.column_names)}")
