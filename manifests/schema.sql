@@ -130,11 +130,9 @@ COMMENT ON COLUMN shards.sha256 IS 'Hash of the content, hex';
 
 CREATE TABLE IF NOT EXISTS proxy_runs (
     run VARCHAR PRIMARY KEY, model_size VARCHAR, step BIGINT, samples_seen BIGINT, seed BIGINT,
-    mixture VARCHAR NOT NULL, losses VARCHAR NOT NULL, recorded_at TIMESTAMP NOT NULL
+    mixture VARCHAR NOT NULL, losses VARCHAR NOT NULL, recorded_at TIMESTAMP NOT NULL,
+    study VARCHAR, epochs VARCHAR, validation VARCHAR
 );
-ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS study VARCHAR;
-ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS epochs VARCHAR;
-ALTER TABLE proxy_runs ADD COLUMN IF NOT EXISTS validation VARCHAR;
 COMMENT ON TABLE proxy_runs IS 'Small training runs over a list of ratios: what the planner fits its law on.';
 COMMENT ON COLUMN proxy_runs.run IS 'STUDY/RUN';
 COMMENT ON COLUMN proxy_runs.study IS 'Name of the folder of the runs: runs of one study are comparable';
@@ -173,5 +171,3 @@ COMMENT ON TABLE snapshots IS 'One row: which catalogue this is, and how many sn
 COMMENT ON COLUMN snapshots.catalog_id IS 'Random; tells one work folder from another';
 COMMENT ON COLUMN snapshots.format IS 'Format of the catalogue';
 COMMENT ON COLUMN snapshots.number IS 'Number of the newest catalog.snapshot';
-
-DROP TABLE IF EXISTS laws; -- of 0.1.0; nothing reads it

@@ -373,7 +373,7 @@ def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) 
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=min(data.num_workers, max(1, len(sampler))) if data.num_workers else 0,
+        num_workers=min(data.num_workers, max(1, len(sampler))),
         collate_fn=_unchanged,
         prefetch_factor=PREFETCH_BATCHES if data.num_workers else None,
         worker_init_fn=_start_worker,

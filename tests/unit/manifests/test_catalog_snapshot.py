@@ -74,19 +74,6 @@ def test_a_rebuilt_catalogue_holds_the_same_rows(tmp_path: Path) -> None:
         assert catalog.parts_of("v1")[0] == part("p0")
 
 
-def test_a_catalogue_with_a_table_of_0_1_0_can_be_rebuilt(tmp_path: Path) -> None:
-    fill(tmp_path)
-    before = rows_of(tmp_path)
-    with duckdb.connect(str(tmp_path / CATALOG_FILE)) as connection:
-        connection.execute("CREATE TABLE laws AS SELECT 'sha' AS sha256, '{}' AS law")
-        connection.execute("COMMENT ON TABLE snapshots IS NULL")  # it said which schema the tables have
-    with Catalog.open(str(tmp_path)):
-        pass
-    (tmp_path / CATALOG_FILE).unlink()
-    rebuild(str(tmp_path))
-    assert rows_of(tmp_path) == before
-
-
 def test_parts_of_a_killed_build_come_out_of_the_journal(tmp_path: Path) -> None:
     script = (
         "import sys, os, signal\nsys.path.insert(0, sys.argv[2])\nfrom test_catalog_snapshot import part\n"
