@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
 from manifests.remote.patience import read_if_there
+from manifests.untrusted import json_object
 
 RECORD_FILE = "release.json"
 LATEST_FILE = "LATEST"
@@ -220,12 +222,9 @@ def refuse_within(place: str) -> None:
     """
     folder = place.rstrip("/") if storage.is_remote(place) else str(Path(place).absolute())
     while folder and not folder.endswith(":/"):
-        try:
-            record = json.loads(read_if_there(storage.join(folder, RECORD_FILE)) or b"null")
-        except (OSError, ValueError, RecursionError):  # a record of something else
-            record = None
-        if isinstance(record, dict) and record.get("format") == FORMAT:
-            raise ConfigError(f"{place}: lies in the sealed release {folder}; choose a place outside of it")
+        with suppress(OSError):  # of a folder that is not ours to read
+            if json_object(read_if_there(storage.join(folder, RECORD_FILE))).get("format") == FORMAT:
+                raise ConfigError(f"{place}: lies in the sealed release {folder}; choose a place outside of it")
         folder = folder.rpartition("/")[0]
 
 

@@ -66,10 +66,10 @@ def at_hand(workdir: str) -> str:
 
 
 class Session:
-    """The driver's hold on a work folder in a store."""
+    """The driver's hold on a work folder in a store; `folder` is the local one."""
 
     def __init__(self, address: str, folder: str, lease: Lease, lock: contextlib.ExitStack) -> None:
-        self._address, self._folder, self._lease, self._lock = address, folder, lease, lock
+        self._address, self.folder, self._lease, self._lock = address, folder, lease, lock
         self._sending = threading.RLock()
         self._number, self._num_sent = "", 0
         self._sent: dict[str, str] = {}  # sha256 of small files, as the store has them
@@ -103,11 +103,6 @@ class Session:
             raise
         return session
 
-    @property
-    def folder(self) -> str:
-        """The local folder."""
-        return self._folder
-
     def check(self) -> None:
         """Raises: RunError when another driver has taken the folder."""
         if self._lost is not None:
@@ -122,11 +117,11 @@ class Session:
         self.check()
         with self._sending:
             yield
-            content = Path(self._folder, SNAPSHOT_FILE).read_bytes()
+            content = Path(self.folder, SNAPSHOT_FILE).read_bytes()
             patiently(self._address, self._lease.renew)
             patiently(self._address, lambda: self._send("catalog/snapshot", content))
             digest = hashlib.sha256(content).hexdigest()
-            note(self._folder, self._address, snapshot=digest)
+            note(self.folder, self._address, snapshot=digest)
             self._number, self._num_sent, has_merged = digest[:12], 0, self._num_sent > 0 or not self._number
             if has_merged:
                 self._remove_journal()
@@ -171,7 +166,7 @@ class Session:
         storage.publish_bytes(storage.join(self._address, path), content)
 
     def _send_journal(self) -> None:
-        journal = Path(self._folder, JOURNAL_FILE)
+        journal = Path(self.folder, JOURNAL_FILE)
         if not self._number or not journal.exists() or journal.stat().st_size <= self._num_sent:
             return
         with journal.open("rb") as stream:
@@ -186,7 +181,7 @@ class Session:
         """The status, and the takedown list where it is not the store's."""
         self._status_sent = time.monotonic()
         for name, path in _BESIDE.items():
-            content = read_if_there(storage.join(self._folder, name))
+            content = read_if_there(storage.join(self.folder, name))
             digest = hashlib.sha256(content or b"").hexdigest()
             if content is not None and self._sent.get(name) != digest:
                 self._send(path, content)
