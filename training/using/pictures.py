@@ -255,8 +255,8 @@ def _rows_of_folder(folder: Path) -> Iterator[_Row]:
                 yield (inner, *_place_of(path))
 
 
-def read_column(path: Path, names: Sequence[str]) -> list[str]:
-    """The first column of these names in a table: csv, tsv or Parquet. An empty cell gives "".
+def _rows_of_table(path: Path) -> Iterator[_Row]:
+    """Paths in a column of a table (csv, tsv or Parquet), relative to the table's folder.
 
     Raises: ConfigError for a table that cannot be read, or without such a column.
     """
@@ -268,15 +268,10 @@ def read_column(path: Path, names: Sequence[str]) -> list[str]:
             table = pyarrow.csv.read_csv(path, parse_options=options)
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read as a table: {words_of(error)}") from None
-    column = next((name for name in names if name in table.column_names), None)
+    column = next((name for name in PATH_COLUMNS if name in table.column_names), None)
     if column is None:
-        raise ConfigError(f"{path}: needs a column {' or '.join(names)}; it has {', '.join(table.column_names)}")
-    return [value or "" for value in table[column].cast(pa.string()).to_pylist()]
-
-
-def _rows_of_table(path: Path) -> Iterator[_Row]:
-    """Paths in a column of a table, relative to the table's folder."""
-    for number, value in enumerate(read_column(path, PATH_COLUMNS), start=1):
+        raise ConfigError(f"{path}: needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(table.column_names)}")
+    for number, value in enumerate(table[column].cast(pa.string()).to_pylist(), start=1):
         yield (value, *_place_of(path.parent / value)) if value else (f"row {number}", None, 0, None, "no path")
 
 
