@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 # files start in the order they are found, since the long ones (e2e, integration) come first and none must be left for the end.
 PYTEST_ARGS ?=
 PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# The slow tests wait for two fifths of their time: one worker more than there are cores.
+test-all: PYTEST_WORKERS := --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What computes with floats through BLAS or torch, and takes less than 2 minutes: `make test-numerics` runs it twice.
 NUMERIC_TESTS := tests/unit/pipeline/planning tests/unit/pipeline/quotas tests/unit/pipeline/matching \
   tests/unit/pipeline/scoring tests/unit/pipeline/pictures/test_pictures_phash.py tests/unit/training/model \

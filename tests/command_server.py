@@ -24,7 +24,10 @@ from typing import NoReturn
 
 from process_tree import below, kill
 
-MODULES = {"plantmix": ("pipeline.flow",), "dalip": ("open_clip", "training.run.loop")}  # what takes seconds to import
+MODULES = {  # what takes long to import
+    "plantmix": ("pipeline.flow", "pipeline.commands.build", "scipy.fft"),
+    "dalip": ("open_clip", "training.run.loop", "training.evaluation.evaluate", "matplotlib.backends.backend_agg"),
+}
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
@@ -144,6 +147,10 @@ def serving_commands(environment: Mapping[str, str]) -> Iterator[CommandServer]:
 
 
 def serve(place: str) -> None:
+    from PIL import Image
+
+    from pipeline.store.arrow import without_pandas
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"\0{place}")
         listener.listen()
@@ -155,6 +162,8 @@ def serve(place: str) -> None:
             command = json.loads(message)
             for module in MODULES[command[0]]:
                 importlib.import_module(module)
+            Image.init()  # 50 modules of formats
+            without_pandas()
             gc.freeze()  # else each fork walks through all of it, and copies it, to end: 2 s
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
