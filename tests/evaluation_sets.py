@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tars import tar_of
 
 PER_TAR = 7
 
@@ -28,16 +28,14 @@ def write_tars(folder: Path, samples: list[Any], *, captions: bool = False) -> P
     place, classes = folder / "test", classes_of(samples)
     place.mkdir(parents=True)
     for number, start in enumerate(range(0, len(samples), PER_TAR)):
-        with tarfile.open(place / f"{number}.tar", "w") as tar:
-            for i, sample in enumerate(samples[start : start + PER_TAR], start):
-                image = ("webp", _webp(sample.jpg)) if i % 3 == 0 else ("jpg", sample.jpg)
-                answer = ("cls", str(classes.index(sample.category)).encode())
-                if captions:
-                    answer = ("txt", f"{sample.text}\none more {sample.text}".encode())
-                for ending, content in (image, answer):
-                    info = tarfile.TarInfo(f"s{i:07d}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        members = []
+        for i, sample in enumerate(samples[start : start + PER_TAR], start):
+            image = ("webp", _webp(sample.jpg)) if i % 3 == 0 else ("jpg", sample.jpg)
+            answer = ("cls", str(classes.index(sample.category)).encode())
+            if captions:
+                answer = ("txt", f"{sample.text}\none more {sample.text}".encode())
+            members += [(f"s{i:07d}.{ending}", content) for ending, content in (image, answer)]
+        (place / f"{number}.tar").write_bytes(tar_of(members))
     (place / "nshards.txt").write_text(f"{number + 1}\n")
     (folder / "classnames.txt").write_text("\n".join(classes) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from release_writer import draw_picture
+from tars import tar_of
 
 Members = dict[str, bytes]
 
@@ -29,12 +29,9 @@ class PictureModel:
 def write_tar(path: Path, samples: Iterable[tuple[str, Members]]) -> Path:
     """A tar of samples: key, and content by ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples:
-            for ending, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(
+        tar_of((f"{key}.{ending}", content) for key, members in samples for ending, content in members.items())
+    )
     return path
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
+from tars import tar_of
 
 from manifests.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
 from manifests.storage import hash_file
@@ -151,15 +152,13 @@ def write_work_folder(folder: Path, samples: list[Sample], **options: int) -> Pa
 def _write_shard(path: Path, split: str, samples: list[Sample], number: int) -> list[dict[str, object]]:
     rows = []
     keys = [f"{split}{number:03d}x{position:05d}" for position in range(len(samples))]
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, sample in zip(keys, samples, strict=True):
-            members = {"jpg": sample.jpg, "json": json.dumps({"domain": sample.domain}).encode()}
-            members |= {"txt": sample.text.encode()}
-            members |= {f"{kind}.txt": text.encode() for kind, text in sample.texts.items()}
-            for extension, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    named: list[tuple[str, bytes]] = []
+    for key, sample in zip(keys, samples, strict=True):
+        members = {"jpg": sample.jpg, "json": json.dumps({"domain": sample.domain}).encode()}
+        members |= {"txt": sample.text.encode()}
+        members |= {f"{kind}.txt": text.encode() for kind, text in sample.texts.items()}
+        named += [(f"{key}.{extension}", content) for extension, content in members.items()]
+    path.write_bytes(tar_of(named, tarfile.USTAR_FORMAT))
     with tarfile.open(path) as tar:
         placed = {member.name: (member.offset_data, member.size) for member in tar}
     for position, (key, sample) in enumerate(zip(keys, samples, strict=True)):

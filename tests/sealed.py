@@ -23,6 +23,13 @@ def lend(master: Path, copy: Path) -> Path:
     return copy
 
 
+def flip_byte(path: Path, place: int | None = None) -> None:
+    """Spoil a byte of a file, in its middle where no place is said. Other links to it keep the sound ones."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 0xFF
+    part(path).write_bytes(content)
+
+
 def part(path: Path) -> Path:
     """Break the hard link of a file, so that what is written to it reaches no other folder; its times stay."""
     copy = path.with_name(f"{path.name}.parted")

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import re
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -120,21 +119,13 @@ def lab(data: Path, address: str) -> None:
 def plus(data: Path, address: str) -> None:
     rows = serve_all(data, address)
     write_list(data / "plus/plants.csv", ["url", "caption", "licence"], [[*row, "CC0-1.0"] for row in rows[:20]])
-    (data / "plus/old").mkdir(parents=True)
-    beside = []
-    with tarfile.open(data / "plus/old/00000.tar", "w") as tar:
-        for number, (photo, turn, body) in enumerate(list(pictures())[18:]):
-            key, url = f"00000{number:04d}", f"{address}/old/{number}.jpg"
-            row = {"key": key, "url": url, "caption": f"{words_of(photo)}, old {turn}", "status": "success"}
-            beside.append(row)
-            for ending, content in (
-                ("jpg", body),
-                ("txt", row["caption"].encode()),
-                ("json", json.dumps(row).encode()),
-            ):
-                member = tarfile.TarInfo(f"{key}.{ending}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    beside, samples = [], []
+    for number, (photo, turn, body) in enumerate(list(pictures())[18:]):
+        key, url = f"00000{number:04d}", f"{address}/old/{number}.jpg"
+        row = {"key": key, "url": url, "caption": f"{words_of(photo)}, old {turn}", "status": "success"}
+        beside.append(row)
+        samples.append((key, {"jpg": body, "txt": row["caption"].encode(), "json": json.dumps(row).encode()}))
+    write_tar(data / "plus/old/00000.tar", samples)
     pq.write_table(pa.Table.from_pylist(beside), data / "plus/old/00000.parquet")
 
 

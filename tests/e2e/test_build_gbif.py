@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from building import ROOT, done, release_of, run_here
 from command_server import CommandServer
 from darwin_core import GBIF, gbif_files, write_zip
 from gbif_server import ACCOUNT, DATASETS, PASSWORD, GbifServer
+from waiting import wait_until
 
 from pipeline.demo.server import serving
 
@@ -79,9 +79,7 @@ def test_a_killed_wait_goes_on_and_the_release_says_what_to_cite(
         assert gbif.log == [], "estimate asks nothing"
 
         process = commands.start("plantmix", "build", config)
-        deadline = time.monotonic() + 300
-        while gbif.asked("GET", "/occurrence/download/0012345-261126031328000") < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: gbif.asked("GET", "/occurrence/download/0012345-261126031328000") >= 2, process)
         process.kill()
         process.wait(300)
         assert gbif.asked("POST") == 1

@@ -16,6 +16,7 @@ from misbehaving.answers import encode, send_picture
 from misbehaving.numbered import NumberedPictures
 from PIL import Image
 from process_tree import below, is_running, kill
+from waiting import wait_until
 
 NUM, PART, NUM_WORKERS = 800, 50, 2
 KILL_AFTER = 300  # requests
@@ -92,9 +93,7 @@ def kill_the_whole_ray(driver: int) -> None:
 def build_and_kill(commands: CommandServer, config: Path, web: Web, way: Callable[[int], None]) -> tuple[int, str]:
     """Start a build, do harm in the middle of its fetch; gives how the driver ended and what it said."""
     build = commands.start("plantmix", "build", config)
-    while len(web.log) < KILL_AFTER:
-        assert build.poll() is None, build.said()
-        time.sleep(0.02)
+    wait_until(lambda: len(web.log) >= KILL_AFTER, build)
     started = below(build.pid)
     assert workers_below(build.pid)
     way(build.pid)

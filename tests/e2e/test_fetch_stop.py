@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 from building import done, hash_tree, list_source, loopback, release_of, write_small_config
-from command_server import Command, CommandServer
+from command_server import CommandServer
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
+from waiting import wait_until
 
 from pipeline.cli import main
 
@@ -80,12 +81,6 @@ def write_config(folder: Path, web: Web, **run: Any) -> Path:
     return write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run=run)
 
 
-def wait_for_requests(web: Web, build: Command, num: int) -> None:
-    while len(web.server.log) < num:
-        assert build.poll() is None, build.said()
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(served: Web, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -111,7 +106,8 @@ def test_stopped_again_and_again(
     for number in signals:
         before = len(web.server.log)
         build = commands.start("plantmix", "build", config)
-        wait_for_requests(web, build, before + rng.randint(5, 60))
+        num = before + rng.randint(5, 60)
+        wait_until(lambda num=num: len(web.server.log) >= num, build)
         send_to = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to the whole group
         send_to(build.pid, number)
         said = "".join(build.communicate(timeout=300))
@@ -141,7 +137,7 @@ def test_a_signal_while_a_command_is_still_imported(
 def test_a_second_signal_leaves_at_once(web: Web, commands: CommandServer, tmp_path: Path) -> None:
     config = write_config(tmp_path / "run", web, **EXECUTORS["inline"])
     build = commands.start("plantmix", "build", config)
-    wait_for_requests(web, build, 20)
+    wait_until(lambda: len(web.server.log) >= 20, build)
     build.send_signal(signal.SIGINT)
     time.sleep(0.1)
     build.send_signal(signal.SIGINT)
@@ -157,7 +153,7 @@ def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
     status_file = tmp_path / "run" / "work" / "status.json"
     seen: list[tuple[int, int, int, dict[str, Any]]] = []
     build = commands.start("plantmix", "build", config)
-    wait_for_requests(web, build, 1)
+    wait_until(lambda: web.server.log, build)
     while build.poll() is None:
         sent_before = web.num_sent
         status = json.loads(status_file.read_text())

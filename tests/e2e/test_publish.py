@@ -17,6 +17,7 @@ import pytest
 import yaml
 from building import PLANTMIX, ROOT, release_of, run_here
 from misbehaving.hub import FakeHub, fake_hub, use_hub
+from sealed import flip_byte
 
 from manifests.release import Release
 from pipeline.cli import main
@@ -106,9 +107,7 @@ def test_a_release_that_is_not_whole_is_not_sent(releases: dict[str, Path], hub:
     copy = tmp_path / "copy"
     shutil.copytree(releases["mixed"], copy)
     damaged = next((copy / "shards").glob("*.tar"))
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    flip_byte(damaged)
     done = publish(hub, tmp_path, copy, "--to", "hf:lab/plants")
     assert done.returncode == 2
     assert damaged.name in done.stderr

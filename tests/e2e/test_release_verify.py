@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from building import Web, release_of, run_here, write_build_config
+from sealed import flip_byte
 
 from manifests.errors import ConfigError
 from manifests.release import Release
@@ -118,9 +119,7 @@ OTHERS = ["shards/sizes.json", "shards/wids.json", "heldout/sizes.json", "heldou
 @pytest.mark.parametrize(("name", "deep"), [*((name, True) for name in SHARDS), *((name, False) for name in OTHERS)])
 def test_one_changed_byte_is_found_and_named(folder: Path, name: str, deep: bool) -> None:
     (path,) = folder.glob(name)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_byte(path)
     found = re.escape(f"{path.relative_to(folder)} has other content than when it was sealed")
     with pytest.raises(ConfigError, match=found):
         check_release(open_release(str(folder)), deep=deep)

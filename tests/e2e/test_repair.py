@@ -12,6 +12,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 from damaging import build_small, contents, counting_web, flip_bit, kinds_of, make_pictures, write_config
+from sealed import flip_byte
 
 from pipeline.cli import main
 
@@ -185,10 +186,7 @@ def test_shards_that_lost_their_pool_file_too_are_packed_from_what_the_web_gives
     work: Path, small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     releases = contents(work / "releases")
-    pool = kinds_of(work)["pool"][0]
-    content = bytearray(pool.read_bytes())
-    content[600] ^= 1  # in the first picture
-    pool.write_bytes(content)
+    flip_byte(kinds_of(work)["pool"][0], 600)  # in the first picture
     for kind in ("shard", "takedown shard"):
         for path in kinds_of(work)[kind]:
             path.write_bytes(bytes(1000))  # what is left of a shard would give its pictures back
@@ -279,9 +277,7 @@ def test_damaged_placements_that_no_version_uses_any_more_are_removed(
     placed = oldest_first(kinds["table pack"])[-1]
     member = f"{pq.read_table(placed)['sample_id'][0]}.jpg".encode()
     (pool,) = [path for path in kinds["pool"] if member in path.read_bytes()]
-    content = bytearray(pool.read_bytes())
-    content[content.index(member) + 600] ^= 1  # in a picture of the last shard
-    pool.write_bytes(content)
+    flip_byte(pool, pool.read_bytes().index(member) + 600)  # in a picture of the last shard
     for kind in ("shard", "takedown shard"):
         for path in kinds[kind]:
             path.write_bytes(bytes(1000))

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from tars import tar_of
 
 
 def make_picture(kind: str, mode: str = "RGB", **how: Any) -> bytes:
@@ -25,14 +26,8 @@ def make_picture(kind: str, mode: str = "RGB", **how: Any) -> bytes:
 
 
 def make_tar(kind: int = tarfile.GNU_FORMAT) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=kind) as tar:
-        members = (("a.jpg", b"picture"), ("a.txt", b"a rose"), ("a.json", b'{"url": "http://a/1", "caption": "c"}'))
-        for name, content in (*members, ("d" * 120 + "/b.jpg", b"p"), ("ü.cls", b"0"), ("ü.jpg", b"p")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
+    members = (("a.jpg", b"picture"), ("a.txt", b"a rose"), ("a.json", b'{"url": "http://a/1", "caption": "c"}'))
+    return tar_of((*members, ("d" * 120 + "/b.jpg", b"p"), ("ü.cls", b"0"), ("ü.jpg", b"p")), kind)
 
 
 def make_parquet(compression: str = "zstd") -> bytes:

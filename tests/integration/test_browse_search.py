@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from browsing import build_work_folder, index_release, newest_release
 from command_server import CommandServer
 from starlette.testclient import TestClient
+from waiting import wait_until
 
 from manifests.errors import ConfigError, RunError
 from manifests.reader import open_reader
@@ -154,17 +154,12 @@ def test_a_killed_browse_leaves_no_search_behind(
     others = _searches(index)
     places = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     browse = commands.start("plantmix", "browse", work, "--search", index, **places)
-    while not browse.said()[0]:
-        assert browse.poll() is None, browse.said()
-        time.sleep(0.05)
+    wait_until(lambda: browse.said()[0], browse)
     started = _searches(index) - others
     browse.kill()
     browse.wait(300)
     assert len(started) == 1
-    deadline = time.monotonic() + 120
-    while started & _searches(index):
-        assert time.monotonic() < deadline, f"process {started} is left"
-        time.sleep(0.2)
+    wait_until(lambda: not started & _searches(index))
 
 
 def _searches(index: Path) -> set[int]:

@@ -21,6 +21,7 @@ from command_server import Command, CommandServer
 from environments import lacks
 from ray_nodes import ENVIRONMENT, Cluster
 from release_writer import draw_picture
+from waiting import wait_until
 
 from manifests.errors import ConfigError
 from manifests.services.local_ray import join_cluster
@@ -229,9 +230,9 @@ def test_nodes_that_join_are_used_and_lost_ones_cost_no_try(cluster: Cluster, tm
         [sys.executable, "job.py"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
-        wait_for(lambda: list(tmp_path.glob("ran-*")), "the first part")
+        wait_until(lambda: list(tmp_path.glob("ran-*")), driver)
         cluster.start()
-        wait_for(lambda: len({seen.read_text() for seen in tmp_path.glob("ran-*")}) == 2, "a part on the new node")
+        wait_until(lambda: len({seen.read_text() for seen in tmp_path.glob("ran-*")}) == 2, driver)
         cluster.kill(first)
         (tmp_path / "go-on").touch()
         out, _ = driver.communicate(timeout=300)
@@ -240,13 +241,6 @@ def test_nodes_that_join_are_used_and_lost_ones_cost_no_try(cluster: Cluster, tm
     assert driver.returncode == 0
     assert "12 of 12 kept, at most 1 try" in out
     assert len(list(tmp_path.glob("ran-*"))) > 12, "some parts were begun twice"
-
-
-def wait_for(seen: Any, what: str, seconds: float = 240) -> None:
-    until = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < until, f"{what} did not come"
-        time.sleep(0.2)
 
 
 _WAITING_STAGE = """

@@ -12,6 +12,7 @@ import pytest
 from building import hash_tree, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.numbered import NumberedPictures
+from sealed import flip_byte
 
 from manifests.reader import open_reader
 from pipeline.cli import main
@@ -77,10 +78,7 @@ def latest(folder: Path) -> str:
 
 def damage(folder: Path, stage: str) -> None:
     """Flip a byte of the newest table of a stage."""
-    path = max((folder / "work/tables" / stage).glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_byte(max((folder / "work/tables" / stage).glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns))
 
 
 def num_sealed(folder: Path) -> int:
@@ -89,14 +87,6 @@ def num_sealed(folder: Path) -> int:
 
 
 # ---- build, repair
-
-
-def test_a_repair_without_a_config_makes_the_release_that_was(folder: Path) -> None:
-    releases = hash_tree(folder / "work/releases")
-    damage(folder, "caption")
-    assert main(["repair", str(folder / "work")]) == 0
-    assert hash_tree(folder / "work/releases") == releases
-    assert main(["verify", str(folder / "work")]) == 0
 
 
 @pytest.mark.slow
@@ -169,6 +159,7 @@ def test_a_mix_that_is_refused_is_not_the_config_of_the_last_build(folder: Path,
     damage(folder, "caption")
     assert main(["repair", str(folder / "work")]) == 0
     assert hash_tree(folder / "work/releases") == releases
+    assert main(["verify", str(folder / "work")]) == 0
 
 
 # ---- retry, takedown

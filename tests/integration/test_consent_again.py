@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +16,7 @@ from command_server import CommandServer
 from misbehaving.answers import encode, pixels
 from misbehaving.consent import licence
 from misbehaving.owners import mining, signed, with_xmp
+from waiting import wait_until
 
 from manifests import tables
 from manifests.reader import open_reader
@@ -279,9 +279,7 @@ def test_a_licence_is_obeyed_after_a_kill_on_the_way(
     server.asked.clear()
     monkeypatch.setattr(server, "holds_after", 12)
     process = commands.start("plantmix", "build", config, *TO_FETCH)
-    deadline = time.monotonic() + 120
-    while server.asked.total() < 13 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: server.asked.total() >= 13, process)
     process.kill()
     process.wait(120)
     assert server.asked["GET", "/licence.xml"] == 1, "once a host, whatever the pictures"

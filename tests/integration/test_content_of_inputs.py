@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from measuring import encode, picture
+from tars import tar_of
 
 from manifests import records
 from manifests.catalog import Catalog
@@ -172,28 +171,23 @@ def test_a_leak_is_found_after_an_evaluation_picture_was_replaced(tmp_path: Path
     assert leaks() == []
 
 
-def tar_of(path: Path, first_seed: int) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for seed, name in enumerate(NAMES, first_seed):
-            for ending, content in (("bmp", bmp(seed)), ("txt", b"a drawn picture")):
-                info = tarfile.TarInfo(f"{name}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    if not path.exists():
-        path.write_bytes(out.getvalue())
-    return out.getvalue()
+def drawn_tar(first_seed: int) -> bytes:
+    named = enumerate(NAMES, first_seed)
+    return tar_of(
+        each for seed, name in named for each in ((f"{name}.bmp", bmp(seed)), (f"{name}.txt", b"a drawn picture"))
+    )
 
 
 @pytest.mark.slow
 def test_a_tar_is_known_by_its_content(tmp_path: Path) -> None:
     path, work = tmp_path / "0.tar", tmp_path / "work"
     origin = {"webdataset": {"path": str(path), "suffixes": ["bmp"]}}
-    whole = tar_of(path, 0)
+    whole = drawn_tar(0)
+    path.write_bytes(whole)
     broken = whole[:600] + bytes(4000) + whole[4600:]
     write_over(path, broken)
     build(work, origin)
-    for content, first_seed in ((whole, 0), (tar_of(path, 80), 80)):
+    for content, first_seed in ((whole, 0), (drawn_tar(80), 80)):
         write_over(path, content)
         build(work, origin)
         expected = {f"0/{name}": bmp(seed) for seed, name in enumerate(NAMES, first_seed)}

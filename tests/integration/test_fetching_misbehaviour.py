@@ -18,6 +18,7 @@ from misbehaving.answers import with_everything
 from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 from PIL import Image
+from waiting import wait_until
 
 from manifests import __version__
 from manifests.outcomes import Outcome
@@ -126,13 +127,8 @@ def test_every_signal_of_consent_is_tried():
 def test_nothing_hangs_and_nothing_leaks(fetched):
     assert fetched["seconds"] < 300
     assert fetched["threads_left"] <= 0  # threads of tests before may have ended meanwhile
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:  # the server's side of open connections ends by its own sleep
-        mine = {fd for fd in Path("/proc/self/fd").iterdir() if fd not in fetched["before"]}
-        if len(mine) <= 5:
-            break
-        time.sleep(0.2)
-    assert len(mine) <= 5
+    # the server's side of open connections ends by its own sleep
+    wait_until(lambda: len({*Path("/proc/self/fd").iterdir()} - fetched["before"]) <= 5)
 
 
 def test_facts_are_whole_and_pool_holds_what_they_say(fetched):

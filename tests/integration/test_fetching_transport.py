@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from misbehaving.answers import hang_up, reset, send, send_picture
 from misbehaving.server import MisbehavingServer
+from waiting import wait_until
 
 from manifests.outcomes import Outcome
 from pipeline.fetching import settings as bounds
@@ -240,13 +241,6 @@ def test_a_client_that_nobody_uses_any_more_ends_its_thread() -> None:
     client = None
     gc.collect()
     wait_until(lambda: not own.is_alive())
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + 100
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from environments import environment
 from foreign_tars import PictureModel, img2dataset_samples, picture, tree_of_life_samples, write_tar
+from sealed import flip_byte
 from training_runs import write_values
 from webdataset.shardlists import expand_urls
 
@@ -239,9 +240,7 @@ def test_a_shard_that_changes_is_named(
     assert "c.tar: changed since it was indexed (now " in capfd.readouterr().err
     assert other.fingerprints != pool.fingerprints
     sources = loader.open_sources(None, data, "train")
-    content = bytearray(path.read_bytes())
-    content[600] ^= 1
-    path.write_bytes(content)
+    flip_byte(path, 600)
     os.utime(path, ns=(1, 1))
     with pytest.raises(IntegrityError, match=r"c.tar has other content than when it was indexed"):
         loader.check_shards(sources, "train")

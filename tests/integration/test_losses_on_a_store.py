@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
-import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from misbehaving.server import MisbehavingServer
 from PIL import Image
 from process_tree import below, kill
 from ray_nodes import ENVIRONMENT, Cluster
+from tars import tar_of
 
 from manifests.remote.folder import PLACE_VARIABLE
 from pipeline.cli import main
@@ -50,14 +49,9 @@ def store(web: MisbehavingServer) -> Iterator[Store]:
             for name, content in sample(NUM_URLS + number):
                 fs.pipe_file(f"{BUCKET}/pictures/{name}", content)
         for shard in range(2):
-            packed = io.BytesIO()
-            with tarfile.open(fileobj=packed, mode="w") as tar:
-                for number in range(shard, NUM_IN_SHARDS, 2):
-                    for name, content in sample(NUM_URLS + NUM_FILES + number):
-                        member = tarfile.TarInfo(name)
-                        member.size = len(content)
-                        tar.addfile(member, io.BytesIO(content))
-            fs.pipe_file(f"{BUCKET}/shards/{shard:05}.tar", packed.getvalue())
+            numbers = range(NUM_URLS + NUM_FILES + shard, NUM_URLS + NUM_FILES + NUM_IN_SHARDS, 2)
+            packed = tar_of(member for number in numbers for member in sample(number))
+            fs.pipe_file(f"{BUCKET}/shards/{shard:05}.tar", packed)
         yield found
 
 

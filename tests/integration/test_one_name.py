@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 import shutil
 import socket
-import tarfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from darwin_core import gbif_files, write_zip
 from misbehaving.answers import send_picture
 from misbehaving.registry import Request
 from misbehaving.server import MisbehavingServer
+from tars import tar_of
 
 from manifests.reader import open_reader, rows_of
 from manifests.release import Release
@@ -63,13 +62,11 @@ def write_sources(folder: Path, root: str) -> list[dict[str, Any]]:
         "file\twords\tgenus\n" + "".join(f"Beta vulgaris/{photo.name}\ta beet\tBeta\n" for photo in PHOTOS[5:7])
     )
     (folder / "shards").mkdir()
-    with tarfile.open(folder / "shards/0.tar", "w") as tar:
-        for place, photo in enumerate(PHOTOS[7:9]):
-            name = json.dumps({"name": NAMES[place], "url": f"http://origin.example.org/{place}.jpg"}).encode()
-            for ending, content in (("jpg", photo.read_bytes()), ("txt", b"a shelf" * place), ("json", name)):
-                info = tarfile.TarInfo(f"{place}.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    members = []
+    for place, photo in enumerate(PHOTOS[7:9]):
+        name = json.dumps({"name": NAMES[place], "url": f"http://origin.example.org/{place}.jpg"}).encode()
+        members += [(f"{place}.jpg", photo.read_bytes()), (f"{place}.txt", b"a shelf" * place), (f"{place}.json", name)]
+    (folder / "shards/0.tar").write_bytes(tar_of(members))
     taxon = {"kingdom": "Plantae", "genus": "Zingiber", "scientificName": NAMES[2]}
     occurrences = [{"gbifID": str(place), "basisOfRecord": "HUMAN_OBSERVATION", **taxon} for place in range(2)]
     media = [

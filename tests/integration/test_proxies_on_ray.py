@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import release_writer as writer
 from command_server import CommandServer
 from process_tree import below, kill
 from training_runs import tiny_values, write_values
+from waiting import wait_until
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
@@ -56,10 +56,7 @@ def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(
     command = ("dalip", "proxies", write_values(tmp_path, values), "--launcher", "ray")
     process = commands.start(*command)
     checkpoints = tmp_path / "study/runs/even/checkpoints"
-    deadline = time.monotonic() + 200
-    while not any(checkpoints.glob("step-*.pt")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.005)
+    wait_until(lambda: any(checkpoints.glob("step-*.pt")), process, 0.005)
     # All of it at once: what is left of Ray outlives its driver, on a busy machine long enough to end the run.
     kill([process.pid, *below(process.pid)])
     process.communicate(timeout=500)

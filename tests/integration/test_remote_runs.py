@@ -15,6 +15,7 @@ import torch
 import training_runs
 from command_server import CommandServer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
+from sealed import flip_byte
 from training_runs import write_values
 
 from manifests.errors import ConfigError, RunError
@@ -245,10 +246,7 @@ def test_a_damaged_copy_on_this_machine_is_fetched_again(
     interrupt(monkeypatch, 8, settings(served, tmp_path / "one"))
     copy = RemoteRun(RUN, str(tmp_path / "two"))
     copy.take_up()
-    path = copy.folder / "checkpoints/step-00000008.pt"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_byte(copy.folder / "checkpoints/step-00000008.pt")
     train(settings(served, tmp_path / "two"))
     assert "going on after step 8 from" in capsys.readouterr().err
     assert_as_undisturbed(served, tmp_path / "two")

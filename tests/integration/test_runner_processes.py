@@ -29,6 +29,7 @@ from running import (
     traced,
     tries,
 )
+from waiting import wait_until
 
 from manifests.errors import IntegrityError, PartError
 from manifests.records import Funnel
@@ -292,16 +293,9 @@ def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> N
         stderr=subprocess.PIPE,
         text=True,
     ) as driver:
-        deadline = time.monotonic() + 500
-        while len(list(pids.iterdir())) < 2:
-            assert driver.poll() is None, driver.stderr and driver.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: len(list(pids.iterdir())) >= 2, driver)
         workers = {int(path.name) for path in pids.iterdir()}
         assert workers == below(driver.pid).keys()
         driver.send_signal(number)
         driver.wait(200)
-    deadline = time.monotonic() + 200
-    while any(map(is_running, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(is_running, workers)))

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from foreign_tars import img2dataset_samples, write_tar
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, become_user, serving
 from range_server import RangeServer, serving_ranges
+from waiting import wait_until
 
 from manifests.catalog import Catalog
 from manifests.reader import open_reader
@@ -245,9 +245,8 @@ def test_a_killed_build_reads_nothing_again(server: RangeServer, tmp_path: Path,
     killed = threading.Event()
     server.choose = lambda name, start: killed.wait(120) and None if start >= 80 << 10 else None
     process = subprocess.Popen([sys.executable, "-c", SMALL, "build", str(config), "--to", "fetch"])
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "work/tables/ingest").glob("samples-*.parquet"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)  # when the second is there, the first is committed
+    # when the second is there, the first is committed
+    wait_until(lambda: len(list((tmp_path / "work/tables/ingest").glob("samples-*.parquet"))) >= 2, process)
     process.kill()
     process.wait()
     killed.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import release_writer as writer
 from command_server import Command, CommandServer
 from ray_nodes import ENVIRONMENT, Cluster
 from training_runs import tiny_values, write_values
+from waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,7 @@ def test_a_signal_ends_the_wait_for_machines_that_are_not_there(
 ) -> None:
     waits = "\ndalip: 9 processes need 9 cores, and Ray has 1; waiting for more machines (Ctrl-C ends it)\n"
     process = _train(commands, _config(tmp_path, tmp_path / "run"), cluster, num_workers=9)
-    while waits not in "\n" + process.said()[1]:
-        assert process.poll() is None, process.said()
-        time.sleep(0.05)
+    wait_until(lambda: waits in "\n" + process.said()[1], process)
     process.send_signal(signal.SIGTERM)
     last = _end(process)
     assert last == "dalip: error: stopped by a signal before training went on: 9 processes need 9 cores, and Ray has 1"

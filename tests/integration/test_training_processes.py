@@ -24,6 +24,7 @@ from command_server import Command, CommandServer
 from process_tree import below, is_running, kill
 from ray_nodes import free_port
 from training_runs import assert_same_run, step_lines, tiny_values, write_values
+from waiting import wait_until
 
 from training.cli import main
 from training.record.log import read_log
@@ -111,11 +112,7 @@ def _last_step(place: Path) -> int:
 
 def _wait_for(step: int, place: Path, process: Command) -> None:
     """Until the log holds `step`."""
-    deadline = time.monotonic() + 600
-    while _last_step(place) < step:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: _last_step(place) >= step, process, 0.002)
 
 
 def _kill_after(step: int, place: Path, ranks: list[Command]) -> None:

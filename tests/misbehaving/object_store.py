@@ -68,7 +68,7 @@ def serving() -> Iterator[Store]:
     proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     proxy.daemon_threads = True
     handler.store = store = Store(f"http://127.0.0.1:{proxy.server_address[1]}")
-    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         connection = http.client.HTTPConnection(host, port, timeout=30)

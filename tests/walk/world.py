@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import random
 import shutil
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import yaml
 from building import hash_tree
+from tars import tar_of
 
 from walk.web import NUM_MOTIFS, Web, picture
 
@@ -167,13 +166,11 @@ class World:
 
     def write_tar(self) -> None:
         """Write the tar as it is now."""
-        with tarfile.open(self.folder / "inputs/some.tar", "w") as tar:
-            for key, (motif, text) in self.members.items():
-                ending = "png" if MEMBERS[key] == "png" else "jpg"
-                for name, content in ((f"{key}.{ending}", picture(motif, MEMBERS[key])), (f"{key}.txt", text.encode())):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        members = []
+        for key, (motif, text) in self.members.items():
+            ending = "png" if MEMBERS[key] == "png" else "jpg"
+            members += [(f"{key}.{ending}", picture(motif, MEMBERS[key])), (f"{key}.txt", text.encode())]
+        (self.folder / "inputs/some.tar").write_bytes(tar_of(members))
 
     def config(self, work: Path, *, inline: bool = False) -> dict[str, Any]:
         """The configuration as it is now, for a work folder."""

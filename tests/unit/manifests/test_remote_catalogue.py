@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from waiting import wait_until
 
 from manifests import storage
 from manifests.catalog import Catalog
@@ -60,11 +60,7 @@ def lose(catalog: Catalog) -> None:
 
 def wait_for_journal(address: str, num: int) -> None:
     fs, inner = storage.filesystem(f"{address}/catalog/journal")
-    for _ in range(100):
-        if fs.exists(inner) and len(fs.find(inner)) >= num:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no journal was sent")
+    wait_until(lambda: fs.exists(inner) and len(fs.find(inner)) >= num)
 
 
 def age_lease(address: str, seconds: float) -> None:

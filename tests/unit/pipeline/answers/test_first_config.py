@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
 from foreign_tars import img2dataset_samples, write_tar
+from tars import tar_of
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
@@ -161,12 +160,8 @@ def test_folders_of_pictures(tmp_path: Path) -> None:
 
 
 def test_img2dataset_shards(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        members = {"0.jpg": PHOTO.read_bytes(), "0.txt": b"a rose", "0.json": b'{"url": "http://a", "license": "CC0"}'}
-        for name, body in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
+    members = {"0.jpg": PHOTO.read_bytes(), "0.txt": b"a rose", "0.json": b'{"url": "http://a", "license": "CC0"}'}
+    (tmp_path / "00000.tar").write_bytes(tar_of(members.items()))
     source, _ = source_of(tmp_path)
     assert source["webdataset"]["fields"] == {"url": "json.url", "caption": "txt", "licence": "json.license"}
 

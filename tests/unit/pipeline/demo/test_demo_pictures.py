@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import random
-import tarfile
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +13,7 @@ import imagehash
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tars import tar_of
 
 from pipeline.demo import pictures
 from pipeline.demo.packages import PACKAGES, Picture, category_of, read_package
@@ -194,13 +194,7 @@ def test_set_ups_of_one_folder_at_the_same_time_wait_for_one_another(
 
 
 def _deb(folder: Path, files: dict[str, bytes]) -> Path:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:xz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"./{STAMPS.root}{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    body = stream.getvalue()
+    body = tar_of(((f"./{STAMPS.root}{name}", content) for name, content in files.items()), mode="w:xz")
     path = folder / "tuxpaint-stamps-default_1_all.deb"
     with path.open("wb") as deb:
         deb.write(b"!<arch>\n")

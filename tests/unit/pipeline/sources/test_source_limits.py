@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tars import tar_of
 
 from manifests.errors import ConfigError
 from manifests.untrusted import BrokenTarError, tar_members
@@ -286,12 +287,8 @@ def test_a_row_of_parquet_has_a_length(tmp_path: Path) -> None:
 def test_the_texts_of_a_row_have_a_length(tmp_path: Path, name: str) -> None:
     rows = [{"url": "http://a/1", "caption": "c"}, {"url": "http://a/2", "caption": "x" * 300_000}]
     if name == "0.tar":
-        with tarfile.open(tmp_path / name, "w") as tar:
-            for number, row in enumerate(rows):
-                for extension, content in (("jpg", b"p"), ("txt", row["caption"].encode())):
-                    info = tarfile.TarInfo(f"{number}.{extension}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+        texts = [(f"{number}.txt", row["caption"].encode()) for number, row in enumerate(rows)]
+        (tmp_path / name).write_bytes(tar_of([("0.jpg", b"p"), texts[0], ("1.jpg", b"p"), texts[1]]))
     elif name == "a.parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
     elif name == "a.csv":
@@ -306,8 +303,7 @@ def test_the_texts_of_a_row_have_a_length(tmp_path: Path, name: str) -> None:
 
 
 def test_a_long_value_in_the_parquet_beside_a_shard_breaks_the_shard(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        tar.addfile(tarfile.TarInfo("0.jpg"))
+    (tmp_path / "0.tar").write_bytes(tar_of([("0.jpg", b"")]))
     rows = {"key": ["0"] * 81, "caption": pa.array([os.urandom(1_700_000).hex()] * 81).dictionary_encode()}
     pq.write_table(pa.table(rows), tmp_path / "0.parquet", dictionary_pagesize_limit=64 << 20)
     _, lost = read(shards(tmp_path, fields={"caption": "parquet.caption"}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tars import tar_of
 
 from manifests.errors import ConfigError
 from manifests.settings import parse_settings
@@ -41,11 +41,7 @@ def read(given: SourceSettings) -> tuple[list[dict[str, Any]], list[tuple[Any, .
 
 def write_tar(path: Path, *members: tuple[str, bytes], kind: int = tarfile.GNU_FORMAT) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(tar_of(members, kind))
     return path
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tars import tar_of
 
 from manifests import storage
 from manifests.errors import IntegrityError
@@ -92,14 +93,8 @@ def test_the_buffer_shows_nowhere(monkeypatch: pytest.MonkeyPatch, buffer_bytes:
     monkeypatch.setattr(tar_module, "BUFFER_BYTES", buffer_bytes)
     assert archive_of(samples) == expected
     monkeypatch.undo()
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for key, members in samples:
-            for extension, content in members:
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    assert expected[0] == plain.getvalue()
+    named = [(f"{key}.{extension}", content) for key, members in samples for extension, content in members]
+    assert expected[0] == tar_of(named, tarfile.USTAR_FORMAT)
 
 
 def test_archives_are_whole_records() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from sealed import flip_byte
 
 from manifests.errors import ConfigError, IntegrityError, RunError
 from manifests.release import Release
@@ -393,9 +394,7 @@ def test_a_text_that_was_changed_in_a_shard_is_found(release_folder: Path, tmp_p
     shard = Path(release.shard_path("train", release.shards("train")[1]))
     pool = open_pool([release], "train")
     row = next(row for row in range(len(pool)) if pool.files[pool.shards[row]].path == str(shard))
-    content = bytearray(shard.read_bytes())
-    content[int(pool.offsets["txt_offset"][row])] ^= 1
-    shard.write_bytes(content)
+    flip_byte(shard, int(pool.offsets["txt_offset"][row]))
     with pytest.raises(IntegrityError, match=rf"{shard.name} has other content than when the release was sealed"):
         loader.check_shards([Release.open(str(folder))], "train")
 

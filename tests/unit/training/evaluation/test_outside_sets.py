@@ -13,6 +13,7 @@ import pytest
 import torch
 from evaluation_sets import classes_of, write_folders, write_table, write_tars
 from PIL import Image
+from tars import tar_of
 
 from manifests.errors import ConfigError, RunError
 from training.config import EvalSetSettings
@@ -164,11 +165,7 @@ def test_a_mistake_in_a_file_of_a_set_is_named_by_file_and_row(
         folder = write_tars(tmp_path / "set", samples, captions=layout == "captions")
     if layout == "captions":
         (folder / "dataset_type.txt").write_text("retrieval")
-        with tarfile.open(folder / name, "w") as tar:
-            for ending, content in (("jpg", samples[0].jpg), ("txt", change)):
-                info = tarfile.TarInfo(f"z.{ending}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+        (folder / name).write_bytes(tar_of([("z.jpg", samples[0].jpg), ("z.txt", change)]))
     else:
         (folder / name).write_bytes(change((folder / name).read_bytes()))
     with pytest.raises(ConfigError, match=words):

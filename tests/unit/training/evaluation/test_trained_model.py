@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sealed import flip_byte
 from training_runs import Finished, write_values
 
 from training.cli import main
@@ -63,10 +64,7 @@ def test_weights_with_a_flipped_byte_are_neither_judged_nor_handed_on(
     config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
     finished(config)
-    weights = Path(config["output_dir"]) / "model.pt"
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 1  # within a tensor: torch would load it
-    weights.write_bytes(content)
+    flip_byte(Path(config["output_dir"]) / "model.pt")  # within a tensor: torch would load it
     for command in (["eval", config["output_dir"]], ["export", config["output_dir"], str(tmp_path / "out.pt")]):
         assert main(command) == 1
         assert "model.pt: damaged" in capsys.readouterr().err

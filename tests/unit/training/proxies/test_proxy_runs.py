@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ import torch
 from command_server import CommandServer
 from process_tree import below, is_running
 from training_runs import write_values
+from waiting import wait_until
 
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError
@@ -163,11 +163,11 @@ def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], commands: Comma
     (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",600,").splitlines(keepends=True)[:3]))
     process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
     checkpoints = tmp_path / "study/runs/proxy-01/checkpoints"
-    _wait(lambda: any(checkpoints.glob("step-*.pt")), process)
+    wait_until(lambda: any(checkpoints.glob("step-*.pt")), process)
     children = below(process.pid)
     process.kill()
     process.wait(500)
-    _wait(lambda: not any(map(is_running, children)))
+    wait_until(lambda: not any(map(is_running, children)))
     assert not (tmp_path / "study/runs/proxy-01/proxy.json").exists()
     values["num_processes"] = 1
     assert main(["proxies", _config_file(values, tmp_path)]) == 0
@@ -179,14 +179,6 @@ def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], commands: Comma
     run_proxies(_settings(values), lambda line: None)
     whole = json.loads((tmp_path / "whole/runs/proxy-01/proxy.json").read_text())
     assert resumed["losses"] == whole["losses"]
-
-
-def _wait(ready: Any, process: Any = None, seconds: float = 1500) -> None:
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        assert process is None or process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
 
 
 def test_a_failed_run_does_not_stop_the_others(values: dict[str, Any], capsys: pytest.CaptureFixture[str],
@@ -268,7 +260,7 @@ def test_a_signal_stops_the_list_and_not_one_run_of_it(
     values["runs"] = [{"run": name, "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 6000} for name in "ab"]
     process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
     runs = tmp_path / "study/runs"
-    _wait(lambda: any(runs.glob("a/checkpoints/step-*.pt")), process)
+    wait_until(lambda: any(runs.glob("a/checkpoints/step-*.pt")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=500)
     assert process.returncode == 1

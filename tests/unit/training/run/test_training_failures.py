@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from sealed import flip_byte
 from torch.multiprocessing.reductions import rebuild_storage_fd
 from training_runs import Finished, assert_same_run, make_settings, run_once
 
@@ -26,12 +27,6 @@ from training.record import checkpoint, run_files
 from training.record.log import RunLog, cut_log, read_log
 from training.run import failures, loop
 from training.run.loop import train
-
-
-def _spoil_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("how", ["byte", "cut"])
@@ -43,7 +38,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     (folder / "summary.json").unlink()
     newest = folder / "checkpoints" / "step-00000006.pt"
     if how == "byte":
-        _spoil_byte(newest)
+        flip_byte(newest)
     else:
         newest.write_bytes(newest.read_bytes()[:-1000])
     capsys.readouterr()
@@ -84,7 +79,7 @@ def test_a_run_without_a_whole_checkpoint_stops(config: dict[str, Any], finished
     folder = finished(config)
     (folder / "summary.json").unlink()
     for path in run_files.list_checkpoints(folder):
-        _spoil_byte(path)
+        flip_byte(path)
     with pytest.raises(IntegrityError, match=r"step-00000006\.pt: damaged, as every checkpoint of the run \(2\)"):
         run_once(config)
     assert len(run_files.list_checkpoints(folder)) == 2, "nothing is removed"

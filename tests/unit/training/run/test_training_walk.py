@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sealed import flip_byte
 from training_runs import assert_same_run, final_weights, make_settings, run_once, stop_at
 
 from manifests.errors import ConfigError, IntegrityError
@@ -108,9 +109,7 @@ def damaged(walk: Walk) -> None:
     checkpoints = list_checkpoints(walk.run)
     if len(checkpoints) < 2 or (walk.run / "summary.json").exists():
         return
-    content = bytearray(checkpoints[-1].read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    checkpoints[-1].write_bytes(content)
+    flip_byte(checkpoints[-1])
 
 
 def weights_lost(walk: Walk) -> None:

@@ -20,6 +20,7 @@ import pytest
 import release_writer
 import torch
 from command_server import CommandServer
+from waiting import wait_until
 
 from training.cli import main
 from training.using import pieces
@@ -248,11 +249,7 @@ def test_a_killed_predict_or_embed_asks_only_for_what_is_missing_and_ends_the_sa
     assert main([*given, "--out", str(whole)]) == 0
     process = commands.start("dalip", *given, "--out", out)
     pieces = out.with_name(f"{name}.pieces")
-    deadline = time.monotonic() + 500
-    while not _num_noted(pieces) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert process.poll() is None, process.said()
+    wait_until(lambda: _num_noted(pieces), process)
     process.kill()
     process.wait(500)
     assert not out.exists(), "it was killed before its end"
