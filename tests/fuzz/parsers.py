@@ -193,29 +193,15 @@ def _record(folder: Path) -> Callable[[bytes], None]:
     return parse
 
 
-def _eval_tar(folder: Path) -> Callable[[bytes], None]:
+def _eval_set(place: Path, name: str, beside: str, there: bytes) -> Callable[[bytes], None]:
+    """A set whose file of this name is the parser's, with one more file beside it."""
     from training.evaluation.set_layouts import open_eval_set
 
-    place = folder / "set"
-    (place / "test").mkdir(parents=True, exist_ok=True)
-    (place / "classnames.txt").write_text("rose\niris\n")
+    (place / name).parent.mkdir(parents=True, exist_ok=True)
+    (place / beside).write_bytes(there)
 
     def parse(content: bytes) -> None:
-        (place / "test" / "0.tar").write_bytes(content)
-        open_eval_set(str(place), "test")
-
-    return parse
-
-
-def _eval_table(folder: Path) -> Callable[[bytes], None]:
-    from training.evaluation.set_layouts import open_eval_set
-
-    place = folder / "tables"
-    place.mkdir(exist_ok=True)
-    (place / "a.jpg").write_bytes(b"p")
-
-    def parse(content: bytes) -> None:
-        (place / "metadata.csv").write_bytes(content)
+        (place / name).write_bytes(content)
         open_eval_set(str(place), "test")
 
     return parse
@@ -289,9 +275,11 @@ def parsers(folder: Path) -> dict[str, Parser]:
             _folder(folder), (b"url,file,caption\nu,a.jpg,c\nv,b/../a.jpg,c\n",), refused, (b'"', b",", b"/", b"..")
         ),
         "tars of an evaluation set": Parser(
-            _eval_tar(folder), (make_tar(), make_tar(tarfile.PAX_FORMAT)), refused, TAR_WORDS
+            _eval_set(folder / "set", "test/0.tar", "classnames.txt", b"rose\niris\n"),
+            (make_tar(), make_tar(tarfile.PAX_FORMAT)), refused, TAR_WORDS,
         ),
         "table of an evaluation set": Parser(
-            _eval_table(folder), (b"filepath,class,split\na.jpg,rose,test\na.jpg,iris,train\n",), refused, (b'"', b",")
+            _eval_set(folder / "tables", "metadata.csv", "a.jpg", b"p"),
+            (b"filepath,class,split\na.jpg,rose,test\na.jpg,iris,train\n",), refused, (b'"', b","),
         ),
     }  # fmt: skip

@@ -7,57 +7,8 @@ import zlib
 from functools import lru_cache
 
 from misbehaving.answers import encode, photo, pixels, send_picture, with_everything, with_orientation
-from misbehaving.registry import behaviour, put
+from misbehaving.registry import put
 from PIL import Image
-
-# ---- not quite pictures
-
-
-put(
-    "html_as_jpg",
-    "not_an_image",
-    "a login page as image/jpeg",
-    lambda sock, _: send_picture(sock, b"<!DOCTYPE html><html><body>Please log in</body></html>"),
-)
-put(
-    "jpeg_truncated",
-    "corrupt_image",
-    "the first two thirds of a JPEG",
-    lambda sock, _: send_picture(sock, photo()[: len(photo()) * 2 // 3]),
-)
-put(
-    "png_bomb",
-    "too_many_pixels",
-    "a PNG of 12,000 x 12,000 px in 20 kB",
-    lambda sock, _: send_picture(sock, png_bomb_body(), "image/png"),
-)
-put(
-    "jpeg_xl",
-    "unsupported_image",
-    "JPEG XL, which Pillow does not read",
-    lambda sock, _: send_picture(sock, b"\x00\x00\x00\x0cJXL \r\n\x87\n" + b"\0" * 64, "image/jxl"),
-)
-put(
-    "png_text_bomb",
-    "corrupt_image",
-    "a PNG whose text chunk unpacks to 100 MB",
-    lambda sock, _: send_picture(sock, png_text_bomb_body(), "image/png"),
-)
-put(
-    "one_pixel",
-    "image_too_small",
-    "a tracking pixel",
-    lambda sock, _: send_picture(sock, encode(Image.new("RGB", (1, 1)), "GIF"), "image/gif"),
-)
-put("ruler", "aspect_too_extreme", "2,000 x 40 px", lambda sock, _: send_picture(sock, encode(pixels(2000, 40))))
-
-
-@behaviour("too_costly")
-def jpeg_scan_bomb(sock, request):
-    """a progressive JPEG of 2,000 empty scans"""
-    body = encode(pixels(), progressive=True)
-    scan = body.rindex(b"\xff\xda")
-    send_picture(sock, body[:scan] + body[scan:-2] * 2000 + body[-2:])
 
 
 @lru_cache(maxsize=1)
@@ -73,29 +24,38 @@ def png_bomb_body() -> bytes:
     return encode(Image.new("1", (12_000, 12_000)), "PNG")
 
 
-# ---- odd but sound pictures
+def _scan_bomb() -> bytes:
+    body = encode(pixels(), progressive=True)
+    scan = body.rindex(b"\xff\xda")
+    return body[:scan] + body[scan:-2] * 2000 + body[-2:]
 
 
-put("wrong_type", "ok", "a JPEG as text/html", lambda sock, _: send_picture(sock, content_type="text/html"))
-put("jpeg_grey", "ok", "greyscale JPEG", lambda sock, _: send_picture(sock, encode(pixels().convert("L"))))
-put("webp", "ok", "WebP", lambda sock, _: send_picture(sock, encode(pixels(), "WEBP"), "image/webp"))
-put(
-    "jpeg_with_gps",
-    "ok",
-    "JPEG with a camera's position, owner and thumbnail, a comment, and a film after its end",
-    lambda sock, _: send_picture(sock, with_everything()),
-)
-
-
-@behaviour("ok")
-def png_alpha(sock, request):
-    """half transparent PNG"""
+def _half_transparent() -> bytes:
     image = pixels().convert("RGBA")
     image.putalpha(128)
-    send_picture(sock, encode(image, "PNG"), "image/png")
+    return encode(image, "PNG")
 
 
-@behaviour("ok")
-def exif_6(sock, request):
-    """JPEG with EXIF orientation 6"""
-    send_picture(sock, with_orientation(6))
+for name, outcome, does, body_of, content_type in (
+    ("html_as_jpg", "not_an_image", "a login page as image/jpeg",
+     lambda: b"<!DOCTYPE html><html><body>Please log in</body></html>", "image/jpeg"),
+    ("jpeg_truncated", "corrupt_image", "the first two thirds of a JPEG",
+     lambda: photo()[: len(photo()) * 2 // 3], "image/jpeg"),
+    ("png_bomb", "too_many_pixels", "a PNG of 12,000 x 12,000 px in 20 kB", png_bomb_body, "image/png"),
+    ("jpeg_xl", "unsupported_image", "JPEG XL, which Pillow does not read",
+     lambda: b"\x00\x00\x00\x0cJXL \r\n\x87\n" + b"\0" * 64, "image/jxl"),
+    ("png_text_bomb", "corrupt_image", "a PNG whose text chunk unpacks to 100 MB", png_text_bomb_body, "image/png"),
+    ("one_pixel", "image_too_small", "a tracking pixel", lambda: encode(Image.new("RGB", (1, 1)), "GIF"), "image/gif"),
+    ("ruler", "aspect_too_extreme", "2,000 x 40 px", lambda: encode(pixels(2000, 40)), "image/jpeg"),
+    ("jpeg_scan_bomb", "too_costly", "a progressive JPEG of 2,000 empty scans", _scan_bomb, "image/jpeg"),
+    # odd, but sound
+    ("wrong_type", "ok", "a JPEG as text/html", photo, "text/html"),
+    ("jpeg_grey", "ok", "greyscale JPEG", lambda: encode(pixels().convert("L")), "image/jpeg"),
+    ("webp", "ok", "WebP", lambda: encode(pixels(), "WEBP"), "image/webp"),
+    ("jpeg_with_gps", "ok", "JPEG with a camera's position, owner and thumbnail, a comment, and a film after its end",
+     with_everything, "image/jpeg"),
+    ("png_alpha", "ok", "half transparent PNG", _half_transparent, "image/png"),
+    ("exif_6", "ok", "JPEG with EXIF orientation 6", lambda: with_orientation(6), "image/jpeg"),
+):  # fmt: skip
+    act = lambda sock, _, body_of=body_of, kind=content_type: send_picture(sock, body_of(), kind)  # noqa: E731
+    put(name, outcome, does, act)

@@ -26,90 +26,75 @@ def config(**changes: Any) -> BuildConfig:
     return parse_settings(values, BuildConfig, where="demo.yaml")
 
 
-def refusal(**changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        config(**changes)
-    return str(caught.value)
-
-
 def test_defaults_fit() -> None:
     found = config()
     assert found.domains == ["plant", "general"]
     assert found.run.executor == "ray"
-
-
-def test_domains_must_be_those_of_the_sources() -> None:
-    assert "mix.ratio: unknown domain plants; the sources have plant, general" in refusal(
-        mix={"ratio": {"plants": 1, "general": 1}}
-    )
-    assert "mix.ratio: no share for the domain general; write 0 to leave it out" in refusal(mix={"ratio": {"plant": 1}})
-    assert "mix.max_epochs: unknown domain birds" in refusal(
-        mix={"ratio": {"plant": 1, "general": 1}, "max_epochs": {"birds": 2}}
-    )
-    assert "mix.heldout.num_samples: unknown domain birds" in refusal(
-        mix={"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"birds": 2}}}
-    )
-
-
-def test_a_mixture_has_one_origin() -> None:
-    message = "give exactly one of mix.ratio, mix.mixture and mix.by_size"
-    assert message in refusal(mix={"ratio": {"plant": 1, "general": 1}, "mixture": "mixture.json"})
-    assert message in refusal(mix={})
     assert config(mix={"mixture": "mixture.json"}).mix.ratio is None
-
-
-@pytest.mark.parametrize("share", [float("nan"), float("inf")])
-def test_numbers_are_finite(share: float) -> None:
-    assert "should be a finite number" in refusal(mix={"ratio": {"plant": 1, "general": share}})
-    assert "should be a finite number" in refusal(mix={"ratio": {"plant": 1, "general": 1}, "max_epochs": share})
-    assert "should be a finite number" in refusal(run={"retry_wait_seconds": share})
-
-
-def test_shares_are_weights() -> None:
-    assert "shares must be 0 or more, and not all 0" in refusal(mix={"ratio": {"plant": 1, "general": -1}})
-    assert "not all 0" in refusal(mix={"ratio": {"plant": 0, "general": 0}})
-
-
-@pytest.mark.parametrize("epochs", [0.5, {"plant": 0}])
-def test_epochs_are_one_or_more(epochs: Any) -> None:
-    assert "must be 1 or more" in refusal(mix={"ratio": {"plant": 1, "general": 1}, "max_epochs": epochs})
-
-
-def test_a_hold_out_is_a_count() -> None:
-    """A negative one would be added to the pool and drawn twice."""
-    text = refusal(mix={"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": -5}}})
-    assert "'mix.heldout.num_samples.plant': Input should be greater than or equal to 0 (given: -5)" in text
-
-
-def test_source_names_are_identities() -> None:
-    text = refusal(sources=[source("gbif", "plant"), source("gbif", "general")])
-    assert "sources: the name gbif is given twice" in text
-
-
-def test_unknown_keys_deep_in_a_source() -> None:
-    text = refusal(sources=[source("gbif", "plant", columns={"url": "u", "caption": "c", "license": "l"})])
-    assert "unknown key 'sources.0.columns.license'; did you mean 'licence'?" in text
-
-
-@pytest.mark.parametrize("name", ["", "With Space", "../up", "a.b", "UPPER"])
-def test_names_fit_into_file_names(name: str) -> None:
-    assert "'name'" in refusal(name=name)
-
-
-def test_scores_need_weights_and_rules_a_model() -> None:
-    assert "score.pretrained is needed with score.model" in refusal(score={"model": "ViT-B-32"})
-    assert "score.rules need score.model" in refusal(score={"rules": [{"min_score": 0.2}]})
-    for rule in ({}, {"min_score": 0.2, "max_score": 0.5}):
-        score = {"model": "ViT-B-32", "pretrained": "openai", "rules": [rule]}
-        assert "give exactly one of min_score, max_score and min_quantile" in refusal(score=score)
-
-
-def test_caps_name_domains_and_columns_that_there_are() -> None:
-    caps = {"balance": {"caps": [{"by": "host", "at_most": 5, "domains": ["birds"]}]}}
-    assert "select.balance.caps.domains: unknown domain birds" in refusal(select=caps)
-    caps = {"balance": {"caps": [{"by": "extra.category", "about": 5}]}}
-    assert "no source keeps the column 'category'" in refusal(select=caps)
     assert config(select={"balance": {"caps": [{"by": "taxon", "about": 5}]}}).select.balance.caps[0].most == 5
+
+
+def mix(**changes: Any) -> dict[str, Any]:
+    return {"mix": {"ratio": {"plant": 1, "general": 1}, **changes}}
+
+
+def scored(*rules: dict[str, float], **model: str) -> dict[str, Any]:
+    return {"score": {**model, "rules": list(rules)}}
+
+
+ONE_ORIGIN = "give exactly one of mix.ratio, mix.mixture and mix.by_size"
+ONE_BOUND = "give exactly one of min_score, max_score and min_quantile"
+MODEL = {"model": "ViT-B-32", "pretrained": "openai"}
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    (mix(ratio={"plants": 1, "general": 1}), "mix.ratio: unknown domain plants; the sources have plant, general"),
+    (mix(ratio={"plant": 1}), "mix.ratio: no share for the domain general; write 0 to leave it out"),
+    (mix(max_epochs={"birds": 2}), "mix.max_epochs: unknown domain birds"),
+    (mix(heldout={"num_samples": {"birds": 2}}), "mix.heldout.num_samples: unknown domain birds"),
+    (mix(mixture="mixture.json"), ONE_ORIGIN),
+    ({"mix": {}}, ONE_ORIGIN),
+    *(
+        (changes, "should be a finite number")
+        for number in (float("nan"), float("inf"))
+        for changes in (
+            mix(ratio={"plant": 1, "general": number}),
+            mix(max_epochs=number),
+            {"run": {"retry_wait_seconds": number}},
+        )
+    ),
+    (mix(ratio={"plant": 1, "general": -1}), "shares must be 0 or more, and not all 0"),
+    (mix(ratio={"plant": 0, "general": 0}), "not all 0"),
+    (mix(max_epochs=0.5), "must be 1 or more"),
+    (mix(max_epochs={"plant": 0}), "must be 1 or more"),
+    (  # it would be added to the pool and drawn twice
+        mix(heldout={"num_samples": {"plant": -5}}),
+        "'mix.heldout.num_samples.plant': Input should be greater than or equal to 0 (given: -5)",
+    ),
+    ({"sources": [source("gbif", "plant"), source("gbif", "general")]}, "sources: the name gbif is given twice"),
+    (
+        {"sources": [source("gbif", "plant", columns={"url": "u", "caption": "c", "license": "l"})]},
+        "unknown key 'sources.0.columns.license'; did you mean 'licence'?",
+    ),
+    *(({"name": name}, "'name'") for name in ("", "With Space", "../up", "a.b", "UPPER")),
+    (scored(model="ViT-B-32"), "score.pretrained is needed with score.model"),
+    (scored({"min_score": 0.2}), "score.rules need score.model"),
+    (scored({}, **MODEL), ONE_BOUND),
+    (scored({"min_score": 0.2, "max_score": 0.5}, **MODEL), ONE_BOUND),
+    (
+        {"select": {"balance": {"caps": [{"by": "host", "at_most": 5, "domains": ["birds"]}]}}},
+        "select.balance.caps.domains: unknown domain birds",
+    ),
+    (
+        {"select": {"balance": {"caps": [{"by": "extra.category", "about": 5}]}}},
+        "no source keeps the column 'category'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**changes)
+    assert message in str(caught.value)
 
 
 def test_execution_never_enters_a_recipe() -> None:
