@@ -127,32 +127,6 @@ def test_heldout_pictures_and_their_likes_are_not_in_training(built: Path) -> No
     assert close == (0,)
 
 
-def test_verify_deep_and_what_it_finds(built: Path, copy: Path) -> None:
-    fine = run_here("verify", built / "build", "--deep")
-    assert fine.returncode == 0, fine.stderr
-    assert "pHash, sha256 and text of each equal the record" in fine.stdout
-    shard = part(sorted((release_of(copy / "build") / "shards").glob("*.tar"))[0])
-    content = bytearray(shard.read_bytes())
-    content[1500] ^= 1
-    shard.write_bytes(content)
-    unread = run_here("verify", copy / "build")
-    assert unread.returncode == 0
-    assert "(--deep reads them)" in unread.stdout
-    broken = run_here("verify", copy / "build", "--deep")
-    assert broken.returncode == 1
-    assert f"shards/{shard.name}: other content than recorded" in broken.stdout
-    alone = run_here("verify", release_of(copy / "build"), "--deep")
-    assert alone.returncode == 2
-    assert f"shards/{shard.name} has other content than when it was sealed" in alone.stderr
-    shard.unlink()
-    cut = run_here("verify", copy / "build")
-    assert cut.returncode == 1
-    assert f"shards/{shard.name}: gone" in cut.stdout
-    alone = run_here("verify", release_of(copy / "build"))
-    assert alone.returncode == 2
-    assert f"shards/{shard.name} is missing" in alone.stderr
-
-
 def test_the_way_out_of_a_ratio_that_the_pool_cannot_fill_is_one(web: Web, copy: Path) -> None:
     before = release_of(copy / "build")
     done = run_here("build", _config(web, copy, mix={"num_samples": 200, "max_epochs": 1}))

@@ -222,13 +222,3 @@ def test_a_running_fetch_says_what_failed_and_where() -> None:
         "  hosts that fail most: a.org (3), b.org (1)",
     ]
     assert running(os.getpid(), done=0, total=0) == "running: fetch download, looking what is to be done"
-
-
-def test_status_as_json(workdir: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", workdir, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["stages"]["fetch"]["reasons"]["http_404"] == 200_000
-
-
-def test_status_of_no_work_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", str(tmp_path)]) == 2
-    assert re.search(r"error: .*no catalogue .* here; give the work folder", capsys.readouterr().err)

@@ -42,12 +42,6 @@ def test_an_unclosed_quote_costs_its_own_row() -> None:
     assert malformed == {1: 'u1,"broken'}
 
 
-def test_an_unclosed_quote_before_rows_without_quotes() -> None:
-    rows, malformed = read('u0,"broken\nu1,c1\nu2,c2\n')
-    assert rows == {1: ["u1", "c1"], 2: ["u2", "c2"]}
-    assert malformed == {0: 'u0,"broken'}
-
-
 def test_unclosed_quotes_one_after_another() -> None:
     rows, malformed = read('u0,"a\nu1,"b\nu2,c\nu3,"d\nu4,"""e""\nu5,f')
     assert rows == {2: ["u2", "c"], 5: ["u5", "f"]}

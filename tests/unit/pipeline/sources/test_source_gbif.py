@@ -212,11 +212,6 @@ def test_a_refusal_is_told_and_forgotten(
     assert bring(source(gbif, tmp_path)), "the next build asks again"
 
 
-def test_a_wrong_password_is_told(gbif: GbifServer, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="check GBIF_USER and GBIF_PWD"):
-        bring(source(gbif, tmp_path), GBIF_PWD="wrong")
-
-
 def test_a_name_that_gbif_does_not_know_is_named(gbif: GbifServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="GBIF knows no taxon 'Fagsu'"):
         bring(source(gbif, tmp_path, taxon=["Fagsu"]))
