@@ -76,40 +76,35 @@ def plan_quotas(given: MixSettings, ratio: dict[str, float], kept: dict[str, int
     return plan_mixture(given, Target(ratio), {domain: {domain: num} for domain, num in kept.items()})[0]
 
 
-def test_held_out_samples_leave_the_pool_first() -> None:
-    given = settings(heldout={"num_samples": {"plant": 100}})
-    quotas = plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
-    assert [(quota.num_available, quota.num_samples) for quota in quotas] == [(300, 300), (1000, 100)]
+@pytest.mark.parametrize(
+    ("heldout", "available"),
+    [
+        ({"num_samples": {"plant": 100}}, [300, 1000]),
+        *((share, [360, 900]) for share in ("10%", "10 %", {"share": 0.1})),
+        ({"share": 0.5, "num_samples": {"plant": 40}}, [360, 500]),
+    ],
+)
+def test_held_out_samples_leave_the_pool_first(heldout: Any, available: list[int]) -> None:
+    quotas = plan_quotas(settings(heldout=heldout), {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
+    assert [quota.num_available for quota in quotas] == available
+    assert [quota.num_samples for quota in quotas] == [available[0], available[0] // 3]
 
 
-def test_more_held_out_than_kept() -> None:
-    given = settings(heldout={"num_samples": {"general": 1001}})
-    with pytest.raises(
-        ConfigError, match=r"1,001 samples of 'general' are to be set aside, only 1,000 were kept; set aside fewer"
-    ):
+@pytest.mark.parametrize(
+    ("num", "message"),
+    [
+        (1001, r"1,001 samples of 'general' are to be set aside, only 1,000 were kept; set aside fewer"),
+        (1000, r"no sample of the domain general is left, but the ratio asks for some"),
+    ],
+)
+def test_too_many_held_out(num: int, message: str) -> None:
+    given = settings(heldout={"num_samples": {"general": num}})
+    with pytest.raises(ConfigError, match=message):
         plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
-
-
-@pytest.mark.parametrize("given", ["10%", "10 %", {"share": 0.1}])
-def test_a_share_is_held_out_of_each_domain(given: Any) -> None:
-    quotas = plan_quotas(settings(heldout=given), {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
-    assert [quota.num_available for quota in quotas] == [360, 900]
-
-
-def test_a_number_goes_before_the_share() -> None:
-    given = settings(heldout={"share": 0.5, "num_samples": {"plant": 40}})
-    quotas = plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
-    assert [quota.num_available for quota in quotas] == [360, 500]
 
 
 def test_an_unset_share_leaves_the_recipe_as_it_was() -> None:
     assert settings().model_dump(mode="json")["heldout"] == {"num_samples": {}}
-
-
-def test_everything_held_out_leaves_no_pool() -> None:
-    given = settings(heldout={"num_samples": {"general": 1000}})
-    with pytest.raises(ConfigError, match=r"no sample of the domain general is left, but the ratio asks for some"):
-        plan_quotas(given, {"plant": 3, "general": 1}, {"plant": 400, "general": 1000})
 
 
 def test_epochs_by_domain_default_to_one() -> None:
