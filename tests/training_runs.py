@@ -76,6 +76,10 @@ def final_weights(folder: str) -> dict[str, torch.Tensor]:
     return state_dict
 
 
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same_run(one: str, two: str) -> None:
     assert step_lines(one) == step_lines(two)
     first, second = final_weights(one), final_weights(two)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import random
 import urllib.parse
@@ -12,6 +11,7 @@ from pathlib import Path
 import imagehash
 import pyarrow.parquet as pq
 import pytest
+from building import hash_tree
 from PIL import Image
 from tars import tar_of
 
@@ -132,21 +132,13 @@ def test_tables_hold_the_names_of_darwin_core_for_plants_only(own: list[Picture]
     assert {row["licence"] for row in general} == {"GPL-2"}
 
 
-def _tree(web: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(web)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(web.rglob("*"))
-        if path.is_file()
-    }
-
-
 def test_written_twice_it_has_the_same_bytes_and_reads_back(own: list[Picture], tmp_path: Path) -> None:
     versions = {package.name: "1.0" for package in PACKAGES}
     made = plant_troubles(own)
     for name in ("first", "second"):
         pictures._write_web(tmp_path / name, made, 8731, versions)
     web = tmp_path / "first"
-    assert _tree(web) == _tree(tmp_path / "second")
+    assert hash_tree(web) == hash_tree(tmp_path / "second")
     with (web / "plants.csv").open(encoding="utf-8", newline="") as stream:
         plants = list(csv.DictReader(stream))
     general = pq.read_table(web / "general.parquet").to_pylist()
@@ -169,11 +161,11 @@ def test_a_finished_set_up_is_reused_and_an_unfinished_one_is_not(own: list[Pict
     web = tmp_path / "web"
     assert pictures.read_marker(web) is None
     pictures._write_web(web, plant_troubles(own), 8731, {package.name: "1.0" for package in PACKAGES})
-    before = _tree(web)
+    before = hash_tree(web)
     # no package lies in the folder and none is fetched: a reuse needs neither
     marker = pictures.prepare_web(web, tmp_path / "packages", 8731)
     assert marker["port"] == 8731
-    assert _tree(web) == before
+    assert hash_tree(web) == before
     (web / "plants.csv").unlink()
     assert pictures.read_marker(web) is None
 

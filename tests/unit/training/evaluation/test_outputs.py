@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Finished, make_settings, run_once
+from training_runs import Finished, content_of, make_settings, run_once
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import Release
@@ -26,18 +26,14 @@ def run(config: dict[str, Any], finished: Finished) -> Path:
     return finished(config, schedule={"steps": 1, "warmup_steps": 0})
 
 
-def _content(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_no_export_lies_among_the_files_of_a_run(run: Path, tmp_path: Path, capsys: Output) -> None:
-    before = _content(run)
+    before = content_of(run)
     for target, how in ((run / "model.pt", "open_clip"), (run / "other.pt", "open_clip"), (run, "huggingface"),
                         (run / "hub", "huggingface")):  # fmt: skip
         assert main(["export", str(run), str(target), "--format", how]) == 2
         assert "lies in the folder of a run" in capsys.readouterr().err
     assert main(["import", str(run / "model.pt"), str(run)]) == 2
-    assert _content(run) == before
+    assert content_of(run) == before
 
 
 def test_an_export_replaces_an_earlier_export_alone(run: Path, tmp_path: Path, capsys: Output) -> None:
@@ -57,7 +53,7 @@ def test_an_export_replaces_an_earlier_export_alone(run: Path, tmp_path: Path, c
 
 
 def test_figures_replace_figures_alone(run: Path, config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
-    before = _content(run)
+    before = content_of(run)
     (tmp_path / "mine.json").write_text("{}")
     (tmp_path / "photo.png").write_bytes(b"a photo")
     (run / "eval").mkdir()
@@ -66,7 +62,7 @@ def test_figures_replace_figures_alone(run: Path, config: dict[str, Any], tmp_pa
                  ["--out", str(tmp_path / "photo.json")], []):  # fmt: skip
         assert main(["eval", str(run), *more]) == 2
         assert "is there, and `dalip eval` did not write it; choose another --out" in capsys.readouterr().err
-    assert before.items() <= _content(run).items()
+    assert before.items() <= content_of(run).items()
     assert (tmp_path / "photo.png").read_bytes() == b"a photo"
     for _ in range(2):
         assert main(["eval", str(run), "--out", str(tmp_path / "figures.json")]) == 0
@@ -75,13 +71,13 @@ def test_figures_replace_figures_alone(run: Path, config: dict[str, Any], tmp_pa
 def test_nothing_is_written_into_a_release(run: Path, writer: ModuleType, tmp_path: Path, capsys: Output) -> None:
     release = writer.write_release(tmp_path / "toy", writer.drawn_samples(20, 0))
     inside = str(release / "shards/x")
-    before = _content(release)
+    before = content_of(release)
     for command in (["export", str(run), f"{inside}.pt"], ["export", str(run), inside, "--format", "huggingface"],
                     ["eval", str(run), "--out", f"{inside}.json"],
                     ["embed", str(release), "--model", str(run), "--out", f"{inside}.parquet"]):  # fmt: skip
         assert main(command) == 2, command
         assert "lies in the sealed release" in capsys.readouterr().err
-    assert _content(release) == before
+    assert content_of(release) == before
     assert not list(Release.open(str(release)).unknown_files())
 
 

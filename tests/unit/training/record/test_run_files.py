@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Finished, assert_same_run, final_weights, make_settings, run_once
+from training_runs import Finished, assert_same_run, content_of, final_weights, make_settings, run_once
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
@@ -27,11 +27,7 @@ def _put(folder: Path, *names: str) -> dict[Path, bytes]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{name} of someone else")
-    return _content(folder)
-
-
-def _content(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return content_of(folder)
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def test_a_folder_that_holds_what_a_run_would_write_over_is_refused(
     before = _put(folder, name, "README.md", "src/main.py")
     with pytest.raises((ConfigError, IntegrityError), match=r"choose another --output"):
         train(make_settings(config), resume=resume)
-    assert _content(folder) == before
+    assert content_of(folder) == before
 
 
 def test_a_run_in_the_midst_of_a_project_leaves_it_as_it_is(
@@ -71,7 +67,7 @@ def test_a_run_in_the_midst_of_a_project_leaves_it_as_it_is(
     monkeypatch.chdir(folder)
     for resume in (True, False):
         train(make_settings(config, output_dir=".", schedule={"steps": 1}), resume=resume)
-    assert before.items() <= _content(folder).items()
+    assert before.items() <= content_of(folder).items()
 
 
 def test_training_anew_removes_its_own_files_alone(config: dict[str, Any], run: Path) -> None:
@@ -84,7 +80,7 @@ def test_training_anew_removes_its_own_files_alone(config: dict[str, Any], run: 
         path.write_text(FIGURES)
     run_once_anew = train(make_settings(config, schedule={"steps": 1, "warmup_steps": 0}), resume=False)[0]
     assert run_once_anew["steps"] == 1
-    assert before.items() <= _content(run).items()
+    assert before.items() <= content_of(run).items()
     assert not any(path.exists() for path in own)
     assert [path.name for path in run_files.list_checkpoints(run)] == ["step-00000001.pt"]
 
@@ -205,8 +201,8 @@ def test_a_lock_that_cannot_be_opened_is_one_line(config: dict[str, Any], folder
 
 def test_nothing_is_trained_into_a_release(config: dict[str, Any], writer: ModuleType, tmp_path: Path) -> None:
     release = writer.write_release(tmp_path / "toy", writer.drawn_samples(20, 0))
-    before = _content(release)
+    before = content_of(release)
     for place in (release, release / "runs/one"):
         with pytest.raises(ConfigError, match=r"lies in the sealed release .*toy; choose a place outside"):
             run_once(config, output_dir=str(place))
-    assert _content(release) == before
+    assert content_of(release) == before
