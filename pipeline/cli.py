@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser(arguments).parse_args(arguments)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
-        from pipeline.store.arrow import without_pandas  # not for --help
+        from manifests.services.arrow import without_pandas  # not for --help
 
         without_pandas()
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):

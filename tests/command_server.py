@@ -149,7 +149,7 @@ def serving_commands(environment: Mapping[str, str]) -> Iterator[CommandServer]:
 def serve(place: str) -> None:
     from PIL import Image
 
-    from pipeline.store.arrow import without_pandas
+    from manifests.services.arrow import without_pandas
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"\0{place}")

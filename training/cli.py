@@ -84,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # demo then takes 1.5 to 2.1 s, and 3 to 11 s when they spin (2026-11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        from manifests.services.arrow import without_pandas  # not for --help
+
+        without_pandas()
         with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return int(options.run(options))
     except (PlantMixError, ModuleNotFoundError) as error:

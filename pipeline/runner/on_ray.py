@@ -18,12 +18,12 @@ from manifests import storage
 from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixError, RetryableError, RunError
 from manifests.masking import hide_secrets
 from manifests.remote.folder import patiently, store_of
+from manifests.services.arrow import without_pandas
 from manifests.services.local_ray import join_cluster, ray_environment
 from pipeline.config import RaySettings
 from pipeline.runner import node_check
 from pipeline.runner.executing import Asked, Done, Job, Work, do_job, never
 from pipeline.runner.gates import ActorGate, Keeper
-from pipeline.store.arrow import without_pandas
 
 log = logging.getLogger("plantmix.runner")
 

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from manifests.errors import PartError
+from manifests.services.arrow import without_pandas
 from pipeline.runner.executing import do_job
 from pipeline.runner.gates import GateHandle
-from pipeline.store.arrow import without_pandas
 
 _calling = threading.Lock()
 _calls: Connection[Any, Any] | None = None  # to the objects that the driver shares; None in the driver

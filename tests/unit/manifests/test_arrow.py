@@ -12,7 +12,7 @@ pytest.importorskip("pandas")
 LISTS = """
 import sys
 import pyarrow as pa
-from pipeline.store.arrow import without_pandas
+from manifests.services.arrow import without_pandas
 {first}
 table = pa.Table.from_pylist([{{"name": "a", "number": None}}, {{"name": "b", "number": 2}}])
 assert pa.array([1, 2]).to_pylist() == [1, 2]
@@ -36,6 +36,13 @@ def said(first: str, then: str = "") -> str:
 def test_lists_do_not_import_pandas() -> None:
     assert said("without_pandas()") == "False"
     assert said("") == "True"  # pyarrow by itself; once this fails, nobody needs the function any more
+
+
+@pytest.mark.parametrize(
+    "command", ["pipeline.cli import main; main(['report'", "training.cli import main; main(['export', 'm.pt'"]
+)
+def test_commands_do_not_import_pandas(command: str) -> None:
+    assert said(f"from {command}, 'nowhere'])").splitlines()[-1] == "False"
 
 
 def test_data_frames_are_still_to_be_had() -> None:
