@@ -49,7 +49,7 @@ _TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on fro
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    atexit.register(gc.freeze)  # else Python looks for garbage in all modules before it leaves, for a tenth of a second
+    atexit.register(_leave_garbage)
     try:
         args = build_parser(arguments).parse_args(arguments)  # imports the command, where a Ctrl-C may fall too
         set_up_logging(verbose=args.verbose, quiet=args.quiet)
@@ -86,6 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(shown(f"plantmix: error: {text:.500}; {cure}"), file=sys.stderr)
         return 1
+
+
+def _leave_garbage() -> None:
+    """Python would look for garbage in all modules before it leaves, for a tenth of a second."""
+    if "triton" not in sys.modules:  # which complains, in 28 lines, of what nobody collected
+        gc.freeze()
 
 
 def _stopped() -> int:

@@ -198,6 +198,8 @@ def _run(name: str, arguments: list[str]) -> NoReturn:
     from pipeline.cli import main as plantmix
     from training.cli import main as dalip
 
+    if "triton" in sys.modules:
+        gc.unfreeze()  # at the end it calls leaked what nobody collected
     sys.argv = [name, *arguments]
     sys.exit({"plantmix": plantmix, "dalip": dalip}[name](arguments))
 
