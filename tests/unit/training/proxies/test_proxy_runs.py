@@ -397,12 +397,7 @@ def test_mixture_in_the_config_is_left_to_the_list(values: dict[str, Any]) -> No
         _settings(values)
 
 
-def test_a_catalogue_of_an_older_version_takes_the_runs(tmp_path: Path) -> None:
-    """Columns that came later are added when it is opened."""
-    with Catalog.open(str(tmp_path)) as catalog:
-        for name in ("study", "epochs", "validation"):
-            catalog._connection.execute(f"ALTER TABLE proxy_runs DROP COLUMN {name}")
-        catalog._connection.execute("COMMENT ON TABLE snapshots IS 'One row: which catalogue this is.'")
+def test_a_run_that_is_recorded_again_replaces_its_row(tmp_path: Path) -> None:
     result = {
         "run": "a", "model_size": "tiny", "step": 1, "samples_seen": 2, "seed": 0, "mixture": {"x": 1.0, "y": 0.0},
         "losses": {"x": {"value": 1.5}}, "epochs": {"x": 2.0}, "validation": {"release": "r", "batch_size": 8},
