@@ -215,48 +215,31 @@ def run(path: Path, folder: Path, num_draws: int, only: str) -> None:
 
 
 def print_tables(path: Path) -> None:
+    """A row a table: of each method error, rank correlation in %, regret and CPU seconds a loss; who was covered."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    cells = list(dict.fromkeys(tuple(row["cell"][:2]) for row in rows))
-    measures = (
-        ("mean absolute error", 1.0, 4),
-        ("rank correlation, %, median", 100.0, 2),
-        ("regret", 1.0, 4),
-        ("CPU s a loss", 1.0, 3),
-    )
-    for at, (measure, unit, digits) in enumerate(measures):
-        names = list(dict.fromkeys(name for row in rows for name in row["methods"]))
-        extra = " | law / exponential |" if at == 0 else " |"
-        print(f"| {measure}: table, runs | draws | " + " | ".join(names) + extra)
-        print("|---" * (len(names) + 2 + (at == 0)) + "|")
-        for cell in cells:
-            here = [row["methods"] for row in rows if tuple(row["cell"][:2]) == cell]
-            middle = np.median if at == 1 else np.mean
-            values = [unit * float(middle([row[name][at] for row in here if name in row])) for name in names]
-            best = max(values) if at == 1 else min(values)
-            shown = [
-                f"**{value:.{digits}f}**" if value == best and at < 3 else f"{value:.{digits}f}" for value in values
-            ]
-            extra = f" | {values[0] / values[1]:.2f} |" if at == 0 else " |"
-            print(f"| {cell[0]}, {cell[1]} | {len(here)} | " + " | ".join(shown) + extra)
-        print()
-    print("| table, runs | draws | covered by 90 % intervals | 95 % over draws | 95 % over runs | mean width |")
-    print("|---" * 6 + "|")
-    for cell in cells:
+    names = list(dict.fromkeys(name for row in rows for name in row["methods"]))
+    print(f"| table, runs (draws) | {' | '.join(names)} | law / exponential | covered (95 % over draws), width |")
+    print("|---" * (len(names) + 3) + "|")
+    for cell in dict.fromkeys(tuple(row["cell"][:2]) for row in rows):
         here = [row for row in rows if tuple(row["cell"][:2]) == cell]
-        each = np.array([np.mean(list(row["covered"].values())) for row in here])
-        by_run: dict[str, list[float]] = {}
-        for row in here:
-            for number, inside in row["covered"].items():
-                by_run.setdefault(number if "simulated" not in cell[0] else f"{row['cell'][2]}-{number}", []).append(
-                    inside
-                )
-        of_runs = np.array([np.mean(values) for values in by_run.values()])
-        ends = []
-        for values in (each, of_runs):
-            half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-            ends.append(f"{each.mean() - half:.3f} to {each.mean() + half:.3f}" if half == half else "-")
-        width = np.mean([row["width"] for row in here])
-        print(f"| {cell[0]}, {cell[1]} | {len(here)} | {each.mean():.3f} | {ends[0]} | {ends[1]} | {width:.3f} |")
+        of_methods = {
+            name: np.array([row["methods"][name] for row in here if name in row["methods"]]) for name in names
+        }
+        errors = {name: each[:, 0].mean() for name, each in of_methods.items() if len(each)}
+        shown = []
+        for name, each in of_methods.items():
+            if not len(each):
+                shown.append("-")
+                continue
+            bold = "**" if errors[name] == min(errors.values()) else ""
+            rank, (_, _, regret, seconds) = 100.0 * float(np.median(each[:, 1])), each.mean(axis=0)
+            shown.append(f"{bold}{errors[name]:.4f}{bold}, {rank:.2f}, {regret:.4f}, {seconds:.2f}")
+        inside = np.array([np.mean(list(row["covered"].values())) for row in here])
+        half = 1.96 * inside.std(ddof=1) / np.sqrt(len(inside)) if len(inside) > 1 else np.nan
+        ends = f"({inside.mean() - half:.3f} to {inside.mean() + half:.3f})" if half == half else "(-)"
+        ratio, width = errors[THE_LAW] / errors["exponential (Ye et al.)"], np.mean([row["width"] for row in here])
+        print(f"| {cell[0]}, {cell[1]} ({len(here)}) | {' | '.join(shown)} | {ratio:.3f} "
+              f"| {inside.mean():.3f} {ends}, {width:.3f} |")  # fmt: skip
 
 
 def main() -> None:
