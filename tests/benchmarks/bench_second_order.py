@@ -9,7 +9,7 @@
 
 GROCERY is the Grocery Store dataset (train/, val/, train.txt, val.txt), CORPUS a folder of captioned pictures with a
 pairs.parquet, EMOJIONE the npm package emojione 2.2.7, unpacked. The packages of study_towers.py must be importable. A
-finished run is a line of results/second-order.jsonl; several processes share the runs.
+finished run is a line of results/dalip-vs-clip.jsonl; several processes share the runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from study_records import Records
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-RESULTS = Records(Path(__file__).parent / "results/second-order.jsonl")
+RESULTS = Records(
+    Path(__file__).parent / "results/dalip-vs-clip.jsonl"
+)  # beside the first study, whose runs have other names
 ARMS = {"f": None, "mean": "mean", "attention": "attention", "covariance": "covariance", "brownian": "brownian"}
 PRIMARY = ("mean", "covariance", "brownian")  # these share their number of steps
 RATES, LENGTHS = (3e-4, 1e-3, 3e-3), (250, 500, 1_000, 2_000)
