@@ -259,7 +259,7 @@ def check_run(name: str, release: str, work: Path) -> int:
     run = next((run for run in all_runs() if run.name == name), None)
     if run is None:
         raise SystemExit(f"there is no run '{name}'; runs are named like {all_runs()[0].name}")
-    work.mkdir(parents=True, exist_ok=True)
+    (work / "check").mkdir(parents=True, exist_ok=True)
     losses = do_run(run, read_mixtures()[run.mixture], release, work / "check")["losses"]
     committed = RECORDS.one(name)["losses"]
     apart = max(abs(losses[d][step] - value) for d in DOMAINS for step, value in committed[d].items())
