@@ -120,7 +120,16 @@ class Release:
         """Where a shard lies."""
         return path_of_shard(self.path, self._known(split), shard)
 
-    def samples(self, split: str | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    @property
+    def workdir(self) -> str | None:
+        """The work folder that it lies in, by its place alone; None when it lies elsewhere."""
+        path = self.path if storage.is_remote(self.path) else str(Path(self.path).absolute())
+        folder, _, name = path.rstrip("/").rpartition("/")[0].rpartition("/")
+        return folder if name == "releases" else None
+
+    def samples(
+        self, split: str | None = None, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+    ) -> pa.Table:
         """One row for each placed sample, in shard order: its place in a shard, and what describes it.
 
         Raises: IntegrityError for a table that is not as it was sealed. Arrow reads it only after that: a changed byte
@@ -131,10 +140,12 @@ class Release:
         if recorded is None or storage.hash_file(path).sha256 != recorded["sha256"]:
             raise IntegrityError(f"{path}: other content than when it was sealed: take a whole copy of the release")
         fs, inner = storage.filesystem(path)
-        filters = None if split is None else [("split", "=", self._known(split))]
+        if split is not None:
+            of_split = pc.field("split") == self._known(split)
+            where = of_split if where is None else of_split & where
         names = None if columns is None else list(columns)
         try:
-            return pq.read_table(inner, filesystem=fs, filters=filters, columns=names)
+            return pq.read_table(inner, filesystem=fs, filters=where, columns=names)
         except OSError as error:
             storage.check_passing(path, error)
             raise

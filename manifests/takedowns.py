@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests import storage
 from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
+from manifests.release import Release
 from manifests.remote.patience import read_if_there
 
 KINDS = ("url", "owner", "id")
@@ -97,6 +99,39 @@ def add_entries(workdir: str, entries: Sequence[Entry]) -> None:
     if new:
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
         storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), ("\n".join(lines) + "\n").encode())
+
+
+_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with
+    "url": ("url", "reference_url"),
+    "owner": ("rights_holder", "creator"),
+    "id": ("sample_id", "image_id", "stored_sha256"),
+}
+
+
+def taken_down_since(release: Release, workdir: str) -> str | None:
+    """What to tell someone who takes a release that holds images which the list of its work folder names.
+
+    None where it holds none.
+
+    Raises: ConfigError as `read_list`; IntegrityError for a samples table that is not as it was sealed.
+    """
+    entries = read_list(workdir)
+    if not entries:
+        return None
+    named = pc.scalar(False)
+    for by, columns in _COLUMNS.items():
+        keys = pa.array([entry.key[1] for entry in entries if entry.by == by], pa.string())
+        for column in columns:
+            value = pc.field(column)
+            named |= (pc.utf8_lower(pc.utf8_trim_whitespace(value)) if by == "owner" else value).isin(keys)
+    images = release.samples(columns=["url", "sample_id"], where=named & (pc.field("copy") == 0)).sort_by("sample_id")
+    if not images.num_rows:
+        return None
+    first = images.slice(0, 1).to_pylist()[0]
+    return (
+        f"{release.path}: holds {images.num_rows:,} images that were taken down since, first: {first['url']}; "
+        f"take a version without them: `plantmix takedown {release.path} --id {first['sample_id']}` writes one"
+    )
 
 
 # ---- in the tables of a build

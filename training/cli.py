@@ -231,7 +231,9 @@ def _add_import(add: AddCommand) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from manifests.takedowns import taken_down_since
     from training.config import read_train_settings
+    from training.data.loader import open_releases
     from training.evaluation.evaluate import check_tasks
     from training.record.run_files import MODEL_FILE
 
@@ -239,8 +241,12 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError("--num-workers and --ray-address go with --launcher ray; without it, start with torchrun")
     if options.num_workers < 1:
         raise ConfigError(f"--num-workers must be 1 or more, given {options.num_workers}")
+    is_first = os.environ.get("RANK", "0") == "0"  # one process prints, of those that torchrun started
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
     check_tasks(settings)
+    for release in open_releases(settings.release or ()) if is_first else ():
+        if release.workdir and (said := taken_down_since(release, release.workdir)):
+            print(shown(f"dalip: {said}"), file=sys.stderr, flush=True)
     if options.launcher == "ray":
         from training.run.launcher import train_on_ray
 
@@ -255,7 +261,7 @@ def _train(options: argparse.Namespace) -> int:
         from training.run.loop import train
 
         summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
-    if os.environ.get("RANK", "0") == "0":  # one process prints, of those that torchrun started
+    if is_first:
         print(
             f"{'finished before, reused' if reused else 'finished'}: {summary['steps']:,} steps, "
             f"{summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) in {summary['seconds']:.0f} s, "

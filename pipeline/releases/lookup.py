@@ -19,7 +19,7 @@ from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError
 from manifests.release import Release
 from manifests.remote.folder import bring_missing
-from manifests.takedowns import KINDS, Entry, find_named, read_list
+from manifests.takedowns import KINDS, Entry, find_named, taken_down_since
 from pipeline.releases.opening import open_sql, view_samples, work_folder_of
 from pipeline.runner.work import files_in
 from pipeline.store.files import Files
@@ -147,13 +147,8 @@ def require_none_taken_down(release: Release) -> Release:
 
     Raises: ConfigError when it holds images that the takedown list of its work folder names.
     """
-    workdir = work_folder_of(release)
-    entries = read_list(workdir) if workdir else []
-    if entries and (images := images_of(find_in_release(release, [], entries).rows)):
-        raise ConfigError(
-            f"{release.path}: holds {len(images):,} images that were taken down since, first: {images[0]['url']}; "
-            f"give a version without them: `plantmix takedown {release.path} --id {images[0]['sample_id']}` writes one"
-        )
+    if (workdir := work_folder_of(release)) and (said := taken_down_since(release, workdir)):
+        raise ConfigError(said)
     return release
 
 

@@ -39,15 +39,12 @@ def open_release(path: str) -> Release:
 
 def work_folder_of(release: Release) -> str | None:
     """The work folder that a release is in, or None. One in a store is brought here."""
-    if storage.is_remote(release.path):
-        folder, _, name = release.path.rstrip("/").rpartition("/")[0].rpartition("/")
+    folder = release.workdir
+    if folder and storage.is_remote(folder):
         with contextlib.suppress(ConfigError):
-            return at_hand(folder) if name == "releases" else None
+            return at_hand(folder)
         return None
-    parent = Path(release.path).absolute().parent
-    if parent.name != "releases" or not (parent.parent / CATALOG_FILE).is_file():
-        return None
-    return str(parent.parent)
+    return folder if folder and Path(folder, CATALOG_FILE).is_file() else None
 
 
 def read_json(release: Release, name: str) -> Any:

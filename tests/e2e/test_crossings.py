@@ -7,15 +7,21 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config, write_pictures
 from sealed import lend, part
 
+from manifests.release import Release
+from manifests.storage import hash_file
+from manifests.takedowns import Entry, taken_down_since
+from pipeline.releases.lookup import find_in_release, images_of
 from training.cli import main as dalip
 
 TOWERS = ROOT / "tests/unit/training/run/test_frozen_towers.py"
@@ -88,6 +94,25 @@ def test_what_was_taken_down_does_not_leave_in_an_older_release(lent: Lent, way:
     assert not lent.holds(lent.work / "releases" / (lent.work / "releases/stored.LATEST").read_text().strip())
 
 
+def test_who_takes_a_release_is_told_what_a_takedown_of_it_would_find(lent: Lent) -> None:
+    """The table read by Arrow names the same images as the one read by DuckDB, for each kind of entry."""
+    table, release = lent.first / "samples.parquet", Release.open(str(lent.first))
+    rows = lent.samples(lent.first)
+    for number, row in enumerate(rows):
+        row |= {"creator": f" Zo\u00cb {number % 3}\u2003", "rights_holder": None if number % 2 else "a.b"}
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(table)), part(table))
+    release.record["files"]["samples.parquet"]["sha256"] = hash_file(str(table)).sha256
+    values = {"url": ["url", "reference_url"], "id": ["sample_id", "image_id", "stored_sha256"]}
+    entries = [Entry(by, row[column]) for row in rows for by in values for column in values[by] if row[column]]
+    entries += [Entry("owner", "ZO\u00cb 1 "), Entry("owner", "A.B"), Entry("owner", "nobody"), Entry("id", "a.b")]
+    for entry in entries:
+        (lent.work / "takedowns.jsonl").write_text(json.dumps(asdict(entry)))
+        images = images_of(find_in_release(release, [], [entry]).rows)
+        said = taken_down_since(release, str(lent.work)) or ""
+        assert said.partition(" images")[0].endswith(f" {len(images)}") if images else not said, entry
+        assert not images or f"--id {images[0]['sample_id']}`" in said
+
+
 def test_a_takedown_list_that_is_gone_stops_what_would_bring_pictures_back(lent: Lent) -> None:
     done("takedown", lent.work, "--id", lent.some_id)
     listed = lent.work / "takedowns.jsonl"
@@ -149,6 +174,8 @@ def test_tokens_from_before_a_takedown_train_nothing_after_it(
 
     dalip_says(0, "tokens", tokens)
     done("takedown", lent.work, "--id", lent.some_id)
+    pinned = run | {"release": str(lent.first), "output_dir": str(lent.folder / "pinned")}
+    assert f"dalip: {lent.first}: holds 1 images that were taken down since" in dalip_says(0, "train", pinned)
     assert "has no tokens of these samples; compute them with `dalip tokens`" in dalip_says(2, "train", run)
     assert "holds tokens of something else (" in dalip_says(2, "tokens", tokens)
     dalip_says(0, "tokens", tokens | {"output_dir": str(lent.folder / "after")})
