@@ -18,8 +18,10 @@ import argparse
 import fcntl
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ PRIMARY = ("mean", "covariance", "brownian")  # these share their number of step
 RATES, LENGTHS = (3e-4, 1e-3, 3e-3), (250, 500, 1_000, 2_000)
 TUNING_SEEDS, FINAL_SEEDS, MORE_SEEDS = (900, 901), tuple(range(10)), tuple(range(20))
 BATCH, WARMUP_SHARE, WEIGHT_DECAY = 128, 1 / 12, 0.1
-MARGIN, ROUNDS = 0.04, 10_000
+MARGIN, WIDE_MARGIN, ROUNDS = 0.04, 0.1, 10_000
+TRUE_DIFFERENCES = (0.0, -0.04, -0.08, -0.12, -0.16, -0.2)  # of `power`
 
 
 # ---- runs
@@ -293,12 +296,15 @@ def trained(one: Run, material: Material) -> tuple[Any, bool]:
 # ---- statistics
 
 
+@lru_cache(maxsize=4)  # `power` takes the same ones 1,200 times
+def _weights(num: int, rounds: int, seed: int) -> np.ndarray:
+    """How often each round draws each of `num`, as shares, (rounds, num)."""
+    return np.random.default_rng([seed, num]).multinomial(num, np.full(num, 1 / num), rounds) / num
+
+
 def interval(values: np.ndarray, rounds: int = ROUNDS, seed: int = 0) -> dict[str, float]:
     """Mean of paired differences (seeds, names), its 95 % interval over seeds and names, and its two-sided p."""
-    rng = np.random.default_rng(seed)
-    num_seeds, num_names = values.shape
-    seeds = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), rounds) / num_seeds
-    names = rng.multinomial(num_names, np.full(num_names, 1 / num_names), rounds) / num_names
+    seeds, names = (_weights(num, rounds, seed) for num in values.shape)
     draws = ((seeds @ values) * names).sum(axis=1)
     low, high = np.quantile(draws, (0.025, 0.975))
     p = min(1.0, 2 * max(min((draws <= 0).mean(), (draws >= 0).mean()), 1 / rounds))
@@ -313,8 +319,9 @@ def sentence(one: dict[str, float], what: str) -> str:
         return f"{what} is better"
     if one["low"] > 0:
         return f"{what} is worse"
-    if one["low"] > -MARGIN and one["high"] < MARGIN:
-        return f"{what} makes no difference of {MARGIN} nats"
+    for margin in (MARGIN, WIDE_MARGIN):
+        if one["low"] > -margin and one["high"] < margin:
+            return f"{what} makes no difference of {margin} nats"
     return f"nothing is shown of {what}"
 
 
@@ -332,23 +339,20 @@ def power(seeds: Sequence[int], rounds: int = 400) -> None:
         noise = (spread[0] - spread[1]).std() / 2**0.5
         names = max(between.var() - noise**2 / 2, 0.0) ** 0.5
         of_seed = abs(spread[0].mean() - spread[1].mean()) / 2**0.5
-        print(f"{one} less {two}: seeds {of_seed:.4f}, names {names:.3f}, both {noise:.3f} nats")
-        for true in (-2 * MARGIN, -MARGIN, 0.0):
-            said: dict[str, int] = {}
-            covered = 0
-            for _ in range(rounds):
-                effects = (
-                    (of_seed, (num_seeds, 1)),
-                    (names, (1, spread.shape[1])),
-                    (noise, (num_seeds, spread.shape[1])),
-                )
-                made = true + sum(size * rng.standard_normal(shape) for size, shape in effects)
-                shown = interval(made, 1_000)
-                covered += shown["low"] <= true <= shown["high"]
-                words = sentence(shown, "it")
-                said[words] = said.get(words, 0) + 1
+        effects = ((of_seed, (num_seeds, 1)), (names, (1, spread.shape[1])), (noise, (num_seeds, spread.shape[1])))
+        shown = [interval(sum(size * rng.standard_normal(shape) for size, shape in effects), 1_000)
+                 for _ in range(rounds)]  # fmt: skip
+        covered = np.mean([drawn["low"] <= 0 <= drawn["high"] for drawn in shown])
+        error = np.mean([drawn["error"] for drawn in shown])
+        print(
+            f"{one} less {two}, {num_seeds} seeds: spread of seeds {of_seed:.4f}, names {names:.3f}, both {noise:.3f} "
+            f"nats; standard error {error:.4f}; covered {covered:.3f}"
+        )
+        for true in TRUE_DIFFERENCES:
+            moved = [{end: drawn[end] + true for end in ("low", "high")} for drawn in shown]
+            said = Counter(sentence(drawn, "it") for drawn in moved)
             shares = ", ".join(f"'{words}' {num / rounds:.2f}" for words, num in sorted(said.items()))
-            print(f"  true {true:+.2f}: covered {covered / rounds:.3f}; {shares}", flush=True)
+            print(f"  true {true:+.2f}: {shares}", flush=True)
 
 
 def statistics() -> str:
