@@ -355,6 +355,10 @@ def power(seeds: Sequence[int], rounds: int = 400) -> None:
             print(f"  true {true:+.2f}: {shares}", flush=True)
 
 
+def _with_ends(one: dict[str, float], digits: int) -> str:
+    return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*(one[end] for end in ("value", "low", "high")), d=digits)
+
+
 def statistics() -> str:
     """All figures as Markdown, from the records alone."""
     best, steps = tuned(), shared_steps()
@@ -364,17 +368,15 @@ def statistics() -> str:
     hits = {
         arm: np.array([[int(hit) for hit in record["hits"]] for record in records]) for arm, records in sealed.items()
     }
-    pairs = [("covariance", "mean"), ("brownian", "mean"), ("brownian", "covariance"), ("mean", "f")]
-    pairs += [("brownian", "f-own")]
+    pairs = [("covariance", "mean"), ("brownian", "mean"), ("brownian", "covariance")]
+    shown = [("attention", "mean"), ("mean", "f"), ("brownian", "f-own")]  # without a test
     lines = [f"All arms {steps:,} steps, f-own {sealed['f-own'] and RESULTS.of('final-f-own-*')[0]['steps']:,}.", "",
              "| difference | log-loss, nats | p | top 1, points |", "|---|---|---|---|"]  # fmt: skip
-    for one, two in pairs:
+    for one, two in pairs + shown:
         loss, top = interval(losses[one] - losses[two]), interval(100.0 * (hits[one] - hits[two]))
-        lines.append(
-            f"| {one} less {two} | {loss['value']:+.3f} ({loss['low']:+.3f} to {loss['high']:+.3f}) | {loss['p']:.4f} "
-            f"| {top['value']:+.1f} ({top['low']:+.1f} to {top['high']:+.1f}) |"
-        )
-    lines += ["", *(sentence(interval(losses[a] - losses[b]), f"{a} less {b}") + "." for a, b in pairs[:3])]
+        p = f"{loss['p']:.4f}" if (one, two) in pairs else ""
+        lines.append(f"| {one} less {two} | {_with_ends(loss, 3)} | {p} | {_with_ends(top, 1)} |")
+    lines += ["", *(sentence(interval(losses[a] - losses[b]), f"{a} less {b}") + "." for a, b in pairs)]
     secondary = [
         interval(hits["brownian"] - hits["mean"])["p"],
         interval(losses["brownian"] - losses["covariance"])["p"],
