@@ -372,11 +372,12 @@ def statistics() -> str:
     pairs = [("covariance", "mean"), ("brownian", "mean"), ("brownian", "covariance")]
     shown = [("attention", "mean"), ("mean", "f"), ("brownian", "f-own")]  # without a test
     lines = [f"All arms {steps:,} steps, f-own {sealed['f-own'] and RESULTS.of('final-f-own-*')[0]['steps']:,}.", "",
-             "| difference | log-loss, nats | p | top 1, points |", "|---|---|---|---|"]  # fmt: skip
+             "| difference | log-loss, nats | p | seeds below 0 | top 1, points |", "|---|---|---|---|---|"]  # fmt: skip
     for one, two in pairs + shown:
         loss, top = interval(losses[one] - losses[two]), interval(100.0 * (hits[one] - hits[two]))
         p = f"{loss['p']:.4f}" if (one, two) in pairs else ""
-        lines.append(f"| {one} less {two} | {_with_ends(loss, 3)} | {p} | {_with_ends(top, 1)} |")
+        below = ((losses[one] - losses[two]).mean(axis=1) < 0).sum()
+        lines.append(f"| {one} less {two} | {_with_ends(loss, 3)} | {p} | {below} | {_with_ends(top, 1)} |")
     lines += ["", *(sentence(interval(losses[a] - losses[b]), f"{a} less {b}") + "." for a, b in pairs)]
     secondary = [
         interval(hits["brownian"] - hits["mean"])["p"],
