@@ -371,8 +371,12 @@ def statistics() -> str:
     }
     pairs = [("covariance", "mean"), ("brownian", "mean"), ("brownian", "covariance")]
     shown = [("attention", "mean"), ("mean", "f"), ("brownian", "f-own")]  # without a test
-    lines = [f"All arms {steps:,} steps, f-own {sealed['f-own'] and RESULTS.of('final-f-own-*')[0]['steps']:,}.", "",
-             "| difference | log-loss, nats | p | seeds below 0 | top 1, points |", "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"All arms {steps:,} steps, f-own {RESULTS.of('final-f-own-*')[0]['steps']:,}.",
+        "",
+        "| difference | log-loss, nats | p | seeds below 0 | top 1, points |",
+        "|---|---|---|---|---|",
+    ]
     for one, two in pairs + shown:
         loss, top = interval(losses[one] - losses[two]), interval(100.0 * (hits[one] - hits[two]))
         p = f"{loss['p']:.4f}" if (one, two) in pairs else ""
