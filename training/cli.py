@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests import __version__
-from manifests.errors import ConfigError, PlantMixError
+from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
 from manifests.printable import PrintableStream, shown
 from manifests.services import packages
 from manifests.storage import is_stop
@@ -245,7 +245,11 @@ def _train(options: argparse.Namespace) -> int:
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
     check_tasks(settings)
     for release in open_releases(settings.release or ()) if is_first else ():
-        if release.workdir and (said := taken_down_since(release, release.workdir)):
+        try:
+            said = release.workdir and taken_down_since(release, release.workdir)
+        except (OSError, RetryableError) as error:  # others' store may show a release and nothing beside it
+            said = f"{release.path}: not known whether pictures of it were taken down since ({words_of(error)})"
+        if said:
             print(shown(f"dalip: {said}"), file=sys.stderr, flush=True)
     if options.launcher == "ray":
         from training.run.launcher import train_on_ray

@@ -176,6 +176,11 @@ def test_tokens_from_before_a_takedown_train_nothing_after_it(
     done("takedown", lent.work, "--id", lent.some_id)
     pinned = run | {"release": str(lent.first), "output_dir": str(lent.folder / "pinned")}
     assert f"dalip: {lent.first}: holds 1 images that were taken down since" in dalip_says(0, "train", pinned)
+    listed = lent.work / "takedowns.jsonl"
+    kept = listed.rename(lent.folder / "kept")
+    listed.symlink_to(listed)  # a list that cannot be read
+    assert f"dalip: {lent.first}: not known whether pictures of it" in dalip_says(0, "train", pinned)
+    kept.replace(listed)
     assert "has no tokens of these samples; compute them with `dalip tokens`" in dalip_says(2, "train", run)
     assert "holds tokens of something else (" in dalip_says(2, "tokens", tokens)
     dalip_says(0, "tokens", tokens | {"output_dir": str(lent.folder / "after")})
