@@ -48,8 +48,9 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Equal for two entries that mean the same."""
-        return self.by, self.value.strip().lower() if self.by == "owner" else self.value
+        """Equal for two entries that mean the same. Owners in the lower case of the tables, where Python's has two more
+        rules: for the last sigma of a word and for the dotted I."""
+        return self.by, pc.utf8_lower(self.value.strip()).as_py() if self.by == "owner" else self.value
 
 
 def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:
