@@ -116,7 +116,7 @@ RELEASED = SecondOrder(
 
 # Our own preset: what differs from the released code, and why. Its loss is the default of the section `loss`.
 # MBDC stays: on sealed emoji it is ahead of the root of the covariance and of a mean-pool head
-# (tests/benchmarks/results/dalip_vs_clip.md; the protocol set the rule before they were opened). Why it is ahead is open.
+# (tests/benchmarks/results/dalip_vs_clip.md; the protocol set the rule before they were opened). Why is open.
 # "Small runs" are those of tests/benchmarks/results/training.md: a ViT 128 wide, 300 steps. Judged by f and z together
 # they could not tell settings of padding and norm apart.
 DALIP = SecondOrder(
