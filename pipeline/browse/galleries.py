@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,16 @@ TWIN = (
     "(SELECT min(o.sample_id) FROM leaks o WHERE o.evaluation_set = l.evaluation_set AND "
     "o.evaluation_member = l.evaluation_member AND o.matched IN ('bytes', 'pixels')) AS twin"
 )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two pHashes and how many bits they are apart, as they are or one of them mirrored."""
+
+    phash_a: int
+    phash_b: int
+    distance: int
+    mirrored: bool = False
 
 
 def _reasons(image_index: ImageIndex) -> dict[str, Any]:
@@ -99,7 +110,11 @@ def _close_calls(image_index: ImageIndex) -> dict[str, Any]:
     radius = image_index.snapshot.radius
     if radius is None:
         return {"inside": [], "outside": [], "searched": 0}
-    inside = image_index.rows(f"SELECT * FROM pairs ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}")
+    furthest = image_index.rows(
+        "SELECT phash_a, phash_b, distance, mirrored FROM pairs "
+        f"ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}"
+    )
+    inside = [_Pair(**row) for row in furthest]
     hashes = image_index.rows(
         "SELECT DISTINCT phash FROM (SELECT phash FROM session.images WHERE phash IS NOT NULL "
         f"ORDER BY sample_id LIMIT {SEARCHED_HASHES}) ORDER BY 1"
@@ -108,17 +123,15 @@ def _close_calls(image_index: ImageIndex) -> dict[str, Any]:
     low, high = find_pairs(listed, radius + WIDER_BITS, scratch_bytes=SEARCH_BYTES, max_pairs=MOST_PAIRS)
     apart = np.bitwise_count(low ^ high)
     beyond = [
-        {"phash_a": a, "phash_b": b, "distance": bits}
-        for a, b, bits in zip(low.tolist(), high.tolist(), apart.tolist(), strict=True)
-        if bits > radius
+        _Pair(*pair) for pair in zip(low.tolist(), high.tolist(), apart.tolist(), strict=True) if pair[2] > radius
     ]
-    beyond = sorted(beyond, key=lambda pair: (pair["distance"], pair["phash_a"], pair["phash_b"]))[:MAX_CLOSE_CALLS]
+    beyond = sorted(beyond, key=lambda pair: (pair.distance, pair.phash_a, pair.phash_b))[:MAX_CLOSE_CALLS]
     shown = {"inside": _with_images(image_index, inside), "outside": _with_images(image_index, beyond)}
     return shown | {"searched": len(listed)}
 
 
-def _with_images(image_index: ImageIndex, pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    hashes = sorted({pair[name] for pair in pairs for name in ("phash_a", "phash_b")})
+def _with_images(image_index: ImageIndex, pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
+    hashes = sorted({phash for pair in pairs for phash in (pair.phash_a, pair.phash_b)})
     if not hashes:
         return []
     listed = ", ".join(str(int(one)) for one in hashes)
@@ -127,7 +140,7 @@ def _with_images(image_index: ImageIndex, pairs: list[dict[str, Any]]) -> list[d
         "QUALIFY row_number() OVER (PARTITION BY i.phash ORDER BY i.sample_id) = 1"
     )
     by_hash = {image["phash"]: image for image in images}
-    shown = [{**pair, "images": [by_hash.get(pair["phash_a"]), by_hash.get(pair["phash_b"])]} for pair in pairs]
+    shown = [{**asdict(pair), "images": [by_hash.get(pair.phash_a), by_hash.get(pair.phash_b)]} for pair in pairs]
     return [pair for pair in shown if all(pair["images"])]
 
 
