@@ -58,8 +58,7 @@ from pipeline.config import BuildConfig
 from pipeline.flow import FLOW
 from pipeline.runner.runner import Runner
 from pipeline.runner.work import Execution, PartResult, files_in
-from pipeline.stages import caption, pack_record
-from pipeline.stages.dedup import DetailInputs
+from pipeline.stages import caption, dedup, pack_record
 from pipeline.stages.fetch_rounds import PicturesInputs
 from pipeline.stages.pack import ShardInputs
 from pipeline.store.tar import ArchiveWriter
@@ -72,6 +71,7 @@ from process_tree import below
 
 PART_ROWS = 10_000
 HASHES = "hashes.npy"
+ODD_COLUMNS = np.uint64(0x5555_5555_5555_5555)  # of a pHash: a mirrored picture has the other sign there
 DONE_WITH = {
     "fetch collect": [("fetch", "fetched")],
     "pack gather": [("ingest", "candidates"), ("fetch", "facts"), ("caption", "captions")],
@@ -326,11 +326,13 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
     is_ok = n % 100 != 7
     width, height = 300 + n % 3000, 260 + n % 2000
     scale = 256 / np.minimum(width, height)
+    phash = np.load(storage.join(run.workdir, HASHES), mmap_mode="r")[n]
     ok: dict[str, Any] = {
         "redirects": pa.array([[]] * len(n), pa.list_(pa.string())),
         "num_bytes": 20_000 + n % 90_000,
         **{name: _hex(n, salt) for salt, name in enumerate(("image_id", "stored_sha256", "pixels_sha256"))},
-        "phash": np.load(storage.join(run.workdir, HASHES), mmap_mode="r")[n],
+        "phash": phash,
+        "phash_mirrored": phash ^ ODD_COLUMNS,
         "width_px": width,
         "height_px": height,
         "stored_width_px": (width * scale).astype(int),
@@ -338,7 +340,9 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
         "format": pa.repeat("JPEG", len(n)),
         "mode": pa.repeat("RGB", len(n)),
         "exif_orientation": np.ones(len(n), int),
+        "has_camera": n % 3 == 0,
         "pixel_std": 20.0 + n % 60,
+        "colour_std": 10.0 + n % 40,
         "pool_file": pa.repeat(f"{run.stem}.tar", len(n)),
         "offset": np.arange(len(n)) * 20_480,
         "length": 8_000 + n % 9_000,
@@ -354,6 +358,7 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
         "final_url": todo["url"],
         "url": todo["address"],
         "round": np.full(len(n), inputs.round),
+        "signals": pa.array([[]] * len(n), tables.SIGNALS.type),
     }
     table = pa.table([columns[name] for name in tables.FETCHED.names], tables.FETCHED.names)
     file = run.write("fetched", f"tables/fetch/{run.stem}.parquet", table, tables.FETCHED)
@@ -382,7 +387,7 @@ def captions_made_up(inputs: caption.MeasureInputs, run: Execution[None]) -> Par
     return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", table, tables.CAPTIONS),))
 
 
-def made_up_details(inputs: DetailInputs, run: Execution[None]) -> PartResult:
+def made_up_details(inputs: dedup.PicturesInputs, run: Execution[None]) -> PartResult:
     """Details that blow up no picture."""
     rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
     table = pa.table([rows["pixels_sha256"], np.full(rows.num_rows, 40_000)], schema=tables.DETAILS)
@@ -415,6 +420,7 @@ def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
             "key": pack_record.sample_keys(rows),
             **{f"{name}_offset": np.full(num, place) for name in ("jpg", "txt", "json")},
             **{f"{name}_length": np.full(num, len(body)) for name in ("jpg", "txt", "json")},
+            "packed_sha256": pa.nulls(num, pa.string()),
         }
     )
     placed = run.write("placements", f"tables/pack/{run.stem}.parquet", table, tables.PLACEMENTS)
