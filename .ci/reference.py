@@ -1,4 +1,4 @@
-"""Write configs/REFERENCE.md: every key of both configs, from the settings models alone.
+"""Write configs/REFERENCE.md: every key of every config, from the settings models alone.
 
 A meaning is the text under the field. A section is told once, under its heading, by the first paragraph of its class. A
 kind of source, whose field no class names, has its description. `make reference` runs this;
@@ -26,8 +26,16 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from manifests.settings import Settings, keys_of, sections_in
 from pipeline.config import BuildConfig
 from training.config import TrainSettings
+from training.proxies.runs import ProxySettings
+from training.run.token_job import TokenSettings
 
 OUT = Path(__file__).parents[1] / "configs/REFERENCE.md"
+CONFIGS: dict[str, type[Settings]] = {  # every model that a command reads from YAML; a test looks for others
+    "A build config": BuildConfig,
+    "A training config": TrainSettings,
+    "A config of `dalip proxies`": ProxySettings,
+    "A config of `dalip tokens`": TokenSettings,
+}
 SHARED = 5  # so many keys that another section has as well are not listed again
 HEAD = """# Every key
 
@@ -119,9 +127,13 @@ def _without_unset(value: Any) -> Any:
     return value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
 
 
-def sections_of(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
-    """Every section of a config with its place, the top first; a class that stands in two places comes once."""
-    seen = {model}
+def sections_of(model: type[Settings], told: set[type[Settings]] | None = None) -> Iterator[tuple[str, type[Settings]]]:
+    """Every section of a config with its place, the top first; a class that stands in two places comes once.
+
+    What is in `told` is left out, and what comes is added to it.
+    """
+    seen = set() if told is None else told
+    seen.add(model)
     yield "", model
     for key in keys_of(model):
         for section, place in key.sections:
@@ -130,34 +142,40 @@ def sections_of(model: type[Settings]) -> Iterator[tuple[str, type[Settings]]]:
                 yield place, section
 
 
-def lines_of(model: type[Settings]) -> Iterator[str]:
-    """The tables of one config."""
+def lines_of_configs() -> Iterator[str]:
+    """The tables of all configs. A section that several have is told in the first."""
     first_seen: dict[tuple[type[Settings], str], str] = {}
-    for place, section in sections_of(model):
-        title = place or "The top level"
-        yield from ("", f"### {f'`{title}`' if place else title}", "")
-        yield from (first_sentence(section), "")
-        yield from ("| key | type | default | meaning |", "|---|---|---|---|")
-        repeated_from: dict[str, list[str]] = {}
-        for name in section.model_fields:
-            origin = (definer_of(section, name), name)
-            if origin in first_seen:
-                repeated_from.setdefault(first_seen[origin], []).append(name)
-        repeated = {name for names in repeated_from.values() if len(names) >= SHARED for name in names}
-        for name, field in section.model_fields.items():
-            first_seen.setdefault((definer_of(section, name), name), title)
-            if name not in repeated:
-                cells = (f"`{name}`", type_of(field.annotation, field.metadata), default_of(field),
-                         own_meaning_of(section, name))  # fmt: skip
-                yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        for other, names in repeated_from.items():
-            if len(names) >= SHARED:
-                yield f"| `{names[0]}` to `{names[-1]}` | | | {len(names)} keys, as in {other} |"
+    told: set[type[Settings]] = set()
+    for heading, model in CONFIGS.items():
+        yield from ("", f"## {heading}")
+        for place, section in sections_of(model, told):
+            yield from ("", f"### {f'`{place}`' if place else 'The top level'}", "", first_sentence(section), "")
+            yield from rows_of(section, place or heading[0].lower() + heading[1:], first_seen)
 
 
-def removed_of(model: type[Settings]) -> Iterator[str]:
+def rows_of(section: type[Settings], title: str, first_seen: dict[tuple[type[Settings], str], str]) -> Iterator[str]:
+    """The table of one section. `first_seen` has the title under which each key was told, and takes its own."""
+    yield from ("| key | type | default | meaning |", "|---|---|---|---|")
+    repeated_from: dict[str, list[str]] = {}
+    for name in section.model_fields:
+        origin = (definer_of(section, name), name)
+        if origin in first_seen:
+            repeated_from.setdefault(first_seen[origin], []).append(name)
+    repeated = {name for names in repeated_from.values() if len(names) >= SHARED for name in names}
+    for name, field in section.model_fields.items():
+        first_seen.setdefault((definer_of(section, name), name), title)
+        if name not in repeated:
+            cells = (f"`{name}`", type_of(field.annotation, field.metadata), default_of(field),
+                     own_meaning_of(section, name))  # fmt: skip
+            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    for other, names in repeated_from.items():
+        if len(names) >= SHARED:
+            yield f"| `{names[0]}` to `{names[-1]}` | | | {len(names)} keys, as in {other} |"
+
+
+def removed_of(model: type[Settings], told: set[type[Settings]]) -> Iterator[str]:
     """The rows of the removed keys of one config; keys of a section with one value and one reason share a row."""
-    for place, section in sections_of(model):
+    for place, section in sections_of(model, told):
         rows: dict[tuple[str, str], list[str]] = {}
         for name, key in vars(section).get("removed", {}).items():
             rows.setdefault((key.shown or f"`{json.dumps(key.value)}`", key.reason), []).append(
@@ -169,10 +187,11 @@ def removed_of(model: type[Settings]) -> Iterator[str]:
 
 def render() -> str:
     """The whole page."""
-    lines = [HEAD, "## A build config", *lines_of(BuildConfig), "", "## A training config", *lines_of(TrainSettings),
-             "", "## Keys that are gone", "", "Delete them from your file; the error says the same.", "",
-             "| key | always | why |", "|---|---|---|",
-             *removed_of(BuildConfig), *removed_of(TrainSettings)]  # fmt: skip
+    told: set[type[Settings]] = set()
+    gone = [row for model in CONFIGS.values() for row in removed_of(model, told)]
+    lines = [HEAD.rstrip(), *lines_of_configs(), "", "## Keys that are gone", "",
+             "Delete them from your file; the error says the same.", "",
+             "| key | always | why |", "|---|---|---|", *gone]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
 import tomllib
@@ -10,9 +12,7 @@ from types import ModuleType
 import pytest
 from building import ROOT
 
-from manifests.settings import keys_of
-from pipeline.config import BuildConfig
-from training.config import TrainSettings
+from manifests.settings import Settings, keys_of
 
 ROOMS = ("configs", "manifests", "pipeline", "training")
 PAGES = (
@@ -41,7 +41,7 @@ def test_the_reference_is_current(reference: ModuleType) -> None:
 def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
     page = reference.render()
     without = []
-    for model in (BuildConfig, TrainSettings):
+    for model in reference.CONFIGS.values():
         for _, section in reference.sections_of(model):
             without += [
                 f"{section.__name__}.{name}" for name in section.model_fields if not reference.meaning_of(section, name)
@@ -49,6 +49,37 @@ def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
         for key in keys_of(model):
             assert f"| `{key.place.rpartition('.')[2]}` |" in page, key.place
     assert without == []
+
+
+def read_from_yaml() -> dict[str, type[Settings]]:
+    """Every model that a call of `read_settings` reads, by the place of the call."""
+    models = {}
+    for path in [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [
+            call
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("read_settings")
+        ]
+        for call in calls:
+            name = ast.unparse(call.args[1])
+            imported = [
+                node.module
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and node.module and name in [each.name for each in node.names]
+            ]
+            own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            place = f"{path.relative_to(ROOT)}:{call.lineno}"
+            models[place] = getattr(importlib.import_module((imported or [own])[0]), name)
+    return models
+
+
+def test_every_model_that_a_command_reads_from_yaml_is_on_the_page(reference: ModuleType) -> None:
+    told = {section for model in reference.CONFIGS.values() for _, section in reference.sections_of(model)}
+    read = read_from_yaml()
+    assert {model.__name__ for model in read.values()} >= {"BuildConfig", "TrainSettings", "ProxySettings"}
+    missing = {place: model.__name__ for place, model in read.items() if model not in told}
+    assert missing == {}, "add each to CONFIGS of .ci/reference.py"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +91,8 @@ def test_every_key_has_a_meaning_and_a_place(reference: ModuleType) -> None:
         "| `split` | text or null | `heldout` |",
         "| `output_dir` | text | required | Folder of the run, also of an object store",
         "### `fetch.network.hosts[]`",
+        "| `decode_once` | true or false | `true` | ",
+        "| `output_dir` to `eval` | | | 12 keys, as in a training config |",
         '| `caption.text.choices[].otherwise` | `["caption", "sentence"]` | ',
     ],
 )
@@ -68,8 +101,8 @@ def test_rows_say_type_default_and_meaning(reference: ModuleType, row: str) -> N
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_key_that_a_page_names_is_there(page: str) -> None:
-    keys = {key.place.replace("[]", "") for model in (BuildConfig, TrainSettings) for key in keys_of(model)}
+def test_every_key_that_a_page_names_is_there(page: str, reference: ModuleType) -> None:
+    keys = {key.place.replace("[]", "") for model in reference.CONFIGS.values() for key in keys_of(model)}
     sections = {key.partition(".")[0] for key in keys if "." in key}
     named = set(KEY.findall((ROOT / page).read_text(encoding="utf-8")))
     of_configs = {key for key in named if key.split(".")[0] in sections and key.rpartition(".")[2] not in FILES}

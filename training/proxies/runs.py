@@ -32,10 +32,15 @@ class ProxyRun(Settings):
     """One small run: its mixture and seed and, where the list says so, its length and the sizes of its pools."""
 
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Its name, also of its folder."""
     seed: int = Field(default=0, ge=0)
+    """Added to `seed` of the config."""
     mixture: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] = Field(min_length=2)
+    """Share of each domain; they sum to 1."""
     samples_seen: int | None = Field(default=None, ge=1)
+    """Length of the run; null: as `schedule` says."""
     pool_samples: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    """Samples of each domain that the run may see; null: all."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> ProxyRun:
@@ -49,6 +54,7 @@ class ProxySettings(TrainSettings):
     """A training config that all runs share, and the list of runs."""
 
     release: ConfigPath
+    """A stratified release."""
     runs: ConfigPath | tuple[ProxyRun, ...]
     """A csv of `plantmix plan design`, or the list itself."""
     catalogue: ConfigPath | None = None

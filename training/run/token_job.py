@@ -49,25 +49,32 @@ class TowerSettings(Settings):
     """One frozen tower: its name, and how many numbers of a token are kept (null: all of them)."""
 
     tower: NameOrPath = Field(min_length=1)
+    """`timm:NAME`, `open_clip:NAME:TAG`, or `MODULE:FUNCTION` of your own."""
     width: int | None = Field(default=None, ge=1)
+    """Numbers of a token that are kept; null: all."""
 
 
 class TokenSettings(Settings):
     """The config of `dalip tokens`."""
 
     release: ConfigPath
+    """Whose pictures and texts the towers see."""
     output_dir: ConfigPath = Field(min_length=1)
+    """Folder of the tokens and of the model's architecture.json."""
     image: TowerSettings
     text: TowerSettings
     embed_dim: int = Field(default=256, ge=1)
     """Of the model that is trained on the tokens."""
     splits: tuple[str, ...] = Field(default=("train",), min_length=1)
+    """Splits of the release: train, heldout."""
     text_members: tuple[str, ...] = Field(default=("txt",), min_length=1)
     """A sample without one gives its txt."""
     batch_size: int = Field(default=32, ge=1)
+    """Samples that a tower sees at once."""
     fitted_samples: int = Field(default=1024, ge=2)
     """Samples that the kept directions are found from."""
     num_threads: int | None = Field(default=None, ge=1)
+    """Threads of the CPU; null: one a core."""
 
     @model_validator(mode="before")
     @classmethod
