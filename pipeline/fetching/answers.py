@@ -11,8 +11,6 @@ import time
 import zlib
 from dataclasses import dataclass
 
-import pycurl
-
 from manifests.outcomes import Outcome
 
 
@@ -65,10 +63,20 @@ def parse_retry_after(value: str | None, date: str | None = None) -> float | Non
 
 def explain_failure(code: int, text: str, system_error: int = 0) -> tuple[Outcome, str]:
     """Outcome and detail of an error of libcurl: its code (CURLE_*), its own words, and the errno behind it."""
+    import pycurl  # an extra brings it
+
+    of_tls = {
+        pycurl.E_SSL_CONNECT_ERROR,
+        pycurl.E_PEER_FAILED_VERIFICATION,
+        pycurl.E_SSL_CACERT_BADFILE,
+        pycurl.E_SSL_CIPHER,
+        pycurl.E_SSL_CERTPROBLEM,
+        pycurl.E_SSL_ISSUER_ERROR,
+    }
     system = os.strerror(system_error) if system_error else ""
     if code == pycurl.E_SSL_CONNECT_ERROR and any(words in text for words in _GONE):
         return Outcome.CONNECTION_RESET, system or "closed during the TLS handshake"
-    if code in _OF_TLS:
+    if code in of_tls:
         return Outcome.TLS_FAILURE, text[:_MAX_DETAIL_CHARS]
     if code == pycurl.E_COULDNT_CONNECT:
         return Outcome.CONNECT_FAILED, system or "no connection"
@@ -86,14 +94,6 @@ def explain_failure(code: int, text: str, system_error: int = 0) -> tuple[Outcom
 UNEXPECTED_END = "unexpected eof"  # OpenSSL's words for a connection that ends without TLS's close_notify
 _GONE = (UNEXPECTED_END, "Recv failure", "Send failure", "reset by peer", "SSL_ERROR_SYSCALL")
 _MAX_DETAIL_CHARS = 200
-_OF_TLS = {
-    pycurl.E_SSL_CONNECT_ERROR,
-    pycurl.E_PEER_FAILED_VERIFICATION,
-    pycurl.E_SSL_CACERT_BADFILE,
-    pycurl.E_SSL_CIPHER,
-    pycurl.E_SSL_CERTPROBLEM,
-    pycurl.E_SSL_ISSUER_ERROR,
-}
 
 
 def unpack(body: bytes, encoding: str, max_body_bytes: int, status: int) -> Answer:

@@ -12,9 +12,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from manifests.drawing.panels import draw_svg
 from manifests.drawing.theme import SERIES, theme_css
@@ -24,6 +22,9 @@ from manifests.tables import MEMBER_NAMES
 from pipeline.config import STAGES
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.sidefiles.treemap import cut_into_tiles
+
+if TYPE_CHECKING:  # an extra brings it, and a release is read without
+    import jinja2
 
 MOST_OUTER, MOST_INNER = 12, 8  # tiles of the map of taxa, the rest is one tile
 OTHERS = "others"
@@ -166,6 +167,8 @@ def _render(template: str, **values: Any) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.sidefiles"),
         autoescape=jinja2.select_autoescape(["html"]),

@@ -27,7 +27,6 @@ from manifests.records import Funnel, PartRecord
 from manifests.takedowns import find_named, standing_entries
 from pipeline.config import BuildConfig
 from pipeline.fetching.consent.statements import Consent
-from pipeline.fetching.engine import fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Check
@@ -88,6 +87,8 @@ class CollectInputs:
 
 def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[PartResult]:
     """Fetch the rows of one part into pool tars and tables of facts, in pieces when it takes long."""
+    from pipeline.fetching.engine import fetch_in_pieces
+
     todo = inputs.rows.read()
     urls, addresses, checks = dict[str, str](), dict[str, str](), dict[str, Check]()
     for row in todo.to_pylist():

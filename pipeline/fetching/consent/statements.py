@@ -10,13 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-from protego import Protego
+from typing import TYPE_CHECKING
 
 from manifests.outcomes import Outcome
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.patterns import fits, plain_path, unescaped
 from pipeline.pictures.consent import MARKS
+
+if TYPE_CHECKING:  # an extra brings it, and a config is read without
+    from protego import Protego
 
 # Directives that carry a value after a colon, so that their name is not taken for an agent's.
 _VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
@@ -149,7 +151,8 @@ def no_training(usage: str) -> str | None:
 class RobotsRules:
     """What one host's robots.txt says to one agent."""
 
-    parsed: Protego
+    parsed: Protego | None
+    """None allows every path."""
     agent_token: str
     usage: tuple[tuple[str, bool], ...] = ()
     """Its Content-Usage rules: a pattern of paths, and whether they must not train a model."""
@@ -183,7 +186,7 @@ class RobotsRules:
     def allows(self, path: str) -> bool:
         """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
         # Protego takes the start of "//x.jpg" for a host name. Of a whole URL it uses the path alone.
-        return self.parsed.can_fetch(f"http://host{path}", self.agent_token)
+        return self.parsed is None or self.parsed.can_fetch(f"http://host{path}", self.agent_token)
 
     def allows_training(self, path: str) -> bool:
         """False when Content-Usage says that `path` must not train a model.
@@ -197,7 +200,7 @@ class RobotsRules:
     @property
     def crawl_delay_seconds(self) -> float | None:
         """The pause between two requests that the host asks for."""
-        return self.parsed.crawl_delay(self.agent_token)
+        return None if self.parsed is None else self.parsed.crawl_delay(self.agent_token)
 
 
 def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
@@ -205,6 +208,8 @@ def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
 
     Source: RFC 9309.
     """
+    from protego import Protego
+
     lines = body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").splitlines()
     plain = [_with_plain_name(line, agent_token) for line in lines]
     usage, licences = _usage_and_licences(plain, agent_token)
@@ -272,4 +277,4 @@ def _usage_and_licences(lines: Sequence[str], agent_token: str) -> tuple[tuple[t
     return tuple(rule for _, usage, _ in ours for rule in usage), tuple(licences)[:_MAX_LICENCES]
 
 
-ALLOW_ALL = parse_robots(b"", "*")
+ALLOW_ALL = RobotsRules(None, "*")

@@ -58,7 +58,7 @@ def test_every_module_that_may_be_missing_is_known() -> None:
         ("training.cli train configs/training/demo.yaml", "torch", "training"),
         ("training.cli eval nowhere", "torch", "training"),
         ("training.cli search nowhere --text x", "torch", "training"),
-        ("pipeline.cli build configs/demo.yaml", "pycurl", "pipeline"),
+        ("pipeline.cli --quiet build configs/pipeline/demo.yaml", "pycurl", "pipeline"),
         ("training.cli train configs/training/demo.yaml --release s3://bucket/release", "s3fs", "s3"),
         ("pipeline.cli verify gs://bucket/release", "gcsfs", "gcs"),
     ],
