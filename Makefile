@@ -3,6 +3,7 @@
 # make test-all                      the tests that `make test` leaves out
 # make test-numerics                 the tests of numbers again, as another processor would round them
 # make reference                     configs/REFERENCE.md from the settings classes
+# make pictures                      README's pictures, from the demo's release, with Chromium
 # make gpu-check                     right and how fast on this machine's GPU; without one, a small twin on the CPU
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
 #
@@ -27,7 +28,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-numerics check reference bench gpu-check setup clean distclean constraints
+.PHONY: help demo test test-all test-numerics check reference pictures bench gpu-check setup clean distclean constraints
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -68,6 +69,10 @@ check: $(STAMP)
 # configs/REFERENCE.md from the settings classes; a test sees that it is current
 reference: $(STAMP)
 	@$(BIN)/python .ci/reference.py
+
+# .github/*.png and what they show (pictures.json); tests see that they are current
+pictures: demo
+	@$(BIN)/python .ci/pictures.py
 
 # a script that needs pictures or tables of yours prints how it is called, and ends with 2
 bench: $(STAMP)

@@ -18,16 +18,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from building import ROOT
+from ci_scripts import load_ci_script
 from command_server import serving_commands
+from crawling import make_client, open_image_index
 from environments import lacks
 from sealed import lend
 from shell_blocks import Block, blocks_of, copy_configs, environment_of, run_block, write_yaml
 
 from manifests.release import Release
+from pipeline.browse.app import PAGES as PAGES_OF_BROWSE
 from pipeline.demo.debian import find_package
 from pipeline.demo.packages import PACKAGES
 from pipeline.demo.pictures import PREFERRED_PORT, prepare_web
@@ -37,6 +41,9 @@ from pipeline.flow import FLOW
 PAGES = ("README.md", "configs/GUIDE.md")
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 DEBS = ROOT / "data/demo/packages"
+PICTURES_ARE_OLD = pytest.mark.xfail(
+    strict=True, reason="the pictures show an older release; once `make pictures` has run, take this mark out"
+)
 PACKAGES_OF_THE_README = {  # sha256 of the packages whose pictures give the release that the README names
     "pysiogame": "1fe053f398aa688e3c6d44ed81424c84cc804ee4d3341a51019aec1381ce3810",
     "tuxpaint-stamps-default": "6312d03a37d0220b10fc91a7467bf2a2a2336e08c2f416de04311d25fd7aeacb",
@@ -139,14 +146,49 @@ def other_conditions() -> str:
     return ""
 
 
-@pytest.mark.slow
-def test_the_release_that_the_readme_names_is_what_the_demo_gives(clone: Path, printed: dict[str, str]) -> None:
+def skip_under_other_conditions(clone: Path) -> None:
+    """Skip a test of the very release that the README names, where it cannot be made."""
     if why := other_conditions():
         pytest.skip(why)
     if f"127.0.0.1:{PREFERRED_PORT}/" not in (clone / "data/demo/web/plants.csv").read_text(encoding="utf-8"):
         lacks(f"port {PREFERRED_PORT}, which is part of the addresses in the release: another program has it")
-    (shown,) = re.findall(r"^release: \S+/([\w-]+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_release_that_the_readme_names_is_what_the_demo_gives(clone: Path, printed: dict[str, str]) -> None:
+    skip_under_other_conditions(clone)
+    shown = load_ci_script("pictures").release_of_readme()
     assert set(re.findall(r"^release: \S+/([\w-]+)$", printed["README.md"], re.MULTILINE)) == {shown}
+
+
+def recorded_of_pictures() -> dict[str, Any]:
+    """What `make pictures` recorded."""
+    recorded: dict[str, Any] = json.loads((ROOT / ".github/pictures.json").read_text(encoding="utf-8"))
+    return recorded
+
+
+@PICTURES_ARE_OLD
+@pytest.mark.slow
+def test_the_pictures_show_what_the_demo_gives(clone: Path, tmp_path: Path) -> None:
+    skip_under_other_conditions(clone)
+    shown = load_ci_script("pictures").shown_by(lend(clone / "data/my", tmp_path / "demo"))
+    assert recorded_of_pictures().items() >= shown.items(), "run `make pictures`"
+
+
+@PICTURES_ARE_OLD
+def test_the_pictures_are_of_the_release_that_the_readme_names() -> None:
+    """The quick part of the test above: no picture was changed by hand, and all show the same release."""
+    recorded = recorded_of_pictures()
+    assert recorded["release"] == load_ci_script("pictures").release_of_readme(), "run `make pictures`"
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (ROOT / ".github").glob("*.png")}
+    assert recorded["sha256"] == files, "run `make pictures`"
+
+
+@pytest.mark.slow
+def test_every_page_of_browse_opens_on_the_demo(clone: Path, tmp_path: Path) -> None:
+    with open_image_index(clone / "data/my", tmp_path) as image_index:
+        client = make_client(image_index)
+        assert [path for path, _ in PAGES_OF_BROWSE if client.get(path).status_code != 200] == []
 
 
 def test_the_build_that_the_readme_shows_adds_up() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import re
 import tomllib
 from types import ModuleType
 
 import pytest
 from building import ROOT
+from ci_scripts import load_ci_script
 
 from manifests.settings import Settings, keys_of
 
@@ -26,12 +26,7 @@ FILES = ("json", "jsonl", "md", "parquet", "pt", "py", "safetensors", "tar", "ts
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", ROOT / ".ci/reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_ci_script("reference")
 
 
 def test_the_reference_is_current(reference: ModuleType) -> None:

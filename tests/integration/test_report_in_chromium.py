@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -26,7 +27,9 @@ from browsing import (
     run,
     violations,
 )
+from ci_scripts import load_ci_script
 from PIL import Image
+from sealed import lend
 from selenium.webdriver.common.by import By
 
 from manifests.reader import open_reader
@@ -76,6 +79,26 @@ def test_it_fits_and_everyone_can_use_it(
     background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in re.findall(r"\d+", background)[:3]) / 3
     assert (brightness < 60) == (scheme == "dark")
+
+
+def test_pictures_for_the_readme_are_made_with_a_record_of_what_they_show(work: Path, tmp_path: Path) -> None:
+    pictures = load_ci_script("pictures")
+    pictures.make(work, tmp_path)
+    record = json.loads((tmp_path / "pictures.json").read_text(encoding="utf-8"))
+    for name, size in pictures.SIZES.items():
+        content = (tmp_path / name).read_bytes()
+        assert record["sha256"][name] == hashlib.sha256(content).hexdigest()
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == size
+            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 100, "nothing is shown"
+    other = lend(work, tmp_path / "other" / work.name)
+    assert record.items() >= pictures.shown_by(other).items(), "the folder's place is not shown"
+    releases = sorted(path.parent.name for path in (other / "releases").glob("*/release.json"))
+    (older,) = {*releases} - {record["release"]}
+    (other / "releases/LATEST").write_text(older)
+    shown = pictures.shown_by(other)
+    assert shown["release"] == older
+    assert shown["words"]["report.png"] != record["words"]["report.png"]
 
 
 @pytest.fixture(scope="module")
