@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,14 +58,23 @@ def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
     return pa.table({"sample_id": captions["sample_id"], "txt": txt, "txt_type": types})
 
 
-def members_by_row(texts: pa.ChunkedArray) -> list[list[tuple[str, str]]]:
-    """Extra text members of each row of a column `texts`: file name (behind the key) and content, sorted by name."""
+def member_of(name: str) -> str:
+    """The file name, behind the key, of a text of this name."""
+    return MEMBER_NAMES.get(name, f"{name}.txt")
+
+
+def members_of(texts: pa.ChunkedArray) -> set[str]:
+    """File names of the extra text members that rows of a column `texts` have."""
+    return {member_of(name) for chunk in texts.chunks for name in pc.unique(chunk.keys).to_pylist()}
+
+
+def members_by_row(texts: pa.ChunkedArray, members: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """These extra text members for each row of a column `texts`: file name and content, "" where a row has none."""
+    nothing = [(member, "") for member in members]
     if not any(len(chunk.keys) for chunk in texts.chunks):
-        return [[]] * len(texts)
-    return [
-        sorted((MEMBER_NAMES.get(name, f"{name}.txt"), text) for name, text in pairs or ())
-        for pairs in texts.to_pylist()
-    ]
+        return [nothing] * len(texts)
+    rows = ({member_of(name): text for name, text in pairs or ()} for pairs in texts.to_pylist())
+    return [[(member, there.get(member, "")) for member in members] if there else nothing for there in rows]
 
 
 def _choose(sample_id: str, there: Mapping[str, str], choice: TextChoice, seed: int) -> tuple[str | None, str | None]:

@@ -18,7 +18,6 @@ from manifests.drawing.panels import draw_svg
 from manifests.drawing.theme import SERIES, theme_css
 from manifests.publishing.markdown import markdown_cell, plain_markdown
 from manifests.release import SPLIT_FOLDERS
-from manifests.tables import MEMBER_NAMES
 from pipeline.config import STAGES
 from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.sidefiles.treemap import cut_into_tiles
@@ -67,14 +66,13 @@ def write_card(record: Values, mixture: Values, figures: Values) -> str:
     """README.md: the dataset card, with the front matter that Hugging Face `datasets` reads."""
     num = sum(split["num_samples"] for split in record["splits"].values())
     recipe = record["recipe"]
-    names = recipe.get("caption", {}).get("text", {}).get("members", ())
     return _render(
         "card.md",
         **_in_order(record, mixture, figures),
         size_category=next((name for limit, name in _SIZES if num < limit), "n>100M"),
         split_folders=SPLIT_FOLDERS,
         radius=(recipe.get("dedup") or {}).get("radius"),
-        members=["jpg", "txt", "json", *(MEMBER_NAMES[name] for name in names)],
+        members=record.get("members", ["jpg", "txt", "json"]),  # releases of before 0.4 name none
     )
 
 

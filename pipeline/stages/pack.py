@@ -48,7 +48,7 @@ from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.backbone import backbone_files
 
-VERSION = 9
+VERSION = 10  # every sample has every member of its release
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,16 @@ class PackInputs(record.Stated):
 
 @dataclass(frozen=True)
 class ShardInputs:
-    """The samples of one shard with their texts, and the shard's name within the work folder."""
+    """The samples of one shard with their texts, and the shard's name within the work folder.
+
+    `members` are file names of the extra text members that every sample gets, empty where it has no such text:
+    `datasets` and the Hub's viewer refuse samples of unlike members.
+    """
 
     rows: RowGroup
     shard: str
     folder: str
+    members: tuple[str, ...]
 
 
 def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
@@ -85,7 +90,7 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
     keys = record.sample_keys(rows)
     with PoolReader(run.workdir) as pool, Path(temp).open("wb") as stream:
         archive = ArchiveWriter(stream, digest := hashlib.sha256())
-        places = _write_samples(archive, pool, rows, keys)
+        places = _write_samples(archive, pool, rows, keys, inputs.members)
         num_bytes = archive.finish()
     shard = PrivateFile("shard", shard_path, temp, rows.num_rows, num_bytes, digest.hexdigest())
     table = pa.table(
@@ -103,7 +108,7 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
 
 
 def _write_samples(
-    archive: ArchiveWriter, pool: PoolReader, rows: pa.Table, keys: Sequence[str]
+    archive: ArchiveWriter, pool: PoolReader, rows: pa.Table, keys: Sequence[str], members: Sequence[str]
 ) -> dict[str, list[Any]]:
     """Append every sample; gives the columns of placements that say what lies where.
 
@@ -114,7 +119,7 @@ def _write_samples(
     txts, jsons = rows["txt"].cast(pa.binary()).to_pylist(), record.sample_jsons(rows, keys)
     columns_written = ("jpg_offset", "jpg_length", "packed_sha256", "txt_offset", "json_offset")
     places: dict[str, list[Any]] = {name: [] for name in columns_written}
-    others = members_by_row(rows["texts"])
+    others = members_by_row(rows["texts"], members)
     blurs = rows["blur"].to_pylist()
     for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
         if number % ANNOUNCED == 0:
@@ -229,12 +234,13 @@ def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[ArrangeIn
     gathered = run.files("gather", "gathered")
     most_rows = rows_of_bucket(run.settings.memory_gb)
     limits = inputs.max_samples, inputs.max_bytes
+    members = tuple(sorted({name for part in run.parts("gather") for name in part.notes["members"]}))
     with run.scratch() as sql:
         view_parquet(sql, "gathered", gathered.paths)
         return [
-            ArrangeInputs(gathered, group, places, *limits)
+            ArrangeInputs(gathered, group, places, *limits, members)
             for group in _groups(inputs)
-            for places in plan_ranges(sql, group, *limits, most_rows)
+            for places in plan_ranges(sql, group, *limits, len(members), most_rows)
         ]
 
 
@@ -250,13 +256,19 @@ def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGr
                     yield group, next(number), RowGroup(files.path, place, f"{files.content[0]}-{place}"), num_rows
 
 
+def _members(run: StageRun[None]) -> tuple[str, ...]:
+    """File names of the extra text members of the release; no parts are arranged where nothing was drawn."""
+    return tuple(next((part.notes["members"] for part in run.parts("arrange")), ()))
+
+
 def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
     """A part a shard, in the order of samples.parquet."""
     folder = release_path(inputs.name, run.fingerprint)
+    members = _members(run)
     parts = []
     for group, number, rows, num_rows in _arranged(inputs, run):
         shard = record.shard_name(inputs.name, group.split, number, group.domain)
-        placed = ShardInputs(rows, shard, f"{folder}/{SPLIT_FOLDERS[group.split]}")
+        placed = ShardInputs(rows, shard, f"{folder}/{SPLIT_FOLDERS[group.split]}", members)
         parts.append(Part(placed, num_rows=num_rows))
     return parts
 
@@ -276,6 +288,7 @@ def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.Reco
             fingerprint=run.fingerprint,
             shards=tuple(shards),
             rows=tuple(rows),
+            members=_members(run),
         )
     ]
 
@@ -306,7 +319,7 @@ STAGE = Stage(
     about="write webdataset shards and seal the release",
     inputs=_inputs,
     steps=(
-        Step("gather", _plan_gather, gather, version=3, prepares=True),
+        Step("gather", _plan_gather, gather, version=4, prepares=True),
         Step("arrange", _plan_arrange, arrange, version=VERSION),
         Step("write", plan_shards, write_shard, version=VERSION, unit="samples"),
         Step("record", plan_record, record.write_record, version=VERSION + sidefiles.VERSION),

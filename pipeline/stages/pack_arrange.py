@@ -21,7 +21,7 @@ from manifests import tables
 from manifests.errors import IntegrityError
 from manifests.reader import literals
 from pipeline.captions.settings import TextSettings
-from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, members_by_row, prefers_captions
+from pipeline.captions.texts import EXTRA_CAPTION, choose_texts, member_of, members_of, prefers_captions
 from pipeline.runner.work import Execution, PartResult
 from pipeline.stages import pack_record as record
 from pipeline.store.buckets import WHOLE, Bucket
@@ -52,7 +52,8 @@ _JSON_COLUMNS = (
     "creator", "rights_holder", "reference_url", "extra", "taxon_derived", "marks", *_RANK_COLUMNS,
 )  # fmt: skip
 GATHERED = ARRANGED.append(pa.field("tar_bytes", pa.int64()))
-"""`tar_bytes` is about what a sample takes in a shard; 0 where only the number of samples decides where one ends.
+"""`tar_bytes` is about what a sample takes in a shard, without the headers of its extra text members, which all samples
+have alike; 0 where only the number of samples decides where one ends.
 
 A gathered table lacks the columns in which no sample of the build has a value.
 """
@@ -146,10 +147,13 @@ def cut_shards(sizes: NDArray[np.int64], max_samples: int | None, max_bytes: int
 
 
 def estimate_bytes(rows: pa.Table) -> NDArray[np.int64]:
-    """Bytes that each arranged sample takes in a tar, headers and padding included, within one block or so."""
+    """Bytes that each arranged sample takes in a tar, within one block or so, without headers of extra text members."""
+
+    def blocks(num_bytes: Any) -> Any:
+        return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
     def padded(num_bytes: Any) -> Any:
-        return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        return BLOCK_BYTES + blocks(num_bytes)
 
     def length(column: str) -> NDArray[np.int64]:
         lengths: NDArray[np.int64] = pc.fill_null(pc.binary_length(rows[column]), 0).to_numpy().astype(np.int64)
@@ -157,8 +161,9 @@ def estimate_bytes(rows: pa.Table) -> NDArray[np.int64]:
 
     total: NDArray[np.int64] = padded(rows["length"].to_numpy().astype(np.int64)) + padded(length("txt"))
     total += padded(np.sum([length(column) for column in _JSON_COLUMNS], axis=0) + _JSON_BYTES)
-    members = members_by_row(rows["texts"])
-    total += np.array([sum(padded(len(text.encode())) for _, text in each) for each in members], np.int64)
+    texts = rows["texts"].to_pylist() if members_of(rows["texts"]) else ()
+    for number, pairs in enumerate(texts):
+        total[number] += sum(blocks(len(text.encode())) for _, text in pairs or ())
     return total
 
 
@@ -189,10 +194,12 @@ class ArrangeInputs:
     places: PlaceRange
     max_samples: int | None
     max_bytes: int | None
+    members: tuple[str, ...]
+    """File names of the extra text members that every sample of the release has."""
 
 
 def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
-    """Join all that a shard needs of the samples of a bucket, and choose their texts."""
+    """Join all that a shard needs of the samples of a bucket, and choose their texts; the notes name its members."""
     columns = {name: list(names) for name, names in _JOINED.items()}
     with run.scratch() as sql:
         for name, names in columns.items():
@@ -212,6 +219,7 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     # row groups are small, because a part of `arrange` reads those that hold its ranks
     schema = pa.schema([field for field in GATHERED if field.name not in without])
     writer = run.writer("gathered", f"tables/pack/{run.stem}.parquet", schema, GATHERED_GROUP_ROWS)
+    members = {member_of(name) for name in inputs.texts.members}
     for joined in _join(inputs, columns, run):
         rows = _with_derived(add_empty(joined, GATHERED, unread))
         choosable = rows["choosable"] if "choosable" in rows.column_names else pa.nulls(rows.num_rows, _TEXTS)
@@ -221,8 +229,9 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
         rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
         rows = rows.append_column("txt_type", chosen["txt_type"])
         sizes = estimate_bytes(rows) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
+        members |= members_of(rows["texts"])
         writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
-    return PartResult((writer.close(),))
+    return PartResult((writer.close(),), None, {"members": sorted(members)})
 
 
 def _with_derived(rows: pa.Table) -> pa.Table:
@@ -338,20 +347,23 @@ def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
     with run.scratch() as sql:
         view_parquet(sql, "gathered", inputs.gathered.paths, f"{group.where} AND {inputs.places.where}")
         batches = sql.sql("FROM gathered ORDER BY rank").to_arrow_reader(BATCH_ROWS)
-        for shard in _shards_of(batches, inputs.max_samples, inputs.max_bytes):
+        for shard in _shards_of(batches, inputs.max_samples, inputs.max_bytes, len(inputs.members)):
             writer.write_group(shard)
             counts.append(shard.num_rows)
-    return PartResult((writer.close(),), None, {"shards": {group.table: counts}})
+    return PartResult((writer.close(),), None, {"shards": {group.table: counts}, "members": inputs.members})
 
 
-def _shards_of(batches: Iterable[pa.RecordBatch], max_samples: int | None, max_bytes: int | None) -> Iterator[pa.Table]:
+def _shards_of(
+    batches: Iterable[pa.RecordBatch], max_samples: int | None, max_bytes: int | None, num_members: int
+) -> Iterator[pa.Table]:
     """Gathered rows, one table a shard; the borders do not depend on how the rows come in batches."""
     waiting = GATHERED.empty_table()
     for batch in batches:
         rows = add_empty(pa.Table.from_batches([batch]), GATHERED, set(GATHERED.names) - set(batch.schema.names))
         waiting = pa.concat_tables([waiting, rows.select(GATHERED.names).cast(GATHERED)])
         closed = 0
-        for num in cut_shards(waiting["tar_bytes"].to_numpy(), max_samples, max_bytes)[:-1]:  # the last may still grow
+        sizes = waiting["tar_bytes"].to_numpy() + BLOCK_BYTES * num_members
+        for num in cut_shards(sizes, max_samples, max_bytes)[:-1]:  # the last may still grow
             yield waiting.slice(closed, num).select(ARRANGED.names)
             closed += num
         waiting = waiting.slice(closed)
@@ -360,7 +372,7 @@ def _shards_of(batches: Iterable[pa.RecordBatch], max_samples: int | None, max_b
 
 
 def plan_ranges(
-    sql: Any, group: ShardGroup, max_samples: int | None, max_bytes: int | None, most_rows: int
+    sql: Any, group: ShardGroup, max_samples: int | None, max_bytes: int | None, num_members: int, most_rows: int
 ) -> list[PlaceRange]:
     """Ranges of ranks that hold whole shards of a group and about `most_rows` rows, over a view `gathered`."""
     ((num_rows,),) = sql.execute(f"SELECT count(*) FROM gathered WHERE {group.where}").fetchall()
@@ -370,7 +382,7 @@ def plan_ranges(
         ranks, sizes = np.arange(num_rows), np.zeros(num_rows, np.int64)
     else:
         rows = sql.sql(f"SELECT rank, tar_bytes FROM gathered WHERE {group.where} ORDER BY rank").to_arrow_table()
-        ranks, sizes = rows["rank"].to_numpy(), rows["tar_bytes"].to_numpy()
+        ranks, sizes = rows["rank"].to_numpy(), rows["tar_bytes"].to_numpy() + BLOCK_BYTES * num_members
     ends = np.cumsum(cut_shards(sizes, max_samples, max_bytes))
     last = np.flatnonzero(np.diff(np.append((ends - 1) // most_rows, -1)))  # the last shard of each range
     borders = [None, *(int(ranks[end]) for end in ends[last][:-1]), None]

@@ -196,12 +196,16 @@ class Stated:
 
 @dataclass(frozen=True)
 class RecordInputs(Stated):
-    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples."""
+    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples.
+
+    `members` are the extra text members that every sample has.
+    """
 
     folder: str
     fingerprint: str
     shards: tuple[dict[str, Any], ...]
     rows: tuple[ShardRows, ...]
+    members: tuple[str, ...]
 
 
 def write_record(inputs: RecordInputs, run: Execution[None]) -> PartResult:
@@ -266,6 +270,7 @@ def _record(inputs: RecordInputs) -> dict[str, Any]:
         "name": inputs.name,
         "version": inputs.fingerprint[:12],
         "kind": inputs.kind,
+        "members": ["jpg", "txt", "json", *inputs.members],  # of every sample
         "fingerprint": inputs.fingerprint,
         "recipe": inputs.recipe,
         "counts": {

@@ -121,10 +121,10 @@ def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     (gathered,) = gather(
         GatherInputs(**found, extra_captions=Files(), marks=Files(), texts=texts, by_bytes=False), run
     ).files
-    result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None), run)
+    result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None, ()), run)
     numbers = range(len(result.notes["shards"][group.table]))
     shards = [
-        ShardInputs(RowGroup(result.files[0].temp, number, ""), f"{target}-{number:06d}.tar", target)
+        ShardInputs(RowGroup(result.files[0].temp, number, ""), f"{target}-{number:06d}.tar", target, ())
         for number in numbers
     ]
     runs = [Execution(str(folder), 2.0, f"{target}-{number}", None) for number in numbers]

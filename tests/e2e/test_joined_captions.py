@@ -117,7 +117,8 @@ def test_texts_of_each_kind_stand_in_the_shards(built: Path) -> None:
             expected, first = {"txt": joined[0] if joined else "Quercus robur."}, 2
             joined = joined[1:]
         expected |= {f"caption_{first + place}.txt": text for place, text in enumerate(joined)}
-        assert members_of == expected | {"trait.txt": f"it has {n + 2} petals of blue colour"}, n
+        expected |= {"trait.txt": f"it has {n + 2} petals of blue colour"}
+        assert members_of == dict.fromkeys(("caption_2.txt", "caption_3.txt"), "") | expected, n
 
 
 def lives(work: Path, key: str) -> list[dict[str, Any]]:

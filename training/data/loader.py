@@ -156,10 +156,12 @@ class SampleDataset(BatchDataset):
         except UnicodeDecodeError as error:
             raise CorruptSample(f"text is not UTF-8: {error}") from None
         named = self.text.members
-        there = [(members[name], number) for number, name in enumerate(named) if name in members]
+        there = [(members[name], number) for number, name in enumerate(named) if members.get(name, "").strip()]
         if self.text.use == "draw":  # further texts of a kind, as trait_2, are drawn by its name too
             more = ((kind_of(name), text) for name, text in members.items() if name not in named)
             there += [(text, named.index(kind)) for kind, text in more if kind in named]
+        if not there and not members["txt"].strip():
+            raise CorruptSample(f"it has no text ({', '.join(named)})")
         return there[mix_seed(seed, 0x747874) % len(there)] if there else (members["txt"], -1)
 
 

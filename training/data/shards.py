@@ -339,12 +339,12 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
 
 
 def text_members(block: bytes, key: str) -> dict[str, str]:
-    """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text."""
+    """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text. Empty is none."""
     texts: dict[str, str] = {}
     for name, content in _files_in(block):
         if content is None or not name.startswith(f"{key}."):
             break
-        if name.endswith(".txt"):
+        if name.endswith(".txt") and content.strip():
             texts[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
     return texts
 

@@ -13,7 +13,7 @@ from manifests.tables import VERDICTS
 from pipeline.captions.measure import measure_captions
 from pipeline.captions.rules import columns_needed, judge_captions
 from pipeline.captions.settings import CaptionSettings, TextChoice, TextSettings
-from pipeline.captions.texts import choose_texts, members_by_row
+from pipeline.captions.texts import choose_texts, members_by_row, members_of
 
 
 def judged(candidates: pa.Table, config: dict, **columns) -> pa.Table:
@@ -196,11 +196,15 @@ def test_the_written_text_is_chosen_by_config(make_candidates) -> None:
     assert both["txt_type"].to_pylist()[1] == "sci"  # the sentence in place of a caption is no caption to draw
     texts = dict(measured["texts"][0].as_py())
     picked = [[(name, texts[name]) for name in checked.text.members], [("trait", "blue"), ("trait_2", "tall")], []]
-    assert members_by_row(pa.chunked_array([pa.array(picked, pa.map_(pa.string(), pa.string()))])) == [
-        [("common_name.txt", "Wall iris"), ("sci.txt", "a photo of Iris tectorum.")],
-        [("trait.txt", "blue"), ("trait_2.txt", "tall")],
-        [],
+    column = pa.chunked_array([pa.array(picked, pa.map_(pa.string(), pa.string()))])
+    members = ["common_name.txt", "sci.txt", "trait.txt", "trait_2.txt"]
+    assert members_of(column) == set(members)
+    assert [[text for _, text in row] for row in members_by_row(column, members)] == [
+        ["Wall iris", "a photo of Iris tectorum.", "", ""],
+        ["", "", "blue", "tall"],
+        ["", "", "", ""],
     ]
+    assert all([name for name, _ in row] == members for row in members_by_row(column, members))
     plain = choose_texts(joined, TextSettings())
     assert plain["txt_type"].to_pylist() == ["caption", "sentence", "caption", None]
     assert plain["txt"].to_pylist() == ["A pond in spring", texts["sentence"], "A pond", None]

@@ -114,7 +114,7 @@ def test_columns_without_a_value_are_left_out_on_the_way_and_come_back(tmp_path:
     assert {"creator", "texts", "image_id", "language"}.isdisjoint(there)
     assert {"sample_id", "licence", "length", "txt", "txt_type", "tar_bytes"} <= there
     limits = (None, 12_000) if by_bytes else (2, None)
-    (file,) = arrange(ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), *limits), run).files
+    (file,) = arrange(ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), *limits, ()), run).files
     assert groups(file.temp) == [2, 1]
     rows = pq.read_table(file.temp)
     assert rows.schema.equals(ARRANGED)
@@ -197,7 +197,7 @@ def test_every_sample_of_a_large_split_is_in_the_row_group_of_its_shard(tmp_path
     assert len(set(ranks)) == num_rows
     run = Execution(str(tmp_path), 1, "x", None)
     (gathered,) = gather(to_gather(tmp_path, ranks, [""] * num_rows, [[]] * num_rows, TextSettings()), run).files
-    arranging = ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), size, None)
+    arranging = ArrangeInputs(Files((gathered.temp,)), ShardGroup("train"), PlaceRange(), size, None, ())
     (file,) = arrange(arranging, run).files
     assert groups(file.temp) == [size] * 125 + [num_rows - 125 * size]
     assert pq.read_table(file.temp, columns=["rank"])["rank"].to_pylist() == list(range(num_rows))
