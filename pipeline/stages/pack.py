@@ -257,8 +257,8 @@ def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGr
 
 
 def _members(run: StageRun[None]) -> tuple[str, ...]:
-    """File names of the extra text members of the release; no parts are arranged where nothing was drawn."""
-    return tuple(next((part.notes["members"] for part in run.parts("arrange")), ()))
+    """File names of the extra text members of the release. Parts of before 0.4 name none."""
+    return tuple(next((part.notes.get("members", ()) for part in run.parts("arrange")), ()))
 
 
 def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
