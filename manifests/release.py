@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.names.species import species_of
 from manifests.remote.patience import read_if_there
 from manifests.untrusted import json_object
 
@@ -34,6 +35,7 @@ _BESIDE = {RECORD_FILE, CROISSANT_FILE, CITATION_FILE, ".gitattributes"}  # the 
 FORMAT = "plantmix-release/1"
 WHEN_DAMAGED = "`plantmix repair WORKDIR` makes it again; outside a work folder, take a whole copy"
 _BATCH_ROWS = 50_000
+_GENUS, _SPECIES = "taxon_genus", "taxon_species"
 _NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "files": dict}
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
 
@@ -132,7 +134,7 @@ class Release:
     ) -> pa.Table:
         """One row for each placed sample, in shard order: its place in a shard, and what describes it.
 
-        `where` keeps the rows for which it is true.
+        `where` keeps the rows for which it is true. Species are binomials, also where the table has the epithet alone.
 
         Raises: IntegrityError for a table that is not as it was sealed. Arrow reads it only after that: a changed byte
             can make it wait for ever.
@@ -148,13 +150,18 @@ class Release:
             of_split = pc.field("split") == self._known(split)
             where = of_split if where is None else of_split & where
         names = None if columns is None else list(columns)
+        read = names if names is None or _SPECIES not in names else list(dict.fromkeys((*names, _GENUS)))
         try:
-            return pq.read_table(
-                inner, filesystem=fs, filters=where, columns=names, use_threads=whole, pre_buffer=whole
+            table = pq.read_table(
+                inner, filesystem=fs, filters=where, columns=read, use_threads=whole, pre_buffer=whole
             )
         except OSError as error:
             storage.check_passing(path, error)
             raise
+        if {_GENUS, _SPECIES} <= set(table.column_names):
+            place = table.column_names.index(_SPECIES)
+            table = table.set_column(place, _SPECIES, species_of(table[_GENUS], table[_SPECIES]))
+        return table if names is None else table.select(names)
 
     def iter_shards(
         self, columns: Sequence[str] | None = None, split: str | None = None

@@ -348,9 +348,8 @@ def _joined(sql: Any, plan: _Plan) -> Iterator[Batch]:
 
 
 def _species(plan: _Plan) -> str:
-    """The binomial: GBIF's own term, else genus and epithet."""
-    both = f"{plan.core('genus')} || ' ' || {plan.core('specificEpithet')}"
-    return f"coalesce({plan.core('species')}, {both})"
+    """GBIF's own term, else the epithet of a genus; ingest writes the binomial."""
+    return f"coalesce({plan.core('species')}, if({plan.core('genus')} IS NULL, NULL, {plan.core('specificEpithet')}))"
 
 
 def _cases(sql: Any, plan: _Plan) -> list[Case]:

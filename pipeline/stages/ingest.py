@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from manifests import storage, tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, RunError
+from manifests.names.species import species_of
 from manifests.reader import literals
 from manifests.records import Funnel
 from pipeline.runner.inputs import identity_of
@@ -68,6 +69,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     mapped["group_id"] = pc.if_else(pc.equal(group, ""), None, group)
     keys, whole = mapped["record_key"], mapped["url"]
     mapped |= {name: without_secrets(mapped[name]) for name in rows.column_names if name != "locator"}
+    mapped["taxon_species"] = _species(mapped)
     mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"])
     hidden = pc.and_(pc.is_null(rows["locator"]), pc.not_equal(whole, mapped["url"]))
     mapped |= {
@@ -79,6 +81,15 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     }
     table = pa.table([mapped[name] for name in _STAGED.names], _STAGED.names).cast(_STAGED)
     return pa.concat_tables([table, _lost_rows(batch.lost, source)]) if batch.lost.num_rows else table
+
+
+def _species(rows: Mapping[str, Any]) -> Any:
+    """The species as a binomial; the scientific name may state the genus of an epithet."""
+    stated = pc.extract_regex(rows["taxon_scientific_name"], r"^\s*(?P<genus>\p{Lu}[\p{L}-]+) (?P<epithet>[\p{L}-]+)")
+    of_epithet = pc.equal(pc.struct_field(stated, "epithet"), pc.utf8_trim_whitespace(rows["taxon_species"]))
+    genus = pc.if_else(of_epithet, pc.struct_field(stated, "genus"), None)
+    given = pc.utf8_trim_whitespace(rows["taxon_genus"])
+    return species_of(pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), genus), rows["taxon_species"])
 
 
 def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray) -> tuple[Any, Any]:
@@ -323,7 +334,7 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        Step("read", _plan, read_source, version=4, unit="sources"),
+        Step("read", _plan, read_source, version=5, unit="sources"),  # 5: species are binomials
         Step("join", _plan_join, join, unit="tables"),
     ),
     conclude=_conclude,

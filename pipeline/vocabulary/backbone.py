@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from manifests.errors import ConfigError
+from manifests.names.species import species_of
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import NAMES, TAXON_RANKS
 from manifests.untrusted import check_packing
@@ -104,8 +105,9 @@ def names_to_resolve(candidates: pa.Table) -> pa.Table:
     scientific_name, genus, species, kingdom = (
         _without_blanks(candidates[f"taxon_{column}"]) for column in ("scientific_name", "genus", "species", "kingdom")
     )
-    whole = pc.if_else(pc.match_substring(pc.fill_null(species, ""), " "), species, pa.scalar(None, pa.string()))
-    name = pc.coalesce(scientific_name, whole, pc.binary_join_element_wise(genus, species, " "), genus)
+    binomial = species_of(genus, species)
+    binomial = pc.if_else(pc.match_substring(binomial, " "), binomial, None)
+    name = pc.coalesce(scientific_name, binomial, genus)
     return pa.table({"name": name, "kingdom": kingdom})
 
 

@@ -12,6 +12,8 @@ import unicodedata
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from manifests.names.species import NOT_A_NAME, UNCERTAIN, UNNAMED
+
 MAX_NAME_CHARS = 500
 """A longer text is no name. Formulas are read again from each of their signs, which takes the cube of their length."""
 _HYBRID_SIGNS = frozenset("×✕✖☓")
@@ -23,9 +25,6 @@ _MARKS = {
     "nothossp": "nothosubsp.", "nothovar": "nothovar.", "nothof": "nothof.", "prol": "prol.", "pv": "pv.",
     "ab": "ab.", "morph": "morph", "lusus": "lusus", "microgene": "microgene", "f.sp": "f. sp.", "fsp": "f. sp.",
 }  # fmt: skip
-_UNCERTAIN = {"cf": "cf.", "aff": "aff.", "nr": "nr.", "near": "nr.", "?": "?", "conf": "cf.", "prox": "nr."}
-UNNAMED = {"sp": "sp.", "spp": "spp.", "spec": "sp.", "species": "sp.", "indet": "indet.", "ined": "ined.",
-            "hybrid": "hybrid", "hybr": "hybrid", "hyb": "hybrid"}  # fmt: skip
 _AGGREGATES = frozenset({"agg", "aggr", "coll", "complex", "group"})
 # Small words of authorships, and words of sequence archives, that must not be taken for an epithet.
 _AUTHOR_WORDS = frozenset({
@@ -47,12 +46,7 @@ _SENSE = re.compile(
 )
 # Names of viruses have no parts, except two-part names (Orthopoxvirus variola) and genera (Rotavirus).
 _VIRUS = re.compile(r"\s[\w-]*(?:virus|viroid|virophage|phage|satellite)(?=\W|$)")
-_NOT_A_NAME = re.compile(
-    r"^(?:bold:|sh\d|unidentified|unknown|unplaced|unassigned|not assigned|incertae|indet|n/?a$|none$|null$"
-    r"|nan$|life$"
-    r"|various|mixed|no name|undetermined|gen\.|unclassified|uncultured|environmental sample|metagenome)",
-    re.IGNORECASE,
-)
+_NOT_A_NAME = re.compile(NOT_A_NAME)
 _SUFFIX_RANKS = (
     ("aceae", "family"), ("idae", "family"), ("ales", "order"), ("opsida", "class"), ("mycetes", "class"),
     ("phyta", "phylum"), ("mycota", "phylum"), ("oideae", "subfamily"), ("inae", "subfamily"),
@@ -85,7 +79,7 @@ class Name:
     @property
     def uncertain(self) -> bool:
         """True when the species was only compared with this one, not determined (cf., aff., ?)."""
-        return self.qualifier in set(_UNCERTAIN.values())
+        return self.qualifier in set(UNCERTAIN.values())
 
     @property
     def canonical(self) -> str:
@@ -230,8 +224,8 @@ def _read_parts(genus: str, rest: list[str], cultivar: str) -> Name:
     i = 0
     while i < len(rest) and not species:
         bare = rest[i].rstrip(".").lower()
-        if rest[i] == "?" or bare in _UNCERTAIN:
-            qualifier = _UNCERTAIN[bare or "?"]
+        if rest[i] == "?" or bare in UNCERTAIN:
+            qualifier = UNCERTAIN[bare or "?"]
         elif bare in UNNAMED:
             qualifier = UNNAMED[bare]
             i += 1
@@ -245,8 +239,8 @@ def _read_parts(genus: str, rest: list[str], cultivar: str) -> Name:
         else:
             break
         i += 1
-    if species and rest[i:] and rest[i].rstrip(".").lower() in _UNCERTAIN and len(rest) == i + 1:
-        qualifier = _UNCERTAIN[rest[i].rstrip(".").lower() or "?"]  # Iris tectorum cf.
+    if species and rest[i:] and rest[i].rstrip(".").lower() in UNCERTAIN and len(rest) == i + 1:
+        qualifier = UNCERTAIN[rest[i].rstrip(".").lower() or "?"]  # Iris tectorum cf.
     elif species:
         mark, infra = _read_infraspecific(rest, i)
     rank = _rank_of(genus, species, infra, cultivar, qualifier)
@@ -262,7 +256,7 @@ def _read_infraspecific(rest: list[str], start: int) -> tuple[str, str]:
     """The last infraspecific mark behind `start`, and its name."""
     mark = infra = ""
     i = start
-    while i < len(rest) and rest[i].rstrip(".").lower() not in _UNCERTAIN:  # cf. var. alba: not certain
+    while i < len(rest) and rest[i].rstrip(".").lower() not in UNCERTAIN:  # cf. var. alba: not certain
         bare = rest[i].rstrip(".").lower()
         if bare == "f" and i + 2 < len(rest) and rest[i + 1] == "sp." and _is_epithet(rest[i + 2]):
             mark, infra = "f. sp.", rest[i + 2]
@@ -284,7 +278,7 @@ def _read_infraspecific(rest: list[str], start: int) -> tuple[str, str]:
 
 
 def _rank_of(genus: str, species: str, infra: str, cultivar: str, qualifier: str) -> str:
-    uncertain = qualifier in set(_UNCERTAIN.values())
+    uncertain = qualifier in set(UNCERTAIN.values())
     if infra and not uncertain:
         return "infraspecies"
     if species and not uncertain:

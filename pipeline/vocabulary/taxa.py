@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from manifests.names.species import UNNAMED
 from manifests.tables import TAXON_RANKS
-from pipeline.vocabulary.names import EMPTY_NAME, UNNAMED, Name, is_no_name, parse_name, tidy_name
+from pipeline.vocabulary.names import EMPTY_NAME, Name, is_no_name, parse_name, tidy_name
 
 
 def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vernacular: str | None) -> dict[str, str]:
@@ -25,7 +26,7 @@ def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vern
     Source: the text types of Stevens et al. 2024 (BioCLIP, arXiv:2311.18803).
     """
     name = parse_name(scientific_name)
-    held = _fill_from_name([tidy_name(rank or "") for rank in ranks], name)
+    held = _fill_from_name(_tidy_ranks(ranks), name)
     present = [(rank, value) for rank, value in zip(TAXON_RANKS, held, strict=True) if value]
     genus, species = held[5], held[6]
     taxonomic = " ".join(value for _, value in present)
@@ -59,6 +60,13 @@ def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vern
         "canonical": canonical,
         "sentence": f"{canonical}, commonly known as {given_common}." if known_as else f"{canonical}.",
     }
+
+
+def _tidy_ranks(ranks: tuple[str | None, ...]) -> list[str]:
+    """The ranks in one spelling; of a species that repeats the genus its epithet, however that is spelt."""
+    *above, genus, species = ("" if rank is None else " ".join(rank.split()) for rank in ranks)
+    epithet = species.removeprefix(f"{genus} ")
+    return [tidy_name(rank) for rank in (*above, genus, species if " " in epithet else epithet)]
 
 
 def _fill_from_name(held: list[str], name: Name) -> list[str]:
@@ -96,7 +104,7 @@ def _first_vernacular(names: str | None) -> str:
 
 def known_ranks(ranks: tuple[str | None, ...], scientific_name: str | None) -> dict[str, str]:
     """Rank to name, as the texts use them; holes are left out, and `species` is the binomial."""
-    held = _fill_from_name([tidy_name(rank or "") for rank in ranks], parse_name(scientific_name))
+    held = _fill_from_name(_tidy_ranks(ranks), parse_name(scientific_name))
     if held[5] and held[6]:
         held[6] = f"{held[5]} {held[6]}"
     return {rank: value for rank, value in zip(TAXON_RANKS, held, strict=True) if value}

@@ -253,11 +253,8 @@ def _columns_of(pool: SamplePool, names: Sequence[str], setting: str = _LABEL_FI
 
 
 def _taxa(columns: SampleColumns, rank: str) -> pa.ChunkedArray:
-    """The name of each row's taxon at a rank, or at its deepest rank; a species is a binomial."""
+    """The name of each row's taxon at a rank, or at its deepest rank."""
     ranks = {name: columns.column(f"taxon_{name}") for name in TAXON_RANKS}
-    joined = pc.binary_join_element_wise(ranks["genus"], ranks["species"], " ")
-    whole = pc.or_kleene(pc.match_substring(ranks["species"], " "), pc.is_null(joined))
-    ranks["species"] = pc.if_else(whole, ranks["species"], joined)
     if rank in ranks:
         return ranks[rank]
     named = [pc.binary_join_element_wise(name, ranks[name], " ") for name in reversed(TAXON_RANKS)]

@@ -12,6 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+
+from manifests.names.species import species_of
 from manifests.tables import TAXON_RANKS
 from training.config import ClassText
 
@@ -28,17 +31,17 @@ class Taxon:
 
     @property
     def scientific(self) -> str:
-        """Genus and epithet, or the lowest rank that is known."""
-        genus, species = self.ranks[5], self.ranks[6]
-        if species:
-            return species if " " in species or not genus else f"{genus} {species}"
-        return next((rank for rank in reversed(self.ranks) if rank), self.common)
+        """The species, or the lowest rank that is known above it."""
+        species = species_of(*map(pa.scalar, self.ranks[5:])).as_py()
+        return species or next((rank for rank in reversed(self.ranks[:6]) if rank), self.common)
 
     @property
     def taxonomic(self) -> str:
         """All known ranks, kingdom first; the species as its epithet, since the genus stands before it."""
-        epithet = self.ranks[6].rpartition(" ")[2]
-        return " ".join(rank for rank in (*self.ranks[:6], epithet) if rank) or self.common
+        names = self.ranks[:6]
+        if self.ranks[6] and self.scientific not in names:
+            names += (self.scientific.removeprefix(f"{names[5]} "),)
+        return " ".join(filter(None, names)) or self.common
 
 
 def taxon_of(row: Mapping[str, object], prefix: str = "") -> Taxon | None:

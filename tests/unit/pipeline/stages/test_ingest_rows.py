@@ -53,6 +53,25 @@ def read(
     return kept, rejected, result
 
 
+def test_the_species_of_a_candidate_is_a_binomial() -> None:
+    """Herbaria write the epithet beside the genus; where no column holds the genus, the whole name may state it."""
+    given = source(taxon_genus="gen", taxon_species="epithet", taxon_scientific_name="latin")
+    rows = [
+        ("Quercus", "alba", None, "Quercus alba"),
+        ("Populus", " alba ", "Populus alba L.", "Populus alba"),
+        ("Quercus", "Quercus alba", None, "Quercus alba"),
+        ("", "alba", "Morus alba L.", "Morus alba"),
+        (None, "rose", "Rosa canina", "rose"),
+        ("Quercus", "sp.", None, None),
+        ("Quercus", None, None, None),
+    ]
+    names = [f"http://a/{number}.jpg" for number in range(len(rows))]
+    genera, epithets, latin, expected = map(list, zip(*rows, strict=True))
+    found = mapped(given, link=names, id=names, title=names, gen=genera, epithet=epithets, latin=latin)
+    assert found["taxon_species"].to_pylist() == expected
+    assert found["taxon_genus"].to_pylist() == genera
+
+
 def test_columns_go_where_the_config_says() -> None:
     given = source(taxon_genus="gen", licence="rights", extra=["width", "gen"])
     found = mapped(

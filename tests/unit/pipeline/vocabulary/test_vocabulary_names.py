@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from manifests.names.species import species_of
 from manifests.tables import MEMBER_NAMES, TAXON_RANKS, TEXT_TYPES
 from pipeline.vocabulary.names import EMPTY_NAME, parse_name
 from pipeline.vocabulary.taxa import derived_ranks, taxon_columns, taxon_texts
@@ -99,6 +100,18 @@ def test_text_types_of_partial_taxa(
     ranks: tuple[str | None, ...], name: str | None, vernacular: str | None, key: str, text: str
 ) -> None:
     assert taxon_texts(ranks, name, vernacular)[key] == text
+
+
+@pytest.mark.parametrize("genus", ["Quercus", "QUERCUS", "×Cupressocyparis"])
+@pytest.mark.parametrize("epithet", ["alba", "ALBA", "in", "kelloggii", "sp.", "unknown"])
+def test_a_binomial_gives_the_texts_of_its_genus_and_epithet(genus: str, epithet: str) -> None:
+    texts = [taxon_texts((*IRIS[:5], genus, species), None, "Oak") for species in (epithet, f"{genus} {epithet}")]
+    assert texts[0] == texts[1]
+
+
+def test_a_hybrid_epithet_is_not_lost() -> None:
+    ranks = (*IRIS[:5], "Rosa", species_of(pa.scalar("Rosa"), pa.scalar("× alba")).as_py())
+    assert taxon_texts(ranks, None, None)["scientific"] == "Rosa × alba"
 
 
 def test_nothing_known_gives_no_text() -> None:

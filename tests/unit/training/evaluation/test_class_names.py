@@ -28,7 +28,7 @@ def test_class_texts_are_bioclips(kind: Any, text: str) -> None:
 
 
 def test_a_taxon_with_holes_still_has_every_text() -> None:
-    assert Taxon(("Plantae", "", "", "", "", "", "Quercus robur")).taxonomic == "Plantae robur"
+    assert Taxon(("Plantae", "", "", "", "", "", "Quercus robur")).taxonomic == "Plantae Quercus robur"
     assert Taxon(("Plantae", "", "", "", "", "Quercus", "Quercus robur")).scientific == "Quercus robur"
     fern = taxon_of({"taxon_kingdom": "Plantae", "taxon_genus": "Dryopteris", "taxon_species": None}, "taxon_")
     assert fern is not None

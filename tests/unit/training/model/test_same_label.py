@@ -20,14 +20,17 @@ from training_runs import make_settings, run_once
 
 from manifests.errors import ConfigError
 from training.cli import main
+from training.config import ZeroShotSettings
 from training.data import columns
-from training.data.columns import BatchKinds, BatchLabels, hash_rows, txt_labels
+from training.data.columns import BatchKinds, BatchLabels, SampleColumns, hash_rows, txt_labels
 from training.data.loader import open_releases
 from training.data.shards import SamplePool, open_pool
+from training.evaluation.evaluate import class_texts, zero_shot_labels
 from training.model.loss import LossSettings, accumulate_backward, make_loss
 from training.model.losses.contrastive import Contrastive
 from training.record.log import read_log
 from training.run.loop import train
+from training.using.labels import labels_of_release
 
 LABELS = torch.tensor([3, 7, 3, 9, 7, 3, 1])
 NAMES = ("image_features", "text_features", "image_second_order", "text_second_order")
@@ -181,6 +184,18 @@ def test_samples_with_equal_values_share_a_label(field: str, expected: set[Any],
     rows = torch.arange(len(pool))
     labels = BatchLabels(pool, field, ("txt",)).of(ids, rows, torch.zeros_like(rows))
     assert alike(pool, labels) == expected
+
+
+def test_oaks_and_mulberries_are_two_species_for_every_reader(pool: SamplePool) -> None:
+    """The classes of `predict --taxa` and of zero-shot, of a release whose table holds the epithet alone."""
+    release = open_releases(pool.paths[0])[0]
+    assert labels_of_release(release, "species").names == ("Morus alba", "Quercus alba")
+    task = ZeroShotSettings(field="taxon_species", text="scientific", min_per_class=1)
+    samples = SampleColumns(release, "train")
+    classes, members = zero_shot_labels(pool, samples, task)
+    assert class_texts(samples, classes, members, task) == classes == ["Morus alba", "Quercus alba"]
+    assert len(members) == 4
+    assert release.samples("train", ["taxon_species"]).column_names == ["taxon_species"]
 
 
 def texts_of(pool: SamplePool) -> list[str]:

@@ -1,0 +1,1 @@
+"""Equal names, and the species of a row."""
