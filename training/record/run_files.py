@@ -1,16 +1,16 @@
 """Tell which files of a folder belong to a run. A training replaces or removes only these, on a disk and in a store.
 
 They are known by their exact names, and only beside the `run.json` that `dalip train` writes first. Without it no file
-belongs to a run, and a training that would write over one is refused. Figures in `eval` belong to a run when they hold
-what `dalip eval` writes.
+belongs to a run, and a training that would write over one is refused. Figures in `eval` belong to `dalip eval`: a
+training leaves them, and they say which weights they are of.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
@@ -28,7 +28,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 POINTER_FILE = "LATEST"  # of the checkpoints of a run in a store
 EVAL_FOLDER = "eval"  # figures of `dalip eval`
 _FILES = (SETTINGS_FILE, RUN_FILE, LOG_FILE, MODEL_FILE, SUMMARY_FILE)
-_FOLDERS = (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER, EVAL_FOLDER)
+_FOLDERS = (CHECKPOINT_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER)
 _CHECKPOINT = re.compile(r"step-(\d+)\.pt")
 _BY_NAME = re.compile(
     rf"{CHECKPOINT_FOLDER}/({_CHECKPOINT.pattern}|{POINTER_FILE})|not-finite-step-\d+-rank-\d+\.json"
@@ -83,8 +83,7 @@ def require_place(place: str) -> None:
             f"{storage.join(place, RUN_FILE)}: is damaged, or not the record of a training; move the folder away, or "
             "choose another --output"
         )
-    own = set(_figures(place, names))
-    if strange := [name for name in names if _is_in_the_way(name) and name not in own]:
+    if strange := [name for name in names if _is_in_the_way(name)]:
         raise ConfigError(
             f"{place}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, but no {RUN_FILE} of a "
             "training: it is not the folder of a run, and a run would write over these files; choose another --output, "
@@ -103,9 +102,8 @@ def refuse_within_run(target: str) -> None:
 
 
 def files_of_run(place: str) -> list[str]:
-    """What a run and its evaluations wrote into a place, except `run.json`; first the two that vouch for the others."""
-    names = _names_in(place)
-    own = [name for name in names if name in _FILES or _BY_NAME.fullmatch(name)] + list(_figures(place, names))
+    """What a training wrote into a place, except `run.json`; first the two that vouch for the others."""
+    own = [name for name in _names_in(place) if name in _FILES or _BY_NAME.fullmatch(name)]
     first = (f"{CHECKPOINT_FOLDER}/{POINTER_FILE}", SUMMARY_FILE)
     return sorted((name for name in own if name != RUN_FILE), key=lambda name: (name not in first, name))
 
@@ -121,20 +119,6 @@ def clear_run(folder: Path) -> None:
 
 def _is_in_the_way(name: str) -> bool:
     return not storage.is_private(name) and (name in _FILES or name.partition("/")[0] in _FOLDERS)
-
-
-def _figures(place: str, names: list[str]) -> Iterator[str]:
-    """The figures of evaluations among some files, and their plots."""
-    for name in names:
-        path = PurePosixPath(name)
-        if (
-            path.parent.name == EVAL_FOLDER
-            and path.suffix == ".json"
-            and is_evaluation(read_if_there(storage.join(place, name)))
-        ):
-            yield name
-            if (plot := str(path.with_suffix(".png"))) in names:
-                yield plot
 
 
 def _names_in(place: str) -> list[str]:

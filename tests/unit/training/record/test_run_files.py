@@ -10,17 +10,24 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Finished, assert_same_run, content_of, final_weights, make_settings, run_once
+from training_runs import (
+    Finished,
+    assert_same_run,
+    content_of,
+    final_weights,
+    make_settings,
+    run_once,
+    write_values,
+)
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
 from training.record import checkpoint, run_files
 from training.run.loop import train
 
-FIGURES = json.dumps(dict.fromkeys(("weights", "model", "preset", "sets", "groups")))
 FOREIGN = ("checkpoints/epoch_5.pt", "checkpoints/step-backup.pt", "wandb/run-1/files/x", "tensorboard/mine.txt",
-           "tensorboard/events.out.tfevents.1", "eval/mine.json", "eval/mine.png", "model.pt", "config.json",
-           "log.jsonl", "run.json", "summary.json", "checkpoints/step-00000002.pt")  # fmt: skip
+           "tensorboard/events.out.tfevents.1", "model.pt", "config.json", "log.jsonl", "run.json", "summary.json",
+           "checkpoints/step-00000002.pt")  # fmt: skip
 
 
 def _put(folder: Path, *names: str) -> dict[Path, bytes]:
@@ -61,9 +68,7 @@ def test_a_run_in_the_midst_of_a_project_leaves_it_as_it_is(
     config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`output_dir: .`, also when trained anew; private files of others lie below."""
-    before = _put(folder, "README.md", "src/main.py", "src/.part.tmp-0123456789ab")
-    (folder / "eval").mkdir()
-    (folder / "eval/start.json").write_text(FIGURES)  # of the weights it begins from, measured before
+    before = _put(folder, "README.md", "src/main.py", "src/.part.tmp-0123456789ab", "eval/mine.png")
     monkeypatch.chdir(folder)
     for resume in (True, False):
         train(make_settings(config, output_dir=".", schedule={"steps": 1}), resume=resume)
@@ -71,18 +76,33 @@ def test_a_run_in_the_midst_of_a_project_leaves_it_as_it_is(
 
 
 def test_training_anew_removes_its_own_files_alone(config: dict[str, Any], run: Path) -> None:
-    strange = [name for name in FOREIGN[:7] if "events" not in name]
+    strange = [*FOREIGN[:4], "eval/heldout-toy.json", "eval/heldout-toy.png"]
     before = {path: content for path, content in _put(run, *strange).items() if "someone else" in str(content)}
     assert len(before) == len(strange) > 5
-    own = [run / "tensorboard/events.out.tfevents.1", run / "eval/heldout-toy.json",
-           run / "eval/heldout-toy.png", run / "not-finite-step-00000002-rank-0.json"]  # fmt: skip
+    own = [run / "tensorboard/events.out.tfevents.1", run / "not-finite-step-00000002-rank-0.json"]
     for path in own:
-        path.write_text(FIGURES)
+        path.write_text("of the run")
     run_once_anew = train(make_settings(config, schedule={"steps": 1, "warmup_steps": 0}), resume=False)[0]
     assert run_once_anew["steps"] == 1
     assert before.items() <= content_of(run).items()
     assert not any(path.exists() for path in own)
     assert [path.name for path in run_files.list_checkpoints(run)] == ["step-00000001.pt"]
+
+
+@pytest.mark.parametrize("out", [None, "eval/before.json"])
+def test_figures_measured_before_the_training_are_kept(
+    config: dict[str, Any], folder: Path, out: str | None, tmp_path: Path, finished: Finished
+) -> None:
+    """Of the weights that a config names: only they say what the training was good for. Also where it runs anew."""
+    start = finished(config, output_dir=str(tmp_path / "start"))
+    path = write_values(tmp_path, config | {"model": config["model"] | {"pretrained": str(start)}})
+    named = [] if out is None else ["--out", str(folder / out)]
+    assert main(["eval", path, *named]) == 0
+    before = content_of(folder)
+    assert {path.suffix for path in before} == {".json", ".png"}
+    for more in ([], ["--no-resume"]):
+        assert main(["train", path, *more]) == 0
+        assert before.items() <= content_of(folder).items()
 
 
 def test_a_copy_of_a_checkpoint_under_another_name_is_no_checkpoint(config: dict[str, Any], run: Path) -> None:
