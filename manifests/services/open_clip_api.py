@@ -22,8 +22,7 @@ _NAMES = {
     ".coca_model": "CoCa",
     ".convert": "convert_state_dict",
     ".hf_model": "HFTextEncoder",
-    ".model": "CLIPTextCfg CLIPVisionCfg convert_to_custom_text_state_dict resize_pos_embed resize_text_pos_embed "
-    "set_model_preprocess_cfg",
+    ".model": "CLIPTextCfg CLIPVisionCfg convert_to_custom_text_state_dict resize_pos_embed set_model_preprocess_cfg",
     ".modified_resnet": "ModifiedResNet",
     ".pretrained": "HF_SAFE_WEIGHTS_NAME download_pretrained get_pretrained_cfg",
     ".tokenizer": "HFTokenizer SimpleTokenizer",

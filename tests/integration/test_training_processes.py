@@ -23,7 +23,7 @@ import torch
 from command_server import Command, CommandServer
 from process_tree import below, is_running, kill
 from ray_nodes import free_port
-from training_runs import assert_same_run, step_lines, tiny_values, write_values
+from training_runs import assert_same_run, step_lines, tiny_values, with_sections, write_values
 from waiting import wait_until
 
 from training.cli import main
@@ -252,6 +252,37 @@ def test_two_ranks_stop_together(values: dict[str, Any], start: Start, tmp_path:
     assert all(f"stopped by a signal after step {last} of 5000" in err for err in said)
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert (place / "run" / "checkpoints" / f"step-{last:08d}.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimiser": {"lr": 0.003}}, "optimiser.lr: 0.002 -> 0.003"),
+        pytest.param({"loss": {"first_order_weight": 0.3}}, "loss.first_order_weight: ", marks=pytest.mark.slow),
+        pytest.param({"seed": 1}, "seed: 0 -> 1", marks=pytest.mark.slow),
+        pytest.param({"checkpoint": {"every_steps": 2}}, "checkpoint.every_steps: 3 -> 2", marks=pytest.mark.slow),
+        pytest.param({"release": "other"}, "releases.fingerprints: ", marks=pytest.mark.slow),
+    ],
+)
+def test_two_ranks_of_unlike_runs_do_not_train(
+    values: dict[str, Any], change: dict[str, Any], words: str, commands: CommandServer, tmp_path: Path
+) -> None:
+    """Both say what differs, and nothing is written."""
+    if "release" in change:
+        other = writer.write_release(tmp_path / "other", writer.drawn_samples(107, 0, size_px=80))
+        change = {"release": str(other)}
+    values = values | {"output_dir": str(tmp_path / "run")}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"} | _VARIABLES
+    ranks = []
+    for rank, changed in enumerate((values, with_sections(values, **change))):
+        config = write_values(tmp_path, changed, f"rank-{rank}")
+        ranks.append(commands.start("dalip", "train", config, **meeting, RANK=str(rank), LOCAL_RANK=str(rank)))
+    for command in ranks:
+        said = command.communicate()[1]
+        assert command.poll() == 2
+        assert f"rank 1 would train another run than rank 0 ({words}" in said
+        assert "the same config and the same release" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ def _settings_behind_figures(settings: TrainSettings) -> dict[str, Any]:
 
 def _from_pretrained(config: TrainSettings, folder: Path) -> TrainedModel:
     """The pretrained weights of a config without a run yet."""
-    model = build_model(config.model.model_copy(update={"pretrained": checkpoint.begin_with(config.model.pretrained)}))
+    model = build_model(checkpoint.begin_with(config.model))
     source = str(config.model.pretrained)
     notes = [f"{folder} has no trained weights yet: these are the pretrained ones of the config ({source})"]
     if new := model.new_parameters:

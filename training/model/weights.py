@@ -6,10 +6,8 @@ every key that is missing, unknown or of another shape.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +141,7 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
 
     Raises: ConfigError, in one line, for a CLIP part that does not fit, or that was trained to compute something else.
     """
-    path = Path(source)
+    path, architecture = Path(source), None
     if path.suffix in (".npz", ".npy"):  # big_vision's
         open_clip.load_checkpoint(model.clip, str(path))
         return {f"clip.{name}" for name in model.clip.state_dict()}, ()
@@ -162,6 +160,7 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
         of_clip, second = in_parts(read_state(path))
         if of_clip:
             set_preprocessing(model, preprocessing_of(path))
+            architecture = _content(path).get("architecture")
         else:  # a checkpoint of open_clip
             of_clip, second = second, {}
     own, of_clip = model.state_dict(), _in_open_clip_layout(model.clip, of_clip)
@@ -173,7 +172,9 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
             f"{'; '.join(problems[:3])}{more}"
         )
     if path.is_dir():
-        _check_same_forward(model, path)
+        _check_folder(model, path)
+    elif architecture is not None:  # runs of earlier versions say it in run.json alone
+        check_same_forward(architecture, model.settings.architecture, path)
     state = second | {f"clip.{name}": tensor for name, tensor in of_clip.items()}
     fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
@@ -195,9 +196,6 @@ def _in_open_clip_layout(clip: Any, state: dict[str, Tensor]) -> dict[str, Tenso
             state[name] = torch.zeros_like(parameter)
     state.pop("text.transformer.embeddings.position_ids", None)
     open_clip.resize_pos_embed(state, clip)
-    if hasattr(clip, "transformer") or hasattr(clip, "text"):
-        with suppress(AssertionError):  # of another width, which the caller names
-            open_clip.resize_text_pos_embed(state, clip)
     return state
 
 
@@ -236,26 +234,35 @@ def _weights_in(folder: Path) -> Path:
     return next((folder / name for name in names if (folder / name).is_file()), folder / WEIGHTS_FILE)
 
 
-def _check_same_forward(model: DalipModel, folder: Path) -> None:
-    own = forward_settings(architecture_config(model.settings.architecture))
+def check_same_forward(stored: dict[str, Any], architecture: str, where: str | Path, hint: str = "") -> None:
+    """See that weights that were trained in the architecture `stored` compute the same in the one that is named.
+
+    Raises: ConfigError that names what differs.
+    """
+    own = forward_settings(architecture_config(architecture))
+    if changes := differences(forward_settings(stored), own):
+        raise ConfigError(
+            f"{where}: its weights were trained in another architecture than {architecture} "
+            f"({'; '.join(changes[:3])}){hint}"
+        )
+
+
+def _check_folder(model: DalipModel, folder: Path) -> None:
     if (folder / CONFIG_FILE).is_file():
-        config, hint = forward_settings(architecture_config(str(folder))), ": give the folder as model.architecture too"
+        config, hint = architecture_config(str(folder)), ": give the folder as model.architecture too"
     else:  # of transformers
         # The heads and the activation are in no weight's shape.
-        stored, hint, config = read_json(folder / _TRANSFORMERS_CONFIG), "", json.loads(json.dumps(own))
+        stored, hint = read_json(folder / _TRANSFORMERS_CONFIG), ""
+        config = forward_settings(architecture_config(model.settings.architecture))
         for part, key in (("vision_cfg", "vision_config"), ("text_cfg", "text_config")):
             values = {"hidden_act": "quick_gelu", "num_attention_heads": 12 if part == "vision_cfg" else 8}
             values |= stored.get(key) or {}
             config["quick_gelu"] = values["hidden_act"] == "quick_gelu"
             if part == "text_cfg":
                 config[part]["heads"] = values["num_attention_heads"]
-            elif "width" in own[part]:
-                config[part]["head_width"] = own[part]["width"] // values["num_attention_heads"]
-    if changes := differences(config, own):
-        raise ConfigError(
-            f"{folder}: its weights were trained in another architecture than {model.settings.architecture} "
-            f"({'; '.join(changes[:3])}){hint}"
-        )
+            elif "width" in config[part]:
+                config[part]["head_width"] = config[part]["width"] // values["num_attention_heads"]
+    check_same_forward(config, model.settings.architecture, folder, hint)
 
 
 def preprocessing_of(path: Path) -> dict[str, Any]:
@@ -268,10 +275,13 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
     if path.name == _TRANSFORMERS_VIEW:
         values = read_json(path) if path.is_file() else {}
         return {name: values[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in values}
-    if path.suffix == ".safetensors":
-        return {}
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return dict(content.get("preprocess", {})) if isinstance(content, dict) else {}
+    return dict(_content(path).get("preprocess", {}))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a file holds beside its tensors; nothing is known of one in another format than ours."""
+    content = None if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=True)
+    return content if isinstance(content, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

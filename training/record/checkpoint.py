@@ -28,7 +28,8 @@ from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.release import refuse_within
 from manifests.untrusted import read_object
 from training.config import TrainSettings
-from training.model.weights import load_fault
+from training.model.presets import ModelSettings
+from training.model.weights import check_same_forward, load_fault
 from training.record.run_files import (
     CHECKPOINT_FOLDER,
     MODEL_FILE,
@@ -174,10 +175,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_model(folder: Path, state_dict: dict[str, Any], settings: TrainSettings, preprocess: dict[str, Any]) -> Path:
-    """Publish the final weights, as `weights.read_state` reads them, and how pictures are prepared."""
-    model_settings = settings.model.model_dump(mode="json")
-    content = {"state_dict": state_dict, "model_settings": model_settings, "preprocess": preprocess}
+def save_model(
+    folder: Path, state_dict: dict[str, Any], settings: TrainSettings, preprocess: dict[str, Any], architecture: Any
+) -> Path:
+    """Publish the final weights, as `weights.read_state` reads them, with their architecture and preprocessing."""
+    content = {
+        "state_dict": state_dict,
+        "model_settings": settings.model.model_dump(mode="json"),
+        "architecture": architecture,
+        "preprocess": preprocess,
+    }
     _save(folder / MODEL_FILE, {"format": FORMAT, **content})
     return folder / MODEL_FILE
 
@@ -207,20 +214,28 @@ def _has_final(folder: Path) -> bool:
     return (folder / SUMMARY_FILE).exists() and (folder / MODEL_FILE).exists()
 
 
-def begin_with(source: str | None) -> str | None:
-    """What `model.pretrained` names; of a run, the file of its final weights.
+def begin_with(model: ModelSettings) -> ModelSettings:
+    """The settings with the file that `model.pretrained` names; of a run, that of its final weights.
 
-    Raises: ConfigError for a run that is not finished; IntegrityError for other bytes than it wrote.
+    Raises: ConfigError for a run that is not finished, and for weights of a run in another architecture;
+        IntegrityError for other bytes than it wrote.
     """
-    if source is None or not is_run(source):
-        return source
-    folder = Path(source)
+    source = model.pretrained
+    if source is None:
+        return model
+    path = Path(source)
+    folder = path if is_run(source) else path.parent if path.name == MODEL_FILE else path.parent.parent
+    is_of_run = path in (folder, folder / MODEL_FILE, *list_checkpoints(folder)) and is_run(str(folder))
+    if is_of_run and (architecture := read_architecture(folder)) is not None:
+        check_same_forward(architecture, model.architecture, source)
+    if not is_run(source):
+        return model
     if not _has_final(folder):
         raise ConfigError(
             f"model.pretrained {source}: this run is not finished; run it to its end, or name one of its checkpoints"
         )
     check_model(folder)
-    return str(folder / MODEL_FILE)
+    return model.model_copy(update={"pretrained": str(folder / MODEL_FILE)})
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Several processes as one: joining them to a group, work for rank 0 alone, means and lists over ranks.
 
 Reads the environment that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). Without it there is one process, and every
-function here costs nothing. Gives up with ConfigError on a device that is not there.
+function here costs nothing. Gives up with ConfigError on a device that is not there, and on processes of unlike runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from manifests.errors import PlantMixError
+from manifests.errors import ConfigError, PlantMixError
+from manifests.settings import differences
 from training.model.device import pick_device
 
 T = TypeVar("T")
@@ -122,3 +123,17 @@ def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, value)
     return parts
+
+
+def require_same(values: dict[str, Any], ranks: Ranks) -> None:
+    """See that all processes train the same run; `values` are all that shapes it.
+
+    Raises: ConfigError on every rank, with the first one that differs and what differs.
+    """
+    first, *others = gather_from_ranks(values, ranks)
+    for rank, other in enumerate(others, 1):
+        if changes := differences(first, other):
+            raise ConfigError(
+                f"rank {rank} would train another run than rank 0 ({'; '.join(changes[:3])}); give every process the "
+                "same config and the same release"
+            )

@@ -37,7 +37,7 @@ from training.record.checkpoint import lock_folder, save_model
 from training.record.log import LOG_FILE, RunLog, read_log
 from training.record.run_folder import RunFolder, RunState
 from training.run import failures
-from training.run.distributed import Ranks, mean_over_ranks, on_main, start_ranks, stop_ranks
+from training.run.distributed import Ranks, mean_over_ranks, on_main, require_same, start_ranks, stop_ranks
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, restore, save
 from training.run.stopping import StoppedError, stop_event
@@ -89,6 +89,11 @@ def train(
     # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
     try:
+        together = {
+            "checkpoint.every_steps": settings.checkpoint.every_steps,
+            "eval.every_steps": settings.eval.every_steps,
+        }
+        require_same(run.identity | together, ranks)
         on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
         on_main(ranks, lambda: loader.check_shards(heldout if to_check else [], str(settings.eval.split)))
         may_wait = restarted or stop_file is not None  # Ray may have begun again too
@@ -384,7 +389,8 @@ def setting_notes(trainer: Trainer) -> list[str]:
 def _finish(trainer: Trainer, progress: Progress, run: RunFolder) -> dict[str, Any]:
     """Write the final weights and the summary; its final loss is the mean over the last tenth of the logged steps."""
     weights = dict(trainer.model.state_dict())
-    path = save_model(run.folder, weights, trainer.settings, dict(trainer.model.clip.visual.preprocess_cfg))
+    preprocess, architecture = dict(trainer.model.clip.visual.preprocess_cfg), run.identity["model"]["architecture"]
+    path = save_model(run.folder, weights, trainer.settings, preprocess, architecture)
     steps = read_log(run.folder / LOG_FILE, "step")
     tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]
     seen = progress.step * trainer.settings.data.batch_size

@@ -99,9 +99,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
             f"set it to {num_samples:,} or less"
         )
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
-    source = None if resumes else begin_with(settings.model.pretrained)
-    model_settings = settings.model.model_copy(update={"pretrained": source})
-    model = build_model(model_settings)
+    without = settings.model.model_copy(update={"pretrained": None})
+    model = build_model(without if resumes else begin_with(settings.model))
     _set_up_towers(model, settings)
     model.to(ranks.device)
     loss = make_loss(settings.loss)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from release_writer import TINY_ARCHITECTURE
 from training_runs import (
     Finished,
     assert_same_run,
@@ -22,6 +23,8 @@ from training_runs import (
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
+from training.model.build import build_model
+from training.model.presets import ModelSettings
 from training.record import checkpoint, run_files
 from training.run.loop import train
 
@@ -153,7 +156,7 @@ def test_weights_of_another_run_are_handed_on_by_no_command_when_the_summary_is_
     exported = torch.load(tmp_path / "out.pt", weights_only=True)["state_dict"]
     assert all(torch.equal(exported[name], own[f"clip.{name}"]) for name in exported)
     with pytest.raises(ConfigError, match="is not finished"):
-        checkpoint.begin_with(str(run))
+        checkpoint.begin_with(ModelSettings.model_validate(config["model"] | {"pretrained": str(run)}))
     shutil.rmtree(run / "checkpoints")
     for command in (
         ["export", str(run), str(tmp_path / "again.pt")],
@@ -226,3 +229,39 @@ def test_nothing_is_trained_into_a_release(config: dict[str, Any], writer: Modul
         with pytest.raises(ConfigError, match=r"lies in the sealed release .*toy; choose a place outside"):
             run_once(config, output_dir=str(place))
     assert content_of(release) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        (None, {"quick_gelu": True}, "quick_gelu: false -> true"),
+        ("vision_cfg", {"head_width": 8}, "vision_cfg.head_width: 16 -> 8"),
+        ("text_cfg", {"heads": 4}, "text_cfg.heads: 2 -> 4"),
+        ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type: .tok. -> .avg."),
+        ("text_cfg", {"pool_type": "last"}, "text_cfg.pool_type: .argmax. -> .last."),
+        ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "text_cfg.tokenizer_kwargs"),
+        ("text_cfg", {"context_length": 24}, r"context_length: 16 -> 24|positional_embedding is \[16, 32\], "),
+    ],
+)
+@pytest.mark.parametrize("source", ["run", "run/model.pt", "run/checkpoints/step-00000006.pt", "moved.pt", "earlier"])
+def test_weights_of_a_run_in_another_architecture_are_refused_by_name(
+    config: dict[str, Any], run: Path, source: str, part: str | None, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """All tensors have the same shapes (but the last), so the weights would load, and compute something else."""
+    shutil.copy(run / "model.pt", tmp_path / "moved.pt")
+    if source == "earlier":  # a version before wrote the architecture in run.json alone
+        content = torch.load(run / "model.pt", weights_only=True)
+        del content["architecture"]
+        torch.save(content, run / "model.pt")
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps({**summary, "model_sha256": None}))
+        source = "run"
+    given = config["model"] | {"pretrained": str(tmp_path / source)}
+    assert not build_model(checkpoint.begin_with(ModelSettings.model_validate(given))).new_parameters
+    architecture = json.loads(json.dumps(TINY_ARCHITECTURE))
+    (architecture[part] if part else architecture).update(change)
+    other = tmp_path / "other-architecture.json"
+    other.write_text(json.dumps(architecture))
+    given |= {"preset": "clip", "second_order": {}}
+    with pytest.raises(ConfigError, match=words):
+        build_model(checkpoint.begin_with(ModelSettings.model_validate(given | {"architecture": str(other)})))
