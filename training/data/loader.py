@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import signal
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -291,6 +291,27 @@ def build_order(
     block = data.batch_size if data.batches == "one_domain" else 1
     kind = SampleOrder if data.index else StreamOrder
     return kind(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
+
+
+def drawn_shares(pool: SamplePool, order: SampleOrder) -> list[dict[str, Any]]:
+    """What an epoch draws, by release and domain: its share, and the number of samples in its pool, null if unknown."""
+    coded = pool.table["domain"].combine_chunks().dictionary_encode()
+    names = coded.dictionary.to_pylist()
+    keys = pool.releases.astype(np.int64) * len(names) + coded.indices.to_numpy()
+    shares, sizes = defaultdict[int, float](float), Counter[int]()
+    for part, count in zip(order.strata, order.counts, strict=True):
+        for key, num in zip(*(each.tolist() for each in np.unique(keys[part.rows], return_counts=True)), strict=True):
+            sizes[key] += num
+            shares[key] += count / order.epoch_size * num / len(part.rows)
+    return [
+        {
+            "release": pool.fingerprints[key // len(names)],
+            "domain": names[key % len(names)],
+            "share": shares[key],
+            "samples": None if pool.is_streamed else sizes[key],
+        }
+        for key in sorted(sizes)
+    ]
 
 
 def train_loader(

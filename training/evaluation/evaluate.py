@@ -92,8 +92,8 @@ def evaluate_model(
         result["split"] = chosen
     measured = measure(model, settings, opened, chosen, sets)
     result["notes"] += measured.pop("notes")
-    result["notes"] += seen_in_training(trained, opened, chosen)
-    result |= measured
+    result |= measured | {"seen_in_training": seen_in_training(trained, opened, chosen)}
+    result["notes"] += result["seen_in_training"]
     result["seconds"] = round(time.monotonic() - started, 2)
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     write_file(str(path.with_suffix(".png")), plot_result(result))
@@ -137,13 +137,14 @@ def measure(
 
 
 def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str | None) -> list[str]:
-    """A note where pictures of a split were in the training of the run, by another release than the split's own."""
+    """A note where pictures of a split were in the training of the run."""
     if split is None:
         return []
-    release = sources[0]
+    release, (there, fingerprints) = sources[0], releases_of_run(trained)
+    if split == trained.settings.data.split and release.fingerprint in fingerprints:
+        return [f"split '{split}' is what it was trained on: the figures say nothing of other pictures"]
     if isinstance(release, ShardRelease) or trained.settings.data.shards:
         return ["shards that PlantMix did not build do not say whether the training saw these pictures"]
-    there, fingerprints = releases_of_run(trained)
     others = [fingerprint for fingerprint in fingerprints if fingerprint != release.fingerprint]
     if unknown := [fingerprint[:12] for fingerprint in others if fingerprint not in there]:
         return [

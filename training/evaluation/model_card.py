@@ -17,12 +17,13 @@ from training.evaluation.report import figures_of
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """A release that a model was trained on; shares are by domain. One that is gone has its fingerprint alone."""
+    """A release that a model was trained on, or shards of others. One that is gone has no name."""
 
     fingerprint: str
     name: str | None = None
-    num_samples: int = 0
-    shares: Mapping[str, float] | None = None
+    is_shards: bool = False
+    is_earlier: bool = False  # the run went on with another one
+    drawn: Sequence[Mapping[str, Any]] = ()  # share of the training and samples of each domain
     law: Mapping[str, Any] | None = None  # of mixture.json, where a fitted law chose the shares
 
 
@@ -60,6 +61,7 @@ def write_card(facts: ModelFacts, repository: str) -> str:
         "## How good it is",
         "",
         *_evaluation(facts),
+        *_fit(facts),
         "## How to load it",
         "",
         *_loading(facts, repository),
@@ -80,7 +82,9 @@ def _about(facts: ModelFacts) -> str:
     architecture = plain_markdown(Path(settings.model.architecture).stem)
     kind = "CLIP with a second-order branch (DALIP)" if facts.has_second_order else "CLIP"
     weights = {
-        "raw": "those at the end of its training",
+        "raw": "those at the end of its training"
+        if facts.summary
+        else "those of the newest checkpoint of a run that is not finished",
         "folder": "those of an imported or exported model",
         "pretrained": "pretrained ones, without a step of training here",
     }[facts.weights]
@@ -100,19 +104,27 @@ def _training(facts: ModelFacts) -> Iterator[str]:
     yield ""
     for release in facts.releases:
         if release.name is None:
-            yield from (f"- A release with fingerprint `{release.fingerprint}`, which was not there any more.", "")
+            named = f"A release with fingerprint `{release.fingerprint}`, which was not there any more"
+        else:
+            what = "Shards of others," if release.is_shards else "Release"
+            named = f"{what} {plain_markdown(release.name)} (fingerprint `{release.fingerprint}`)"
+        if release.is_earlier:
+            yield from (f"{named}: the run began with it and went on without it; how much it drew is not known.", "")
             continue
-        named = f"Release {plain_markdown(release.name)} (fingerprint `{release.fingerprint}`)"
-        yield f"{named}, {release.num_samples:,} samples:"
-        yield from ("", "| domain | share of the training |", "|---|---:|")
-        yield from (f"| {markdown_cell(domain)} | {share:.2%} |" for domain, share in (release.shares or {}).items())
+        if not release.drawn:
+            yield from (f"{named}: its shares are not known.", "")
+            continue
+        yield from (f"{named}:", "", "| domain | share of the training | drawn from samples |", "|---|---:|---:|")
+        for row in release.drawn:
+            num = "not counted" if row["samples"] is None else f"{row['samples']:,}"
+            yield f"| {markdown_cell(row['domain'])} | {row['share']:.2%} | {num} |"
         yield ""
         yield from _law(release.law)
 
 
 def _law(law: Mapping[str, Any] | None) -> Iterator[str]:
     if law is None:
-        yield from ("The configuration gave the shares; no mixing law was fitted for them.", "")
+        yield from ("The release or the configuration gave the shares; no mixing law was fitted for them.", "")
         return
     intervals = law.get("interval") or {}
     yield from ("A mixing law fitted on proxy runs chose the shares:", "")
@@ -125,19 +137,37 @@ def _law(law: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _evaluation(facts: ModelFacts) -> Iterator[str]:
-    if not facts.results:
-        yield from ("It was not evaluated.", "")
+    results = {name: result for name, result in facts.results.items() if not _is_of_training(facts, result)}
+    if not results:
+        yield from ("It was not evaluated on pictures that it was not trained on.", "")
         return
     yield "Intervals are of 95 %; those of a classification draw classes anew, and pictures within them. Chance is what"
     yield "guessing reaches. Features: f is what open_clip loads, z the second order."
-    yield ""
-    for name, result in facts.results.items():
+    yield from ("", *_tables(results))
+
+
+def _fit(facts: ModelFacts) -> Iterator[str]:
+    """Figures that say how well it fits what it has seen, under a heading of their own."""
+    results = {name: result for name, result in facts.results.items() if _is_of_training(facts, result)}
+    if results:
+        yield from ("## How well it fits the pictures it was trained on", "")
+        yield from ("They say nothing of other pictures.", "", *_tables(results))
+
+
+def _is_of_training(facts: ModelFacts, result: Mapping[str, Any]) -> bool:
+    of_release = {*str(result.get("release_fingerprint")).split("+")} & {each.fingerprint for each in facts.releases}
+    return bool(of_release) and result["split"] == facts.settings.data.split
+
+
+def _tables(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    for name, result in results.items():
         if "split" in result:
             split = f"Split {plain_markdown(result['split'])} of {plain_markdown(result['release'])}"
             yield f"{split}, {result['num_samples']:,} samples:"
         else:
             yield f"{plain_markdown(name)}:"
-        yield from ("", "| measured | features | value | interval | chance | of |", "|---|---|---:|---|---:|---|")
+        yield from ("", *(f"- {plain_markdown(note)}" for note in result.get("seen_in_training", ())), "")
+        yield from ("| measured | features | value | interval | chance | of |", "|---|---|---:|---|---:|---|")
         for label, kind, figure, note in figures_of(result):
             interval = f"{figure['low']:.1%} to {figure['high']:.1%}"
             yield (

@@ -6,13 +6,15 @@ A stopped publish goes on where it was: the same weights have the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from manifests import storage
 from manifests.release import Release
 from training.config import TrainSettings
+from training.data import loader
+from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
 from training.evaluation.report import figures_of
@@ -72,29 +74,42 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
     """What the run was trained on, by the fingerprints that it recorded."""
     there, fingerprints = releases_of_run(trained)
-    releases = [
-        _described(there[key], trained.settings) if key in there else TrainedOn(fingerprint=key) for key in fingerprints
-    ]
+    record, data = _read(trained.folder / run_files.RUN_FILE), trained.settings.data
+    own = record["identity"]["releases"]["fingerprints"] if fingerprints else []
+    groups = [group.name for group in data.shards if group.split == data.split]
+    of_groups = dict(zip(own[len(own) - len(groups) :], groups, strict=True))
+    drawn = record.get("drawn") or _drawn_by(trained.settings, [there[key] for key in own if key in there], len(own))
+    releases = []
+    for key in fingerprints:
+        release = there.get(key)
+        rows = [row for row in drawn if row["release"] == key]
+        name = release.name if release is not None else of_groups.get(key)
+        law = None if release is None else _law_of(release, {row["domain"]: row["share"] for row in rows})
+        releases.append(TrainedOn(key, name, key in of_groups, key not in own, rows, law))
     notes = [
-        f"the release {release.fingerprint[:12]} that it was trained on is not at its place; the card has no name and "
-        "no shares of it"
+        f"the release {release.fingerprint[:12]} that it was trained on is not at its place; the card has no name of it"
         for release in releases
         if release.name is None
     ]
     return releases, notes
 
 
-def _described(release: Release, settings: TrainSettings) -> TrainedOn:
-    split = settings.data.split
-    counts = release.num_by_domain(split)
-    weights: dict[str, float] = dict(settings.data.mixture or counts)
-    shares = {domain: weights[domain] / sum(weights.values()) for domain in weights}
-    law = None
-    if _MIXTURE_FILE in release.record["files"]:
-        law = _read(Path(release.path) / _MIXTURE_FILE).get("law")
+def _drawn_by(settings: TrainSettings, releases: Sequence[Release], num_sources: int) -> list[dict[str, Any]]:
+    """The shares of a run of an earlier version, which recorded none; empty where its releases are not all there."""
+    if not releases or len(releases) < num_sources:
+        return []
+    pool = open_pool(releases, settings.data.split)
+    return loader.drawn_shares(pool, loader.build_order(pool, settings.data, settings.release, settings.seed))
+
+
+def _law_of(release: Release, shares: Mapping[str, float]) -> Mapping[str, Any] | None:
+    """The law of mixture.json, unless other shares were drawn than it chose."""
+    if _MIXTURE_FILE not in release.record["files"]:
+        return None
+    law: Mapping[str, Any] | None = _read(Path(release.path) / _MIXTURE_FILE).get("law")
     if law and any(abs(shares.get(domain, 0.0) - share) > _SAME_SHARE for domain, share in law["ratio"].items()):
-        law = None  # other shares were drawn than the law chose
-    return TrainedOn(release.fingerprint, release.name, release.num_samples(split), shares, law)
+        return None
+    return law
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The place where a training writes its run: what it holds, and the few things that a training does to it.
 
     RUN/config.json                  the settings, as `dalip eval RUN` reads them
-    RUN/run.json                     all that shapes the weights, fingerprints of the releases and of those before
+    RUN/run.json                     all that shapes the weights, what is drawn of which release, releases before
     RUN/log.jsonl                    what happened, a JSON object a line (RUN/tensorboard, RUN/wandb if wanted)
     RUN/checkpoints/step-00000100.pt the newest few checkpoints
     RUN/model.pt                     the final weights
@@ -120,8 +120,10 @@ class RunFolder:
         """A checkpoint of this name, which another machine may have chosen."""
         return checkpoint.load_checkpoint(path if self._store is None else self._store.take_checkpoint(path))
 
-    def prepare(self, state: RunState, step: int) -> None:
+    def prepare(self, state: RunState, step: int, drawn: Sequence[dict[str, Any]] = ()) -> None:
         """Write what a run has before its first step; on a resume, cut the log back to the checkpoint's `step`.
+
+        `drawn` are the shares that it draws of its releases and domains.
 
         Raises: ConfigError where the store has no such place; RetryableError when it does not answer.
         """
@@ -131,7 +133,7 @@ class RunFolder:
         seen = {*before.get("earlier_releases", ()), *before.get("identity", self.identity)["releases"]["fingerprints"]}
         # First of all: it says that the folder is a run's. What a kill leaves of an older run is of another id.
         record = {"identity": self.identity, "run": run, "earlier_releases": sorted(seen - {*self._fingerprints})}
-        storage.publish_json(folder / RUN_FILE, record)
+        storage.publish_json(folder / RUN_FILE, record | {"drawn": list(drawn)})
         if is_new:
             run_files.clear_run(folder)
         storage.make_folder(str(folder / CHECKPOINT_FOLDER))

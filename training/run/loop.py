@@ -133,7 +133,7 @@ def _train_on(
             if ranks.world_size > 1:  # the other machines need what rank 0 has chosen
                 on_main(ranks, run.offer)
             progress = restore(trainer, run.load(state.checkpoint), state.changed)
-        on_main(ranks, lambda: run.prepare(state, progress.step))
+        on_main(ranks, lambda: run.prepare(state, progress.step, loader.drawn_shares(pool, trainer.order)))
         if ranks.is_main:
             stack.callback(run.close)
         trackers: list[tracking.Tracker] = []

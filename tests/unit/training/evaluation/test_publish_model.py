@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 import yaml
 from building import hash_tree
+from foreign_tars import img2dataset_samples, write_tar
 from huggingface_hub import snapshot_download
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
@@ -22,6 +24,8 @@ from training_runs import Finished, make_settings, run_once, stop_at, write_valu
 from manifests.errors import RunError
 from manifests.release import Release
 from training.cli import main
+from training.data.loader import build_order, open_releases
+from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
 from training.evaluation.trained_model import open_trained_model, releases_of_run
@@ -64,7 +68,7 @@ def test_a_run_is_published_with_its_card_and_loads_from_there(
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "open_clip"
     assert "Release toy-0001" in card
-    assert "| plant | 75.00% |" in card
+    assert "| plant | 74.77% | 54 |" in card, "80 of the 107 samples of an epoch"
     assert "no mixing law was fitted" in card
     top1 = figures["zero_shot"][0]["figures"]["both"]["top1"]
     row = next(line for line in card.splitlines() if line.startswith("| zero-shot top1 | both |"))
@@ -195,7 +199,73 @@ def test_a_release_that_is_gone_is_named_by_its_fingerprint(
     moved.unlink()
     assert main(["publish", config["output_dir"], "--to", "hf:lab/model"]) == 0
     assert "that it was trained on is not at its place" in capsys.readouterr().out
-    assert "which was not there any more" in card_of(hub)
+    card = card_of(hub)
+    assert "which was not there any more:" in card
+    assert "| plant | 50.47% | 54 |" in card, "what was drawn of it is recorded"
+
+
+def _shares_in(card: str) -> dict[str, float]:
+    rows = [line.split("|")[1:3] for line in card.splitlines() if line.startswith("| ") and line.count("|") == 4]
+    return {name.strip(): float(share.strip().rstrip("%")) for name, share in rows if share.strip().endswith("%")}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"pool_samples": {"plant": 6}}, {"plant": 100 * 6 / 59, "general": 100 * 53 / 59}),
+        ({"mixture": {"plant": 0.9, "general": 0.1}, "pool_samples": {"plant": 6}}, {"plant": 90, "general": 10}),
+        ({"mixture": {"plant": 1.0}}, {"plant": 100}),
+    ],
+)
+def test_a_card_has_the_shares_that_were_drawn(
+    config: dict[str, Any], data: dict[str, Any], expected: dict[str, float], recorded: bool, capsys: Output
+) -> None:
+    """The rows that the steps drew agree; of a run of an earlier version they follow from its settings."""
+    settings = make_settings(config, data=data | {"batch_size": 6}, schedule={"steps": 1, "warmup_steps": 0})
+    train(settings)
+    record = Path(config["output_dir"]) / "run.json"
+    if not recorded:
+        record.write_text(json.dumps({**json.loads(record.read_text()), "drawn": []}))
+    pool = open_pool(open_releases(config["release"]), "train")
+    order = build_order(pool, settings.data, settings.release, settings.seed)
+    domains = np.array(pool.table["domain"].to_pylist())[order.rows(0, 40 * order.epoch_size)]
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--dry-run"]) == 0
+    shares = _shares_in(capsys.readouterr().out)
+    assert shares == pytest.approx(expected, abs=0.6)
+    for name, share in shares.items():
+        assert share == pytest.approx(100 * (domains == name).mean(), abs=0.01)
+
+
+def test_a_card_says_which_shards_of_others_were_drawn(config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
+    """They are no release that is gone."""
+    for name, first, stop in (("lab", 0, 16), ("web", 16, 24)):
+        write_tar(tmp_path / f"{name}.tar", img2dataset_samples(first, stop))
+    groups = [{"name": name, "shards": str(tmp_path / f"{name}.tar"), "weight": weight}
+              for name, weight in (("lab", 1.0), ("web", 3.0))]  # fmt: skip
+    changes = {"release": None, "eval": {"split": None, "zero_shot": []}, "data": {"shards": groups, "batch_size": 4,
+               "cache_dir": str(tmp_path / "cache")}, "schedule": {"steps": 1, "warmup_steps": 0}}  # fmt: skip
+    train(make_settings(config, **changes))
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Shards of others, ") == 2
+    assert "not there any more" not in out
+    assert "not at its place" not in out
+    assert "| lab | 25.00% | 16 |" in out
+    assert "| web | 75.00% | 8 |" in out
+
+
+def test_figures_of_the_training_split_do_not_say_how_good_a_model_is(
+    config: dict[str, Any], capsys: Output, finished: Finished
+) -> None:
+    finished(config)
+    assert main(["eval", config["output_dir"], "--split", "train"]) == 0
+    assert "note: split 'train' is what it was trained on: the figures say nothing of other" in capsys.readouterr().out
+    assert main(["publish", config["output_dir"], "--to", "hf:lab/model", "--dry-run"]) == 0
+    good, fit = capsys.readouterr().out.split("## How good it is")[1].split("## How well it fits the pictures it was")
+    assert "It was not evaluated on pictures that it was not trained on." in good
+    assert "zero-shot" not in good
+    assert "| zero-shot top1 | both |" in fit.partition("## How to load it")[0]
 
 
 def test_a_model_folder_says_that_nothing_is_known_of_its_training(
@@ -212,13 +282,16 @@ def test_a_card_shows_the_law_that_chose_the_shares(config: dict[str, Any], fini
     finished(config)
     settings = open_trained_model(config["output_dir"]).settings
     law = {"ratio": {"plant": 0.7, "general": 0.3}, "interval": {"plant": [0.6, 0.8]}}
-    release = TrainedOn("ab" * 32, "toy-0001", 107, law["ratio"], law)
+    drawn = [{"domain": domain, "share": share, "samples": 50} for domain, share in law["ratio"].items()]
+    release = TrainedOn("ab" * 32, "toy-0001", drawn=drawn, law=law)
     facts = ModelFacts(settings, "raw", [release], {}, {}, has_second_order=True, in_open_clip=False)
     lines = write_card(facts, "lab/model").splitlines()
     assert "| plant | 0.7000 | 0.6000 to 0.8000 |" in lines
     assert "| general | 0.3000 | not known |" in lines
     assert not any("hf-hub:" in line for line in lines)
     assert "The run was not finished when this was published." in lines
+    assert not any("at the end of its training" in line for line in lines)
+    assert any("those of the newest checkpoint of a run that is not finished" in line for line in lines)
 
 
 def test_a_target_that_is_no_repository_is_refused(config: dict[str, Any], capsys: Output) -> None:
