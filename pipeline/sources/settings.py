@@ -122,7 +122,9 @@ class Origin(_WithKinds):
 
 
 class OtherDomain(Settings):
-    """The domain of rows whose caption does not begin with a name of these kingdoms."""
+    """The domain of rows whose caption does not begin with a name of these kingdoms: "Rosa canina in a hedge", "Rosa
+    blooming". The accepted name becomes the taxon.
+    """
 
     name: Name
     """The domain."""
@@ -149,6 +151,16 @@ class SourceSettings(Origin):
             if name is not None and name not in kept:
                 has = f"it keeps {', '.join(kept)}" if kept else "it keeps none"
                 raise ValueError(f"captions: the source keeps no column '{name}' ({has}); name it in its `extra`")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_own_captions(self) -> Self:
+        """Texts are joined to rows whose domain is known, so they cannot decide it."""
+        if self.other_domain and any(captions.kind == "caption" for captions in self.captions):
+            raise ValueError(
+                "captions: a joined text of kind `caption` would stand in for captions that `other_domain` judges; "
+                "give it another `kind`, such as long"
+            )
         return self
 
     @property

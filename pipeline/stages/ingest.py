@@ -39,11 +39,13 @@ from pipeline.sources.tars.samples import kept_samples
 from pipeline.stages import ingest_tars
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
-from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, resolve_names
+from pipeline.vocabulary.backbone import BackboneSettings, backbone_files
+from pipeline.vocabulary.openings import view_opening_names
 
 log = logging.getLogger("plantmix.ingest")
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
+_OF_OPENINGS = {"taxon_scientific_name", "taxon_kingdom"}  # columns that the opening of a caption may fill
 _STAGED = pa.schema([*tables.CANDIDATES, *((name, pa.string()) for name in ("reason", "value", "asked_url"))])
 
 
@@ -189,7 +191,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             "SELECT * FROM judged WHERE reason IS NULL",
             "sample_id",
             run.writer("candidates", f"{stem}-candidates.parquet", tables.CANDIDATES),
-            empty=set(empty_columns(sql, [temp])) - ({"taxon_scientific_name"} if source.other_domain else set()),
+            empty=set(empty_columns(sql, [temp])) - (_OF_OPENINGS if source.other_domain else set()),
         )
         rejected = copy_sorted(
             sql,
@@ -219,24 +221,19 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     )
 
 
-_NAME = r"regexp_extract(caption, '^\s*(\p{Lu}[\p{L}-]+(?: \p{Ll}[\p{L}-]+)?)', 1)"
-
-
 def _part_domains(
     sql: Any, source: SourceSettings, backbone: BackboneSettings, other: OtherDomain, run: Execution[None]
 ) -> None:
     """Give rows of the view `staged` the other domain, unless their caption begins with a name: that is their taxon."""
-    names = sql.sql(f"SELECT DISTINCT {_NAME} AS name, NULL::VARCHAR AS kingdom FROM staged WHERE name <> ''")
     scratch = storage.join(run.workdir, "scratch")
     storage.make_folder(scratch)
-    sql.register("resolved", resolve_names(names.to_arrow_table(), backbone, scratch, run.memory_gb))
-    of_kingdoms = f"accepted_name IS NOT NULL AND kingdom IN ({literals(other.kingdoms)})"
+    name = view_opening_names(sql, "staged", "caption", other.kingdoms, backbone, scratch, run.memory_gb)
     sql.execute(
-        f"CREATE TABLE named AS SELECT name FROM resolved WHERE {of_kingdoms}; "
-        "ALTER VIEW staged RENAME TO undivided; "
-        f"CREATE VIEW staged AS SELECT u.* REPLACE (if(n.name IS NULL, {literals([other.name])}, domain) AS domain, "
-        "coalesce(taxon_scientific_name, n.name) AS taxon_scientific_name) "
-        f"FROM undivided u LEFT JOIN named n ON n.name = {_NAME}"
+        "ALTER VIEW staged RENAME TO undivided; CREATE VIEW staged AS SELECT u.* REPLACE ("
+        f"if(n.accepted_name IS NULL, {literals([other.name])}, domain) AS domain, "
+        "if(taxon_scientific_name IS NULL, n.kingdom, taxon_kingdom) AS taxon_kingdom, "
+        "coalesce(taxon_scientific_name, n.accepted_name) AS taxon_scientific_name) "
+        f"FROM undivided u LEFT JOIN opening_names n ON n.name = {name}"
     )
 
 
@@ -334,7 +331,7 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        Step("read", _plan, read_source, version=5, unit="sources"),  # 5: species are binomials
+        Step("read", _plan, read_source, version=5, unit="sources"),  # 5: species are binomials; names tell domains apart
         Step("join", _plan_join, join, unit="tables"),
     ),
     conclude=_conclude,

@@ -26,7 +26,8 @@ TAXA = (
 )
 CAPTIONS = {
     "Rosa canina L. in a hedge": ("plant", "Rosa canina"),
-    "Rosa vulgaris, an old name": ("plant", "Rosa vulgaris"),
+    "Rosa vulgaris, an old name": ("plant", "Rosa canina"),
+    "MONSTERA in a pot": ("plant", "Monstera"),
     "Monstera": ("plant", "Monstera"),
     "Canis lupus in snow": ("general", None),
     "Red rose on a white background": ("general", None),
@@ -74,3 +75,16 @@ def test_it_needs_a_backbone(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError, match="no share for the domain general"):
         read_config(config)
+
+
+def test_a_joined_caption_that_could_become_txt_cannot_decide(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    values = yaml.safe_load(config.read_text())
+    table = {"join": "captions.csv", "on": "record_key", "text": "caption", "kind": "caption"}
+    values["sources"][0]["captions"] = [table]
+    config.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"captions: .* `other_domain` judges; give it another `kind`"):
+        read_config(config)
+    table["kind"] = "long"
+    config.write_text(yaml.safe_dump(values))
+    assert read_config(config).sources[0].captions[0].kind == "long"
