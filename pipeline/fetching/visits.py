@@ -19,6 +19,8 @@ from pipeline.fetching.consent.rsl import parse_rsl
 from pipeline.fetching.consent.statements import (
     ALLOW_ALL,
     HEADERS,
+    LICENCE_FAILED,
+    ROBOTS_FAILED,
     ROBOTS_PATH,
     TDMREP_PATH,
     Consent,
@@ -162,8 +164,7 @@ class SiteFiles:
             said = parse_rsl(download.body, self.site)
             self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, said))
         elif download.outcome.passing:
-            words = f"the licence that robots.txt names: {download.outcome.value} {download.detail}"
-            return Outcome.HOST_UNAVAILABLE, words.strip()
+            return Outcome.HOST_UNAVAILABLE, f"{LICENCE_FAILED}{download.outcome.value} {download.detail}".strip()
         return self._visit() if self._left else self.rules
 
     def _visit(self) -> Visit:
@@ -226,7 +227,7 @@ def robots_verdict(visit: Visit, download: Download, agent_token: str) -> Robots
     """
     if download.outcome is Outcome.OK:
         return parse_robots(download.body, agent_token)
-    detail = f"robots.txt: {download.outcome.value} {download.detail}".strip()
+    detail = f"{ROBOTS_FAILED}{download.outcome.value} {download.detail}".strip()
     if download.outcome in _WHOLE_HOST and download.host == visit.start.host:
         return download.outcome, detail
     if download.outcome.passing:

@@ -163,11 +163,12 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
     """
     view_table(sql, "parts_none", Files(), FETCHED)
     views = ["SELECT *, false AS was_decided, []::VARCHAR[] AS unread FROM parts_none"]
+    unasked = "".join(f" OR starts_with(detail, {literals([words])})" for words in consent.unasked)
     for number, group in enumerate(fetched):
         view_table(sql, f"parts_{number}", group.files, FETCHED, where, of_versions=True)
         outdated = literals(Outcome(name).value for name in group.outdated) or "NULL"
         views.append(
-            f"SELECT *, coalesce(outcome IN ({outdated}), false) AS was_decided, "
+            f"SELECT *, coalesce(outcome IN ({outdated}){unasked}, false) AS was_decided, "
             f"[{literals(group.unread)}]::VARCHAR[] AS unread FROM parts_{number}"
         )
     sql.execute(f"CREATE VIEW parts_read AS {' UNION ALL BY NAME '.join(views)}")
@@ -226,9 +227,11 @@ def _is_marked(consent: Consent) -> str:
 def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> str:
     """A query for the rows to take up, over the views `candidates`, with their `address`, and `parts`.
 
-    A build takes up rows that no part has. A round takes up rows that count with one of its outcomes, once each.
+    A build takes up rows that no part has. A failure does not count where a later round met an outcome that is outdated
+    now: it is not what the address answers. A round takes up rows that count with one of its outcomes, once each.
     """
-    done, failed = "NOT p.outdated", "true"
+    later = "FROM parts o WHERE o.sample_id = p.sample_id AND o.url = p.url AND o.outdated AND o.round > p.round"
+    done, failed = f"NOT p.outdated AND (p.outcome = 'ok' OR NOT EXISTS ({later}))", "true"
     if fetch_round is not None:
         done = f"p.round = {fetch_round.number}"
         outcomes = literals(Outcome(name).value for name in fetch_round.outcomes)

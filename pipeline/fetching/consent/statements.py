@@ -43,6 +43,10 @@ TDMREP, HEADERS, PICTURE, C2PA = "tdmrep.json", "headers", "picture", "C2PA"
 _DISALLOW, _USAGE, _RESERVED = "robots.txt", "robots.txt: Content-Usage", "tdmrep.json: tdm-reservation"
 
 
+ROBOTS_FAILED, LICENCE_FAILED = "robots.txt: ", "the licence that robots.txt names: "
+"""How the detail of a row begins that waited for a file which could not be read."""
+
+
 def robots_of(agent_token: str) -> str:
     """The place of what robots.txt says to an agent."""
     return f"robots.txt {agent_token}"
@@ -91,6 +95,12 @@ class Consent:
     def marks(self) -> tuple[str, ...]:
         """The first words of those statements inside a picture that refuse it."""
         return tuple(f"{MARKS[name]}:" for name in self.signals if name in MARKS)
+
+    @property
+    def unasked(self) -> tuple[str, ...]:
+        """How details begin of rows that waited for files which nobody asks for any more."""
+        asked = {ROBOTS_FAILED: self.robots_txt, LICENCE_FAILED: self.reads_licences}
+        return tuple(words for words, is_asked in asked.items() if not is_asked)
 
     def refusal(self, said: Said) -> tuple[Outcome, str] | None:
         """Outcome and detail of a row with these statements; None when none of them counts."""
