@@ -17,14 +17,15 @@ from pipeline.vocabulary.names import UNNAMED, parse_name
 
 # Genera of plants that a text means as something else more often: places, people, things. They are names with an
 # epithet or a mark ("Victoria cruziana", "Lens sp."), not alone.
-BETTER_KNOWN = frozenset(
-    "Aa Ada Adonis Adriana Alberta Alexa Alexandra Alicia Amelia Andromeda Anemia Angelica Anna Antonia Aquarius "
-    "Argentina Aria Ariadne Atacama Augusta Ava Bahia Beta Calypso California Clara Cola Correa Cosmos Cullen Daphne "
-    "Diana Dracula Duma Emilia Erica Esmeralda Felicia Gaga Garcia Guardiola Hera Hua Icarus Ignatius Io Kali Laser "
-    "Lens Lotus Marina Medusa Melissa Mila Mona Mora Namibia Nasa Nevada Nihon Olympia Ophelia Panda Paris Phoebe "
-    "Phoenix Phyllis Piper Rama Renata Rosetta Saba Sophia Stella Tacitus Tara Tina Titania Toga Veronica Vesta "
-    "Victoria Villanova Viola Xerxes".split()
-)
+_BETTER_KNOWN = """
+Aa Ada Adonis Adriana Alberta Alexa Alexandra Alicia Amelia Andromeda Anemia Angelica Anna Antonia Aquarius
+Argentina Aria Ariadne Atacama Augusta Ava Bahia Beta Calypso California Clara Cola Correa Cosmos Cullen Daphne
+Diana Dracula Duma Emilia Erica Esmeralda Felicia Gaga Garcia Guardiola Hera Hua Icarus Ignatius Io Kali Laser
+Lens Lotus Marina Medusa Melissa Mila Mona Mora Namibia Nasa Nevada Nihon Olympia Ophelia Panda Paris Phoebe
+Phoenix Phyllis Piper Rama Renata Rosetta Saba Sophia Stella Tacitus Tara Tina Titania Toga Veronica Vesta
+Victoria Villanova Viola Xerxes
+"""
+BETTER_KNOWN = frozenset(_BETTER_KNOWN.split())
 _WORDS = r"'^\s*(\p{Lu}\p{L}[\p{L}-]*)(?: +(?:[×x] ?)?(\p{L}[\p{L}-]+))?'"
 
 
@@ -35,6 +36,11 @@ def view_opening_names(
 
     It is null where the text begins with no name of `kingdoms`. Of names that several kingdoms have, theirs counts.
     The genus alone is a name where the backbone has no taxon of both words.
+
+    Measured on 2026-12-01 with 627,263 names of NCBI's taxonomy as backbone. Of 54,862 articles of Wikipedia on plants,
+    by their first words, 98.8 % are met (76 % before the genus counted); of 148,105 on other life 0.35 % are, by a name
+    that plants have too. Of 8,135 captions of clip art, emoji and photos 8 are met, 2 of them wrongly ("Vanilla Soft
+    Serve Ice Cream Cone"); without BETTER_KNOWN 8 more are, all wrongly ("Lens flare!").
     """
     first, second = (f"lower(regexp_extract({text}, {_WORDS}, {n}))" for n in (1, 2))
     genus = f"(upper(left({first}, 1)) || substr({first}, 2))"  # MALUS DOMESTICA, Malus Domestica
