@@ -91,6 +91,11 @@ def examine(config: BuildConfig) -> list[Finding]:
             source.name: ask(source, partial(read_head, source, config.run.memory_gb)) for source in config.sources
         }
         findings += _about_empty_sources(config, heads)
+        findings += [
+            Finding(False, f"{source.where}: {doubt}")
+            for source in (*config.sources, *config.evaluation)
+            for doubt in source.reader.doubts()
+        ]
         findings += _about_web(config, heads)
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)

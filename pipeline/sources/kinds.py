@@ -211,6 +211,10 @@ class Reader(ABC, Generic[SettingsT]):
         """The most pictures that there can be, where that is cheap to know."""
         return None
 
+    def doubts(self) -> list[str]:
+        """What in its first rows is likely a mistake of the settings, in words with the cure."""
+        return []
+
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """What lies at a path, as settings of this kind; None where it is of another kind.

@@ -17,8 +17,6 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
@@ -29,41 +27,38 @@ from pipeline.sources.files import (
     UNREADABLE,
     Shards,
     check_store,
-    exists,
     find_files,
-    is_file_of,
     make_locator,
     reading,
 )
 from pipeline.sources.kinds import HEAD_ROWS, FirstRows, Listing, Place, Reader
-from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
 from pipeline.sources.rows import (
-    BATCH_ROWS,
     PLAIN_COLUMNS,
     Batch,
     Lost,
     RowColumns,
     Scratch,
-    as_text,
-    check_unicode,
     extra_json,
     in_batches,
     make_batch,
     parse_json,
 )
 from pipeline.sources.tables.columns import plain
+from pipeline.sources.tars.beside import first_columns, parquet_of, parquet_rows
+from pipeline.sources.tars.fields import values_of
 from pipeline.sources.tars.samples import KeptSamples, Sample, StoredTars, samples_in
-from pipeline.store.foreign import read_rows as read_foreign
 
+NAMES_OF_TARS = "leave `record_key` out, and tables join by record_key, whose values are TAR/KEY"
 _LOOKED_AT = 20  # samples, by init
-_PARQUET_ALWAYS = ("key", "url", "status", "error_message")  # img2dataset's own columns
+_NAMES_OF_SAMPLES = {"__key__", "json.key", "parquet.key"}
 
 
 class ShardFields(RowColumns):
     """Fields of a webdataset sample.
 
-    A text member goes by its extension (`txt`, `scientific_name.txt`), a key of the json member by `json.KEY`, a
-    column of the shard's own Parquet file by `parquet.COLUMN`, and `__key__` is the webdataset key.
+    A text member goes by its extension (`txt`, `scientific_name.txt`), a key of the json member by `json.KEY`, one
+    within that by `json.KEY.KEY`, a column of the shard's own Parquet file by `parquet.COLUMN`, and `__key__` is the
+    webdataset key.
     """
 
     url: str | None = None
@@ -98,6 +93,11 @@ class WebdatasetSettings(Settings):
         """The fields, or the usual ones."""
         return self.fields or _USUAL_FIELDS
 
+    def own_names(self) -> set[str]:
+        """The fields that the user names, and that some sample must have."""
+        names = self.fields.names() if self.fields else []
+        return {name for name in names if name != "__key__" and not name.startswith("parquet.")}
+
 
 class WebdatasetReader(Reader[WebdatasetSettings]):
     """Tars of samples."""
@@ -126,7 +126,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
                     "if it is compressed, unpack it"
                 ) from None
         if columns:
-            there = _first_columns(shards)
+            there = first_columns(shards)
             missing = [name for name in ["key", *columns] if name not in (there or ())]
             if missing:
                 no_columns = f"its Parquet has no {', '.join(missing)}"
@@ -140,7 +140,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         for name in shards.names:
             shard = shards.path(name)
             digests.append(f"{name}:{hash_file(shard)}")
-            if parquet := _parquet_of(shard):
+            if parquet := parquet_of(shard):
                 digests.append(hash_file(parquet))
         return digests
 
@@ -150,13 +150,13 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
 
     def rows(self, scratch: Scratch) -> Iterator[Batch]:
         """Every sample of every shard, in order; what img2dataset could not download ends as `no_image`."""
-        return self._batches(_rows(self.settings, self._shards(), self.kept_samples))
+        return self._batches(_rows(self.where, self.settings, self._shards(), self.kept_samples))
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
         """Of a store, the first thousand: `rows` would read on to the end of a batch."""
         if not storage.is_remote(self.path):
             return super().first_rows(scratch)
-        rows = list(islice(_rows(self.settings, self._shards(), None), HEAD_ROWS + 1))
+        rows = list(islice(_rows(self.where, self.settings, self._shards(), None), HEAD_ROWS + 1))
         return FirstRows(self._batches(iter(rows[:HEAD_ROWS])), is_part=len(rows) > HEAD_ROWS)
 
     def tars(self) -> StoredTars | None:
@@ -171,7 +171,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         if fields.record_key is None:
             return place
         with suppress(ValueError):
-            return _values(sample, [fields.record_key], {})[fields.record_key]
+            return values_of(sample, [fields.record_key], {})[fields.record_key]
         return None
 
     def _batches(self, rows: Iterator[dict[str, str | None] | Lost]) -> Iterator[Batch]:
@@ -180,6 +180,21 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
             lost = [replace(row, row_number=number) for number, row in some if isinstance(row, Lost)]
             columns = {name: [row[name] for _, row in good] for name in (good[0][1] if good else {})}
             yield make_batch(columns, [number for number, _ in good], lost)
+
+    def doubts(self) -> list[str]:
+        """Of tars on this machine: fields that no sample at their starts has, and names that several tars use."""
+        if storage.is_remote(self.path):
+            return []
+        fields, shards, unseen = self.settings.read_fields, self._shards(), self.settings.own_names()
+        for sample in (each for some in _starts(shards, self.settings) for each in some):
+            with suppress(ValueError):
+                values_of(sample, fields.names(), {}, unseen)
+        doubts = [f"none of the first samples has {_cure(unseen, shards)}"] if unseen else []
+        named = _NAMES_OF_SAMPLES.intersection([*fields.extra, fields.record_key])
+        if named and (key := _shared_key(shards, self.settings)):
+            names = ", ".join(sorted(named))
+            doubts.append(f"{names}: samples of several tars have the same, such as {key!r}; {NAMES_OF_TARS}")
+        return doubts
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
@@ -191,16 +206,19 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
 
 
 def _rows(
-    settings: WebdatasetSettings, shards: Shards, kept: KeptSamples | None
+    where: str, settings: WebdatasetSettings, shards: Shards, kept: KeptSamples | None
 ) -> Iterator[dict[str, str | None] | Lost]:
-    """A row or a lost one for each sample, without its number yet; `kept` gives samples of tars read before."""
-    columns = settings.read_fields.columns()
+    """A row or a lost one for each sample, without its number yet; `kept` gives samples of tars read before.
+
+    Raises: ConfigError at the end, when no sample has a field that the settings name.
+    """
+    columns, unseen, num_rows = settings.read_fields.columns(), settings.own_names(), 0
     for name in shards.names:
         shard, stem = shards.path(name), name.removesuffix(".tar")
         listed: dict[str, dict[str, Any]] = {}
         unlisted = None
         try:
-            listed = _parquet_rows(shards, shard, columns)
+            listed = parquet_rows(shards, shard, columns)
         except UNREADABLE as error:
             check_store(shard, error)
             side = f"{stem}.parquet cannot be read: {' '.join(str(error).split())[:100]}"
@@ -209,7 +227,8 @@ def _rows(
         try:
             for sample in (kept and kept(name)) or _samples(shard, settings):
                 place = f"{stem}/{sample.key}"
-                row = _row(name, place, sample, settings, listed.pop(sample.key, {}))
+                row = _row(name, place, sample, settings, listed.pop(sample.key, {}), unseen)
+                num_rows += not isinstance(row, Lost)
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
                 yield Lost(-1, "malformed_row", f"{place}: {unlisted}", place) if lacks_columns else row
         except BrokenTarError as error:
@@ -217,10 +236,19 @@ def _rows(
         for key, row in listed.items():
             seen = ": ".join(str(row[part]) for part in ("status", "error_message") if row.get(part))
             yield Lost(-1, "no_image", seen or None, f"{stem}/{key}", row.get("url"))
+    if unseen and num_rows:
+        raise ConfigError(f"{where}: none of {num_rows:,} samples has {_cure(unseen, shards)}")
+
+
+def _cure(unseen: set[str], shards: Shards) -> str:
+    """Fields that are not there, and those that the first samples have."""
+    endings, keys = _first_samples(shards.path(shards.names[0]))
+    there = sorted([*endings, *(f"json.{key}" for key in keys)])
+    return f"{', '.join(sorted(unseen))}, and `fields` asks for it; they have {', '.join(there) or 'no texts'}"
 
 
 def _row(
-    shard: str, place: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any]
+    shard: str, place: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any], unseen: set[str]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
     ending = sample.ending(settings.suffixes)
@@ -230,7 +258,7 @@ def _row(
         return Lost(-1, "no_image", f"{place} has {there}", place)
     fields = settings.read_fields
     try:
-        values = _values(sample, fields.names(), listed)
+        values = values_of(sample, fields.names(), listed, unseen)
     except ValueError as error:
         return Lost(-1, "malformed_row", f"{place}: {error}", place)
     row = {name: values[mapped] for name in (*PLAIN_COLUMNS, "url") if (mapped := getattr(fields, name)) is not None}
@@ -245,28 +273,6 @@ def _row(
     return row
 
 
-def _values(sample: Sample, names: list[str], listed: dict[str, Any]) -> dict[str, str | None]:
-    """Every field that is asked for.
-
-    Raises: ValueError for a member that must not be read, and for a text that is no UTF-8 or no json.
-    """
-    for extension, fault in sample.faults.items():
-        raise ValueError(f"{extension} {fault}")
-    texts = {name: content.decode("utf-8-sig") for name, content in sample.texts.items()}
-    record = parse_json(texts.get("json", "{}").encode())
-    values: dict[str, str | None] = {"__key__": sample.key}
-    for name in names:
-        kind, _, rest = name.partition(".")
-        if kind == "json" and rest:
-            values[name] = as_text(record.get(rest))
-        elif kind == "parquet" and rest:
-            values[name] = as_text(listed.get(rest))
-        elif name != "__key__":
-            values[name] = texts.get(name)
-    check_unicode(values.values())
-    return values
-
-
 def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
     """The samples of a shard, in its order. Raises: BrokenTarError."""
     fs, inner = storage.filesystem(shard)
@@ -274,59 +280,22 @@ def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
         yield from samples_in(stream, settings.read_fields.texts(), settings.suffixes)
 
 
-# ---- the Parquet file beside a tar
+def _starts(shards: Shards, settings: WebdatasetSettings) -> Iterator[list[Sample]]:
+    """The first samples of a tar, for the first, the middle and the last one."""
+    for place in sorted({0, len(shards.names) // 2, len(shards.names) - 1}):
+        with suppress(BrokenTarError):  # a build says what it loses
+            yield list(islice(_samples(shards.path(shards.names[place]), settings), _LOOKED_AT))
 
 
-def _parquet_rows(shards: Shards, shard: str, columns: list[str]) -> dict[str, dict[str, Any]]:
-    """Rows of the Parquet file beside a shard by key; none where there is no such file, or it has no key.
-
-    Raises: one of UNREADABLE for a file that is damaged, too long, or no file of the source.
-    """
-    parquet = _parquet_of(shard)
-    if parquet is None:
-        return {}
-    if not storage.is_remote(parquet) and not is_file_of(shards.root, parquet):
-        raise ValueError(f"it is no regular file of {shards.root}")
-    fs, inner = storage.filesystem(parquet)
-    with fs.open(inner, "rb") as stream:
-        table = pq.ParquetFile(stream)
-        if table.metadata.num_rows > MAX_SIDE_ROWS:
-            raise ValueError(f"it has {table.metadata.num_rows:,} rows, more than {MAX_SIDE_ROWS:,}")
-        names = table.schema_arrow.names
-        if "key" not in names:
-            return {}
-        named = [name for name in dict.fromkeys([*_PARQUET_ALWAYS, *columns]) if name in names]
-        rows: dict[str, dict[str, Any]] = {}
-        num_bytes = 0
-        for some in read_foreign(stream, named, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
-            num_bytes += some.num_bytes
-            if some.too_long:
-                raise ValueError("its row {} has {:,} bytes".format(*some.too_long[0]))
-            if num_bytes > MAX_SIDE_BYTES:
-                raise ValueError(f"its rows have more than {MAX_SIDE_BYTES:,} bytes")
-            rows |= {str(row["key"]): row for row in some.rows.to_pylist()}
-    return rows
-
-
-def _first_columns(shards: Shards) -> list[str] | None:
-    """Columns of the Parquet file beside the first shard whose file can be read; None where no shard has one."""
-    for name in shards.names:
-        parquet = _parquet_of(shards.path(name))
-        if parquet is None:
-            return None
-        fs, inner = storage.filesystem(parquet)
-        with suppress(*UNREADABLE), fs.open(inner, "rb") as stream:
-            return list(pq.read_schema(stream).names)
-    return []
-
-
-def _parquet_of(shard: str) -> str | None:
-    """The Parquet file beside a shard, if there is one."""
-    if not shard.endswith(".tar"):
-        return None
-    path = shard.removesuffix(".tar") + ".parquet"
-    fs, inner = storage.filesystem(path)
-    return path if exists(fs, inner) else None
+def _shared_key(shards: Shards, settings: WebdatasetSettings) -> str | None:
+    """A key that samples at the starts of several tars have."""
+    keys: set[str] = set()
+    for some in _starts(shards, settings):
+        of_tar = {sample.key for sample in some}
+        if both := keys & of_tar:
+            return min(both)
+        keys |= of_tar
+    return None
 
 
 # ---- what init sees
@@ -336,7 +305,7 @@ def _guess(listing: Listing) -> Place:
     path = listing.path
     files = find_files(path, path, ".tar")
     endings, keys = _first_samples(files.path(files.names[0]))
-    columns = _first_columns(files) or []
+    columns = first_columns(files) or []
     place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
     made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
     place.words += f"{made} (sure: the first one was opened)"
@@ -354,7 +323,11 @@ def _guess(listing: Listing) -> Place:
     if licence and "caption" in fields:
         place.settings["fields"] = fields
     place.states_licence = licence is not None
+    if key := _shared_key(files, WebdatasetSettings(path=path)):
+        place.missing.append(f"{path}: samples of several tars have the same key, such as {key!r}; {NAMES_OF_TARS}")
     place.could_keep = ["__key__", *(f"json.{key}" for key in sorted(keys)), *(f"parquet.{name}" for name in columns)]
+    if key:
+        place.could_keep = [name for name in place.could_keep if name not in _NAMES_OF_SAMPLES]
     tables = [name for name in listing.names if listing.form == "folder" and TABLE_NAME.search(name.lower())]
     of_tars = {name.removesuffix(".tar") for name in files.names}
     place.beside = [storage.join(path, name) for name in tables if re.split(r"[._]", name)[0] not in of_tars]

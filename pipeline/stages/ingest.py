@@ -144,7 +144,8 @@ class SourceInputs:
 class JoinInputs:
     """An entry of `captions`: of which source, its number there, and hashes of the table's files.
 
-    The candidates of the source stand here once they are read.
+    The candidates of the source stand here once they are read, and the other rows where their keys tell which names of
+    samples several tars have.
     """
 
     source: str
@@ -152,6 +153,7 @@ class JoinInputs:
     captions: JoinedCaptions
     content: tuple[str, ...]
     candidates: Files
+    rejects: Files = field(default_factory=Files)
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ def join(inputs: JoinInputs, run: Execution[None]) -> PartResult:
     """Join one table of texts to the candidates of a source."""
     of_entry = inputs.source, inputs.entry, inputs.captions
     with staging(run.scratch) as (sql, folder):
-        query, counts = join_captions(sql, folder, inputs.candidates.paths, *of_entry)
+        query, counts = join_captions(sql, folder, inputs.candidates.paths, *of_entry, inputs.rejects)
         joined = run.save(sql, "ingest/joined", JOINED, query, "sample_id, row_number")
     return PartResult((joined,), None, counts)
 
@@ -292,8 +294,18 @@ def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
 
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
-    candidates = {part.notes["source"]: run.files_of([part], "candidates") for part in run.parts("read")}
-    return [replace(table, candidates=candidates[table.source]) for table in inputs.captions]
+    parts = {part.notes["source"]: part for part in run.parts("read")}
+    of_tars = {each.source.name for each in inputs.sources if each.source.kind == "webdataset"}
+    return [
+        replace(
+            table,
+            candidates=run.files_of([parts[table.source]], "candidates"),
+            rejects=run.files_of([parts[table.source]], "rejects")
+            if table.source in of_tars and table.captions.key == "record_key"
+            else Files(),
+        )
+        for table in inputs.captions
+    ]
 
 
 def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:

@@ -18,19 +18,27 @@ from pydantic import AfterValidator, Field, model_validator
 from manifests.errors import ConfigError
 from manifests.reader import rows_of
 from manifests.settings import ConfigPath, Settings
-from manifests.tables import JOINED_TEXTS
+from manifests.tables import JOINED_TEXTS, REJECTS
 from pipeline.sources.rows import without_secrets
 from pipeline.sources.table import TableReader, first_values
 from pipeline.sources.tables.columns import ColumnGuess, guess_caption
 from pipeline.sources.tables.joining import StagedTable, text, view_staged
-from pipeline.store.sql import view_parquet
+from pipeline.store.files import Files
+from pipeline.store.sql import view_parquet, view_table
 
 _MOST_ROWS = 200_000  # that `guess_join` reads: of 10 M rows in any order these hold 20 of the first 1,000 pictures
+_WITH_TAR = "join by record_key where the table has the tar too, as TAR/KEY"
 MAX_TEXTS = 100  # of one key: a column that tells pictures apart has fewer, and the join stays small
+_OF_SAMPLES = ("record_key", "extra.__key__", "extra.json.key", "extra.parquet.key")
+"""What `on` may say that names a picture. In tars it may name several: then a text is for nobody knows which."""
 _LOST = ("without_key", "without_text", "malformed")
 
+_NO_FILES = Files()
 _JOINED = ("sample_id", "source", "entry", "row_number", "kind", "text")
 JOINED = pa.schema([JOINED_TEXTS.field(name) for name in _JOINED])  # the text as given
+_SHARED = """
+    SELECT count(*) AS num_sharing, min(left(key, 80)) AS shared_key FROM pictures SEMI JOIN shared USING (key)
+"""
 _COUNTS = """
     SELECT count(*) AS num_rows, count(*) FILTER (coalesce(key, '') = '') AS without_key,
         count(*) FILTER (coalesce(trim(text), '') = '') AS without_text,
@@ -107,9 +115,19 @@ class JoinedCaptions(Settings):
 
 
 def join_captions(
-    sql: Any, folder: str, candidates: Sequence[str], source: str, entry: int, captions: JoinedCaptions
+    sql: Any,
+    folder: str,
+    candidates: Sequence[str],
+    source: str,
+    entry: int,
+    captions: JoinedCaptions,
+    rejects: Files = _NO_FILES,
 ) -> tuple[str, dict[str, Any]]:
-    """SQL that gives the rows of JOINED of an entry of `captions` of a source, and counts of both sides."""
+    """SQL that gives the rows of JOINED of an entry of `captions` of a source, and counts of both sides.
+
+    A key that should name one picture and names several gives none of them a text: those in `candidates` share it, or
+    `rejects` holds others that were dropped for it.
+    """
     table, num_malformed = captions.reader(f"sources.{source}.captions[{entry}]"), 0
     with StagedTable(folder, "texts", ("key", "text")) as staged:
         for raw in table.batches():
@@ -123,8 +141,17 @@ def join_captions(
         path = text('$."' + captions.extra_name.replace('"', '\\"') + '"')
         key = f"trim(json_extract_string(extra, {path}))"
     sql.execute(f"CREATE VIEW pictures AS SELECT sample_id, {key} AS key FROM candidates")
-    sql.execute("CREATE VIEW usable AS SELECT * FROM texts WHERE key <> '' AND trim(text) <> ''")
+    view_table(sql, "rejects", rejects, REJECTS)
+    sql.execute(
+        "CREATE TABLE shared AS SELECT record_key AS key FROM rejects WHERE reason = 'duplicate_record' UNION "
+        f"SELECT key FROM pictures WHERE {captions.key in _OF_SAMPLES} AND key <> '' GROUP BY key HAVING count(*) > 1"
+    )
+    sql.execute(
+        "CREATE VIEW usable AS SELECT * FROM texts WHERE key <> '' AND trim(text) <> '' AND key NOT IN (FROM shared)"
+    )
     (counts,) = rows_of(sql, _COUNTS)
+    (of_shared,) = rows_of(sql, _SHARED)
+    counts |= of_shared if of_shared["num_sharing"] else {}
     counts = {"source": source, "entry": entry, **counts, "kind": captions.kind, "malformed": num_malformed}
     fits = "true" if (counts["most"] or {"num": 0})["num"] <= MAX_TEXTS else "false"
     query = (
@@ -141,6 +168,11 @@ def fault_of(captions: JoinedCaptions, counts: Mapping[str, Any]) -> str | None:
         return (
             f"{where}: {most['num']:,} rows of {captions.join} have the {captions.column} {most['key']!r}, and a "
             f"picture may have {MAX_TEXTS} texts; join by a column that tells pictures apart"
+        )
+    if counts["num_pictures"] and counts.get("num_sharing") == counts["num_pictures"]:
+        return (
+            f"{where}: every {captions.key} of the source names several pictures (such as {counts['shared_key']!r}), "
+            f"so no text of {captions.join} can be joined; {_WITH_TAR}"
         )
     if counts["num_pictures"] and not counts["num_joined"]:
         ours, theirs = (", ".join(map(repr, counts[name] or ["none"])) for name in ("keys_of_pictures", "keys_of_rows"))
@@ -159,6 +191,12 @@ def describe_join(counts: Mapping[str, Any]) -> str:
         f"captions {counts['entry']} of {counts['source']} ({counts['kind']}): {without:,} of {num:,} pictures "
         f"({without / max(num, 1):.1%}) have no partner among {counts['num_rows']:,} rows"
         + (f"; rows left out: {', '.join(lost)}" if lost else "")
+        + (
+            f"; {counts['num_sharing']:,} pictures got none, since their key names several (such as "
+            f"{counts['shared_key']!r}): {_WITH_TAR}"
+            if counts.get("num_sharing")
+            else ""
+        )
     )
 
 
@@ -186,6 +224,7 @@ def guess_join(path: str, keys: Mapping[str, Sequence[str]]) -> tuple[dict[str, 
     guess = guess_caption(list(shown), shown, {"key": ColumnGuess(column, "sure", "its values")})
     if guess is None:
         raise ConfigError(f"{path}: no column of {', '.join(shown)} holds texts")
-    words = f"sure: {num:,} of the first {len(keys[key]):,} pictures have a row there"
+    trust = "likely, since a key that several tars have joins nothing" if key in _OF_SAMPLES[1:] else "sure"
+    words = f"{trust}: {num:,} of the first {len(keys[key]):,} pictures have a row there"
     entry = {"join": path, "on": {key: column}, "text": guess.column, "kind": "caption"}
     return entry, f"{words}; text from {guess.column} ({guess.trust}: {guess.why})"

@@ -149,7 +149,7 @@ def test_a_damaged_parquet_file_costs_what_it_would_have_said(tmp_path: Path) ->
 
 
 def test_a_parquet_file_beside_a_shard_has_a_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.webdataset.MAX_SIDE_ROWS", 10)
+    monkeypatch.setattr("pipeline.sources.tars.beside.MAX_SIDE_ROWS", 10)
     (tmp_path / "0.tar").write_bytes(sample("a") + END)
     pq.write_table(pa.table({"key": [str(number) for number in range(11)]}), tmp_path / "0.parquet")
     keys, lost = read(shards(tmp_path))

@@ -95,12 +95,12 @@ def test_columns_of_the_parquet_file_and_keys_of_the_json(tmp_path: Path) -> Non
         "record_key": "__key__",
         "caption": ["json.caption", "parquet.license"],
         "licence": "parquet.license",
-        "extra": ["json.sha256", "json.absent"],
+        "extra": ["json.sha256", "json.error_message"],
     }
     rows, _ = read(source(img2dataset(tmp_path), fields=fields))
     assert rows[0]["record_key"] == "000000000"
     assert (rows[0]["caption"], rows[0]["licence"]) == ("c0 cc0", "cc0")
-    assert json.loads(rows[0]["extra"]) == {"json.sha256": "ab", "json.absent": None}
+    assert json.loads(rows[0]["extra"]) == {"json.sha256": "ab", "json.error_message": None}
     assert "url" not in rows[0]
 
 
@@ -227,3 +227,51 @@ def test_parquet_columns_must_be_there(tmp_path: Path) -> None:
         check_source(source(tmp_path, fields={"caption": "parquet.title"}))
     with pytest.raises(ConfigError, match="its Parquet has no title"):
         check_source(source(img2dataset(tmp_path / "i"), fields={"caption": "parquet.title"}))
+
+
+EXIF = json.dumps({"Image Artist": "Ann Field", "EXIF Flash": 0, "lens": {"name": "50mm"}})
+
+
+def with_exif(folder: Path) -> Path:
+    for shard in range(2):
+        members = [
+            (f"{n}.{kind}", body)
+            for n in range(2)
+            for kind, body in (("jpg", b"p"), ("json", json.dumps({"exif": EXIF, "a.b": n, "null": None}).encode()))
+        ]
+        write_tar(folder / f"{shard}.tar", *members)
+    return folder
+
+
+def test_text_that_is_json_within_the_json_is_read(tmp_path: Path) -> None:
+    names = ["json.exif.EXIF Flash", "json.exif.lens.name", "json.a.b", "json.null", "json.exif"]
+    rows, _ = read(source(with_exif(tmp_path), fields={"creator": "json.exif.Image Artist", "extra": names}))
+    assert {row["creator"] for row in rows} == {"Ann Field"}
+    kept = {"json.exif.EXIF Flash": "0", "json.exif.lens.name": "50mm", "json.a.b": "0", "json.null": None}
+    assert json.loads(rows[0]["extra"]) == kept | {"json.exif": EXIF}
+
+
+@pytest.mark.parametrize("name", ["json.exif.Artist", "json.exif.lens.name.x", "json.author", "json.null.x", "txt"])
+def test_a_field_that_no_sample_has_is_named_with_those_that_are_there(tmp_path: Path, name: str) -> None:
+    given = source(with_exif(tmp_path), fields={"creator": name})
+    there = "they have json, json.a.b, json.exif, json.null"
+    with pytest.raises(ConfigError, match=rf"sources.old: none of 4 samples has {name}, and `fields` asks .*{there}"):
+        read(given)
+    assert given.reader.doubts() == [f"none of the first samples has {name}, and `fields` asks for it; {there}"]
+
+
+def test_a_field_that_some_samples_have_is_no_mistake(tmp_path: Path) -> None:
+    given = source(with_exif(tmp_path), fields={"creator": "json.exif.Image Artist", "caption": "json.caption"})
+    write_tar(tmp_path / "2.tar", ("a.jpg", b"p"), ("a.json", b'{"caption": "a rose"}'))
+    rows, _ = read(given)
+    assert [row.get("caption") for row in rows] == [None] * 4 + ["a rose"]
+    assert given.reader.doubts() == []
+
+
+def test_a_key_that_several_tars_have_is_a_doubt_where_it_is_used(tmp_path: Path) -> None:
+    folder = with_exif(tmp_path)
+    assert source(folder, fields={"creator": "json.exif.Image Artist"}).reader.doubts() == []
+    said = "__key__: samples of several tars have the same, such as '0'; leave `record_key` out"
+    for fields in ({"record_key": "__key__"}, {"extra": ["__key__"]}):
+        (doubt,) = source(folder, fields=fields).reader.doubts()
+        assert doubt.startswith(said)
