@@ -2,16 +2,21 @@
 
 WORKDIR/takedowns.jsonl has one JSON object on each line: `by` (url, owner, id), `value`, `reason`. `plantmix takedown`
 adds to it. People may write it by hand and copy it to another work folder. A line that cannot be read is a ConfigError.
+
+Lines with `by: picture` are written by PlantMix alone. They hold the hashes of a picture that an entry named, so that
+its copies are known wherever they come from, also when nothing knows the picture itself any more.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,10 +24,12 @@ from manifests import storage
 from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
+from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIRRORING, are_copies
 from manifests.release import Release
 from manifests.remote.patience import read_if_there
 
 KINDS = ("url", "owner", "id")
+PICTURE = "picture"
 WHEN_GONE = (
     f"restore {TAKEDOWNS_FILE} from a backup, or write it again from the takedowns in each release.json; an empty "
     "file says that nothing was taken down"
@@ -53,6 +60,61 @@ class Entry:
         return self.by, pc.utf8_lower(self.value.strip()).as_py() if self.by == "owner" else self.value
 
 
+@dataclass(frozen=True, order=True)
+class Picture:
+    """A picture that was taken down, and what its copies are known by: hashes as hex digits, empty where not known.
+
+    A picture of nearly one colour has no pHash here: its copies are those of the same pixels.
+    """
+
+    image_id: str
+    reason: str
+    pixels_sha256: str = ""
+    phash: str = ""
+    phash_mirrored: str = ""
+    middle_hash: str = ""
+
+    @classmethod
+    def of_fact(cls, fact: Mapping[str, Any], reason: str) -> Picture:
+        """What a row of facts says of its picture; a row of a samples table says less."""
+        phash, pixel_std = fact["phash"], fact.get("pixel_std")
+        tells = phash.bit_count() > FLAT_BITS and not (pixel_std is not None and pixel_std < FLAT_PIXEL_STD)
+        hashes = {name: fact.get(name) for name in _HASHES} if tells else {}
+        shown = {name: f"{value:016x}" for name, value in hashes.items() if value is not None}
+        return cls(fact["image_id"], reason, fact.get("pixels_sha256") or "", **shown)
+
+
+_HASHES = ("phash", "phash_mirrored", "middle_hash")
+
+
+def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.int64]:
+    """For each row of a table of samples or facts the number of the picture that it is a copy of; -1 for none.
+
+    `rows` has image_id and phash, and may have middle_hash and pixels_sha256. Where a hash of the middle is not known,
+    in a row or of a picture, the pHash alone decides: rather a picture too many stays out.
+    """
+    copy_of = np.full(len(rows), -1, np.int64)
+    for name in {"image_id", "pixels_sha256"}.intersection(rows.column_names):
+        named = pa.array([getattr(picture, name) or None for picture in pictures], pa.string())
+        place = pc.fill_null(pc.index_in(rows[name], named, skip_nulls=True), -1).to_numpy()
+        copy_of = np.where(copy_of < 0, place, copy_of)
+    phash = pc.fill_null(rows["phash"], 0).to_numpy()
+    middle = rows["middle_hash"] if "middle_hash" in rows.column_names else pa.nulls(len(rows), pa.uint64())
+    unknown, middle = pc.is_null(middle).to_numpy(zero_copy_only=False), pc.fill_null(middle, 0).to_numpy()
+    for number, picture in enumerate(pictures):
+        turns = ((picture.phash, 0), (picture.phash_mirrored, MIRRORING))
+        for digits, mask in turns:
+            if not digits:
+                continue
+            other = np.uint64(int(digits, 16))
+            found = are_copies(phash, None, other, None)
+            if picture.middle_hash:
+                of_middle = np.uint64(int(picture.middle_hash, 16) ^ mask)
+                found &= unknown | are_copies(phash, middle, other, of_middle)
+            copy_of[(copy_of < 0) & found] = number
+    return copy_of
+
+
 def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:
     """What must stay out of builds. `ask` gives the rows of a query to the catalogue.
 
@@ -69,37 +131,65 @@ def read_list(workdir: str) -> list[Entry]:
 
     Raises: ConfigError that names the first line that is not an entry.
     """
+    return sorted(line for line in _read_lines(workdir) if isinstance(line, Entry))
+
+
+def read_pictures(workdir: str) -> list[Picture]:
+    """The pictures that the list of a work folder holds the hashes of, sorted, each once.
+
+    Raises: ConfigError as `read_list`.
+    """
+    pictures = sorted((line for line in _read_lines(workdir) if isinstance(line, Picture)), reverse=True)
+    return sorted({picture.image_id: picture for picture in pictures}.values())
+
+
+def _read_lines(workdir: str) -> set[Entry | Picture]:
     path = storage.join(workdir, TAKEDOWNS_FILE)
-    content = read_if_there(path)
-    if content is None:
-        return []
-    entries = set()
+    lines: set[Entry | Picture] = set()
     # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
-    for number, line in enumerate(content.decode("utf-8").split("\n"), 1):
+    for number, line in enumerate((read_if_there(path) or b"").decode("utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-            entry = Entry(values["by"], values["value"], values.get("reason", "not stated"))
+            lines.add(_parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError):
-            entry = None
-        if entry is None or entry.by not in KINDS or not all(isinstance(v, str) and v for v in asdict(entry).values()):
             raise ConfigError(
                 f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object with 'by' "
                 f"({', '.join(KINDS)}), 'value' and 'reason'"
-            )
-        entries.add(entry)
-    return sorted(entries)
+            ) from None
+    return lines
 
 
-def add_entries(workdir: str, entries: Sequence[Entry]) -> None:
-    """Add to the list of a work folder."""
-    before = read_list(workdir)
+def _parse(line: dict[str, Any]) -> Entry | Picture:
+    """One line of the list. Raises: ValueError and the like when it is none."""
+    by, value, reason = line.pop("by"), line.pop("value"), line.pop("reason", "not stated")
+    if not all(isinstance(text, str) and text for text in (by, value, reason)):
+        raise ValueError
+    if by != PICTURE:
+        KINDS.index(by)
+        return Entry(by, value, reason)
+    picture = Picture(value, reason, **line)
+    for name in _HASHES:
+        int(getattr(picture, name) or "0", 16)
+    return picture
+
+
+def add_entries(workdir: str, entries: Sequence[Entry], pictures: Sequence[Picture] = ()) -> None:
+    """Add to the list of a work folder what it lacks."""
+    before, held = read_list(workdir), {picture.image_id: picture for picture in read_pictures(workdir)}
     listed = {(entry.by, entry.value) for entry in before}
     new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
-    if new:
-        lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in [*before, *new]]
-        storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), ("\n".join(lines) + "\n").encode())
+    seen = {picture.image_id: picture for picture in pictures if picture.image_id not in held}
+    if new or seen:
+        lines = [asdict(entry) for entry in [*before, *new]]
+        lines += [_line_of(picture) for picture in sorted([*held.values(), *seen.values()])]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), text.encode())
+
+
+def _line_of(picture: Picture) -> dict[str, str]:
+    hashes = {name: value for name, value in asdict(picture).items() if value and name != "image_id"}
+    return {"by": PICTURE, "value": picture.image_id, **hashes}
 
 
 _COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with
@@ -110,14 +200,14 @@ _COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared
 
 
 def taken_down_since(release: Release, workdir: str) -> str | None:
-    """What to tell someone who takes a release that holds images which the list of its work folder names.
+    """What to tell someone who takes a release that holds images which the list of its work folder names, or copies.
 
     None where it holds none.
 
     Raises: ConfigError as `read_list`; IntegrityError for a samples table that is not as it was sealed.
     """
-    entries = read_list(workdir)
-    if not entries:
+    entries, pictures = read_list(workdir), read_pictures(workdir)
+    if not entries and not pictures:
         return None
     named = pc.scalar(False)
     for by, columns in _COLUMNS.items():
@@ -125,7 +215,10 @@ def taken_down_since(release: Release, workdir: str) -> str | None:
         for column in columns:
             value = pc.field(column)
             named |= (pc.utf8_lower(pc.utf8_trim_whitespace(value)) if by == "owner" else value).isin(keys)
-    images = release.samples(columns=["url", "sample_id"], where=named & (pc.field("copy") == 0)).sort_by("sample_id")
+    shown = ["url", "sample_id"]
+    images = release.samples(columns=shown, where=named & (pc.field("copy") == 0))
+    copies = [rows.select(shown) for rows in _copies_in(release, pictures)]
+    images = pa.concat_tables([images, *copies]).group_by(shown).aggregate([]).sort_by("sample_id")
     if not images.num_rows:
         return None
     first = images.slice(0, 1).to_pylist()[0]
@@ -133,6 +226,13 @@ def taken_down_since(release: Release, workdir: str) -> str | None:
         f"{release.path}: holds {images.num_rows:,} images that were taken down since, first: {first['url']}; "
         f"take a version without them: `plantmix takedown {release.path} --id {first['sample_id']}` writes one"
     )
+
+
+def _copies_in(release: Release, pictures: Sequence[Picture]) -> Iterator[pa.Table]:
+    """Samples of a release that are copies of pictures, shard by shard, each sample once."""
+    columns = ["sample_id", "url", "copy", "image_id", "phash", "middle_hash"]  # older releases lack the last
+    for _, _, rows in release.iter_shards(columns) if pictures else ():
+        yield rows.filter(pc.and_(pc.equal(rows["copy"], 0), pa.array(find_copies(pictures, rows) >= 0)))
 
 
 # ---- in the tables of a build

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
-from manifests.takedowns import Entry, add_entries, read_list
+from manifests.pictures.copies import MIRRORING
+from manifests.takedowns import Entry, Picture, add_entries, find_copies, read_list, read_pictures
 
 LINE_BREAKS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\r\n"]
 
@@ -44,3 +46,44 @@ def test_a_line_that_is_no_entry_is_named(tmp_path: Path) -> None:
     (tmp_path / TAKEDOWNS_FILE).write_text('{"by": "owner", "value": "A"}\n{"by": "url", "value": 7}\n')
     with pytest.raises(ConfigError, match="line 2: not an entry"):
         read_list(str(tmp_path))
+
+
+def _picture(number: int, **hashes: str) -> Picture:
+    return Picture(f"{number:064x}", "asked", **hashes)
+
+
+def test_hashes_of_pictures_stay_beside_the_entries(tmp_path: Path) -> None:
+    folder, entry = str(tmp_path), Entry("owner", "A")
+    pictures = [_picture(2, phash="00ff00ff00ff00ff", middle_hash="1" * 16), _picture(1, pixels_sha256="ab")]
+    add_entries(folder, [entry], pictures)
+    add_entries(folder, [Entry("owner", "B")], [_picture(2, phash="0" * 16)])
+    assert read_list(folder) == [entry, Entry("owner", "B")]
+    assert read_pictures(folder) == sorted(pictures)
+    line = (tmp_path / TAKEDOWNS_FILE).read_text().splitlines()[-1]
+    (tmp_path / TAKEDOWNS_FILE).write_text(line.replace("00ff00ff00ff00ff", "a picture"))
+    with pytest.raises(ConfigError, match="line 1: not an entry"):
+        read_pictures(folder)
+
+
+def test_copies_are_told_by_both_hashes_mirrored_or_not() -> None:
+    phash, mirrored, middle = 0x00FF00FF00FF00FF, 0xF0F0F0F0F0F0F0F0, 0x123456789ABCDEF0
+    fact = {"image_id": "a" * 64, "phash": phash, "phash_mirrored": mirrored, "middle_hash": middle, "pixel_std": 40.0}
+    flat = {"image_id": "b" * 64, "phash": phash, "pixels_sha256": "c" * 64, "pixel_std": 1.0}
+    pictures = [Picture.of_fact(fact, "asked"), Picture.of_fact(flat, "asked")]
+    rows = {
+        "the same bytes": ("a" * 64, 1, 2, None),
+        "a copy": (None, phash ^ 0b1111, middle ^ 0b111111, None),
+        "another pHash": (None, phash ^ 0b11111, middle, None),
+        "another sheet of one layout": (None, phash, middle ^ 0b1111111, None),
+        "its mirror image": (None, mirrored, middle ^ MIRRORING, None),
+        "a mirrored sheet of one layout": (None, mirrored, ~(middle ^ MIRRORING) & (2**64 - 1), None),
+        "measured by an earlier version": (None, phash, None, None),
+        "a flat one of the same pixels": (None, 0, 0, "c" * 64),
+        "a failed row": (None, None, None, None),
+    }
+    names = ["image_id", "phash", "middle_hash", "pixels_sha256"]
+    types = [pa.string(), pa.uint64(), pa.uint64(), pa.string()]
+    columns = [pa.array(column, kind) for column, kind in zip(zip(*rows.values(), strict=True), types, strict=True)]
+    found = dict(zip(rows, find_copies(pictures, pa.table(columns, names)).tolist(), strict=True))
+    copies = {"the same bytes": 0, "a copy": 0, "its mirror image": 0, "measured by an earlier version": 0}
+    assert found == dict.fromkeys(rows, -1) | copies | {"a flat one of the same pixels": 1}
