@@ -201,7 +201,7 @@ TARGETS = {"open_clip": _open_clip, "webdataset": _webdataset, "hf_datasets": _h
 def write_img2dataset(release: Release, out: str) -> str:
     """Write the training split as img2dataset leaves its downloads; returns a line that says what is there.
 
-    00000.tar (hard links or copies of the shards), 00000.parquet, 00000_stats.json, in a new folder.
+    00000.tar (copies of the shards), 00000.parquet, 00000_stats.json, in a new folder.
 
     Raises: ConfigError when the folder is not empty, and when a takedown left no training samples.
     """
@@ -214,7 +214,7 @@ def write_img2dataset(release: Release, out: str) -> str:
     read = ("url", "text", "key", "stored_width_px", "stored_height_px", "width_px", "height_px", "image_id")
     for number, (_, _, rows) in enumerate(release.iter_shards(read, "train")):
         stem = storage.join(out, f"{number:05d}")
-        storage.link_or_copy(release.shard_path("train", shards[number]), f"{stem}.tar")
+        storage.copy(release.shard_path("train", shards[number]), f"{stem}.tar")
         nothing = pa.nulls(rows.num_rows, pa.string())
         table = pa.table(
             {

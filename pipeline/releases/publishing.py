@@ -232,7 +232,7 @@ def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
         storage.make_folder(storage.join(folder, parent) if parent else folder)
 
     def copy(name: str) -> None:
-        storage.link_or_copy(storage.join(release.path, name), storage.join(folder, name))
+        storage.copy(storage.join(release.path, name), storage.join(folder, name))
 
     with ThreadPoolExecutor(_NUM_COPIES) as pool:
         list(pool.map(copy, absent))

@@ -237,6 +237,9 @@ def test_a_folder_gets_a_whole_copy_and_only_what_is_missing_is_copied_again(
     assert f"1 files copied, {num - 1} were there; all checked" in capsys.readouterr().out
     assert main(["verify", str(target), "--deep"]) == 0
     assert not list(target.glob(".*"))
+    with (target / "README.md").open("a") as stream:  # a note of whoever has the copy
+        stream.write("read by us\n")
+    assert main(["verify", str(releases["mixed"])]) == 0
 
 
 def test_an_object_store_gets_a_whole_copy_or_no_record(

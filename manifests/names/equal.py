@@ -1,0 +1,57 @@
+"""Whether two names are equal: one answer for texts, for columns, and for whoever compares owners.
+
+Tables come from many keyboards. One name is written with composed or decomposed letters, in capitals, with a final
+sigma, with a dotted I, with a blank that is no space. Such spellings are equal. Names that share words, as "Müller, J."
+and "Müller" do, are alike: people decide whether they are the same.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+_WORD = re.compile(r"\w+")
+
+
+def name_key(name: str) -> str:
+    """The same text for all spellings of a name.
+
+    Source: Unicode's NFKC_Casefold, and one letter for i, dotted or not, as Turkish capitals need it.
+    """
+    folded = unicodedata.normalize("NFD", name)
+    for _ in range(2):  # a folded letter may fold again, as in mathematical capitals
+        folded = unicodedata.normalize("NFKC", folded.casefold())
+    visible = "".join(letter for letter in folded if letter.isascii() or unicodedata.category(letter) != "Cf")
+    return " ".join(visible.replace("i\u0307", "i").replace("\u0131", "i").split())
+
+
+def spellings_of(keys: Iterable[str], names: Iterable[str | None]) -> dict[str, str]:
+    """Name -> its key, for those of `names` whose key is among `keys`."""
+    wanted = set(keys)
+    return {name: key for name in names if name and (key := name_key(name)) in wanted}
+
+
+def names_like(name: str, counts: Mapping[str, int]) -> dict[str, int]:
+    """Those of `counts` that share a word with `name` and contradict none, not being equal to it; most counts first.
+
+    Accents do not count here, and an initial stands for a word that begins with it.
+    """
+    own, key = _words(name), name_key(name)
+    like = {other: num for other, num in counts.items() if _may_be_one(own, _words(other)) and name_key(other) != key}
+    return dict(sorted(like.items(), key=lambda row: (-row[1], row[0])))
+
+
+def _words(name: str) -> list[str]:
+    letters = unicodedata.normalize("NFD", name_key(name))
+    return _WORD.findall("".join(letter for letter in letters if not unicodedata.combining(letter)))
+
+
+def _may_be_one(some: list[str], others: list[str]) -> bool:
+    fewer, more = sorted((some, others), key=len)
+    shared = {word for word in fewer if len(word) > 1} & set(more)
+    return bool(shared) and all(any(_fit(word, other) for other in more) for word in fewer)
+
+
+def _fit(word: str, other: str) -> bool:
+    return word == other or (min(len(word), len(other)) == 1 and word[0] == other[0])
