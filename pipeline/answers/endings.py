@@ -51,6 +51,7 @@ _SETTINGS = {
     "pictures the same",
     "semantic_duplicate": "`dedup: {semantic: {threshold: 0.95}}`; a higher one calls fewer pictures the same",
     "eval_leak": "`evaluation` names sets that show these pictures",
+    "invalid_score": "the scorer gave NaN or infinity, or boxes that are none; mend it: what changed is scored anew",
     "takedown": "takedowns.jsonl in the work folder lists them",
     "missing_url": "`columns: {url: ...}` of the source names a column that is empty there",
     "invalid_url": "`columns: {url: ...}` of the source names a column of other things than http addresses",

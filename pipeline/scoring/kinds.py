@@ -117,7 +117,8 @@ class FaceScorer(_Detector):
         canvas[: size[1], : size[0]] = np.asarray(image if scale == 1 else image.resize(size))[:, :, ::-1]
         rows = _decode_faces(self._run(canvas))
         rows[:, :4] = np.clip(rows[:, :4] / np.tile(size, 2), 0, 1)
-        return [Box(*(round(float(value), 4) for value in row)) for row in rows]
+        boxes = [Box(*(round(float(value), 4) for value in row)) for row in rows]
+        return [box for box in boxes if box.is_place(*image.size)]  # one may lie beyond the edge
 
 
 def _decode_faces(outputs: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:

@@ -5,11 +5,12 @@ Reads the `score` settings and imports the modules that plug-ins name. Raises Co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, PartError
 from manifests.services.packages import load_named
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
 
@@ -22,6 +23,12 @@ class Box(NamedTuple):
     right: float
     bottom: float
     confidence: float
+
+    def is_place(self, width_px: int, height_px: int) -> bool:
+        """Whether it is a part of a picture of this size, of a pixel or more, so that blurring it changes something."""
+        wide, high = (self.right - self.left) * width_px, (self.bottom - self.top) * height_px
+        within = min(self.left, self.top) >= 0 and max(self.right, self.bottom) <= 1
+        return all(map(math.isfinite, self)) and within and min(wide, high) >= 1
 
 
 class Scorer(Protocol):
@@ -99,8 +106,18 @@ def loaded_scorer(settings: ScoreSettings, name: str) -> Scorer:
 
 
 def find_boxes(detector: Any, images: Sequence[Any]) -> tuple[list[float], list[Sequence[Box]]]:
-    """Scores and boxes of a batch, which is not filled up: a detector looks at each picture alone."""
+    """Scores and boxes of a batch, which is not filled up: a detector looks at each picture alone.
+
+    Raises: PartError for a box that is none.
+    """
     boxes = [each for _, each in zip(images, detector.boxes(images), strict=True)]
+    for image, box in ((image, box) for image, each in zip(images, boxes, strict=True) for box in each):
+        if not box.is_place(*image.size):
+            raise PartError(
+                f"score: the scorer {detector.name} gave {box} for a picture of {image.width} x {image.height} pixels. "
+                "Sides are shares from 0 to 1, left before right and top before bottom, a pixel apart or more. Mend "
+                "the scorer, then build again"
+            )
     return [max((box.confidence for box in each), default=0.0) for each in boxes], boxes
 
 
@@ -111,10 +128,15 @@ def score_batch(
 
     A score must not depend on the other pairs of its batch, but kernels choose their order of summing by the shape. So
     the batch is filled up to `batch_size` with its last pair. Rounding hides what differs still (1e-7).
+
+    Raises: ConfigError for too few or too many; PartError for what is no number.
     """
     num = len(images)
     missing = batch_size - num
     scores = scorer.score([*images, *[images[-1]] * missing], [*texts, *[texts[-1]] * missing])
     if len(scores) != batch_size:
         raise ConfigError(f"score: the scorer {scorer.name} gave {len(scores)} scores for {batch_size} images")
-    return [round(float(score), decimals) for score in list(scores)[:num]]
+    try:
+        return [round(float(score), decimals) for score in list(scores)[:num]]
+    except (TypeError, ValueError) as error:
+        raise PartError(f"score: the scorer {scorer.name} gave something that is no number: {error}") from None

@@ -157,8 +157,10 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             "CREATE TABLE alive AS SELECT v.sample_id, c.domain FROM caption_verdicts v "
             "JOIN candidates c USING (sample_id) WHERE v.keep"
         )
+        sql.execute(f"CREATE VIEW found AS {_FOUND.format(fetched=fetched)}")
         drops = [(number, rule) for number, rule in enumerate(inputs.rules) if rule.action == "drop"]
-        fails = " UNION ALL ".join(_failing(number, rule) for number, rule in drops)
+        failing = [_failing(number, rule) for number, rule in drops]
+        fails = " UNION ALL ".join([*failing, *(_invalid(number, rule) for number, rule in enumerate(inputs.rules))])
         nothing = "SELECT NULL AS sample_id, 0 AS rule, '' AS reason, 0.0 AS score, '' AS threshold LIMIT 0"
         sql.execute(
             "CREATE TABLE fails AS "
@@ -177,7 +179,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
         files, notes = [scores, verdicts], {"content": content}
         if len(drops) < len(inputs.rules):
-            marking = _marking(inputs.rules, fetched)
+            marking = _marking(inputs.rules)
             marks, notes["marks"] = run.save_digested(sql, "score/marks", tables.MARKS, marking, "sample_id")
             files.append(marks)
     num_in = verdicts.num_rows
@@ -190,16 +192,28 @@ def _fetched(columns: str) -> str:
     return f"SELECT {columns} FROM facts JOIN captions USING (sample_id) WHERE outcome = 'ok'"
 
 
+# boxes of the pictures of this build; is_place as Box.is_place says, also of what an earlier version stored
+_FOUND = """
+    SELECT b.*, isfinite(b.confidence) AND b.left >= 0 AND b.top >= 0 AND b.right <= 1 AND b.bottom <= 1
+        AND (b.right - b.left) * stored_width_px >= 1 AND (b.bottom - b.top) * stored_height_px >= 1 AS is_place
+    FROM (SELECT DISTINCT b.* EXCLUDE (text_md5) FROM boxes b
+        JOIN ({fetched}) USING (sample_id, stored_sha256, text_md5)) b JOIN facts USING (sample_id)
+"""
+
+
+def _scored_rows(rule: ScoreRule) -> str:
+    """The rows that a rule judges: sample_id, domain, score."""
+    where = "true" if rule.domains is None else f"domain IN ({literals(rule.domains)})"
+    return (
+        f"(SELECT a.sample_id, a.domain, s.score FROM alive a LEFT JOIN scores s "
+        f"ON s.sample_id = a.sample_id AND s.scorer = '{rule.scorer}' WHERE {where})"
+    )
+
+
 def _failing(number: int, rule: ScoreRule) -> str:
     """Rows that one rule drops: sample_id, rule, reason, score, threshold. A row without a CLIP score fails."""
     reason = "low_score" if rule.scorer == CLIP else f"{rule.scorer}_score"
-    where = "true"
-    if rule.domains is not None:
-        where = f"domain IN ({literals(rule.domains)})"
-    rows = (
-        f"(SELECT a.sample_id, a.domain, s.score FROM alive a LEFT JOIN scores s ON s.sample_id = a.sample_id "
-        f"AND s.scorer = '{rule.scorer}' WHERE {where})"
-    )
+    rows = f"(FROM {_scored_rows(rule)} WHERE coalesce(isfinite(score), true))"
     head = f"SELECT sample_id, {number} AS rule, '{reason}' AS reason, score::DOUBLE AS score, "
     if rule.min_score is not None:
         return f"{head}'>= {rule.min_score:g}' AS threshold FROM {rows} WHERE score IS NULL OR score < {rule.min_score}"
@@ -212,7 +226,23 @@ def _failing(number: int, rule: ScoreRule) -> str:
     )
 
 
-def _marking(rules: Sequence[ScoreRule], fetched: str) -> str:
+def _invalid(number: int, rule: ScoreRule) -> str:
+    """Rows that a rule cannot judge, whatever its action; columns as of `_failing`.
+
+    Their score is no finite number, or a box that is to be blurred is no place in the picture.
+    """
+    head = f"SELECT sample_id, {number} AS rule, 'invalid_score' AS reason, score::DOUBLE AS score, "
+    invalid = f"{head}'a finite number' AS threshold FROM {_scored_rows(rule)} WHERE NOT isfinite(score)"
+    if rule.action != "blur":
+        return invalid
+    boxes = f"FROM found WHERE scorer = '{rule.scorer}' AND confidence > {rule.max_score}"
+    return (
+        f"{invalid} UNION ALL {head}'boxes within the picture' AS threshold FROM ({_failing(number, rule)}) "
+        f"SEMI JOIN ({boxes} AND NOT is_place) USING (sample_id)"
+    )
+
+
+def _marking(rules: Sequence[ScoreRule]) -> str:
     """What is packed with a mark (MARKS): rows that fail a rule which does not drop them, and the boxes to blur."""
     done = {"blur": "blurred", "flag": "flagged"}
     failing = [
@@ -225,9 +255,7 @@ def _marking(rules: Sequence[ScoreRule], fetched: str) -> str:
     return (
         f"WITH marked AS ({' UNION ALL '.join(failing)}), blurs AS (SELECT sample_id, "
         f"list(DISTINCT {{{box}}} ORDER BY {{{box}}}) AS blur FROM marked m "
-        "JOIN (SELECT DISTINCT b.* EXCLUDE (text_md5) FROM boxes b "
-        f"JOIN ({fetched}) USING (sample_id, stored_sha256, text_md5)) b USING (sample_id, scorer) "
-        "WHERE b.confidence > m.above GROUP BY ALL) "
+        "JOIN found b USING (sample_id, scorer) WHERE b.confidence > m.above GROUP BY ALL) "
         "SELECT sample_id, string_agg(DISTINCT mark, ' ' ORDER BY mark) AS marks, any_value(blur) AS blur "
         "FROM marked LEFT JOIN blurs USING (sample_id) GROUP BY ALL"
     )
@@ -355,7 +383,7 @@ STAGE = Stage(
             committed=lambda inputs, run: [part for scorer in inputs.scorers for part in _scored_by(scorer, run)],
             gpus=lambda context: float(context.config.score.device != "cpu" and bool(context.config.score.model)),
         ),
-        Step("judge", _plan_judge, judge),
+        Step("judge", _plan_judge, judge, version=2),
     ),
     conclude=_conclude,
 )

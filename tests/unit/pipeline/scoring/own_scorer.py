@@ -42,3 +42,34 @@ class Middle:
 
     def boxes(self, images: Sequence[Any]) -> list[list[Box]]:
         return [[Box(0.25, 0.25, 0.75, 0.75, sum(i.convert("L").resize((8, 8)).tobytes()) / 64 / 255)] for i in images]
+
+
+class Faulty:
+    """A detector that gives one box, always the same."""
+
+    name = "faulty"
+
+    def __init__(self, box: Sequence[float]) -> None:
+        self._box = Box(*box)
+
+    def load(self) -> None:
+        """Nothing to be had."""
+
+    def boxes(self, images: Sequence[Any]) -> list[list[Box]]:
+        return [[self._box] for _ in images]
+
+
+class Colours:
+    """The brightness of grey pictures; NaN for red ones, infinity for green ones, minus infinity for blue ones."""
+
+    name = "colours"
+
+    def load(self) -> None:
+        """Nothing to be had."""
+
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        return [self._score(*image.resize((1, 1)).getpixel((0, 0))) for image in images]
+
+    def _score(self, *mean: int) -> float:
+        odd = (float("nan"), float("inf"), float("-inf"))
+        return odd[mean.index(max(mean))] if max(mean) - min(mean) > 50 else sum(mean) / 3 / 255

@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic import ValidationError
 from tiny_clip import MODEL, save_weights
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, PartError
 from pipeline.scoring.clip import ClipScorer
-from pipeline.scoring.scorers import check_scorers, loaded_scorer, score_batch
+from pipeline.scoring.scorers import Box, check_scorers, find_boxes, loaded_scorer, score_batch
 from pipeline.scoring.settings import PluginSettings, ScoreSettings
 
 
@@ -152,10 +152,37 @@ def test_a_scorer_that_loses_images_is_named(tmp_path: Path) -> None:
     class Lazy:
         name = "lazy"
 
+        def __init__(self, answer: Any) -> None:
+            self._answer = answer
+
         def load(self) -> None: ...
 
-        def score(self, images: Any, texts: Any) -> list[float]:
-            return [0.5]
+        def score(self, images: Any, texts: Any) -> Any:
+            return self._answer
 
     with pytest.raises(ConfigError, match="lazy gave 1 scores for 4 images"):
-        score_batch(Lazy(), [None], ["a"], 4)
+        score_batch(Lazy([0.5]), [None], ["a"], 4)
+    for answer in ([None], ["high"]):
+        with pytest.raises(PartError, match="the scorer lazy gave something that is no number"):
+            score_batch(Lazy(answer), [None], ["a"], 1)
+
+
+NO_PLACES = {
+    "nan": Box(float("nan"), 0.1, 0.9, 0.9, 0.9),
+    "pixels": Box(10, 20, 90, 100, 0.9),
+    "reversed": Box(0.9, 0.1, 0.2, 0.9, 0.9),
+    "below a pixel": Box(0.5, 0.5, 0.505, 0.9, 0.9),
+    "beyond the edge": Box(-0.1, 0.5, 0.5, 0.9, 0.9),
+    "no confidence": Box(0.1, 0.1, 0.9, 0.9, float("nan")),
+}
+
+
+@pytest.mark.parametrize("box", NO_PLACES.values(), ids=NO_PLACES)
+def test_a_box_that_is_none_is_named_with_its_scorer(box: Box) -> None:
+    from own_scorer import Faulty
+
+    image = Image.new("RGB", (100, 80))
+    whole = Box(0.0, 0.0, 1.0, 1.0, 0.9)
+    assert find_boxes(Faulty(whole), [image]) == ([0.9], [[whole]])
+    with pytest.raises(PartError, match=r"the scorer faulty gave Box\(left=.* for a picture of 100 x 80 pixels"):
+        find_boxes(Faulty(box), [image])
