@@ -9,8 +9,9 @@ its copies are known wherever they come from, also when nothing knows the pictur
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from manifests import storage
 from manifests.catalog_file import TAKEDOWNS_FILE
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
+from manifests.names.equal import name_key, spellings_of
 from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIRRORING, are_copies
 from manifests.release import Release
 from manifests.remote.patience import read_if_there
@@ -55,9 +57,8 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Equal for two entries that mean the same. Owners in the lower case of the tables, where Python's has two more
-        rules: for the last sigma of a word and for the dotted I."""
-        return self.by, pc.utf8_lower(self.value.strip()).as_py() if self.by == "owner" else self.value
+        """Equal for two entries that mean the same."""
+        return self.by, name_key(self.value) if self.by == "owner" else self.value
 
 
 @dataclass(frozen=True, order=True)
@@ -192,10 +193,10 @@ def _line_of(picture: Picture) -> dict[str, str]:
     return {"by": PICTURE, "value": picture.image_id, **hashes}
 
 
-_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with
+_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with; older releases lack the last
     "url": ("url", "reference_url"),
     "owner": ("rights_holder", "creator"),
-    "id": ("sample_id", "image_id", "stored_sha256"),
+    "id": ("sample_id", "image_id", "stored_sha256", "packed_sha256"),
 }
 
 
@@ -204,21 +205,9 @@ def taken_down_since(release: Release, workdir: str) -> str | None:
 
     None where it holds none.
 
-    Raises: ConfigError as `read_list`; IntegrityError for a samples table that is not as it was sealed.
+    Raises: as `images_taken_down`.
     """
-    entries, pictures = read_list(workdir), read_pictures(workdir)
-    if not entries and not pictures:
-        return None
-    named = pc.scalar(False)
-    for by, columns in _COLUMNS.items():
-        keys = pa.array([entry.key[1] for entry in entries if entry.by == by], pa.string())
-        for column in columns:
-            value = pc.field(column)
-            named |= (pc.utf8_lower(pc.utf8_trim_whitespace(value)) if by == "owner" else value).isin(keys)
-    shown = ["url", "sample_id"]
-    images = release.samples(columns=shown, where=named & (pc.field("copy") == 0))
-    copies = [rows.select(shown) for rows in _copies_in(release, pictures)]
-    images = pa.concat_tables([images, *copies]).group_by(shown).aggregate([]).sort_by("sample_id")
+    images = images_taken_down(release, workdir)
     if not images.num_rows:
         return None
     first = images.slice(0, 1).to_pylist()[0]
@@ -228,19 +217,38 @@ def taken_down_since(release: Release, workdir: str) -> str | None:
     )
 
 
-def _copies_in(release: Release, pictures: Sequence[Picture]) -> Iterator[pa.Table]:
-    """Samples of a release that are copies of pictures, shard by shard, each sample once."""
-    columns = ["sample_id", "url", "copy", "image_id", "phash", "middle_hash"]  # older releases lack the last
-    for _, _, rows in release.iter_shards(columns) if pictures else ():
-        yield rows.filter(pc.and_(pc.equal(rows["copy"], 0), pa.array(find_copies(pictures, rows) >= 0)))
+def images_taken_down(release: Release, workdir: str) -> pa.Table:
+    """sample_id and url of the images of a release that the list of its work folder names, and of copies; by sample id.
+
+    Raises: ConfigError as `read_list`; IntegrityError for a samples table that is not as it was sealed.
+    """
+    entries, pictures = read_list(workdir), read_pictures(workdir)
+    shown = pa.schema([("sample_id", pa.string()), ("url", pa.string())])
+    columns = ["copy", "phash", "middle_hash", *dict.fromkeys(itertools.chain(*_COLUMNS.values()))]
+    batches = release.iter_samples(columns) if entries or pictures else ()
+    found = [rows.filter(_taken(rows, entries, pictures)).select(shown.names) for rows in batches]
+    return pa.concat_tables([shown.empty_table(), *found]).sort_by("sample_id")
+
+
+def _taken(rows: pa.Table, entries: Sequence[Entry], pictures: Sequence[Picture]) -> pa.ChunkedArray:
+    """Which rows of a samples table are the first of an image that an entry names, or that is a copy."""
+    taken = pa.array(find_copies(pictures, rows) >= 0)
+    for by, columns in _COLUMNS.items():
+        keys = sorted({entry.key[1] for entry in entries if entry.by == by})
+        for column in {*columns}.intersection(rows.column_names if keys else ()):
+            stated = keys if by != "owner" else list(spellings_of(keys, rows[column].unique().to_pylist()))
+            taken = pc.or_(taken, pc.is_in(rows[column], pa.array(stated, pa.string())))
+    return pc.and_(taken, pc.equal(rows["copy"], 0))
 
 
 # ---- in the tables of a build
 
-_LIST = pa.schema([("by", pa.string()), ("key", pa.string()), ("value", pa.string()), ("reason", pa.string())])
+_LIST = pa.schema(
+    [(name, pa.string()) for name in ("by", "key", "value", "reason", "stated")]  # stated: as the tables spell the key
+)
 _KEYS = {  # by -> (table, column) pairs that an entry's key is compared with
     "url": (("candidates", "url"), ("candidates", "reference_url"), ("facts", "final_url")),
-    "owner": (("candidates", "lower(trim(rights_holder))"), ("candidates", "lower(trim(creator))")),
+    "owner": (("candidates", "rights_holder"), ("candidates", "creator")),
     "id": (("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256")),
 }
 
@@ -258,13 +266,22 @@ def judge_takedowns(sql: Any, entries: Sequence[Entry]) -> None:
 
 def find_named(sql: Any, entries: Sequence[Entry]) -> None:
     """Make the table `named`: sample_id and entry for each row of candidates and facts that an entry names."""
-    rows = [{"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason} for entry in entries]
+    columns = "SELECT t.sample_id, l.by, l.key, l.value, l.reason"
+    spellings: dict[tuple[str, str], list[str]] = {}
+    if owners := [entry.key[1] for entry in entries if entry.by == "owner"]:
+        names = sql.execute("SELECT rights_holder FROM candidates UNION SELECT creator FROM candidates").fetchall()
+        for name, key in spellings_of(owners, (name for (name,) in names)).items():
+            spellings.setdefault(("owner", key), []).append(name)
+    rows = [
+        {"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason, "stated": stated}
+        for entry in entries
+        for stated in (spellings.get(entry.key, ()) if entry.by == "owner" else (entry.value,))
+    ]
     sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
     matches = " UNION ALL ".join(
-        f"SELECT t.sample_id, l.by, l.key, l.value, l.reason FROM {table} t JOIN takedown_list l ON l.key = {column} "
-        f"WHERE l.by = '{by}'"
-        for by, columns in _KEYS.items()
-        for table, column in columns
+        f"{columns} FROM {table} t JOIN takedown_list l ON l.stated = {column} WHERE l.by = '{by}'"
+        for by, pairs in _KEYS.items()
+        for table, column in pairs
     )
-    nothing = "SELECT NULL::VARCHAR AS sample_id, * FROM takedown_list"  # an empty list reads no table
+    nothing = "SELECT NULL::VARCHAR AS sample_id, * EXCLUDE (stated) FROM takedown_list"  # reads no table
     sql.execute(f"CREATE TABLE named AS {matches if rows else nothing}")

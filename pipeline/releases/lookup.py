@@ -152,12 +152,9 @@ def require_none_taken_down(release: Release) -> Release:
     return release
 
 
-# samples.parquet in the form of the two tables that entries are compared with; owners without outer white space
-_AS_CATALOGUE = r"""
-    CREATE VIEW candidates AS SELECT * REPLACE (
-        regexp_replace(rights_holder, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g') AS rights_holder,
-        regexp_replace(creator, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g') AS creator
-    ) FROM samples WHERE copy = 0;
+# samples.parquet in the form of the two tables that entries are compared with
+_AS_CATALOGUE = """
+    CREATE VIEW candidates AS FROM samples WHERE copy = 0;
     CREATE VIEW facts AS SELECT *, NULL::VARCHAR AS final_url FROM samples WHERE copy = 0
 """
 

@@ -109,6 +109,7 @@ def test_who_takes_a_release_is_told_what_a_takedown_of_it_would_find(lent: Lent
     entries = [Entry(by, row[column]) for row in rows for by in values for column in values[by] if row[column]]
     entries += [Entry("owner", "nobody"), Entry("id", "a.b")]
     owners = [Entry("owner", "ZO\u00cb 1 "), Entry("owner", "\u0130PEK \u03a3\u0391\u03a3")]
+    owners += [Entry("owner", "zoe\u0308\u00a01"), Entry("owner", "ipek\u2003\u03c3\u03b1\u03c2")]  # the same names
     for entry in entries + owners:
         (lent.work / "takedowns.jsonl").write_text(json.dumps(asdict(entry)))
         images = images_of(find_in_release(release, [], [entry]).rows)
