@@ -269,3 +269,9 @@ class Stamps:
         return pa.concat_tables(
             [rows.filter(pa.compute.invert(is_new)).select(names), self.hash_files(rows.filter(is_new))]
         )
+
+
+def fingerprints_of_run(record: Mapping[str, Any]) -> list[str]:
+    """The releases that a run was trained on, by its run.json: first those of its last configuration."""
+    own = (record.get("identity") or {}).get("releases") or {}
+    return [*own.get("fingerprints", ()), *record.get("earlier_releases", ())]

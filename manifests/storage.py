@@ -395,13 +395,11 @@ def link_or_copy(source: str, path: str) -> None:
         copy(source, path)
     else:
         publish(temp, path)
+        Path(temp).unlink(missing_ok=True)  # to rename a link to another link of the same file does nothing
 
 
 def copy(source: str, path: str) -> None:
-    """Publish the content of `source` as `path` too. A disk that can shares the blocks until one file changes.
-
-    A store copies its own files itself: nothing goes through this machine.
-    """
+    """Publish the content of `source` as `path` too. A store copies its own files; a disk shares blocks if it can."""
     (fs, inner_source), (target, inner) = filesystem(source), filesystem(path)
     if is_remote(path) and not is_remote(source):
         upload(inner_source, path)

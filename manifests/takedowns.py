@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests import storage
-from manifests.catalog_file import TAKEDOWNS_FILE
-from manifests.errors import ConfigError
+from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.errors import ConfigError, RetryableError, RunError, words_of
 from manifests.masking import hide_secrets
 from manifests.names.equal import name_key, spellings_of
 from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIRRORING, are_copies
+from manifests.reader import open_reader
 from manifests.release import Release
 from manifests.remote.patience import read_if_there
 
@@ -127,6 +129,18 @@ def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[
     return read_list(workdir)
 
 
+def require_list(workdir: str) -> None:
+    """See that the list of a work folder on this machine is not lost.
+
+    Raises: ConfigError as `standing_entries`; IntegrityError for a damaged catalogue.
+    """
+    there = {name: Path(storage.join(workdir, name)).is_file() for name in (TAKEDOWNS_FILE, CATALOG_FILE)}
+    if storage.is_remote(workdir) or there[TAKEDOWNS_FILE] or not there[CATALOG_FILE]:
+        return
+    with suppress(RunError), open_reader(workdir, per_sample=False) as catalog:  # a build holds it, and looks itself
+        standing_entries(workdir, lambda query: catalog.sql(query).fetchall())
+
+
 def read_list(workdir: str) -> list[Entry]:
     """The entries of a work folder, sorted; none when there is no list.
 
@@ -217,11 +231,31 @@ def taken_down_since(release: Release, workdir: str) -> str | None:
     )
 
 
+def say_taken_down(release: Release) -> str | None:
+    """As `taken_down_since`, for who trains on a release or has trained: where it cannot be known, that is said."""
+    try:
+        return release.workdir and taken_down_since(release, release.workdir)
+    except (OSError, RetryableError, ConfigError) as error:  # others' store may show a release and nothing beside it
+        return f"{release.path}: not known whether pictures of it were taken down since ({words_of(error)})"
+
+
+def samples_taken_down(release: Release) -> set[str]:
+    """Sample ids of what was taken down of a release: of what it holds, and of what went before it was made.
+
+    Raises: as `images_taken_down`.
+    """
+    gone = {image["sample_id"] for entry in release.record.get("takedowns", ()) for image in entry["images"]}
+    held = images_taken_down(release, release.workdir)["sample_id"].to_pylist() if release.workdir else []
+    return gone.union(held)
+
+
 def images_taken_down(release: Release, workdir: str) -> pa.Table:
     """sample_id and url of the images of a release that the list of its work folder names, and of copies; by sample id.
 
-    Raises: ConfigError as `read_list`; IntegrityError for a samples table that is not as it was sealed.
+    Raises: ConfigError as `read_list` and `require_list`; IntegrityError for a samples table that is not as it was
+        sealed.
     """
+    require_list(workdir)
     entries, pictures = read_list(workdir), read_pictures(workdir)
     shown = pa.schema([("sample_id", pa.string()), ("url", pa.string())])
     columns = ["copy", "phash", "middle_hash", *dict.fromkeys(itertools.chain(*_COLUMNS.values()))]
@@ -246,11 +280,13 @@ def _taken(rows: pa.Table, entries: Sequence[Entry], pictures: Sequence[Picture]
 _LIST = pa.schema(
     [(name, pa.string()) for name in ("by", "key", "value", "reason", "stated")]  # stated: as the tables spell the key
 )
-_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with
+_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with; only releases have the last
     "url": (("candidates", "url"), ("candidates", "reference_url"), ("facts", "final_url")),
     "owner": (("candidates", "rights_holder"), ("candidates", "creator")),
-    "id": (("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256")),
-}
+    "id": (
+        ("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256"), ("facts", "packed_sha256"),
+    ),
+}  # fmt: skip
 
 
 def judge_takedowns(sql: Any, entries: Sequence[Entry]) -> None:
@@ -278,10 +314,12 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
         for stated in (spellings.get(entry.key, ()) if entry.by == "owner" else (entry.value,))
     ]
     sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
+    facts = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()} if rows else set()
     matches = " UNION ALL ".join(
         f"{columns} FROM {table} t JOIN takedown_list l ON l.stated = {column} WHERE l.by = '{by}'"
         for by, pairs in _KEYS.items()
         for table, column in pairs
+        if table != "facts" or column in facts
     )
     nothing = "SELECT NULL::VARCHAR AS sample_id, * EXCLUDE (stated) FROM takedown_list"  # reads no table
     sql.execute(f"CREATE TABLE named AS {matches if rows else nothing}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests import __version__
-from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
+from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
 from manifests.services import packages
 from manifests.storage import is_stop
@@ -231,7 +231,7 @@ def _add_import(add: AddCommand) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from manifests.takedowns import taken_down_since
+    from manifests.takedowns import say_taken_down
     from training.config import read_train_settings
     from training.data.loader import open_releases
     from training.evaluation.evaluate import check_tasks
@@ -245,11 +245,7 @@ def _train(options: argparse.Namespace) -> int:
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
     check_tasks(settings)
     for release in open_releases(settings.release or ()) if is_first else ():
-        try:
-            said = release.workdir and taken_down_since(release, release.workdir)
-        except (OSError, RetryableError) as error:  # others' store may show a release and nothing beside it
-            said = f"{release.path}: not known whether pictures of it were taken down since ({words_of(error)})"
-        if said:
+        if said := say_taken_down(release):
             print(shown(f"dalip: {said}"), file=sys.stderr, flush=True)
     if options.launcher == "ray":
         from training.run.launcher import train_on_ray
@@ -345,7 +341,7 @@ def _tokens(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from training.evaluation.blend import refuse_over_blend
-    from training.evaluation.trained_model import open_trained_model
+    from training.evaluation.trained_model import notes_on_takedowns, open_trained_model
     from training.model.exports import export_hugging_face, export_open_clip
     from training.record.run_files import refuse_within_run
 
@@ -359,7 +355,8 @@ def _export(options: argparse.Namespace) -> int:
         code = export_hugging_face(trained.model, options.target, trained.settings.loss)
     else:
         code = export_open_clip(trained.model, options.target)
-    print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in trained.notes)]))
+    notes = [*trained.notes, *notes_on_takedowns(trained)]
+    print("\n".join([f"weights: {trained.weights} ({trained.source})", *(f"note: {note}" for note in notes)]))
     print(f"written: {options.target}; {code}")
     if options.format == "huggingface" and trained.model.second_order is not None:
         print(f'f and z as one vector: training.evaluation.encoder.Encoder.open("{options.target}")')

@@ -9,9 +9,9 @@ from manifests.release import Release
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
 from pipeline.releases.export import TARGETS, describe, write_img2dataset
-from pipeline.releases.lookup import require_none_taken_down
 from pipeline.releases.opening import open_release
 from pipeline.releases.publishing import Plan, plan_publishing, publish
+from pipeline.releases.takedown import require_none_taken_down
 
 WRITTEN = "img2dataset"  # the one target that takes files
 
@@ -100,7 +100,7 @@ def _describe(plan: Plan) -> list[str]:
         who = "public: the licence of every image lets everyone pass it on"
     elif not plan.on_hub:
         who = "who can read it: whoever may read that place"
-    elif plan.not_public or plan.doubtful:
+    elif plan.not_public or plan.conflicts:
         who = "private, and --public is not possible: not everyone may pass on all images"
     else:
         who = "private: --public was not given, though every licence would allow it"

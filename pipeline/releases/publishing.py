@@ -16,9 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests import storage, tables
 from manifests.errors import ConfigError, RunError
 from manifests.publishing import hub
+from manifests.reader import create_table_view, open_reader, paths_of_current
 from manifests.release import (
     CITATION_FILE,
     CROISSANT_FILE,
@@ -28,7 +29,7 @@ from manifests.release import (
     read_record,
     refuse_within,
 )
-from manifests.remote.folder import place_of
+from manifests.remote.folder import bring_missing, place_of
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_sql, samples_path, work_folder_of
 from pipeline.sidefiles.citation import write_citation
@@ -57,11 +58,6 @@ class Conflict:
     other_licence: str
     matched: str
     num_images: int
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the copy is the same picture, and not only like it."""
-        return self.matched != "near copy"
 
     def __str__(self) -> str:
         return f"{self.num_images:,} images: {self.licence}, but {self.other_licence} by the {self.matched}"
@@ -99,11 +95,6 @@ class Plan:
         """Licences that keep the release private."""
         return tuple(row for row in self.licences if not row.may_be_public)
 
-    @property
-    def doubtful(self) -> tuple[Conflict, ...]:
-        """Pictures under two licences that keep the release private."""
-        return tuple(row for row in self.conflicts if row.is_exact)
-
 
 def plan_publishing(release: Release, target: str, *, public: bool, authors: Sequence[str]) -> Plan:
     """What publishing would do; sends nothing and asks nobody. Checks all of the release but its shards.
@@ -135,10 +126,10 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
         CROISSANT_FILE: write_croissant(release.record, schema, names, **facts),
         CITATION_FILE: write_citation(release.record, **facts),
     }
-    plan = Plan(release, target, public, licences, conflicts_of(release), more)
-    if public and (plan.not_public or plan.doubtful):
+    plan = Plan(release, target, public, licences, conflicts_of(release, needed=public), more)
+    if public and (plan.not_public or plan.conflicts):
         lines = [f"  {row.num_images:,} images: {row.licence}, from {row.source}" for row in plan.not_public]
-        listed = "\n".join([*lines, *(f"  {row}" for row in plan.doubtful)])
+        listed = "\n".join([*lines, *(f"  {row}" for row in plan.conflicts)])
         raise ConfigError(
             f"{release.name}: may not be public, because not everyone may pass on\n{listed}\nPublish it without "
             "--public, or build it without them: select.licences in the build config"
@@ -157,17 +148,19 @@ def count_licences(release: Release) -> tuple[LicenceCount, ...]:
     return tuple(LicenceCount(licence, source, num, REDISTRIBUTABLE.allows(licence)) for licence, source, num in rows)
 
 
-def conflicts_of(release: Release) -> tuple[Conflict, ...]:
+def conflicts_of(release: Release, *, needed: bool) -> tuple[Conflict, ...]:
     """Images of a release that everyone may pass on by their own licence, and not by that of a copy.
 
-    The newest release of the work folder may have seen copies that this one has not.
+    The last build of the work folder and its newest release may have seen copies that this one has not.
+
+    Raises: RunError where these are `needed` while a build holds the catalogue.
     """
     rows = [(*row, len(ids)) for row, ids in _conflicts_in(release)]
     workdir = work_folder_of(release)
     newest = Release.open(place_of(workdir)) if workdir else release
-    if newest.fingerprint != release.fingerprint:
-        with open_sql() as sql:
-            view_parquet(sql, "own", [samples_path(release)], "copy = 0")
+    with open_sql() as sql:
+        view_parquet(sql, "own", [samples_path(release)], "copy = 0")
+        if newest.fingerprint != release.fingerprint:
             view_parquet(sql, "newest", [samples_path(newest)], "copy = 0")
             own = {sample_id for (sample_id,) in sql.sql("SELECT sample_id FROM own").fetchall()}
             rows += [(*row, len(own.intersection(ids))) for row, ids in _conflicts_in(newest)]
@@ -176,11 +169,30 @@ def conflicts_of(release: Release) -> tuple[Conflict, ...]:
                 "FROM own o JOIN newest n USING (image_id) GROUP BY ALL ORDER BY ALL",
                 [f"same picture in {newest.name}"],
             ).fetchall()
+        try:
+            rows += _dropped_since(sql, workdir) if workdir else []
+        except RunError:
+            if needed:
+                raise
     return tuple(
         Conflict(*row)
         for row in dict.fromkeys(rows)
         if row[3] and REDISTRIBUTABLE.allows(row[0]) and not REDISTRIBUTABLE.allows(row[1])
     )
+
+
+def _dropped_since(sql: Any, workdir: str) -> list[tuple[str, str, str, int]]:
+    """Images of `own` that the last build left out, since a copy states a licence that is not allowed."""
+    with open_reader(workdir, per_sample=False) as catalogue:
+        decisions = paths_of_current(catalogue, workdir, "select", "decisions")
+    bring_missing(decisions)
+    create_table_view(sql, "decisions", decisions, tables.DECISIONS)
+    rows = sql.execute(
+        f"SELECT coalesce(licence_id, '{UNKNOWN}'), regexp_extract(d.value, ', (.*) there$', 1), "
+        "replace(d.threshold, 'one licence for the ', '') || ' in the last build', count(*) "
+        "FROM own JOIN decisions d USING (sample_id) WHERE d.reason = 'conflicting_licence' GROUP BY ALL ORDER BY ALL"
+    )
+    return list(rows.fetchall())
 
 
 def _conflicts_in(release: Release) -> list[tuple[tuple[str, str, str], list[str]]]:

@@ -149,6 +149,9 @@ def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(l
         "publish", lent.first, *public
     )
     assert "nothing was sent" in done("publish", lent.first, *public[:2], "--dry-run")
+    sources[-1]["defaults"]["licence"] = "all rights reserved"  # the next build has neither of the two
+    done("build", lent.config(sources=sources), "--to", "select")
+    assert "but all-rights-reserved by the same bytes in the last build" in refused("publish", lent.first, *public)
 
 
 def test_tokens_from_before_a_takedown_train_nothing_after_it(

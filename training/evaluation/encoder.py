@@ -50,7 +50,8 @@ class Encoder:
     """
 
     def __init__(self, trained: TrainedModel, device: str = "cpu") -> None:
-        self.model, self.settings, self.source = trained.model, trained.settings, trained.source
+        self.trained, self.model = trained, trained.model
+        self.settings, self.source = trained.settings, trained.source
         self.folder, self.kinds = trained.folder, feature_kinds(trained.model)
         self.model.to(evaluation_device(trained.settings) if device == "auto" else pick_device(device))
 

@@ -47,7 +47,7 @@ from training.evaluation.outside_sets import (
 )
 from training.evaluation.report import plot_result
 from training.evaluation.set_layouts import EvalSet
-from training.evaluation.trained_model import TrainedModel, releases_of_run
+from training.evaluation.trained_model import TrainedModel, notes_on_takedowns, releases_of_run
 from training.model.dalip import DalipModel
 from training.model.loss import make_loss
 from training.model.towers import evaluating
@@ -93,7 +93,7 @@ def evaluate_model(
     measured = measure(model, settings, opened, chosen, sets)
     result["notes"] += measured.pop("notes")
     result |= measured | {"seen_in_training": seen_in_training(trained, opened, chosen)}
-    result["notes"] += result["seen_in_training"]
+    result["notes"] += [*result["seen_in_training"], *notes_on_takedowns(trained)]
     result["seconds"] = round(time.monotonic() - started, 2)
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     write_file(str(path.with_suffix(".png")), plot_result(result))

@@ -18,7 +18,7 @@ from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
 from training.evaluation.report import figures_of
-from training.evaluation.trained_model import TrainedModel, releases_of_run
+from training.evaluation.trained_model import TrainedModel, notes_on_takedowns, releases_of_run
 from training.model.exports import export_hugging_face
 from training.model.frozen import FrozenCLIP
 from training.model.weights import read_json
@@ -49,7 +49,7 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> tuple[str, 
     export_hugging_face(trained.model, folder, trained.settings.loss)
     card = write_card(facts, repository)
     storage.publish_bytes(str(folder / "README.md"), card.encode())
-    return card, [*trained.notes, *notes, *more]
+    return card, [*trained.notes, *notes, *more, *notes_on_takedowns(trained)]
 
 
 def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[str]]:

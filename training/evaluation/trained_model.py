@@ -17,9 +17,11 @@ from torch import Tensor
 
 from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
+from manifests.records import fingerprints_of_run
 from manifests.release import Release
 from manifests.settings import differences, parse_settings, read_settings
 from manifests.storage import is_remote
+from manifests.takedowns import say_taken_down
 from training.config import SETTINGS_FILE, EvalSettings, TrainSettings, read_train_settings
 from training.data import loader
 from training.model import weights
@@ -97,9 +99,7 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
     A newer version may have come to that place since: those beside it are looked at too.
     """
     record = trained.folder / run_files.RUN_FILE
-    said = weights.read_json(record) if record.is_file() else {}
-    own: list[str] = (said.get("identity", {}).get("releases") or {}).get("fingerprints", [])
-    fingerprints = [*own, *said.get("earlier_releases", ())]
+    fingerprints = fingerprints_of_run(weights.read_json(record) if record.is_file() else {})
     there: dict[str, Release] = {}
     with suppress(PlantMixError):
         for newest in loader.open_releases(trained.settings.release or ()) if fingerprints else ():
@@ -110,6 +110,24 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
                     other = Release.open(fs.unstrip_protocol(place) if storage.is_remote(newest.path) else place)
                     there[other.fingerprint] = other
     return there, fingerprints
+
+
+def notes_on_takedowns(trained: TrainedModel) -> list[str]:
+    """What was taken down since of the releases that a run was trained on: it goes out with the model.
+
+    Of a release that was deleted, what its later versions say.
+    """
+    there, fingerprints = releases_of_run(trained)
+    notes = [
+        said for release in there.values() if release.fingerprint in fingerprints and (said := say_taken_down(release))
+    ]
+    for fingerprint in fingerprints:
+        taken = [entry for release in there.values() for entry in release.record.get("takedowns", ())]
+        froms = [entry["fingerprint"] for entry in taken]
+        if fingerprint not in there and fingerprint in froms:
+            num = sum(entry["num_images"] for entry in taken[froms.index(fingerprint) :])
+            notes.append(f"trained on {fingerprint[:12]}, of which {num:,} images were taken down since")
+    return notes
 
 
 def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:

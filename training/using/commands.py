@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manifests.errors import ConfigError
+from manifests.printable import shown
 
 AddCommand = Callable[[str, str, str, Any], argparse.ArgumentParser]
 
@@ -190,6 +191,8 @@ def _search(options: argparse.Namespace) -> int:
     from training.using.search import Searcher
 
     searcher = Searcher.open(SearchIndex.open(options.index), options.model, options.device)
+    for note in searcher.notes():
+        print(shown(f"dalip: {note}"), file=sys.stderr, flush=True)
     if options.serve:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")  # a line that is no UTF-8 costs one answer

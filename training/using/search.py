@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError, PlantMixError, RunError
+from manifests.names.vectors import samples_of
 from manifests.release import Release
+from manifests.takedowns import samples_taken_down
 from training.evaluation.encoder import Encoder
+from training.evaluation.trained_model import notes_on_takedowns
 from training.using.index import Hit, SearchIndex
 
 _SHOWN = ("sample_id", "split", "shard", "key", "text", "url")  # of samples.parquet
@@ -74,6 +78,17 @@ class Searcher:
                 shard = release.shard_path(row["split"], row["shard"])
                 about[row["sample_id"]] = {"text": row["text"], "url": row["url"], "path": f"{shard}/{row['key']}.jpg"}
         return [about.get(hit.name, {}) for hit in hits]
+
+    def notes(self) -> list[str]:
+        """What was taken down since: of what the model was trained on, and of the pictures of the index."""
+        taken: set[str] = set()
+        for place in self.index.record.get("places", ()):
+            with suppress(PlantMixError, OSError):  # no release; or its list cannot be read
+                taken |= samples_taken_down(Release.open(place))
+        found = pc.is_in(samples_of(self.index.names), pa.array(sorted(taken), pa.string()))
+        num = pc.sum(found).as_py() or 0
+        said = f"{self.index.folder}: holds {num:,} pictures that were taken down since; index the newest release anew"
+        return [*notes_on_takedowns(self.encoder.trained), *([said] if num else [])]
 
     def serve(self, lines: Iterable[str], say: Callable[[str], None], top: int) -> None:
         """Answer each line, {"text": ...} or {"image": FILE}, with a line: {"hits": [...]} or {"error": ...}."""
