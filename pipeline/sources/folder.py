@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from fsspec.utils import glob_translate
 from pydantic import model_validator
 
 from manifests import storage
@@ -73,8 +72,6 @@ class FolderSettings(Settings):
     """What a folder's name says: a caption, or the name of a taxon."""
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     """Which files are pictures."""
-    exclude: tuple[str, ...] | None = None
-    """Globs of files to leave out, such as `**/thumbs/**`, by their path below the folder; ** stands for any folders."""
     table: str | None = None
     """Table of the pictures, relative to the folder or an address."""
     format: TableFormat = "auto"
@@ -87,8 +84,6 @@ class FolderSettings(Settings):
             raise ValueError("give both table and columns, or neither")
         if self.table is not None and self.captions is not None:
             raise ValueError("captions come from the table's columns, or by `captions`, not both")
-        if self.table is not None and self.exclude is not None:
-            raise ValueError("exclude is for a folder without a table: a picture that no row names is not read")
         if self.folder_name_is != "caption" and self.captions != "folder_name":
             raise ValueError("folder_name_is needs captions: folder_name")
         return self
@@ -140,7 +135,7 @@ class FolderReader(Reader[FolderSettings]):
             return [digest.hexdigest(), *self._table().digest(hash_file)]
         reads_texts = settings.captions == "text_file"
         on_disk = not storage.is_remote(settings.path)
-        for name, size in _files(settings):
+        for name, size in walk_files(settings.path):
             if name.lower().endswith(("/", *_endings(settings))):
                 digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
                 if reads_texts and size is not None and on_disk:
@@ -183,21 +178,14 @@ class FolderReader(Reader[FolderSettings]):
         """The pictures of a folder without a table."""
         if self.settings.table is not None:
             return None
-        return sum(name.lower().endswith(_endings(self.settings)) for name, _ in _files(self.settings))
+        return sum(name.lower().endswith(_endings(self.settings)) for name, _ in walk_files(self.path))
 
-    def remarks(self) -> list[str]:
-        """Names of the table that are met in another spelling, and files that no suffix names but for usual ones."""
-        if self.settings.table is not None:
-            met = [written for written, (name, size) in self._files_of_table().items() if size and name != written]
-            such = f"{len(met):,} names of {self.settings.table} are met with / for \\ or another case of their ending"
-            return [f"{such}, such as {met[0]}"] if met else []
-        names = [name.lower() for name, _ in _files(self.settings)]
+    def skipped_files(self) -> dict[str, int]:
+        """Endings of files that no suffix names, with their counts; usual side files left out."""
+        names = [name.lower() for name, _ in walk_files(self.path)]
         skipped = (PurePosixPath(name).suffix for name in names if not name.endswith(_endings(self.settings)))
         counts = Counter(ending for ending in skipped if ending and ending not in _SIDE_FILES)
-        most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-        listed = ", ".join(f"{num:,} {ending}" for ending, num in most)
-        mend = "convert them, or name endings that this machine can decode in `suffixes`"
-        return [f"{counts.total():,} files are not read as pictures ({listed}); {mend}"] if counts else []
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
@@ -222,27 +210,28 @@ class FolderReader(Reader[FolderSettings]):
         return TableReader.of(self.where, path, settings.columns.names(), settings.format)
 
     def _named_files(self) -> dict[str, int | str | None]:
-        """The files that the table names, below the folder, with what `_size_of` gives."""
-        return {name: size for name, size in self._files_of_table().values() if name}
-
-    def _files_of_table(self) -> dict[str, tuple[str | None, int | str | None]]:
-        """What the table writes, and the file that is met. A store is listed, not asked for each of them."""
-        table, find = self._table(), _finder(self.path, is_listed=True)
-        written = dict[str, None]()
+        """The files that the table names, with what `_size_of` gives. A store is listed, not asked for each of them."""
+        fs, root = storage.filesystem(self.path)
+        table, names = self._table(), dict[str, None]()
         for raw in table.batches():  # its first column is that of the files
-            written |= dict.fromkeys(file for file in raw.rows[table.columns[0]].to_pylist() if file)
-        return {file: find(file) for file in written}
+            files = raw.rows[table.columns[0]].to_pylist()
+            names |= dict.fromkeys(name for file in files if (name := _below(file, root)))
+        if storage.is_remote(self.path):
+            sizes = dict(walk_files(self.path, hidden=True))
+            return {name: sizes.get(name) for name in names}
+        return {name: _size_of(fs, self.path, root, name) for name in names}
 
     def _table_rows(self) -> Iterator[Batch]:
-        columns = self.settings.columns
+        columns, path = self.settings.columns, self.path
         assert columns is not None, "checked with the settings"
-        find = _finder(self.path)
+        fs, root = storage.filesystem(path)
         for raw in self._table().batches():
             lost = malformed_rows(raw.malformed)
             locators: list[str] = []
             good: list[int] = []
             for place, file in enumerate(raw.rows[columns.file].to_pylist()):
-                name, size = find(file)
+                name = _below(file, root)
+                size = _size_of(fs, path, root, name) if name else None
                 if isinstance(size, str):
                     lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {size}", record_key=file))
                 elif name is None or size is None:
@@ -325,17 +314,11 @@ def _beside(settings: FolderSettings, name: str) -> bytes | None:
 def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Iterator[tuple[str, int]]:
     """Name and size of every picture; names of what is no regular file go into `skipped`."""
     endings = _endings(settings)
-    for name, size in _files(settings):
+    for name, size in walk_files(settings.path):
         if size is not None and name.lower().endswith(endings):
             yield name, size
         elif skipped is not None and name.lower().endswith(("/", *endings)):  # a linked folder may hold some
             skipped.append(name)
-
-
-def _files(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
-    """The files of the folder but for those that are left out, as `walk_files` gives them."""
-    left_out = [re.compile(glob_translate(pattern)) for pattern in settings.exclude or ()]
-    return (each for each in walk_files(settings.path) if not any(pattern.match(each[0]) for pattern in left_out))
 
 
 def _endings(settings: FolderSettings) -> tuple[str, ...]:
@@ -343,28 +326,6 @@ def _endings(settings: FolderSettings) -> tuple[str, ...]:
 
 
 # ---- files that a table names
-
-
-def _finder(folder: str, is_listed: bool = False) -> Callable[[str | None], tuple[str | None, int | str | None]]:
-    """What finds the file below a folder that a table names, and gives its name and what `_size_of` says.
-
-    A file is met as it is written, else with / for \\ and the other case of its ending, as Windows takes them.
-    """
-    fs, root = storage.filesystem(folder)
-    listed = dict(walk_files(folder, hidden=True)) if is_listed and storage.is_remote(folder) else None
-
-    def size_of(name: str) -> int | str | None:
-        return _size_of(fs, folder, root, name) if listed is None else listed.get(name)
-
-    def find(file: str | None) -> tuple[str | None, int | str | None]:
-        slashed = (file or "").strip().replace("\\", "/")
-        stem, dot, ending = slashed.rpartition(".")
-        for spelling in (file, slashed, f"{stem}{dot}{ending.lower()}", f"{stem}{dot}{ending.upper()}"):
-            if (name := _below(spelling, root)) and (size := size_of(name)) is not None:
-                return name, size
-        return _below(file, root), None
-
-    return find
 
 
 def _below(file: str | None, root: str) -> str | None:

@@ -343,7 +343,8 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        Step("read", _plan, read_source, version=5, unit="sources"),  # 5: species are binomials; names tell domains apart
+        # 5: species are binomials, and names tell two domains apart
+        Step("read", _plan, read_source, version=5, unit="sources"),
         Step("join", _plan_join, join, unit="tables"),
     ),
     conclude=_conclude,

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from manifests.names.species import UNNAMED
 from manifests.reader import literals
 from pipeline.vocabulary.backbone import BackboneSettings, resolve_names
-from pipeline.vocabulary.names import UNNAMED, parse_name
+from pipeline.vocabulary.names import parse_name
 
 # Genera of plants that a text means as something else more often: places, people, things. They are names with an
 # epithet or a mark ("Victoria cruziana", "Lens sp."), not alone.
