@@ -101,7 +101,7 @@ def examine(config: BuildConfig) -> list[Finding]:
         findings += _about_captions(config, heads)
         most_rows = {source.name: ask(source, source.reader.most_rows) for source in config.sources}
         findings += about_mixture(config, most_rows)
-        findings += _about_files(config)
+        findings += _about_skipped_files(config)
         findings += _about_disk(config)
         findings += _about_evaluation(config)
     return sorted(findings, key=lambda finding: not finding.is_error)
@@ -342,11 +342,14 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
         yield Finding(True, text, stage="mix")
 
 
-def _about_files(config: BuildConfig) -> Iterator[Finding]:
-    """What readers have to say of their files, such as those that are not read."""
+def _about_skipped_files(config: BuildConfig) -> Iterator[Finding]:
+    """Files in folders of pictures that no suffix names."""
     for origin in (*config.sources, *config.evaluation):
-        for remark in ask(origin, origin.reader.remarks):
-            yield Finding(False, f"{origin.where}: {remark}")
+        skipped = ask(origin, origin.reader.skipped_files)
+        if skipped:
+            listed = ", ".join(f"{num:,} {ending}" for ending, num in list(skipped.items())[:5])
+            text = f"{origin.where}: {sum(skipped.values()):,} files are not read as pictures ({listed})"
+            yield Finding(False, f"{text}; convert them, or name endings that this machine can decode in `suffixes`")
 
 
 def _about_disk(config: BuildConfig) -> Iterator[Finding]:

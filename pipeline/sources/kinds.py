@@ -159,9 +159,9 @@ class Reader(ABC, Generic[SettingsT]):
         """Names, below the root, of texts that the rows depend on and `digest` leaves out."""
         return []
 
-    def remarks(self) -> list[str]:
-        """What a user should know of the files before a build, such as how many are not read, and the cure."""
-        return []
+    def skipped_files(self) -> dict[str, int]:
+        """Endings of files that look like pictures and are not read, with their counts."""
+        return {}
 
     @property
     def folders_are_classes(self) -> bool:
