@@ -112,7 +112,7 @@ def test_the_readme_is_short() -> None:
 def test_the_version_is_stated_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" not in project["project"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "manifests.__version__"}
+    assert project["tool"]["hatch"]["version"] == {"path": "manifests/__init__.py"}
     assert _who_says(rf"\b{re.escape(__version__)}\b") == {"manifests/__init__.py"}
 
 

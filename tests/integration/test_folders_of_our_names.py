@@ -1,0 +1,121 @@
+"""A folder called manifests, pipeline or training where the user stands hides none of our packages.
+
+An environment is made as an install makes it: the packages, or the path to them, and plantmix.pth beside.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from building import ROOT, write_folder_config, write_pictures
+from environments import lacks
+
+NAMES = ("manifests", "pipeline", "training")
+KINDS = ("plain folder", "package")
+PYTHON = """
+import json, sys
+from manifests import __version__
+import pipeline.cli, training.config
+print(json.dumps([sys.modules[name].__file__ for name in ("manifests", "pipeline", "training")]))
+"""
+
+
+def environment(folder: Path) -> Path:
+    """Python of a new environment that has what ours has, without PlantMix; `site` is where packages go."""
+    venv.create(folder, with_pip=False)
+    site = site_of(folder)
+    (site / "z-ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin/python"
+
+
+def site_of(folder: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `pip install --editable` leaves it."""
+    folder = tmp_path_factory.mktemp("edited")
+    python = environment(folder)
+    (site_of(folder) / "_editable_impl_plantmix.pth").write_text(f"{ROOT}\n")
+    shutil.copy(ROOT / "plantmix.pth", site_of(folder))
+    return python
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a wheel, built and installed by pip."""
+    folder = tmp_path_factory.mktemp("installed")
+    python = environment(folder)
+    pip = [sysconfig.get_path("scripts") + "/python", "-m", "pip", "--quiet"]
+    built = subprocess.run(
+        [*pip, "wheel", "--no-deps", "-w", folder / "dist", ROOT], capture_output=True, text=True, check=False
+    )
+    if built.returncode:
+        assert "(from versions: none)" in built.stderr, built.stderr
+        lacks("a package index to get hatchling from")
+    (wheel,) = (folder / "dist").glob("plantmix-*.whl")
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    return python
+
+
+def stand_in(folder: Path, kind: str) -> Path:
+    """A folder that holds one of each name."""
+    for name in NAMES:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "deployment.yaml").write_text("kind: Deployment\n")
+        if kind == "package":
+            (folder / name / "__init__.py").write_text("raise ImportError('this is the user\\'s own')\n")
+    return folder
+
+
+def run(python: Path, folder: Path, *words: str) -> str:
+    done = subprocess.run([python, *words], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return done.stdout
+
+
+def packages_of(python: Path) -> Path:
+    """The folder that holds the packages which this Python must find."""
+    site = site_of(python.parents[1])
+    return site if (site / "manifests").is_dir() else ROOT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("install", ["edited", pytest.param("installed", marks=pytest.mark.slow)])
+def test_python_started_there_finds_ours(
+    request: pytest.FixtureRequest, tmp_path: Path, install: str, kind: str
+) -> None:
+    """As in a notebook: the folder where it starts is the first that Python looks in."""
+    python = request.getfixturevalue(install)
+    folder = stand_in(tmp_path / "here", kind)
+    expected = [str(packages_of(python) / name / "__init__.py") for name in NAMES]
+    assert json.loads(run(python, folder, "-c", PYTHON)) == expected
+    assert run(python, folder, "-m", "pipeline.cli", "--version").startswith("plantmix ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("install", "executor"), [("edited", "ray"), ("installed", "ray"), ("edited", "processes")])
+def test_a_build_started_there_ends(
+    request: pytest.FixtureRequest, tmp_path: Path, install: str, executor: str, kind: str
+) -> None:
+    python = request.getfixturevalue(install)
+    folder = stand_in(tmp_path / "here", kind)
+    config = write_folder_config(
+        tmp_path, str(tmp_path / "work"), write_pictures(tmp_path, 6), executor=executor, num_workers=2
+    )
+    program = "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    assert "release: " in run(python, folder, "-c", program, "build", str(config))
+
+
+@pytest.mark.slow
+def test_the_door_of_the_guide_opens_from_a_wheel(installed: Path, tmp_path: Path) -> None:
+    folder = stand_in(tmp_path / "here", "package")
+    run(installed, folder, "-c", "from training.api import load")
