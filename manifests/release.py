@@ -136,7 +136,7 @@ class Release:
 
         Raises: IntegrityError for a table that is not as it was sealed.
         """
-        path = self._whole_samples()
+        path = self.sound_samples()
         fs, inner = storage.filesystem(path)
         where = None if split is None else pc.field("split") == self._known(split)
         names = None if columns is None else list(columns)
@@ -156,7 +156,7 @@ class Release:
 
         Raises: as `samples`.
         """
-        fs, inner = storage.filesystem(self._whole_samples())
+        fs, inner = storage.filesystem(self.sound_samples())
         with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
             for batch in source.iter_batches(_BATCH_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
@@ -207,7 +207,7 @@ class Release:
             if relative not in _BESIDE and relative not in self.record["files"]:
                 yield f"{relative} is not part of the release"
 
-    def _whole_samples(self) -> str:
+    def sound_samples(self) -> str:
         """Path of the samples table.
 
         Raises: IntegrityError for one that is not as it was sealed. Arrow reads it only after that: a changed byte can

@@ -65,8 +65,8 @@ def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
     if elsewhere := done.known.sample_ids - ids:
         yield f"in the catalogue only, not in this release: {len(elsewhere):,} samples"
     for cut in done.others:
-        num = f"{len(images_of(cut.found.asked)):,} of the images"
-        yield f"{cut.release.path}: held {num}, " + (
+        held = f"held {len(images_of(cut.found.asked)):,} of the images" if cut.found.asked else "cannot be read"
+        yield f"{cut.release.path}: {held}, " + (
             f"new version: {cut.new.path}" if cut.new else f"NOT cut: {cut.why_not}"
         )
     if done.list_path is not None:

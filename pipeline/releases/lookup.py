@@ -21,7 +21,7 @@ from manifests.names.equal import names_like
 from manifests.release import Release
 from manifests.remote.folder import bring_missing
 from manifests.takedowns import KINDS, Entry, Picture, find_copies, find_named
-from pipeline.releases.opening import open_sql, samples_path, view_samples
+from pipeline.releases.opening import open_sql, view_samples
 from pipeline.runner.work import files_in
 from pipeline.store.files import Files
 
@@ -109,10 +109,7 @@ def look_up(catalog: Catalog, release: Release, others: Sequence[Release], entri
 
 
 def named_in(release: Release, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The rows of a release that entries name, as in `Known`; none of half a copy without a samples table."""
-    fs, inner = storage.filesystem(samples_path(release))
-    if not fs.exists(inner):
-        return []
+    """The rows of a release that entries name, as in `Known`."""
     with open_sql() as sql:
         _view_as_catalogue(sql, release)
         return _named_rows(sql, entries)

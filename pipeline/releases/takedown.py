@@ -54,7 +54,8 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
     Raises: ConfigError when an entry names nothing, or when nothing would be left of the release; IntegrityError when a
         shard of it is not as recorded.
     """
-    workdir, beside = work_folder_of(release), releases_beside(release)
+    workdir = work_folder_of(release)
+    beside, damaged = _sound(release)
     if workdir is None:
         in_release = find_in_release(release, entries, _left_out(release, beside))
         say(describe_like(entries, in_release.owners))
@@ -78,11 +79,26 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
         images = dict.fromkeys(row["image_id"] for row in rows if row["image_id"])
         reason = entries[0].reason
         add_entries(workdir, [*entries, *(Entry("id", image, reason) for image in images)], known.pictures(reason))
-        held = {path for path, _ in _holders(beside, rows)}
-        holding, ids = [each for each in beside if each.path in held], sorted({row["sample_id"] for row in rows})
+        paths = {path for path, _ in _holders(beside, rows)}
+        holding, ids = [each for each in beside if each.path in paths], sorted({row["sample_id"] for row in rows})
         made_from = list_made_from(str(release.workdir), holding, ids)
         cuts = [_write(cut, entries, catalog, list_path, is_given=cut is cuts[0]) for cut in cuts]
-    return TakenDown(cuts[0], cuts[1:], known, list_path, _holders(releases_beside(release), rows), made_from)
+    held = _holders(_sound(release)[0], rows)
+    return TakenDown(cuts[0], [*cuts[1:], *damaged], known, list_path, held, made_from)
+
+
+def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
+    """The releases beside a release, itself included; and those of which nobody can say what they hold."""
+    sound, damaged = [], []
+    for other in releases_beside(release):
+        try:
+            other.sound_samples()
+            sound.append(other)
+        except (IntegrityError, OSError) as error:
+            if other.name == release.name:
+                raise
+            damaged.append(Cut(other, Found((), {}), why_not=str(error)))
+    return sound, damaged
 
 
 def _left_out(release: Release, beside: Sequence[Release]) -> list[Entry]:

@@ -49,10 +49,7 @@ def versions_of(release: Release) -> list[Release]:
 
 
 def num_held_by(release: Release, stored: Sequence[str]) -> int:
-    """How many of the pictures with these stored_sha256 a release holds; 0 for half a copy without a samples table."""
-    fs, inner = storage.filesystem(samples_path(release))
-    if not fs.exists(inner):
-        return 0
+    """How many of the pictures with these stored_sha256 a release holds."""
     with open_sql() as sql:
         view_samples(sql, release)
         sql.register("wanted", pa.table({"stored_sha256": pa.array(stored, pa.string())}))

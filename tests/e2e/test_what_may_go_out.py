@@ -134,6 +134,10 @@ def test_another_release_that_cannot_be_cut_stops_nothing_and_is_named(lent: Pat
     ended = run_here("takedown", work, "--id", gone)
     assert ended.returncode == 1
     assert f"{first}: held 1 of the images, NOT cut: {shard}" in ended.stdout
+    (first / "samples.parquet").unlink()
+    ended = run_here("takedown", work, "--id", gone)
+    assert ended.returncode == 1
+    assert f"{first}: cannot be read, NOT cut: " in ended.stdout
     assert gone not in pq.read_table(release_of(work) / "samples.parquet")["sample_id"].to_pylist()
 
 
