@@ -30,6 +30,7 @@ from manifests.pictures.opening import (
     orientation_of,
     without_pillow_warnings,
 )
+from pipeline.pictures.authors import authors_of
 from pipeline.pictures.consent import refusal_of
 from pipeline.pictures.limits import refusal_of_shape
 from pipeline.pictures.phash import measure_luminance
@@ -51,6 +52,8 @@ class Original:
     mode: str | None = None
     exif_orientation: int | None = None
     has_camera: bool | None = None
+    file_creator: str | None = None
+    file_rights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,8 @@ def _measure_open(
             target = _target_size(raw_size, settings)
             image.draft(None, (int(target[0] * REDUCING_GAP), int(target[1] * REDUCING_GAP)))
             image.load()
+            authors = authors_of(image)  # of a PNG, some lie behind the pixels
+            original = replace(original, file_creator=authors.creator, file_rights=authors.rights)
             simple = simplify(image)
             said = refusal_of(image, body, with_c2pa=with_c2pa)
     except Unreadable as why:

@@ -30,6 +30,10 @@ COMMON = 0.5  # a rank is shown when this part of the images with a taxon have i
 MOST_OF_ONE = 0.8  # and no name of it has more than this part
 
 _TAXON = "coalesce(nullif(taxon_scientific_name, ''), taxon_species)"
+_IS_OTHER = " OR ".join(
+    f"(trim({of_file}) <> '' AND lower(trim({of_file})) <> lower(trim({stated})))"
+    for stated, of_file in (("creator", "file_creator"), ("rights_holder", "file_rights"))
+)  # where the source states none, the file's stands there
 # `images` are distinct pictures, `samples` count repeats
 _COUNTS = {
     "domains": "SELECT split, domain, count(*) FILTER (copy = 0) AS images FROM samples GROUP BY ALL "
@@ -48,6 +52,8 @@ _COUNTS = {
     "ORDER BY images DESC, language",
     "marks": "SELECT mark, count(*) AS images FROM (SELECT unnest(string_split(marks, ' ')) AS mark FROM images) "
     "WHERE mark <> '' GROUP BY ALL ORDER BY mark",
+    "other_owners": f"SELECT count(*) FILTER ({_IS_OTHER}) AS others, "
+    "count(*) FILTER (file_creator IS NULL) AS unlooked FROM images",
     "frequent_taxa": f"SELECT name, images, samples FROM named ORDER BY images DESC, name LIMIT {MOST_FREQUENT}",
     "rare_taxa": f"SELECT name, images, samples FROM named ORDER BY images, md5(name) LIMIT {MOST_FREQUENT}",
 }
@@ -84,7 +90,7 @@ _HEADS = f"""
 def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures."""
     view_parquet(connection, "stored_samples", [samples])
-    later = {"language", "marks"} - {*connection.table("stored_samples").columns}  # what an older release does not tell
+    later = {"language", "marks", "file_creator", "file_rights"} - {*connection.table("stored_samples").columns}  # what an older release does not tell
     absent = "".join(f", NULL::VARCHAR AS {name}" for name in sorted(later))
     connection.execute(f"CREATE VIEW samples AS SELECT *{absent} FROM stored_samples")
     connection.execute(

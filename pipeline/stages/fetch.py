@@ -57,10 +57,10 @@ from pipeline.store.sql import cut_rows, view_parquet, view_table
 log = logging.getLogger("plantmix.fetch")
 
 # What later stages may depend on: what an image shows, not where it came from or where it lies.
-# The last two differ from other builds of the same pictures where an earlier version, which lacks them, measured.
+# The last four differ from other builds of the same pictures where an earlier version, which lacks them, measured.
 _CONTENT = (
     *("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px"),
-    *("has_camera", "colour_std"),
+    *("has_camera", "colour_std", "file_creator", "file_rights"),
 )
 
 

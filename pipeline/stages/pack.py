@@ -48,7 +48,7 @@ from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 from pipeline.vocabulary.backbone import backbone_files
 
-VERSION = 10  # every sample has every member of its release
+VERSION = 11  # creator and rights holder also as the file of the picture says
 
 
 @dataclass(frozen=True)

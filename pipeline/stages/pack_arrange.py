@@ -62,6 +62,7 @@ _JOINED = {
     "facts": (*record.FACT_COLUMNS, "pool_file", "offset", "length"),
     "captions": ("text", "text_source", *record.CAPTION_COLUMNS),
 }
+_OWNERS = {"creator": "file_creator", "rights_holder": "file_rights"}
 _NUMBERED = "CREATE TABLE drawn AS SELECT sample_id FROM draws WHERE copy = 0"  # a sample's number is its rowid
 _DRAWS = "SELECT d.*, n.rowid AS number FROM draws d JOIN drawn n USING (sample_id) ORDER BY d.split = 'train', d.rank"
 _OF_DRAWN = "SELECT n.rowid AS number, {columns} FROM {table} JOIN drawn n USING (sample_id)"
@@ -212,16 +213,16 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     kept = {each for names in columns.values() for each in names}
     every = (*_JOINED.values(), ("texts",), record.MARK_COLUMNS)
     unread = {name for names in every for name in names if name not in kept}
-    without = unread
+    without = unread.difference(column for column, of_file in _OWNERS.items() if of_file in kept)
     if "taxon_derived" in kept:
         columns["captions"].append("derived")
-        without = unread.difference(_RANK_COLUMNS)
+        without = without.difference(_RANK_COLUMNS)
     # row groups are small, because a part of `arrange` reads those that hold its ranks
     schema = pa.schema([field for field in GATHERED if field.name not in without])
     writer = run.writer("gathered", f"tables/pack/{run.stem}.parquet", schema, GATHERED_GROUP_ROWS)
     members = {member_of(name) for name in inputs.texts.members}
     for joined in _join(inputs, columns, run):
-        rows = _with_derived(add_empty(joined, GATHERED, unread))
+        rows = _with_owners(_with_derived(add_empty(joined, GATHERED, unread)))
         choosable = rows["choosable"] if "choosable" in rows.column_names else pa.nulls(rows.num_rows, _TEXTS)
         captions = rows.select(["sample_id", "text", "text_source", "domain", "source"])
         chosen = choose_texts(captions.append_column("texts", choosable), inputs.texts)
@@ -242,6 +243,17 @@ def _with_derived(rows: pa.Table) -> pa.Table:
         ranks = pc.map_lookup(rows["derived"].combine_chunks(), name.removeprefix("taxon_"), "first")
         rows = rows.set_column(rows.column_names.index(name), name, pc.coalesce(ranks, rows[name].combine_chunks()))
     return rows.drop_columns("derived")
+
+
+def _with_owners(rows: pa.Table) -> pa.Table:
+    """Creator and rights holder: as the source states them, else as the file of the picture says."""
+    for column, of_file in _OWNERS.items():
+        stated, said = (
+            pc.if_else(pc.equal(pc.utf8_trim_whitespace(each), ""), None, each)
+            for each in (rows[column].combine_chunks(), rows[of_file].combine_chunks())
+        )
+        rows = rows.set_column(rows.column_names.index(column), column, pc.coalesce(stated, said))
+    return rows
 
 
 def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execution[None]) -> Iterator[pa.Table]:

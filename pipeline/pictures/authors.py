@@ -1,0 +1,118 @@
+"""Who made a picture and whose it is, as its file says: XMP, IPTC and EXIF, read before metadata is removed.
+
+An open picture in, short texts out; no file, no network. Of the three places the first that says something counts: XMP
+is Unicode, and what editing tools write last. Broken or hostile metadata says nothing, and costs no picture.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from manifests.masking import hide_secrets
+from manifests.pictures.opening import exif_of
+from manifests.untrusted import is_read_xml
+
+MAX_CHARS = 200
+_MAX_BYTES = 1 << 20  # of an XMP packet
+_MAX_RECORDS = 1000  # of IPTC
+_DC, _LI = "http://purl.org/dc/elements/1.1/", "http://www.w3.org/1999/02/22-rdf-syntax-ns# li"
+# Source: Exif 3.0, and Microsoft's XPAuthor in UTF-16; IPTC-IIM 4.2, records 2:80 and 2:116.
+_ARTIST, _COPYRIGHT, _XP_AUTHOR = 0x013B, 0x8298, 0x9C9D
+_BYLINE, _NOTICE = (2, 80), (2, 116)
+_IPTC_OF_PHOTOSHOP, _IPTC_OF_TIFF = 0x0404, 33723
+_BEFORE_HOLDER = re.compile(r"(?i)^(?:(?:copyright\b|©|\(c\)|(?:19|20)\d\d(?:\s*[-–]\s*\d{2,4})?\b|by\b)[\s,:.;]*)+")
+_BEHIND_HOLDER = re.compile(r"(?i)[\s,.;–-]*(?:all rights reserved|(?<=\s)(?:19|20)\d\d)[\s.]*$")
+
+
+class Authors(NamedTuple):
+    """Texts as the file has them, "" where it says nothing; `rights` is whom a copyright notice names."""
+
+    creator: str = ""
+    rights: str = ""
+
+
+def authors_of(image: Image.Image) -> Authors:
+    """What an open picture says of its authors; several creators are parted by `; `."""
+    creators, notices = [], []
+    for read in (_in_xmp, _in_iptc, _in_exif):
+        try:
+            creator, notice = read(image)
+        except Exception:  # on hostile bytes a parser raises anything
+            continue
+        creators.append(_tidy(creator))
+        notices.append(holder_in(_tidy(notice)))
+    return Authors(next(filter(None, creators), ""), next(filter(None, notices), ""))
+
+
+def holder_in(notice: str) -> str:
+    """Whom a notice names: "© 2019-2021 Ann Field. All rights reserved." gives Ann Field."""
+    return _BEHIND_HOLDER.sub("", _BEFORE_HOLDER.sub("", notice)).strip(" ,;")
+
+
+def _tidy(text: str) -> str:
+    """One line of visible characters that UTF-8 can hold, without secrets of addresses, of at most MAX_CHARS."""
+    words = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * MAX_CHARS]).split()
+    return hide_secrets(" ".join(words))[:MAX_CHARS].strip()
+
+
+def _in_xmp(image: Image.Image) -> tuple[str, str]:
+    packet = image.info.get("xmp") or b""
+    packet = packet.encode() if isinstance(packet, str) else bytes(packet)
+    said: dict[str, list[str]] = {f"{_DC} creator": [], f"{_DC} rights": []}
+    if b"purl.org/dc/" not in packet or len(packet) > _MAX_BYTES:
+        return "", ""
+    inside: list[list[str]] = []
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        for key in said.keys() & attributes.keys():
+            said[key].append(attributes[key])
+        if name in said:
+            inside[:] = [said[name]]
+        if inside and name in (*said, _LI):
+            inside[0].append("")
+
+    def end(name: str) -> None:
+        if name in said:
+            inside.clear()
+
+    def text(content: str) -> None:
+        if inside:
+            inside[0][-1] += content
+
+    if not is_read_xml(packet.strip(b"\0 \r\n\t"), start, end, text):
+        return "", ""
+    creators, notices = ([each.strip() for each in each_of if each.strip()] for each_of in said.values())
+    return "; ".join(creators), next(iter(notices), "")
+
+
+def _in_iptc(image: Image.Image) -> tuple[str, str]:
+    resources: Any = image.info.get("photoshop") or {}
+    block = resources.get(_IPTC_OF_PHOTOSHOP) or getattr(image, "tag_v2", {}).get(_IPTC_OF_TIFF) or b""
+    records: dict[tuple[int, int], list[bytes]] = {}
+    place = 0
+    for _ in range(_MAX_RECORDS):
+        if block[place : place + 1] != b"\x1c":
+            break
+        kind, size = (block[place + 1], block[place + 2]), int.from_bytes(block[place + 3 : place + 5], "big")
+        records.setdefault(kind, []).append(block[place + 5 : place + 5 + size])
+        place += 5 + size
+    bylines, notices = ([_decoded(each) for each in records.get(kind, ())] for kind in (_BYLINE, _NOTICE))
+    return "; ".join(bylines), next(iter(notices), "")
+
+
+def _in_exif(image: Image.Image) -> tuple[str, str]:
+    exif = exif_of(image)
+    artist, notice = (_decoded(exif.get(tag)) for tag in (_ARTIST, _COPYRIGHT))
+    return artist or bytes(exif.get(_XP_AUTHOR) or b"").decode("utf-16-le", "ignore"), notice
+
+
+def _decoded(text: Any) -> str:
+    """A text of EXIF or IPTC: UTF-8 where it is, as most tools write it, else Latin-1, as which Pillow reads EXIF."""
+    content: bytes = text.encode("latin-1") if isinstance(text, str) else text or b""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
