@@ -65,6 +65,8 @@ FACTS = pa.schema(
         ("pixels_sha256", pa.string()),  # sha256 of the stored pixels (RGB8, row-major, size in front)
         ("phash", pa.uint64()),  # imagehash.phash of the stored pixels, first hash bit highest
         ("phash_mirrored", pa.uint64()),  # of the same pixels, left and right swapped; null as for has_camera
+        ("middle_hash", pa.uint64()),  # of their middle: it tells sheets of one layout apart; null as for has_camera
+        ("middle_mirrored", pa.uint64()),  # the same of the mirror image
         ("width_px", pa.int32()),  # as downloaded, after EXIF orientation
         ("height_px", pa.int32()),
         ("stored_width_px", pa.int32()),
@@ -73,7 +75,10 @@ FACTS = pa.schema(
         ("mode", pa.string()),  # Pillow's mode before conversion
         ("exif_orientation", pa.int8()),  # 1 to 8; 1 when absent
         ("has_camera", pa.bool_()),  # EXIF names the camera; null where an earlier version measured
-        ("file_creator", pa.string()),  # who made it, as EXIF, IPTC or XMP say; "" where they do not, null as has_camera
+        (
+            "file_creator",
+            pa.string(),
+        ),  # by EXIF, IPTC or XMP; "" where they say nothing, null as has_camera
         ("file_rights", pa.string()),  # whom their copyright notice names, likewise
         ("pixel_std", pa.float32()),  # standard deviation of the luminance of the stored pixels, 0 to 127.5
         ("colour_std", pa.float32()),  # the same of their colour (Cb, Cr), 0 for grey; null as for has_camera
@@ -188,9 +193,11 @@ MARKS = pa.schema(
 
 PAIRS = pa.schema(
     [
-        ("phash_a", pa.uint64()),  # a < b; images that share a hash are not listed
+        ("look_a", pa.uint64()),  # a < b; a number for both hashes of a picture (pipeline/matching/looks.py)
+        ("look_b", pa.uint64()),
+        ("phash_a", pa.uint64()),
         ("phash_b", pa.uint64()),
-        ("distance", pa.uint8()),  # Hamming distance, at least 1; of exact mirror images 0
+        ("distance", pa.uint8()),  # of the pHashes: bits in which they differ
         ("mirrored", pa.bool_()),  # the distance is that of one hash to the mirror image of the other
     ]
 )
@@ -221,6 +228,8 @@ EVALUATION = pa.schema(
         ("pixels_sha256", pa.string()),
         ("phash", pa.uint64()),
         ("phash_mirrored", pa.uint64()),
+        ("middle_hash", pa.uint64()),
+        ("middle_mirrored", pa.uint64()),
         ("pixel_std", pa.float32()),
     ]
 )

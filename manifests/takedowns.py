@@ -27,7 +27,7 @@ from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
 from manifests.errors import ConfigError, RetryableError, RunError, words_of
 from manifests.masking import hide_secrets
 from manifests.names.equal import name_key, spellings_of
-from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIRRORING, are_copies
+from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
 from manifests.reader import open_reader
 from manifests.release import Release
 from manifests.remote.patience import read_if_there
@@ -76,6 +76,7 @@ class Picture:
     phash: str = ""
     phash_mirrored: str = ""
     middle_hash: str = ""
+    middle_mirrored: str = ""
 
     @classmethod
     def of_fact(cls, fact: Mapping[str, Any], reason: str) -> Picture:
@@ -86,8 +87,19 @@ class Picture:
         shown = {name: f"{value:016x}" for name, value in hashes.items() if value is not None}
         return cls(fact["image_id"], reason, fact.get("pixels_sha256") or "", **shown)
 
+    @property
+    def turns(self) -> list[tuple[np.uint64, np.uint64 | None]]:
+        """pHash and hash of the middle, None where not known, of the picture and of its mirror image."""
+        hashes = [[getattr(self, name) for name in turn] for turn in _TURNS]
+        return [
+            (np.uint64(int(whole, 16)), np.uint64(int(middle, 16)) if middle else None)
+            for whole, middle in hashes
+            if whole
+        ]
 
-_HASHES = ("phash", "phash_mirrored", "middle_hash")
+
+_TURNS = (("phash", "middle_hash"), ("phash_mirrored", "middle_mirrored"))
+_HASHES = tuple(name for turn in _TURNS for name in turn)
 
 
 def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.int64]:
@@ -104,16 +116,12 @@ def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.i
     phash = pc.fill_null(rows["phash"], 0).to_numpy()
     middle = rows["middle_hash"] if "middle_hash" in rows.column_names else pa.nulls(len(rows), pa.uint64())
     unknown, middle = pc.is_null(middle).to_numpy(zero_copy_only=False), pc.fill_null(middle, 0).to_numpy()
+    tells = np.bitwise_count(phash) > FLAT_BITS
     for number, picture in enumerate(pictures):
-        turns = ((picture.phash, 0), (picture.phash_mirrored, MIRRORING))
-        for digits, mask in turns:
-            if not digits:
-                continue
-            other = np.uint64(int(digits, 16))
-            found = are_copies(phash, None, other, None)
-            if picture.middle_hash:
-                of_middle = np.uint64(int(picture.middle_hash, 16) ^ mask)
-                found &= unknown | are_copies(phash, middle, other, of_middle)
+        for of_whole, of_middle in picture.turns:
+            found = tells & are_near(phash, of_whole, RADIUS)
+            if of_middle is not None:
+                found &= unknown | are_near(middle, of_middle, MIDDLE_RADIUS)
             copy_of[(copy_of < 0) & found] = number
     return copy_of
 
@@ -287,17 +295,6 @@ _KEYS = {  # by -> (table, column) pairs that an entry's key is compared with; o
         ("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256"), ("facts", "packed_sha256"),
     ),
 }  # fmt: skip
-
-
-def judge_takedowns(sql: Any, entries: Sequence[Entry]) -> None:
-    """Make the table `taken`: rows of candidates and facts that an entry names, with the entry as value and reason."""
-    find_named(sql, entries)
-    sql.execute(
-        "CREATE TABLE taken AS SELECT sample_id, any_value(phash) AS phash, any_value(image_id) AS image_id, "
-        "any_value(pixels_sha256) AS pixels_sha256, min(n.by || ' ' || value) AS value, "
-        "arg_min(reason, n.by || ' ' || value) AS threshold "
-        "FROM named n JOIN facts USING (sample_id) WHERE outcome = 'ok' GROUP BY sample_id"
-    )
 
 
 def find_named(sql: Any, entries: Sequence[Entry]) -> None:

@@ -117,6 +117,8 @@ class SelectSettings(Settings):
     """Decisions over stored measurements."""
 
     licences: LicenceSettings = LicenceSettings()
+    other_labels: Literal["keep_one", "drop"] = "keep_one"
+    """Of copies under different taxa or class folders: keep the best one as any duplicate, or drop them all."""
     balance: BalanceSettings = BalanceSettings()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 
@@ -10,10 +12,20 @@ from manifests import tables
 RADIUS = 4
 
 
-def pairs_of(hashes: np.ndarray, radius: int = RADIUS) -> pa.Table:
+def look_of(phash: int, middle_hash: int = 0) -> int:
+    """Both hashes of a picture as one number."""
+    return (phash * 0x9E3779B97F4A7C15 + middle_hash) % 2**64
+
+
+def pairs_of(hashes: np.ndarray, radius: int = RADIUS, look: Callable[[int], int] = int) -> pa.Table:
     distinct = sorted({int(value) for value in hashes})
     rows = [
-        {"phash_a": a, "phash_b": b, "distance": (a ^ b).bit_count()}
+        {
+            "look_a": min(look(a), look(b)),
+            "look_b": max(look(a), look(b)),
+            "distance": (a ^ b).bit_count(),
+            "mirrored": False,
+        }
         for at, a in enumerate(distinct)
         for b in distinct[at + 1 :]
         if (a ^ b).bit_count() <= radius

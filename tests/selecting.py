@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hashed_pairs import pairs_of
+from hashed_pairs import RADIUS, look_of, pairs_of
 
 from manifests import tables
 from manifests.catalog import Catalog
+from manifests.pictures.copies import FLAT_BITS
 from manifests.records import Funnel
-from manifests.takedowns import Entry
+from manifests.takedowns import Entry, Picture
 from pipeline.config import BuildConfig
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.runner.runner import Runner
@@ -86,6 +88,7 @@ def sample(name: str, **changes: Any) -> dict[str, Any]:
         "pixels_sha256": f"pixels of {name}",
         "width_px": 100,
         "height_px": 100,
+        "middle_hash": 0,
         "num_words": 5,
         "licence_id": "CC-BY-4.0",
         "keep": True,
@@ -107,6 +110,8 @@ def run_decide(
     leaks: list[dict[str, Any]] | None = None,
     extra_captions: int = 0,
     semantic: list[dict[str, Any]] | None = None,
+    pictures: Sequence[Picture] = (),
+    other_labels: str = "keep_one",
 ) -> tuple[dict[str, dict[str, Any]], Selected]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -116,8 +121,8 @@ def run_decide(
         return Files((str(folder / f"{name}.parquet"),))
 
     fetched = [row for row in samples if row["outcome"] == "ok"]
-    hashes = np.array([row["phash"] for row in fetched], np.uint64)
-    pq.write_table(pairs_of(hashes), folder / "pairs.parquet")
+    hashes = [row["phash"] for row in fetched if row["phash"].bit_count() > FLAT_BITS and row["pixel_std"] >= 2]
+    pq.write_table(pairs_of(np.array(hashes, np.uint64), look=look_of), folder / "pairs.parquet")
     inputs = SelectInputs(
         choice=Choice(
             prefer=prefer,
@@ -125,13 +130,17 @@ def run_decide(
             priority={"gbif": 0, "cc": 1, "folders": 0},
             class_folders=("folders",),
             licences=LicenceSettings(),
+            other_labels=other_labels,
             balance=balance,
             takedowns=tuple(takedowns or ()),
+            pictures=tuple(pictures),
             limits={"image_too_small": "32"},
         ),
         candidates=written("candidates", tables.CANDIDATES, samples),
         facts=written("facts", tables.FACTS, samples),
         captions=written("captions", tables.CAPTIONS, samples),
+        radius=RADIUS,
+        looks=Files(),
         caption_verdicts=written("caption_verdicts", tables.VERDICTS, fetched),
         score_verdicts=Files(),
         pairs=Files((str(folder / "pairs.parquet"),)),

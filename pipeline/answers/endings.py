@@ -45,6 +45,7 @@ _SETTINGS = {
     "`defaults: {licence: ...}` in a source states it",
     "conflicting_licence": "another row of the same picture states a licence that is not allowed; `plantmix explain` "
     "names it",
+    "conflicting_label": "copies have other taxa or class folders; `select: {other_labels: keep_one}` keeps one",
     "flat_picture": "each is of one colour and shows nothing; no setting keeps them",
     "exact_duplicate": "each has the bytes or pixels of a picture that stays; no setting keeps both",
     "near_duplicate": f"`dedup: {{radius: {DedupSettings().radius}}}` is the default; a smaller one calls fewer "

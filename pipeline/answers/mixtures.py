@@ -14,7 +14,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.reader import open_reader
 from manifests.remote.session import at_hand
-from manifests.takedowns import standing_entries
+from manifests.takedowns import read_pictures, standing_entries
 from pipeline.config import BuildConfig
 from pipeline.runner.inputs import identity_of
 from pipeline.stages.mix import describe_quotas, plan_mixture, read_target
@@ -62,7 +62,7 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
             )
         ((sealed_at, identity),) = sealed
         entries = standing_entries(workdir, lambda query: connection.sql(query).fetchall())
-        choice = Choice.of(config, entries)
+        choice = Choice.of(config, entries, read_pictures(workdir))
         if json.loads(json.dumps(identity_of(choice))) != json.loads(identity).get("choice"):
             raise ConfigError(
                 f"{workdir}: takedowns or settings of select have changed since it ran ({sealed_at:%Y-%m-%d %H:%M} "

@@ -111,7 +111,7 @@ def _close_calls(image_index: ImageIndex) -> dict[str, Any]:
     if radius is None:
         return {"inside": [], "outside": [], "searched": 0}
     furthest = image_index.rows(
-        "SELECT phash_a, phash_b, distance, mirrored FROM pairs "
+        "SELECT phash_a, phash_b, distance, mirrored FROM pairs WHERE phash_a <> phash_b "
         f"ORDER BY distance DESC, phash_a, phash_b LIMIT {MAX_CLOSE_CALLS}"
     )
     inside = [_Pair(**row) for row in furthest]

@@ -30,7 +30,8 @@ ROW = (
     "coalesce(i.pool_file, i.shard) IS NOT NULL AS stored"
 )
 FROM = "session.images i"
-NOT_INSTEAD = "('eval_leak', 'conflicting_licence')"  # reasons that name another image which was not kept instead
+# reasons that name another image which was not kept instead
+NOT_INSTEAD = "('eval_leak', 'takedown', 'conflicting_licence', 'conflicting_label')"
 _ORDER_OF_SIZES = {name: at for at, name in enumerate([*(name for _, name in SIZES), LARGEST])}
 
 

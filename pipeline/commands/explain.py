@@ -253,12 +253,13 @@ def _decision_lines(life: dict[str, Any], decision: dict[str, Any]) -> list[str]
         ]
     twin = life["kept_instead"]
     if decision["reason"] == "takedown":
-        named = f"as a copy of {twin['sample_id']} ({decision['value']})" if twin else f"by {decision['value']!r}"
-        why = "" if twin else f"; reason: {decision['threshold']}"
-        return [f"select    DROPPED: takedown, {named}{why}"]
-    if decision["reason"] == "conflicting_licence":
+        is_copy = decision["distance"] is not None
+        named = f"as a copy ({decision['value']})" if is_copy else f"by {decision['value']!r}"
+        lines = [f"select    DROPPED: takedown, {named}; reason: {decision['threshold']}"]
+        return [*lines, f"          that picture is {twin['sample_id']}"] if twin else lines
+    if decision["reason"] in ("conflicting_licence", "conflicting_label"):
         return [
-            f"select    DROPPED: conflicting_licence ({decision['value']}; allowed: {decision['threshold']})",
+            f"select    DROPPED: {decision['reason']} ({decision['value']}; allowed: {decision['threshold']})",
             f"          contradicted by {decision['other_sample_id']}",
         ]
     if twin is not None:

@@ -36,19 +36,17 @@ PREFERENCES = {
     "priority": {"priority": "its source has a higher priority"},
 }
 BY_ID = "it has the lower sample id"
-COMPANIES = pa.schema([("phash", pa.uint64()), ("company", pa.int32())])
+COMPANIES = pa.schema([("look", pa.uint64()), ("company", pa.int32())])
 RIVALS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("company", pa.int32()),
-        ("phash", pa.uint64()),
+        ("look", pa.uint64()),
         ("image_id", pa.string()),
         ("pixels_sha256", pa.string()),
         ("competes", pa.bool_()),  # no rule dropped it
-        ("taken", pa.bool_()),  # it was taken down
         ("licence_id", pa.string()),
         ("known_licence", pa.bool_()),
-        ("is_refused", pa.bool_()),  # a licence is stated that is not allowed
         ("licence_family", pa.string()),
         ("taxon", pa.string()),
         ("lineage", pa.list_(pa.string())),  # names of its ranks
@@ -69,8 +67,7 @@ RIVALS = pa.schema(
         ("is_caption", pa.bool_()),
     ]
 )
-"""Rows that one company decides over: those that compete, were taken down, say whether another was blown up, or
-state a licence that is not allowed."""
+"""Rows that one company decides over: those that compete, or say whether another was blown up."""
 DUPLICATES = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -90,17 +87,17 @@ DUPLICATES = pa.schema(
 def find_companies(sql: Any, num: int) -> None:
     """Make `companies` (COMPANIES): each hash that is in a company, with the number of that company, below `num`.
 
-    Reads `shown` (phash, a row a picture) and `edges` (phash_a, phash_b).
+    Reads `shown` (look, a row a picture) and `edges` (look_a, look_b).
     """
     sql.execute(
-        "CREATE TABLE in_company AS SELECT phash FROM shown GROUP BY phash HAVING count(*) > 1 "
-        "UNION SELECT phash_a FROM edges UNION SELECT phash_b FROM edges"
+        "CREATE TABLE in_company AS SELECT look FROM shown GROUP BY look HAVING count(*) > 1 "
+        "UNION SELECT look_a FROM edges UNION SELECT look_b FROM edges"
     )
     if num == 1:
-        sql.execute("CREATE VIEW companies AS SELECT phash, 0 AS company FROM in_company")
+        sql.execute("CREATE VIEW companies AS SELECT look, 0 AS company FROM in_company")
         return
     _connect(sql)
-    sql.execute(f"CREATE VIEW companies AS SELECT phash, (label % {num})::INTEGER AS company FROM connected")
+    sql.execute(f"CREATE VIEW companies AS SELECT look, (label % {num})::INTEGER AS company FROM connected")
 
 
 def _connect(sql: Any) -> None:
@@ -109,8 +106,8 @@ def _connect(sql: Any) -> None:
     Each round joins every hash to its lowest neighbour, and follows the chains that this makes. Joined hashes count as
     one in the next round, so few edges are left.
     """
-    sql.execute("CREATE TABLE connected AS SELECT phash, phash AS label FROM in_company")
-    sql.execute("CREATE TABLE links AS SELECT phash_a AS a, phash_b AS b FROM edges WHERE phash_a <> phash_b")
+    sql.execute("CREATE TABLE connected AS SELECT look, look AS label FROM in_company")
+    sql.execute("CREATE TABLE links AS SELECT look_a AS a, look_b AS b FROM edges WHERE look_a <> look_b")
     while sql.execute("SELECT 1 FROM links LIMIT 1").fetchall():
         sql.execute(
             "CREATE OR REPLACE TABLE lowest AS SELECT node, least(node, min(other)) AS label FROM "
@@ -118,7 +115,7 @@ def _connect(sql: Any) -> None:
         )
         _follow_chains(sql)
         sql.execute(
-            "CREATE OR REPLACE TABLE connected AS SELECT c.phash, coalesce(l.label, c.label) AS label "
+            "CREATE OR REPLACE TABLE connected AS SELECT c.look, coalesce(l.label, c.label) AS label "
             "FROM connected c LEFT JOIN lowest l ON l.node = c.label"
         )
         sql.execute(
@@ -142,52 +139,55 @@ def _follow_chains(sql: Any) -> None:
 # photos of 200 px, blown up 1.25 to 2 times and stored at 128 px, the original had more bytes than 258, and more than
 # each of 60 copies that were reduced to 0.6 and 0.8.
 _BLOWN_UP = f"""
-    CREATE TABLE pictures AS SELECT DISTINCT phash, num_pixels, num_stored_pixels, detail_px,
+    CREATE TABLE pictures AS SELECT DISTINCT look, num_pixels, num_stored_pixels, detail_px,
         CASE WHEN NOT as_downloaded THEN num_stored_bytes END AS num_bytes_anew, pixels_sha256 FROM rivals;
-    CREATE VIEW near AS SELECT phash_a AS phash, phash_b AS other FROM pairs
-        UNION ALL SELECT phash_b, phash_a FROM pairs UNION ALL SELECT DISTINCT phash, phash FROM rivals;
-    CREATE TABLE sizes AS SELECT phash, num_pixels, num_stored_pixels, max(detail_px) AS detail_px,
+    CREATE VIEW near AS SELECT look_a AS look, look_b AS other FROM pairs
+        UNION ALL SELECT look_b, look_a FROM pairs UNION ALL SELECT DISTINCT look, look FROM rivals;
+    CREATE TABLE sizes AS SELECT look, num_pixels, num_stored_pixels, max(detail_px) AS detail_px,
         max(num_bytes_anew) AS num_bytes_anew FROM pictures GROUP BY ALL;
     CREATE TABLE blown_up AS SELECT p.pixels_sha256, p.num_pixels, min(s.num_pixels) AS num_true_pixels
-        FROM pictures p JOIN near USING (phash) JOIN sizes s ON s.phash = near.other AND s.num_pixels < p.num_pixels
+        FROM pictures p JOIN near USING (look) JOIN sizes s ON s.look = near.other AND s.num_pixels < p.num_pixels
         AND CASE WHEN s.num_stored_pixels * {SAME_SIZE} < p.num_stored_pixels
             THEN s.detail_px > {MORE_DETAIL} * p.detail_px ELSE s.num_bytes_anew > p.num_bytes_anew END GROUP BY ALL
 """
 _COMPETING = """
     CREATE TABLE competing AS SELECT r.* REPLACE (coalesce(b.num_true_pixels, r.num_pixels) AS num_pixels),
         b.num_true_pixels IS NULL AS not_blown_up
-    FROM rivals r LEFT JOIN blown_up b USING (pixels_sha256, num_pixels) WHERE competes OR taken
+    FROM rivals r LEFT JOIN blown_up b USING (pixels_sha256, num_pixels) WHERE competes
 """
-# equal bytes and equal pixels have equal pHashes
+# equal bytes and equal pixels have equal looks
 _DUPLICATES = """
     CREATE TABLE duplicates AS SELECT d.sample_id, other_sample_id, d.distance,
-        CASE WHEN b.taken THEN 'takedown' WHEN a.image_id = b.image_id OR a.pixels_sha256 = b.pixels_sha256
+        CASE WHEN a.image_id = b.image_id OR a.pixels_sha256 = b.pixels_sha256
             THEN 'exact_duplicate' ELSE 'near_duplicate' END AS reason,
         CASE WHEN a.image_id = b.image_id THEN 'same bytes' WHEN a.pixels_sha256 = b.pixels_sha256
             THEN 'same pixels' ELSE if(p.mirrored, 'mirrored, ', '') || 'pHash distance ' || d.distance END AS value,
         'of ' || other_sample_id AS threshold,
-        CASE WHEN NOT b.taken THEN {better} END AS kept_because
+        {better} AS kept_because
     FROM dropped_rows d JOIN competing a ON a.sample_id = d.sample_id JOIN competing b ON b.sample_id = other_sample_id
-    LEFT JOIN pairs p ON phash_a = least(a.phash, b.phash) AND phash_b = greatest(a.phash, b.phash)
-    WHERE NOT a.taken
+    LEFT JOIN pairs p ON look_a = least(a.look, b.look) AND look_b = greatest(a.look, b.look)
 """
 
 
-def judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
-    """Make the table `duplicates` (DUPLICATES): rows of `rivals` that another one replaces.
+def view_competing(sql: Any) -> None:
+    """Make the table `competing`: rows of `rivals` that no rule dropped; a blown-up one counts as its original.
 
-    Reads `rivals` (RIVALS) and `pairs` (tables.PAIRS), both of one company or of several. Makes
-    `competing`, too. A row that was taken down wins, so that its copies go with it.
+    Reads `rivals` (RIVALS) and `pairs` (tables.PAIRS), both of one company or of several. Makes the view `near`, too:
+    looks that are copies, each beside itself.
     """
     sql.execute(_BLOWN_UP)
     sql.execute(_COMPETING)
+
+
+def judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
+    """Make the table `duplicates` (DUPLICATES): rows of `competing` that another one replaces. Reads `pairs`, too."""
     rows = sql.sql(
-        "SELECT sample_id, phash, row_number() OVER (ORDER BY taken DESC, CASE WHEN taken THEN sample_id END, "
-        f"{_order(prefer)}, sample_id) AS place FROM competing ORDER BY sample_id"
+        f"SELECT sample_id, look, row_number() OVER (ORDER BY {_order(prefer)}, sample_id) AS place "
+        "FROM competing ORDER BY sample_id"
     ).to_arrow_table()
-    pairs = sql.sql("SELECT phash_a, phash_b, distance FROM pairs").to_arrow_table()
-    phash = rows["phash"].to_numpy().astype(np.uint64)
-    representative, distance = choose_representatives(phash, rows["place"].to_numpy().astype(np.int64), pairs)
+    pairs = sql.sql("SELECT look_a, look_b, distance FROM pairs").to_arrow_table()
+    look = rows["look"].to_numpy().astype(np.uint64)
+    representative, distance = choose_representatives(look, rows["place"].to_numpy().astype(np.int64), pairs)
     dropped = np.flatnonzero(representative != np.arange(len(representative)))
     ids = rows["sample_id"].combine_chunks()
     duplicates = {
@@ -211,21 +211,21 @@ def _better(prefer: Sequence[str]) -> str:
     return f"CASE {cases} ELSE '{BY_ID}' END"
 
 
-def choose_representatives(phash: np.ndarray, priority: np.ndarray, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+def choose_representatives(look: np.ndarray, priority: np.ndarray, pairs: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """For every row, the row that is kept in its place (itself when kept), and the distance of their pHashes.
 
-    `phash` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds phash_a, phash_b, distance of all
-    different hashes within the radius (pairs with a hash that `phash` lacks are left out).
+    `look` uint64 (N,), `priority` int64 (N,) a rank, lower stays; `pairs` holds look_a, look_b, distance of all
+    different looks that are copies (pairs with a look that `look` lacks are left out).
     """
-    order = np.argsort(phash, kind="stable")
-    hashes, starts = np.unique(phash[order], return_index=True)
-    left, right = (pairs[name].to_numpy() for name in ("phash_a", "phash_b"))
+    order = np.argsort(look, kind="stable")
+    hashes, starts = np.unique(look[order], return_index=True)
+    left, right = (pairs[name].to_numpy() for name in ("look_a", "look_b"))
     at_left, at_right = np.searchsorted(hashes, left), np.searchsorted(hashes, right)
     there = (at_left < len(hashes)) & (at_right < len(hashes))
     there[there] = (hashes[at_left[there]] == left[there]) & (hashes[at_right[there]] == right[there])
     return choose_of_groups(
-        len(phash),
-        np.append(starts, len(phash)),
+        len(look),
+        np.append(starts, len(look)),
         order,
         at_left[there],
         at_right[there],
@@ -243,8 +243,7 @@ def judge_semantic(sql: Any, prefer: Sequence[str]) -> None:
         f"SELECT c.sample_id, c.pixels_sha256, row_number() OVER (ORDER BY {_order(prefer)}, c.sample_id) AS place "
         "FROM competing c "
         "ANTI JOIN duplicates d ON d.sample_id = c.sample_id SEMI JOIN (SELECT pixels_a AS pixels FROM semantic_pairs "
-        "UNION SELECT pixels_b FROM semantic_pairs) p ON p.pixels = c.pixels_sha256 WHERE NOT taken "
-        "ORDER BY c.sample_id"
+        "UNION SELECT pixels_b FROM semantic_pairs) p ON p.pixels = c.pixels_sha256 ORDER BY c.sample_id"
     ).to_arrow_table()
     sql.register("left_rows", rows.append_column("row", pa.array(np.arange(len(rows)))))
     pairs = sql.sql(
@@ -277,6 +276,6 @@ def captions_of_duplicates(most: int) -> str:
         "AS place FROM (SELECT DISTINCT ON (d.other_sample_id, lower(t.text)) d.other_sample_id AS sample_id, t.text, "
         "t.num_words, d.sample_id AS from_sample_id FROM duplicates d JOIN competing t ON t.sample_id = d.sample_id "
         "JOIN competing k ON k.sample_id = d.other_sample_id "
-        "WHERE d.reason <> 'takedown' AND t.is_caption AND lower(t.text) <> lower(k.text) "
+        "WHERE t.is_caption AND lower(t.text) <> lower(k.text) "
         f"ORDER BY d.sample_id) QUALIFY place <= {most}"
     )

@@ -63,6 +63,8 @@ class PixelMeasures:
     pixels_sha256: str
     phash: int
     phash_mirrored: int
+    middle_hash: int
+    middle_mirrored: int
     pixel_std: float
     colour_std: float
 
@@ -139,7 +141,7 @@ def measure_pixels(image: Image.Image) -> PixelMeasures:
     luminance = image.convert("L")
     digest = hashlib.sha256(struct.pack(">II", *rgb.size))
     digest.update(rgb.tobytes())
-    return PixelMeasures(digest.hexdigest(), *measure_luminance(luminance), colour_std(rgb))
+    return PixelMeasures(digest.hexdigest(), **asdict(measure_luminance(luminance)), colour_std=colour_std(rgb))
 
 
 def _measure_open(

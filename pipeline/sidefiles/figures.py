@@ -90,7 +90,8 @@ _HEADS = f"""
 def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any]) -> dict[str, Any]:
     """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures."""
     view_parquet(connection, "stored_samples", [samples])
-    later = {"language", "marks", "file_creator", "file_rights"} - {*connection.table("stored_samples").columns}  # what an older release does not tell
+    held = set(connection.table("stored_samples").columns)  # an older release tells less
+    later = {"language", "marks", "file_creator", "file_rights"} - held
     absent = "".join(f", NULL::VARCHAR AS {name}" for name in sorted(later))
     connection.execute(f"CREATE VIEW samples AS SELECT *{absent} FROM stored_samples")
     connection.execute(

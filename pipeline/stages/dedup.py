@@ -1,11 +1,10 @@
 """dedup: measure which images look alike. `select` decides which duplicate to keep, since only it has seen every rule.
 
-Reads facts. Writes `pairs`: every pair of different pHashes within the radius, as they are or one of them mirrored, by
-an exact search. Drops nothing: if the better of two duplicates later falls to a caption rule, the other one must still
+Reads facts. Writes `pairs`: every pair of pictures whose hashes are near, as they are or one of them mirrored, by an
+exact search. Drops nothing: if the better of two duplicates later falls to a caption rule, the other one must still
 be there.
 
-One search finds both kinds of pairs, for it looks at the hashes of pictures and of their mirror images together. Facts
-of earlier versions lack the hashes of mirror images. These are measured from the pool (`mirrors`).
+Facts of earlier versions lack the hashes of mirror images and of middles. These are measured from the pool (`looks`).
 
 Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
 original and not a copy of it that was blown up.
@@ -25,10 +24,11 @@ import pyarrow as pa
 from PIL import Image
 
 from manifests import tables
+from manifests.pictures.copies import FLAT_BITS
 from manifests.pictures.opening import open_stored
 from manifests.records import Funnel, PartRecord, fingerprint
 from pipeline import config
-from pipeline.matching.mirrors import FLAT_BITS, HASHES, distinct_hashes, make_pairs
+from pipeline.matching.looks import LOOKS, distinct_hashes, make_pairs, view_shown
 from pipeline.matching.search import PAIRS_BYTES, Hashes, distinct_of, find_pairs
 from pipeline.pictures.detail import detail_px
 from pipeline.pictures.image import measure_pixels
@@ -41,7 +41,6 @@ from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
 
 MAX_NAMED_PLACEHOLDERS = 20
-MIRRORS = pa.schema([("pixels_sha256", pa.string()), ("phash_mirrored", pa.uint64())])
 _ONE_COLOUR = 1 << 63
 _EVERY = ()  # what is measured of a picture serves every build that has it
 PICTURES_PART_ROWS = 2_000
@@ -58,7 +57,7 @@ class PicturesInputs:
 
 
 def _measure(
-    inputs: PicturesInputs, run: Execution[None], measure: Callable[[Image.Image], int], schema: pa.Schema
+    inputs: PicturesInputs, run: Execution[None], measure: Callable[[Image.Image], Sequence[int]], schema: pa.Schema
 ) -> pa.Table:
     """`pixels_sha256` of each picture, and what is measured of it."""
     rows = inputs.rows.read().to_pylist()
@@ -67,7 +66,7 @@ def _measure(
         for stored in pool.read_rows(rows):
             with open_stored(stored) as image:
                 measures.append(measure(image))
-    return pa.table([[row["pixels_sha256"] for row in rows], measures], schema=schema)
+    return pa.table([[row["pixels_sha256"] for row in rows], *map(list, zip(*measures, strict=True))], schema=schema)
 
 
 def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[Part[PicturesInputs]]:
@@ -76,27 +75,32 @@ def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[P
     return [Part(PicturesInputs(rows), _EVERY, num_rows) for rows, num_rows in groups]
 
 
-def measure_mirrored(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
-    """pHashes of the mirror images of one row group of pictures."""
-    table = _measure(inputs, run, lambda image: measure_pixels(image).phash_mirrored, MIRRORS)
-    return PartResult((run.write("mirrors", f"tables/dedup/mirrors-{run.stem}.parquet", table, MIRRORS),))
+def _hashes_of(image: Image.Image) -> Sequence[int]:
+    measures = measure_pixels(image)
+    return measures.phash_mirrored, measures.middle_hash, measures.middle_mirrored
 
 
-def _plan_mirror(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
+def measure_look(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
+    """Hashes of one row group of pictures."""
+    table = _measure(inputs, run, _hashes_of, LOOKS)
+    return PartResult((run.write("looks", f"tables/dedup/looks-{run.stem}.parquet", table, LOOKS),))
+
+
+def _plan_look(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
     """Pictures that an earlier version fetched, which did not measure this."""
     evaluation.check_readable(inputs, run)  # before the work that would be in vain
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "mirrors", run.files_of(_mirrors(inputs, run), "mirrors"), MIRRORS)
+        view_table(sql, "looks", run.files_of(_looks(inputs, run), "looks"), LOOKS)
         rows = (
             f"FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS} FROM facts WHERE outcome = 'ok' "
-            "AND phash_mirrored IS NULL ORDER BY pixels_sha256, sample_id) ANTI JOIN mirrors USING (pixels_sha256)"
+            "AND middle_hash IS NULL ORDER BY pixels_sha256, sample_id) ANTI JOIN looks USING (pixels_sha256)"
         )
-        return _cut_pictures(run, sql, rows, "mirror")
+        return _cut_pictures(run, sql, rows, "look")
 
 
-def _mirrors(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return run.made_of("mirror", _EVERY)
+def _looks(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    return run.made_of("look", _EVERY)
 
 
 # ---- pairs
@@ -104,10 +108,10 @@ def _mirrors(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 @dataclass(frozen=True)
 class PairsInputs:
-    """The pictures, what their facts lack of mirror images, and how near a pair is."""
+    """The pictures, what their facts lack of hashes, and how near a pair is."""
 
     facts: Files
-    mirrors: Files
+    looks: Files
     radius: int
     placeholder_min_count: int
 
@@ -116,77 +120,79 @@ def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
     """One sorted table of the pairs within the radius, and the placeholders by name."""
     with run.scratch() as sql:
         _view(sql, inputs)
-        hashes, num_hashes = distinct_hashes(sql)
+        hashes, shared, num_hashes = distinct_hashes(sql)
     scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
     low, high = find_pairs(hashes, inputs.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
+    low, high = np.append(low, shared), np.append(high, shared)
     near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
     with run.scratch() as sql:
         _view(sql, inputs)
         sql.register("near", near)
         make_pairs(sql)
-        file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "phash_a, phash_b")
+        file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "look_a, look_b")
         placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
     notes = {"num_hashes": num_hashes, "num_hash_pairs": file.num_rows, "radius": inputs.radius}
     return PartResult((file,), None, notes | {"placeholders": placeholders})
 
 
 def _view(sql: Any, inputs: PairsInputs) -> None:
-    view_inputs(sql, inputs, facts=None, mirrors=MIRRORS)
-    sql.execute(HASHES)
+    view_inputs(sql, inputs, facts=None, looks=LOOKS)
+    view_shown(sql)
 
 
 def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     """pHashes that many images of different pixels share, most frequent first; one image of many URLs counts once.
 
-    Flat pictures are named together, under the hash of a picture of one colour. Reads `hashes`, sorted here: GROUP BY
+    Flat pictures are named together, under the hash of a picture of one colour. Reads `shown`, sorted here: GROUP BY
     over 13 M rows takes ten times the CPU seconds.
     """
-    values: Hashes = sql.sql("SELECT phash FROM hashes").fetchnumpy()["phash"]
+    values: Hashes = sql.sql("SELECT phash FROM shown").fetchnumpy()["phash"]
     values[np.bitwise_count(values) <= FLAT_BITS] = _ONE_COLOUR
     values.sort()
     last_of_many = values[min_count - 1 :]  # of equal hashes in a row
     often = last_of_many[last_of_many == values[: len(last_of_many)]]
     sql.register("often", pa.table({"phash": distinct_of(often)}))
     sql.execute(
-        f"CREATE VIEW shown AS SELECT pixels_sha256, CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} "
+        f"CREATE VIEW named AS SELECT pixels_sha256, CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} "
         f"THEN {_ONE_COLOUR}::UBIGINT ELSE phash END AS phash FROM facts WHERE outcome = 'ok'"
     )
     rows = sql.execute(
-        "SELECT phash, count(DISTINCT pixels_sha256) AS num FROM shown JOIN often USING (phash) "
+        "SELECT phash, count(DISTINCT pixels_sha256) AS num FROM named JOIN often USING (phash) "
         f"GROUP BY phash HAVING num >= {min_count} ORDER BY num DESC, phash LIMIT {MAX_NAMED_PLACEHOLDERS}"
     ).fetchall()
     return {f"{phash:016x}": num for phash, num in rows}
 
 
 def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
-    mirrors = run.files("mirror", "mirrors")
-    return [PairsInputs(inputs.facts, mirrors, inputs.radius, inputs.placeholder_min_count)]
+    looks = run.files("look", "looks")
+    return [PairsInputs(inputs.facts, looks, inputs.radius, inputs.placeholder_min_count)]
 
 
 # ---- detail of near copies
 
-# Pictures that have a near copy of another size. Equal pixels have equal pHashes and sizes, so that the few hashes are
+# Pictures that have a near copy of another size. Equal pixels have equal looks and sizes, so that the few looks are
 # found first, over narrow columns, and only their pictures are looked at whole.
 _WANTED_DETAILS = f"""
-    CREATE TABLE sizes AS SELECT DISTINCT phash, stored_width_px::BIGINT * stored_height_px AS num_pixels
-        FROM facts WHERE outcome = 'ok';
-    CREATE TABLE several AS SELECT phash FROM sizes GROUP BY phash HAVING count(*) > 1
-        UNION SELECT unnest([phash_a, phash_b]) FROM pairs JOIN sizes a ON a.phash = phash_a
-        JOIN sizes b ON b.phash = phash_b WHERE a.num_pixels <> b.num_pixels;
+    CREATE TABLE sizes AS SELECT DISTINCT look, stored_width_px::BIGINT * stored_height_px AS num_pixels FROM shown;
+    CREATE TABLE several AS SELECT look FROM sizes GROUP BY look HAVING count(*) > 1
+        UNION SELECT unnest([look_a, look_b]) FROM pairs JOIN sizes a ON a.look = look_a
+        JOIN sizes b ON b.look = look_b WHERE a.num_pixels <> b.num_pixels;
     CREATE TABLE wanted AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS}
-        FROM facts SEMI JOIN several USING (phash) WHERE outcome = 'ok' ORDER BY pixels_sha256, sample_id
+        FROM shown SEMI JOIN several USING (look) ORDER BY pixels_sha256, sample_id
 """
 
 
 def measure_detail(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
     """Detail of one row group of pictures."""
-    table = _measure(inputs, run, detail_px, tables.DETAILS)
+    table = _measure(inputs, run, lambda image: (detail_px(image),), tables.DETAILS)
     return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
 
 
 def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
     with run.scratch() as sql:
         view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "looks", run.files("look", "looks"), LOOKS)
+        view_shown(sql)
         view_table(sql, "pairs", run.files("pairs", "pairs"), tables.PAIRS)
         view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
         sql.execute(_WANTED_DETAILS)
@@ -202,6 +208,7 @@ class DetailsInputs:
     """All details that were ever measured, and what says which of them this build wants."""
 
     facts: Files
+    looks: Files
     pairs: Files
     found: Files
 
@@ -209,7 +216,8 @@ class DetailsInputs:
 def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
     """One sorted table of the details that this build wants, whichever build measured them."""
     with run.scratch() as sql:
-        view_inputs(sql, inputs, facts=None, pairs=tables.PAIRS, found=tables.DETAILS)
+        view_inputs(sql, inputs, facts=None, looks=LOOKS, pairs=tables.PAIRS, found=tables.DETAILS)
+        view_shown(sql)
         sql.execute(_WANTED_DETAILS)
         rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found SEMI JOIN wanted USING (pixels_sha256)"
         return PartResult((run.save(sql, "dedup/details", tables.DETAILS, rows, "pixels_sha256"),))
@@ -217,7 +225,8 @@ def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
 
 def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsInputs]:
     details = run.files("detail", "found_details")
-    return [DetailsInputs(inputs.facts, run.files("pairs", "pairs"), details)] if details else []
+    looks, pairs = run.files("look", "looks"), run.files("pairs", "pairs")
+    return [DetailsInputs(inputs.facts, looks, pairs, details)] if details else []
 
 
 # ---- the stage
@@ -252,10 +261,10 @@ STAGE = Stage(
     steps=(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
-        Step("mirror", _plan_mirror, measure_mirrored, unit="images", committed=_mirrors),
-        Step("pairs", _plan_pairs, find),
+        Step("look", _plan_look, measure_look, unit="images", committed=_looks),
+        Step("pairs", _plan_pairs, find, version=2),
         Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
-        Step("details", _plan_details, collect_details),
+        Step("details", _plan_details, collect_details, version=2),
         evaluation.FIND_LEAKS,
         semantic.EMBED,
         semantic.CLUSTER,

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from manifests import tables
 from manifests.errors import ConfigError
+from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD
 from manifests.reader import literals
 from manifests.records import PartRecord, fingerprint
-from pipeline.matching.cross import cross_pairs
-from pipeline.matching.mirrors import FLAT_BITS
+from pipeline.matching.looks import LOOKS, find_near_looks, view_shown
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.sources.files import BytesUnreadable, LocalReader
@@ -38,10 +37,6 @@ from pipeline.store.sql import count_within, view_inputs
 VERSION = 2
 PART_ROWS = 1000
 MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator", "outcome", "detail")])
-
-# Pictures of nearly one colour are matched by bytes and pixels only, as those of FLAT_BITS. Photos of groceries have a
-# standard deviation of pixels of 24 and more.
-FLAT_PIXEL_STD = 2.0
 
 
 # ---- the images of a set
@@ -233,7 +228,7 @@ _DIRECT = """
     UNION ALL SELECT f.sample_id, e.evaluation_set, 1, -1, e.member, 'pixels'
         FROM fetched f JOIN evaluation e USING (pixels_sha256)
     UNION ALL SELECT f.sample_id, n.evaluation_set, 2 + n.mirrored, n.distance, n.member,
-        if(n.mirrored = 1, 'mirrored', 'near') FROM fetched f JOIN near n USING (phash)
+        if(n.mirrored = 1, 'mirrored', 'near') FROM fetched f JOIN near n USING (look)
     UNION ALL {by_name}) GROUP BY ALL)
 """
 _BY_NAME = """
@@ -246,14 +241,14 @@ _SPREAD = """
     CREATE TABLE spread AS SELECT f.sample_id, b.evaluation_set, b.evaluation_member, 'duplicate' AS matched,
         b.distance::UTINYINT AS distance, b.via AS via_sample_id
     FROM fetched f JOIN (
-        SELECT phash, evaluation_set, unnest(best) FROM (
-        SELECT phash, evaluation_set, min({'distance': distance, 'via': sample_id,
+        SELECT look, evaluation_set, unnest(best) FROM (
+        SELECT look, evaluation_set, min({'distance': distance, 'via': sample_id,
             'evaluation_member': evaluation_member}) AS best FROM (
-            SELECT phash, 0 AS distance, sample_id, evaluation_set, evaluation_member FROM leaking
-            UNION ALL SELECT p.phash_b, p.distance, l.sample_id, l.evaluation_set, l.evaluation_member
-                FROM leaking l JOIN pairs p ON p.phash_a = l.phash
-            UNION ALL SELECT p.phash_a, p.distance, l.sample_id, l.evaluation_set, l.evaluation_member
-                FROM leaking l JOIN pairs p ON p.phash_b = l.phash) GROUP BY phash, evaluation_set)) b USING (phash)
+            SELECT look, 0 AS distance, sample_id, evaluation_set, evaluation_member FROM leaking
+            UNION ALL SELECT p.look_b, p.distance, l.sample_id, l.evaluation_set, l.evaluation_member
+                FROM leaking l JOIN pairs p ON p.look_a = l.look
+            UNION ALL SELECT p.look_a, p.distance, l.sample_id, l.evaluation_set, l.evaluation_member
+                FROM leaking l JOIN pairs p ON p.look_b = l.look) GROUP BY look, evaluation_set)) b USING (look)
     ANTI JOIN direct d ON d.sample_id = f.sample_id AND d.evaluation_set = b.evaluation_set
 """
 
@@ -263,6 +258,7 @@ class LeakInputs:
     """Measurements of the sets and of the pool; `named` are the sets that are matched by names too."""
 
     facts: Files
+    looks: Files
     candidates: Files
     pairs: Files
     evaluation: Files
@@ -274,16 +270,15 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
     """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order."""
     with run.scratch() as sql:
         # nothing is measured when every set is a list of names
-        view_inputs(sql, inputs, facts=None, evaluation=tables.EVALUATION, pairs=None, candidates=None)
-        sql.execute("CREATE VIEW fetched AS SELECT * FROM facts WHERE outcome = 'ok'")
+        view_inputs(sql, inputs, facts=None, evaluation=tables.EVALUATION, pairs=None, candidates=None, looks=LOOKS)
+        view_shown(sql)
+        sql.execute("CREATE VIEW fetched AS FROM shown")
         sql.register("near", _near(sql, inputs))
         sql.register("names", _names(sql, inputs.named))
         by_name = _BY_NAME if inputs.named else "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
         sql.execute(_DIRECT.format(best=_BEST, by_name=by_name))
         sql.execute(
-            "CREATE TABLE leaking AS SELECT d.*, f.phash FROM direct d JOIN fetched f USING (sample_id) "
-            f"WHERE bit_count(f.phash::HUGEINT) > {FLAT_BITS} "
-            f"AND (f.pixel_std IS NULL OR f.pixel_std >= {FLAT_PIXEL_STD})"
+            "CREATE TABLE leaking AS SELECT d.*, f.look FROM direct d JOIN fetched f USING (sample_id) WHERE f.tells"
         )
         sql.execute(_SPREAD)
         sql.execute("CREATE VIEW leaks AS SELECT *, NULL AS via_sample_id FROM direct UNION ALL FROM spread")
@@ -296,29 +291,26 @@ def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
 
 
 def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
-    """Every hash of the pool near one of a set, with the nearest member of the set."""
+    """Every look of the pool near one of a set, with the nearest member of the set."""
     pieces = []
-    pool = sql.sql("SELECT DISTINCT phash FROM fetched").to_arrow_table()["phash"].to_numpy().astype(np.uint64)
     for radius in sorted({each["radius"] for each in inputs.sets}):
         listed = literals(each["name"] for each in inputs.sets if each["radius"] == radius)
         sql.execute(
-            "CREATE OR REPLACE TABLE asked AS SELECT hash, evaluation_set, mirrored, min(member) AS member FROM ("
-            "SELECT phash AS hash, evaluation_set, 0 AS mirrored, member FROM evaluation WHERE outcome = 'ok' AND "
-            f"pixel_std >= {FLAT_PIXEL_STD} UNION ALL SELECT phash_mirrored, evaluation_set, 1, member FROM evaluation "
+            "CREATE OR REPLACE TABLE asked AS SELECT hash, middle, evaluation_set, mirrored, min(member) AS member "
+            "FROM (SELECT phash AS hash, middle_hash AS middle, evaluation_set, 0 AS mirrored, member FROM evaluation "
+            f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD} "
+            "UNION ALL SELECT phash_mirrored, middle_mirrored, evaluation_set, 1, member FROM evaluation "
             f"WHERE outcome = 'ok' AND pixel_std >= {FLAT_PIXEL_STD}) "
             f"WHERE evaluation_set IN ({listed}) AND bit_count(hash::HUGEINT) > {FLAT_BITS} GROUP BY ALL"
         )
-        asked = sql.sql("SELECT hash FROM asked").to_arrow_table()["hash"].to_numpy().astype(np.uint64)
-        near, of_set = cross_pairs(pool, asked, radius)
-        sql.register("found", pa.table({"phash": near, "hash": of_set, "distance": np.bitwise_count(near ^ of_set)}))
+        find_near_looks(sql, radius)
         pieces.append(
             sql.sql(
-                "SELECT phash, evaluation_set, unnest(best) FROM (SELECT phash, evaluation_set, "
+                "SELECT look, evaluation_set, unnest(best) FROM (SELECT look, evaluation_set, "
                 "min({'distance': distance::INTEGER, 'mirrored': mirrored, 'member': member}) AS best "
-                "FROM found JOIN asked USING (hash) GROUP BY phash, evaluation_set)"
+                "FROM near_looks GROUP BY look, evaluation_set)"
             ).to_arrow_table()
         )
-        sql.unregister("found")
     return pa.concat_tables(pieces)
 
 
@@ -345,6 +337,7 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs
     return [
         LeakInputs(
             facts=inputs.facts,
+            looks=run.files("look", "looks"),
             candidates=inputs.candidates,
             pairs=run.files("pairs", "pairs"),
             evaluation=run.files("measure", "evaluation").digested(*contents),
@@ -355,5 +348,5 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs
 
 
 LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
-MEASURE_SETS = Step("measure", _plan_measure, measure, version=4, how=_roots, unit="images")
-FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=2)
+MEASURE_SETS = Step("measure", _plan_measure, measure, version=5, how=_roots, unit="images")
+FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=3)

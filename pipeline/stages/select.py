@@ -5,9 +5,10 @@ Reads candidates, facts, pairs and the verdicts of caption and score. Writes `de
 Rules decide first, then duplicates (select_contenders.py), then caps (quotas/caps.py). Only rows that passed every rule
 compete with their duplicates: when a rule drops the better of two duplicates, the other one is kept.
 
-What a row's fate has to do with rows elsewhere is found in steps of narrow tables, so that all else is done in buckets:
+Some rules compare a row with other rows. They run first, on narrow tables. Everything else runs bucket by bucket:
 
-    relate        which pHashes are in company, and of which company (matching/companies.py); groups that leak
+    taken         rows that the takedown list names, and copies of what it took (select_takedowns.py)
+    relate        which looks are in company, and of which company (matching/companies.py); groups that leak
     contend       a bucket of sample ids: rows in company that passed every rule
     duplicates    some companies: which of their rows stay
     keys, caps    where caps are set: keys of the rows that are left, a bucket a part; then what the caps drop
@@ -19,33 +20,34 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from manifests import tables
 from manifests.outcomes import Outcome
 from manifests.records import Funnel
-from manifests.takedowns import Entry, standing_entries
+from manifests.takedowns import Entry, Picture, add_entries, read_pictures, standing_entries
 from pipeline.config import PREFER, BuildConfig
 from pipeline.matching import companies
-from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED
+from pipeline.matching.conflicts import CONFLICTS
 from pipeline.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
 from pipeline.quotas.balance import BalanceSettings
 from pipeline.quotas.caps import judge_caps, keys_schema, keys_sql
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.stages.select_contenders import (
-    LEAK_GROUPS,
     ContendInputs,
     DuplicatesInputs,
     Measured,
+    Related,
     RelateInputs,
-    Rules,
     contend,
     judge_duplicates,
     judge_rules,
     relate,
     view_measured,
+    view_related,
 )
+from pipeline.stages.select_takedowns import TakenInputs, find_taken, pictures_found
 from pipeline.store.buckets import Bucket, cut_buckets, join_facets
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within, view_inputs
@@ -63,13 +65,15 @@ class Choice:
     priority: dict[str, int]
     class_folders: tuple[str, ...]
     licences: LicenceSettings
+    other_labels: str
     balance: BalanceSettings
     takedowns: tuple[Entry, ...]
+    pictures: tuple[Picture, ...]
     limits: dict[str, str]
     """Outcomes of fetch that a limit decides, each with its limit."""
 
     @classmethod
-    def of(cls, config: BuildConfig, takedowns: Sequence[Entry]) -> Choice:
+    def of(cls, config: BuildConfig, takedowns: Sequence[Entry], pictures: Sequence[Picture]) -> Choice:
         """The choice that a configuration makes."""
         return cls(
             PREFER,
@@ -77,15 +81,12 @@ class Choice:
             {source.name: source.priority for source in config.sources},
             tuple(source.name for source in config.sources if source.reader.folders_are_classes),
             config.select.licences,
+            config.select.other_labels,
             config.select.balance,
             tuple(takedowns),
+            tuple(pictures),
             {limit.outcome.value: limit.shown(config.fetch.image) for limit in LIMITS},
         )
-
-    @property
-    def rules(self) -> Rules:
-        """What decides on a row by itself."""
-        return Rules(self.licences, self.takedowns)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class SelectInputs(Measured):
     """All that select reads: the measurements, and what decides over them."""
 
     choice: Choice
+    radius: int
     pairs: Files
     details: Files
     semantic_pairs: Files
@@ -100,9 +102,27 @@ class SelectInputs(Measured):
     @property
     def measured(self) -> Measured:
         """The tables that have a row a candidate or a fetched image."""
-        return Measured(
-            self.candidates, self.facts, self.captions, self.caption_verdicts, self.score_verdicts, self.leaks
-        )
+        return Measured(**{each.name: getattr(self, each.name) for each in fields(Measured)})
+
+
+# ---- takedowns
+
+
+def _plan_taken(inputs: SelectInputs, run: StageRun[None]) -> Sequence[TakenInputs]:
+    entries, pictures = inputs.choice.takedowns, inputs.choice.pictures
+    if not entries and not pictures:
+        return []
+    return [TakenInputs(inputs.candidates, inputs.facts, inputs.looks, entries, pictures, inputs.radius)]
+
+
+def _learn_pictures(inputs: SelectInputs, run: StageRun[Any]) -> SelectInputs:
+    """The inputs with the pictures that entries were found to name: a later build finds these in the list."""
+    pictures = pictures_found(run.files("taken", "taken_pictures"))
+    return replace(inputs, choice=replace(inputs.choice, pictures=pictures))
+
+
+def _settle(context: BuildContext) -> None:
+    add_entries(context.workdir, [], pictures_found(context.files("select", "taken_pictures")))
 
 
 # ---- duplicates
@@ -119,6 +139,7 @@ def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateIn
             inputs.candidates,
             inputs.captions,
             inputs.leaks,
+            inputs.looks,
             inputs.choice.licences,
             num_companies,
         )
@@ -127,15 +148,14 @@ def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateIn
 
 def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[ContendInputs]:
     choice = inputs.choice
-    of_companies, leak_groups = run.files("relate", "companies"), run.files("relate", "leak_groups")
+    of_companies, related = run.files("relate", "companies"), _related(run)
     return [
         ContendInputs(
             inputs.measured,
             inputs.details,
             of_companies,
-            leak_groups,
-            run.files("relate", "contradicted"),
-            choice.rules,
+            related,
+            choice.licences,
             choice.priority,
             choice.class_folders,
             choice.extra_captions > 0,
@@ -145,11 +165,20 @@ def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[Contend
     ]
 
 
+def _related(run: StageRun[None]) -> Related:
+    leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
+    return Related(run.files("taken", "taken"), leak_groups, contradicted)
+
+
 def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DuplicatesInputs]:
     rivals, choice = run.files("contend", "rivals"), inputs.choice
     (related,) = run.parts("relate")
     return [
-        DuplicatesInputs(rivals, inputs.pairs, inputs.semantic_pairs, choice.prefer, choice.extra_captions, company)
+        DuplicatesInputs(
+            *(rivals, inputs.pairs, inputs.semantic_pairs),
+            *(choice.prefer, choice.extra_captions, choice.other_labels),
+            company,
+        )
         for company in range(related.notes["num_companies"])
     ]
 
@@ -162,13 +191,12 @@ class DecideInputs:
     """A bucket of rows, and all that decides on them; `cap_verdicts` only where caps are set and judged."""
 
     measured: Measured
-    leak_groups: Files
-    contradicted: Files
+    related: Related
     duplicates: Files
     conflicts: Files
     left_captions: Files
     cap_verdicts: Files
-    rules: Rules
+    licences: LicenceSettings
     limits: dict[str, str]
     bucket: Bucket
 
@@ -192,10 +220,9 @@ class CapsInputs:
 def _view_rows(sql: Any, inputs: DecideInputs) -> None:
     """Views of a bucket's tables, what rules say of its rows, and `left_over`: those that only a cap can drop."""
     view_measured(sql, inputs.measured, inputs.bucket)
-    view_inputs(sql, inputs, leak_groups=LEAK_GROUPS)
-    of_bucket = {"contradicted": CONTRADICTED, "conflicts": CONFLICTS, "duplicates": companies.DUPLICATES}
-    view_inputs(sql, inputs, inputs.bucket.where, **of_bucket)
-    judge_rules(sql, inputs.rules)
+    view_related(sql, inputs.related, inputs.bucket)
+    view_inputs(sql, inputs, inputs.bucket.where, conflicts=CONFLICTS, duplicates=companies.DUPLICATES)
+    judge_rules(sql, inputs.licences)
     sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
 
 
@@ -236,7 +263,7 @@ _DROPPED = """
     CREATE TABLE dropped AS
     SELECT sample_id, reason, value, threshold, via_sample_id AS other_sample_id, distance, evaluation_set,
         evaluation_member FROM leak_verdicts
-    UNION ALL BY NAME SELECT sample_id, 'takedown' AS reason, value, threshold FROM taken
+    UNION ALL BY NAME SELECT sample_id, 'takedown' AS reason, value, threshold, other_sample_id, distance FROM taken
         SEMI JOIN alive USING (sample_id)
     UNION ALL BY NAME FROM rule_drops
     UNION ALL BY NAME FROM duplicates
@@ -307,16 +334,14 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
 
 
 def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DecideInputs]:
-    leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
     names = ("duplicates", "conflicts", "left_captions")
     duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
-    caps, rules = run.files("caps", "cap_verdicts"), inputs.choice.rules
-    limits = inputs.choice.limits
+    caps, related = run.files("caps", "cap_verdicts"), _related(run)
     return [
         DecideInputs(
-            *(inputs.measured, leak_groups, contradicted, duplicates, conflicts, left_captions, caps),
-            rules,
-            limits,
+            *(inputs.measured, related, duplicates, conflicts, left_captions, caps),
+            inputs.choice.licences,
+            inputs.choice.limits,
             bucket,
         )
         for bucket in run.buckets(inputs.facts)
@@ -348,13 +373,19 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
 
 def _inputs(context: BuildContext) -> SelectInputs:
     return SelectInputs(
-        choice=Choice.of(context.config, standing_entries(context.workdir, context.catalog.ask)),
+        choice=Choice.of(
+            context.config,
+            standing_entries(context.workdir, context.catalog.ask),
+            read_pictures(context.workdir),
+        ),
+        radius=context.config.dedup.radius,
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
         captions=context.files("caption", "captions"),
         pairs=context.files("dedup", "pairs"),
         details=context.files("dedup", "details"),
         leaks=context.files("dedup", "leaks"),
+        looks=context.files("dedup", "looks"),
         semantic_pairs=context.files("dedup", "semantic_pairs"),
         caption_verdicts=context.files("caption", "caption_verdicts"),
         score_verdicts=context.files("score", "score_verdicts").digested(context.sealed["score"].notes["content"]),
@@ -366,12 +397,14 @@ STAGE = Stage(
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
     steps=(
-        Step("relate", _plan_relate, relate, version=2),
-        Step("contend", _plan_contend, contend, version=3),
-        Step("duplicates", _plan_duplicates, judge_duplicates, version=3),
+        Step("taken", _plan_taken, find_taken, learns=_learn_pictures),
+        Step("relate", _plan_relate, relate, version=3),
+        Step("contend", _plan_contend, contend, version=4),
+        Step("duplicates", _plan_duplicates, judge_duplicates, version=4),
         Step("keys", _plan_keys, pick_keys),
         Step("caps", _plan_caps, cap),
-        Step("decide", _plan_decide, decide, version=8),
+        Step("decide", _plan_decide, decide, version=9),
     ),
     conclude=_conclude,
+    settle=_settle,
 )

@@ -16,15 +16,21 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import tables
-from manifests.takedowns import Entry, judge_takedowns
+from manifests.pictures.copies import FLAT_PIXEL_STD
 from pipeline.matching import companies
-from pipeline.matching.conflicts import CONFLICTS, CONTRADICTED, find_conflicts, find_contradicted
-from pipeline.matching.mirrors import FLAT_BITS
+from pipeline.matching.conflicts import (
+    CONFLICTS,
+    CONTRADICTED,
+    drop_other_labels,
+    find_conflicts,
+    find_contradicted,
+)
+from pipeline.matching.looks import LOOKS, view_shown
 from pipeline.runner.work import Execution, PartResult
-from pipeline.stages.dedup_evaluation import FLAT_PIXEL_STD
+from pipeline.stages.select_takedowns import TAKEN
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import first_half_of_md5, view_inputs, view_parquet
+from pipeline.store.sql import view_inputs, view_parquet
 from pipeline.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 
 LEAK_GROUPS = pa.schema(
@@ -43,14 +49,6 @@ LEAK_GROUPS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What decides on a row by itself: settings, and the takedown list of the work folder."""
-
-    licences: LicenceSettings
-    takedowns: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
 class Measured:
     """Tables that the stages before have one row a candidate in, or one a fetched image."""
 
@@ -60,6 +58,16 @@ class Measured:
     caption_verdicts: Files
     score_verdicts: Files
     leaks: Files
+    looks: Files
+
+
+@dataclass(frozen=True)
+class Related:
+    """What steps before found of a row in rows of other buckets."""
+
+    taken: Files
+    leak_groups: Files
+    contradicted: Files
 
 
 def view_measured(sql: Any, measured: Measured, bucket: Bucket, facts: str = "facts") -> None:
@@ -69,17 +77,21 @@ def view_measured(sql: Any, measured: Measured, bucket: Bucket, facts: str = "fa
     view_inputs(sql, measured, bucket.where, score_verdicts=tables.VERDICTS, leaks=tables.LEAKS)
 
 
-def judge_rules(sql: Any, rules: Rules, more: Sequence[str] = ()) -> None:
+def view_related(sql: Any, related: Related, bucket: Bucket) -> None:
+    """Views over what is related to the rows of a bucket."""
+    view_inputs(sql, related, leak_groups=LEAK_GROUPS)
+    view_inputs(sql, related, bucket.where, taken=TAKEN, contradicted=CONTRADICTED)
+
+
+def judge_rules(sql: Any, licences: LicenceSettings, more: Sequence[str] = ()) -> None:
     """Make `contenders`: rows that nothing but a duplicate or a cap can drop, with `more` columns of captions.
 
     Makes `passed`, too: rows that passed caption and score. What became of the others of those lies in `leak_verdicts`,
-    `taken` and `rule_drops`, a reason each. Reads the views of `view_measured`, `leak_groups` (LEAK_GROUPS) and
-    `contradicted` (CONTRADICTED).
+    `taken` and `rule_drops`, a reason each. Reads the views of `view_measured` and `view_related`.
     """
     sql.execute(_PASSED.format(captions=", ".join(["licence_id", *more])))
     _drop_leaks(sql)
-    judge_takedowns(sql, rules.takedowns)
-    judge_kinds(sql, rules.licences)
+    judge_kinds(sql, licences)
     sql.execute(_RULE_DROPS)
     sql.execute(
         "CREATE VIEW contenders AS FROM alive ANTI JOIN rule_drops USING (sample_id) ANTI JOIN taken USING (sample_id)"
@@ -169,44 +181,34 @@ class RelateInputs:
     candidates: Files
     captions: Files
     leaks: Files
+    looks: Files
     licences: LicenceSettings
     num_companies: int
 
 
-# A pHash has 32 of its 64 bits set, those above the median. The pHash of a flat picture, or of a few faint lines, has
-# hardly any bit set, so that unlike pictures lie within a few bits of each other. Flat pictures therefore count as the
-# same only when their pixels are the same: 64 bits of the hash of their pixels replace their pHash.
-_LIKENESS = f"""
-    CREATE VIEW likeness AS SELECT * REPLACE (
-        CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} OR pixel_std < {FLAT_PIXEL_STD}
-        THEN {first_half_of_md5("pixels_sha256")} ELSE phash END AS phash) FROM measured_facts WHERE outcome = 'ok'
-"""
-_TELLING = f"bit_count(phash_a::HUGEINT) > {FLAT_BITS} AND bit_count(phash_b::HUGEINT) > {FLAT_BITS}"
 _SEMANTIC_EDGES = """
-    CREATE TABLE meant AS SELECT DISTINCT pixels_sha256, phash FROM likeness SEMI JOIN
+    CREATE TABLE meant AS SELECT DISTINCT pixels_sha256, look FROM shown SEMI JOIN
         (SELECT unnest([pixels_a, pixels_b]) AS pixels_sha256 FROM semantic_pairs) USING (pixels_sha256);
-    CREATE TABLE semantic_edges AS SELECT a.phash AS phash_a, b.phash AS phash_b FROM semantic_pairs
+    CREATE TABLE semantic_edges AS SELECT a.look AS look_a, b.look AS look_b FROM semantic_pairs
         JOIN meant a ON a.pixels_sha256 = pixels_a JOIN meant b ON b.pixels_sha256 = pixels_b
 """
 
 
 def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
-    """Companies of pHashes, groups that leak, and rows that contradict each other.
+    """Companies of looks, groups that leak, and rows that contradict each other.
 
     One pass over narrow columns: what is related lies in any bucket.
     """
     with run.scratch() as sql:
         view_parquet(sql, "measured_facts", inputs.facts.paths)
-        view_inputs(sql, inputs, candidates=None, captions=None, leaks=tables.LEAKS)
+        view_inputs(sql, inputs, candidates=None, captions=None, leaks=tables.LEAKS, looks=LOOKS, pairs=None)
         view_inputs(sql, inputs, semantic_pairs=tables.SEMANTIC_PAIRS)
-        view_inputs(sql, inputs, _TELLING, pairs=None)
-        sql.execute(_LIKENESS)
+        view_shown(sql, "measured_facts")
         sql.execute(_SEMANTIC_EDGES)
-        sql.execute("CREATE VIEW shown AS SELECT phash FROM likeness")
-        sql.execute("CREATE VIEW edges AS SELECT phash_a, phash_b FROM pairs UNION ALL FROM semantic_edges")
+        sql.execute("CREATE VIEW edges AS SELECT look_a, look_b FROM pairs UNION ALL FROM semantic_edges")
         companies.find_companies(sql, inputs.num_companies)
         find_leak_groups(sql)
-        of_companies = run.save(sql, "select/companies", companies.COMPANIES, "FROM companies", "phash")
+        of_companies = run.save(sql, "select/companies", companies.COMPANIES, "FROM companies", "look")
         groups = run.save(sql, "select/leak_groups", LEAK_GROUPS, "FROM leak_groups", "source, group_id")
         judge_kinds(sql, inputs.licences)
         find_contradicted(sql)
@@ -224,9 +226,8 @@ class ContendInputs:
     measured: Measured
     details: Files
     companies: Files
-    leak_groups: Files
-    contradicted: Files
-    rules: Rules
+    related: Related
+    licences: LicenceSettings
     priority: dict[str, int]
     class_folders: tuple[str, ...]
     """Sources whose folders are classes."""
@@ -240,7 +241,7 @@ class ContendInputs:
 _GREY_COLOUR_STD = 3  # sepia has about 2, photos of groceries 12 and more
 _GREY_MODES = "('L', 'LA', '1', 'I', 'I;16', 'I;16B')"
 _IN_COMPANY = f"""
-    CREATE TABLE facts AS SELECT sample_id, outcome, phash, company, image_id, stored_sha256, pixels_sha256, final_url,
+    CREATE TABLE facts AS SELECT sample_id, outcome, look, company, image_id, stored_sha256, pixels_sha256,
         width_px::BIGINT * height_px AS num_pixels, stored_width_px::BIGINT * stored_height_px AS num_stored_pixels,
         length AS num_stored_bytes, num_bytes, coalesce(has_camera, false) AS has_camera,
         coalesce(colour_std >= {_GREY_COLOUR_STD}, mode NOT IN {_GREY_MODES}, true) AS in_colour,
@@ -248,20 +249,20 @@ _IN_COMPANY = f"""
         coalesce(stored_sha256 = image_id OR (format = 'JPEG' AND mode IN ('RGB', 'L') AND exif_orientation = 1
             AND stored_width_px = width_px AND stored_height_px = height_px AND length <= num_bytes), false)
             AS as_downloaded, pixel_std, colour_std
-    FROM likeness JOIN companies USING (phash)
+    FROM shown JOIN companies USING (look)
 """
 _RIVALS = """
-    SELECT f.* EXCLUDE (outcome, stored_sha256, final_url), k.sample_id IS NOT NULL AS competes,
-        g.sample_id IS NOT NULL AS taken, t.licence_id, k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence,
-        l.family IS NOT NULL AND NOT l.keep AS is_refused, l.family AS licence_family, t.taxon_name AS taxon,
+    SELECT f.* EXCLUDE (outcome, stored_sha256), k.sample_id IS NOT NULL AS competes, t.licence_id,
+        k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence,
+        l.family AS licence_family, t.taxon_name AS taxon,
         map_values(t.taxon_ranks) AS lineage, t.taxon_ranks['class'] AS class, CASE WHEN p.is_class_folder
             THEN nullif(coalesce(c.caption, c.taxon_vernacular_name, c.taxon_scientific_name), '') END AS folder,
         k.num_words, p.priority, d.detail_px, {texts}
-    FROM facts f LEFT JOIN contenders k USING (sample_id) LEFT JOIN taken g ON g.sample_id = f.sample_id
+    FROM facts f LEFT JOIN contenders k USING (sample_id)
     JOIN candidates c ON c.sample_id = f.sample_id JOIN captions t ON t.sample_id = f.sample_id
     LEFT JOIN licence_kinds l ON l.licence_id = t.licence_id
     LEFT JOIN details d ON d.pixels_sha256 = f.pixels_sha256 LEFT JOIN sources p ON p.source = k.source
-    WHERE k.sample_id IS NOT NULL OR g.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL OR is_refused
+    WHERE k.sample_id IS NOT NULL OR d.pixels_sha256 IS NOT NULL
 """
 _TEXTS = "k.text, k.text_source = 'caption' AS is_caption"
 _NO_TEXTS = "NULL AS text, NULL AS is_caption"
@@ -271,14 +272,15 @@ def contend(inputs: ContendInputs, run: Execution[None]) -> PartResult:
     """Rows of a bucket that are in company, and what decides which of them stays."""
     with run.scratch() as sql:
         view_measured(sql, inputs.measured, inputs.bucket, facts="measured_facts")
-        view_inputs(sql, inputs, leak_groups=LEAK_GROUPS, details=tables.DETAILS, companies=None)
-        view_inputs(sql, inputs, inputs.bucket.where, contradicted=CONTRADICTED)
+        view_inputs(sql, inputs, details=tables.DETAILS, companies=None)
+        view_inputs(sql, inputs.measured, looks=LOOKS)
+        view_related(sql, inputs.related, inputs.bucket)
         is_class_folder = [name in inputs.class_folders for name in inputs.priority]
         sources = {"source": list(inputs.priority), "priority": list(inputs.priority.values())}
         sql.register("sources", pa.table({**sources, "is_class_folder": is_class_folder}))
-        sql.execute(_LIKENESS)
+        view_shown(sql, "measured_facts")
         sql.execute(_IN_COMPANY)
-        judge_rules(sql, inputs.rules, ("num_words", *(("text", "text_source") if inputs.with_texts else ())))
+        judge_rules(sql, inputs.licences, ("num_words", *(("text", "text_source") if inputs.with_texts else ())))
         query = _RIVALS.format(texts=_TEXTS if inputs.with_texts else _NO_TEXTS)
         rivals = run.save(sql, "select/rivals", companies.RIVALS, query, "company, sample_id")
     return PartResult((rivals,))
@@ -293,6 +295,7 @@ class DuplicatesInputs:
     semantic_pairs: Files
     prefer: tuple[str, ...]
     extra_captions: int
+    other_labels: str
     company: int
 
 
@@ -301,14 +304,19 @@ def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResu
     with run.scratch() as sql:
         view_parquet(sql, "rivals_here", inputs.rivals.paths, f"company = {inputs.company}")
         sql.execute("CREATE TABLE rivals AS FROM rivals_here")
-        view_parquet(sql, "pairs_of_all", inputs.pairs.paths, _TELLING)
-        sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON phash_a = phash")
+        view_parquet(sql, "pairs_of_all", inputs.pairs.paths)
+        sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON look_a = look")
+        companies.view_competing(sql)
+        sql.register("conflicting_labels", companies.DUPLICATES.empty_table())
+        if inputs.other_labels == "drop":
+            drop_other_labels(sql)
         companies.judge_duplicates(sql, inputs.prefer)
         find_conflicts(sql)
         if inputs.semantic_pairs:
             view_inputs(sql, inputs, semantic_pairs=None)
             companies.judge_semantic(sql, inputs.prefer)
-        files = [run.save(sql, "select/duplicates", companies.DUPLICATES, "FROM duplicates", "sample_id")]
+        dropped = "FROM duplicates UNION ALL BY NAME FROM conflicting_labels"
+        files = [run.save(sql, "select/duplicates", companies.DUPLICATES, dropped, "sample_id")]
         order = "sample_id, about, matched, other_sample_id"
         files.append(run.save(sql, "select/conflicts", CONFLICTS, "FROM conflicts", order))
         if inputs.extra_captions:

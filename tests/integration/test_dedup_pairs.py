@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hashed_pairs import look_of
 
 from manifests import tables
 from manifests.catalog import Catalog
+from manifests.pictures.copies import MIDDLE_RADIUS
 from manifests.records import Funnel
 from pipeline.config import BuildConfig
 from pipeline.runner.runner import Runner
@@ -37,6 +39,8 @@ def fetched(hashes: Sequence[Hashes]) -> Stage[dict[str, Any]]:
             "outcome": ["ok"] * len(rows),
             "phash": rows,
             "phash_mirrored": [mirrored(value, row) for row, value in enumerate(rows)],
+            "middle_hash": [middle(value, row) for row, value in enumerate(rows)],
+            "middle_mirrored": [middle(value, row) ^ 1 << 60 for row, value in enumerate(rows)],
             "pixels_sha256": [f"source-{name}-{row // 2}" for row in range(len(rows))],  # every image twice
         }
         table = pa.table({name: pa.array(facts.get(name, [None] * len(rows)), kind) for name, kind in SCHEMA})
@@ -80,21 +84,34 @@ def build(workdir: Path, sources: Sequence[Hashes], radius: int = 4, **run: Any)
 ODD_FREQUENCIES = 0x5555555555555555
 
 
+def middle(value: int, row: int) -> int:
+    """One of three, of which the first and the last are not near."""
+    return (0, 0x7F, 0xFF)[(value >> 7 ^ row) % 3]
+
+
 def mirrored(value: int, row: int) -> int:
     return value ^ ODD_FREQUENCIES ^ (1 << value % 61 if value % 3 else 0) ^ (row % 2) << 63
 
 
-def brute_force(sources: Sequence[Hashes], radius: int) -> list[tuple[int, int, int, bool]]:
-    shown = {(int(value), mirrored(int(value), row)) for some in sources for row, value in enumerate(some)}
-    hash_of, turned = (np.array(column, np.uint64) for column in zip(*sorted(shown), strict=True))
+def brute_force(sources: Sequence[Hashes], radius: int) -> list[tuple[int, ...]]:
+    shown = {
+        (int(value), mirrored(int(value), row), middle(int(value), row))
+        for some in sources
+        for row, value in enumerate(some)
+    }
+    hash_of, turned, middles = (np.array(column, np.uint64) for column in zip(*sorted(shown), strict=True))
+    looks = [look_of(*hashes) for hashes in zip(hash_of.tolist(), middles.tolist(), strict=True)]
     apart = np.bitwise_count(hash_of[:, None] ^ hash_of).astype(int)
     across = np.bitwise_count(hash_of[:, None] ^ turned).astype(int)
-    best: dict[tuple[int, int], tuple[bool, int]] = {}  # as they are before mirrored, then the nearest
+    best: dict[tuple[int, ...], tuple[bool, int]] = {}  # as they are before mirrored, then the nearest
     for distances, is_mirrored in ((apart, False), (across, True)):
-        for i, j in np.argwhere(distances <= radius).tolist():
-            pair = tuple(sorted((int(hash_of[i]), int(hash_of[j]))))
+        others = middles ^ np.uint64(is_mirrored << 60)
+        near_middles = np.bitwise_count(middles[:, None] ^ others) <= MIDDLE_RADIUS
+        for i, j in np.argwhere((distances <= radius) & near_middles).tolist():
+            (look_a, hash_a), (look_b, hash_b) = sorted((looks[at], int(hash_of[at])) for at in (i, j))
             near = (is_mirrored, int(distances[i, j]))
-            if pair[0] != pair[1]:
+            if look_a != look_b:
+                pair = look_a, look_b, hash_a, hash_b
                 best[pair] = min(near, best.get(pair, near))
     return [(*pair, best[pair][1], best[pair][0]) for pair in sorted(best)]
 
@@ -114,8 +131,8 @@ def some_hashes(seed: int, num: int) -> Hashes:
 A, B, C = (some_hashes(seed, num) for seed, num in ((1, 900), (2, 400), (3, 250)))
 
 
-def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, int, int, bool]]:
-    return [(row["phash_a"], row["phash_b"], row["distance"], bool(row["mirrored"])) for row in rows]
+def as_tuples(rows: list[dict[str, int]]) -> list[tuple[int, ...]]:
+    return [tuple(row[name] for name in tables.PAIRS.names) for row in rows]
 
 
 @pytest.mark.parametrize("radius", [0, *(pytest.param(radius, marks=pytest.mark.slow) for radius in (4, 8))])

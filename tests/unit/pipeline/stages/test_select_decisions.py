@@ -64,7 +64,7 @@ def test_a_duplicate_whose_better_twin_fell_to_a_rule_stays(tmp_path: Path) -> N
     assert (found["best"]["keep"], found["second"]["keep"]) == (False, True)
     samples[0] = sample("best", width_px=900, phash=7, licence_id="all-rights-reserved")
     found, _ = run_decide(tmp_path / "licence", samples)
-    assert (found["best"]["keep"], found["second"]["keep"]) == (False, True)
+    assert [found[name]["reason"] for name in ("best", "second")] == ["licence", "conflicting_licence"]
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_what_was_taken_down_stays_out_with_all_its_copies(tmp_path: Path) -> No
     told = {name: (row["value"], row["threshold"], row["other_sample_id"]) for name, row in found.items()}
     assert told["taken"] == ("url http://a.example/1.jpg", "asked", None)
     assert told["by id"] == ("id f00", "court", None)
-    assert told["copy"] == ("same bytes", "of taken", "taken")
-    assert told["near"] == ("pHash distance 2", "of taken", "taken")
-    assert told["like it"] == ("pHash distance 0", "of ruled-out", "ruled-out")
+    assert told["copy"] == ("same bytes as bytes of taken", "asked", "taken")
+    assert told["near"] == ("pHash distance 2 to bytes of taken", "asked", "taken")
+    assert told["like it"] == ("pHash distance 0 to bytes of ruled-out", "not stated", "ruled-out")
     assert result.funnel.reasons == {"takedown": 5}
     again, _ = run_decide(tmp_path / "none", samples)
     assert [name for name, row in again.items() if row["keep"]] == ["fine", "like it", "near"]
