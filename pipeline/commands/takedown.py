@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     release = open_release(args.release)
     done = take_down(release, entries, print_lines)
     print_lines(_describe(release, reason, done))
-    return 1 if any(cut.why_not for cut in done.others) else 0
+    return 1 if any(cut.error for cut in done.others) else 0
 
 
 def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
@@ -63,12 +63,10 @@ def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
         num_before = len(images_of(found.rows)) - len(images)
         yield f"left out as well, since they were taken down before: {num_before:,} images"
     if elsewhere := done.known.sample_ids - ids:
-        yield f"in the catalogue only, not in this release: {len(elsewhere):,} samples"
+        yield f"not in this release, but in the catalogue or another release: {len(elsewhere):,} samples"
     for cut in done.others:
         held = f"held {len(images_of(cut.found.asked)):,} of the images" if cut.found.asked else "cannot be read"
-        yield f"{cut.release.path}: {held}, " + (
-            f"new version: {cut.new.path}" if cut.new else f"NOT cut: {cut.why_not}"
-        )
+        yield f"{cut.release.path}: {held}, " + (f"new version: {cut.new.path}" if cut.new else f"NOT cut: {cut.error}")
     if done.list_path is not None:
         yield f"later builds leave them and their near copies out: {done.list_path}"
         yield "the pool still holds their bytes"

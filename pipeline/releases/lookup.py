@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,31 +39,29 @@ _COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split
 
 @dataclass(frozen=True)
 class Known:
-    """What entries name in the catalogue and in the releases of its work folder.
+    """What entries name in releases and in the catalogue of their work folder.
 
     Rows have by and key of the entry, sample_id, and what is known of the image: `_IMAGE`.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
     stand_ins: Sequence[str] = ()  # sample ids that a build kept as the better copy of one of them
-    in_releases: Sequence[Mapping[str, Any]] = ()
-    owners: Mapping[str, int] = field(default_factory=dict)  # every owner, and in how many rows of candidates
+    owners: Mapping[str, int] = field(default_factory=dict)  # where an entry names one: all, and images of each
 
     @property
     def sample_ids(self) -> set[str]:
-        """The samples that are named in the catalogue."""
+        """The samples that are named."""
         return {row["sample_id"] for row in self.rows}
 
     @property
     def entries(self) -> list[Entry]:
         """Entries for the rows, for the same bytes, and for the images that were kept in their place."""
-        rows = [*self.rows, *self.in_releases]
-        values = {*self.stand_ins, *(row[name] for row in rows for name in ("sample_id", "stored_sha256"))}
+        values = {*self.sample_ids, *self.stand_ins, *(row["stored_sha256"] for row in self.rows)}
         return [Entry("id", value) for value in sorted(value for value in values if value)]
 
     def pictures(self, reason: str) -> list[Picture]:
         """The images of the rows, by what their copies are known by."""
-        facts = {row["image_id"]: row for row in (*self.in_releases, *self.rows) if row["phash"] is not None}
+        facts = {row["image_id"]: row for row in self.rows if row["phash"] is not None}
         return [Picture.of_fact(fact, reason) for _, fact in sorted(facts.items())]
 
 
@@ -73,7 +72,6 @@ class Found:
     rows: Sequence[Mapping[str, Any]]
     # stored_sha256 -> the entry that took it down earlier; images that are asked for now are not here
     before: Mapping[str, Entry]
-    owners: Mapping[str, int] = field(default_factory=dict)  # as in `Known`, of this release
 
     @property
     def asked(self) -> list[Mapping[str, Any]]:
@@ -86,33 +84,34 @@ def images_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted((row for row in rows if row["copy"] == 0), key=lambda row: str(row["sample_id"]))
 
 
-def look_up(catalog: Catalog, release: Release, others: Sequence[Release], entries: Sequence[Entry]) -> Known:
-    """What entries name in the catalogue, in a release and in others.
+def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release], entries: Sequence[Entry]) -> Known:
+    """What entries name in a release, in others, and in the catalogue.
 
     Of rows whose fetch failed so far only address, owner and id are known. Stand-ins are those of the build that made
     the release, and of the last build.
 
-    Raises: ConfigError when the decisions of the build that made the release are not there.
+    Raises: ConfigError when the decisions of the build that made the release are not there; and naming the entries that
+        name nothing.
     """
-    with open_sql(catalog.workdir) as sql:
-        _view(sql, catalog, "candidates", catalog.find_files("candidates"), tables.CANDIDATES)
-        _view(sql, catalog, "facts", catalog.find_files("facts"), tables.FACTS)
-        rows = _named_rows(sql, entries)
-        sql.read_parquet(list(_decided(catalog, release).paths), union_by_name=True).create_view("decisions")
-        stand_ins = sql.execute(
-            "SELECT DISTINCT other_sample_id FROM decisions SEMI JOIN named USING (sample_id) "
-            "WHERE reason IN ('exact_duplicate', 'near_duplicate') ORDER BY 1"
-        ).fetchall()
-        owners = _count_owners(sql, entries)
-    in_releases = [row for other in (release, *others) for row in named_in(other, entries)]
-    return Known(rows, [row[0] for row in stand_ins], in_releases, owners)
-
-
-def named_in(release: Release, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The rows of a release that entries name, as in `Known`."""
-    with open_sql() as sql:
-        _view_as_catalogue(sql, release)
-        return _named_rows(sql, entries)
+    rows, stand_ins, owners = list[dict[str, Any]](), list[str](), Counter[str]()
+    for other in (release, *others):
+        with open_sql() as sql:
+            _view_as_catalogue(sql, other)
+            rows += _named_rows(sql, entries)
+            owners |= _count_owners(sql, entries)
+    if catalog is not None:
+        with open_sql(catalog.workdir) as sql:
+            _view(sql, catalog, "candidates", catalog.find_files("candidates"), tables.CANDIDATES)
+            _view(sql, catalog, "facts", catalog.find_files("facts"), tables.FACTS)
+            rows += _named_rows(sql, entries)  # last: facts know more of an image than a release does
+            owners |= _count_owners(sql, entries)
+            sql.read_parquet(list(_decided(catalog, release).paths), union_by_name=True).create_view("decisions")
+            query = "SELECT DISTINCT other_sample_id FROM decisions SEMI JOIN named USING (sample_id) WHERE reason IN "
+            stand_ins = [row[0] for row in sql.execute(f"{query} ('exact_duplicate', 'near_duplicate')").fetchall()]
+    met = {(row["by"], row["key"]) for row in rows}
+    if unmet := [entry for entry in entries if entry.key not in met]:
+        raise ConfigError(_not_found(release, unmet, len(entries), catalog is not None, owners))
+    return Known(rows, sorted(stand_ins), owners)
 
 
 def decisions_of(catalog: Catalog, content: str) -> Files:
@@ -141,38 +140,25 @@ def _decided(catalog: Catalog, release: Release) -> Files:
 
 
 def find_in_release(
-    release: Release,
-    entries: Sequence[Entry],
-    standing: Sequence[Entry] = (),
-    known: Known | None = None,
-    pictures: Sequence[Picture] = (),
+    release: Release, known: Known, standing: Sequence[Entry] = (), pictures: Sequence[Picture] = ()
 ) -> Found:
-    """Every sample that entries name, whatever else has the same bytes, and copies of what is `known` of them.
+    """Every sample of what is `known` of the entries, whatever else has the same bytes, and copies.
 
-    `standing` and `pictures` were taken down before, and go too. With `known` this release need not hold what the
-    entries name.
-
-    Raises: ConfigError naming the entries that name nothing.
+    `standing` and `pictures` were taken down before, and go too.
     """
-    of_known = known or Known()
     with open_sql() as sql:
         _view_as_catalogue(sql, release)
-        named = _named_rows(sql, [*entries, *of_known.entries])
-        earlier = _named_rows(sql, standing)
-        met = {(row["by"], row["key"]) for row in [*named, *of_known.rows, *of_known.in_releases]}
-        owners = of_known.owners or _count_owners(sql, entries)
-        if unmet := [entry for entry in entries if entry.key not in met]:
-            raise ConfigError(_not_found(release, unmet, len(entries), known is not None, owners))
-        asked = {row["stored_sha256"] for row in named} | set(_copies_in(release, of_known.pictures("asked")))
+        asked = {row["stored_sha256"] for row in _named_rows(sql, known.entries)}
+        asked.update(_copies_in(release, known.pictures("asked")))
         before: dict[str, Entry] = {}
-        for row in sorted(earlier, key=lambda row: (KINDS.index(row["by"]), row["key"])):
+        for row in sorted(_named_rows(sql, standing), key=lambda row: (KINDS.index(row["by"]), row["key"])):
             before.setdefault(row["stored_sha256"], Entry(row["by"], row["value"], row["reason"]))
         for stored, picture in _copies_in(release, pictures).items():
             before.setdefault(stored, Entry("id", picture.image_id, picture.reason))
         before = {stored: entry for stored, entry in before.items() if stored not in asked}
         sql.register("gone", pa.table({"stored_sha256": pa.array(sorted({*asked, *before}), pa.string())}))
         rows = sql.sql(f"SELECT {_COLUMNS} FROM samples SEMI JOIN gone USING (stored_sha256) ORDER BY ALL")
-        return Found(rows.to_arrow_table().to_pylist(), before, owners)
+        return Found(rows.to_arrow_table().to_pylist(), before)
 
 
 def _copies_in(release: Release, pictures: Sequence[Picture]) -> dict[str, Picture]:
@@ -203,41 +189,37 @@ def _named_rows(sql: Any, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return list(rows.to_arrow_table().to_pylist())
 
 
-def _count_owners(sql: Any, entries: Sequence[Entry]) -> dict[str, int]:
+def _count_owners(sql: Any, entries: Sequence[Entry]) -> Counter[str]:
     """In how many candidates each owner is named, where an entry names one."""
     if not any(entry.by == "owner" for entry in entries):
-        return {}
+        return Counter()
     query = "SELECT name, count(DISTINCT sample_id) FROM (SELECT sample_id, unnest([rights_holder, creator]) AS name "
-    return dict(sql.execute(f"{query} FROM candidates) WHERE name <> '' GROUP BY ALL").fetchall())
+    return Counter(dict(sql.execute(f"{query} FROM candidates) WHERE name <> '' GROUP BY ALL").fetchall()))
 
 
 def describe_like(entries: Sequence[Entry], owners: Mapping[str, int]) -> list[str]:
     """Names that are like an owner of the entries and not equal to it, with the images that have them, as lines."""
     lines = []
-    for entry in entries:
-        if entry.by == "owner" and (like := list(names_like(entry.value, owners).items())):
-            lines.append(
-                f"not taken down, names like {entry.value!r}; where one is the same owner, give it as --owner:"
-            )
-            lines += [f"  {name}: {num:,} images" for name, num in like[:MAX_LIKE]]
-            lines += [f"  and {len(like) - MAX_LIKE:,} more names"] if len(like) > MAX_LIKE else []
+    for name in (entry.value for entry in entries if entry.by == "owner"):
+        like = [f"  {other}: {num:,} images" for other, num in names_like(name, owners).items()]
+        more = [f"  and {len(like) - MAX_LIKE:,} more names"] if len(like) > MAX_LIKE else []
+        head = f"not taken down, names like {name!r}; where one is the same owner, give it as --owner:"
+        lines += [head, *like[:MAX_LIKE], *more] if like else []
     return lines
 
 
 def _not_found(
-    release: Release, unmet: Sequence[Entry], num_given: int, is_known: bool, owners: Mapping[str, int]
+    release: Release, unmet: Sequence[Entry], num_given: int, with_catalogue: bool, owners: Mapping[str, int]
 ) -> str:
     named = ", ".join(f"{entry.by} {entry.value!r}" for entry in unmet[:MAX_SHOWN])
     more = f" and {len(unmet) - MAX_SHOWN:,} more" if len(unmet) > MAX_SHOWN else ""
-    where = "in this release nor in the catalogue" if is_known else "in this release"
-    return "\n".join(
-        [
-            f"{release.path}: {len(unmet):,} of the {num_given:,} given are not {where}: {named}{more}; nothing was "
-            "written. Give addresses, owners (rights holder or creator) and ids (of a sample, or the sha256 of an "
-            "image) as attribution.parquet and samples.parquet have them, and leave out what is not there",
-            *describe_like(unmet, owners),
-        ]
+    where = "in this release nor in the catalogue" if with_catalogue else "in this release"
+    text = (
+        f"{release.path}: {len(unmet):,} of the {num_given:,} given are not {where}: {named}{more}; nothing was "
+        "written. Give addresses, owners (rights holder or creator) and ids (of a sample, or the sha256 of an image) "
+        "as attribution.parquet and samples.parquet have them, and leave out what is not there"
     )
+    return "\n".join([text, *describe_like(unmet, owners)])
 
 
 def _view(sql: Any, catalog: Catalog, name: str, paths: Sequence[str], schema: Any) -> None:

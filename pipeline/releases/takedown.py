@@ -9,6 +9,7 @@ indexes and the pool stay: to delete them is the owner's decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,7 @@ class Cut:
     release: Release
     found: Found
     new: Release | None = None
-    why_not: str = ""
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -55,36 +56,35 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
         shard of it is not as recorded.
     """
     workdir = work_folder_of(release)
-    beside, damaged = _sound(release)
-    if workdir is None:
-        in_release = find_in_release(release, entries, _left_out(release, beside))
-        say(describe_like(entries, in_release.owners))
-        made = write_version(release, in_release.rows, _takedowns(release, in_release, entries))
-        cut = Cut(release, in_release, made)
-        return TakenDown(cut, (), Known(), None, _holders(beside, in_release.asked), ())
-    list_path = storage.join(workdir, TAKEDOWNS_FILE)
-    with Catalog.open(workdir) as catalog:  # held, so that no build runs meanwhile
-        others = [other for other in beside if other.name != release.name]
-        known = look_up(catalog, release, others, entries)
-        standing, pictures = standing_entries(workdir, catalog.ask), read_pictures(workdir)
-
-        def find(one: Release) -> Found:
-            return find_in_release(one, entries, [*standing, *_left_out(one, beside)], known, pictures)
-
-        cuts = [Cut(release, find(release))]
-        cuts += [cut for other in _newest_of_others(release, others) if (cut := Cut(other, find(other))).found.asked]
+    list_path = storage.join(workdir, TAKEDOWNS_FILE) if workdir else None
+    with Catalog.open(workdir) if workdir else nullcontext() as catalog:  # held, so that no build runs meanwhile
+        beside, damaged = _sound(release)
+        others = _newest_of_others(release, beside) if workdir else []
+        known = look_up(catalog, release, beside if workdir else [], entries)
+        standing = standing_entries(workdir, catalog.ask) if workdir and catalog else []
+        pictures = read_pictures(workdir) if workdir else []
+        cuts = [
+            Cut(one, find_in_release(one, known, [*standing, *_left_out(one, beside)], pictures))
+            for one in (*others, release)
+        ]
         say(describe_like(entries, known.owners))
-        # The list comes first: after a kill the images stay out of later builds, and the same command goes on.
-        rows = [*(row for cut in cuts for row in images_of(cut.found.asked)), *known.rows, *known.in_releases]
-        images = dict.fromkeys(row["image_id"] for row in rows if row["image_id"])
-        reason = entries[0].reason
-        add_entries(workdir, [*entries, *(Entry("id", image, reason) for image in images)], known.pictures(reason))
-        paths = {path for path, _ in _holders(beside, rows)}
-        holding, ids = [each for each in beside if each.path in paths], sorted({row["sample_id"] for row in rows})
-        made_from = list_made_from(str(release.workdir), holding, ids)
-        cuts = [_write(cut, entries, catalog, list_path, is_given=cut is cuts[0]) for cut in cuts]
-    held = _holders(_sound(release)[0], rows)
-    return TakenDown(cuts[0], [*cuts[1:], *damaged], known, list_path, held, made_from)
+        rows = [*(row for cut in cuts for row in images_of(cut.found.asked)), *known.rows]
+        made_from = []
+        if workdir:
+            # The list comes first: after a kill the images stay out of later builds, and the same command goes on.
+            reason = entries[0].reason
+            images = [Entry("id", image, reason) for image in sorted({row["image_id"] or "" for row in rows} - {""})]
+            add_entries(workdir, [*entries, *images], known.pictures(reason))
+            holding = [each for each in beside if _holders([each], rows)]
+            made_from = list_made_from(str(release.workdir), holding, sorted({row["sample_id"] for row in rows}))
+        cut_others = [_write(cut, entries, catalog) for cut in cuts[:-1] if cut.found.asked]
+        own = _write(cuts[-1], entries, catalog) if cuts[-1].found.asked else cuts[-1]
+        if isinstance(own.error, ConfigError) and list_path:
+            raise ConfigError(f"{own.error}; later builds leave them out all the same: {list_path}")
+        if own.error:
+            raise own.error
+        held = _holders(_sound(release)[0], rows)
+    return TakenDown(own, [*cut_others, *(damaged if workdir else ())], known, list_path, held, made_from)
 
 
 def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
@@ -97,7 +97,7 @@ def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
         except (IntegrityError, OSError) as error:
             if other.name == release.name:
                 raise
-            damaged.append(Cut(other, Found((), {}), why_not=str(error)))
+            damaged.append(Cut(other, Found((), {}), error=error))
     return sound, damaged
 
 
@@ -112,34 +112,23 @@ def _left_out(release: Release, beside: Sequence[Release]) -> list[Entry]:
     ]
 
 
-def _newest_of_others(release: Release, others: Sequence[Release]) -> list[Release]:
+def _newest_of_others(release: Release, beside: Sequence[Release]) -> list[Release]:
     """Of each other release the version that the most takedowns made."""
     newest: dict[str, Release] = {}
-    for other in sorted(others, key=lambda other: len(other.record.get("takedowns", []))):
+    for other in sorted(beside, key=lambda other: len(other.record.get("takedowns", []))):
         newest[other.origin] = other
     return [other for origin, other in sorted(newest.items()) if origin != release.origin]
 
 
-def _write(cut: Cut, entries: Sequence[Entry], catalog: Catalog, list_path: str, *, is_given: bool) -> Cut:
-    """Write the version without what was found. What ails another release than the given one stops nothing."""
-    if not cut.found.asked:
-        return cut
+def _write(cut: Cut, entries: Sequence[Entry], catalog: Catalog | None) -> Cut:
+    """Write the version without what was found."""
     try:
         new = write_version(cut.release, cut.found.rows, _takedowns(cut.release, cut.found, entries))
     except (ConfigError, IntegrityError) as error:
-        if not is_given:
-            return replace(cut, why_not=str(error))
-        if isinstance(error, IntegrityError):
-            raise
-        raise ConfigError(f"{error}; later builds leave them out all the same: {list_path}") from None
-    _record(catalog, new)
+        return replace(cut, error=error)
+    if catalog is not None:
+        _record(catalog, new)
     return replace(cut, new=new)
-
-
-def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str, int]]:
-    stored = sorted({row["stored_sha256"] for row in rows if row["stored_sha256"]})
-    held = [(other.path, num_held_by(other, stored)) for other in releases]
-    return [(path, num) for path, num in held if num]
 
 
 def require_none_taken_down(release: Release) -> Release:
@@ -151,6 +140,12 @@ def require_none_taken_down(release: Release) -> Release:
     if (workdir := work_folder_of(release)) and (said := taken_down_since(release, workdir)):
         raise ConfigError(said)
     return release
+
+
+def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str, int]]:
+    stored = sorted({row["stored_sha256"] for row in rows if row["stored_sha256"]})
+    held = [(other.path, num_held_by(other, stored)) for other in releases]
+    return [(path, num) for path, num in held if num]
 
 
 def _record(catalog: Catalog, new: Release) -> None:

@@ -21,7 +21,7 @@ from sealed import lend, part
 from manifests.release import Release
 from manifests.storage import hash_file
 from manifests.takedowns import Entry, taken_down_since
-from pipeline.releases.lookup import find_in_release, images_of
+from pipeline.releases.lookup import Known, find_in_release, images_of
 from training.cli import main as dalip
 
 TOWERS = ROOT / "tests/unit/training/run/test_frozen_towers.py"
@@ -112,7 +112,7 @@ def test_who_takes_a_release_is_told_what_a_takedown_of_it_would_find(lent: Lent
     owners += [Entry("owner", "zoe\u0308\u00a01"), Entry("owner", "ipek\u2003\u03c3\u03b1\u03c2")]  # the same names
     for entry in entries + owners:
         (lent.work / "takedowns.jsonl").write_text(json.dumps(asdict(entry)))
-        images = images_of(find_in_release(release, [], [entry]).rows)
+        images = images_of(find_in_release(release, Known(), [entry]).rows)
         said = taken_down_since(release, str(lent.work)) or ""
         assert said.partition(" images")[0].endswith(f" {len(images)}") if images else not said, entry
         assert not images or f"--id {images[0]['sample_id']}`" in said

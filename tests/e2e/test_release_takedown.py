@@ -14,7 +14,7 @@ from sealed import lend
 from manifests.release import SPLIT_FOLDERS, Release
 from manifests.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
-from pipeline.releases.lookup import find_in_release, images_of
+from pipeline.releases.lookup import find_in_release, images_of, look_up
 from pipeline.releases.takedown import take_down
 
 
@@ -209,7 +209,7 @@ def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_
     done = run_here("takedown", work, *words, "--reason", "x")
     assert done.returncode == 0, done.stderr
     assert "taken down: 0 images (0 samples)" in done.stdout
-    assert "in the catalogue only, not in this release: 2 samples" in done.stdout
+    assert "not in this release, but in the catalogue or another release: 2 samples" in done.stdout
     assert "no new version" in done.stdout
     assert _listed(work) == [("id", left_out[0]), ("id", failed), ("id", *image)]
     assert sorted((work / "releases").iterdir()) == before
@@ -219,7 +219,7 @@ def test_what_the_mixture_left_out_is_taken_down_too(web: Web, built: Path, tmp_
         "one that is not in the release does not stand in the way of the others"
     )
     assert "taken down: 1 images" in told
-    assert "in the catalogue only, not in this release: 1 samples" in told
+    assert "not in this release, but in the catalogue or another release: 1 samples" in told
     config = write_build_config(web, tmp_path, "all", work, mix={"max_epochs": 9})
     assert run_here("build", config).returncode == 0
     later = _ids(Release.open(str(work)))
@@ -265,11 +265,12 @@ def test_the_difference_of_the_two_versions(old: Release, new: Release, gone: di
 def test_an_owner_and_an_image_hash(old: Release) -> None:
     rows = old.samples().to_pylist()
     owner = rows[0]["rights_holder"] or rows[0]["creator"]
-    found = find_in_release(old, [Entry("owner", f"  {owner.upper()} ")])
+    found = find_in_release(old, look_up(None, old, [], [Entry("owner", f"  {owner.upper()} ")]))
     assert {row["sample_id"] for row in found.asked} == {
         row["sample_id"] for row in rows if owner in (row["rights_holder"], row["creator"])
     }
-    (image,) = images_of(find_in_release(old, [Entry("id", rows[0]["image_id"])]).asked)
+    known = look_up(None, old, [], [Entry("id", rows[0]["image_id"])])
+    (image,) = images_of(find_in_release(old, known).asked)
     assert image["sample_id"] == rows[0]["sample_id"]
 
 
