@@ -215,9 +215,9 @@ def _line_of(picture: Picture) -> dict[str, str]:
     return {"by": PICTURE, "value": picture.image_id, **hashes}
 
 
-_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with; older releases lack the last
+_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with; older releases lack some
     "url": ("url", "reference_url"),
-    "owner": ("rights_holder", "creator"),
+    "owner": ("rights_holder", "creator", "file_creator", "file_rights"),
     "id": ("sample_id", "image_id", "stored_sha256", "packed_sha256"),
 }
 
@@ -288,13 +288,28 @@ def _taken(rows: pa.Table, entries: Sequence[Entry], pictures: Sequence[Picture]
 _LIST = pa.schema(
     [(name, pa.string()) for name in ("by", "key", "value", "reason", "stated")]  # stated: as the tables spell the key
 )
-_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with; only releases have the last
+_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with, where they are there
     "url": (("candidates", "url"), ("candidates", "reference_url"), ("facts", "final_url")),
-    "owner": (("candidates", "rights_holder"), ("candidates", "creator")),
+    "owner": (
+        ("candidates", "rights_holder"), ("candidates", "creator"), ("facts", "file_creator"), ("facts", "file_rights"),
+    ),
     "id": (
         ("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256"), ("facts", "packed_sha256"),
     ),
 }  # fmt: skip
+
+
+def owners_in(sql: Any) -> str:
+    """A query for sample_id and name of whoever candidates and facts name as an owner."""
+    return " UNION ALL ".join(
+        f"SELECT sample_id, {column} AS name FROM {table}" for table, column in _compared(sql)["owner"]
+    )
+
+
+def _compared(sql: Any) -> dict[str, list[tuple[str, str]]]:
+    """`_KEYS` without the columns of facts that are not there: only releases have some, older builds lack others."""
+    facts = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()}
+    return {by: [(t, column) for t, column in pairs if t != "facts" or column in facts] for by, pairs in _KEYS.items()}
 
 
 def find_named(sql: Any, entries: Sequence[Entry]) -> None:
@@ -302,7 +317,7 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
     columns = "SELECT t.sample_id, l.by, l.key, l.value, l.reason"
     spellings: dict[tuple[str, str], list[str]] = {}
     if owners := [entry.key[1] for entry in entries if entry.by == "owner"]:
-        names = sql.execute("SELECT rights_holder FROM candidates UNION SELECT creator FROM candidates").fetchall()
+        names = sql.execute(f"SELECT DISTINCT name FROM ({owners_in(sql)})").fetchall()
         for name, key in spellings_of(owners, (name for (name,) in names)).items():
             spellings.setdefault(("owner", key), []).append(name)
     rows = [
@@ -311,12 +326,10 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
         for stated in (spellings.get(entry.key, ()) if entry.by == "owner" else (entry.value,))
     ]
     sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
-    facts = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()} if rows else set()
-    matches = " UNION ALL ".join(
+    matches = [
         f"{columns} FROM {table} t JOIN takedown_list l ON l.stated = {column} WHERE l.by = '{by}'"
-        for by, pairs in _KEYS.items()
+        for by, pairs in (_compared(sql).items() if rows else ())
         for table, column in pairs
-        if table != "facts" or column in facts
-    )
+    ]
     nothing = "SELECT NULL::VARCHAR AS sample_id, * EXCLUDE (stated) FROM takedown_list"  # reads no table
-    sql.execute(f"CREATE TABLE named AS {matches if rows else nothing}")
+    sql.execute(f"CREATE TABLE named AS {' UNION ALL '.join(matches) or nothing}")

@@ -21,7 +21,7 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.names.equal import names_like
 from manifests.release import Release
 from manifests.remote.folder import bring_missing
-from manifests.takedowns import KINDS, Entry, Picture, find_copies, find_named
+from manifests.takedowns import KINDS, Entry, Picture, find_copies, find_named, owners_in
 from pipeline.releases.opening import open_sql, view_samples
 from pipeline.runner.work import files_in
 from pipeline.store.files import Files
@@ -32,7 +32,8 @@ _VERSIONS_OF_SELECT = (
     "SELECT fingerprint FROM stages WHERE stage = 'select' AND json_extract_string(notes, '$.content') = ?"
 )
 _IMAGE = (
-    "image_id", "stored_sha256", "phash", "phash_mirrored", "middle_hash", "pixels_sha256", "pixel_std",
+    "image_id", "stored_sha256", "phash", "phash_mirrored", "middle_hash", "middle_mirrored", "pixels_sha256",
+    "pixel_std",
 )  # fmt: skip
 _COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split, shard, key"
 
@@ -193,8 +194,8 @@ def _count_owners(sql: Any, entries: Sequence[Entry]) -> Counter[str]:
     """In how many candidates each owner is named, where an entry names one."""
     if not any(entry.by == "owner" for entry in entries):
         return Counter()
-    query = "SELECT name, count(DISTINCT sample_id) FROM (SELECT sample_id, unnest([rights_holder, creator]) AS name "
-    return Counter(dict(sql.execute(f"{query} FROM candidates) WHERE name <> '' GROUP BY ALL").fetchall()))
+    query = f"SELECT name, count(DISTINCT sample_id) FROM ({owners_in(sql)}) WHERE name <> '' GROUP BY ALL"
+    return Counter(dict(sql.execute(query).fetchall()))
 
 
 def describe_like(entries: Sequence[Entry], owners: Mapping[str, int]) -> list[str]:

@@ -31,7 +31,7 @@ from pipeline.store.writing import PrivateFile, private_bytes
 # Columns of samples.parquet that come from other tables, as they are there. A column in one of these is all it takes.
 CAPTION_COLUMNS = ("licence_id", "language", "taxon_derived")
 FACT_COLUMNS = (
-    "image_id", "stored_sha256", "phash", "width_px", "height_px", "stored_width_px", "stored_height_px",
+    "image_id", "stored_sha256", "phash", "middle_hash", "width_px", "height_px", "stored_width_px", "stored_height_px",
     "file_creator", "file_rights",
 )  # fmt: skip
 MARK_COLUMNS = ("marks", "blur")
