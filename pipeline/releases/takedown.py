@@ -83,7 +83,7 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
             raise ConfigError(f"{own.error}; later builds leave them out all the same: {list_path}")
         if own.error:
             raise own.error
-        held = _holders(_sound(release)[0], rows)
+        held = _holders([*beside, *(cut.new for cut in (*cut_others, own) if cut.new)], rows)
     return TakenDown(own, [*cut_others, *(damaged if workdir else ())], known, list_path, held, made_from)
 
 

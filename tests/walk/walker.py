@@ -312,7 +312,7 @@ class Walk:
         assert self.built is not None
         by, value = argv[2].removeprefix("--"), argv[3]
         if ran.code:
-            if self.built_with is not None and not damaged and "nothing would be left" not in ran.err:
+            if self.built_with is not None and not damaged and "nothing would be left" not in ran.err + ran.out:
                 raise DifferenceError("exit code", f"takedown: {ran.err[-500:]}")
             return False
         self.banned.add((by, value))
