@@ -75,10 +75,7 @@ FACTS = pa.schema(
         ("mode", pa.string()),  # Pillow's mode before conversion
         ("exif_orientation", pa.int8()),  # 1 to 8; 1 when absent
         ("has_camera", pa.bool_()),  # EXIF names the camera; null where an earlier version measured
-        (
-            "file_creator",
-            pa.string(),
-        ),  # by EXIF, IPTC or XMP; "" where they say nothing, null as has_camera
+        ("file_creator", pa.string()),  # who made it, by EXIF, IPTC or XMP; "" where they do not say; null as above
         ("file_rights", pa.string()),  # whom their copyright notice names, likewise
         ("pixel_std", pa.float32()),  # standard deviation of the luminance of the stored pixels, 0 to 127.5
         ("colour_std", pa.float32()),  # the same of their colour (Cb, Cr), 0 for grey; null as for has_camera

@@ -155,6 +155,7 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
         again = "may pass, `plantmix retry` asks again" if row["outcome"] in PASSING else "final, not asked again"
         detail = f" ({row['detail']})" if row["detail"] else ""
         return [f"fetch     DROPPED: {row['outcome']}{detail} after {tries}{status}; {again}", *_way_lines(row)]
+    owners = dict.fromkeys(owner for name in ("file_creator", "file_rights") if (owner := row.get(name)))
     turned = f", rotated (EXIF {row['exif_orientation']})" if (row["exif_orientation"] or 1) > 1 else ""
     return [
         f"fetch     ok after {tries}{status}: {row['num_bytes']:,} bytes, {row['format']} {row['mode']}, "
@@ -162,6 +163,7 @@ def _fetch_lines(row: dict[str, Any]) -> list[str]:
         f"          stored as {row['stored_width_px']} x {row['stored_height_px']} px, pHash {row['phash']:016x}, "
         f"in pool/{row['pool_file']} at {row['offset']:,}",
         f"          sha256 as downloaded {row['image_id']}",
+        *([f"          its file names {', '.join(owners)}"] if owners else []),
         *_way_lines(row),
     ]
 

@@ -42,8 +42,8 @@ def authors_of(image: Image.Image) -> Authors:
             creator, notice = read(image)
         except Exception:  # on hostile bytes a parser raises anything
             continue
-        creators.append(_tidy(creator))
-        notices.append(holder_in(_tidy(notice)))
+        creators.append(tidy(creator))
+        notices.append(holder_in(tidy(notice)))
     return Authors(next(filter(None, creators), ""), next(filter(None, notices), ""))
 
 
@@ -52,7 +52,7 @@ def holder_in(notice: str) -> str:
     return _BEHIND_HOLDER.sub("", _BEFORE_HOLDER.sub("", notice)).strip(" ,;")
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """One line of visible characters that UTF-8 can hold, without secrets of addresses, of at most MAX_CHARS."""
     words = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * MAX_CHARS]).split()
     return hide_secrets(" ".join(words))[:MAX_CHARS].strip()

@@ -21,6 +21,7 @@ from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
 from manifests.untrusted import BrokenTarError
+from pipeline.pictures.authors import holder_in, tidy
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     TABLE_NAME,
@@ -50,6 +51,8 @@ from pipeline.sources.tars.samples import KeptSamples, Sample, StoredTars, sampl
 
 NAMES_OF_TARS = "leave `record_key` out, and tables join by record_key, whose values are TAR/KEY"
 _LOOKED_AT = 20  # samples, by init
+_OF_EXIF = {"creator": "json.exif.Image Artist", "rights_holder": "json.exif.Image Copyright"}
+"""Where img2dataset leaves what the file said that it read; its tars hold the pictures without."""
 _NAMES_OF_SAMPLES = {"__key__", "json.key", "parquet.key"}
 
 
@@ -258,10 +261,12 @@ def _row(
         return Lost(-1, "no_image", f"{place} has {there}", place)
     fields = settings.read_fields
     try:
-        values = values_of(sample, fields.names(), listed, unseen)
+        values = values_of(sample, [*fields.names(), *_OF_EXIF.values()], listed, unseen)
     except ValueError as error:
         return Lost(-1, "malformed_row", f"{place}: {error}", place)
     row = {name: values[mapped] for name in (*PLAIN_COLUMNS, "url") if (mapped := getattr(fields, name)) is not None}
+    for name, field in _OF_EXIF.items():
+        row[name] = row.get(name) or holder_in(tidy(values[field] or "")) or None
     row["locator"] = make_locator(shard, *sample.pictures[ending])
     row["group_id"] = values[fields.group] if fields.group else None
     row["record_key"] = values[fields.record_key] if fields.record_key else place

@@ -319,7 +319,7 @@ STAGE = Stage(
     about="write webdataset shards and seal the release",
     inputs=_inputs,
     steps=(
-        Step("gather", _plan_gather, gather, version=4, prepares=True),
+        Step("gather", _plan_gather, gather, version=5, prepares=True),
         Step("arrange", _plan_arrange, arrange, version=VERSION),
         Step("write", plan_shards, write_shard, version=VERSION, unit="samples"),
         Step("record", plan_record, record.write_record, version=VERSION + sidefiles.VERSION),

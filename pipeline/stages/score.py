@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from manifests import storage, tables
+from manifests.errors import ConfigError
 from manifests.masking import hide_in
 from manifests.reader import literals
 from manifests.records import Funnel, PartRecord, fingerprint
@@ -22,12 +24,14 @@ from manifests.services.packages import code_of
 from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import Box, find_boxes, loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
+from pipeline.sources.files import walk_files
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
 from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000
+MOST_BELOW = 10_000  # files in sub-folders of a folder that an option names: more were not meant
 SCORED = tables.SCORES.append(pa.field("stored_sha256", pa.string())).append(pa.field("text_md5", pa.string()))
 
 
@@ -309,12 +313,27 @@ def _content_of(context: BuildContext, value: Any) -> Any:
 
 
 def named_file(context: BuildContext, value: Any) -> Named:
-    """A value of the config: the name of a file or a folder counts by its content, any other value by itself."""
+    """A value of the config: the name of a file or a folder counts by its content, any other value by itself.
+
+    Of files in sub-folders the path counts too, since it may say what they are. No link to a folder is followed.
+
+    Raises: ConfigError for a folder with more than MOST_BELOW files below it.
+    """
     if not isinstance(value, str) or not value:
         return Named(value, value)
-    if files := storage.files_in(value):
-        return Named(value, sorted(context.catalog.input_sha256(path) for path in files))
     fs, inner = storage.filesystem(value)
+    if fs.isdir(inner):
+        hash_file = context.catalog.input_sha256
+        walked = (name for name, _ in walk_files(value, hidden=True) if "/" in name.rstrip("/"))
+        below = list(islice((name for name in walked if not name.endswith("/")), MOST_BELOW + 1))
+        if len(below) > MOST_BELOW:
+            raise ConfigError(
+                f"score: {value} has more than {MOST_BELOW:,} files in its sub-folders, and each counts for the scores; "
+                "name the folder that holds what the scorer reads, and nothing else"
+            )
+        own = sorted(hash_file(path) for path in storage.files_in(value))
+        if content := own + [f"{name}:{hash_file(storage.join(value, name))}" for name in sorted(below)]:
+            return Named(value, content)
     return Named(value, context.catalog.input_sha256(value) if fs.isfile(inner) else value)
 
 

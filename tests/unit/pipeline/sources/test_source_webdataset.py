@@ -229,7 +229,15 @@ def test_parquet_columns_must_be_there(tmp_path: Path) -> None:
         check_source(source(img2dataset(tmp_path / "i"), fields={"caption": "parquet.title"}))
 
 
-EXIF = json.dumps({"Image Artist": "Ann Field", "EXIF Flash": 0, "lens": {"name": "50mm"}})
+OWNERS = {"Image Artist": "Ann Field", "Image Copyright": "\u00a9 2020 Field & Co"}
+EXIF = json.dumps(OWNERS | {"EXIF Flash": 0, "lens": {"name": "50mm"}})
+    {
+        "Image Artist": "Ann Field",
+        "Image Copyright": "\u00a9 2020 Field & Co",
+        "EXIF Flash": 0,
+        "lens": {"name": "50mm"},
+    }
+)
 
 
 def with_exif(folder: Path) -> Path:
@@ -245,10 +253,16 @@ def with_exif(folder: Path) -> Path:
 
 def test_text_that_is_json_within_the_json_is_read(tmp_path: Path) -> None:
     names = ["json.exif.EXIF Flash", "json.exif.lens.name", "json.a.b", "json.null", "json.exif"]
-    rows, _ = read(source(with_exif(tmp_path), fields={"creator": "json.exif.Image Artist", "extra": names}))
-    assert {row["creator"] for row in rows} == {"Ann Field"}
+    rows, _ = read(source(with_exif(tmp_path), fields={"extra": names}))
     kept = {"json.exif.EXIF Flash": "0", "json.exif.lens.name": "50mm", "json.a.b": "0", "json.null": None}
     assert json.loads(rows[0]["extra"]) == kept | {"json.exif": EXIF}
+
+
+def test_owners_in_exif_are_those_of_a_row_that_states_none(tmp_path: Path) -> None:
+    rows, _ = read(source(with_exif(tmp_path)))
+    assert {(row["creator"], row.get("rights_holder")) for row in rows} == {("Ann Field", "Field & Co")}
+    rows, _ = read(source(tmp_path, fields={"creator": "json.exif.lens.name", "caption": "json.null"}))
+    assert {(row["creator"], row.get("rights_holder")) for row in rows} == {("50mm", "Field & Co")}
 
 
 @pytest.mark.parametrize("name", ["json.exif.Artist", "json.exif.lens.name.x", "json.author", "json.null.x", "txt"])
