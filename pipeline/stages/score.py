@@ -328,8 +328,8 @@ def named_file(context: BuildContext, value: Any) -> Named:
         below = list(islice((name for name in walked if not name.endswith("/")), MOST_BELOW + 1))
         if len(below) > MOST_BELOW:
             raise ConfigError(
-                f"score: {value} has more than {MOST_BELOW:,} files in its sub-folders, and each counts for the scores; "
-                "name the folder that holds what the scorer reads, and nothing else"
+                f"score: {value} has more than {MOST_BELOW:,} files in its sub-folders, and each counts for the "
+                "scores; name the folder that holds what the scorer reads, and nothing else"
             )
         own = sorted(hash_file(path) for path in storage.files_in(value))
         if content := own + [f"{name}:{hash_file(storage.join(value, name))}" for name in sorted(below)]:

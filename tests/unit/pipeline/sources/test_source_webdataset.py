@@ -231,13 +231,6 @@ def test_parquet_columns_must_be_there(tmp_path: Path) -> None:
 
 OWNERS = {"Image Artist": "Ann Field", "Image Copyright": "\u00a9 2020 Field & Co"}
 EXIF = json.dumps(OWNERS | {"EXIF Flash": 0, "lens": {"name": "50mm"}})
-    {
-        "Image Artist": "Ann Field",
-        "Image Copyright": "\u00a9 2020 Field & Co",
-        "EXIF Flash": 0,
-        "lens": {"name": "50mm"},
-    }
-)
 
 
 def with_exif(folder: Path) -> Path:
