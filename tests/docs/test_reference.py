@@ -107,4 +107,6 @@ def test_every_key_that_a_page_names_is_there(page: str, reference: ModuleType) 
 def test_the_guide_names_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     guide = (ROOT / "configs/GUIDE.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"plantmix\[(\w+)\]", guide)) == set(project["optional-dependencies"]) - {"dev"}
+    table = guide.partition("| extra | brings |\n")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(project["optional-dependencies"]) - {"dev"}

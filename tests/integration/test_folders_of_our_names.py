@@ -6,6 +6,7 @@ An environment is made as an install makes it: the packages, or the path to them
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -119,3 +120,14 @@ def test_a_build_started_there_ends(
 def test_the_door_of_the_guide_opens_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     folder = stand_in(tmp_path / "here", "package")
     run(installed, folder, "-c", "from training.api import load")
+
+
+@pytest.mark.slow
+def test_the_line_for_a_missing_package_works(installed: Path, tmp_path: Path) -> None:
+    """pip takes it; no index has PlantMix's name."""
+    program = "from manifests.services.packages import install_line; print(install_line('torch'))"
+    pip, *words = shlex.split(run(installed, tmp_path, "-c", program))
+    assert pip == "pip"
+    assert "plantmix[training] @ file://" in words[-1]
+    pip_of_ours = [sysconfig.get_path("scripts") + "/python", "-m", "pip", "--python", installed]
+    subprocess.run([*pip_of_ours, *words, "--dry-run", "--no-deps"], check=True, cwd=tmp_path)

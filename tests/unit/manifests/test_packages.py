@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import ConfigError
-from manifests.services.packages import EXTRAS, explain, install_line, require
+from manifests.services.packages import EXTRAS, explain, extra_of, install_line, require
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,7 +49,7 @@ def test_every_module_that_may_be_missing_is_known() -> None:
                 imported |= {name.partition(".")[0] for name in names}
     always = _modules_of(PROJECT["dependencies"]) - {"pyyaml"} | {"yaml"}
     always |= {"manifests", "pipeline", "training", *sys.stdlib_module_names}
-    unknown = {name for name in imported - always if name and "plantmix[" not in install_line(name)}
+    unknown = {name for name in imported - always if name and not extra_of(name)}
     assert not unknown, unknown
 
 
@@ -69,7 +70,40 @@ def test_a_command_without_its_package_is_one_line(command: str, module: str, ex
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert f'needs {module}, which is not installed: pip install "plantmix[{extra}]"' in done.stderr
+    assert f"needs {module}, which is not installed: {install_line(module)}" in done.stderr
+    assert f"[{extra}]" in install_line(module)
+
+
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [
+        ({"url": "file://HERE/a%20clone", "dir_info": {"editable": True}}, "-e 'HERE/a clone[training]'"),
+        ({"url": "file://HERE/a%20clone", "dir_info": {}}, "'HERE/a clone[training]'"),
+        ({"url": "file://HERE/p-1.whl", "archive_info": {}}, "'plantmix[training] @ file://HERE/p-1.whl'"),
+        (
+            {"url": "https://a.example/p.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
+            "'plantmix[training] @ git+https://a.example/p.git@abc'",
+        ),
+        ({"url": "file://HERE/gone.whl", "archive_info": {}}, "'torch>=2.7' 'resizer<5; sys_platform != \"linux\"'"),
+        (None, "'torch>=2.7' 'resizer<5; sys_platform != \"linux\"'"),
+    ],
+)
+def test_the_line_names_where_this_copy_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: dict[str, object] | None, words: str
+) -> None:
+    (tmp_path / "a clone").mkdir()
+    (tmp_path / "p-1.whl").touch()
+    (tmp_path / "plantmix-9.dist-info").mkdir()
+    (tmp_path / "plantmix-9.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.4\nName: plantmix\nVersion: 9\nRequires-Dist: duckdb\n"
+        "Requires-Dist: torch>=2.7; extra == 'training'\nRequires-Dist: jinja2; extra == 'pipeline'\n"
+        'Requires-Dist: resizer<5; sys_platform != "linux" and extra == "training"\n'
+    )
+    if noted is not None:
+        text = json.dumps(noted).replace("HERE", str(tmp_path))
+        (tmp_path / "plantmix-9.dist-info/direct_url.json").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert install_line("torch") == "pip install " + words.replace("HERE", str(tmp_path))
 
 
 def test_what_is_missing_is_told_before_it_is_imported() -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from training_runs import Finished, write_values
 
+from manifests.services.packages import install_line
 from training.cli import main
 from training.record.curves import read_curves, smooth
 from training.record.log import read_log
@@ -83,9 +84,7 @@ def test_a_missing_package_is_named_and_nothing_written(
     )
     config["log"] |= {"tensorboard": True, "wandb": {"project": "x"}}
     assert main(["train", write_values(tmp_path, config)]) == 2
-    assert (
-        f'log.{name} needs {name}, which is not installed: pip install "plantmix[tracking]"' in capsys.readouterr().err
-    )
+    assert f"log.{name} needs {name}, which is not installed: {install_line(name)}" in capsys.readouterr().err
     assert not Path(config["output_dir"]).exists()
 
 
