@@ -275,6 +275,20 @@ def _named(rows: pa.Table, split: str | None) -> Iterator[tuple[str, str, pa.Tab
         yield own, str(rows["shard"][0]), rows
 
 
+def newest_of_several(path: str) -> str | None:
+    """A line where a work folder holds releases of several names: a build of another config changes which is read."""
+    fs, inner = storage.filesystem(storage.join(path, "releases"))
+    pointers = (str(file).rpartition("/")[2] for file in fs.glob(f"{inner}/*.{LATEST_FILE}"))
+    names = sorted(pointer.removesuffix(f".{LATEST_FILE}") for pointer in pointers)
+    if len(names) < 2:
+        return None
+    newest = Release.open(path)
+    return (
+        f"{newest.name} ({newest.kind}) is the newest release of {path}, which has releases of {len(names)} names "
+        f"({', '.join(names)}); write {storage.join(path, 'releases', newest.record['name'])} to stay with this one"
+    )
+
+
 def _resolve(path: str) -> str:
     """The release folder that `path` stands for."""
     if name := _pointed_at(f"{path.rstrip('/')}.{LATEST_FILE}"):  # WORKDIR/releases/NAME, without a version

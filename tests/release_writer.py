@@ -175,7 +175,8 @@ def _write_shard(path: Path, split: str, samples: list[Sample], number: int) -> 
             "text": sample.text,
             "extra": json.dumps({"category": sample.category}),
             "licence": "CC0-1.0",
-            "image_id": hashlib.sha256(sample.jpg).hexdigest(),
+            "image_id": hashlib.sha256(b"as downloaded " + sample.jpg).hexdigest(),
+            "stored_sha256": hashlib.sha256(sample.jpg).hexdigest(),
         }
         for extension in ("jpg", "txt", "json"):
             row[f"{extension}_offset"], row[f"{extension}_length"] = placed[f"{key}.{extension}"]

@@ -231,9 +231,10 @@ def _add_import(add: AddCommand) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from manifests.release import newest_of_several
     from manifests.takedowns import say_taken_down
     from training.config import read_train_settings
-    from training.data.loader import open_releases
+    from training.data.loader import open_releases, places_of
     from training.evaluation.evaluate import check_tasks
     from training.record.run_files import MODEL_FILE
 
@@ -244,6 +245,9 @@ def _train(options: argparse.Namespace) -> int:
     is_first = os.environ.get("RANK", "0") == "0"  # one process prints, of those that torchrun started
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
     check_tasks(settings)
+    for line in map(newest_of_several, places_of(settings.release or ())) if is_first else ():
+        if line is not None:
+            print(shown(f"dalip: {line}"), file=sys.stderr, flush=True)
     for release in open_releases(settings.release or ()) if is_first else ():
         if said := say_taken_down(release):
             print(shown(f"dalip: {said}"), file=sys.stderr, flush=True)

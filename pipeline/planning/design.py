@@ -22,7 +22,7 @@ from pipeline.planning.choose import sample_optima
 from pipeline.planning.goals import Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box, Limits
-from pipeline.planning.runs.checks import held_domains, require_one_setting
+from pipeline.planning.runs.checks import held_domains, least_for_a_check, require_one_setting
 from pipeline.planning.runs.groups import Groups, expand_domains, expand_shares
 from pipeline.planning.runs.run_table import RunsTable, mixture_groups
 from pipeline.planning.search import cloud, project
@@ -51,8 +51,8 @@ def propose_runs(
 ) -> list[Proposed]:
     """`budget` runs in the order in which to do them; the same for the same input.
 
-    Without `replicates`, two of the runs repeat the first one with other seeds, when the budget leaves K + 2 other
-    mixtures and no mixture was repeated before. They measure the noise between seeds.
+    Without `replicates`, two of the runs repeat the first one with other seeds, when the budget leaves K + 3 mixtures,
+    the least for a check of the law, and no mixture was repeated before. They measure the noise between seeds.
 
     Raises: ConfigError for a budget below 1 or more replicates than it holds.
     """
@@ -60,7 +60,7 @@ def propose_runs(
         raise ConfigError(f"--budget is {budget}; it must be at least 1")
     if replicates is None:
         repeated = table is not None and table.num_mixtures < table.num_runs
-        replicates = 2 if budget >= len(domains) + 4 and not repeated else 0
+        replicates = 2 if budget >= least_for_a_check(len(domains)) + 2 and not repeated else 0
     if not 0 <= replicates < budget:
         raise ConfigError(
             f"--replicates is {replicates}; it must be 0 or more and leave a run of the budget of {budget}"
@@ -180,10 +180,10 @@ def design_notes(
     notes = []
     if len(proposed) < budget:
         notes.append(f"warning: {len(proposed)} runs in place of {budget}: the limits leave no other mixtures")
-    if num_mixtures < len(domains) + 1:
+    if num_mixtures < (least := least_for_a_check(len(domains))):
         notes.append(
             f"warning: {num_mixtures} different mixtures of {len(domains)} domains; `plan fit` needs "
-            f"{len(domains) + 1}, and {2 * len(domains) + 2} are good"
+            f"{len(domains) + 1}, {least} to check the law, and {2 * len(domains) + 2} are good"
         )
     for k, share in held_domains(done).items() if len(done) else ():
         if np.ptp(shares[:, k]) > 1e-6:

@@ -157,7 +157,7 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
             if not sql.execute(_LACKING).fetchall():  # else units that come later may fill what is missing
                 break
         sql.execute(_DRAWN.format(hashed=first_half_of_md5(f"'draw {seed} ' || sample_id")))
-        num_in = sql.execute("SELECT count(*) FROM kept").fetchall()[0][0]
+        num_in = sql.execute("SELECT count(*) FROM kept WHERE NOT gone").fetchall()[0][0]
         groups = count_within(sql, _GROUPS)
         sql.execute("DROP TABLE kept")
         ((num_train,),) = sql.execute("SELECT count(*) FROM drawn WHERE NOT heldout").fetchall()
@@ -184,16 +184,17 @@ _STRATA = pa.schema(
         ("stratum", pa.int32()),
     ]
 )
-# A group belongs to one source. What has no group is a unit of one sample.
+# A group belongs to one source. What has no group is a unit of one sample. What was taken down keeps its place in the
+# order of units: else the next one, which an earlier release trained on, would be set aside for it.
 _KEPT = """
     CREATE TABLE kept AS
-    SELECT c.sample_id, s.stratum, c.source || '/' || c.group_id AS group_key
+    SELECT c.sample_id, s.stratum, c.source || '/' || c.group_id AS group_key, NOT d.keep AS gone
     FROM decisions d JOIN candidates c USING (sample_id)
     JOIN strata s ON s.domain = c.domain AND (s.source IS NULL OR s.source = c.source)
-    WHERE d.keep
+    WHERE d.keep OR d.reason = 'takedown'
 """
 # Whole units are set aside in the order of a hash while they fit. The first that does not fit stays in training, and
-# later units of one sample fill what is missing.
+# later units of one sample fill what is missing, unless something was taken down.
 _ASIDE = """
     CREATE OR REPLACE TABLE aside AS
     WITH units AS (
@@ -212,6 +213,7 @@ _ASIDE = """
     ), fillers AS (
         SELECT stratum, unit, num, num_missing, row_number() OVER (PARTITION BY stratum ORDER BY reached) AS place
         FROM placed JOIN missing USING (stratum) WHERE reached > num_heldout AND num = 1 AND num_missing > 0
+            AND stratum NOT IN (SELECT stratum FROM kept WHERE gone)
     )
     SELECT stratum, unit, num FROM placed WHERE reached <= num_heldout
     UNION ALL SELECT stratum, unit, num FROM fillers WHERE place <= num_missing
@@ -227,12 +229,13 @@ _DRAWN = """
     WITH pool AS (
         SELECT sample_id, stratum, row_number() OVER (PARTITION BY stratum ORDER BY {hashed}, sample_id) - 1 AS place,
             count(*) OVER (PARTITION BY stratum) AS num
-        FROM kept ANTI JOIN aside ON unit = coalesce(group_key, sample_id)
+        FROM kept ANTI JOIN aside ON unit = coalesce(group_key, sample_id) WHERE NOT gone
     )
     SELECT sample_id, unnest(range(num_samples // num + (place < num_samples % num)::BIGINT))::INTEGER AS copy,
         stratum, false AS heldout
     FROM pool JOIN strata USING (stratum)
     UNION ALL SELECT sample_id, 0, stratum, true FROM kept SEMI JOIN aside ON unit = coalesce(group_key, sample_id)
+    WHERE NOT gone
 """
 # rows are in the order of the shuffle, so that their numbers tell ranks
 _SHUFFLED = "CREATE TABLE shuffled AS SELECT * FROM drawn ORDER BY heldout, {hashed}, sample_id, copy"
@@ -269,7 +272,8 @@ def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str,
         domain, num = row["domain"], heldout.get(row["domain"], 0)
         if num < row["num_heldout"]:
             log.warning(
-                "mix: %s samples of '%s' are held out, not %s: the groups that are left are too large for the rest",
+                "mix: %s samples of '%s' are held out, not %s: the groups that are left are too large for the rest, or "
+                "pictures were taken down, and none that was trained on takes their place",
                 *(f"{num:,}", domain, f"{row['num_heldout']:,}"),
             )
         rows.append({**row, "num_heldout": num} | ({"num_groups": groups[domain]} if domain in groups else {}))
@@ -331,7 +335,7 @@ STAGE = Stage(
     name="mix",
     about="set evaluation samples aside, draw each domain's share",
     inputs=_inputs,
-    steps=(Step("draw", whole, draw, version=3),),
+    steps=(Step("draw", whole, draw, version=4),),  # 4: what was taken down keeps its place among the held-out
     conclude=_conclude,
     settle=_settle,
 )

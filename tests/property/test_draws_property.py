@@ -30,17 +30,19 @@ def run_draw(
     dropped: int = 0,
     strata: list[Stratum] | None = None,
     groups: dict[str, int] | None = None,
+    taken: frozenset[tuple[str, int]] = frozenset(),
 ) -> list[dict[str, Any]]:
     """Draw (num_samples, num_heldout) of each domain; some more rows a domain were not kept. Rows come by their ranks.
 
     `groups` gives the number of groups of a domain; a row's number decides its group. Groups of equal name in two
-    sources are two groups.
+    sources are two groups. Rows that are `taken` down, by domain and number, are among those of a pool.
     """
     rows = [
         {
             "sample_id": tables.sample_id(domain, str(number)),
             "domain": domain,
-            "keep": number < num,
+            "keep": number < num and (domain, number) not in taken,
+            "reason": "takedown" if (domain, number) in taken else None if number < num else "near_duplicate",
             "source": f"{domain}{number % 2}",
             "group_id": f"g{number % groups[domain]}" if groups and domain in groups and number % 5 else None,
         }
@@ -65,7 +67,7 @@ def run_draw(
         # whoever asks for some samples reads few row groups
         assert drawn == sorted(drawn, key=lambda row: (row["sample_id"], row["copy"]))
         drawn.sort(key=lambda row: (row["split"] == "heldout", row["rank"]))
-        assert result.funnel.num_in == sum(pools.values())
+        assert result.funnel.num_in == sum(pools.values()) - len(taken)
         assert result.funnel.num_kept == len({row["sample_id"] for row in drawn})
         assert result.notes["splits"] == dict(Counter(row["split"] for row in drawn))
     group_of = {row["sample_id"]: (row["source"], row["group_id"]) for row in rows if row["group_id"]}
@@ -123,6 +125,28 @@ def test_no_group_is_on_both_sides(
         largest = max((size for (source, _), size in sizes.items() if source.startswith(domain)), default=1)
         assert num_heldout - largest < num <= num_heldout
         assert sum(row["domain"] == domain and row["split"] == "train" for row in drawn) == num_samples
+
+
+@settings(deadline=None, max_examples=12)
+@given(mixtures(), st.integers(0, 12), st.integers(0, 5), st.integers(0, 3), st.integers(0, 2**31))
+def test_after_a_takedown_no_picture_of_the_training_is_held_out(
+    mixture: tuple[dict[str, int], dict[str, tuple[int, int]]], num_groups: int, seed: int, fewer: int, which: int
+) -> None:
+    """A release that was built before has trained on it. A share of fewer pictures may ask for fewer held-out ones."""
+    pools, quotas = mixture
+    groups = dict.fromkeys(pools, num_groups) if num_groups else None
+    rng = np.random.default_rng(which)
+    taken = frozenset((domain, n) for domain, num in pools.items() for n in range(num) if rng.random() < 0.1)
+    asked = {domain: (0, max(0, held - fewer)) for domain, (_, held) in quotas.items()}
+    before = run_draw(pools, {domain: (0, held) for domain, (_, held) in quotas.items()}, seed, groups=groups)
+    after = run_draw(pools, asked, seed, groups=groups, taken=taken)
+    gone = {tables.sample_id(domain, str(number)) for domain, number in taken}
+    held, now = ({row["sample_id"] for row in rows if row["split"] == "heldout"} for rows in (before, after))
+    assert not now & gone
+    if taken and {domain for domain, _ in taken} == set(pools):
+        assert now <= held
+    if not groups and not fewer:
+        assert now == held - gone
 
 
 @settings(deadline=None, max_examples=8)

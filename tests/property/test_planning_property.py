@@ -9,6 +9,7 @@ from pipeline.planning.design import _rounded, propose_runs
 from pipeline.planning.intervals import jackknife_plus
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
+from pipeline.planning.runs.checks import least_for_a_check
 from pipeline.planning.runs.run_table import build_runs
 from pipeline.planning.search import cloud, minimise_each, minimise_score, neighbours, project
 
@@ -100,6 +101,8 @@ def test_a_design_repeats_only_where_it_says_so(num_domains, budget):
     assert len(proposed) == budget
     fresh = [tuple(run.shares) for run in proposed if run.reason != "replicate"]
     assert len(set(fresh)) == len(fresh)
+    # of a budget that is enough, `plan fit` says nothing of a law that cannot be checked
+    assert len(fresh) >= min(budget, least_for_a_check(num_domains))
 
 
 @given(st.integers(0, 10**6), st.floats(0.5, 40.0))

@@ -134,6 +134,14 @@ class BatchLabels:
         self._labels_N = None if field == TEXT else torch.from_numpy(_field_labels(pool, field))
         self._names_taxon = _of_text(pool, members, names_taxon, _LABEL_FIELD) if field == TAXON else None
 
+    def is_single(self, rows: NDArray[np.int64]) -> bool:
+        """Whether these rows of the pool share one label whatever text is drawn."""
+        return (
+            self._labels_N is not None
+            and self._names_taxon is None
+            and len(np.unique(self._labels_N.numpy()[rows])) == 1
+        )
+
     def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
         """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
         if self._labels_N is None:

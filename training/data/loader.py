@@ -212,11 +212,15 @@ def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
 
     Raises: ConfigError, also for a release that does not verify.
     """
-    paths = [release] if isinstance(release, str) else [share.release for share in release]
     try:
-        return [Release.open(path) for path in paths]
+        return [Release.open(path) for path in places_of(release)]
     except IntegrityError as error:
         raise ConfigError(str(error)) from None
+
+
+def places_of(release: str | Sequence[ReleaseShare]) -> list[str]:
+    """Where the release or releases of a config lie."""
+    return [release] if isinstance(release, str) else [share.release for share in release]
 
 
 def open_sources(

@@ -98,6 +98,11 @@ def open_groups(
     """
     sources = [expand(group.shards) for group in groups]
     together = [source for of_group in sources for source in of_group]
+    if twice := [source for source, num in Counter(together).items() if num > 1]:
+        raise ConfigError(
+            f"data.shards: {len(twice):,} shards are named twice; first: {shown(twice[0])}. Name each once; the weight "
+            "of a group says how often its samples come"
+        )
     indexes = iter(index_shards(together, cache) if index else map(_unread, together))
     return [
         _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)

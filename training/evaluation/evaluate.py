@@ -8,6 +8,7 @@ finite.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -15,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
 from manifests.errors import ConfigError
-from manifests.release import Release, refuse_within
+from manifests.release import Release, newest_of_several, refuse_within
 from manifests.services.packages import require
 from manifests.storage import join, write_file
 from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
@@ -52,6 +54,8 @@ from training.model.dalip import DalipModel
 from training.model.loss import make_loss
 from training.model.towers import evaluating
 from training.record import run_files
+
+_PICTURE_HASHES = ("image_id", "stored_sha256")  # of the picture as it was downloaded, and as it lies in the shard
 
 
 def evaluate_model(
@@ -87,13 +91,18 @@ def evaluate_model(
     if chosen is not None:
         if settings.data.check_shards:
             loader.check_shards(opened, chosen)
+        else:
+            result["notes"].append("the shards were not compared with their record (data.check_shards: false)")
+        places = loader.places_of(release or settings.release or ())
+        result["notes"] += [line for line in map(newest_of_several, places) if line is not None]
         fingerprints = "+".join(source.fingerprint for source in opened)
         result |= {"release": "+".join(source.name for source in opened), "release_fingerprint": fingerprints}
         result["split"] = chosen
     measured = measure(model, settings, opened, chosen, sets)
     result["notes"] += measured.pop("notes")
-    result |= measured | {"seen_in_training": seen_in_training(trained, opened, chosen)}
-    result["notes"] += [*result["seen_in_training"], *notes_on_takedowns(trained)]
+    seen = [*seen_in_training(trained, opened, chosen), *seen_in_sets(trained, sets)]
+    result |= measured | {"seen_in_training": seen}
+    result["notes"] += [*seen, *notes_on_takedowns(trained)]
     result["seconds"] = round(time.monotonic() - started, 2)
     write_file(str(path), (json.dumps(result, indent=2) + "\n").encode("utf-8"))
     write_file(str(path.with_suffix(".png")), plot_result(result))
@@ -160,6 +169,25 @@ def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRel
     if not seen:
         return []
     return [f"{len(seen):,} of the {len(images):,} pictures were in the training: the figures of the split flatter"]
+
+
+def seen_in_sets(trained: TrainedModel, sets: Sequence[EvalSet]) -> list[str]:
+    """A note for each set of pictures that were in the training, by their bytes, as far as its releases are there."""
+    there, fingerprints = releases_of_run(trained)
+    releases = [there[fingerprint] for fingerprint in fingerprints if fingerprint in there]
+    notes = []
+    for settings, opened in zip(trained.settings.eval.sets, sets, strict=True) if releases else ():
+        hashes = [hashlib.sha256(item.read()).hexdigest() for item in opened.items]
+        wanted, seen = pa.array(hashes), set[str]()
+        for release in releases:
+            for _, _, rows in release.iter_shards(_PICTURE_HASHES, trained.settings.data.split):
+                for name in _PICTURE_HASHES:
+                    seen.update(rows[name].filter(pc.is_in(rows[name], wanted)).to_pylist())
+        if num := sum(value in seen for value in hashes):
+            notes.append(
+                f"{settings.name}: {num:,} of its {len(hashes):,} pictures were in the training: its figures flatter"
+            )
+    return notes
 
 
 def check_tasks(settings: TrainSettings) -> None:
@@ -282,7 +310,8 @@ def _domain_losses(
             beside["labels"] = labels[[rows[member] for member in members]]
         losses = loss.of_pairs(pair_features(images.rows(members), texts.rows(members)) | beside, size)
         metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
-        figures[domain] = metrics.loss_figure(losses.numpy(), loss.chance(size), BOOTSTRAP_ROUNDS)
+        figure = metrics.loss_figure(losses.numpy(), loss.chance(size), BOOTSTRAP_ROUNDS)
+        figures[domain] = {**figure, "left_out": len(members) - len(losses)}
     return figures
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +28,7 @@ from manifests.errors import RunError
 
 Figure = dict[str, Any]
 _Values = np.ndarray[Any, Any]
+_TIED = 2e-6  # squared distances of unit vectors that float32 cannot tell apart
 _CONFIDENCE_Z = 1.959963984540054  # of the 95 % interval
 
 
@@ -256,7 +258,8 @@ def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int,
         support = torch.from_numpy(np.concatenate([rows[:shots] for rows in drawn]))
         queries = np.concatenate([rows[shots:] for rows in drawn])
         target = np.repeat(np.arange(len(classes)), [len(rows) - shots for rows in drawn])
-        right = (_nearest_centroid(features_NC, support, shots, torch.from_numpy(queries)) == target).astype(float)
+        nearest_QK = _nearest_centroids(features_NC, support, shots, torch.from_numpy(queries))
+        right = nearest_QK[np.arange(len(target)), target] / nearest_QK.sum(1)
         hits[queries] += right
         tries[queries] += 1
         accuracies.append(right.mean())
@@ -268,13 +271,14 @@ def few_shot(features_NC: Tensor, labels: Sequence[int], shots: int, seeds: int,
     }  # fmt: skip
 
 
-def _nearest_centroid(features_NC: Tensor, support: Tensor, shots: int, queries: Tensor) -> _Values:
-    """Number of the nearest class of each query; `support` holds `shots` rows of each class after one another."""
+def _nearest_centroids(features_NC: Tensor, support: Tensor, shots: int, queries: Tensor) -> NDArray[np.bool_]:
+    """Which classes are the nearest of each query, up to rounding; `support` holds `shots` rows of each class."""
     mean_C = features_NC[support].mean(0)
     centred_SC = functional.normalize(features_NC[support] - mean_C, dim=-1)
     centroid_KC = centred_SC.view(-1, shots, features_NC.shape[1]).mean(1)
     query_QC = functional.normalize(features_NC[queries] - mean_C, dim=-1)
-    nearest: _Values = torch.cdist(query_QC, centroid_KC).argmin(dim=1).numpy()
+    square_QK = torch.cdist(query_QC, centroid_KC).square()
+    nearest: NDArray[np.bool_] = (square_QK <= square_QK.amin(dim=1, keepdim=True) + _TIED).numpy()
     return nearest
 
 

@@ -39,7 +39,7 @@ def report_lines(result: dict[str, Any]) -> list[str]:
         for domain, figure in result["validation_loss"].items():
             lines.append(
                 f"validation loss {domain:<13}  {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]  "
-                f"chance {figure['chance']:.3f}"
+                f"chance {figure['chance']:.3f}{_left_out(figure)}"
             )
     for item in result["sets"]:
         of = f", {item['num_classes']} classes" if item["kind"] == "classification" else ""
@@ -50,6 +50,11 @@ def report_lines(result: dict[str, Any]) -> list[str]:
         for kind, figure in figures.items():
             lines.append(_line(f"mean of {group}", kind, figure, f"{figure['sets']} sets, zero-shot top1"))
     return lines
+
+
+def _left_out(figure: Figure) -> str:
+    left = figure.get("left_out", 0)
+    return f"  ({left:,} of {figure['trials'] + left:,} pairs left out: they fill no batch)" if left else ""
 
 
 def figures_of(result: dict[str, Any]) -> Iterator[_Mark]:

@@ -79,8 +79,10 @@ def read_log(path: Path, event: str = "") -> list[dict[str, Any]]:
     return [item for item in events if item is not None and event in ("", item["event"])]
 
 
-def cut_log(path: Path, step: int) -> None:
+def cut_log(path: Path, step: int) -> str | None:
     """Drop events after `step`, a line cut short, and lines that a crash damaged after the last event kept.
+
+    Returns a line about a log that does not begin with the start of its run.
 
     Raises: IntegrityError for a damaged line before that event.
     """
@@ -89,6 +91,11 @@ def cut_log(path: Path, step: int) -> None:
     if damaged := [number for number, item in enumerate(events) if item is None and kept and number < kept[-1]]:
         raise _bad_line(path, damaged[0] + 1)
     publish_bytes(str(path), "".join(json.dumps(events[number]) + "\n" for number in kept).encode("utf-8"))
+    first = (events[kept[0]] if kept else None) or {}
+    if first.get("event") == "start":
+        return None
+    begins = f"it begins at step {first['step']:,}" if "step" in first else "nothing is left of it"
+    return f"{path}: its first lines are lost, {begins}: curves and the first loss are of what came later"
 
 
 def _parse(path: Path) -> list[dict[str, Any] | None]:

@@ -120,14 +120,14 @@ class RunFolder:
         """A checkpoint of this name, which another machine may have chosen."""
         return checkpoint.load_checkpoint(path if self._store is None else self._store.take_checkpoint(path))
 
-    def prepare(self, state: RunState, step: int, drawn: Sequence[dict[str, Any]] = ()) -> None:
+    def prepare(self, state: RunState, step: int, drawn: Sequence[dict[str, Any]] = ()) -> str | None:
         """Write what a run has before its first step; on a resume, cut the log back to the checkpoint's `step`.
 
-        `drawn` are the shares that it draws of its releases and domains.
+        `drawn` are the shares that it draws of its releases and domains. Returns what the log has lost, if anything.
 
         Raises: ConfigError where the store has no such place; RetryableError when it does not answer.
         """
-        folder, is_new = self.folder, state.kind == "new"
+        folder, is_new, lost = self.folder, state.kind == "new", None
         before = {} if is_new else read_json(folder / RUN_FILE)
         run = checkpoint.digest_of(self.identity) if is_new else checkpoint.run_id(folder)
         seen = {*before.get("earlier_releases", ()), *before.get("identity", self.identity)["releases"]["fingerprints"]}
@@ -144,12 +144,13 @@ class RunFolder:
             for path in state.damaged:  # so that no reader of the folder takes them for the newest
                 path.unlink()
             (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of a run whose weights are gone
-            cut_log(folder / LOG_FILE, step)
+            lost = cut_log(folder / LOG_FILE, step)
         values = self.settings.model_dump(mode="json")
         values["data"]["shards"] = hide_in(values["data"]["shards"])
         storage.publish_json(folder / SETTINGS_FILE, values)
         if self._store is not None:
             self._store.begin(anew=is_new)
+        return lost
 
     def close(self) -> None:
         """Wait for the upload that is under way, whatever ended the training; called after its log is closed."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifests.errors import RunError
+from manifests.errors import ConfigError, RunError
 from manifests.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
@@ -133,7 +133,13 @@ def _train_on(
             if ranks.world_size > 1:  # the other machines need what rank 0 has chosen
                 on_main(ranks, run.offer)
             progress = restore(trainer, run.load(state.checkpoint), state.changed)
-        on_main(ranks, lambda: run.prepare(state, progress.step, loader.drawn_shares(pool, trainer.order)))
+            if progress.step > trainer.num_steps:
+                raise ConfigError(
+                    f"{run.folder}: its checkpoint is of step {progress.step:,}, and the schedule ends at step "
+                    f"{trainer.num_steps:,}: a run cannot end before it; set a length of {progress.step:,} steps or "
+                    "more, or choose another --output"
+                )
+        lost = on_main(ranks, lambda: run.prepare(state, progress.step, loader.drawn_shares(pool, trainer.order)))
         if ranks.is_main:
             stack.callback(run.close)
         trackers: list[tracking.Tracker] = []
@@ -145,6 +151,8 @@ def _train_on(
         log = RunLog(log_file, LINE_SECONDS, trackers=tuple(trackers))
         stack.callback(log.close)
         _announce(trainer, state, progress, log)
+        if lost is not None:
+            log.print_line(lost)
 
         # -- the steps
         stop = stack.enter_context(stop_event(stop_file))
@@ -304,9 +312,14 @@ def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
 
     settings, split = trainer.settings, str(trainer.settings.eval.split)
     pool = open_pool(loader.open_sources(settings.release, settings.data, split), split)
-    losses = {name: figure["value"] for name, figure in domain_losses(trainer.model, pool, settings).items()}
-    log.event("validation", step=progress.step, losses=losses)
-    log.print_line(f"step {progress.step}  validation loss  " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+    figures = domain_losses(trainer.model, pool, settings)
+    losses = {name: figure["value"] for name, figure in figures.items()}
+    left_out = {name: figure["left_out"] for name, figure in figures.items() if figure["left_out"]}
+    log.event("validation", step=progress.step, losses=losses, **({"left_out": left_out} if left_out else {}))
+    said = "  ".join(
+        f"{k} {v:.4f}" + (f" ({left_out[k]} left out)" if k in left_out else "") for k, v in losses.items()
+    )
+    log.print_line(f"step {progress.step}  validation loss  {said}")
 
 
 def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from manifests.errors import ConfigError
@@ -116,7 +117,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         model=model,
         wrapped=wrap_model(model, ranks, compiled=settings.compute.compile),
         loss=loss,
-        labels=_labels(settings, pool),
+        labels=_labels(settings, pool, order),
         kinds=BatchKinds(pool, kinds, settings.data.text.members) if (kinds := settings.model.projectors) else None,
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
@@ -188,14 +189,23 @@ def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]
     )
 
 
-def _labels(settings: TrainSettings, pool: SamplePool) -> BatchLabels | None:
+def _labels(settings: TrainSettings, pool: SamplePool, order: SampleOrder) -> BatchLabels | None:
     """The labels of pairs; with the default of `loss.same_label` only where they cost nothing.
 
-    Raises: ConfigError for a field that no sample has, and on stored tokens for what follows the drawn text.
+    Raises: ConfigError for a field that no sample has, on stored tokens for what follows the drawn text, and where
+        masking leaves a batch no negatives.
     """
     field, members = settings.loss.label_field, settings.data.text.members
     if settings.data.tokens is None or field not in (TEXT, TAXON):
-        return BatchLabels(pool, field, members)
+        labels = BatchLabels(pool, field, members)
+        batches = [part.rows for part in order.strata]
+        batches = batches if settings.data.batches == "one_domain" else [np.concatenate(batches)]
+        if settings.loss.same_label == "masked" and any(map(labels.is_single, batches)):
+            raise ConfigError(
+                f"loss.same_label: masked: all pairs of a batch share one label of '{field}', so no negatives are left "
+                "and the loss is 0; name another loss.label_field"
+            )
+        return labels
     if settings.loss.same_label == "negative":
         return None
     raise ConfigError(

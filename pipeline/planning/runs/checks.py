@@ -110,6 +110,11 @@ def _check_duplicates(table: RunsTable) -> list[str]:
     return warnings
 
 
+def least_for_a_check(num_domains: int) -> int:
+    """How many mixtures leave something to check a law with: two more than its parameters."""
+    return num_domains + 3
+
+
 def _check_count(table: RunsTable) -> list[str]:
     num_domains, num_mixtures = len(table.domains), table.num_mixtures
     num_params = num_domains + 1  # of the published law
@@ -124,11 +129,12 @@ def _check_count(table: RunsTable) -> list[str]:
                 f"{table.source}: loss_{loss} is measured in {count} of {table.num_runs} runs; a law needs at least "
                 f"{num_params}: drop the column or add runs"
             )
-    if num_mixtures >= num_params + 2:
+    least, good, safe = least_for_a_check(num_domains), 2 * num_domains + 2, 3 * num_domains + 3
+    if num_mixtures >= least:
         return []
     return [
         f"only {num_mixtures} different mixtures for a law of {num_params} parameters: "
-        f"{num_params + 2} is the least for a check, {2 * num_domains + 2} is good, {3 * num_domains + 3} safe"
+        f"{least} is the least for a check, {good} is good, {safe} safe"
     ]
 
 

@@ -321,6 +321,16 @@ def test_few_shot_equals_the_protocol_written_out() -> None:
     assert metrics.few_shot(torch.from_numpy(features), labels, shots=7, seeds=1, rounds=100) is None
 
 
+def test_few_shot_of_a_model_that_tells_nothing_apart_is_its_chance() -> None:
+    """All features are one; the first class has most of the queries."""
+    labels = [0] * 40 + [1] * 5 + [2] * 5
+    one = np.random.default_rng(1).normal(size=(1, 64)).repeat(50, axis=0)
+    features = torch.from_numpy(one / np.linalg.norm(one, axis=1, keepdims=True)).float()
+    figure = metrics.few_shot(features, labels, shots=2, seeds=3, rounds=100)
+    assert figure is not None
+    assert figure["value"] == pytest.approx(figure["chance"]) == pytest.approx(1 / 3)
+
+
 def test_retrieval_with_several_captions_equals_plain_counting() -> None:
     similarity = torch.from_numpy(np.random.default_rng(1).normal(size=(8, 20)))
     owners = [text % 8 for text in range(20)]
