@@ -34,9 +34,10 @@ def poor(photo: Path) -> bytes:
 def write_rows(folder: Path, with_exact: bool) -> None:
     """Pictures and the table beside them; each key says what is wrong with the row."""
     folder.mkdir()
-    for number, photo in enumerate(PHOTOS[:8]):
+    for number, photo in enumerate(PHOTOS[:9]):
         (folder / f"{number}.jpg").write_bytes(photo.read_bytes())
     (folder / "near.jpg").write_bytes(poor(PHOTOS[1]))
+    (folder / "near-owned.jpg").write_bytes(poor(PHOTOS[8]))
     (folder / "exact.jpg").write_bytes(PHOTOS[2].read_bytes())
     (folder / "oak.jpg").write_bytes(PHOTOS[3].read_bytes())
     Image.new("RGB", (200, 200), "white").save(folder / "white.png")
@@ -44,7 +45,9 @@ def write_rows(folder: Path, with_exact: bool) -> None:
         ("free", "0.jpg", "a thing to eat", FREE, ""),
         ("owned", "0.jpg", "x", OWNED, ""),
         ("original", "1.jpg", "another thing to eat", FREE, ""),
-        ("near", "near.jpg", "another thing to eat", OWNED, ""),
+        ("near", "near.jpg", "another thing", NO_CHANGES, ""),
+        ("near-free", "8.jpg", "a thing to eat by others", FREE, ""),
+        ("near-owned", "near-owned.jpg", "x", OWNED, ""),
         ("exact-free", "2.jpg", "a third thing to eat now", FREE, ""),
         *([("exact-nd", "exact.jpg", "a third thing to eat", NO_CHANGES, "")] if with_exact else []),
         ("rose", "3.jpg", "a rose in a large garden", FREE, ROSE),
@@ -102,7 +105,9 @@ def test_each_row_ends_with_its_reason(work: Path) -> None:
         "free": "conflicting_licence",
         "owned": "licence",
         "original": None,
-        "near": "licence",
+        "near": "near_duplicate",
+        "near-free": "conflicting_licence",
+        "near-owned": "licence",
         "exact-free": None,
         "exact-nd": "exact_duplicate",
         "rose": None,
@@ -114,7 +119,7 @@ def test_each_row_ends_with_its_reason(work: Path) -> None:
     assert (text, source) == ("Quercus robur.", "taxon")
     assert stays == [
         ("exact-free", "licence", "same bytes", "CC-BY-4.0", "CC-BY-ND-4.0"),
-        ("original", "licence", "near copy", "CC-BY-4.0", "all-rights-reserved"),
+        ("original", "licence", "near copy", "CC-BY-4.0", "CC-BY-ND-4.0"),
         ("rose", "label", "same bytes", ROSE, OAK),
     ]
     assert all(lost == (dropped or 0) for lost, dropped in funnel)
@@ -126,7 +131,8 @@ def test_the_commands_tell_it(work: Path, capsys: pytest.CaptureFixture[str]) ->
         "DROPPED: conflicting_licence (CC-BY-4.0 here, all-rights-reserved there; allowed: one licence for the " in told
     )
     assert "contradicted by " in told
-    assert "contradicted in its licence: 'all-rights-reserved', not 'CC-BY-4.0', says the near copy" in said(
+    assert "one licence for the near copies" in said(capsys, "explain", str(work), "near-free")
+    assert "contradicted in its licence: 'CC-BY-ND-4.0', not 'CC-BY-4.0', says the near copy" in said(
         capsys, "explain", str(work), "original"
     )
     assert "DROPPED: flat_picture (measured '0.0', allowed >= 2 (spread of light))" in said(
@@ -150,7 +156,7 @@ def test_browse_shows_them_side_by_side(work: Path, tmp_path: Path) -> None:
             client.get("/", params={"open": "t"})
             page = client.get("/duplicates").text
     assert "Copies that contradict each other" in page
-    assert "licence CC-BY-4.0, the near copy says all-rights-reserved" in page
+    assert "licence CC-BY-4.0, the near copy says CC-BY-ND-4.0" in page
     assert "label Rosa canina, the same bytes says Quercus robur" in page
 
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from building import photos_config
+from hashed_pairs import look_of, pairs_of
 from PIL import Image, ImageOps
 
 from manifests import tables
@@ -186,13 +188,14 @@ def test_a_set_that_cannot_be_read_ends_the_build(pictures: Path, tmp_path: Path
 def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extra: Any) -> list[dict[str, Any]]:
     """Leaks of a pool (sample id -> pHash) that shows images of one set (member -> pHash); radius 6, duplicates 4."""
     flat = extra.get("flat", ())
-    schemas = {"facts": tables.FACTS, "evaluation": tables.EVALUATION, "pairs": tables.PAIRS}
+    schemas = {"facts": tables.FACTS, "evaluation": tables.EVALUATION}
     rows: dict[str, list[dict[str, Any]]] = {
         "facts": [
             {
                 "sample_id": key,
                 "outcome": "ok",
                 "phash": value,
+                "middle_hash": extra.get("middles", {}).get(key, 0),
                 "image_id": extra.get("bytes", {}).get(key, key),
                 "pixels_sha256": key,
                 "pixel_std": 0.5 if key in flat else 50.0,
@@ -208,23 +211,20 @@ def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extr
                 "pixels_sha256": key,
                 "phash": value,
                 "phash_mirrored": value ^ (2**64 - 1),
+                "middle_hash": 0,
+                "middle_mirrored": 0,
                 "pixel_std": 0.5 if key in flat else 50.0,
             }
             for key, value in shown.items()
         ],
-        "pairs": [
-            {"phash_a": a, "phash_b": b, "distance": (a ^ b).bit_count()}
-            for a in set(pool.values())
-            for b in set(pool.values())
-            if a < b and (a ^ b).bit_count() <= 4
-        ],
     }
+    pq.write_table(pairs_of(np.array(list(pool.values()), np.uint64), look=look_of), tmp_path / "pairs.parquet")
     for name, schema in schemas.items():
         pq.write_table(pa.Table.from_pylist(rows[name], schema=schema), tmp_path / f"{name}.parquet")
     pq.write_table(tables.CANDIDATES.empty_table(), tmp_path / "candidates.parquet")
-    files = {name: Files((str(tmp_path / f"{name}.parquet"),)) for name in (*schemas, "candidates")}
+    files = {name: Files((str(tmp_path / f"{name}.parquet"),)) for name in (*schemas, "candidates", "pairs")}
     sets = [{"name": "set", "radius": 6, "mirrored": True}]
-    inputs = LeakInputs(**files, sets=tuple(sets), named=())
+    inputs = LeakInputs(**files, looks=Files(), sets=tuple(sets), named=())
     result = find_leaks(inputs, Execution(str(tmp_path), 1, "x", None))
     return pq.read_table(result.files[0].temp).to_pylist()
 
@@ -250,6 +250,11 @@ def test_a_duplicate_of_a_mirror_image_leaks_with_it(tmp_path: Path) -> None:
         ("b", "mirrored", 6, None),
         ("c", "duplicate", 4, "b"),
     ]
+
+
+def test_a_sheet_of_the_same_layout_is_no_leak(tmp_path: Path) -> None:
+    leaks = leaks_of(tmp_path, {"sheet": BASE, "copy": BASE}, {"image": BASE}, middles={"sheet": 0xFF})
+    assert [row["sample_id"] for row in leaks] == ["copy"]
 
 
 def test_the_nearest_evidence_is_told(tmp_path: Path) -> None:

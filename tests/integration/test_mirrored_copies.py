@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from manifests import tables
 from manifests.reader import open_reader
+from pipeline.matching.looks import LOOKS
 from pipeline.stages import fetch_local
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))[:5]
@@ -40,7 +41,7 @@ def test_mirrored_copies_go_wherever_their_hashes_were_measured(
     for photo in PHOTOS[:4]:
         shutil.copy(photo, pics)
     mirror(PHOTOS[0], pics)
-    older = pa.schema([field for field in tables.FETCHED if field.name != "phash_mirrored"])
+    older = pa.schema([field for field in tables.FETCHED if field.name not in LOOKS.names[1:]])
     with monkeypatch.context() as then:
         then.setattr(fetch_local, "tables", SimpleNamespace(FETCHED=older))
         build_own_pictures(tmp_path / "grown", "--to", "fetch")
@@ -49,7 +50,7 @@ def test_mirrored_copies_go_wherever_their_hashes_were_measured(
         mirror(photo, pics)
     build_own_pictures(tmp_path / "grown", "--to", "select")
     with open_reader(str(tmp_path / "grown/work")) as sql:
-        assert sql.execute("SELECT num_rows FROM files WHERE table_name = 'mirrors'").fetchall() == [(5,)]
+        assert sql.execute("SELECT num_rows FROM files WHERE table_name = 'looks'").fetchall() == [(5,)]
         rows = sql.execute(
             "SELECT c.record_key, value, c.record_key[:-14] = o.record_key[:-5] FROM decisions d "
             "JOIN candidates c USING (sample_id) JOIN candidates o ON o.sample_id = d.other_sample_id ORDER BY 1"
