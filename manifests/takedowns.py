@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from manifests import storage
 from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
-from manifests.errors import ConfigError, RetryableError, RunError, words_of
+from manifests.errors import ConfigError, PlantMixError, RunError, words_of
 from manifests.masking import hide_secrets
 from manifests.names.equal import name_key, spellings_of
 from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
@@ -243,7 +243,7 @@ def say_taken_down(release: Release) -> str | None:
     """As `taken_down_since`, for who trains on a release or has trained: where it cannot be known, that is said."""
     try:
         return release.workdir and taken_down_since(release, release.workdir)
-    except (OSError, RetryableError, ConfigError) as error:  # others' store may show a release and nothing beside it
+    except (OSError, PlantMixError) as error:  # others' store may show a release and nothing beside it
         return f"{release.path}: not known whether pictures of it were taken down since ({words_of(error)})"
 
 
@@ -274,7 +274,7 @@ def images_taken_down(release: Release, workdir: str) -> pa.Table:
 
 def _taken(rows: pa.Table, entries: Sequence[Entry], pictures: Sequence[Picture]) -> pa.ChunkedArray:
     """Which rows of a samples table are the first of an image that an entry names, or that is a copy."""
-    taken = pa.array(find_copies(pictures, rows) >= 0)
+    taken = pa.array(find_copies(pictures, rows) >= 0 if pictures else np.zeros(len(rows), np.bool_))
     for by, columns in _COLUMNS.items():
         keys = sorted({entry.key[1] for entry in entries if entry.by == by})
         for column in {*columns}.intersection(rows.column_names if keys else ()):

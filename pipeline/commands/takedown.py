@@ -22,7 +22,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         commands,
         "takedown",
         "write new versions of all releases of a work folder without some images, and keep them out of later builds",
-        'plantmix takedown data/demo --owner "A. Photographer" --reason "asked by the owner, 2026-03-01"',
+        'plantmix takedown data/demo --owner "A. Photographer" --reason "asked by the owner, 2026-03-01"\n'
+        "exit code: 0 every release is cut, 1 one of the others is not, 2 nothing was written",
         reads="the release; in its work folder the catalogue, the other releases, and records of runs and indexes",
         writes="a new version beside each release that holds them, and takedowns.jsonl; deletes nothing",
     )

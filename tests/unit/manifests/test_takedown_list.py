@@ -9,10 +9,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from release_writer import drawn_samples, write_work_folder
 
-from manifests.catalog_file import TAKEDOWNS_FILE
+from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
 from manifests.errors import ConfigError
-from manifests.takedowns import Entry, Picture, add_entries, find_copies, read_list, read_pictures
+from manifests.release import Release
+from manifests.takedowns import Entry, Picture, add_entries, find_copies, read_list, read_pictures, say_taken_down
 
 LINE_BREAKS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\r\n"]
 
@@ -87,3 +89,14 @@ def test_copies_are_told_by_both_hashes_mirrored_or_not() -> None:
     found = dict(zip(rows, find_copies(pictures, pa.table(columns, names)).tolist(), strict=True))
     copies = {"the same bytes": 0, "a copy": 0, "its mirror image": 0, "measured by an earlier version": 0}
     assert found == dict.fromkeys(rows, -1) | copies | {"a flat one of the same pixels": 1}
+
+
+def test_a_training_is_told_what_cannot_be_known_and_goes_on(tmp_path: Path) -> None:
+    work = write_work_folder(tmp_path, drawn_samples(4, 2), shard_size=2)
+    release = Release.open(str(work))
+    assert say_taken_down(release) is None
+    (work / CATALOG_FILE).write_bytes(b"no catalogue")  # whether it knows of a list cannot be asked
+    assert "not known whether pictures of it were taken down since" in str(say_taken_down(release))
+    (gone,) = release.samples(columns=["sample_id"]).to_pylist()[:1]
+    add_entries(str(work), [Entry("id", gone["sample_id"])])
+    assert "holds 1 images that were taken down since" in str(say_taken_down(release))
