@@ -21,8 +21,8 @@ _KEYS = {
     **{rank: f"t.taxon_ranks['{rank}']" for rank in tables.TAXON_RANKS},
     "host": "f.host",
     "source": "c.source",
-    "creator": "c.creator",
-    "rights_holder": "c.rights_holder",
+    "creator": "coalesce(nullif(trim(c.creator), ''), f.file_creator)",
+    "rights_holder": "coalesce(nullif(trim(c.rights_holder), ''), f.file_rights)",
     "text": "CASE WHEN t.text_source = 'caption' THEN lower(t.text) END",
 }
 

@@ -17,7 +17,7 @@ ANN, LAB = "Ann Field", "The Lab"
 OWNERS = [(ANN, "© 2020 Ann Field"), (ANN, ""), ("", "Copyright Field & Co"), *[("", "")] * 7]
 
 
-def build(folder: Path, **defaults: str) -> Path:
+def build(folder: Path, caps: tuple[dict[str, Any], ...] = (), **defaults: str) -> Path:
     (folder / "pictures").mkdir(parents=True)
     for number, (artist, notice) in enumerate(OWNERS):
         exif = Image.Exif()
@@ -25,7 +25,7 @@ def build(folder: Path, **defaults: str) -> Path:
         body = encode(pixels(seed=number), exif=exif.tobytes() if artist or notice else b"", quality=90)
         (folder / f"pictures/{number}.jpg").write_bytes(body)
     source = folder_source(folder / "pictures", caption="a plant beside a path in the garden", **defaults)
-    config = write_small_config(folder, source, dedup={"radius": 0})
+    config = write_small_config(folder, source, dedup={"radius": 0}, select={"balance": {"caps": [*caps]}})
     done = run_here("build", config)
     assert done.returncode == 0, done.stderr
     return config
@@ -60,6 +60,13 @@ def test_the_file_speaks_where_the_source_does_not(unstated: Path) -> None:
     card = (release / "README.md").read_text()
     assert "name another creator" not in card
     assert "nobody looked" not in card
+
+
+def test_a_cap_counts_the_owners_of_files(tmp_path: Path) -> None:
+    build(tmp_path, ({"by": "creator", "most": 1},))
+    rows = samples_of(tmp_path)
+    assert len({"0", "1"} & rows.keys()) == 1
+    assert len(rows) == 9
 
 
 def test_a_contradiction_is_counted_shown_and_met_by_a_takedown(tmp_path: Path) -> None:

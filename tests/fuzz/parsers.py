@@ -31,10 +31,12 @@ from fuzz.seeds import (
     make_zip,
 )
 from misbehaving.consent import licence
-from misbehaving.owners import mining, signed
+from misbehaving.owners import mining, signed, xmp
+from PIL import Image
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.masking import hide_secrets
+from manifests.pictures.opening import without_pillow_warnings
 from manifests.release import read_record
 from manifests.untrusted import BrokenTarError, tar_members
 from pipeline.captions.clean import clean_captions
@@ -42,6 +44,7 @@ from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.statements import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
 from pipeline.fetching.urls import BadURL, follow, parse_url
+from pipeline.pictures.authors import MAX_CHARS, authors_of
 from pipeline.pictures.consent import c2pa_training, data_mining
 from pipeline.pictures.image import measure_image
 from pipeline.pictures.settings import ImageSettings
@@ -213,6 +216,23 @@ def _members(content: bytes) -> None:
     text_members(content, "a")
 
 
+_DC = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
+
+
+def _exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x013B], exif[0x8298], exif[0x9C9D] = "Ann Field", "(c) 2020 Ann Field", "Ann".encode("utf-16-le")
+    return exif.tobytes()
+
+
+def _authors(content: bytes) -> None:
+    for info in ({"exif": content}, {"xmp": content}, {"photoshop": {0x0404: content}}):
+        image = Image.new("RGB", (1, 1))
+        image.info = info
+        with without_pillow_warnings:
+            assert all(len(text) <= MAX_CHARS for text in authors_of(image))
+
+
 def parsers(folder: Path) -> dict[str, Parser]:
     """Every parser by name; `folder` takes the files of those that read files."""
     refused = (ConfigError,)
@@ -255,6 +275,10 @@ def parsers(folder: Path) -> dict[str, Parser]:
             (), (*XML, b"<!DOCTYPE rsl [", b"&a;", b"<prohibits type='usage'>all</prohibits>", b"https://*", b"$"),
         ),
         "xmp": Parser(data_mining, (mining("DMI-PROHIBITED"),), (), (b"<!DOCTYPE x [", b"&a;", b"<plus:DataMining>")),
+        "authors": Parser(
+            _authors, (_exif(), xmp("", f'{_DC} dc:creator="Ann" dc:rights="(c) Ann"'), b"\x1c\x02\x50\0\x03Ann"), (),
+            (b"Exif\0\0", b"II*\0", b"\x1c\x02\x74", b"<rdf:li>", b"<!DOCTYPE x [", b"\xff\xff"),
+        ),
         "c2pa": Parser(
             c2pa_training, (signed({"cawg.ai_training": {"use": "notAllowed"}}),), (), (b"jumb", b"c2pa", b"\xff\xeb")
         ),
