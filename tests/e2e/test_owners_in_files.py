@@ -63,7 +63,7 @@ def test_the_file_speaks_where_the_source_does_not(unstated: Path) -> None:
 
 
 def test_a_cap_counts_the_owners_of_files(tmp_path: Path) -> None:
-    build(tmp_path, ({"by": "creator", "most": 1},))
+    build(tmp_path, ({"by": "creator", "at_most": 1},))
     rows = samples_of(tmp_path)
     assert len({"0", "1"} & rows.keys()) == 1
     assert len(rows) == 9
