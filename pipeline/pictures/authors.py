@@ -13,12 +13,11 @@ from PIL import Image
 
 from manifests.masking import hide_secrets
 from manifests.pictures.opening import exif_of
-from manifests.untrusted import is_read_xml
+from pipeline.pictures.xmp import values_in
 
 MAX_CHARS = 200
-_MAX_BYTES = 1 << 20  # of an XMP packet
 _MAX_RECORDS = 1000  # of IPTC
-_DC, _LI = "http://purl.org/dc/elements/1.1/", "http://www.w3.org/1999/02/22-rdf-syntax-ns# li"
+_CREATOR, _RIGHTS = (f"http://purl.org/dc/elements/1.1/ {name}" for name in ("creator", "rights"))
 # Source: Exif 3.0, and Microsoft's XPAuthor in UTF-16; IPTC-IIM 4.2, records 2:80 and 2:116.
 _ARTIST, _COPYRIGHT, _XP_AUTHOR = 0x013B, 0x8298, 0x9C9D
 _BYLINE, _NOTICE = (2, 80), (2, 116)
@@ -59,32 +58,7 @@ def tidy(text: str) -> str:
 
 
 def _in_xmp(image: Image.Image) -> tuple[str, str]:
-    packet = image.info.get("xmp") or b""
-    packet = packet.encode() if isinstance(packet, str) else bytes(packet)
-    said: dict[str, list[str]] = {f"{_DC} creator": [], f"{_DC} rights": []}
-    if b"purl.org/dc/" not in packet or len(packet) > _MAX_BYTES:
-        return "", ""
-    inside: list[list[str]] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        for key in said.keys() & attributes.keys():
-            said[key].append(attributes[key])
-        if name in said:
-            inside[:] = [said[name]]
-        if inside and name in (*said, _LI):
-            inside[0].append("")
-
-    def end(name: str) -> None:
-        if name in said:
-            inside.clear()
-
-    def text(content: str) -> None:
-        if inside:
-            inside[0][-1] += content
-
-    if not is_read_xml(packet.strip(b"\0 \r\n\t"), start, end, text):
-        return "", ""
-    creators, notices = ([each.strip() for each in each_of if each.strip()] for each_of in said.values())
+    creators, notices = values_in(image.info.get("xmp"), (_CREATOR, _RIGHTS)).values()
     return "; ".join(creators), next(iter(notices), "")
 
 

@@ -14,16 +14,14 @@ from typing import Any
 from PIL import Image
 
 from manifests.services.packages import require
-from manifests.untrusted import is_read_xml
+from pipeline.pictures.xmp import values_in
 
 IPTC = "XMP plus:DataMining"
 C2PA = "C2PA training-mining"
 MARKS = {"iptc_data_mining": IPTC, "c2pa_training": C2PA}
 """How the words about a picture begin, by the setting's name of the signal."""
 
-_MAX_XMP_BYTES = 1 << 20
 _PROPERTY = "http://ns.useplus.org/ldf/xmp/1.0/ DataMining"
-_RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
 # Source: PLUS, "Data Mining" of the License Data Format vocabulary, as in the IPTC Photo Metadata Standard 2023.1.
 _PROHIBITED = "DMI-PROHIBITED"
 # Source: CAWG, "Training and Data Mining Assertion" 1.1 (2025-05-06); C2PA 1.4 for the labels that begin with c2pa.
@@ -39,8 +37,7 @@ _NO_NETWORK = {
 def refusal_of(image: Image.Image, body: bytes, *, with_c2pa: bool) -> str | None:
     """What an open picture says against training, such as `XMP plus:DataMining: DMI-PROHIBITED`; None when nothing."""
     refusals = []
-    xmp = image.info.get("xmp")
-    if xmp and (value := data_mining(xmp.encode() if isinstance(xmp, str) else bytes(xmp))):
+    if value := data_mining(image.info.get("xmp")):
         refusals.append(f"{IPTC}: {value}")
     if with_c2pa and may_hold_c2pa(body) and (use := c2pa_training(body)):
         refusals.append(f"{C2PA}: {use}")
@@ -63,34 +60,13 @@ def counting(detail: str, signals: Collection[str]) -> bool:
     return any(f"{MARKS[name]}:" in detail for name in signals if name in MARKS)
 
 
-def data_mining(packet: bytes) -> str | None:
+def data_mining(packet: bytes | str | None) -> str | None:
     """The value of PLUS DataMining in an XMP packet that forbids training; None when none does.
 
     Every value that begins with DMI-PROHIBITED forbids it: also the one for generative models alone, because a release
     may train any model, and those that refer to conditions that no machine can read.
     """
-    if b"DataMining" not in packet or len(packet) > _MAX_XMP_BYTES:
-        return None
-    values: list[str] = []
-    inside: list[str] = []
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        values.extend(value for key, value in attributes.items() if key == _PROPERTY)
-        if name == _PROPERTY:
-            inside.append("")
-            values.append(attributes.get(_RESOURCE, ""))
-
-    def end(name: str) -> None:
-        if name == _PROPERTY:
-            values.append(inside.pop())
-
-    def text(content: str) -> None:
-        if inside:
-            inside[-1] += content
-
-    if not is_read_xml(packet.strip(b"\0 \r\n\t"), start, end, text):
-        return None
-    ends = (value.strip().rpartition("/")[2] for value in values)
+    ends = (value.rpartition("/")[2] for value in values_in(packet, (_PROPERTY,))[_PROPERTY])
     return next((value for value in ends if value.startswith(_PROHIBITED)), None)
 
 

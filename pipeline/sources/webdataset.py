@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -49,7 +50,7 @@ from pipeline.sources.tars.beside import first_columns, parquet_of, parquet_rows
 from pipeline.sources.tars.fields import values_of
 from pipeline.sources.tars.samples import KeptSamples, Sample, StoredTars, samples_in
 
-NAMES_OF_TARS = "leave `record_key` out, and tables join by record_key, whose values are TAR/KEY"
+_WITH_TAR = "leave `record_key` out, and tables join by record_key, whose values are TAR/KEY"
 _LOOKED_AT = 20  # samples, by init
 _OF_EXIF = {"creator": "json.exif.Image Artist", "rights_holder": "json.exif.Image Copyright"}
 """Where img2dataset leaves what the file said that it read; its tars hold the pictures without."""
@@ -189,14 +190,18 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         if storage.is_remote(self.path):
             return []
         fields, shards, unseen = self.settings.read_fields, self._shards(), self.settings.own_names()
-        for sample in (each for some in _starts(shards, self.settings) for each in some):
-            with suppress(ValueError):
-                values_of(sample, fields.names(), {}, unseen)
+        num_tars: Counter[str] = Counter()  # by key
+        for place in {0, len(shards.names) // 2, len(shards.names) - 1}:
+            with suppress(BrokenTarError):  # a build says what it loses
+                some = list(islice(_samples(shards.path(shards.names[place]), self.settings), _LOOKED_AT))
+                num_tars.update({sample.key for sample in some})
+                for sample in some:
+                    with suppress(ValueError):
+                        values_of(sample, fields.names(), {}, unseen)
         doubts = [f"none of the first samples has {_cure(unseen, shards)}"] if unseen else []
-        named = _NAMES_OF_SAMPLES.intersection([*fields.extra, fields.record_key])
-        if named and (key := _shared_key(shards, self.settings)):
-            names = ", ".join(sorted(named))
-            doubts.append(f"{names}: samples of several tars have the same, such as {key!r}; {NAMES_OF_TARS}")
+        shared = min((key for key, num in num_tars.items() if num > 1), default=None)
+        if shared and (names := sorted(_NAMES_OF_SAMPLES.intersection([*fields.extra, fields.record_key]))):
+            doubts.append(f"{', '.join(names)}: samples of several tars have the same, such as {shared!r}; {_WITH_TAR}")
         return doubts
 
     @classmethod
@@ -285,24 +290,6 @@ def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
         yield from samples_in(stream, settings.read_fields.texts(), settings.suffixes)
 
 
-def _starts(shards: Shards, settings: WebdatasetSettings) -> Iterator[list[Sample]]:
-    """The first samples of a tar, for the first, the middle and the last one."""
-    for place in sorted({0, len(shards.names) // 2, len(shards.names) - 1}):
-        with suppress(BrokenTarError):  # a build says what it loses
-            yield list(islice(_samples(shards.path(shards.names[place]), settings), _LOOKED_AT))
-
-
-def _shared_key(shards: Shards, settings: WebdatasetSettings) -> str | None:
-    """A key that samples at the starts of several tars have."""
-    keys: set[str] = set()
-    for some in _starts(shards, settings):
-        of_tar = {sample.key for sample in some}
-        if both := keys & of_tar:
-            return min(both)
-        keys |= of_tar
-    return None
-
-
 # ---- what init sees
 
 
@@ -328,10 +315,10 @@ def _guess(listing: Listing) -> Place:
     if licence and "caption" in fields:
         place.settings["fields"] = fields
     place.states_licence = licence is not None
-    if key := _shared_key(files, WebdatasetSettings(path=path)):
-        place.missing.append(f"{path}: samples of several tars have the same key, such as {key!r}; {NAMES_OF_TARS}")
     place.could_keep = ["__key__", *(f"json.{key}" for key in sorted(keys)), *(f"parquet.{name}" for name in columns)]
-    if key:
+    keyed = WebdatasetSettings(path=path, fields=ShardFields(extra=["__key__"]))
+    if doubts := WebdatasetReader(keyed, path).doubts():
+        place.missing += [f"{path}: {doubt}" for doubt in doubts]
         place.could_keep = [name for name in place.could_keep if name not in _NAMES_OF_SAMPLES]
     tables = [name for name in listing.names if listing.form == "folder" and TABLE_NAME.search(name.lower())]
     of_tars = {name.removesuffix(".tar") for name in files.names}

@@ -294,15 +294,13 @@ def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
 
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
-    parts = {part.notes["source"]: part for part in run.parts("read")}
-    of_tars = {each.source.name for each in inputs.sources if each.source.kind == "webdataset"}
+    parts = {part.notes["source"]: [part] for part in run.parts("read")}
+    tars = {each.source.name: parts[each.source.name] for each in inputs.sources if each.source.kind == "webdataset"}
     return [
         replace(
             table,
-            candidates=run.files_of([parts[table.source]], "candidates"),
-            rejects=run.files_of([parts[table.source]], "rejects")
-            if table.source in of_tars and table.captions.key == "record_key"
-            else Files(),
+            candidates=run.files_of(parts[table.source], "candidates"),
+            rejects=run.files_of(tars.get(table.source, []), "rejects"),
         )
         for table in inputs.captions
     ]

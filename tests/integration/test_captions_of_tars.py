@@ -83,5 +83,5 @@ def test_init_is_not_sure_of_a_key_that_tars_share(tmp_path: Path, monkeypatch: 
     assert "no column of key, words has keys of these pictures" in ended.stderr
     assert run_here("init", "--domain", "plant=tars", "--out", "my.yaml").returncode == 0
     text = Path("my.yaml").read_text()
-    assert "same key, such as '0001'" in " ".join(text.replace("#", " ").split())
+    assert "several tars have the same, such as '0001'" in " ".join(text.replace("#", " ").split())
     assert yaml.safe_load(text)["sources"][0]["name"] == "tars"

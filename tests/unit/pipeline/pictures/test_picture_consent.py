@@ -71,7 +71,7 @@ def test_forms_in_which_it_is_written(packet: bytes) -> None:
         mining("DMI-PROHIBITED")[:-60],
         xmp("<DataMining>DMI-PROHIBITED</DataMining>"),  # of another name space
         xmp("", before='<!DOCTYPE x [<!ENTITY a "DMI-PROHIBITED">]>') + b"DataMining",
-        mining("DMI-PROHIBITED") + b" " * (consent._MAX_XMP_BYTES + 1),
+        mining("DMI-PROHIBITED") + b" " * (1 << 20),
     ],
 )
 def test_what_is_not_understood_forbids_nothing(packet: bytes) -> None:
