@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +88,11 @@ class Picture:
         return cls(fact["image_id"], reason, fact.get("pixels_sha256") or "", **shown)
 
     @property
+    def num_known(self) -> int:
+        """How many of the hashes are known."""
+        return sum(bool(getattr(self, name)) for name in _HASHES)
+
+    @property
     def turns(self) -> list[tuple[np.uint64, np.uint64 | None]]:
         """pHash and hash of the middle, None where not known, of the picture and of its mirror image."""
         hashes = [[getattr(self, name) for name in turn] for turn in _TURNS]
@@ -100,6 +105,15 @@ class Picture:
 
 _TURNS = (("phash", "middle_hash"), ("phash_mirrored", "middle_mirrored"))
 _HASHES = tuple(name for turn in _TURNS for name in turn)
+
+
+def each_once(pictures: Iterable[Picture]) -> list[Picture]:
+    """Each image once, sorted: of several lines the one that knows most hashes, of equal ones the first."""
+    best: dict[str, Picture] = {}
+    for picture in pictures:
+        if (known := best.get(picture.image_id)) is None or picture.num_known > known.num_known:
+            best[picture.image_id] = picture
+    return sorted(best.values())
 
 
 def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.int64]:
@@ -162,8 +176,7 @@ def read_pictures(workdir: str) -> list[Picture]:
 
     Raises: ConfigError as `read_list`.
     """
-    pictures = sorted((line for line in _read_lines(workdir) if isinstance(line, Picture)), reverse=True)
-    return sorted({picture.image_id: picture for picture in pictures}.values())
+    return each_once(sorted(line for line in _read_lines(workdir) if isinstance(line, Picture)))
 
 
 def _read_lines(workdir: str) -> set[Entry | Picture]:
@@ -199,13 +212,12 @@ def _parse(line: dict[str, Any]) -> Entry | Picture:
 
 def add_entries(workdir: str, entries: Sequence[Entry], pictures: Sequence[Picture] = ()) -> None:
     """Add to the list of a work folder what it lacks."""
-    before, held = read_list(workdir), {picture.image_id: picture for picture in read_pictures(workdir)}
+    before, held = read_list(workdir), read_pictures(workdir)
     listed = {(entry.by, entry.value) for entry in before}
     new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
-    seen = {picture.image_id: picture for picture in pictures if picture.image_id not in held}
-    if new or seen:
-        lines = [asdict(entry) for entry in [*before, *new]]
-        lines += [_line_of(picture) for picture in sorted([*held.values(), *seen.values()])]
+    seen = each_once([*held, *pictures])
+    if new or seen != held:
+        lines = [*(asdict(entry) for entry in [*before, *new]), *(_line_of(picture) for picture in seen)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), text.encode())
 

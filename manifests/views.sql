@@ -22,8 +22,10 @@ LEFT JOIN (SELECT * FROM placements WHERE copy = 0) p USING (sample_id);
 COMMENT ON VIEW samples IS 'One row a candidate: where it came from, what was measured, what was decided, where it lies.';
 
 CREATE VIEW conflicts AS
-SELECT sample_id, unnest(conflicts, recursive := true) FROM decisions WHERE conflicts IS NOT NULL;
-COMMENT ON VIEW conflicts IS 'One row an image that stays and a copy of it that states another licence or label.';
+SELECT x.*, coalesce(c.url, c.locator) AS place, coalesce(o.url, o.locator) AS other_place
+FROM (SELECT sample_id, unnest(conflicts, recursive := true) FROM decisions WHERE conflicts IS NOT NULL) x
+JOIN candidates c USING (sample_id) JOIN candidates o ON o.sample_id = x.other_sample_id;
+COMMENT ON VIEW conflicts IS 'One row an image that stays and a copy of it that states another licence or label; where both lie.';
 
 CREATE VIEW hosts AS
 SELECT host, count(*) AS num_rows, count(*) FILTER (outcome = 'ok') AS num_ok, sum(num_bytes) AS num_bytes

@@ -30,7 +30,7 @@ _SHOWN_BY = f"""
         WHERE image_id IS NOT NULL
     UNION ALL SELECT sample_id, 3, 'same pixels', pixels_sha256 FROM measured_facts
         WHERE pixels_sha256 IS NOT NULL
-    UNION ALL SELECT sample_id, 4, 'near copies', look::VARCHAR FROM shown
+    UNION ALL SELECT sample_id, 4, 'near copy', look::VARCHAR FROM shown
 """
 
 
@@ -41,7 +41,7 @@ _CONTRADICTED = """
         FROM shown_by JOIN stated USING (sample_id) WHERE NOT keep GROUP BY how, key;
     CREATE VIEW near_refused AS SELECT how, near_key AS key, other, licence_id FROM refused_itself JOIN (
         SELECT look_a::VARCHAR AS key, look_b::VARCHAR AS near_key FROM pairs
-        UNION ALL SELECT look_b::VARCHAR, look_a::VARCHAR FROM pairs) USING (key) WHERE how = 'near copies';
+        UNION ALL SELECT look_b::VARCHAR, look_a::VARCHAR FROM pairs) USING (key) WHERE how = 'near copy';
     CREATE TABLE refused AS SELECT how, key, min(other) AS other, arg_min(licence_id, other) AS licence_id
         FROM (FROM refused_itself UNION ALL FROM near_refused) GROUP BY how, key;
     CREATE TABLE contradicted AS SELECT DISTINCT ON (sample_id) sample_id, false AS keep,

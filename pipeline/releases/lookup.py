@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from manifests import storage, tables
 from manifests.catalog import Catalog
 from manifests.errors import ConfigError, IntegrityError
 from manifests.names.equal import names_like
+from manifests.pictures.opening import open_stored
 from manifests.release import Release
 from manifests.remote.folder import bring_missing
 from manifests.takedowns import KINDS, Entry, Picture, find_copies, find_named, owners_in
+from pipeline.pictures.image import measure_pixels
 from pipeline.releases.opening import open_sql, view_samples
 from pipeline.runner.work import files_in
 from pipeline.store.files import Files
+from pipeline.store.pool import PoolReader
 
 MAX_SHOWN = 20
 MAX_LIKE = 10
@@ -33,7 +36,7 @@ _VERSIONS_OF_SELECT = (
 )
 _IMAGE = (
     "image_id", "stored_sha256", "phash", "phash_mirrored", "middle_hash", "middle_mirrored", "pixels_sha256",
-    "pixel_std",
+    "pixel_std", "pool_file", "offset", "length",
 )  # fmt: skip
 _COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split, shard, key"
 
@@ -104,7 +107,8 @@ def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release]
         with open_sql(catalog.workdir) as sql:
             _view(sql, catalog, "candidates", catalog.find_files("candidates"), tables.CANDIDATES)
             _view(sql, catalog, "facts", catalog.find_files("facts"), tables.FACTS)
-            rows += _named_rows(sql, entries)  # last: facts know more of an image than a release does
+            # last: facts know more of an image than a release does
+            rows += _with_hashes(catalog.workdir, _named_rows(sql, entries))
             owners |= _count_owners(sql, entries)
             sql.read_parquet(list(_decided(catalog, release).paths), union_by_name=True).create_view("decisions")
             query = "SELECT DISTINCT other_sample_id FROM decisions SEMI JOIN named USING (sample_id) WHERE reason IN "
@@ -113,6 +117,19 @@ def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release]
     if unmet := [entry for entry in entries if entry.key not in met]:
         raise ConfigError(_not_found(release, unmet, len(entries), catalog is not None, owners))
     return Known(rows, sorted(stand_ins), owners)
+
+
+def _with_hashes(workdir: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with the hashes that an earlier version did not measure, from the pool where it holds the picture."""
+    whole = []
+    with PoolReader(workdir) as pool:
+        for row in rows:
+            measures: dict[str, Any] = {}
+            if row["middle_hash"] is None and row["pool_file"] is not None:
+                with contextlib.suppress(IntegrityError), open_stored(next(pool.read_rows([row]))) as image:
+                    measures = asdict(measure_pixels(image))
+            whole.append(row | measures)
+    return whole
 
 
 def decisions_of(catalog: Catalog, content: str) -> Files:
@@ -185,7 +202,7 @@ def _named_rows(sql: Any, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     sql.execute("DROP TABLE IF EXISTS named")
     find_named(sql, list({entry.key: entry for entry in entries}.values()))
     there = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()}
-    image = ", ".join(name if name in there else f"NULL AS {name}" for name in _IMAGE)
+    image = ", ".join(f'"{name}"' if name in there else f'NULL AS "{name}"' for name in _IMAGE)
     rows = sql.sql(f"SELECT DISTINCT n.*, {image} FROM named n LEFT JOIN facts USING (sample_id) ORDER BY ALL")
     return list(rows.to_arrow_table().to_pylist())
 

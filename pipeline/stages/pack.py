@@ -61,6 +61,7 @@ class PackInputs(record.Stated):
     draws: Files
     candidates: Files
     facts: Files
+    looks: Files
     captions: Files
     extra_captions: Files
     marks: Files
@@ -164,6 +165,7 @@ def _inputs(context: BuildContext) -> PackInputs:
         num_samples=mix.funnel.num_kept,
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
+        looks=context.files("dedup", "looks").digested(),  # what facts lack; they follow from the pixels
         captions=context.files("caption", "captions").digested(caption.notes["content"]),
         extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
         marks=_marks(context),
@@ -219,6 +221,7 @@ def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[GatherInpu
             inputs.draws,
             inputs.candidates,
             inputs.facts.exact(),
+            inputs.looks.exact(),
             inputs.captions,
             inputs.extra_captions,
             inputs.marks,

@@ -178,6 +178,7 @@ class GatherInputs:
     draws: Files
     candidates: Files
     facts: Files
+    looks: Files
     captions: Files
     extra_captions: Files
     marks: Files
@@ -204,7 +205,8 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
     columns = {name: list(names) for name, names in _JOINED.items()}
     with run.scratch() as sql:
         for name, names in columns.items():
-            empty = empty_columns(sql, getattr(inputs, name).paths) - {"text", "text_source"}
+            never = {"text", "text_source", *(["middle_hash"] if inputs.looks else ())}
+            empty = empty_columns(sql, getattr(inputs, name).paths) - never
             columns[name] = [each for each in names if each not in empty]
     if inputs.marks:
         columns["facts"] += record.MARK_COLUMNS
@@ -286,10 +288,16 @@ def _read(
     Raises: IntegrityError when a table has not one row of each drawn sample.
     """
     view_inputs(sql, inputs, bucket.where, draws=None, candidates=None)
-    view_parquet(sql, "all_facts" if inputs.marks else "facts", inputs.facts.paths, bucket.where)
+    view_parquet(sql, "measured", inputs.facts.paths, bucket.where)
+    facts, more = "m.*", ""
+    if inputs.looks:  # hashes of pictures that an earlier version fetched, which did not measure them
+        view_inputs(sql, inputs, looks=None)
+        facts = "m.* REPLACE (coalesce(m.middle_hash, l.middle_hash) AS middle_hash)"
+        more = "LEFT JOIN looks l USING (pixels_sha256) "
     if inputs.marks:
         view_inputs(sql, inputs, bucket.where, marks=None)
-        sql.execute("CREATE VIEW facts AS FROM all_facts LEFT JOIN marks USING (sample_id)")
+        facts, more = f"{facts}, k.* EXCLUDE (sample_id)", more + "LEFT JOIN marks k USING (sample_id)"
+    sql.execute(f"CREATE VIEW facts AS SELECT {facts} FROM measured m {more}")
     columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, bucket)]}
     sql.execute(_NUMBERED)
     ((num_drawn,),) = sql.execute("SELECT count(*) FROM drawn").fetchall()

@@ -307,9 +307,10 @@ def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResu
         view_parquet(sql, "pairs_of_all", inputs.pairs.paths)
         sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON look_a = look")
         companies.view_competing(sql)
-        sql.register("conflicting_labels", companies.DUPLICATES.empty_table())
         if inputs.other_labels == "drop":
             drop_other_labels(sql)
+        else:
+            sql.register("conflicting_labels", companies.DUPLICATES.empty_table())
         companies.judge_duplicates(sql, inputs.prefer)
         find_conflicts(sql)
         if inputs.semantic_pairs:

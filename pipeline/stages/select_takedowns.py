@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.pictures.copies import RADIUS
-from manifests.takedowns import Entry, Picture, find_named
+from manifests.takedowns import Entry, Picture, each_once, find_named
 from pipeline.matching.looks import LOOKS, find_near_looks, view_shown
 from pipeline.runner.work import Execution, PartResult
 from pipeline.store.files import Files
@@ -80,7 +80,7 @@ def find_taken(inputs: TakenInputs, run: Execution[None]) -> PartResult:
         find_named(sql, inputs.entries)
         sql.execute(_NAMED)
         found = [Picture.of_fact(fact, fact["reason"]) for fact in sql.sql(_FOUND).to_arrow_table().to_pylist()]
-        pictures = sorted({picture.image_id: picture for picture in (*found, *inputs.pictures)}.values())
+        pictures = each_once([*inputs.pictures, *found])
         sql.register("pictures", pa.Table.from_pylist([asdict(picture) for picture in pictures], _PICTURES))
         asked = [
             {"hash": whole, "middle": middle, "mirrored": bool(mirrored), "image_id": picture.image_id}

@@ -119,7 +119,7 @@ def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     texts = TextSettings()
     run = Execution(str(folder), 2.0, target, None)
     (gathered,) = gather(
-        GatherInputs(**found, extra_captions=Files(), marks=Files(), texts=texts, by_bytes=False), run
+        GatherInputs(**found, looks=Files(), extra_captions=Files(), marks=Files(), texts=texts, by_bytes=False), run
     ).files
     result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None, ()), run)
     numbers = range(len(result.notes["shards"][group.table]))

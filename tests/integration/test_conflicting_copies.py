@@ -131,7 +131,7 @@ def test_the_commands_tell_it(work: Path, capsys: pytest.CaptureFixture[str]) ->
         "DROPPED: conflicting_licence (CC-BY-4.0 here, all-rights-reserved there; allowed: one licence for the " in told
     )
     assert "contradicted by " in told
-    assert "one licence for the near copies" in said(capsys, "explain", str(work), "near-free")
+    assert "one licence for the near copy" in said(capsys, "explain", str(work), "near-free")
     assert "contradicted in its licence: 'CC-BY-ND-4.0', not 'CC-BY-4.0', says the near copy" in said(
         capsys, "explain", str(work), "original"
     )

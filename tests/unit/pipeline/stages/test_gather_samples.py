@@ -44,6 +44,7 @@ def to_gather(
         ),
         candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, source=["s"] * num),
         facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids),
+        looks=Files(),
         captions=write_rows(
             folder, "captions", tables.CAPTIONS, sample_id=ids, text=text, texts=texts, text_source=origin
         ),
@@ -135,6 +136,7 @@ def drawn_samples(folder: Path, num: int) -> GatherInputs:
         draws=write_rows(folder, "draws", tables.DRAWS, sample_id=keys, copy=copies, split=splits, rank=ranks),
         candidates=write_rows(folder, "candidates", tables.CANDIDATES, sample_id=ids, **told),
         facts=write_rows(folder, "facts", tables.FACTS, sample_id=ids, image_id=[each[::-1] for each in ids]),
+        looks=Files(),
         captions=write_rows(
             folder,
             "captions",

@@ -167,7 +167,7 @@ def test_one_picture_under_a_licence_that_is_not_allowed_is_not_used(tmp_path: P
         ),
         "near copy": (
             "CC-BY-4.0 here, all-rights-reserved there",
-            "one licence for the near copies",
+            "one licence for the near copy",
             "of the near copy",
         ),
     }
@@ -211,6 +211,29 @@ def test_copies_that_contradict_the_one_that_stays_are_listed(tmp_path: Path) ->
         "a cap cut it"
     )
     assert result.notes["conflicts"] == {"licence": 2, "label": 2}
+
+
+def test_copies_under_other_labels_may_all_be_dropped(tmp_path: Path) -> None:
+    rose, oak = ({"taxon_name": name, "taxon_ranks": {"genus": name.split()[0]}} for name in ("Rosa canina", "Quercus"))
+    samples = [
+        sample("a", phash=7, **rose),
+        sample("b", phash=7, **rose),
+        sample("c: near", phash=7 ^ 0b11, **oak),
+        sample("d: its genus", phash=7, taxon_name="Rosa", taxon_ranks={"genus": "Rosa"}),
+        sample("e: nothing said", phash=7),
+        sample("f", phash=0xFFFF, **rose),
+        sample("g: of one taxon", phash=0xFFFF, **rose),
+        sample("h: a rule fell", phash=0xFFFF, keep=False, reason="min_words", **oak),
+        sample("i: sheet of one layout", phash=0xFFFF, middle_hash=0xFF, **oak),
+    ]
+    found, result = run_decide(tmp_path, samples, other_labels="drop")
+    assert {name[0]: row["reason"] for name, row in found.items() if row["reason"]} == {
+        **dict.fromkeys("abcd", "conflicting_label"),
+        "g": "near_duplicate",
+        "h": "min_words",
+    }
+    assert (found["a"]["value"], found["a"]["other_sample_id"]) == ("Rosa canina here, Quercus there", "c: near")
+    assert result.funnel.num_in == result.funnel.num_kept + sum(result.funnel.reasons.values())
 
 
 # ---- in buckets

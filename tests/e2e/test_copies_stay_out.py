@@ -1,0 +1,180 @@
+"""Copies of what was taken down stay out of every later build, and copies under two labels go by the setting."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from building import ROOT, done, hash_tree, release_of, write_small_config
+from PIL import Image, ImageOps
+from sealed import lend
+
+from manifests import tables
+from pipeline.matching.looks import LOOKS
+from pipeline.stages import fetch_local
+
+PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
+COLUMNS = {"file": "file", "record_key": "key", "caption": "caption", "taxon_scientific_name": "taxon"}
+
+
+def _source(folder: Path, name: str, pictures: dict[str, Image.Image | Path], **taxa: str) -> dict[str, Any]:
+    """A source of its own folder; a file that is given goes in as it is."""
+    at = folder / name
+    at.mkdir(parents=True)
+    with (at / "list.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["file", "key", "caption", "taxon"])
+        for key, picture in pictures.items():
+            if isinstance(picture, Path):
+                shutil.copy(picture, at / f"{key}.jpg")
+            else:
+                picture.save(at / f"{key}.jpg", quality=80)
+            rows.writerow([f"{key}.jpg", key, f"a photo of something to eat, {key}", taxa.get(key, "")])
+    pictures_of = {"path": str(at), "table": "list.csv", "columns": COLUMNS}
+    return {"name": name, "domain": "plant", "folder": pictures_of, "defaults": {"licence": "CC0-1.0"}}
+
+
+def _sources(folder: Path) -> list[dict[str, Any]]:
+    """One source has the original, others a small copy and a mirrored one, and each something else."""
+    with Image.open(PHOTOS[0]) as photo:
+        small, mirrored = photo.resize((150, 150)), ImageOps.mirror(photo)
+    return [
+        _source(folder, "first", {"original": PHOTOS[0], "other": PHOTOS[1]}),
+        _source(folder, "second", {"small": small, "another": PHOTOS[2]}),
+        _source(folder, "third", {"mirrored": mirrored, "one-more": PHOTOS[3]}),
+    ]
+
+
+def _kept(work: Path) -> set[str]:
+    return set(pq.read_table(release_of(work) / "samples.parquet")["record_key"].to_pylist())
+
+
+def _id(work: Path, key: str) -> str:
+    query = f"SELECT sample_id FROM candidates WHERE record_key = '{key}'"
+    return done("query", work, query, "--format", "csv").split()[1].strip('"')
+
+
+def _listed(work: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (work / "takedowns.jsonl").read_text().splitlines()]
+
+
+OTHERS = {"other", "another", "one-more"}
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("sealed")
+    done("build", write_small_config(folder, *_sources(folder)))
+    before = hash_tree(folder)
+    yield folder
+    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
+
+
+def _config(folder: Path, names: str = "first second third", **sections: Any) -> Path:
+    sources = [
+        {
+            "name": name,
+            "domain": "plant",
+            "folder": {"path": str(folder / name), "table": "list.csv", "columns": COLUMNS},
+            "defaults": {"licence": "CC0-1.0"},
+        }
+        for name in names.split()
+    ]
+    return write_small_config(folder, *sources, **sections)
+
+
+def test_copies_stay_out_when_nothing_knows_the_original_any_more(sealed: Path, tmp_path: Path) -> None:
+    folder = lend(sealed, tmp_path / "lent")
+    work = folder / "work"
+    assert _kept(work) == {"original", *OTHERS}
+    done("takedown", work, "--id", _id(work, "original"), "--reason", "asked by letter")
+    (picture,) = [line for line in _listed(work) if line["by"] == "picture"]
+    assert {"phash", "phash_mirrored", "middle_hash", "middle_mirrored", "pixels_sha256"} < picture.keys()
+    assert picture["reason"] == "asked by letter"
+    assert _kept(work) == OTHERS
+
+    done("build", _config(folder, "second third"))  # its source left the config
+    assert _kept(work) == OTHERS - {"other"}
+    told = done("explain", work, _id(work, "mirrored"))
+    assert "DROPPED: takedown, as a copy (pHash distance " in told
+    assert f"to the mirror image of {picture['value']}); reason: asked by letter" in told
+    assert done("build", _config(folder, "second third")).startswith("nothing to do")
+
+    done("build", _config(folder, "second third", fetch={"image": {"size_px": 64, "jpeg_quality": 60}}))
+    assert _kept(work) == OTHERS - {"other"}
+
+    new = folder / "elsewhere"
+    (new / "work").mkdir(parents=True)
+    shutil.copy(work / "takedowns.jsonl", new / "work")
+    for name in ("second", "third"):
+        shutil.copytree(folder / name, new / name)
+    done("build", _config(new, "second third"))
+    assert _kept(new / "work") == OTHERS - {"other"}
+    assert _listed(new / "work") == _listed(work)
+
+
+def test_a_list_written_by_hand_gains_the_hashes_of_what_it_names(sealed: Path, tmp_path: Path) -> None:
+    folder = lend(sealed, tmp_path / "lent")
+    work = folder / "work"
+    entry = {"by": "id", "value": _id(work, "original"), "reason": "by hand"}
+    (work / "takedowns.jsonl").write_text(json.dumps(entry))
+    done("build", _config(folder))
+    assert _kept(work) == OTHERS
+    assert [line["by"] for line in _listed(work)] == ["id", "picture"]
+    told = done("explain", work, _id(work, "small"))
+    assert "DROPPED: takedown, as a copy (pHash distance " in told
+    assert f"that picture is {entry['value']}" in told
+    assert done("build", _config(folder)).startswith("nothing to do"), "the hashes are no other input"
+    assert "nothing to do" not in done("mix", _config(folder, mix={"ratio": {"plant": 1}, "seed": 3}), "--dry-run")
+    done("build", _config(folder, "second third"))
+    assert _kept(work) == OTHERS - {"other"}
+
+
+def test_hashes_that_an_earlier_version_did_not_measure_are_read_from_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = pa.schema([field for field in tables.FETCHED if field.name not in LOOKS.names[1:]])
+    monkeypatch.setattr(fetch_local, "tables", SimpleNamespace(FETCHED=older))
+    sources, work = _sources(tmp_path), tmp_path / "work"
+    done("build", write_small_config(tmp_path, *sources))
+    grown = pq.read_table(release_of(work) / "samples.parquet")
+    assert grown["middle_hash"].null_count == 0
+    done("takedown", work, "--id", _id(work, "original"))
+    (picture,) = [line for line in _listed(work) if line["by"] == "picture"]
+    assert {"phash_mirrored", "middle_hash", "middle_mirrored"} < picture.keys()
+    done("build", _config(tmp_path, "second third"))
+    assert _kept(work) == OTHERS - {"other"}
+
+
+def test_copies_under_two_labels_go_by_the_setting(tmp_path: Path) -> None:
+    with Image.open(PHOTOS[0]) as photo:
+        mirrored = ImageOps.mirror(photo)
+    pictures: dict[str, Image.Image | Path] = {
+        "rose": PHOTOS[0], "oak": mirrored, "iris": PHOTOS[1], "iris-again": PHOTOS[1], "genus": PHOTOS[1],
+    }  # fmt: skip
+    names = {
+        "rose": "Rosa canina", "oak": "Quercus robur",
+        "iris": "Iris tectorum", "iris-again": "Iris tectorum", "genus": "Iris",
+    }  # fmt: skip
+    source, work = _source(tmp_path, "labelled", pictures, **names), tmp_path / "work"
+    done("build", write_small_config(tmp_path, source))
+    kept = _kept(work)
+    assert len(kept) == 2
+    assert len(kept & {"rose", "oak"}) == 1
+    rows = done("query", work, "SELECT about, place, other_place FROM conflicts", "--format", "csv")
+    assert "oak.jpg" in rows
+    assert "rose.jpg" in rows
+    told = done("build", write_small_config(tmp_path, source, select={"other_labels": "drop"}))
+    assert "2 conflicting_label" in told
+    assert _kept(work) == kept & {"iris", "iris-again", "genus"}
+    assert "(Rosa canina here, Quercus robur there; allowed: one label for copies)" in done(
+        "explain", work, _id(work, "rose")
+    )
