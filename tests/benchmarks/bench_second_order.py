@@ -15,19 +15,19 @@ finished run is a line of results/dalip-vs-clip.jsonl; several processes share t
 from __future__ import annotations
 
 import argparse
-import fcntl
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from second_order_material import TEMPLATES, Material, prepare
+import study_training
+from second_order_material import Material, prepare
 from study_records import Records
+from study_training import Run, best_temperature, log_losses, make_all, similarities
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -38,28 +38,12 @@ ARMS = {"f": None, "mean": "mean", "attention": "attention", "covariance": "cova
 PRIMARY = ("mean", "covariance", "brownian")  # these share their number of steps
 RATES, LENGTHS = (3e-4, 1e-3, 3e-3), (250, 500, 1_000, 2_000)
 TUNING_SEEDS, FINAL_SEEDS, MORE_SEEDS = (900, 901), tuple(range(10)), tuple(range(20))
-BATCH, WARMUP_SHARE, WEIGHT_DECAY = 128, 1 / 12, 0.1
 MARGIN, WIDE_MARGIN, ROUNDS = 0.04, 0.125, 10_000
 NUM_SEALED = 858  # names, as `prepare` counts them
 TRUE_DIFFERENCES = (0.0, -0.04, -0.08, -0.12, -0.16, -0.2)  # of `power`
 
 
 # ---- runs
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run."""
-
-    arm: str
-    seed: int
-    rate: float
-    steps: int
-    purpose: str = "tuning"
-
-    @property
-    def name(self) -> str:
-        return f"{self.purpose}-{self.arm}-{self.seed}-{self.rate:g}-{self.steps}"
 
 
 def tuning_runs() -> Iterator[Run]:
@@ -98,106 +82,34 @@ def final_runs(seeds: Sequence[int]) -> Iterator[Run]:
         yield Run("f-own", seed, best["f", own][0], own, "final")
 
 
-def build(one: Run, material: Material) -> Any:
-    """The untrained model of a run."""
-    import torch
-    from study_heads import HEADS
-
-    from training.model.build import build_model
-    from training.model.presets import ModelSettings
-
-    head = ARMS[one.arm.removesuffix("-own")]
-    values: dict[str, Any] = {"preset": "dalip" if head else "clip", "architecture": str(material.config)}
-    if head:
-        values["second_order"] = {"reduced_width": 23, "heads": 4}
-    torch.manual_seed(one.seed)
-    return build_model(ModelSettings.model_validate(values), HEADS[head or "brownian"])
-
-
 def train(one: Run, material: Material) -> tuple[Any, dict[str, Any]]:
     """Train; returns the model, and what is kept of the run: among it the loss on validation at each quarter."""
-    import torch
+    started = time.process_time()
+    model = study_training.build(one, ARMS[one.arm.removesuffix("-own")], material.config)
+    quarters: list[dict[str, Any]] = []
+    of_each: list[float] = []
 
-    from training.config import OptimiserSettings, ScheduleSettings
-    from training.model.loss import LossSettings, make_loss
-    from training.run.optimiser import build_optimiser, lr_ratio_at, set_lr
-
-    started, model, loss = time.process_time(), build(one, material), make_loss(LossSettings())
-    optimiser = build_optimiser(model, OptimiserSettings(lr=one.rate, weight_decay=WEIGHT_DECAY))
-    schedule = ScheduleSettings(steps=one.steps, warmup_steps=round(WARMUP_SHARE * one.steps))
-    order = np.random.default_rng([one.seed, 1])
-    streams = [_endless(material.of_split(split), order) for split in ("special", "general")]
-    quarters, last = [], []
-    for step in range(one.steps):
-        rows = [next(stream) for stream in streams for _ in range(BATCH // 2)]
-        texts = [str(order.choice(material.rows[row]["texts"])) for row in rows]
-        set_lr(optimiser, one.rate * lr_ratio_at(step, one.steps, schedule))
-        torch.manual_seed(1_000_003 * one.seed + step)  # dropout
-        model.train()
-        parts = loss(model(material.images(rows), material.texts(texts)))
-        optimiser.zero_grad(set_to_none=True)
-        parts["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        loss.bound(model)
-        last.append(float(parts["loss"].detach()))
-        if (step + 1) % (one.steps // 4) == 0:
+    def look(step: int) -> None:
+        if step % (one.steps // 4) == 0:
             judged = on_validation(model.eval(), material)
             quarters.append({name: judged[name] for name in ("loss", "top1", "temperature")})
+            of_each[:] = judged["of_each"]
+
+    losses = study_training.train(one, model, material, look)
     # of tuning the spread over names is needed, for `power`
-    spread = {"val_of_each": judged["of_each"]} if one.purpose == "tuning" and one.arm in PRIMARY else {}
+    spread = {"val_of_each": of_each} if one.purpose == "tuning" and one.arm in PRIMARY else {}
     return model, spread | {
         "arm": one.arm, "seed": one.seed, "rate": one.rate, "steps": one.steps, "purpose": one.purpose,
         "cpu_seconds": round(time.process_time() - started, 1), "quarters": quarters, "val_loss": quarters[-1]["loss"],
-        "train_loss": round(float(np.mean(last[-one.steps // 10 :])), 4),
+        "train_loss": round(float(np.mean(losses[-one.steps // 10 :])), 4),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }  # fmt: skip
 
 
-def _endless(rows: list[int], rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from (rows[i] for i in rng.permutation(len(rows)))
-
-
-def similarities(model: Any, material: Material, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of the pictures of a split with all names of it (N, K), and the place of each picture's own name."""
-    import torch
-    from torch.nn.functional import normalize
-
-    rows = material.of_split(split)
-    own = [material.rows[row]["texts"][0] for row in rows]
-    names = sorted(set(own))
-
-    def vectors(orders: tuple[Any, Any]) -> Any:
-        first, second = orders
-        return first if second is None else torch.cat([first, second], dim=1) / 2**0.5
-
-    with torch.no_grad():
-        pictures = [vectors(model.image_orders(material.images(rows[i : i + 256]))) for i in range(0, len(rows), 256)]
-        texts = sum(
-            torch.cat([
-                vectors(model.text_orders(material.texts([template.format(n) for n in names[i : i + 256]])))
-                for i in range(0, len(names), 256)
-            ])
-            for template in TEMPLATES
-        )  # fmt: skip
-        cosines = torch.cat(pictures) @ normalize(texts, dim=-1).t()
-    return cosines.numpy().astype(np.float64), np.array([names.index(name) for name in own])
-
-
-def log_losses(cosines: np.ndarray, own: np.ndarray, temperature: float) -> np.ndarray:
-    logits = cosines * temperature
-    logits -= logits.max(axis=1, keepdims=True)
-    return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(own)), own]
-
-
 def on_validation(model: Any, material: Material) -> dict[str, Any]:
     """Log-loss at the temperature that fits validation best, top 1, and the loss of each picture."""
-    from scipy.optimize import minimize_scalar
-
     cosines, own = similarities(model, material, "val")
-    fit = minimize_scalar(lambda log_t: log_losses(cosines, own, np.exp(log_t)).mean(), bounds=(0, 7), method="bounded")
-    temperature = float(np.exp(fit.x))
+    temperature = best_temperature([(cosines, own)])
     of_each = log_losses(cosines, own, temperature)
     return {
         "loss": round(float(of_each.mean()), 5), "top1": round(float((cosines.argmax(1) == own).mean()), 5),
@@ -210,24 +122,9 @@ def run(work: Path, minutes: float, seeds: Sequence[int]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    material, stop = Material(work), time.time() + 60 * minutes
-    for plan in (tuning_runs, lambda: final_runs(seeds)):
-        while todo := [one for one in plan() if one.name not in RESULTS.names()]:
-            for one in todo:
-                claim = work / "claims" / one.name
-                claim.parent.mkdir(exist_ok=True)
-                with claim.open("w") as file:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
-                        continue  # another process makes it
-                    if one.name in RESULTS.names():
-                        continue
-                    if time.time() > stop:
-                        raise SystemExit("time is up; run again to go on")
-                    _keep(one, material)
-            time.sleep(2)
-    print("nothing is left")
+    material = Material(work)
+    plans = (tuning_runs, lambda: final_runs(seeds))
+    make_all(plans, RESULTS, work / "claims", lambda one: _keep(one, material), minutes)
 
 
 def _keep(one: Run, material: Material) -> None:
@@ -289,7 +186,7 @@ def trained(one: Run, material: Material) -> tuple[Any, bool]:
     path = material.work / "weights" / f"{one.name}.pt"
     if not path.is_file():
         return train(one, material)[0].eval(), True
-    model = build(one, material)
+    model = study_training.build(one, ARMS[one.arm.removesuffix("-own")], material.config)
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval(), False
 

@@ -31,10 +31,7 @@ def prepare(grocery: Path, corpus: Path, emojione: Path, work: Path) -> None:
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "rows.json").is_file():
-        rows = [*_grocery(grocery), *_corpus(corpus)]
-        rows += _emojione(emojione, {row["hexcode"]: row["texts"][0] for row in rows if row.get("hexcode")})
-        _without_near(rows)
-        (work / "rows.json").write_text(json.dumps(rows))
+        (work / "rows.json").write_text(json.dumps(collect(grocery, corpus, emojione)[0]))
     rows = json.loads((work / "rows.json").read_text())
     counts = {split: sum(row["split"] == split for row in rows) for split in ("special", "general", "val", "sealed")}
     print(f"{len(rows)} pictures: {counts}", flush=True)
@@ -43,8 +40,17 @@ def prepare(grocery: Path, corpus: Path, emojione: Path, work: Path) -> None:
     (work / "texts.json").write_text(json.dumps(texts))
     training = [i for i, row in enumerate(rows) if row["split"] in ("special", "general")]
     chosen = np.random.default_rng(0).permutation(training)[:1024].tolist()
-    _tokens("image", [row["path"] for row in rows], chosen, work)
-    _tokens("text", texts, np.random.default_rng(0).permutation(len(texts))[:1024].tolist(), work)
+    make_tokens("image", [row["path"] for row in rows], chosen, work)
+    make_tokens("text", texts, np.random.default_rng(0).permutation(len(texts))[:1024].tolist(), work)
+
+
+def collect(grocery: Path, corpus: Path, emojione: Path) -> tuple[list[dict[str, Any]], list[np.uint64]]:
+    """A row a picture, and the hashes of those of training."""
+    rows = [*_grocery(grocery), *_corpus(corpus)]
+    rows += _emojione(emojione, {row["hexcode"]: row["texts"][0] for row in rows if row.get("hexcode")})
+    hashes = [picture_hash(row["path"]) for row in rows]
+    of_training = [value for row, value in zip(rows, hashes, strict=True) if row["split"] in ("special", "general")]
+    return without_near(rows, hashes, of_training), of_training
 
 
 def _grocery(folder: Path) -> list[dict[str, Any]]:
@@ -76,7 +82,7 @@ def _corpus(folder: Path) -> list[dict[str, Any]]:
         if source == VALIDATION_EMOJI:
             row["split"] = "val"
         if source == VALIDATION_EMOJI or source in TRAIN_EMOJI:
-            row["hexcode"] = _hexcode(Path(path).stem)
+            row["hexcode"] = hexcode(Path(path).stem)
         rows.append(row)
     return rows
 
@@ -85,41 +91,44 @@ def _emojione(folder: Path, names: dict[str, str]) -> list[dict[str, Any]]:
     """Pictures of a vendor that no arm sees, under the names that the others have."""
     files = sorted((folder / "assets/png_128x128").glob("*.png"))
     return [
-        {"path": str(file), "split": "sealed", "texts": [names[code]]}
+        {"path": str(file), "split": "sealed", "texts": [names[code]], "hexcode": code}
         for file in files
-        if (code := _hexcode(file.stem)) in names
+        if (code := hexcode(file.stem)) in names
     ]
 
 
-def _hexcode(stem: str) -> str:
+def hexcode(stem: str) -> str:
+    """The code points of an emoji as all vendors have them."""
     return re.sub(r"-(fe0f|200d)", "", stem.lower())
 
 
-def _without_near(rows: list[dict[str, Any]]) -> None:
-    """Leave out judged pictures that are like one of training, and all but the first of one name."""
+def picture_hash(path: str) -> np.uint64:
+    """The pHash of a picture on white."""
     import imagehash
     from PIL import Image
 
-    hashes, training = [], []
-    for row in rows:
-        with Image.open(row["path"]) as picture:
-            flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-        bits = imagehash.phash(flat.convert("RGB")).hash.flatten()
-        hashes.append(np.uint64(int("".join("1" if bit else "0" for bit in bits), 2)))
-        if row["split"] in ("special", "general"):
-            training.append(hashes[-1])
-    kept, seen = [], set()
+    with Image.open(path) as picture:
+        flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    bits = imagehash.phash(flat.convert("RGB")).hash.flatten()
+    return np.uint64(int("".join("1" if bit else "0" for bit in bits), 2))
+
+
+def without_near(
+    rows: list[dict[str, Any]], hashes: list[np.uint64], of_training: list[np.uint64]
+) -> list[dict[str, Any]]:
+    """Leave out judged pictures that are like one of training, and all but the first of one name."""
+    kept, seen, training = [], set(), np.array(of_training)
     for row, value in zip(rows, hashes, strict=True):
         judged = (row["split"], row["texts"][0])
-        if row["split"] in ("val", "sealed"):
-            if judged in seen or np.bitwise_count(np.array(training) ^ value).min() <= NEAR:
+        if row["split"] not in ("special", "general"):
+            if judged in seen or np.bitwise_count(training ^ value).min() <= NEAR:
                 continue
             seen.add(judged)
         kept.append(row)
-    rows[:] = kept
+    return kept
 
 
-def _tokens(side: str, inputs: list[str], fitted: list[int], work: Path) -> None:
+def make_tokens(side: str, inputs: list[str], fitted: list[int], work: Path) -> None:
     """Principal components of the tower's tokens, then those of every input, float16; goes on where it was."""
     import torch
 

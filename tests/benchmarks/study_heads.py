@@ -2,8 +2,8 @@
 
 Compared with MBDC under equal conditions they tell a second-order statistic from a second head that sees the tokens.
 What stands before and after the statistic is that of `training.model.branch`. `mean`, `max` and `attention` pool the
-tokens to one vector and widen it, so that the branch has as many parameters as MBDC's. `build_model` takes one as its
-`branch`.
+tokens to one vector and widen it, so that the branch has as many parameters as MBDC's; `token_mlp` widens each token
+and pools then. `build_model` takes one as its `branch`.
 
 Shape letters as in `training.model.branch`.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.model import fast
 from training.model.branch import BranchShape, SecondOrderBranch, projection_layers
 from training.model.mbdc import DISTANCE_EPS, num_second_order
 from training.model.precision import full_precision, without_autocast
@@ -33,32 +34,51 @@ class CovarianceBranch(SecondOrderBranch):
     Root Normalization" (iSQRT-COV).
     """
 
+    centred = True
+
     def compare(self, tokens_BMHR: Tensor, factor: Tensor | None, num_tokens_B: Tensor | None) -> Tensor:
-        """ReLU, then the root of the covariance of each head, its upper triangle, (B, H T)."""
+        """ReLU, then the root of the second moment of each head, its upper triangle, (B, H T)."""
         with without_autocast(tokens_BMHR):
             x_BMHR = full_precision(tokens_BMHR).relu()
             x_BHMR = (x_BMHR if factor is None else x_BMHR * factor).transpose(1, 2)
             count = x_BHMR.shape[2] if num_tokens_B is None else num_tokens_B.view(-1, 1, 1, 1)
-            mean_BH1R = x_BHMR.sum(dim=2, keepdim=True) / count
-            covariance_BHRR = x_BHMR.transpose(-1, -2) @ x_BHMR / count - mean_BH1R.transpose(-1, -2) @ mean_BH1R
-            root_BHRR = matrix_square_root(covariance_BHRR)
+            root_BHRR = matrix_square_root(second_moment(x_BHMR, count, self.centred))
             row_T, column_T = torch.triu_indices(*root_BHRR.shape[-2:], device=root_BHRR.device)
             return root_BHRR[..., row_T, column_T].flatten(1)
+
+
+class UncentredBranch(CovarianceBranch):
+    """The root of the second moment about zero, which holds the mean of the tokens, as Brownian distance does."""
+
+    centred = False
+
+
+def second_moment(x_BHMR: Tensor, count: Tensor | int, centred: bool) -> Tensor:
+    """Of the channels over the tokens, (B, H, R, R): about the mean or about zero. Padding is zeros."""
+    moment_BHRR = x_BHMR.transpose(-1, -2) @ x_BHMR / count
+    if not centred:
+        return moment_BHRR
+    mean_BH1R = x_BHMR.sum(dim=2, keepdim=True) / count
+    return moment_BHRR - mean_BH1R.transpose(-1, -2) @ mean_BH1R
 
 
 def matrix_square_root(matrix_RR: Tensor) -> Tensor:
     """The square root of symmetric matrices without negative eigenvalues (..., R, R), by products alone.
 
     Coupled iteration of Newton and Schulz on the matrix over its trace. DISTANCE_EPS on the diagonal keeps a matrix of
-    zeros finite.
+    zeros finite. The inverse begins as the identity, and the last one is not needed: three products fewer.
     """
     identity_RR = torch.eye(matrix_RR.shape[-1], dtype=matrix_RR.dtype, device=matrix_RR.device)
     raised_RR = matrix_RR + DISTANCE_EPS * identity_RR
     trace_11 = raised_RR.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    root_RR, inverse_RR = raised_RR / trace_11, identity_RR.expand_as(raised_RR)
-    for _ in range(_ROOT_STEPS):
+    root_RR = raised_RR / trace_11
+    inverse_RR = (3 * identity_RR - root_RR) / 2
+    root_RR = root_RR @ inverse_RR
+    for left in range(_ROOT_STEPS - 2, -1, -1):
         step_RR = (3 * identity_RR - inverse_RR @ root_RR) / 2
-        root_RR, inverse_RR = root_RR @ step_RR, step_RR @ inverse_RR
+        root_RR = root_RR @ step_RR
+        if left:
+            inverse_RR = step_RR @ inverse_RR
     return root_RR * trace_11.sqrt()
 
 
@@ -108,12 +128,26 @@ class MeanBranch(_PoolingBranch):
 
     def pool(self, tokens_BMW: Tensor, mask_BM: Tensor | None, projection_WC: Tensor | None) -> Tensor:
         """The mean first: its projection is the mean of the projected tokens. Padding does not count."""
-        if mask_BM is None:
-            mean_B1W = tokens_BMW.mean(dim=1, keepdim=True)
-        else:
-            kept_BMW = tokens_BMW.masked_fill(~mask_BM.unsqueeze(-1), 0.0)
-            mean_B1W = kept_BMW.sum(dim=1, keepdim=True) / mask_BM.sum(dim=1).view(-1, 1, 1)
+        mean_B1W = _mean(tokens_BMW, mask_BM).unsqueeze(1)
         return self.project_tokens(mean_B1W, projection_WC).squeeze(1)
+
+
+class TokenMlpBranch(MeanBranch):
+    """The mean head with its hidden layer before the mean: a look at single tokens that is not linear.
+
+    It has the layers and parameters of the mean head, and no second order.
+    """
+
+    def statistics(
+        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
+    ) -> Tensor:
+        """The mean of the hidden layer over the tokens, (B, T). The layers before it are linear: one product."""
+        matrix_TW = self.hidden.weight @ self.token_projection.weight
+        if projection_WC is not None:
+            matrix_TW = matrix_TW @ projection_WC.t()
+        hidden_BMT = fast.channels_times(tokens_BMW.unsqueeze(2), matrix_TW).squeeze(2) + self.hidden.bias
+        mean_BT = _mean(functional.gelu(hidden_BMT), mask_BM)
+        return functional.dropout(mean_BT, self.shape.dropout, self.training)
 
 
 class MaxBranch(_PoolingBranch):
@@ -146,11 +180,20 @@ class AttentionBranch(_PoolingBranch):
 HEADS: dict[str, type[SecondOrderBranch]] = {
     "brownian": SecondOrderBranch,
     "covariance": CovarianceBranch,
+    "uncentred": UncentredBranch,
     "mean": MeanBranch,
+    "token_mlp": TokenMlpBranch,
     "max": MaxBranch,
     "attention": AttentionBranch,
     "pooled": PooledBranch,
 }
+
+
+def _mean(values_BMX: Tensor, mask_BM: Tensor | None) -> Tensor:
+    """Over the tokens that are no padding, (B, X)."""
+    if mask_BM is None:
+        return values_BMX.mean(dim=1)
+    return values_BMX.masked_fill(~mask_BM.unsqueeze(-1), 0.0).sum(dim=1) / mask_BM.sum(dim=1).view(-1, 1)
 
 
 def _without(mask_BM: Tensor | None, values_BMX: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.study_heads import HEADS
+from benchmarks.study_heads import HEADS, matrix_square_root, second_moment
 from torch import Tensor
 from training_runs import make_settings
 
@@ -16,7 +16,7 @@ from training.config import identity_values
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.presets import ModelSettings
 
-MATCHED = ("mean", "max", "attention", "covariance")
+MATCHED = ("mean", "token_mlp", "max", "attention", "covariance", "uncentred")
 
 
 def shape(projection: str = "single", **changes: Any) -> BranchShape:
@@ -79,6 +79,38 @@ def test_a_projection_given_beside_the_tokens_is_one_done_before(kind: Any, dtyp
         found.append([z, *torch.autograd.grad(z.square().sum(), wanted)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_hidden_layer_for_each_token_has_the_layers_of_the_mean_head_and_sees_more_than_the_mean() -> None:
+    """Same names, same shapes, same start. With one token it is the mean head; two tokens with one mean differ."""
+    branches = []
+    for kind in ("mean", "token_mlp"):
+        torch.manual_seed(4)
+        branches.append(HEADS[kind](shape()).double())
+    mean, token_mlp = branches
+    for (name, one), (other_name, other) in zip(mean.named_parameters(), token_mlp.named_parameters(), strict=True):
+        assert name == other_name
+        assert torch.equal(one, other)
+    anchor, tokens = inputs(dtype=torch.float64)
+    torch.testing.assert_close(token_mlp(anchor, tokens[:, :1]), mean(anchor, tokens[:, :1]))
+    spread = torch.cat([tokens[:, :1] + tokens[:, 1:2], tokens[:, :1] - tokens[:, 1:2]], dim=1)
+    torch.testing.assert_close(mean(anchor, spread), mean(anchor, tokens[:, :1]))
+    assert (token_mlp(anchor, spread) - token_mlp(anchor, tokens[:, :1])).abs().max() > 0.01
+    torch.testing.assert_close(token_mlp(anchor, tokens), token_mlp(anchor, tokens[:, torch.randperm(7)]))
+
+
+def test_the_uncentred_moment_is_the_covariance_and_the_mean_times_itself() -> None:
+    x = torch.randn(3, 2, 7, 5, dtype=torch.float64).relu()
+    count = torch.tensor([7, 4, 5]).view(-1, 1, 1, 1)
+    x *= (torch.arange(7).view(1, 1, 7, 1) < count).double()
+    mean = x.sum(dim=2, keepdim=True) / count
+    about_mean, about_zero = (second_moment(x, count, centred) for centred in (True, False))
+    torch.testing.assert_close(about_zero, about_mean + mean.transpose(-1, -2) @ mean)
+    one = x[1, 0, :4]
+    torch.testing.assert_close(about_mean[1, 0], torch.cov(one.t(), correction=0))
+    values, vectors = torch.linalg.eigh(about_zero + 1e-5 * torch.eye(5))
+    root = vectors @ torch.diag_embed(values.sqrt()) @ vectors.transpose(-1, -2)
+    assert (matrix_square_root(about_zero) - root).norm() < 0.02 * root.norm()
 
 
 def test_the_statistic_is_no_setting_any_more(config: dict[str, Any]) -> None:

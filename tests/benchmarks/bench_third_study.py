@@ -1,0 +1,328 @@
+"""The study of tests/benchmarks/protocols/third-study.md: what of DALIP is second order, and what is Brownian?
+
+    python tests/benchmarks/bench_third_study.py prepare GROCERY CORPUS EMOJIONE --work DIR
+    python tests/benchmarks/bench_third_study.py seal OPENMOJI FXEMOJI --work DIR --sealed OTHER
+    python tests/benchmarks/bench_third_study.py run --work DIR                      # tuning, then every final run
+    python tests/benchmarks/bench_third_study.py run --work DIR --only NAME --check  # one run against its record
+    python tests/benchmarks/bench_third_study.py progress                            # what is done, hours that are left
+    python tests/benchmarks/bench_third_study.py power --sizes OPENMOJI FXEMOJI      # numbers of names; before judging
+    python tests/benchmarks/bench_third_study.py judge --work DIR --sealed OTHER     # once, when every run is done
+    python tests/benchmarks/bench_third_study.py statistics                          # from the committed files alone
+
+GROCERY is the Grocery Store dataset (train/, val/, train.txt, val.txt, classes.csv), CORPUS a folder of captioned
+pictures with a pairs.parquet, the other three unpacked packages of npm: emojione 2.2.7, openmoji 17.0.0 and
+@iconify-json/fxemoji 1.2.2. The packages of study_towers.py, and for `seal` resvg-py, must be importable. A finished
+run is a line of results/third-study.jsonl, its weights a file in DIR; several processes share the runs. A judged run is
+a line of results/third-study-sealed.jsonl. No command but `seal` and `judge` is told where the sealed pictures lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import study_training
+from study_records import Records
+from study_training import Run, best_temperature, log_losses, make_all, similarities
+from third_study_material import SEALED, VALIDATION, NamedMaterial, prepare, seal
+from third_study_statistics import PRIMARY, power, power_before, report
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+RESULTS = Records(Path(__file__).parent / "results/third-study.jsonl")
+SEALED_RESULTS = Records(Path(__file__).parent / "results/third-study-sealed.jsonl")  # `judge` alone writes it
+ARMS = {"f": None} | {
+    head: head for head in ("mean", "max", "token_mlp", "covariance", "uncentred", "brownian")
+}  # to the head of each
+RATES, LENGTHS = (3e-4, 5.5e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3), (250, 500, 1_000, 2_000)
+TUNING_SEEDS, TRIED_AGAIN, FINAL_SEEDS = (900, 901), 6, tuple(range(20))
+
+
+# ---- runs
+
+
+def first_tuning() -> Iterator[Run]:
+    """Every cell of every arm, with the first seed."""
+    for steps in LENGTHS:
+        for rate in RATES:
+            yield from (Run(arm, TUNING_SEEDS[0], rate, steps) for arm in ARMS)
+
+
+def second_tuning() -> Iterator[Run]:
+    """The TRIED_AGAIN best cells of each arm, with the second seed; of equal ones those of the fewest steps."""
+    first = [RESULTS.one(one.name) for one in first_tuning()]
+    for arm in ARMS:
+        ours = sorted((each["val_loss"], each["steps"], each["rate"]) for each in first if each["arm"] == arm)
+        yield from (Run(arm, TUNING_SEEDS[1], rate, steps) for _, steps, rate in ours[:TRIED_AGAIN])
+
+
+def tuned() -> dict[str, tuple[float, int, float]]:
+    """Of each arm, among the cells with both seeds, the least mean loss on validation, its steps and its rate."""
+    found: dict[str, list[tuple[float, int, float]]] = {arm: [] for arm in ARMS}
+    for one in second_tuning():
+        both = [RESULTS.one(replace(one, seed=seed).name)["val_loss"] for seed in TUNING_SEEDS]
+        found[one.arm].append((float(np.mean(both)), one.steps, one.rate))
+    return {arm: min(cells) for arm, cells in found.items()}
+
+
+def final_runs() -> Iterator[Run]:
+    best = tuned()
+    for seed in FINAL_SEEDS:
+        yield from (Run(arm, seed, rate, steps, "final") for arm, (_, steps, rate) in best.items())
+
+
+PLANS = (first_tuning, second_tuning, final_runs)  # each reads the records of those before
+
+
+def missing() -> tuple[str, list[Run]]:
+    """The first plan with runs that have no record, and these; none when every run is done."""
+    done = RESULTS.names()
+    for plan in PLANS:
+        if left := [one for one in plan() if one.name not in done]:
+            return plan.__name__, left
+    return "", []
+
+
+def train(one: Run, material: NamedMaterial) -> tuple[Any, dict[str, Any]]:
+    """Train; returns the model, and what is kept of the run. A final run looks at validation at each quarter."""
+    began, started = datetime.now(UTC), time.process_time()
+    model = study_training.build(one, ARMS[one.arm], material.config)
+    looks: list[dict[str, Any]] = []
+
+    def look(step: int) -> None:
+        if step == one.steps or (one.purpose == "final" and step % (one.steps // 4) == 0):
+            looks.append(on_validation(model.eval(), material))
+
+    losses = study_training.train(one, model, material, look)
+    of_each = looks[-1]["of_each"]
+    return model, {
+        "arm": one.arm, "seed": one.seed, "rate": one.rate, "steps": one.steps, "purpose": one.purpose,
+        "val_loss": looks[-1]["loss"],
+        "quarters": [{name: value for name, value in each.items() if name != "of_each"} for each in looks],
+        "train_loss": round(float(np.mean(losses[-one.steps // 10 :])), 4),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "weights": digest(model), "rows": material.digest, "commit": commit(), "machine": machine(),
+        "began": began.isoformat(timespec="seconds"), "cpu_seconds": round(time.process_time() - started, 1),
+    } | ({"of_each": of_each} if one.arm in {arm for pair in PRIMARY for arm in pair} else {})  # fmt: skip
+
+
+def on_validation(model: Any, material: NamedMaterial) -> dict[str, Any]:
+    """Mean log-loss of the two vendors at the temperature that fits them best, that and top 1 of each, each picture's.
+
+    Those of pictures are hundredths of a nat.
+    """
+    splits = {vendor: similarities(model, material, vendor) for vendor in VALIDATION}
+    temperature = best_temperature(splits.values())
+    losses = {vendor: log_losses(*both, temperature) for vendor, both in splits.items()}
+    return {
+        "loss": round(float(np.mean([each.mean() for each in losses.values()])), 5),
+        "temperature": round(temperature, 4),
+        "loss_of": {vendor: round(float(each.mean()), 5) for vendor, each in losses.items()},
+        "top1_of": {v: round(float((cosines.argmax(1) == own).mean()), 5) for v, (cosines, own) in splits.items()},
+        "of_each": {vendor: np.rint(100 * each).astype(int).tolist() for vendor, each in losses.items()},
+    }  # fmt: skip
+
+
+def digest(model: Any) -> str:
+    """sha256 of the trained weights, by name."""
+    said = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        said.update(name.encode() + parameter.detach().numpy().tobytes())
+    return said.hexdigest()
+
+
+def commit() -> str:
+    """The commit of the code.
+
+    Raises: SystemExit where a file of it was changed.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
+    if lost := [name for name in changed if not name.endswith(".jsonl")]:
+        raise SystemExit(f"a run is that of a commit; these files differ from it: {', '.join(lost)}")
+    return git("rev-parse", "HEAD").strip()
+
+
+def machine() -> str:
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    models = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+    processor = f"{models[0] if models else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def run(work: Path, minutes: float) -> None:
+    """Every run that is not done, until the minutes are over."""
+    import torch
+
+    torch.set_num_threads(1)
+    material = NamedMaterial(work)
+    if "names" not in RESULTS.names():
+        RESULTS.add("names", material.codes(VALIDATION))
+
+    def make(one: Run) -> None:
+        model, record = train(one, material)
+        if one.purpose == "final":
+            path = work / "weights" / f"{one.name}.pt"
+            path.parent.mkdir(exist_ok=True)
+            torch.save({name: each.detach() for name, each in model.named_parameters()}, path)
+        RESULTS.add(one.name, record)
+        print(one.name, record["cpu_seconds"], "CPU s", record["val_loss"], flush=True)
+
+    make_all(PLANS, RESULTS, work / "claims", make, minutes)
+
+
+def check(work: Path, name: str) -> None:
+    """Make one run again, and compare it with its record."""
+    import torch
+
+    torch.set_num_threads(1)
+    kept = RESULTS.one(name)
+    _, made = train(Run(*(kept[key] for key in ("arm", "seed", "rate", "steps", "purpose"))), NamedMaterial(work))
+    same = ("rows", "weights", "val_loss", "train_loss", "quarters", "commit", "machine")
+    differ = [key for key in same if made[key] != kept[key]]
+    print(f"{name}: {'differs in ' + ', '.join(differ) if differ else 'the same to the last digit'}")
+    print(f"loss on validation {made['val_loss']}, recorded {kept['val_loss']}")
+    raise SystemExit(bool(differ))
+
+
+def progress() -> None:
+    """How many runs are done, and the CPU hours that the others take at the seconds a step of those of their arm."""
+    done = [RESULTS.one(name) for name in RESULTS.names() if name != "names"]
+    a_step = {}
+    for arm in ARMS:
+        ours = [each for each in done if each["arm"] == arm]
+        a_step[arm] = sum(each["cpu_seconds"] for each in ours) / max(1, sum(each["steps"] for each in ours))
+        print(f"{arm}: {len(ours)} runs, {1000 * a_step[arm]:.0f} CPU s for 1,000 steps")
+    plan, left = missing()
+    hours = sum(one.steps * a_step[one.arm] for one in left) / 3600
+    print(f"{len(done)} runs are done; of {plan or 'nothing'} {len(left)} are left, {hours:.2f} CPU hours")
+    # what comes behind, if each arm's six best cells have 1,250 steps in the mean and its best 1,000
+    behind = {"first_tuning": 1_250 * TRIED_AGAIN + 1_000 * len(FINAL_SEEDS), "second_tuning": 1_000 * len(FINAL_SEEDS)}
+    print(f"behind them about {behind.get(plan, 0) * sum(a_step.values()) / 3600:.1f} CPU hours")
+    if plan in ("final_runs", ""):
+        for arm, (loss, steps, rate) in tuned().items():
+            print(f"{arm}: {steps} steps at {rate:g}, loss on validation {loss:.3f}")
+
+
+# ---- judging
+
+
+def judge(work: Path, sealed: Path) -> None:
+    """Open the sealed pictures, once: the log-loss and the place of each name, for every final run."""
+    import torch
+
+    torch.set_num_threads(1)
+    plan, left = missing()
+    if left:
+        raise SystemExit(f"{len(left)} runs of {plan} are not done, the sealed pictures stay sealed")
+    judged = SEALED_RESULTS
+    material, opened = NamedMaterial(work), NamedMaterial(sealed)
+    judged.add("names", opened.codes(SEALED) | {"rows": opened.digest, "commit": commit()})
+    for one in final_runs():
+        record = RESULTS.one(one.name)
+        model = study_training.build(one, ARMS[one.arm], material.config)
+        weights = torch.load(work / "weights" / f"{one.name}.pt", weights_only=True)
+        model.load_state_dict(weights, strict=False)  # what is missing is no parameter: the reduction, which is fixed
+        if digest(model) != record["weights"]:
+            raise SystemExit(f"{one.name}: the weights are not those of its record")
+        splits = {vendor: similarities(model.eval(), opened, vendor) for vendor in SEALED}
+        judged.add(
+            one.name, {"arm": one.arm, "seed": one.seed} | _of_pictures(splits, record["quarters"][-1]["temperature"])
+        )
+        print(one.name, flush=True)
+    nearest = {
+        vendor: nearest_names(material, opened if vendor in SEALED else material, vendor)
+        for vendor in (*VALIDATION, *SEALED)
+    }
+    temperature = best_temperature(nearest[vendor] for vendor in VALIDATION)
+    judged.add("nearest", {"arm": "nearest"} | _of_pictures({v: nearest[v] for v in SEALED}, temperature))
+
+
+def _of_pictures(splits: dict[str, tuple[np.ndarray, np.ndarray]], temperature: float) -> dict[str, Any]:
+    return {
+        vendor: {
+            "losses": [round(float(value), 4) for value in log_losses(cosines, own, temperature)],
+            "hits": "".join(str(int(hit)) for hit in cosines.argmax(1) == own),
+        }
+        for vendor, (cosines, own) in splits.items()
+    }
+
+
+def nearest_names(material: NamedMaterial, judged: NamedMaterial, vendor: str) -> tuple[np.ndarray, np.ndarray]:
+    """Without training: the cosine of the frozen pooled feature with the nearest training emoji of each name."""
+    rows = judged.of_split(vendor)
+    own = [judged.rows[row]["texts"][0] for row in rows]
+    names = sorted(set(own))
+    drawn = [row for row in material.of_split("general") if material.rows[row].get("hexcode")]
+
+    def pooled(of: NamedMaterial, numbers: list[int]) -> np.ndarray:
+        features = np.array([of.images([number])[0, 0].numpy() for number in numbers], np.float64)
+        return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+    each = pooled(judged, rows) @ pooled(material, drawn).T
+    cosines = np.full((len(rows), len(names)), -1.0)
+    for column, row in enumerate(drawn):
+        if (name := material.rows[row]["texts"][0]) in names:
+            place = names.index(name)
+            cosines[:, place] = np.maximum(cosines[:, place], each[:, column])
+    return cosines, np.array([names.index(name) for name in own])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    paths = {"prepare": ("grocery", "corpus", "emojione"), "seal": ("openmoji", "fxemoji")}
+    for name in ("prepare", "seal", "run", "progress", "power", "judge", "statistics"):
+        command = commands.add_parser(name)
+        for path in paths.get(name, ()):
+            command.add_argument(path, type=Path)
+        if name in ("prepare", "seal", "run", "judge"):
+            command.add_argument("--work", type=Path, required=True)
+        if name in ("seal", "judge"):
+            command.add_argument("--sealed", type=Path, required=True)
+    commands.choices["run"].add_argument("--minutes", type=float, default=1e6)
+    commands.choices["run"].add_argument("--only", metavar="NAME", help="with --check: make this run again")
+    commands.choices["run"].add_argument("--check", action="store_true", help="compare it with its record")
+    commands.choices["power"].add_argument("--sizes", type=int, nargs=2, required=True, help="names of each vendor")
+    commands.choices["power"].add_argument("--before", action="store_true", help="from the second study's spread")
+    args = parser.parse_args()
+    if args.command == "prepare":
+        prepare(args.grocery, args.corpus, args.emojione, args.work)
+    elif args.command == "seal":
+        seal(args.openmoji, args.fxemoji, args.work, args.sealed)
+    elif args.command == "run" and (args.only or args.check):
+        check(args.work, args.only)
+    elif args.command == "run":
+        run(args.work, args.minutes)
+    elif args.command == "progress":
+        progress()
+    elif args.command == "power":
+        if args.before:
+            print(power_before(Records(Path(__file__).parent / "results/dalip-vs-clip.jsonl"), args.sizes))
+        else:
+            best = {arm: Run(arm, 0, rate, steps) for arm, (_, steps, rate) in tuned().items()}
+            print(power(RESULTS, best, args.sizes))
+    elif args.command == "judge":
+        judge(args.work, args.sealed)
+    else:
+        print(report(RESULTS, SEALED_RESULTS))
+
+
+if __name__ == "__main__":
+    main()

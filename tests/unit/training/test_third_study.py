@@ -1,0 +1,205 @@
+"""The third study: what its runs may open, what they keep, and what its sentences rest on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+STUDY = ("second_order_material", "study_records", "study_training", "study_heads", "bench_third_study",
+         "third_study_material", "third_study_statistics")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study() -> Iterator[Any]:
+    """The scripts find each other as they do when they are run."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("bench_third_study")
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in STUDY:
+            sys.modules.pop(name, None)
+
+
+def folder_of(path: Path, splits: dict[str, int]) -> Path:
+    """A folder as `prepare` and `seal` make them, of random tokens: 4 of a picture and up to 3 of a text."""
+    rng, rows = np.random.default_rng(len(splits)), []
+    for split, count in splits.items():
+        rows += [{"split": split, "texts": [f"name {n}"], "hexcode": f"1f6{n:02x}"} for n in range(count)]
+    texts = sorted({text for row in rows for name in row["texts"] for text in (name, f"a picture of {name}.")})
+    path.mkdir()
+    (path / "rows.json").write_text(json.dumps(rows))
+    (path / "texts.json").write_text(json.dumps(texts))
+    for side, count, tokens in (("image", len(rows), 4), ("text", len(texts), 3)):
+        made = rng.standard_normal((count, 1 + tokens, 256)).astype(np.float16)
+        if side == "text":
+            made[::2, 3:] = 0  # padding
+        np.save(path / f"{side}.npy", made)
+        np.savez(path / f"{side}-components.npz", mean=np.zeros(8), shape=np.array([tokens, 8]), weights="x")
+    return path
+
+
+@pytest.fixture
+def small(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A whole study: four tuning runs and two final runs of four steps."""
+    monkeypatch.setattr(study, "ARMS", {"f": None, "mean": "mean"})
+    for name, value in {"LENGTHS": (4,), "RATES": (1e-3,), "FINAL_SEEDS": (0,), "commit": lambda: "c"}.items():
+        monkeypatch.setattr(study, name, value)
+    monkeypatch.setattr(study, "RESULTS", study.Records(tmp_path / "runs.jsonl"))
+    monkeypatch.setattr(study, "SEALED_RESULTS", study.Records(tmp_path / "judged.jsonl"))
+    return {
+        "work": folder_of(tmp_path / "work", {"special": 9, "general": 9, "fluent": 5, "emojione": 4}),
+        "sealed": folder_of(tmp_path / "sealed", {"openmoji": 6, "fxemoji": 5}),
+    }
+
+
+def test_runs_open_nothing_sealed_and_judging_waits_for_all_of_them(
+    study: Any, small: dict[str, Path], tmp_path: Path
+) -> None:
+    opened: list[str] = []
+    listening = [True]
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if listening[0] and event == "open" else None)
+    with pytest.raises(SystemExit, match="2 runs of first_tuning are not done, the sealed pictures stay sealed"):
+        study.judge(small["work"], small["sealed"])
+    study.run(small["work"], minutes=10)
+    secret = (str(small["sealed"]), str(tmp_path / "judged.jsonl"))
+    assert any(path.startswith(str(small["work"])) for path in opened)
+    assert not [path for path in opened if path.startswith(secret)]
+    runs = {name for name in study.RESULTS.names() if name != "names"}
+    assert len(runs) == 6
+    for name in runs:
+        record = study.RESULTS.one(name)
+        assert record["commit"] == "c"
+        assert record["machine"]
+        assert record["began"]
+        assert len(record["rows"]) == len(record["weights"]) == 64
+    assert study.RESULTS.one("names")["fluent"] == [f"1f6{n:02x}" for n in range(5)]
+    study.judge(small["work"], small["sealed"])
+    listening[0] = False
+    assert [path for path in opened if path.startswith(secret)]
+    judged = study.SEALED_RESULTS.one("final-mean-0-0.001-4")
+    assert {vendor: len(judged[vendor]["losses"]) for vendor in ("openmoji", "fxemoji")} == {
+        "openmoji": 6,
+        "fxemoji": 5,
+    }
+    assert set(study.SEALED_RESULTS.names()) == {"names", "nearest", "final-f-0-0.001-4", "final-mean-0-0.001-4"}
+
+
+def test_the_best_cells_are_tried_again_and_the_best_of_both_seeds_is_taken(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "RESULTS", study.Records(tmp_path / "runs.jsonl"))
+    cells = [(one.arm, one.steps, one.rate) for one in study.first_tuning()]
+    assert len(cells) == len(set(cells)) == 24 * 7
+
+    def record(one: Any, loss: float) -> None:
+        kept = {"arm": one.arm, "seed": one.seed, "steps": one.steps, "rate": one.rate, "val_loss": loss}
+        study.RESULTS.add(one.name, kept)
+
+    for one in study.first_tuning():
+        record(one, abs(one.steps - 1_000) / 1_000 + abs(one.rate - 1e-3))
+    again = list(study.second_tuning())
+    assert [(one.steps, one.rate) for one in again if one.arm == "max"] == [
+        (1_000, rate) for rate in (1e-3, 5.5e-4, 3e-4, 1.8e-3, 3.2e-3, 5.6e-3)
+    ]
+    assert {one.seed for one in again} == {901}
+    assert len(again) == 6 * 7
+    for one in again:
+        record(one, 0.0 if one.rate == 3.2e-3 else 1.0)
+    assert study.tuned()["brownian"][1:] == (1_000, 3.2e-3)
+    assert study.missing()[0] == "final_runs"
+    assert len(study.missing()[1]) == 20 * 7
+
+
+def test_a_run_is_made_again_to_the_last_digit_and_a_changed_record_is_seen(
+    study: Any, small: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.run(small["work"], minutes=10)
+    name = "final-mean-0-0.001-4"
+    with pytest.raises(SystemExit) as stopped:
+        study.check(small["work"], name)
+    assert not stopped.value.code
+    assert "the same to the last digit" in capsys.readouterr().out
+    study.RESULTS.add(name, study.RESULTS.one(name) | {"val_loss": 0.0, "weights": "0"})
+    with pytest.raises(SystemExit) as stopped:
+        study.check(small["work"], name)
+    assert stopped.value.code
+    assert "differs in weights, val_loss" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the weights are not those of its record"):
+        study.judge(small["work"], small["sealed"])
+
+
+def test_a_changed_file_stops_a_run(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    for name in ("code.py", "runs.jsonl"):
+        (tmp_path / name).write_text("1")
+    git("add", "-A")
+    git("commit", "-qm", "a")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    (tmp_path / "runs.jsonl").write_text("2")
+    assert study.commit() == git("rev-parse", "HEAD").strip()
+    (tmp_path / "code.py").write_text("2")
+    with pytest.raises(SystemExit, match=r"these files differ from it: code\.py"):
+        study.commit()
+
+
+def test_vendors_share_blocks_of_neighbouring_code_points(study: Any) -> None:
+    statistics = sys.modules["third_study_statistics"]
+    codes = {"a": [f"{n:x}" for n in range(0x1F600, 0x1F640)], "b": ["1f600", "1f600-1f601", "1f63f", "231a"]}
+    blocks = statistics.blocks_of(codes)
+    assert np.bincount(blocks["a"])[1:4].tolist() == [16, 16, 16]
+    assert blocks["b"].tolist() == [0, 0, 4, 0]
+
+
+def test_the_interval_covers_what_neighbours_share_where_names_alone_do_not(study: Any) -> None:
+    """A study whose true difference is 0, with blocks that are alike: covered in about 95 % of the draws."""
+    statistics, rng = sys.modules["third_study_statistics"], np.random.default_rng(0)
+    blocks = {"a": np.arange(640) // 16, "b": np.arange(0, 640, 2) // 16}
+    inside = {"blocks": 0, "names": 0}
+    for _ in range(120):
+        shared, of_seed = 0.5 * rng.standard_normal(40), 0.05 * rng.standard_normal((20, 1))
+        diffs = {v: shared[b] + of_seed + rng.standard_normal((20, len(b))) for v, b in blocks.items()}
+        for kind, groups in (("blocks", blocks), ("names", {"a": np.arange(640), "b": np.arange(0, 640, 2)})):
+            found = statistics.summary(diffs, statistics.drawn_means(diffs, groups, 400))["mean"]
+            inside[kind] += found["low"] <= 0 <= found["high"]
+    assert 0.9 <= inside["blocks"] / 120 <= 0.98
+    assert inside["names"] / 120 < 0.75
+
+
+@pytest.mark.parametrize(
+    ("vendors", "low", "p", "said"),
+    [
+        ((-0.3, -0.1), -0.25, 0.01, "Brownian distance is better than x"),
+        ((-0.3, 0.01), -0.25, 0.01, "x: cannot be told"),
+        ((-0.05, 0.02), -0.09, 0.4, "x is as good as Brownian distance, to 0.1 nats"),
+        ((-0.12, 0.08), -0.09, 0.4, "x: cannot be told"),
+        ((-0.05, -0.01), -0.11, 0.06, "x: cannot be told"),
+        ((0.2, 0.1), 0.04, 0.01, "x is better than Brownian distance"),
+    ],
+)
+def test_a_sentence_needs_its_interval_and_both_vendors(
+    study: Any, vendors: tuple[float, float], low: float, p: float, said: str
+) -> None:
+    one = {"a": {"value": vendors[0]}, "b": {"value": vendors[1]}, "mean": {"value": sum(vendors) / 2, "low": low}}
+    assert sys.modules["third_study_statistics"].sentence(one, p, "x") == said
+
+
+def test_holm_doubles_the_smaller_of_two(study: Any) -> None:
+    holm = sys.modules["third_study_statistics"].holm
+    assert holm(0.01, 0.03) == (0.02, 0.03)
+    assert holm(0.03, 0.01) == (0.03, 0.02)
+    assert holm(0.02, 0.02) == (0.04, 0.04)
+    assert holm(0.04, 0.045) == (0.08, 0.08)
