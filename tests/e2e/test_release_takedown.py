@@ -162,15 +162,17 @@ def test_what_stands_on_the_list_is_left_out_too(built: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_pointer_to_another_build_stays_and_what_it_holds_is_said(web: Web, built: Path, tmp_path: Path) -> None:
+def test_a_pointer_to_another_build_names_the_version_of_that_build(web: Web, built: Path, tmp_path: Path) -> None:
     lend(built / "build", tmp_path / "build")
     first = Release.open(str(tmp_path / "build"))
     config = write_build_config(web, tmp_path, "other", tmp_path / "build", pack={"samples_per_shard": 50})
     assert run_here("build", config).returncode == 0
-    other = Release.open(str(tmp_path / "build"))
-    _, told = _take_down(first, min(_ids(first)), reason="x")
-    assert Release.open(str(tmp_path / "build")).path == other.path
-    assert f"{other.path}: 1 of the images" in told
+    other, gone = Release.open(str(tmp_path / "build")), min(_ids(first))
+    made, told = _take_down(first, gone, reason="x")
+    newest = Release.open(str(tmp_path / "build"))
+    assert (made.origin, newest.origin) == (first.origin, other.origin)
+    assert _ids(newest) == _ids(other) - {gone}
+    assert f"  {other.path}: 1 of the images" in told
 
 
 def test_outside_a_work_folder_only_the_release_is_asked(old: Release, tmp_path: Path) -> None:
