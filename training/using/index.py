@@ -2,7 +2,7 @@
 
     INDEX/vectors.faiss   faiss: the vectors as float16, one after the other
     INDEX/names.parquet   the name of each vector, in the order of its number
-    INDEX/index.json      the model's fingerprint, the features, the number of vectors; written last
+    INDEX/index.json      fingerprint of the model, features, number of vectors, sha256 of the names; written last
 
 A search compares the query with every vector, so it misses nothing. Time and memory grow with the number of vectors:
 tests/benchmarks/results/training.md has both, and what other engines take. Gives up with ConfigError on tables that are
@@ -68,6 +68,8 @@ class SearchIndex:
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, pa.ArrowInvalid) as error:
             raise IntegrityError(f"{folder}: the index cannot be read ({words_of(error)}); make it anew") from None
         whole = record.keys() >= {"model", "features", "source"} and record.get("format") == FORMAT
+        written = record.get("names_sha256")  # an earlier version wrote none
+        whole = whole and written in (None, storage.hash_file(str(place / _NAMES)).sha256)
         if not whole or not len(names) == vectors.ntotal == record.get("num_rows"):
             raise IntegrityError(f"{folder}: the parts of the index do not belong together; make it anew")
         return cls(folder, record, names, vectors)
@@ -80,9 +82,9 @@ class SearchIndex:
 
 
 def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
-    """Index the vectors of tables of `dalip embed`; returns the record. Rows without a vector are left out.
+    """Index the vectors of tables of `dalip embed`; returns the record. Rows with an error are left out.
 
-    Raises: ConfigError.
+    Raises: ConfigError, also for a row without an error whose vector is none.
     """
     faiss, target = _faiss(), Path(folder)
     if storage.is_remote(folder) or target.exists():
@@ -106,6 +108,7 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
     try:
         faiss.write_index(index, str(private / _VECTORS))
         pq.write_table(pa.table({"name": pa.chunked_array(names, pa.string())}), private / _NAMES)
+        record["names_sha256"] = storage.hash_file(str(private / _NAMES)).sha256
         storage.make_folder(str(target))
         for name in (_VECTORS, _NAMES):
             storage.publish(str(private / name), str(target / name))
@@ -124,13 +127,28 @@ def _metadata(path: str) -> dict[str, Any]:
 
 
 def _blocks(tables: Sequence[str]) -> Iterator[tuple[pa.Array, Vectors]]:
-    """Names and vectors (N, C) of the rows that have one."""
+    """Names and vectors (N, C) of the rows that have no error.
+
+    Raises: ConfigError for null, and for numbers that are not finite: nothing is near to them, or all is.
+    """
     for path in tables:
+        wrong, first = 0, None
         with pq.ParquetFile(path) as source:
             for batch in source.iter_batches(_BLOCK_ROWS):
                 rows = batch.filter(pc.is_null(batch["error"]))
-                if len(rows):
-                    yield rows["name"], rows["vector"].flatten().to_numpy().reshape(len(rows), -1)
+                sound = rows["vector"].is_valid().to_numpy(zero_copy_only=False)
+                values = rows["vector"].filter(pa.array(sound)).flatten().to_numpy(zero_copy_only=False)
+                vectors = values.reshape(int(sound.sum()), -1)
+                sound[sound] = np.isfinite(vectors).all(axis=1)
+                if not sound.all():
+                    wrong, first = wrong + int((~sound).sum()), first or rows["name"][int(sound.argmin())].as_py()
+                elif len(rows) and not wrong:
+                    yield rows["name"], vectors
+        if wrong:
+            raise ConfigError(
+                f"{path}: {wrong:,} rows say no error, and have a vector that is null or not finite; first: {first}. "
+                "Embed them anew, or take the rows out"
+            )
 
 
 def _faiss() -> Any:

@@ -186,3 +186,36 @@ def test_every_vector_is_looked_at_and_a_damaged_index_is_not(tmp_path: Path) ->
     pq.write_table(pa.table({"name": ["x"]}), tmp_path / "other.parquet")
     with pytest.raises(ConfigError, match="no table of vectors here"):
         build_index([str(tmp_path / "other.parquet")], str(tmp_path / "new"))
+
+
+def test_a_vector_that_is_none_is_refused_and_names_of_another_index_are_met(tmp_path: Path) -> None:
+    """A null shifted all names behind it; with NaN a search found that row or none."""
+    vectors = np.eye(6, dtype=np.float32)
+    place = tmp_path / "a.parquet"
+    _table(place, vectors)
+    whole = pq.read_table(place)
+    rows = whole["vector"].to_pylist()
+    rows[2], rows[4] = None, [float("nan"), *rows[4][1:]]
+    spoiled = pa.chunked_array([pa.array(rows, whole.schema.field("vector").type)])
+    pq.write_table(whole.set_column(2, whole.schema.field("vector"), spoiled), place)
+    words = (
+        r"a\.parquet: 2 rows say no error, and have a vector that is null or not finite; first: n2\. Embed them anew"
+    )
+    with pytest.raises(ConfigError, match=words):
+        build_index([str(place)], str(tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+    errors = pa.chunked_array([pa.array([None, None, "broken", None, "broken", None], pa.string())])
+    pq.write_table(pq.read_table(place).set_column(1, "error", errors), place)
+    assert build_index([str(place)], str(tmp_path / "index"))["num_rows"] == 4
+    hit = SearchIndex.open(str(tmp_path / "index")).search(vectors[3], 1)[0]
+    assert (hit.name, hit.score) == ("n3", pytest.approx(1.0))
+
+    _table(tmp_path / "b.parquet", vectors[:4], first=90)
+    build_index([str(tmp_path / "b.parquet")], str(tmp_path / "other"))
+    shutil.copy(tmp_path / "other/names.parquet", tmp_path / "index")
+    with pytest.raises(IntegrityError, match="the parts of the index do not belong together; make it anew"):
+        SearchIndex.open(str(tmp_path / "index"))
+    record = json.loads((tmp_path / "other/index.json").read_text())
+    del record["names_sha256"]
+    (tmp_path / "other/index.json").write_text(json.dumps(record))
+    assert SearchIndex.open(str(tmp_path / "other")).search(vectors[0], 1)[0].name == "n90", "of an earlier version"
