@@ -7,7 +7,7 @@ compete with their duplicates: when a rule drops the better of two duplicates, t
 
 Some rules compare a row with other rows. They run first, on narrow tables. Everything else runs bucket by bucket:
 
-    taken         rows that the takedown list names, and copies of what it took (select_takedowns.py)
+    taken         rows that the takedown list names, and copies of what it took (matching/taken.py)
     relate        which looks are in company, and of which company (matching/companies.py); groups that leak
     contend       a bucket of sample ids: rows in company that passed every rule
     duplicates    some companies: which of their rows stay
@@ -40,14 +40,16 @@ from pipeline.stages.select_contenders import (
     Measured,
     Related,
     RelateInputs,
+    TakenInputs,
     contend,
+    find_taken,
     judge_duplicates,
     judge_rules,
+    pictures_found,
     relate,
     view_measured,
     view_related,
 )
-from pipeline.stages.select_takedowns import TakenInputs, find_taken, pictures_found
 from pipeline.store.buckets import Bucket, cut_buckets, join_facets
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within, view_inputs

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests import tables
 from manifests.pictures.copies import FLAT_PIXEL_STD
+from manifests.takedowns import Entry, Picture
 from pipeline.matching import companies
 from pipeline.matching.conflicts import (
     CONFLICTS,
@@ -26,8 +28,8 @@ from pipeline.matching.conflicts import (
     find_contradicted,
 )
 from pipeline.matching.looks import LOOKS, view_shown
+from pipeline.matching.taken import PICTURES, TAKEN, judge_taken
 from pipeline.runner.work import Execution, PartResult
-from pipeline.stages.select_takedowns import TAKEN
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
 from pipeline.store.sql import view_inputs, view_parquet
@@ -166,6 +168,37 @@ def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
     families = [None if each in (None, UNKNOWN) else family_of(each) for each in kinds["licence_id"].to_pylist()]
     columns = {"licence_id": kinds["licence_id"], "family": pa.array(families, pa.string())}
     sql.register("licence_kinds", pa.table(columns | {name: judged[name] for name in judged.column_names[1:]}))
+
+
+# ---- what must stay out
+
+
+@dataclass(frozen=True)
+class TakenInputs:
+    """All rows, the takedown list, and how near a pHash of a copy is."""
+
+    candidates: Files
+    facts: Files
+    looks: Files
+    entries: tuple[Entry, ...]
+    pictures: tuple[Picture, ...]
+    radius: int
+
+
+def find_taken(inputs: TakenInputs, run: Execution[None]) -> PartResult:
+    """The rows that stay out, and the pictures of the list with those that an entry was found to name."""
+    with run.scratch() as sql:
+        view_inputs(sql, inputs, candidates=None, facts=None, looks=LOOKS)
+        view_shown(sql)
+        judge_taken(sql, inputs.entries, inputs.pictures, inputs.radius)
+        taken = run.save(sql, "select/taken", TAKEN, "FROM taken", "sample_id")
+        held = run.save(sql, "select/taken_pictures", PICTURES, "FROM pictures", "image_id")
+    return PartResult((taken, held))
+
+
+def pictures_found(files: Files) -> tuple[Picture, ...]:
+    """The pictures that `find_taken` found."""
+    return tuple(sorted(Picture(**row) for path in files.paths for row in pq.read_table(path).to_pylist()))
 
 
 # ---- what rows have to do with each other

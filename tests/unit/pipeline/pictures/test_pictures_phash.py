@@ -19,10 +19,10 @@ PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
 
 
 def phash_of(image: Image.Image) -> int:
-    found, mirrored, spread = measure_luminance(image)
-    assert mirrored == expected(ImageOps.mirror(image))
-    assert spread == pytest.approx(float(np.asarray(image).std()), abs=1e-6)
-    return found
+    found = measure_luminance(image)
+    assert found.phash_mirrored == expected(ImageOps.mirror(image))
+    assert found.pixel_std == pytest.approx(float(np.asarray(image).std()), abs=1e-6)
+    return found.phash
 
 
 def expected(image: Image.Image) -> int:
@@ -70,3 +70,24 @@ def test_pictures_where_rounding_decides(kind):
     }[kind]
     image = Image.fromarray(np.minimum(values, 255).astype(np.uint8))
     assert phash_of(image) == expected(image)
+
+
+def test_the_hash_of_the_middle_sees_the_middle_alone():
+    with Image.open(PHOTOS[0]) as photo:
+        luminance = photo.convert("L").resize((256, 256))
+    framed = luminance.copy()
+    for box in ((0, 0, 256, 40), (0, 216, 256, 256)):
+        framed.paste(0, box)
+    assert measure_luminance(framed).middle_hash == measure_luminance(luminance).middle_hash
+    assert measure_luminance(framed).phash != measure_luminance(luminance).phash
+    covered = luminance.copy()
+    covered.paste(255, (64, 64, 192, 192))
+    assert (measure_luminance(covered).middle_hash ^ measure_luminance(luminance).middle_hash).bit_count() > 16
+
+
+def test_an_even_middle_has_one_hash_whatever_the_noise():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        noisy = Image.fromarray(rng.integers(198, 203, (256, 256), dtype=np.uint8))
+        measures = measure_luminance(noisy)
+        assert (measures.middle_hash, measures.middle_mirrored) == (0, 0)
