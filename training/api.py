@@ -28,14 +28,17 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def load(path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Encoder:
-    """The model of a folder: of a run, or one that `dalip export`, `dalip import` or open_clip wrote.
+def load(
+    path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", architecture: str | None = None
+) -> Encoder:
+    """The model of a run, of a folder of `dalip export`, `dalip import` or open_clip, or of `hf-hub:OWNER/NAME`.
 
+    A file of weights serves too, with its `architecture` where the file does not say it: open_clip's name or a .json.
     `device` auto takes the GPU where there is one. `model.fingerprint` names what vectors of this model depend on.
 
     Raises: ConfigError for a folder without a model, or a GPU that is not there.
     """
-    return Encoder.open(str(path), device)
+    return Encoder.open(str(path), device, architecture)
 
 
 def encode_images(

@@ -22,7 +22,7 @@ from manifests.errors import ConfigError, PlantMixError
 from manifests.printable import PrintableStream, shown
 from manifests.services import packages
 from manifests.storage import is_stop
-from training.using.commands import COMMANDS, AddCommand
+from training.using.commands import COMMANDS, MODEL_HELP, AddCommand, add_architecture
 
 _FIRST_STEPS = """\
 first steps:
@@ -159,10 +159,10 @@ def _add_eval(add: AddCommand) -> None:
     ).add_argument
     argument(
         "model",
-        metavar="CONFIG|RUN|FOLDER",
-        help="folder of a run, its config (before there is a run: the pretrained weights of the config), or a folder "
-        "that `dalip import`, `dalip export` or open_clip wrote",
+        metavar="CONFIG|MODEL",
+        help=f"{MODEL_HELP}; or the config of a run (before there is one: the pretrained weights of the config)",
     )
+    add_architecture(argument)
     argument("--release", metavar="PATH", help="release to evaluate on instead of the run's")
     argument("--split", metavar="NAME", help="split of the release (default: the config's eval.split)")
     _add_kind(argument)
@@ -199,15 +199,17 @@ def _add_tokens(add: AddCommand) -> None:
 
 
 def _add_export(add: AddCommand) -> None:
-    text = "Write a model for open_clip or Hugging Face."
+    text = "Write a model for open_clip, as a file or in its layout for the Hugging Face Hub."
     argument = add("export", text, _EXPORT_EXAMPLE, _export).add_argument
-    argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
-    argument("target", metavar="TARGET", help="file (open_clip) or folder (huggingface) to write")
+    argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_architecture(argument)
+    argument("target", metavar="TARGET", help="file or folder to write")
     argument(
         "--format",
         choices=("open_clip", "huggingface"),
         default="open_clip",
-        help="open_clip: one file of weights; huggingface: a folder with its config (default: open_clip)",
+        help="open_clip: one file of weights; huggingface: a folder in open_clip's layout for the Hub, not one for "
+        "transformers or timm (default: open_clip)",
     )
     _add_kind(argument)
 
@@ -215,7 +217,8 @@ def _add_export(add: AddCommand) -> None:
 def _add_publish(add: AddCommand) -> None:
     text = "Put a model on the Hugging Face Hub, with a card."
     argument = add("publish", text, _PUBLISH_EXAMPLE, _publish).add_argument
-    argument("model", metavar="RUN|FOLDER", help="folder of a run, or of a model as for `dalip eval`")
+    argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_architecture(argument)
     argument("--to", required=True, metavar="TARGET", help="hf:OWNER/NAME")
     argument("--public", action="store_true", help="let everyone read it (default: private)")
     argument("--dry-run", action="store_true", help="only print the files and the card")
@@ -283,7 +286,10 @@ def _eval(options: argparse.Namespace) -> int:
     from training.evaluation.report import report_lines
     from training.evaluation.trained_model import open_trained_model
 
-    trained = open_trained_model(options.model, output_dir=options.output).measured_by(options.settings)
+    trained = open_trained_model(options.model, output_dir=options.output, architecture=options.architecture)
+    if trained.named is not None and options.out is None:
+        raise ConfigError(f"{options.model}: has no folder of its own for the figures; name a file with --out")
+    trained = trained.measured_by(options.settings)
     if options.kind is not None:
         trained.model.use_kind(options.kind)
     result, path = evaluate_model(trained, release=options.release, split=options.split, out=options.out)
@@ -351,7 +357,7 @@ def _export(options: argparse.Namespace) -> int:
 
     refuse_within_run(options.target)
     refuse_over_blend(options.target)
-    trained = open_trained_model(options.model)
+    trained = open_trained_model(options.model, architecture=options.architecture)
     if options.kind is not None:
         trained.model.use_kind(options.kind)
         trained.model.fold_kind(keeps_z=options.format != "open_clip")
@@ -374,7 +380,7 @@ def _publish(options: argparse.Namespace) -> int:
     from training.model.weights import CONFIG_FILE
 
     repository = repository_of(options.to)
-    trained = open_trained_model(options.model)
+    trained = open_trained_model(options.model, architecture=options.architecture)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / repository.rpartition("/")[2]
         card, notes = prepare(trained, repository, folder)

@@ -1,4 +1,6 @@
-"""Weights of open_clip's tags, from the model hub or its cache on this machine. Gives up with ConfigError in seconds.
+"""Weights of open_clip's tags, and whole models, from the model hub or its cache on this machine.
+
+Gives up with ConfigError in seconds.
 
 Without a network the hub's own client tries each file six times, a minute in all, and prints every try. So it is asked
 once whether the hub answers; if not, the client is told to look in its cache alone, until the work at hand is done.
@@ -8,13 +10,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 
 PATIENCE_SECONDS = 4.0
+HUB = "hf-hub:"  # open_clip's word for a repository of the hub
 
 _silence = ""  # why the client looks in its cache alone, while that is our doing
 
@@ -41,6 +45,29 @@ def download_weights(model: str, tag: str, key: str) -> None:
                 f"the folder models--{repository.replace('/', '--')} that it writes into {cache}; or set {key} to the "
                 "path of a file of weights, which is then read with CLIP's own mean and std"
             ) from None
+
+
+def fetch_model(name: str, *more: str) -> Path:
+    """The folder in the hub's cache of a model in open_clip's layout, named as open_clip does: `hf-hub:OWNER/NAME`.
+
+    open_clip downloads its config and weights. Files of `more` come along where the repository has them.
+
+    Raises: ConfigError when it is neither there nor to be had.
+    """
+    repository = name.removeprefix(HUB)
+    with cache_without_hub() as silence:
+        try:
+            config = open_clip.download_pretrained_from_hf(repository, filename="open_clip_config.json")
+            open_clip.download_pretrained_from_hf(repository)
+        except Exception as error:  # as above
+            raise ConfigError(
+                f"{name}: is not on this machine and cannot be downloaded as a model of open_clip "
+                f"({silence or ' '.join(str(error).split())[-300:]}); check the name, or give a folder"
+            ) from None
+        for file in more:
+            with suppress(Exception):
+                open_clip.download_pretrained_from_hf(repository, filename=file)
+    return Path(config).parent
 
 
 @contextmanager

@@ -24,7 +24,7 @@ _NAMES = {
     ".hf_model": "HFTextEncoder",
     ".model": "CLIPTextCfg CLIPVisionCfg convert_to_custom_text_state_dict resize_pos_embed set_model_preprocess_cfg",
     ".modified_resnet": "ModifiedResNet",
-    ".pretrained": "HF_SAFE_WEIGHTS_NAME download_pretrained get_pretrained_cfg",
+    ".pretrained": "HF_SAFE_WEIGHTS_NAME download_pretrained download_pretrained_from_hf get_pretrained_cfg",
     ".tokenizer": "HFTokenizer SimpleTokenizer",
     ".transform": "PreprocessCfg image_transform_v2",
     ".transformer": "text_global_pool",

@@ -52,18 +52,19 @@ class Encoder:
     def __init__(self, trained: TrainedModel, device: str = "cpu") -> None:
         self.trained, self.model = trained, trained.model
         self.settings, self.source = trained.settings, trained.source
-        self.folder, self.kinds = trained.folder, feature_kinds(trained.model)
+        self.place = trained.named or str(trained.folder.resolve())  # by which it is opened again
+        self.kinds = feature_kinds(trained.model)
         self.model.to(evaluation_device(trained.settings) if device == "auto" else pick_device(device))
 
     @classmethod
-    def open(cls, path: str, device: str = "cpu") -> Encoder:
-        """The model of a folder: of a run, or of what `dalip export --format huggingface` and `dalip import` wrote.
+    def open(cls, path: str, device: str = "cpu", architecture: str | None = None) -> Encoder:
+        """The model of a run, of a folder, of a file of weights or of the hub, as `open_trained_model` finds it.
 
         `device` is cpu, cuda, or auto: the GPU where there is one.
 
         Raises: ConfigError.
         """
-        return cls(open_trained_model(path), device)
+        return cls(open_trained_model(path, architecture=architecture), device)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -1,8 +1,9 @@
 """Finds the model to evaluate or export, and says which weights it has.
 
-That is the model of a run, of a folder in the Hugging Face layout (`dalip import`, `dalip export`, open_clip), or the
-pretrained weights of a config that has no run yet. A run's folder holds what it was trained with, and that counts: a
-config given for it only says what to measure and where, and an architecture file that changed since is not read.
+That is the model of a run, of a folder or hub repository in open_clip's layout (`dalip import`, `dalip export`,
+open_clip), of a file of weights, or the pretrained weights of a config that has no run yet. A run's folder holds what
+it was trained with, and that counts: a config given for it only says what to measure and where, and an architecture
+file that changed since is not read.
 Writes nothing. Gives up with ConfigError where there is no model, or one that does not fit.
 """
 
@@ -19,6 +20,7 @@ from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.records import fingerprints_of_run
 from manifests.release import Release
+from manifests.services.model_hub import HUB, fetch_model
 from manifests.settings import differences, parse_settings, read_settings
 from manifests.storage import is_remote
 from manifests.takedowns import say_taken_down
@@ -33,13 +35,14 @@ from training.record import checkpoint, run_files
 from training.record.remote import fetch_run
 
 Weights = Literal["raw", "folder", "pretrained"]
+_WEIGHTS_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
 
 
 @dataclass(frozen=True)
 class TrainedModel:
     """A model in evaluation mode, the settings that go with it, and notes for a reader of its figures.
 
-    `weights` says where they come from: `raw` of a run, `folder` of a model's own folder,
+    `weights` says where they come from: `raw` of a run, `folder` of a model's own folder, file or repository,
     `pretrained` where no run has begun.
     """
 
@@ -51,6 +54,7 @@ class TrainedModel:
     notes: tuple[str, ...] = ()
     has_release: bool = True
     address: str | None = None  # of the run in an object store; `folder` is its copy
+    named: str | None = None  # file or hf-hub: name of a model that has no folder of its own for what is written of it
 
     def measured_by(self, path: str | None) -> TrainedModel:
         """The model with the `eval` section that a YAML file holds; with its own where none is named.
@@ -63,13 +67,24 @@ class TrainedModel:
         return replace(self, settings=settings)
 
 
-def open_trained_model(path: str, *, output_dir: str | None = None) -> TrainedModel:
-    """The model of a run's folder, of a model's own folder, or of the run that a config names.
+def is_weights_file(path: str) -> bool:
+    """Whether a model is named by a file of weights."""
+    return Path(path).suffix in _WEIGHTS_ENDINGS and not is_remote(path)
 
-    A run in an object store is copied to this machine first.
+
+def open_trained_model(path: str, *, output_dir: str | None = None, architecture: str | None = None) -> TrainedModel:
+    """The model of a run's folder, of a model's own folder or file, of the hub, or of the run that a config names.
+
+    A run in an object store is copied to this machine first. `architecture` is that of a file which does not say it.
 
     Raises: ConfigError.
     """
+    if is_weights_file(path):
+        return _from_file(Path(path), architecture)
+    if architecture is not None:
+        raise ConfigError(f"--architecture is for a file of weights; {path} says its own")
+    if path.startswith(HUB):
+        return replace(_from_model_folder(fetch_model(path, *weights.SECOND_FILES)), source=path, named=path)
     if is_remote(path):
         return replace(open_trained_model(str(fetch_run(path))), address=path.rstrip("/"))
     place = Path(path)
@@ -212,6 +227,40 @@ def _from_pretrained(config: TrainSettings, folder: Path) -> TrainedModel:
     return TrainedModel(model.eval(), config, folder, "pretrained", source, tuple(notes))
 
 
+def _from_file(file: Path, architecture: str | None) -> TrainedModel:
+    """A file of weights: of a run, of a model's folder, or of anybody."""
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such file of weights")
+    run = next((folder for folder in (file.parent, file.parent.parent) if run_files.is_run(str(folder))), None)
+    if run == file.parent and file.name == run_files.MODEL_FILE:
+        return open_trained_model(str(run), architecture=architecture)
+    said, settings, loss = weights.said_of(file), dict[str, Any](), dict[str, Any]()
+    if run is not None:
+        own = read_train_settings(str(run))
+        settings, loss = own.model.model_dump(mode="json"), own.loss.model_dump(mode="json")
+        said["architecture"] = checkpoint.read_architecture(run) or own.model.architecture
+    chosen = architecture or said["architecture"]
+    if chosen is None:
+        raise ConfigError(
+            f"{file}: the file does not say of which architecture its weights are; give --architecture NAME, as "
+            "open_clip names it, or a .json file in open_clip's format"
+        )
+    values = settings or said.get("model_settings") or {"preset": "clip"}
+    values |= {"architecture": register_architecture(chosen) if isinstance(chosen, dict) else chosen}
+    values |= {"pretrained": str(file)}
+    model = build_model(parse_settings(values, ModelSettings, where=str(file), is_kept=True))
+    notes = []
+    for names, what in ((model.unused_tensors, "the model has no place for"), (model.new_parameters, "the file lacks")):
+        if names:
+            notes.append(f"{len(names)} tensors that {what}: {', '.join(names[:3])}")
+    if "preprocess" not in said:
+        notes.append("the file does not say how pictures are prepared: as open_clip does by itself")
+    if model.second_order is not None and not loss:
+        notes.append("the file does not say how f and z are weighed: as loss.first_order_weight is by itself")
+    trained = _of_a_model(model, file.parent, str(file), loss, tuple(notes))
+    return replace(trained, named=str(file.resolve()))
+
+
 def _from_model_folder(folder: Path) -> TrainedModel:
     """A model in the Hugging Face layout, with the loss it was trained by where the folder says it."""
     loss: dict[str, Any] = {}
@@ -221,6 +270,12 @@ def _from_model_folder(folder: Path) -> TrainedModel:
         loss = stored.get("loss", {})
     else:
         model = build_model(ModelSettings(preset="clip", architecture=str(folder), pretrained=str(folder)))
+    return _of_a_model(model, folder, str(folder), loss)
+
+
+def _of_a_model(
+    model: DalipModel, folder: Path, source: str, loss: dict[str, Any], notes: tuple[str, ...] = ()
+) -> TrainedModel:
     values = {
         "release": "",
         "output_dir": str(folder),
@@ -228,5 +283,5 @@ def _from_model_folder(folder: Path) -> TrainedModel:
         "loss": loss,
         "schedule": {"steps": 1},
     }
-    settings = parse_settings(values, TrainSettings, where=str(folder), is_kept=True)
-    return TrainedModel(model.eval(), settings, folder, "folder", str(folder), has_release=False)
+    settings = parse_settings(values, TrainSettings, where=source, is_kept=True)
+    return TrainedModel(model.eval(), settings, folder, "folder", source, notes, has_release=False)

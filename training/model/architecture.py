@@ -26,11 +26,11 @@ from manifests.untrusted import read_object
 
 
 def architecture_name(architecture: str) -> str:
-    """The name by which open_clip knows an architecture, given as a name, a JSON file, or a Hugging Face folder.
+    """The name by which open_clip knows an architecture, given as a name, a JSON file, a folder or a model of the hub.
 
     Raises: ConfigError for a file or name that is not there.
     """
-    path = Path(architecture)
+    path = model_hub.fetch_model(architecture) if architecture.startswith(model_hub.HUB) else Path(architecture)
     if (path / "open_clip_config.json").is_file():
         _read_architecture(path / "open_clip_config.json")
         return f"local-dir:{path}"

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from manifests.errors import ConfigError
+from manifests.services.model_hub import HUB, fetch_model
 from manifests.settings import parse_settings
 from training.model import weights
 from training.model.architecture import architecture_config, create_clip
@@ -27,6 +28,8 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     Raises: ConfigError.
     """
     source = settings.pretrained
+    if source is not None and source.startswith(HUB):
+        source = str(fetch_model(source, *weights.SECOND_FILES))
     has_file = source is not None and Path(source).exists()
     tag, size, config = None if has_file else source, settings.image_size_px, architecture_config(settings.architecture)
     if "frozen_tower" not in config["vision_cfg"]:

@@ -1,4 +1,4 @@
-"""Models out: an open_clip checkpoint, or a folder in the Hugging Face layout.
+"""Models out: an open_clip checkpoint, or a folder in open_clip's layout for the Hugging Face Hub.
 
 A checkpoint is the file TARGET and, for an architecture that open_clip does not know by name, a JSON file beside it. A
 folder holds `open_clip_config.json`, `open_clip_model.safetensors` and, in own files, the second-order part. Both
@@ -247,6 +247,7 @@ def _write_weights(state: dict[str, Tensor], path: Path) -> None:
         from safetensors.torch import save_file
 
         save_file(state, path, metadata={"format": "pt", "made_by": MADE_BY})
+        path.chmod(0o644)  # it is for the owner alone otherwise
     else:
         torch.save({"state_dict": state, "made_by": MADE_BY}, path)
 

@@ -26,6 +26,7 @@ CONFIG_FILE = "open_clip_config.json"  # these two names are open_clip's
 WEIGHTS_FILE = "open_clip_model.safetensors"
 SECOND_CONFIG_FILE = "dalip_config.json"
 SECOND_WEIGHTS_FILE = "dalip_second_order.safetensors"
+SECOND_FILES = (SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE)
 _ENDINGS = (".pt", ".bin", ".safetensors")
 _TRANSFORMERS_CONFIG, _TRANSFORMERS_VIEW = "config.json", "preprocessor_config.json"
 
@@ -290,6 +291,19 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises: ConfigError for a file that holds none.
     """
     return read_object(path, "take another copy of its folder", ConfigError)
+
+
+def said_of(file: Path) -> dict[str, Any]:
+    """What a file of weights, or one beside it, says of its model: `model_settings`, `architecture`, `preprocess`.
+
+    A file of open_clip says nothing. Its architecture may lie beside it: in a JSON file of its name, as `dalip export`
+    writes one, or in the config of its folder.
+    """
+    said: dict[str, Any] = {}
+    with suppress(Exception):  # a file that cannot be read is refused by who reads its tensors
+        said = _content(file)
+    beside = (str(path) for path in (file.with_suffix(".json"), file.with_name(CONFIG_FILE)) if path.is_file())
+    return {"architecture": next(beside, None), **said}
 
 
 def set_preprocessing(model: DalipModel, values: Mapping[str, Any]) -> None:

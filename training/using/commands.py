@@ -51,8 +51,19 @@ example:
   dalip search my-index --serve      # a line of JSON in, {"text": ...} or {"image": ...}; a line of JSON out"""
 
 
+MODEL_HELP = "run, folder of `dalip export`, `dalip import` or open_clip, file of weights, or hf-hub:OWNER/NAME"
+
+
+def add_architecture(argument: Callable[..., Any]) -> None:
+    """Add `--architecture`, which every command has that takes a file of weights for a model."""
+    argument(
+        "--architecture", metavar="NAME", help="of a file of weights that does not say it: open_clip's name, or a .json"
+    )
+
+
 def _add_model(argument: Callable[..., Any]) -> None:
-    argument("--model", metavar="RUN|FOLDER", required=True, help="folder of a run, or of a model as for `dalip eval`")
+    argument("--model", metavar="MODEL", required=True, help=MODEL_HELP)
+    add_architecture(argument)
     _add_device(argument)
     argument("--features", choices=("f", "z", "both"), help="default: all that the model has")
 
@@ -116,7 +127,7 @@ def _predict(options: argparse.Namespace) -> int:
         else read_labels(options.labels, options.rank)
     )
     listing = list_pictures(options.images)
-    encoder = Encoder.open(options.model, options.device)
+    encoder = Encoder.open(options.model, options.device, options.architecture)
     predict_options = PredictOptions(
         tuple(options.template or PredictOptions.templates), options.text, options.features, options.top,
         options.threshold, options.batch_size, options.num_workers,
@@ -150,7 +161,7 @@ def _embed(options: argparse.Namespace) -> int:
     from training.using.pictures import list_pictures
 
     listing = list_pictures(options.images)
-    encoder = Encoder.open(options.model, options.device)
+    encoder = Encoder.open(options.model, options.device, options.architecture)
     record, reused = embed_pictures(
         encoder, listing, options.out, options.features, options.batch_size, options.num_workers
     )
@@ -180,7 +191,8 @@ def _add_search(add: AddCommand) -> None:
     what.add_argument("--text", help="a text in words, as a caption would have it")
     what.add_argument("--image", metavar="FILE", help="a picture")
     what.add_argument("--serve", action="store_true", help="answer queries from standard input until it ends")
-    argument("--model", metavar="RUN|FOLDER", help="default: where the model was when the vectors were made")
+    argument("--model", metavar="MODEL", help="default: where the model was when the vectors were made")
+    add_architecture(argument)
     _add_device(argument)
     argument("--top", type=_from_one, default=10, metavar="K", help="hits (default: 10)")
     argument("--json", action="store_true", help="a line of JSON instead of a table")
@@ -190,7 +202,8 @@ def _search(options: argparse.Namespace) -> int:
     from training.using.index import SearchIndex
     from training.using.search import Searcher
 
-    searcher = Searcher.open(SearchIndex.open(options.index), options.model, options.device)
+    index = SearchIndex.open(options.index)
+    searcher = Searcher.open(index, options.model, options.device, options.architecture)
     for note in searcher.notes():
         print(shown(f"dalip: {note}"), file=sys.stderr, flush=True)
     if options.serve:
@@ -234,8 +247,9 @@ def _add_blend(add: AddCommand) -> None:
     argument = add(
         "blend", "Average the weights of two models, and choose the best average.", _BLEND_EXAMPLE, _blend
     ).add_argument
-    argument("start", metavar="START", help="run or model folder that the training began with")
-    argument("end", metavar="END", help="run or model folder that it ended with; says what is measured")
+    argument("start", metavar="START", help=f"that the training began with: {MODEL_HELP}")
+    argument("end", metavar="END", help="that it ended with, as START; says what is measured")
+    add_architecture(argument)
     argument("--out", metavar="FOLDER", required=True, help="folder of the model to write")
     argument("--alpha", metavar="FROM:TO:STEP", default="0:1:0.1", help="shares of END (default: 0:1:0.1)")
     for name in ("expert", "general"):
@@ -247,12 +261,16 @@ def _add_blend(add: AddCommand) -> None:
 
 def _blend(options: argparse.Namespace) -> int:
     from training.evaluation.blend import PLOT_FILE, RULE, TABLE_FILE, blend, parse_alphas
-    from training.evaluation.trained_model import open_trained_model
+    from training.evaluation.trained_model import is_weights_file, open_trained_model
     from training.record.run_files import refuse_within_run
 
     alphas = parse_alphas(options.alpha)
     refuse_within_run(options.out)
-    start, end = open_trained_model(options.start), open_trained_model(options.end).measured_by(options.settings)
+    start, end = (
+        open_trained_model(name, architecture=options.architecture if is_weights_file(name) else None)
+        for name in (options.start, options.end)
+    )
+    end = end.measured_by(options.settings)
     names = {name: getattr(options, name) for name in ("expert", "general", "release", "split")}
     best, code = blend(start, end, options.out, alphas, say=lambda line: print(line, flush=True), **names)
     print(f"chosen: alpha {best.alpha:g}, by {RULE}")

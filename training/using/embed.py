@@ -40,7 +40,7 @@ def embed_pictures(
     model = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
     # where the model and the pictures were, for a search
     paths = {
-        "source": str(encoder.folder.resolve()),
+        "source": encoder.place,
         "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in listing.places],
     }
     vector = pa.list_(pa.float32(), width)

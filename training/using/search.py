@@ -34,12 +34,12 @@ class Searcher:
     encoder: Encoder
 
     @classmethod
-    def open(cls, index: SearchIndex, model: str | None, device: str) -> Searcher:
+    def open(cls, index: SearchIndex, model: str | None, device: str, architecture: str | None = None) -> Searcher:
         """Load the model: the one that is named, or that of the index where it was when its vectors were made.
 
         Raises: ConfigError for a place without a model, and for another model.
         """
-        encoder, record = Encoder.open(model or index.record["source"], device), index.record
+        encoder, record = Encoder.open(model or index.record["source"], device, architecture), index.record
         if encoder.fingerprint != record["model"]:  # its numbers mean something else
             raise ConfigError(
                 f"{index.folder}: its vectors are of the model {record['model'][:12]} ({record['source']}), not of "
