@@ -289,6 +289,18 @@ def newest_of_several(path: str) -> str | None:
     )
 
 
+def is_release(path: str) -> bool:
+    """Whether `path` stands for a sealed release, as `Release.open` takes it.
+
+    Raises: IntegrityError for a pointer to a release that holds no name.
+    """
+    try:
+        _resolve(path)
+    except ConfigError:
+        return False
+    return True
+
+
 def _resolve(path: str) -> str:
     """The release folder that `path` stands for."""
     if name := _pointed_at(f"{path.rstrip('/')}.{LATEST_FILE}"):  # WORKDIR/releases/NAME, without a version

@@ -46,7 +46,11 @@ _BY_PATH = (  # a path of a picture on the disk, as the config writes it or abso
     "SELECT sample_id FROM candidates WHERE locator IS NOT NULL "
     "AND ends_with('/' || $1, '/' || regexp_replace(locator, '@[0-9]+[+][0-9]+$', '')) ORDER BY sample_id"
 )
-_REJECTED = "SELECT * FROM rejects WHERE url = $1 OR record_key = $1 ORDER BY ALL"
+_REJECTED = "SELECT * FROM rejects WHERE $1 IN (url, record_key, value) ORDER BY ALL"
+_REJECTED_BY_PATH = (  # a picture that is not there, or a sample of a tar: its path ends with what the row names
+    "SELECT * FROM rejects WHERE url IS NULL AND (ends_with('/' || $1, '/' || nullif(record_key, '')) "
+    "OR ends_with('/' || $1, '/' || nullif(value, ''))) ORDER BY ALL"
+)
 
 
 def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
@@ -57,7 +61,8 @@ def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
     """
     what = hide_secrets(unquoted(what))
     lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
-    return lives + [{"reject": row} for row in rows_of(connection, _REJECTED, [what])]
+    lives += [{"reject": row} for row in rows_of(connection, _REJECTED, [what])]
+    return lives or [{"reject": row} for row in rows_of(connection, _REJECTED_BY_PATH, [what.replace("\\", "/")])]
 
 
 def unquoted(what: str) -> str:

@@ -10,7 +10,7 @@ import difflib
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -312,7 +312,7 @@ def first_columns(listing: Listing) -> list[str] | None:
 def first_values(path: str) -> tuple[str, dict[str, list[str]]]:
     """The first table at `path`, and by column what its first rows hold but for empty values. Raises: ConfigError."""
     file, names = _head(path)
-    named = [name for name in names if name]
+    named = [name for name in names if name and name not in _bytes_in(file)]
     columns = TableReader.of(_INIT, file, named).first_values(*named)
     some = (column[:_SAMPLED_ROWS] for column in columns)
     return file, {
@@ -330,6 +330,12 @@ def guess_table(path: str) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]
     try:
         guesses = guess_columns(named, values)
     except ConfigError as error:
+        if columns := _bytes_in(file):
+            raise ConfigError(
+                f"{file}: {', '.join(columns)} holds bytes, and pictures inside a table are not read: write them into "
+                f"files or tars. Beside them it has {', '.join(sorted(set(values) - set(columns))) or 'nothing'}, no "
+                "addresses or file names of pictures"
+            ) from None
         raise ConfigError(f"{file}: {error}") from None
     words = f"{len(named)} columns{_how_written(file)}, the first rows were read"
     return guesses, words, left_out(named, values, guesses)
@@ -342,6 +348,31 @@ def _head(path: str) -> tuple[str, list[str]]:
         return file, table.columns_of(file)
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix(f"{_INIT}: ")) from None
+
+
+def _bytes_in(file: str) -> list[str]:
+    """Columns of a Parquet table that hold bytes, alone or as `datasets` keeps pictures, and not text without a mark."""
+    if _SUFFIXES.get(PurePosixPath(file.lower()).suffix) != "parquet":
+        return []
+    with _open(file, compressed=False) as stream, suppress(pa.ArrowInvalid, OSError):
+        table = pq.ParquetFile(stream)
+        binary = [field.name for field in table.schema_arrow if _is_binary(field.type)]
+        first = next(table.iter_batches(8, columns=binary), None) if binary else None
+        return [name for name in binary if first is None or not _is_text(first[name])]
+    return []
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    flat = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return flat or (pa.types.is_struct(kind) and any(_is_binary(field.type) for field in kind))
+
+
+def _is_text(column: pa.Array) -> bool:
+    try:
+        column.cast(pa.string())
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _how_written(file: str) -> str:

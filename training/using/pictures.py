@@ -28,7 +28,7 @@ from torch import Tensor
 from manifests import records, storage
 from manifests.errors import ConfigError, words_of
 from manifests.masking import PIPE
-from manifests.release import LATEST_FILE, RECORD_FILE, Release
+from manifests.release import Release, is_release
 from manifests.untrusted import BrokenTarError, tar_members
 from training.data import loader
 from training.data.foreign import shown, stamp_of
@@ -122,7 +122,7 @@ def list_pictures(places: Sequence[str]) -> Listing:
     releases, ends = list[Release](), list[int]()
     for place in places:
         num_before = num
-        if (release := _release_in(Path(place))) is not None:
+        if (release := _release_in(place)) is not None:
             releases.append(release)
             digest.update(json.dumps(release.record["files"], sort_keys=True).encode())
         for row in map(_in_utf8, _rows_of(place) if release is None else _rows_of_release(release)):
@@ -237,9 +237,11 @@ def _in_utf8(row: _Row) -> _Row:
     return name, path, offset, length, fault
 
 
-def _release_in(place: Path) -> Release | None:
-    sealed = (place / RECORD_FILE).is_file() or (place / "releases" / LATEST_FILE).is_file()
-    return Release.open(str(place)) if sealed else None
+def _release_in(place: str) -> Release | None:
+    """The release that a place stands for, as every command takes one; None for pictures and shards."""
+    if Path(place).is_file() or place.lower().endswith(".tar") or re.search(r"[{*?\[]|::|^" + PIPE, place):
+        return None
+    return Release.open(place) if is_release(place) else None
 
 
 def _rows_of_folder(folder: Path) -> Iterator[_Row]:
