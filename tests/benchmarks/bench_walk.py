@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from walk.drawing import COMMANDS, FAULTS, FAVOURED, OPEN, Action, draw, shorten  # noqa: E402
+from walk.drawing import COMMANDS, FAVOURED, OPEN, Action, draw, shorten  # noqa: E402
 from walk.oracle import DifferenceError  # noqa: E402
 from walk.walker import replay, walking  # noqa: E402
 
@@ -39,13 +39,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; what is there is gone on with")
     parser.add_argument("--ray", action="store_true", help="some walks on Ray too")
     parser.add_argument("--off", default=",".join(OPEN), help="open faults that are not walked into (default: all)")
-    parser.add_argument("--only", help="all faults but this one are left out, and every walk may show it")
+    parser.add_argument("--only", help="the other open faults are left out, and every walk may show it")
     parser.add_argument("--shorten", type=int, default=40, help="tries to shorten a walk that ends with a difference")
     parser.add_argument("--first", action="store_true", help="end at the first difference")
     args = parser.parse_args()
     off = [fault for fault in args.off.split(",") if fault]
     if args.only:
-        off = [fault for fault in FAULTS if fault != args.only]
+        off = [fault for fault in OPEN if fault != args.only]
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="plantmix-walk-"))
     walks = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     while num_counted(walks) < args.steps and time.monotonic() - began < 3600 * args.hours:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from walk.drawing import COMMANDS, WRITERS, Action, draw, shorten
-from walk.oracle import DifferenceError
+from building import release_of
+from walk import laws
+from walk.drawing import COMMANDS, OPEN, WRITERS, Action, draw, shorten
+from walk.oracle import DifferenceError, is_named
+from walk.running import Ran, run
 from walk.walker import walking
+from walk.web import NUM_MOTIFS
+from walk.world import ONE_OWNER
 
 from manifests.catalog import Catalog
 
@@ -34,6 +40,52 @@ def test_a_walk_sees_a_build_that_overlooks_an_edited_table(tmp_path: Path, monk
             walk.do(("command", "build", 3))
 
 
+@pytest.mark.slow
+def test_each_law_sees_what_breaks_it(tmp_path: Path) -> None:
+    with walking(tmp_path / "walk", off=OPEN) as walk:
+        walk.do(("command", "build", 3))
+        world, newest = walk.world, release_of(walk.work)
+        shown = laws.motifs_in(newest)
+        assert len(shown) > 8
+        laws.check_kin(newest, set(range(NUM_MOTIFS)) - shown)
+        with pytest.raises(DifferenceError, match=r"kin: .* \[" + str(min(shown))):
+            laws.check_kin(newest, {min(shown)})
+        said = Ran(2, "", "holds 1 images that were taken down since")
+        assert not laws.check_goes_out(said, newest, None, shown, by_name=False)
+        for by_name, taken in ((False, shown), (True, set())):
+            with pytest.raises(DifferenceError, match=r"goes out: .* holds"):
+                laws.check_goes_out(Ran(0, "published", ""), newest, None, taken, by_name)
+        with pytest.raises(DifferenceError, match=r"goes out: .* not sent whole"):
+            laws.check_goes_out(Ran(0, "published", ""), newest, tmp_path, (), by_name=False)
+        laws.check_scores(newest, [])
+        with pytest.raises(DifferenceError, match="no number"):
+            laws.check_scores(newest, [{"scorer": "unsure"}])
+        laws.check_readers(newest, with_texts=False)
+        shard = next(newest.glob("shards/*.tar"))
+        content = shard.read_bytes()
+        shard.write_bytes(content.replace(b"JFIF", b"JFIX", 1))  # in one picture, which both readers see
+        laws.check_readers(newest, with_texts=False)
+        shard.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+        with pytest.raises(DifferenceError, match="readers: "):
+            laws.check_readers(newest, with_texts=False)
+        first = ["init", f"--domain=plant={world.tars}", "--out", str(world.first / "first.yaml")]
+        world.first.mkdir()
+        printed = run(first).out
+        laws.check_init(world, first, printed)
+        shutil.rmtree(world.first / "work")
+        with pytest.raises(DifferenceError, match="no outcome for 6 rows"):
+            laws.check_init(world, [f"--domain=plant={world.tars},{world.place('own')}"], printed)
+        shutil.rmtree(world.first / "work")
+        laws.check_init(world, [f"--domain=plant={world.place('own')}"], f"\n 1. not read: {world.place('own')}")
+
+
+def test_owners_are_the_same_however_their_names_are_written() -> None:
+    first, *others = ONE_OWNER
+    assert all(is_named("owner", name, first) and name != first for name in others)
+    assert not is_named("owner", "Ann", first)
+    assert not is_named("url", others[0], first)
+
+
 def test_a_walk_is_shortened_to_what_fails() -> None:
     actions: list[Action] = [("change", name, 0) for name in "12345678"] + [("command", "build", 0)]
 
@@ -48,7 +100,7 @@ def test_every_ordered_pair_of_commands_comes_about_as_often() -> None:
     """Also where readers change nothing, changes find nothing to do, and takedown cannot be done now and then."""
     rng, pairs, steps = random.Random(0), Counter[tuple[str, str]](), list[list[str]]()
     new = [False]  # whether something has changed since the last command
-    for _ in range(105):  # walks of 40 commands
+    for _ in range(165):  # walks of 40 commands
         steps.clear()
         for what, name, _ in draw(rng, 40, pairs, steps=steps, moved=lambda: new[0]):
             if what == "change":

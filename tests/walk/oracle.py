@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,18 @@ def check_taken_down(release: Path, banned: Iterable[tuple[str, str]]) -> None:
     rows = pq.read_table(release / "samples.parquet", columns=columns).to_pylist()
     fields = {"id": ("sample_id", "image_id"), "url": ("url",), "owner": ("rights_holder",)}
     for by, value in banned:
-        if any(row[name] == value for row in rows for name in fields[by]):
+        if any(is_named(by, row[name], value) for row in rows for name in fields[by]):
             raise DifferenceError("taken down", f"{release.name} still holds {by} {value}")
+
+
+def is_named(by: str, of_row: str | None, value: str) -> bool:
+    """Whether a takedown by `value` names a row; owners as everyone reads their names."""
+    return fold(of_row) == fold(value) if by == "owner" else of_row == value
+
+
+def fold(name: str | None) -> str:
+    """A name without differences of case, of blanks and of how its letters are composed."""
+    return " ".join(unicodedata.normalize("NFKC", name or "").casefold().split())
 
 
 def check_release(name: str, files: Mapping[str, str], clean: Clean, but_for: Iterable[str] = ()) -> None:

@@ -17,15 +17,16 @@ from building import hash_tree, release_of
 from damaging import flip_bit, kinds_of
 
 from manifests.storage import is_private
-from walk import oracle
+from walk import laws, oracle
+from walk.arguments import arguments_of
+from walk.changes import CHANGES
 from walk.drawing import OPEN, WRITERS, Action
 from walk.oracle import Clean, CleanBuilds, DifferenceError
 from walk.running import Ran, run, run_and_kill
 from walk.web import Web, semantic_settings
-from walk.world import CHANGES, World, recipe_of
+from walk.world import World, recipe_of
 
 WRITES_AT_MOST = {"build": 150, "mix": 60, "retry": 50, "takedown": 16, "repair": 80, "repair CONFIG": 80}
-QUERIES = ("SELECT reason, count(*) FROM decisions GROUP BY ALL", "SELECT * FROM facts", "SELECT * FROM views")
 
 
 @dataclass
@@ -52,6 +53,8 @@ class Walk:
     cut: Path | None = None
     """The clean build's folder, with the takedowns since."""
     banned: set[tuple[str, str]] = field(default_factory=set)
+    taken: set[int] = field(default_factory=set)
+    """Motifs of pictures that were taken down."""
     damaged: dict[Path, bytes | None] = field(default_factory=dict)
     whole: dict[str, Mapping[str, str]] = field(default_factory=dict)
     """Releases as they were when they were right."""
@@ -60,6 +63,8 @@ class Walk:
     told_to_retry: dict[str, set[str]] = field(default_factory=dict)
     """The same of a round of retry that did not end."""
     stored: dict[str, set[str]] = field(default_factory=dict)
+    looked_at: set[str] = field(default_factory=set)
+    """Releases whose samples were read."""
     last_values: dict[str, Any] = field(default_factory=dict)
     retried: bool = False
     moved: bool = True
@@ -132,7 +137,7 @@ class Walk:
     # ---- commands
 
     def _command(self, name: str, rng: random.Random) -> Step | None:
-        argv = self._arguments(name, rng)
+        argv = arguments_of(self, name, rng)
         if argv is None:
             return None
         before, newest_before = self._tree(), self._newest()
@@ -160,53 +165,8 @@ class Walk:
         else:
             if after != before:
                 raise DifferenceError("reader", f"{name} changed the work folder")
-            self._check_reader(name, ran, damaged)
+            self._check_reader(name, argv, ran, damaged)
         return Step(name, counted, compared, how, ran.code)
-
-    def _arguments(self, name: str, rng: random.Random) -> list[str] | None:
-        """The command line; None where the command has nothing to work on."""
-        work, config = str(self.work), self.world.write_config(self.work)
-        if name == "build":
-            return ["--quiet", "build", config]
-        if not self.whole:
-            return None
-        releases = sorted(str(path.parent) for path in self.work.glob("releases/*/release.json"))
-        rows = self.built.rows if self.built else []
-        match name:
-            case "mix":
-                return ["--quiet", "mix", config]
-            case "retry":
-                return ["--quiet", "retry", work]
-            case "takedown":
-                return self._takedown_arguments(rng)
-            case "repair":
-                return ["--quiet", "repair", work, "--yes"] if self.world.may("A1") else None
-            case "repair CONFIG":
-                return ["--quiet", "repair", work, config, "--yes"]
-            case "diff":
-                return ["diff", rng.choice(releases), work] if releases else None
-            case "explain":
-                values = [value for row in rows for value in (row["sample_id"], row["url"]) if value]
-                return ["explain", work, rng.choice(values)] if values else None
-            case "query":
-                return ["query", work, rng.choice(QUERIES)]
-            case "report":
-                return ["report", work, "--out", str(self.world.folder / "report.html")]
-            case _:
-                return [name.split()[0], work, *name.split()[1:]]
-
-    def _takedown_arguments(self, rng: random.Random) -> list[str] | None:
-        rows = self.built.rows if self.built else []
-        copies = [row for row in rows if row["other_sample_id"]]
-        kept = [row for row in rows if row["keep"]]
-        if len(kept) < 8 or (self.retried and not self.world.may("A2")):
-            return None
-        row = rng.choice(copies if copies and rng.random() < 0.6 else kept if rng.random() < 0.7 else rows)
-        by = rng.choices(["id", "image", "url", "owner"], [4, 2, 4, 0.3])[0]
-        column = {"id": "sample_id", "image": "image_id", "url": "url", "owner": "rights_holder"}[by]
-        value = row[column] or row["sample_id"]
-        by = by if row[column] and by != "image" else "id"
-        return ["takedown", str(self.work), f"--{by}", value, "--reason", "asked by the owner"]
 
     # ---- what must hold after a writer
 
@@ -259,8 +219,19 @@ class Walk:
         if not damaged_now:
             oracle.check_counts(self.work, name == "build" and ran.code == 0)
             if newest := self._newest():
-                oracle.check_taken_down(self.work / "releases" / newest, self.banned)
+                self._check_laws(self.work / "releases" / newest)
         return compared
+
+    def _check_laws(self, newest: Path) -> None:
+        """What holds of a release whatever a clean build gives."""
+        may = self.world.may
+        oracle.check_taken_down(newest, self.banned)
+        if may("kin"):
+            laws.check_kin(newest, self.taken)
+        if newest.name not in self.looked_at:
+            self.looked_at.add(newest.name)
+            if may("readers"):
+                laws.check_readers(newest, with_texts=may("texts"))
 
     def _clean(self, values: dict[str, Any] | None = None) -> Clean:
         """The clean build of the inputs as they are, with these settings."""
@@ -268,7 +239,7 @@ class Walk:
         listed = self.work / "takedowns.jsonl"
         own, world.values = world.values, dict(values or world.values)
         try:
-            told = {path for path in self.told.get(recipe_of(world.values), ()) if path.endswith("-late")}
+            told = {path for path in self.told.get(recipe_of(world.values), ()) if "-late" in path}
             return self.cleans.get(listed.read_bytes() if listed.exists() else b"", told)
         finally:
             world.values = own
@@ -285,6 +256,7 @@ class Walk:
         if ran.code:
             may_fail = damaged or (name == "mix" and "not done yet" in ran.err)
             clean = None if may_fail else self._clean()
+            self._change_what_must_fail(name, ran)
             if clean is not None and clean.ran.code != ran.code:
                 raise DifferenceError("exit code", f"{name} ends with {ran.err[-500:]}; a clean build with 0")
             return False
@@ -294,11 +266,20 @@ class Walk:
         oracle.check_release(newest.name, files, clean, but_for)
         assert clean.files is not None
         self._is_right(clean)
+        if self.world.may("scores"):
+            laws.check_scores(newest, self.world.values["score.more"])
         if not damaged:
             left = [path.name for path in self.work.rglob("*") if is_private(path.name) or path.name == "scratch"]
             if left:
                 raise DifferenceError("left behind", f"{name}: {left}")
         return True
+
+    def _change_what_must_fail(self, name: str, ran: Ran) -> None:
+        """A detector whose boxes are none ends every build with its name: it is taken out again."""
+        if any(rule["scorer"] == "faulty" for rule in self.world.values["score.more"]) and name == "build":
+            if "faulty" not in ran.err:
+                raise DifferenceError("scores", f"the boxes of `faulty` are none, and the build says: {ran.err[-500:]}")
+            self.world.values["score.more"] = []
 
     def _is_right(self, clean: Clean) -> None:
         """The newest release is that of a clean build."""
@@ -318,7 +299,9 @@ class Walk:
         self.banned.add((by, value))
         newest = release_of(self.work)
         named = {"id": ("sample_id", "image_id"), "url": ("url",), "owner": ("rights_holder",)}[by]
-        gone = [row for row in self.built.rows if value in [row[column] for column in named]]
+        gone = [row for row in self.built.rows if any(oracle.is_named(by, row[column], value) for column in named)]
+        motifs = {laws.motif_of(row["image_id"]) for row in gone if row["outcome"] == "ok"}
+        self.taken |= {motif for motif in motifs if motif is not None}
         copies = ("exact_duplicate", "near_duplicate")
         stand_ins = {row["other_sample_id"] for row in gone if row["reason"] in copies}
         images = {("id", row["image_id"]) for row in gone if row["image_id"] and row["outcome"] == "ok"}
@@ -377,8 +360,12 @@ class Walk:
 
     # ---- readers
 
-    def _check_reader(self, name: str, ran: Ran, damaged: Sequence[Path]) -> None:
+    def _check_reader(self, name: str, argv: Sequence[str], ran: Ran, damaged: Sequence[Path]) -> None:
         is_sure = self.built_with is not None
+        if name in ("publish", "export"):
+            is_sure &= self._check_goes_out(ran, Path(argv[1]), self.published if name == "publish" else None, damaged)
+        if name == "init" and ran.code == 0:
+            laws.check_init(self.world, argv, ran.out)
         if name == "verify --deep" and damaged and ran.code == 0:
             recorded = {self.work / path for path in oracle.recorded_in(self.work)}
             forgotten = {path for path in damaged if path.is_relative_to(self.work / "tables")} - recorded
@@ -389,7 +376,23 @@ class Walk:
         if ran.code and is_sure and not damaged:
             raise DifferenceError("exit code", f"{name}: {(ran.err or ran.out)[-500:]}")
 
+    def _check_goes_out(self, ran: Ran, release: Path, out: Path | None, damaged: Sequence[Path]) -> bool:
+        """Gives whether it should have ended with 0."""
+        if damaged or not self.world.may("goes out"):
+            return False
+        try:
+            oracle.check_taken_down(release, self.banned)
+            by_name = False
+        except DifferenceError:
+            by_name = True
+        return laws.check_goes_out(ran, release, out, self.taken, by_name)
+
     # ---- the folder
+
+    @property
+    def published(self) -> Path:
+        """The folder that releases are published to."""
+        return self.world.folder / "published"
 
     def _newest(self) -> str | None:
         pointer = self.work / "releases/LATEST"

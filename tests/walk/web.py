@@ -11,10 +11,12 @@ import numpy as np
 from misbehaving.answers import encode, send
 from misbehaving.owners import mining, with_xmp
 from misbehaving.server import MisbehavingServer
-from PIL import Image
+from PIL import Image, ImageOps
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
-NUM_MOTIFS = len(PHOTOS) + 5
+NUM_MOTIFS = len(PHOTOS) + 11
+KIN = ("jpg", "near", "png", "bmp", "ppm", "iptc", "mirrored")  # the whole motif: other bytes, size or direction
+OTHER_FORMS = ("grey", "small", "wide", "half")
 HEADERS = {
     "noai": ("X-Robots-Tag", "noai"),
     "tdm": ("TDM-Reservation", "1"),
@@ -35,12 +37,14 @@ def motif(number: int) -> Image.Image:
 @cache
 def picture(number: int, form: str) -> bytes:
     """The bytes of a motif in a form; all BMP have one size, and so have all PPM."""
-    image = motif(number)
+    image, form = motif(number), form.removeprefix("late")
+    if form == "mirrored":
+        return encode(ImageOps.mirror(image).resize((90, 90)), quality=90)
     if form in ("bmp", "ppm"):
         return encode(image.resize((48, 48)), form.upper())
     if form == "near":
         return encode(image.resize((84, 84)), quality=70)
-    if form == "png":
+    if form in ("png", "long"):
         return encode(image.resize((72, 72)), "PNG")
     if form == "grey":
         return encode(image.convert("L").resize((90, 90)), quality=90)
@@ -77,8 +81,8 @@ def semantic_settings(folder: Path) -> list[Any]:
 class Web:
     """Addresses /p/MOTIF-FORM and /private/MOTIF-FORM, which robots.txt forbids.
 
-    `late` fails until it is healed, `never` fails for ever, `gone` is not there. While `knows` is set, a clean build
-    asks: it gets what the work folder was told, and nothing is noted.
+    `late` fails until it is healed, and so does `lateFORM`, which then answers as FORM; `never` fails for ever, `gone`
+    is not there. While `knows` is set, a clean build asks: it gets what the work folder was told, and nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -89,13 +93,14 @@ class Web:
 
     def url(self, number: int, form: str) -> str:
         """The address of a picture."""
-        place = "private" if form == "private" else "p"
+        place = "private" if form.endswith("private") else "p"
         return f"http://127.0.0.1:{self.server.port}/{place}/{number}-{form}"
 
     def _answer(self, sock: Any, request: Any) -> None:
         number, _, form = request.path.rpartition("/")[2].partition("-")
         healthy = self.healed if self.knows is None else request.path in self.knows
-        fails = form == "never" or (form == "late" and not healthy)
+        fails = form == "never" or (form.startswith("late") and not healthy)
+        form = form.removeprefix("late")
         if self.knows is None:
             self.asked.append((request.path, not fails))
         if fails:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.scoring.scorers import Box
+
+UNSURE_BELOW = 0.405  # brightness: no photo of tests/photos is nearer to it than 0.015
+
+
+def brightness_of(image: Any) -> float:
+    """Mean of a picture, 0 to 1."""
+    return sum(image.convert("L").resize((8, 8)).tobytes()) / 64 / 255
 
 
 class Brightness:
@@ -25,7 +33,7 @@ class Brightness:
 
     def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
         assert len(images) == len(texts)
-        return [sum(image.convert("L").resize((8, 8)).tobytes()) / 64 / 255 for image in images]
+        return [brightness_of(image) for image in images]
 
 
 class NoScorer:
@@ -41,7 +49,20 @@ class Middle:
         """Nothing to be had."""
 
     def boxes(self, images: Sequence[Any]) -> list[list[Box]]:
-        return [[Box(0.25, 0.25, 0.75, 0.75, sum(i.convert("L").resize((8, 8)).tobytes()) / 64 / 255)] for i in images]
+        return [[Box(0.25, 0.25, 0.75, 0.75, brightness_of(image))] for image in images]
+
+
+class Unsure:
+    """The brightness of a picture, and no number for a dark one."""
+
+    name = "unsure"
+
+    def load(self) -> None:
+        """Nothing to be had."""
+
+    def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
+        values = [brightness_of(image) for image in images]
+        return [value if value >= UNSURE_BELOW else math.nan for value in values]
 
 
 class Faulty:
