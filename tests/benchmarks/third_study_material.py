@@ -140,7 +140,8 @@ class NamedMaterial(Material):
 
     def __init__(self, work: Path) -> None:
         super().__init__(work)
-        self.digest = hashlib.sha256((work / "rows.json").read_bytes()).hexdigest()
+        rows = [[row["split"], row.get("hexcode"), Path(row["path"]).name, *row["texts"]] for row in self.rows]
+        self.digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()  # the same wherever the pictures lie
 
     def codes(self, vendors: Sequence[str]) -> dict[str, list[str]]:
         """The code points of the pictures of each vendor, in the order of their rows."""

@@ -34,7 +34,10 @@ def folder_of(path: Path, splits: dict[str, int]) -> Path:
     """A folder as `prepare` and `seal` make them, of random tokens: 4 of a picture and up to 3 of a text."""
     rng, rows = np.random.default_rng(len(splits)), []
     for split, count in splits.items():
-        rows += [{"split": split, "texts": [f"name {n}"], "hexcode": f"1f6{n:02x}"} for n in range(count)]
+        rows += [
+            {"path": f"{split}/{n}.png", "split": split, "texts": [f"name {n}"], "hexcode": f"1f6{n:02x}"}
+            for n in range(count)
+        ]
     texts = sorted({text for row in rows for name in row["texts"] for text in (name, f"a picture of {name}.")})
     path.mkdir()
     (path / "rows.json").write_text(json.dumps(rows))
