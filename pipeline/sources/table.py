@@ -351,7 +351,7 @@ def _head(path: str) -> tuple[str, list[str]]:
 
 
 def _bytes_in(file: str) -> list[str]:
-    """Columns of a Parquet table that hold bytes, alone or as `datasets` keeps pictures, and not text without a mark."""
+    """Columns of a Parquet table that hold bytes, alone or as `datasets` keeps pictures; not unmarked text."""
     if _SUFFIXES.get(PurePosixPath(file.lower()).suffix) != "parquet":
         return []
     with _open(file, compressed=False) as stream, suppress(pa.ArrowInvalid, OSError):
