@@ -17,6 +17,7 @@ import pytest
 import yaml
 from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config, write_pictures
 from sealed import lend, part
+from walk.web import picture
 
 from manifests.release import Release
 from manifests.storage import hash_file
@@ -152,6 +153,9 @@ def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(l
     sources[-1]["defaults"]["licence"] = "all rights reserved"  # the next build has neither of the two
     done("build", lent.config(sources=sources), "--to", "select")
     assert "but all-rights-reserved by the same bytes in the last build" in refused("publish", lent.first, *public)
+    (lent.folder / "pics/others/0.jpg").write_bytes(picture(0, "near"))  # resized and encoded again
+    done("build", lent.config(sources=sources), "--to", "select")
+    assert "but all-rights-reserved by the near copies in the last build" in refused("publish", lent.first, *public)
 
 
 def test_tokens_from_before_a_takedown_train_nothing_after_it(
