@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from manifests import tables
+from manifests.names.equal import name_key
 from manifests.reader import literals
 from pipeline.quotas.balance import BalanceSettings, CapSettings, judge_cap
 
 NUM_SHOWN = 5
 
+_OWNERS = ("creator", "rights_holder")
 _KEYS = {
     "taxon": "t.taxon_name",
     **{rank: f"t.taxon_ranks['{rank}']" for rank in tables.TAXON_RANKS},
@@ -54,6 +56,8 @@ def judge_caps(sql: Any, settings: BalanceSettings) -> list[dict[str, Any]]:
             f"CREATE TABLE {keyed} AS SELECT sample_id, key_{number} AS key, unit FROM keyed "
             f"WHERE sample_id NOT IN (SELECT sample_id FROM cap_verdicts){of_domains}"
         )
+        if cap.by in _OWNERS:
+            _join_spellings(sql, keyed)
         rows = sql.sql(
             f"SELECT sample_id, key, unit FROM {keyed} "
             f"JOIN (SELECT key FROM {keyed} WHERE key IS NOT NULL GROUP BY key "
@@ -65,6 +69,17 @@ def judge_caps(sql: Any, settings: BalanceSettings) -> list[dict[str, Any]]:
         notes.append(_describe(sql, cap, keyed, f"capped_{number}"))
         sql.execute(f"DROP TABLE {keyed}")
     return notes
+
+
+def _join_spellings(sql: Any, keyed: str) -> None:
+    """Give all spellings of an owner one key: the first of them."""
+    first: dict[str, str] = {}
+    names = [name for (name,) in sql.execute(f"SELECT DISTINCT key FROM {keyed} WHERE key IS NOT NULL").fetchall()]
+    keys = [first.setdefault(name_key(name), name) for name in sorted(names)]
+    sql.register(
+        "spellings", pa.table({"name": pa.array(sorted(names), pa.string()), "key": pa.array(keys, pa.string())})
+    )
+    sql.execute(f"UPDATE {keyed} SET key = s.key FROM spellings s WHERE {keyed}.key = s.name AND s.name <> s.key")
 
 
 def _key_column(cap: CapSettings) -> str:

@@ -404,7 +404,7 @@ STAGE = Stage(
         Step("contend", _plan_contend, contend, version=4),
         Step("duplicates", _plan_duplicates, judge_duplicates, version=4),
         Step("keys", _plan_keys, pick_keys),
-        Step("caps", _plan_caps, cap),
+        Step("caps", _plan_caps, cap, version=2),  # spellings of one owner count as one
         Step("decide", _plan_decide, decide, version=9),
     ),
     conclude=_conclude,

@@ -120,6 +120,15 @@ def test_caps_of_every_key(cap_rows) -> None:
     assert not dropped, "no key, no cap"
 
 
+@pytest.mark.parametrize("by", ["creator", "rights_holder"])
+def test_all_spellings_of_an_owner_count_as_one(cap_rows, by: str) -> None:
+    rows = [{by: name} for name in ("Müller", "Mu\u0308ller", "MÜLLER\u00a0", "Müller, J.", "Müller", None)]
+    full, dropped, (note,) = cap_rows(rows, CapSettings(by=by, at_most=1))
+    assert len(dropped) == 3
+    assert {row[by] for row in full if row["sample_id"] not in dropped} >= {"Müller, J.", None}
+    assert [row[1:] for row in note["head"]] == [[4, 1], [1, 1]]
+
+
 def test_a_cap_of_one_domain_leaves_the_others(cap_rows) -> None:
     rows = [{"host": "a.org", "domain": domain} for domain in ["plant"] * 6 + ["general"] * 6]
     full, dropped, _ = cap_rows(rows, CapSettings(by="host", at_most=1, domains=("plant",)))
