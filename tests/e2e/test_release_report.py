@@ -148,7 +148,7 @@ FIGURES = {
     "tables": [],
     "marks": [],
     **{name: [] for name in ("domains", "sources", "licences", "owners", "hosts", "text_types", "taxa", "languages",
-                             "frequent_taxa", "rare_taxa", "taxon_sizes", "heads")},
+                             "frequent_taxa", "rare_taxa", "taxon_sizes", "heads", "other_owners")},
     **{name: {"labels": [], "shares": {}} for name in ("words", "sides", "kilobytes")},
     "ranks": None,
     "sheet": [{"domain": "plant", "text": "<script> \"'", "jpg": b"x", "source": "s", "licence": "unknown",
