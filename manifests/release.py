@@ -277,8 +277,10 @@ def _named(rows: pa.Table, split: str | None) -> Iterator[tuple[str, str, pa.Tab
 
 def newest_of_several(path: str) -> str | None:
     """A line where a work folder holds releases of several names: a build of another config changes which is read."""
-    fs, inner = storage.filesystem(storage.join(path, "releases"))
-    pointers = (str(file).rpartition("/")[2] for file in fs.glob(f"{inner}/*.{LATEST_FILE}"))
+    pointers: list[str] = []
+    with suppress(Exception):  # a store may show a release, and list nothing to whom it does not know
+        fs, inner = storage.filesystem(storage.join(path, "releases"))
+        pointers = [str(file).rpartition("/")[2] for file in fs.glob(f"{inner}/*.{LATEST_FILE}")]
     names = sorted(pointer.removesuffix(f".{LATEST_FILE}") for pointer in pointers)
     if len(names) < 2:
         return None
