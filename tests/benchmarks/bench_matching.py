@@ -88,7 +88,7 @@ def run_ours(hashes: np.ndarray, planted: np.ndarray, radius: int, kind: str) ->
     seconds = time.perf_counter() - start
     if kind == "heavy":
         priority = np.random.default_rng(0).permutation(len(hashes))
-        pairs = pa.table({"phash_a": low, "phash_b": high, "distance": np.bitwise_count(low ^ high)})
+        pairs = pa.table({"look_a": low, "look_b": high, "distance": np.bitwise_count(low ^ high)})
         begin = time.perf_counter()
         representative, _ = choose_representatives(hashes, priority, pairs)
         dropped = int((representative != np.arange(len(hashes))).sum())

@@ -333,6 +333,8 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
         **{name: _hex(n, salt) for salt, name in enumerate(("image_id", "stored_sha256", "pixels_sha256"))},
         "phash": phash,
         "phash_mirrored": phash ^ ODD_COLUMNS,
+        "middle_hash": np.zeros_like(phash),  # near for all, so that the pHash decides
+        "middle_mirrored": np.zeros_like(phash),
         "width_px": width,
         "height_px": height,
         "stored_width_px": (width * scale).astype(int),

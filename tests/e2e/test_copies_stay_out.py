@@ -106,17 +106,13 @@ def test_copies_stay_out_when_nothing_knows_the_original_any_more(sealed: Path, 
     told = done("explain", work, _id(work, "mirrored"))
     assert "DROPPED: takedown, as a copy (pHash distance " in told
     assert f"to the mirror image of {picture['value']}); reason: asked by letter" in told
-    assert done("build", _config(folder, "second third")).startswith("nothing to do")
-
-    done("build", _config(folder, "second third", fetch={"image": {"size_px": 64, "jpeg_quality": 60}}))
-    assert _kept(work) == OTHERS - {"other"}
 
     new = folder / "elsewhere"
     (new / "work").mkdir(parents=True)
     shutil.copy(work / "takedowns.jsonl", new / "work")
     for name in ("second", "third"):
         shutil.copytree(folder / name, new / name)
-    done("build", _config(new, "second third"))
+    done("build", _config(new, "second third", fetch={"image": {"size_px": 64, "jpeg_quality": 60}}))
     assert _kept(new / "work") == OTHERS - {"other"}
     assert _listed(new / "work") == _listed(work)
 
@@ -134,10 +130,9 @@ def test_a_list_written_by_hand_gains_the_hashes_of_what_it_names(sealed: Path, 
     assert f"that picture is {entry['value']}" in told
     assert done("build", _config(folder)).startswith("nothing to do"), "the hashes are no other input"
     assert "nothing to do" not in done("mix", _config(folder, mix={"ratio": {"plant": 1}, "seed": 3}), "--dry-run")
-    done("build", _config(folder, "second third"))
-    assert _kept(work) == OTHERS - {"other"}
 
 
+@pytest.mark.slow
 def test_hashes_that_an_earlier_version_did_not_measure_are_read_from_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +149,7 @@ def test_hashes_that_an_earlier_version_did_not_measure_are_read_from_the_pool(
     assert _kept(work) == OTHERS - {"other"}
 
 
+@pytest.mark.slow
 def test_copies_under_two_labels_go_by_the_setting(tmp_path: Path) -> None:
     with Image.open(PHOTOS[0]) as photo:
         mirrored = ImageOps.mirror(photo)

@@ -123,6 +123,9 @@ def test_each_row_ends_with_its_reason(work: Path) -> None:
         ("rose", "label", "same bytes", ROSE, OAK),
     ]
     assert all(lost == (dropped or 0) for lost, dropped in funnel)
+    with open_reader(str(work)) as sql:
+        places = sql.execute("SELECT place, other_place FROM conflicts WHERE about = 'label'").fetchall()
+    assert [[place.partition("@")[0] for place in both] for both in places] == [["3.jpg", "oak.jpg"]]
 
 
 def test_the_commands_tell_it(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
