@@ -104,6 +104,23 @@ def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone:
     assert run_here("build", write_build_config(web, work.parent, "later", work)).stdout.startswith("nothing to do")
 
 
+@pytest.mark.slow
+def test_no_picture_of_the_training_takes_the_place_of_a_held_out_one(web: Web, built: Path, tmp_path: Path) -> None:
+    """A model that was trained on the release before has seen it."""
+    lend(built, tmp_path / "copy")
+    before = Release.open(str(release_of(tmp_path / "copy/build")))
+    held, trained = (set(before.samples(split)["sample_id"].to_pylist()) for split in ("heldout", "train"))
+    gone = sorted(held)[:3]
+    _take_down(before, *gone, reason="asked")
+    work = Path(before.path).parents[1]
+    done = run_here("build", write_build_config(web, work.parent, "later", work))
+    assert done.returncode == 0, done.stderr
+    assert "or pictures were taken down, and none that was trained on takes their place" in done.stderr
+    now = set(Release.open(str(work)).samples("heldout")["sample_id"].to_pylist())
+    assert now == held - set(gone)
+    assert not now & trained
+
+
 def _ids(release: Release) -> set[str]:
     return set(release.samples()["sample_id"].to_pylist())
 
