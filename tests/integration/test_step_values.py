@@ -84,7 +84,7 @@ def _rows(web: str) -> list[dict[str, Any]]:
 def _write_pictures(folder: Path) -> None:
     for name in ("own", "held"):
         (folder / name).mkdir()
-    for photo in PHOTOS[9:13]:
+    for photo in [*PHOTOS[9:13], *PHOTOS[14:]]:
         shutil.copy(photo, folder / "own")
     with Image.open(PHOTOS[4]) as photo:
         ImageOps.mirror(photo).resize((150, 150)).save(folder / "own/mirrored.jpg", quality=90)
