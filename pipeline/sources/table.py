@@ -10,7 +10,7 @@ import difflib
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -47,6 +47,7 @@ from pipeline.sources.rows import (
 from pipeline.sources.tables.columns import ColumnGuess, describe_columns, guess_columns, left_out
 from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
 from pipeline.sources.tables.json_items import json_keys, read_json
+from pipeline.store.foreign import columns_of_bytes
 from pipeline.store.foreign import read_rows as read_foreign
 
 _SUFFIXES = {
@@ -351,28 +352,10 @@ def _head(path: str) -> tuple[str, list[str]]:
 
 
 def _bytes_in(file: str) -> list[str]:
-    """Columns of a Parquet table that hold bytes, alone or as `datasets` keeps pictures; not unmarked text."""
     if _SUFFIXES.get(PurePosixPath(file.lower()).suffix) != "parquet":
         return []
-    with _open(file, compressed=False) as stream, suppress(pa.ArrowInvalid, OSError):
-        table = pq.ParquetFile(stream)
-        binary = [field.name for field in table.schema_arrow if _is_binary(field.type)]
-        first = next(table.iter_batches(8, columns=binary), None) if binary else None
-        return [name for name in binary if first is None or not _is_text(first[name])]
-    return []
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    flat = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    return flat or (pa.types.is_struct(kind) and any(_is_binary(field.type) for field in kind))
-
-
-def _is_text(column: pa.Array) -> bool:
-    try:
-        column.cast(pa.string())
-    except pa.ArrowException:
-        return False
-    return True
+    with _open(file, compressed=False) as stream:
+        return columns_of_bytes(stream)
 
 
 def _how_written(file: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,3 +158,29 @@ def _children(array: pa.Array) -> list[pa.Array]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return [array.values]
     return []
+
+
+def columns_of_bytes(stream: Any) -> list[str]:
+    """Columns that hold bytes and no text, alone or as `datasets` keeps pictures, by their first values.
+
+    None of a file that cannot be read, which who reads its rows says.
+    """
+    with suppress(pa.ArrowException, OSError):
+        file = pq.ParquetFile(stream)
+        binary = [field.name for field in file.schema_arrow if _is_binary(field.type)]
+        first = next(file.iter_batches(8, columns=binary), None) if binary else None
+        return [name for name in binary if first is None or not _is_text(first[name])]
+    return []
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    is_flat = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return is_flat or (pa.types.is_struct(kind) and any(_is_binary(field.type) for field in kind))
+
+
+def _is_text(column: pa.Array) -> bool:
+    try:
+        column.cast(pa.string())
+    except pa.ArrowException:
+        return False
+    return True

@@ -178,8 +178,8 @@ def test_the_command_line_of_training_is_frozen() -> None:
                   "images"],
         "index": ["--out", "tables"],
         "search": ["--architecture", "--device", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
-        "blend": ["--architecture", "--alpha", "--expert", "--general", "--out", "--release",
-                  "--settings", "--split", "end", "start"],
+        "blend": ["--alpha", "--architecture", "--expert", "--general", "--out", "--release", "--settings", "--split",
+                  "end", "start"],
     }  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def evaluate_model(
         raise ConfigError(
             f"{out}: --out is the JSON file, the plot goes beside it as .png; name a file like figures.json"
         )
+    trained = trained.without_missing_sets()
     settings = trained.settings
     chosen, opened, sets = open_measured(trained, release, split)
     name = f"{chosen}-{'+'.join(source.name for source in opened)}" if opened else "sets"

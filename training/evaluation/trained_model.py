@@ -56,6 +56,17 @@ class TrainedModel:
     address: str | None = None  # of the run in an object store; `folder` is its copy
     named: str | None = None  # file or hf-hub: name of a model that has no folder of its own for what is written of it
 
+    def without_missing_sets(self) -> TrainedModel:
+        """The model without those of several `eval.sets` that are not there, and with a note on each."""
+        sets = self.settings.eval.sets
+        gone = [item for item in sets if not Path(item.path).exists()]
+        if not gone or len(gone) == len(sets):
+            return self
+        kept = self.settings.eval.model_copy(update={"sets": tuple(item for item in sets if item not in gone)})
+        notes = (f"eval.sets '{item.name}': {item.path} is not there, so it is left out" for item in gone)
+        settings = self.settings.model_copy(update={"eval": kept})
+        return replace(self, settings=settings, notes=(*self.notes, *notes))
+
     def measured_by(self, path: str | None) -> TrainedModel:
         """The model with the `eval` section that a YAML file holds; with its own where none is named.
 

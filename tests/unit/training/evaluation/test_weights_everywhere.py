@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import open_clip
 import pytest
 import safetensors.torch
 import torch
+from evaluation_sets import write_folders
 from huggingface_hub import constants
 from tiny_clip import tiny
 from torch import Tensor
@@ -164,3 +166,21 @@ def test_every_command_takes_a_file(tmp_path: Path, release_folder: Path, hub: P
     assert (tmp_path / f"{out}.safetensors").stat().st_mode & 0o777 == 0o644
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "made").iterdir()} == {0o644}
     assert (tmp_path / "made" / CONFIG_FILE).is_file()
+
+
+def test_a_set_that_is_not_there_is_left_out_and_said(tmp_path: Path, writer: ModuleType, capsys: Any) -> None:
+    path = tiny(tmp_path, "sets")
+    exports.export_hugging_face(build_model(ModelSettings(preset="clip", architecture=path)), tmp_path / "made")
+    write_folders(tmp_path / "shapes", writer.drawn_samples(12, 0))
+    sets = [{"name": name, "path": str(tmp_path / name)} for name in ("gone", "shapes")]
+    (tmp_path / "sets.yaml").write_text(json.dumps({"split": None, "few_shot": None, "sets": sets}))
+    words = ["eval", str(tmp_path / "made"), "--settings", str(tmp_path / "sets.yaml"), "--out"]
+    assert main([*words, str(tmp_path / "figures.json")]) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "figures.json").read_text())
+    assert [measured["name"] for measured in result["sets"]] == ["shapes"]
+    said = f"eval.sets 'gone': {tmp_path / 'gone'} is not there, so it is left out"
+    assert said in result["notes"]
+    assert said in capsys.readouterr().out
+    (tmp_path / "sets.yaml").write_text(json.dumps({"split": None, "sets": sets[:1]}))
+    assert main([*words, str(tmp_path / "none.json")]) == 2
+    assert "no such folder of an evaluation set" in capsys.readouterr().err

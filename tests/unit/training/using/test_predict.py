@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,6 +131,20 @@ def test_tables_shards_and_releases_are_read(
     for name, place in (("release", release_folder / "releases" / "toy-0001"), ("work", release_folder)):
         by_release = _predict(tmp_path / f"{name}.parquet", place, *model)
         assert sorted(row["picture"] for row in by_release) == sorted(samples["sample_id"].to_pylist()), name
+
+
+def test_a_release_is_named_as_for_every_command(release_folder: Path, tmp_path: Path) -> None:
+    """Its folder, its name without a version, its work folder, and all three in a store."""
+    work = shutil.copytree(release_folder, tmp_path / "work")
+    (work / "releases/toy.LATEST").write_text("toy-0001\n")
+    fsspec.filesystem("memory").put(str(work), "/named/work", recursive=True)
+    names = set()
+    for place in ("releases/toy-0001", "releases/toy", "."):
+        for folder in (str(work), "memory://named/work"):
+            listing = list_pictures([f"{folder}/{place}".removesuffix("/.")])
+            names.add(tuple(listing.table["name"].to_pylist()))
+            assert listing.read(0)[:2] == b"\xff\xd8"
+    assert len(names) == 1
 
 
 def _taxa_release(tmp_path: Path) -> Path:
