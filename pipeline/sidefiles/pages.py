@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import functools
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from manifests.drawing.panels import draw_svg
@@ -70,10 +71,18 @@ def write_card(record: Values, mixture: Values, figures: Values) -> str:
         "card.md",
         **_in_order(record, mixture, figures),
         size_category=next((name for limit, name in _SIZES if num < limit), "n>100M"),
+        languages=_languages(figures["languages"]),
         split_folders=SPLIT_FOLDERS,
         radius=(recipe.get("dedup") or {}).get("radius"),
         members=record.get("members", ["jpg", "txt", "json"]),  # releases of before 0.4 name none
     )
+
+
+def _languages(rows: Sequence[Values]) -> list[str]:
+    """Codes of the languages that a hundredth of the texts are in, the most frequent first."""
+    told = [row for row in rows if re.fullmatch("[a-z]{2,3}", row["language"])]
+    least = sum(row["images"] for row in told) / 100
+    return [row["language"] for row in told if row["images"] >= least]
 
 
 def write_attribution_page(record: Values, figures: Values) -> str:

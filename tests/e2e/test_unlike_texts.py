@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from building import done, release_of, run_here, write_small_config
 from environments import environment
 from walk.web import picture
@@ -113,6 +114,9 @@ def test_every_sample_has_every_member(releases: dict[str, Release], kind: str) 
     assert release.record["members"] == ["jpg", "txt", "json", *MEMBERS]
     card = Path(release.path, "README.md").read_text(encoding="utf-8")
     assert all(f"`{member}`" in card for member in MEMBERS)
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["language"] == ["en"]
+    assert front["tags"] == ["webdataset", "image-text", "plant", "general"]
     seen = dict.fromkeys(MEMBERS, 0)
     for split in release.splits:
         for shard in release.shards(split):

@@ -5,8 +5,9 @@ Pure: what a run left goes in, Markdown comes out. Every text from outside is ma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class TrainedOn:
     is_earlier: bool = False  # the run went on with another one
     drawn: Sequence[Mapping[str, Any]] = ()  # share of the training and samples of each domain
     law: Mapping[str, Any] | None = None  # of mixture.json, where a fitted law chose the shares
+    licences: Mapping[str, int] = field(default_factory=dict)  # of its training pictures, with their number
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class ModelFacts:
     results: Mapping[str, dict[str, Any]]
     has_second_order: bool
     in_open_clip: bool
+    base_model: str | None = None  # of the hub, where the training began with one
 
 
 def write_card(facts: ModelFacts, repository: str) -> str:
     """The card of a model that is published as OWNER/NAME."""
+    names = [release.name for release in facts.releases if release.name and not release.is_shards]
     lines = [
         "---",
         "library_name: open_clip",
@@ -49,6 +53,11 @@ def write_card(facts: ModelFacts, repository: str) -> str:
         "tags:",
         "- clip",
         *(["- dalip"] if facts.has_second_order else []),
+        "license: other",
+        "license_name: not-stated",
+        *([f"base_model: {json.dumps(facts.base_model)}"] if facts.base_model else []),
+        *(["datasets:"] if names else []),
+        *(f"- {json.dumps(name)}" for name in names),
         "---",
         "",
         f"# {repository.rpartition('/')[2]}",
@@ -70,11 +79,22 @@ def write_card(facts: ModelFacts, repository: str) -> str:
         "- Figures on a held-out split are of pictures from the same sources as the training; others may be harder.",
         "- It ranks the names it is given, and always finds one likely. It was not taught to say that none fits.",
         "- Nobody measured it for biases, or on pictures of people.",
-        "- Licences of the training images are in the dataset card of the release.",
+        *_licence(facts),
     ]
     if facts.has_second_order and facts.in_open_clip:
         lines.append("- open_clip loads the first-order feature alone, which can be weaker than both together.")
     return "\n".join([*lines, ""])
+
+
+def _licence(facts: ModelFacts) -> Iterator[str]:
+    began = f", and of {plain_markdown(facts.base_model)}, with which the training began," if facts.base_model else ""
+    yield f"- Nobody has stated a licence for these weights. Those of the training pictures{began} may bind their users."
+    for release in facts.releases:
+        if release.licences:
+            most = sorted(release.licences.items(), key=lambda item: (-item[1], item[0]))
+            words = ", ".join(f"{num:,} {plain_markdown(name)}" for name, num in most[:10])
+            more = f" and {len(most) - 10} more" if len(most) > 10 else ""
+            yield f"- Training pictures of {plain_markdown(release.name or '')} by licence: {words}{more}."
 
 
 def _about(facts: ModelFacts) -> str:

@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from manifests import storage
 from manifests.release import Release
+from manifests.services import open_clip_api as open_clip
+from manifests.services.model_hub import HUB
 from training.config import TrainSettings
 from training.data import loader
 from training.data.shards import open_pool
@@ -45,6 +49,7 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> tuple[str, 
         results,
         has_second_order=trained.model.second_order is not None,
         in_open_clip=not isinstance(trained.model.clip, FrozenCLIP),
+        base_model=_base_model(trained),
     )
     export_hugging_face(trained.model, folder, trained.settings.loss)
     card = write_card(facts, repository)
@@ -85,13 +90,31 @@ def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]
         rows = [row for row in drawn if row["release"] == key]
         name = release.name if release is not None else of_groups.get(key)
         law = None if release is None else _law_of(release, {row["domain"]: row["share"] for row in rows})
-        releases.append(TrainedOn(key, name, key in of_groups, key not in own, rows, law))
+        licences = {} if release is None else _licences_of(release, data.split)
+        releases.append(TrainedOn(key, name, key in of_groups, key not in own, rows, law, licences))
     notes = [
         f"the release {release.fingerprint[:12]} that it was trained on is not at its place; the card has no name of it"
         for release in releases
         if release.name is None
     ]
     return releases, notes
+
+
+def _licences_of(release: Release, split: str) -> dict[str, int]:
+    """Distinct pictures of a split by licence."""
+    rows = release.samples(split, ["licence", "copy"])
+    counted = pc.value_counts(pc.fill_null(rows.filter(pc.equal(rows["copy"], 0))["licence"], "not stated"))
+    return {each["values"]: each["counts"] for each in counted.to_pylist()}
+
+
+def _base_model(trained: TrainedModel) -> str | None:
+    """The model of the hub with whose weights the training began, or which this is; None for others."""
+    settings = trained.settings.model
+    source = settings.pretrained if trained.named is None else trained.named
+    if source is None or source.startswith(HUB) or Path(source).exists():
+        return source.removeprefix(HUB) if source is not None and source.startswith(HUB) else None
+    known: dict[str, str] = open_clip.get_pretrained_cfg(settings.architecture.replace("/", "-"), source)
+    return known.get("hf_hub", "").rpartition("/")[0] or None
 
 
 def _drawn_by(settings: TrainSettings, releases: Sequence[Release], num_sources: int) -> list[dict[str, Any]]:

@@ -28,7 +28,8 @@ from training.data.loader import build_order, open_releases
 from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
-from training.evaluation.trained_model import open_trained_model, releases_of_run
+from training.evaluation.publishing import _base_model
+from training.evaluation.trained_model import TrainedModel, open_trained_model, releases_of_run
 from training.model.weights import CONFIG_FILE, WEIGHTS_FILE
 from training.run.loop import train
 
@@ -67,6 +68,9 @@ def test_a_run_is_published_with_its_card_and_loads_from_there(
 
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "open_clip"
+    assert (front["license"], front["license_name"], front["datasets"]) == ("other", "not-stated", ["toy-0001"])
+    assert "base_model" not in front, "it began with new weights"
+    assert "Training pictures of toy-0001 by licence: 107 CC0-1.0." in card
     assert "Release toy-0001" in card
     assert "| plant | 74.77% | 54 |" in card, "80 of the 107 samples of an epoch"
     assert "no mixing law was fitted" in card
@@ -297,3 +301,25 @@ def test_a_card_shows_the_law_that_chose_the_shares(config: dict[str, Any], fini
 def test_a_target_that_is_no_repository_is_refused(config: dict[str, Any], capsys: Output) -> None:
     assert main(["publish", config["output_dir"], "--to", "s3://bucket/model"]) == 2
     assert "write hf:OWNER/NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "base"),
+    [
+        ("hf-hub:imageomics/bioclip", "imageomics/bioclip"),
+        ("laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        (None, None),
+        ("elsewhere/run", None),
+    ],
+)
+def test_the_card_names_the_model_that_the_training_began_with(pretrained: str | None, base: str | None) -> None:
+    """As far as the hub has it: a tag of open_clip's or a name; a file of one's own is nobody's base."""
+    settings = make_settings(
+        {"output_dir": "run", "release": "r", "schedule": {"steps": 1}, "model": {"architecture": "ViT-B-32"}},
+        model={"preset": "clip", "pretrained": pretrained},
+    )
+    named = _base_model(TrainedModel(torch.nn.Identity(), settings, Path("run"), "raw", "model.pt"))
+    assert named == base
+    facts = ModelFacts(settings, "raw", (), {}, {}, has_second_order=False, in_open_clip=True, base_model=named)
+    front = yaml.safe_load(write_card(facts, "lab/model").split("---")[1])
+    assert front.get("base_model") == base
