@@ -88,7 +88,7 @@ def write_card(facts: ModelFacts, repository: str) -> str:
 
 def _licence(facts: ModelFacts) -> Iterator[str]:
     began = f", and of {plain_markdown(facts.base_model)}, with which the training began," if facts.base_model else ""
-    yield f"- Nobody has stated a licence for these weights. Those of the training pictures{began} may bind their users."
+    yield f"- Nobody stated a licence for these weights. Those of the training pictures{began} may bind their users."
     for release in facts.releases:
         if release.licences:
             most = sorted(release.licences.items(), key=lambda item: (-item[1], item[0]))
