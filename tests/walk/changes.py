@@ -226,6 +226,18 @@ def other_pixels(world: World, rng: random.Random) -> str | None:
 
 
 @change(0)
+def leaving(world: World, rng: random.Random) -> str | None:
+    """A row whose picture was taken down leaves the list, as its owner will have asked there too."""
+    keys = sorted(world.taken_keys.intersection(world.rows["list"]))
+    if not keys or len(world.rows["list"]) < 4:
+        return None
+    key = rng.choice(keys)
+    del world.rows["list"][key]
+    world.write_tables()
+    return f"list: remove {key}"
+
+
+@change(0)
 def stricter(world: World, rng: random.Random) -> str | None:
     """All that refuses pictures is switched on."""
     values = {name: strict for name, (_, strict) in _LIMITS.items() if world.may(SETTINGS[name][2])}

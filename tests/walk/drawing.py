@@ -58,7 +58,7 @@ BEFORE = {  # a command: changes right before it, and how often each
     "verify": {"damage": 0.2},
     "retry": {"healing": 0.3, "stricter": 0.3},
 }
-AFTER = {"takedown": {"other_pixels": 0.4}, "retry": {"looser": 0.5}}
+AFTER = {"takedown": {"other_pixels": 0.3, "leaving": 0.5}, "retry": {"looser": 0.5}}
 
 FAVOURED = {  # what shows a fault comes so much more often in a walk that looks for it
     "A1": {"repair": 8.0, "damage": 1.0},

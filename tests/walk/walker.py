@@ -302,6 +302,7 @@ class Walk:
         gone = [row for row in self.built.rows if any(oracle.is_named(by, row[column], value) for column in named)]
         motifs = {laws.motif_of(row["image_id"]) for row in gone if row["outcome"] == "ok"}
         self.taken |= {motif for motif in motifs if motif is not None}
+        self.world.taken_keys |= {row["record_key"] for row in gone}
         copies = ("exact_duplicate", "near_duplicate")
         stand_ins = {row["other_sample_id"] for row in gone if row["reason"] in copies}
         images = {("id", row["image_id"]) for row in gone if row["image_id"] and row["outcome"] == "ok"}

@@ -116,6 +116,8 @@ class World:
     """Pictures of the first tar and the text beside each."""
     more: dict[str, tuple[int, str]] = field(default_factory=dict)
     """The same of the second tar."""
+    taken_keys: set[str] = field(default_factory=set)
+    """Rows of the list whose pictures were taken down."""
     priorities: dict[str, int] = field(default_factory=dict)
     clock_seconds: float = 0.0
     num_moves: int = 0
@@ -150,12 +152,12 @@ class World:
 
     def _row(self, key: str) -> dict[str, str]:
         place = int(key[1:])
-        form = FORMS_OF_LIST[place]
-        if form in ("near", "mirrored"):  # copies are of the first ones
-            motif = place % 5
+        form, caption = FORMS_OF_LIST[place], CAPTIONS[place % len(CAPTIONS)]
+        if form in ("near", "mirrored"):  # copies are of the first ones, and every rule lets them pass
+            motif, caption = place % 5, CAPTIONS[place % 3]
         else:
             motif = place if place < _FIRST_LATE else NUM_MOTIFS - len(FORMS_OF_LIST) + place
-        values = {"url": self.web.url(motif, form), "caption": CAPTIONS[place % len(CAPTIONS)]}
+        values = {"url": self.web.url(motif, form), "caption": caption}
         owner = ONE_OWNER[place % 3] if place % 7 == 1 and self.may("letters") else OWNERS[place % 3]
         return values | {"licence": LICENCES[place % 3], "owner": owner, "name": "Malus domestica"}
 
