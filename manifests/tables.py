@@ -24,7 +24,7 @@ CANDIDATES = pa.schema(
         ("domain", pa.string()),  # e.g. plant, general
         ("record_key", pa.string()),  # the source's own key of the row
         ("group_id", pa.string()),  # what pictures of one thing share, as an observation; null: on its own
-        ("row_number", pa.int64()),  # 0-based row in the source, for going back to it
+        ("row_number", pa.int64()),  # row in the source from 0, a header counted: in a spreadsheet it is one more
         ("url", pa.string()),  # http(s) address without secrets; beside a locator it is provenance and never requested
         ("locator", pa.string()),  # NAME@OFFSET+LENGTH of bytes below the source's root; null for web rows
         ("caption", pa.string()),  # as given, untouched
@@ -129,7 +129,7 @@ JOINED_TEXTS = pa.schema(  # of fetched pictures
         ("text", pa.string()),  # cleaned
         ("source", pa.string()),
         ("entry", pa.int16()),  # number in `captions` of the source, from 1
-        ("row_number", pa.int64()),  # 0-based row in the table
+        ("row_number", pa.int64()),  # row in the table, counted likewise
         ("reason", pa.string()),  # the caption rule that dropped it, or empty_text, same_text; null when kept
         ("value", pa.string()),
         ("threshold", pa.string()),

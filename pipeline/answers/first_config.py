@@ -20,6 +20,7 @@ import yaml
 from manifests.errors import ConfigError
 from manifests.settings import NAME_PATTERN, parse_settings
 from pipeline.answers.first_rows import read_head
+from pipeline.answers.folders import Found, look_below
 from pipeline.answers.places import keys_of, look_at
 from pipeline.config import BuildConfig
 from pipeline.sources.kinds import Place, path_keys
@@ -73,10 +74,18 @@ def write_first_config(
     Raises: ConfigError for a place that cannot be a source, and for a table that fits none, with the cure.
     """
     places: list[tuple[str, str, Place]] = []
+    notes: list[str] = []
     for domain, paths in domains.items():
-        for path in paths:
-            places.append((_source_name(path, [taken for taken, _, _ in places]), domain, look_at(path)))
-    _join(captions, [place for *_, place in places])
+        for found in map(look_below, paths):
+            notes += found.notes + _place_tables(found)
+            for place in found.places:
+                taken = [source for source, _, _ in places]
+                places.append((_source_name(_path_of(place), taken), domain, place))
+    if not places:
+        raise ConfigError("; ".join(notes))
+    for path in captions:
+        if len(faults := _join(path, [place for *_, place in places])) == len(places):
+            raise ConfigError(f"--captions {path}: {faults[0]}")
     for source, domain, place in places:
         check_source(SourceSettings(name=source, domain=domain, **keys_of(place)))
     sets: list[tuple[str, Place]] = []
@@ -90,23 +99,44 @@ def write_first_config(
             entry["join"] = _from_folder(entry["join"], folder)
     faces = _WITHOUT_FACES if without_faces else []
     body = [*_body(name, list(domains), places), *faces, "", *_evaluation(sets), "", *_RUN]
-    text = "\n".join([*_decisions(places), "", *body]) + "\n"
+    text = "\n".join([*_head(places, notes), "", *body]) + "\n"
     parse_settings(yaml.safe_load(text), BuildConfig, "the written config", folder)
     return text
 
 
-def _join(captions: Sequence[str], places: Sequence[Place]) -> None:
-    """Give each place the tables of texts that fit it: of those named, and of those that lie beside its tars."""
-    faults: dict[str, list[str]] = {path: [] for path in captions}
+def _place_tables(found: Found) -> list[str]:
+    """Join each table to the pictures beside it that it has texts for, else take it as a source; words on the rest."""
+    notes, pictures = [], list(found.places)
+    for path, otherwise in found.tables.items():
+        faults = _join(path, pictures)
+        if len(faults) < len(pictures):
+            if isinstance(otherwise, Place):
+                notes.append(f"{path}: it has texts for pictures here, so its other addresses are not asked for")
+        elif isinstance(otherwise, Place):
+            found.places.append(otherwise)
+        else:
+            notes.append(f"{path}: not read: {'; no captions: '.join([_reason(otherwise, path), *faults[:1]])}")
+    return notes
+
+
+def _reason(error: ConfigError, path: str) -> str:
+    return str(error).partition(f"{path}: ")[2] or str(error)
+
+
+def _join(path: str, places: Sequence[Place]) -> list[str]:
+    """Join a table of texts to each place that it fits; why it does not fit the others."""
+    faults = []
     for place in places:
-        for path in dict.fromkeys([*captions, *place.beside]):
-            try:
-                _join_table(path, place)
-            except ConfigError as error:
-                faults.get(path, place.missing).append(f"not read: {error}")
-    for said in faults.values():
-        if len(said) == len(places):
-            raise ConfigError(f"--captions {said[0].removeprefix('not read: ')}")
+        try:
+            _join_table(path, place)
+        except ConfigError as error:
+            faults.append(_reason(error, path))
+    return faults
+
+
+def _path_of(place: Place) -> str:
+    """What names a place: its path, or the table that says which of the pictures there it holds."""
+    return str(place.settings.get("table") or place.settings["path"])
 
 
 def _from_folder(path: str, folder: str) -> str:
@@ -131,22 +161,18 @@ def _source_name(path: str, taken: Sequence[str]) -> str:
     return name if name not in taken else next(other for other in more if other not in taken)
 
 
-def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
-    """What only the user can decide, as comments."""
+def _head(places: Sequence[tuple[str, str, Place]], notes: Sequence[str]) -> list[str]:
+    """What only the user can decide, and what is no source, as comments."""
     decisions: list[str] = []
     if not all(KINDS[place.kind].on_disk for *_, place in places):
         decisions.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
     unstated = [source for source, _, place in places if not place.states_licence]
     if unstated:
-        says = (
-            f"licences: {', '.join(unstated)} state{'s' if len(unstated) == 1 else ''} none, and pictures of unknown "
-        )
-        write = "Write their licence as `defaults: {licence: CC-BY-4.0}` in the source, "
+        states = "state" if len(unstated) > 1 else "states"
         decisions.append(
-            f"{says}licence are taken: else nothing would be left. {write}and take `unknown` out"
-            if _states_nothing(places)
-            else f"{says}licence are dropped. {write}or take them as they are with select.licences.allow: [known, "
-            "unknown]"
+            f"licences: {', '.join(unstated)} {states} none, and pictures of unknown licence are taken, so that "
+            "none is lost before you say what holds. Write it as `defaults: {licence: CC-BY-4.0}` in the source, and "
+            "take `unknown` out of select.licences.allow"
         )
     for source, _, place in places:
         decisions += [f"{source}: {missing}" for missing in place.missing]
@@ -160,15 +186,16 @@ def _decisions(places: Sequence[tuple[str, str, Place]]) -> list[str]:
     lines = ["Written by `plantmix init`. Nothing was asked over the network.", ""]
     lines.append("Only you can decide:" if decisions else "It builds as it is.")
     for number, text in enumerate(decisions, 1):
-        lines += textwrap.wrap(
-            f"{number}. {text}", WIDTH - 2, initial_indent=" ", subsequent_indent="    ", break_long_words=False
-        )
+        lines += _wrap(f"{number}. {text}")
+    lines += ["", "Found, and no source:"] if notes else []
+    for note in notes:
+        lines += _wrap(f"- {note}")
     lines += ["", "Next: plantmix estimate, plantmix preview, plantmix build, each with this file."]
     return [f"# {line}".rstrip() for line in lines]
 
 
-def _states_nothing(places: Sequence[tuple[str, str, Place]]) -> bool:
-    return not any(place.states_licence for *_, place in places)
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH - 2, initial_indent=" ", subsequent_indent="    ", break_long_words=False)
 
 
 def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Place]]) -> list[str]:
@@ -185,9 +212,8 @@ def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Pl
         lines.append(f"    - {{domains: {_scalar(taxonomic)}, preset: plant}} # a scientific name is a caption")
     if len(taxonomic) < len(domains):
         lines.append("    - {preset: general} # add languages: {allow: [en]} to keep English alone")
-    allow = (
-        "[known, unknown] # no source states any" if _states_nothing(places) else "[known] # every one that is stated"
-    )
+    states_all = all(place.states_licence for *_, place in places)
+    allow = "[known] # every one that is stated" if states_all else "[known, unknown] # unknown: where none is stated"
     lines += ["", "select:", "  licences:", f"    allow: {allow}; or a list: [CC0-1.0, CC-BY]"]
     lines += ["", "mix:", "  ratio:", *[f"    {_scalar(domain)}: 1" for domain in domains]]
     lines.append("  heldout: 5% # of each domain, set aside for evaluation")
@@ -228,18 +254,17 @@ def _scalar(value: Any) -> str:
 
 
 def _join_table(path: str, place: Place) -> None:
-    """Write into the settings of a place that a table gives its captions: the first values of both decide.
+    """Write into the settings of a place that a table has texts for it: the first values of both decide.
 
     Raises: as `guess_join`.
     """
-    entry, place.comments["captions"] = guess_join(path, _keys_of(place))
+    entry, words = guess_join(path, _keys_of(place))
     place.captions.append(entry)
-    mapping = place.settings.setdefault(place.mapping, dict(place.fields)) if place.fields or place.could_keep else {}
-    mapping["caption"] = []
-    place.comments["caption"] = "the table gives it; what is named here comes first where there is one"
+    place.comments["captions"] = "; ".join([*([place.comments["captions"]] if len(place.captions) > 1 else []), words])
     place.missing = [words for words in place.missing if not words.startswith("captions of ")]
     (key,) = entry["on"]
     if name := key.partition("extra.")[2]:
+        mapping = place.settings.setdefault(place.mapping, dict(place.fields))
         mapping["extra"] = list(dict.fromkeys([*mapping.get("extra", ()), name]))
         place.left_out.pop(name, None)
 

@@ -34,16 +34,17 @@ def look_at(path: str) -> Place:
 
     Raises: ConfigError that says what it is instead, and what to do.
     """
-    listing = _list(path)
+    listing = list_place(path)
     for name in sorted(KINDS, key=lambda name: KINDS[name].init_order):
         place = KINDS[name].guess(listing)
         if place is not None:
             place.kind = name
             return place
-    raise ConfigError(f"{path}{_what_it_is(listing)}")
+    raise ConfigError(f"{path}{what_it_is(listing)}")
 
 
-def _list(path: str) -> Listing:
+def list_place(path: str) -> Listing:
+    """What lies at a path or behind a glob, by its names."""
     if re.search(r"[*?\[{]", path):
         return Listing(path, "pattern", [path])
     fs, inner = storage.filesystem(path)
@@ -59,7 +60,7 @@ def _list(path: str) -> Listing:
         raise ConfigError(f"{path} {zip_fault(path)}") from None
 
 
-def _what_it_is(listing: Listing) -> str:
+def what_it_is(listing: Listing) -> str:
     """What to say of a place that no kind takes."""
     pictures, names = listing.ends(*(f".{suffix}" for suffix in IMAGE_SUFFIXES)), listing.names
     if listing.form == "folder":

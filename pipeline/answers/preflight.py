@@ -7,7 +7,9 @@ printed. Each says what is wrong, where, how many rows it touches, and the line 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +38,14 @@ from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup_semantic import check_semantic
 from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.vocabulary.backbone import check_backbone
-from pipeline.vocabulary.licences import KNOWN, UNKNOWN, normalise_licences
+from pipeline.vocabulary.licences import (
+    ALL_RIGHTS_RESERVED,
+    CONFLICTING,
+    KNOWN,
+    UNKNOWN,
+    LicenceSettings,
+    normalise_licences,
+)
 
 MUCH = 0.5  # of the first rows: from here on a warning is printed
 MIN_FREE_BYTES = 1_000_000_000
@@ -97,11 +106,12 @@ def examine(config: BuildConfig) -> list[Finding]:
             for doubt in source.reader.doubts()
         ]
         findings += _about_web(config, heads)
+        findings += _about_nested_captions(config, heads)
         findings += _about_licences(config, heads)
         findings += _about_captions(config, heads)
         most_rows = {source.name: ask(source, source.reader.most_rows) for source in config.sources}
         findings += about_mixture(config, most_rows)
-        findings += _about_skipped_files(config)
+        findings += _about_files(config)
         findings += _about_disk(config)
         findings += _about_evaluation(config)
     return sorted(findings, key=lambda finding: not finding.is_error)
@@ -235,6 +245,26 @@ def _about_empty_sources(config: BuildConfig, heads: Mapping[str, Head]) -> Iter
             )
 
 
+def _about_nested_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
+    """Captions that are lists, of which the first text is taken, or objects, which are no captions."""
+    for source in config.sources:
+        head = heads[source.name]
+        where = f"sources.{source.name}:"
+        if head.num_lists:
+            yield Finding(
+                False,
+                f"{where} {head.num_lists:,} of the first captions are lists; the first text of each is the caption. "
+                "To keep the others too, write a table with a row for each and join it (`captions`)",
+            )
+        if head.objects:
+            yield Finding(
+                False,
+                f"{where} {len(head.objects):,} of the first captions are objects and no text (such as "
+                f"{head.objects[0]!r:.80}), so their rows end as malformed_row; write one of their values into a "
+                "column of its own and name that as `caption`",
+            )
+
+
 def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
     """Sources whose pictures the licence policy would drop, all or most of them."""
     policy = config.select.licences
@@ -245,26 +275,39 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
         if not rows.num_rows:
             continue
         ids = normalise_licences(rows["licence"], rows["licence_url"]).to_pylist()
-        dropped = [licence for licence in ids if not policy.allows(licence)]
-        if len(dropped) == len(ids):
+        dropped = Counter(licence for licence in ids if not policy.allows(licence))
+        if dropped.total() == len(ids):
             hopeless.add(source.name)
-        if len(dropped) < MUCH * len(ids):
+        first = f"sources.{source.name}: {{:,}} of the first {len(ids):,} rows would be dropped for their licence"
+        never = {licence: num for licence, num in dropped.items() if _never_allowed(licence, policy)}
+        if never:
+            text = f"{first.format(sum(never.values()))} ({joined_counts(never.items())})"
+            cure = "`allow` is no cure: only the owner of a picture can give it another licence"
+            findings.append((source, f"{text}; {cure}", ()))
+        others = [licence for licence, _ in dropped.most_common() if licence not in never]
+        num = sum(dropped[licence] for licence in others)
+        if num < MUCH * len(ids):
             continue
-        first = f"{len(dropped):,} of the first {len(ids):,} rows would be dropped for their licence"
-        if set(dropped) == {UNKNOWN}:
-            what = f"sources.{source.name}: {first}: they state none, and unknown licences are dropped"
+        if others == [UNKNOWN]:
+            what = f"{first.format(num)}: they state none, and unknown licences are dropped"
             allowed = ", ".join([*(policy.allow or (KNOWN,)), UNKNOWN])
             mend: tuple[str, ...] = (
                 "defaults: {licence: CC-BY-4.0} # in the source, if that is its licence",
                 f"select: {{licences: {{allow: [{allowed}]}}}}",
             )
         else:
-            named = sorted(set(dropped), key=lambda licence: -dropped.count(licence))[:3]
-            what = f"sources.{source.name}: {first} ({', '.join(named)})"
-            mend = (f"select: {{licences: {{allow: [{', '.join([*(policy.allow or (KNOWN,)), *named])}]}}}}",)
+            what = f"{first.format(num)} ({', '.join(others[:3])})"
+            parts = dict.fromkeys(part for licence in others[:3] for part in re.split(" OR | AND ", licence))
+            mend = (f"select: {{licences: {{allow: [{', '.join([*(policy.allow or (KNOWN,)), *parts])}]}}}}",)
         findings.append((source, what, mend))
     for source, what, mend in findings:
         yield Finding(_empties_its_domain(config, source.domain, hopeless), what, mend, stage="select")
+
+
+def _never_allowed(licence: str, policy: LicenceSettings) -> bool:
+    """Whether no `allow` should take a licence in: a deny rule or the law forbids it, or it contradicts itself."""
+    most = LicenceSettings(allow=(KNOWN, UNKNOWN), deny=(*policy.deny, ALL_RIGHTS_RESERVED, CONFLICTING))
+    return not most.allows(licence)
 
 
 def _empties_its_domain(config: BuildConfig, domain: str, hopeless: set[str]) -> bool:
@@ -342,14 +385,11 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
         yield Finding(True, text, stage="mix")
 
 
-def _about_skipped_files(config: BuildConfig) -> Iterator[Finding]:
-    """Files in folders of pictures that no suffix names."""
+def _about_files(config: BuildConfig) -> Iterator[Finding]:
+    """What readers have to say of their files, such as those that are not read."""
     for origin in (*config.sources, *config.evaluation):
-        skipped = ask(origin, origin.reader.skipped_files)
-        if skipped:
-            listed = ", ".join(f"{num:,} {ending}" for ending, num in list(skipped.items())[:5])
-            text = f"{origin.where}: {sum(skipped.values()):,} files are not read as pictures ({listed})"
-            yield Finding(False, f"{text}; convert them, or name endings that this machine can decode in `suffixes`")
+        for remark in ask(origin, origin.reader.remarks):
+            yield Finding(False, f"{origin.where}: {remark}")
 
 
 def _about_disk(config: BuildConfig) -> Iterator[Finding]:

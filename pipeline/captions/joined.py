@@ -1,8 +1,9 @@
 """Texts that a source joins to its pictures: measured as captions of theirs, then named.
 
 Reads joined texts (JOINED of `sources/tables/captions.py`) beside candidates. The first text of kind `caption` is the
-caption of a picture whose source gives none. Kept texts are named by their kind, further ones with a number, in the
-order of `captions` and of the rows of its tables. A text that stands twice on a picture in one kind is kept once.
+caption of a picture whose source gives none, or only the name of a file or a placeholder. Kept texts are named by their
+kind, further ones with a number, in the order of `captions` and of the rows of its tables. A text that stands twice on
+a picture in one kind is kept once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from manifests.tables import CAPTIONS, JOINED_TEXTS, VERDICTS
 from pipeline.captions.measure import measure_captions
+from pipeline.captions.patterns import FILENAME, PLACEHOLDER
 
 _OF_THE_TAXON = {"sample_id", "texts", "taxon_ranks", "taxon_derived", "taxon_given", "taxon_matched", "taxon_id"}
 MEASURED_TEXTS = pa.schema(
@@ -53,7 +55,9 @@ def measure_texts(
 
     A joined text is measured beside the taxon of its picture; `names` as in `measure_captions`.
     """
-    is_bare = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(candidates["caption"], "")), "")
+    own = pc.utf8_trim_whitespace(pc.fill_null(candidates["caption"], ""))
+    no_words = [pc.match_substring_regex(*each) for each in ((own, FILENAME), (pc.utf8_lower(own), PLACEHOLDER))]
+    is_bare = pc.or_(pc.equal(own, ""), pc.or_(*no_words))
     places = pa.array(range(candidates.num_rows), pa.int64())
     sql.register("rows", pa.table([candidates["sample_id"], places, is_bare], ["sample_id", "place", "is_bare"]))
     sql.execute(_PLACED)

@@ -16,7 +16,9 @@ from manifests.tables import TextType
 from pipeline.captions.clean import STEPS
 from pipeline.vocabulary.backbone import BackboneSettings
 
-MEASURE_VERSION = 11  # raise when cleaning or measuring changes what it writes; 11: species repeat their genus
+# Raise when cleaning or measuring changes what it writes. 11: species repeat their genus; a joined text stands in for
+# the name of a file.
+MEASURE_VERSION = 11
 MEASURED = {"language": True}  # stands in fingerprints, as when it was a setting
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
 # Of the rule `languages`, measured in README.md: a guess less sure than this, or over fewer characters, drops nothing.

@@ -308,8 +308,8 @@ def _repeated(sql: Any) -> Iterator[Batch]:
     )
     yield from lost_rows(
         sql,
-        "SELECT n AS row_number, id AS record_key, NULL AS url, 'duplicate_record' AS reason, 'row ' || first AS value "
-        "FROM core JOIN again USING (id) WHERE n > first",
+        "SELECT n AS row_number, id AS record_key, NULL AS url, 'duplicate_record' AS reason, "
+        "'row ' || (first + 1) AS value FROM core JOIN again USING (id) WHERE n > first",
     )
 
 

@@ -13,13 +13,15 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import model_validator
+from fsspec.utils import glob_translate
+from pydantic import field_validator, model_validator
 
 from manifests import storage
 from manifests.errors import ConfigError
@@ -27,24 +29,20 @@ from manifests.settings import ConfigPath, Settings
 from manifests.untrusted import why_not_inside
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
-    MAX_LISTED,
     TABLE_NAME,
     kind_of_place,
     make_locator,
     walk_files,
     where_it_looked,
 )
+from pipeline.sources.folder_names import SPELT, guess_with_table, guess_without_table, is_respelt, name_finder
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.limits import MAX_TEXT_BYTES
 from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, make_batch, malformed_rows, map_columns
-from pipeline.sources.table import TableFormat, TableReader, guess_table
-from pipeline.sources.tables.columns import describe_columns
+from pipeline.sources.table import TableFormat, TableReader
 
 _TEXT_ENDING = ".txt"
 _SIDE_FILES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml", ".md", ".html", ".log", ".yaml", ".yml"}
-_NO_WORDS = frozenset(
-    {"", "train", "val", "valid", "validation", "test", "images", "image", "img", "pictures", "photos"}
-)
 _COLUMN_OF_WORDS = {
     "caption": "caption",
     "scientific_name": "taxon_scientific_name",
@@ -72,11 +70,20 @@ class FolderSettings(Settings):
     """What a folder's name says: a caption, or the name of a taxon."""
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     """Which files are pictures."""
+    exclude: tuple[str, ...] | None = None
+    """Globs of paths below the folder to leave out, such as `**/thumbs/**`, where ** stands for any folders."""
     table: str | None = None
     """Table of the pictures, relative to the folder or an address."""
     format: TableFormat = "auto"
     """Of the table; auto: by its ending."""
     columns: FileColumns | None = None
+
+    @field_validator("exclude")
+    @classmethod
+    def _are_globs(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for pattern in patterns or ():
+            glob_translate(pattern)  # raises ValueError, as for `a**`
+        return patterns
 
     @model_validator(mode="after")
     def _one_way(self) -> FolderSettings:
@@ -84,6 +91,8 @@ class FolderSettings(Settings):
             raise ValueError("give both table and columns, or neither")
         if self.table is not None and self.captions is not None:
             raise ValueError("captions come from the table's columns, or by `captions`, not both")
+        if self.table is not None and self.exclude is not None:
+            raise ValueError("exclude is for a folder without a table: a picture that no row names is not read")
         if self.folder_name_is != "caption" and self.captions != "folder_name":
             raise ValueError("folder_name_is needs captions: folder_name")
         return self
@@ -135,7 +144,7 @@ class FolderReader(Reader[FolderSettings]):
             return [digest.hexdigest(), *self._table().digest(hash_file)]
         reads_texts = settings.captions == "text_file"
         on_disk = not storage.is_remote(settings.path)
-        for name, size in walk_files(settings.path):
+        for name, size in _files(settings):
             if name.lower().endswith(("/", *_endings(settings))):
                 digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
                 if reads_texts and size is not None and on_disk:
@@ -178,25 +187,32 @@ class FolderReader(Reader[FolderSettings]):
         """The pictures of a folder without a table."""
         if self.settings.table is not None:
             return None
-        return sum(name.lower().endswith(_endings(self.settings)) for name, _ in walk_files(self.path))
+        return sum(name.lower().endswith(_endings(self.settings)) for name, _ in _files(self.settings))
 
-    def skipped_files(self) -> dict[str, int]:
-        """Endings of files that no suffix names, with their counts; usual side files left out."""
-        names = [name.lower() for name, _ in walk_files(self.path)]
+    def remarks(self) -> list[str]:
+        """Names of the table that are met in another spelling, and files that no suffix names but for usual ones."""
+        if self.settings.table is not None:
+            found = self._files_of_table(1).items()
+            met = [file for file, (name, size) in found if size is not None and is_respelt(file, name)]
+            first = f"{len(met):,} of the first {len(found):,} names of {self.settings.table}"
+            return [f"{first} are met {SPELT}, such as {met[0]}"] if met else []
+        names = [name.lower() for name, _ in _files(self.settings)]
         skipped = (PurePosixPath(name).suffix for name in names if not name.endswith(_endings(self.settings)))
         counts = Counter(ending for ending in skipped if ending and ending not in _SIDE_FILES)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
+        listed = ", ".join(f"{num:,} {ending}" for ending, num in most)
+        mend = "convert them, or name endings that this machine can decode in `suffixes`"
+        return [f"{counts.total():,} files are not read as pictures ({listed}); {mend}"] if counts else []
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """Pictures in a folder: with a table of their names, texts beside them, or telling names of folders."""
-        pictures = listing.ends(*(f".{suffix}" for suffix in IMAGE_SUFFIXES)) if listing.form == "folder" else []
-        if not pictures:
+        if listing.form != "folder" or not listing.ends(*(f".{suffix}" for suffix in IMAGE_SUFFIXES)):
             return None
         for name in (name for name in listing.names if "/" not in name and TABLE_NAME.search(name.lower())):
-            if place := _guess_with_table(listing.path, name):
+            if place := guess_with_table(storage.join(listing.path, name), [listing.path]):
                 return place
-        return _guess_without_table(listing, pictures)
+        return guess_without_table(listing)
 
     def _table(self) -> TableReader:
         settings, path = self.settings, self.settings.table
@@ -210,28 +226,27 @@ class FolderReader(Reader[FolderSettings]):
         return TableReader.of(self.where, path, settings.columns.names(), settings.format)
 
     def _named_files(self) -> dict[str, int | str | None]:
-        """The files that the table names, with what `_size_of` gives. A store is listed, not asked for each of them."""
-        fs, root = storage.filesystem(self.path)
-        table, names = self._table(), dict[str, None]()
-        for raw in table.batches():  # its first column is that of the files
-            files = raw.rows[table.columns[0]].to_pylist()
-            names |= dict.fromkeys(name for file in files if (name := _below(file, root)))
-        if storage.is_remote(self.path):
-            sizes = dict(walk_files(self.path, hidden=True))
-            return {name: sizes.get(name) for name in names}
-        return {name: _size_of(fs, self.path, root, name) for name in names}
+        """The files that the table names, below the folder, with what `_size_of` gives."""
+        return {name: size for name, size in self._files_of_table().values() if name}
+
+    def _files_of_table(self, num_batches: int | None = None) -> dict[str, tuple[str | None, int | str | None]]:
+        """What the table writes, and the file that is met. A store is listed, not asked for each of them."""
+        table, find = self._table(), name_finder(self.path, is_listed=True)
+        written = dict[str, None]()
+        for raw in islice(table.batches(), num_batches):  # its first column is that of the files
+            written |= dict.fromkeys(file for file in raw.rows[table.columns[0]].to_pylist() if file)
+        return {file: find(file) for file in written}
 
     def _table_rows(self) -> Iterator[Batch]:
-        columns, path = self.settings.columns, self.path
+        columns = self.settings.columns
         assert columns is not None, "checked with the settings"
-        fs, root = storage.filesystem(path)
+        find = name_finder(self.path)
         for raw in self._table().batches():
             lost = malformed_rows(raw.malformed)
             locators: list[str] = []
             good: list[int] = []
             for place, file in enumerate(raw.rows[columns.file].to_pylist()):
-                name = _below(file, root)
-                size = _size_of(fs, path, root, name) if name else None
+                name, size = find(file)
                 if isinstance(size, str):
                     lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {size}", record_key=file))
                 elif name is None or size is None:
@@ -314,85 +329,18 @@ def _beside(settings: FolderSettings, name: str) -> bytes | None:
 def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Iterator[tuple[str, int]]:
     """Name and size of every picture; names of what is no regular file go into `skipped`."""
     endings = _endings(settings)
-    for name, size in walk_files(settings.path):
+    for name, size in _files(settings):
         if size is not None and name.lower().endswith(endings):
             yield name, size
         elif skipped is not None and name.lower().endswith(("/", *endings)):  # a linked folder may hold some
             skipped.append(name)
 
 
+def _files(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
+    """The files of the folder but for those that are left out, as `walk_files` gives them."""
+    left_out = [re.compile(glob_translate(pattern)) for pattern in settings.exclude or ()]
+    return (each for each in walk_files(settings.path) if not any(pattern.match(each[0]) for pattern in left_out))
+
+
 def _endings(settings: FolderSettings) -> tuple[str, ...]:
     return tuple(f".{suffix.lower().lstrip('.')}" for suffix in settings.suffixes)
-
-
-# ---- files that a table names
-
-
-def _below(file: str | None, root: str) -> str | None:
-    """The path relative to the folder; None where there is none, or it leads out of the folder."""
-    path = PurePosixPath((file or "").strip())
-    if path.is_absolute() and path.is_relative_to(root):
-        path = path.relative_to(root)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
-        return None
-    return str(path)
-
-
-def _size_of(fs: Any, folder: str, root: str, name: str) -> int | str | None:
-    """Size of a file; None where it is not there, and in words why it is not read."""
-    if not storage.is_remote(folder):
-        try:
-            size = Path(root, name).stat().st_size
-        except (OSError, ValueError):  # not there, or no name that a file can have
-            return None
-        return why_not_inside(folder, name) or size
-    try:
-        info = fs.info(f"{root.rstrip('/')}/{name}")
-    except (OSError, ValueError) as error:
-        storage.check_passing(str(fs.unstrip_protocol(f"{root}/{name}")), error)
-        return None
-    return int(info["size"]) if info["type"] == "file" else None
-
-
-# ---- what init sees
-
-
-def _guess_without_table(listing: Listing, pictures: Sequence[str]) -> Place:
-    path, names = listing.path, set(listing.names)
-    more = " or more" if len(names) >= MAX_LISTED else ""
-    place = Place({"path": path}, f"{len(pictures):,}{more} pictures in a folder (sure)")
-    place.states_licence = False
-    beside = sum(name.rpartition(".")[0] + ".txt" in names for name in pictures)
-    folders = {PurePosixPath(name).parent.name for name in pictures}
-    telling = {name for name in folders if name.lower() not in _NO_WORDS and re.search(r"[^\W\d_]{2,}", name)}
-    if beside >= len(pictures) / 2:
-        place.settings["captions"] = "text_file"
-        place.comments["captions"] = f"sure: {beside:,} of {len(pictures):,} looked at have a NAME.txt beside them"
-    elif telling:
-        place.settings["captions"] = "folder_name"
-        place.comments["captions"] = f"likely: names of folders, as {', '.join(sorted(telling)[:3])}"
-        if all(re.fullmatch(r"[A-Z][a-z-]+[ _][a-z-]{3,}(?:[ _].*)?", name) for name in telling):
-            place.settings["folder_name_is"] = "scientific_name"
-            place.comments["folder_name_is"] = "likely: they look like genus and species"
-            place.has_taxa = True
-    else:
-        place.settings["captions"] = "none"
-        place.missing.append(
-            f"captions of {path}: no text file, no table and no telling folder names are there; "
-            "add `defaults: {caption: ...}` or NAME.txt files"
-        )
-    return place
-
-
-def _guess_with_table(path: str, name: str) -> Place | None:
-    """A folder whose table names its pictures; None where the table is about something else."""
-    try:
-        guesses, words, others = guess_table(storage.join(path, name))
-    except ConfigError:
-        return None
-    if "file" not in guesses:
-        return None
-    settings = {"path": path, "table": name, "columns": {f: g.column for f, g in guesses.items()}}
-    place = Place(settings, f"pictures in a folder, named by {name} (sure: {words})")
-    place.left_out = others
-    return describe_columns(place, guesses, path)

@@ -78,7 +78,7 @@ class Place:
 
     `comments` holds words for single settings, keyed by the setting's name. `missing` says what only the user can add,
     `left_out` why a column of the table is not read. `could_keep` names what `extra` of the key `mapping` may hold, and
-    `fields` are read where that key is absent. `captions` are tables of texts, `beside` tables that may be some.
+    `fields` are read where that key is absent. `captions` are tables of texts.
     """
 
     settings: dict[str, Any]
@@ -92,7 +92,6 @@ class Place:
     fields: dict[str, Any] = field(default_factory=dict)
     could_keep: Sequence[str] = ()
     captions: list[dict[str, Any]] = field(default_factory=list)
-    beside: Sequence[str] = ()
     kind: str = ""
     """The name of the kind that took the place; `init` sets it."""
 
@@ -159,9 +158,9 @@ class Reader(ABC, Generic[SettingsT]):
         """Names, below the root, of texts that the rows depend on and `digest` leaves out."""
         return []
 
-    def skipped_files(self) -> dict[str, int]:
-        """Endings of files that look like pictures and are not read, with their counts."""
-        return {}
+    def remarks(self) -> list[str]:
+        """What a user should know of the files before a build, such as how many are not read, and the cure."""
+        return []
 
     @property
     def folders_are_classes(self) -> bool:

@@ -93,7 +93,7 @@ class RowColumns(RowFields):
     group: str | None = None
     """What pictures of one thing share; it is kept together."""
     caption: str | list[str] | None = None
-    """One column, or several joined with a space."""
+    """One column, or several joined with a space; of a list in it the first text."""
     extra: list[str] = Field(default_factory=list)
     """Columns kept as json beside the sample."""
 
@@ -121,7 +121,7 @@ class RowDefaults(RowFields):
 class Batch:
     """Rows of a source.
 
-    `rows` has the columns of ROWS. `numbers` int64 (rows,) holds the 0-based row number in the source of each. `lost`
+    `rows` has the columns of ROWS. `numbers` int64 (rows,) holds the row number in the source of each, from 0. `lost`
     has the columns of LOST: the rows that are not among `rows`, and why.
     """
 
@@ -242,9 +242,47 @@ def in_batches(items: Iterable[Item], size: int = BATCH_ROWS) -> Iterator[list[I
         yield batch
 
 
+def texts_of(value: str) -> list[str] | None:
+    """The texts of a list as json writes it; of all else the value itself. None where an object is, or is in a list."""
+    if value.lstrip()[:1] not in ("[", "{"):
+        return [value]
+    try:
+        held = json.loads(value)
+    except (ValueError, RecursionError):
+        return [value]
+    items = held if isinstance(held, list) else [held]
+    if any(isinstance(each, dict | list) for each in items):
+        return None
+    texts = [each for each in items if isinstance(each, str) and each.strip()]
+    return texts if all(each is None or isinstance(each, str) for each in items) else [value]
+
+
+def first_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of captions, where the first text of a list stands for it. One that has an object in it stays."""
+    listed = pc.fill_null(pc.match_substring_regex(values, r"^\s*\["), False)
+    if not pc.any(listed).as_py():
+        return values
+    return pa.chunked_array([pa.array([value and first_text(value) for value in values.to_pylist()], pa.string())])
+
+
+def first_text(value: str) -> str:
+    """The first text of a list as json writes it, "" of one without; else the value itself."""
+    texts = texts_of(value)
+    return value if texts is None else next(iter(texts), "")
+
+
+def hold_objects(captions: pa.ChunkedArray) -> pa.Array:
+    """Which captions are objects as json writes them, or lists of them: nobody can say which value is meant."""
+    nested = pc.fill_null(pc.match_substring_regex(captions, r"^\s*[\[{]"), False)
+    if not pc.any(nested).as_py():
+        return nested
+    return pa.array([bool(value) and texts_of(value) is None for value in captions.to_pylist()])
+
+
 def _caption(rows: pa.Table, columns: str | list[str]) -> pa.ChunkedArray:
     if isinstance(columns, str):
         return rows[columns]
     # the empty text in front: without it pyarrow 26 leaves rows of nulls alone out of its answer
-    joined = pc.binary_join_element_wise("", *(rows[name] for name in columns), " ", null_handling="skip")
+    texts = (first_texts(rows[name]) for name in columns)
+    joined = pc.binary_join_element_wise("", *texts, " ", null_handling="skip")
     return pc.utf8_slice_codeunits(joined, 1)

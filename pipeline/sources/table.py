@@ -7,21 +7,19 @@ given back as malformed. Raises ConfigError, which names the file, for a table t
 from __future__ import annotations
 
 import difflib
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests import storage
 from manifests.errors import ConfigError
 from manifests.settings import ConfigPath, Settings
-from manifests.untrusted import bounded, check_packing
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     TABLE_NAME,
@@ -30,25 +28,29 @@ from pipeline.sources.files import (
     kind_of_place,
     reading,
     where_it_looked,
-    zip_fault,
 )
 from pipeline.sources.kinds import Listing, Place, Reader
-from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import (
-    BATCH_ROWS,
     Batch,
     RowColumns,
     Scratch,
-    as_text,
     make_batch,
     malformed_rows,
     map_columns,
 )
 from pipeline.sources.tables.columns import ColumnGuess, describe_columns, guess_columns, left_out
-from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
-from pipeline.sources.tables.json_items import json_keys, read_json
-from pipeline.store.foreign import columns_of_bytes
-from pipeline.store.foreign import read_rows as read_foreign
+from pipeline.sources.tables.delimited import RawBatch, read_header
+from pipeline.sources.tables.formats import (
+    COMPRESSIONS,
+    DELIMITERS,
+    READERS,
+    URL_OF_LINE,
+    bytes_in,
+    dialect_of,
+    is_list_of_addresses,
+    open_table,
+)
+from pipeline.sources.tables.json_items import json_keys
 
 _SUFFIXES = {
     ".parquet": "parquet",
@@ -59,8 +61,6 @@ _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to count their lines
 _SAMPLED_ROWS = 500
@@ -69,7 +69,7 @@ _NO_TABLES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip", *WORKBOOK),
     *(f".{suffix}" for suffix in IMAGE_SUFFIXES),
 )
-TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl"]
+TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl", "urls"]
 
 
 class ColumnMap(RowColumns):
@@ -87,7 +87,7 @@ class TableSettings(Settings):
     table: ConfigPath | None = None
     """parquet, csv, tsv, json or jsonl file, a folder of them, or a glob."""
     format: TableFormat = "auto"
-    """Of the table; auto: by its ending."""
+    """Of the table; auto: by its ending; urls: an address a line, in a column `url`."""
     columns: ColumnMap | None = None
     """For a table: which column holds what."""
 
@@ -137,8 +137,13 @@ class TableReader(Reader[TableSettings]):
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """A table of addresses, by its names and first values."""
-        if first_columns(listing) is None:
+        if (there := first_columns(listing)) is None:
             return None
+        if listing.form == "file" and is_list_of_addresses(listing.path):
+            settings: dict[str, Any] = {"table": listing.path, "format": "urls", "columns": {"url": there[0]}}
+            place = describe_columns(Place(settings, "addresses, one a line (sure)"), {}, listing.path)
+            no_texts = f"captions of {listing.path}: a list of addresses has none; add `defaults: {{caption: TEXT}}`"
+            return replace(place, missing=[f"{no_texts}, or join a table of texts with `--captions`"])
         guesses, words, others = guess_table(listing.path)
         if "file" in guesses:
             raise ConfigError(
@@ -221,14 +226,16 @@ class TableReader(Reader[TableSettings]):
         """
         form = self._known_format(file)
         with self._reading(file):
+            if form == "urls":
+                return [URL_OF_LINE]
             if form in ("json", "jsonl"):
-                return json_keys(partial(_open, file), form)
+                return json_keys(partial(open_table, file), form)
             if form == "parquet":
-                with _open(file, compressed=False) as stream:
+                with open_table(file, compressed=False) as stream:
                     names = list(pq.read_schema(stream).names)
             else:
                 dialect = dialect_of(file, form)
-                with _open(file) as stream:
+                with open_table(file) as stream:
                     names = read_header(stream, dialect, dialect.lines_before)
         twice = sorted(name for name, num in Counter(names).items() if name and num > 1)
         if twice:
@@ -243,10 +250,9 @@ class TableReader(Reader[TableSettings]):
         first_row = 0
         for file in self.files():
             form = self._known_format(file)
-            read = {"parquet": _read_parquet, "csv": _read_delimited, "tsv": _read_delimited}.get(form, _read_json)
             end = first_row
             with self._reading(file):
-                for batch in read(file, form, self.columns):
+                for batch in READERS[form](file, form, self.columns):
                     batch.numbers = batch.numbers + first_row
                     batch.malformed = [(number + first_row, text) for number, text in batch.malformed]
                     end = max(end, batch.end)
@@ -257,7 +263,7 @@ class TableReader(Reader[TableSettings]):
         if self.settings.format != "auto":
             return self.settings.format
         name = file.rpartition("/")[2].lower()
-        for suffix in _COMPRESSIONS:
+        for suffix in COMPRESSIONS:
             name = name.removesuffix(suffix)
         return next((form for suffix, form in _SUFFIXES.items() if name.endswith(suffix)), None)
 
@@ -271,7 +277,7 @@ class TableReader(Reader[TableSettings]):
                 raise ConfigError(f"{self.where}: {file} is no table; {_CURE_OF_KIND[other]}")
             raise ConfigError(
                 f"{self.where}: {file}: the name does not tell the format; "
-                "set `format` to parquet, csv, tsv, json or jsonl"
+                "set `format` to parquet, csv, tsv, json, jsonl, or urls (an address a line)"
             )
         return form
 
@@ -307,13 +313,16 @@ def first_columns(listing: Listing) -> list[str] | None:
     }
     if not is_table[listing.form]:
         return None
+    if listing.form == "file" and is_list_of_addresses(listing.path):
+        return [URL_OF_LINE]
     return _head(listing.path)[1]
 
 
 def first_values(path: str) -> tuple[str, dict[str, list[str]]]:
     """The first table at `path`, and by column what its first rows hold but for empty values. Raises: ConfigError."""
     file, names = _head(path)
-    named = [name for name in names if name and name not in _bytes_in(file)]
+    of_bytes = bytes_in(file)
+    named = [name for name in names if name and name not in of_bytes]
     columns = TableReader.of(_INIT, file, named).first_values(*named)
     some = (column[:_SAMPLED_ROWS] for column in columns)
     return file, {
@@ -321,7 +330,7 @@ def first_values(path: str) -> tuple[str, dict[str, list[str]]]:
     }
 
 
-def guess_table(path: str) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]:
+def guess_table(path: str, of_files: bool = False) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]:
     """Guesses for the first table at `path`, from its header and first rows, words on them, and the columns left out.
 
     Raises: ConfigError.
@@ -329,9 +338,9 @@ def guess_table(path: str) -> tuple[dict[str, ColumnGuess], str, dict[str, str]]
     file, values = first_values(path)
     named = list(values)
     try:
-        guesses = guess_columns(named, values)
+        guesses = guess_columns(named, values, of_files)
     except ConfigError as error:
-        if columns := _bytes_in(file):
+        if columns := bytes_in(file):
             raise ConfigError(
                 f"{file}: {', '.join(columns)} holds bytes, and pictures inside a table are not read: write them into "
                 f"files or tars. Beside them it has {', '.join(sorted(set(values) - set(columns))) or 'nothing'}, no "
@@ -351,17 +360,10 @@ def _head(path: str) -> tuple[str, list[str]]:
         raise ConfigError(str(error).removeprefix(f"{_INIT}: ")) from None
 
 
-def _bytes_in(file: str) -> list[str]:
-    if _SUFFIXES.get(PurePosixPath(file.lower()).suffix) != "parquet":
-        return []
-    with _open(file, compressed=False) as stream:
-        return columns_of_bytes(stream)
-
-
 def _how_written(file: str) -> str:
     """How a csv is delimited and encoded, where it is not with commas in UTF-8."""
     form = PurePosixPath(TABLE_NAME.sub(r".\1", file.lower())).suffix.lstrip(".")
-    if form not in _DELIMITERS:
+    if form not in DELIMITERS:
         return ""
     dialect = dialect_of(file, form)
     mark = {",": "", ";": "semicolons", "\t": "tabs", "|": "pipes"}.get(dialect.delimiter, dialect.delimiter)
@@ -377,66 +379,3 @@ def map_batch(raw: RawBatch, columns: ColumnMap) -> Batch:
     url = raw.rows[columns.url]
     named = {"record_key": url, "url": url} | map_columns(raw.rows, columns)
     return make_batch(named, raw.numbers, malformed_rows(raw.malformed))
-
-
-def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
-    with _open(file, compressed=False) as stream:
-        for some in read_foreign(stream, columns, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
-            rows = pa.table({name: _as_strings(some.rows.column(name)) for name in columns})
-            too_long = [(number, f"a row of {num_bytes:,} bytes") for number, num_bytes in some.too_long]
-            yield RawBatch(rows, some.numbers, too_long)
-
-
-def _as_strings(column: pa.Array) -> pa.Array:
-    if pa.types.is_nested(column.type):
-        return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
-    return column.cast(pa.string())
-
-
-def _read_delimited(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
-    dialect = dialect_of(file, form)
-    with _open(file) as stream:
-        names = read_header(stream, dialect, dialect.lines_before)
-    with _open(file) as stream:
-        yield from read_delimited(stream, names, columns, dialect, skip_rows=1 + dialect.lines_before)
-
-
-def _read_json(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
-    return read_json(partial(_open, file), form, columns)
-
-
-def dialect_of(file: str, form: str) -> Dialect:
-    """How a csv or tsv is delimited and encoded, told by its first bytes."""
-    with _open(file) as stream:
-        return sniff_dialect(stream.read(HEAD_BYTES), _DELIMITERS[form])
-
-
-# ---- files
-
-
-@contextmanager
-def _open(file: str, compressed: bool = True) -> Iterator[Any]:
-    """A stream of the plain bytes of a file, unpacked on the way where its name says so."""
-    fs, inner = storage.filesystem(file)
-    packing = _COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
-    with ExitStack() as stack:
-        if packing is None:
-            yield stack.enter_context(fs.open(inner, "rb"))
-            return
-        num_bytes = fs.size(inner)
-        if packing not in ("zstd", "zip"):
-            yield bounded(stack.enter_context(fs.open(inner, "rb", compression=packing)), num_bytes)
-            return
-        stream = stack.enter_context(fs.open(inner, "rb"))
-        if packing == "zstd":
-            yield bounded(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"), num_bytes)
-            return
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(stream))
-        except zipfile.BadZipFile:
-            raise ValueError(f"it {zip_fault(file)}") from None
-        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")
-        check_packing(num_bytes, archive.getinfo(names[0]).file_size)
-        yield stack.enter_context(archive.open(names[0]))

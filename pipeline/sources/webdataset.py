@@ -9,7 +9,6 @@ missing, no tar, compressed, or links that lead elsewhere.
 
 from __future__ import annotations
 
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,6 @@ from manifests.untrusted import BrokenTarError
 from pipeline.pictures.authors import holder_in, tidy
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
-    TABLE_NAME,
     UNREADABLE,
     Shards,
     check_store,
@@ -41,6 +39,7 @@ from pipeline.sources.rows import (
     RowColumns,
     Scratch,
     extra_json,
+    first_text,
     in_batches,
     make_batch,
     parse_json,
@@ -277,6 +276,7 @@ def _row(
     row["record_key"] = values[fields.record_key] if fields.record_key else place
     names = [fields.caption] if isinstance(fields.caption, str) else fields.caption or []
     captions = [text for name in names if (text := values[name])]
+    captions = captions if len(captions) < 2 else [first_text(text) for text in captions]
     row["caption"] = " ".join(captions[:1] if fields is _USUAL_FIELDS else captions) or None
     if fields.extra:
         row["extra"] = extra_json({name: values[name] for name in fields.extra})
@@ -297,6 +297,10 @@ def _guess(listing: Listing) -> Place:
     path = listing.path
     files = find_files(path, path, ".tar")
     endings, keys = _first_samples(files.path(files.names[0]))
+    for name in {files.names[len(files.names) // 2], files.names[-1]}:
+        with suppress(ConfigError):  # that one breaks off, as a build will say
+            more_endings, more_keys = _first_samples(files.path(name))
+            endings, keys = endings | more_endings, keys | more_keys
     columns = first_columns(files) or []
     place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
     made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
@@ -320,9 +324,6 @@ def _guess(listing: Listing) -> Place:
     if doubts := WebdatasetReader(keyed, path).doubts():
         place.missing += [f"{path}: {doubt}" for doubt in doubts]
         place.could_keep = [name for name in place.could_keep if name not in _NAMES_OF_SAMPLES]
-    tables = [name for name in listing.names if listing.form == "folder" and TABLE_NAME.search(name.lower())]
-    of_tars = {name.removesuffix(".tar") for name in files.names}
-    place.beside = [storage.join(path, name) for name in tables if re.split(r"[._]", name)[0] not in of_tars]
     return place
 
 

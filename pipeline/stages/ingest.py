@@ -31,7 +31,7 @@ from manifests.records import Funnel
 from pipeline.runner.inputs import identity_of
 from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
-from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, without_secrets
+from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, first_texts, hold_objects, without_secrets
 from pipeline.sources.settings import OtherDomain, SourceSettings
 from pipeline.sources.tables.captions import JOINED, JoinedCaptions, describe_join, fault_of, join_captions
 from pipeline.sources.tables.joining import staging
@@ -65,6 +65,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     for name, value in source.defaults.values().items():
         empty = pc.equal(pc.fill_null(pc.utf8_trim_whitespace(rows[name]), ""), "")
         mapped[name] = pc.if_else(empty, value, rows[name])
+    mapped["caption"] = first_texts(mapped["caption"])
     mapped["url"] = pc.utf8_trim_whitespace(rows["url"])
     mapped["record_key"] = pc.utf8_trim_whitespace(rows["record_key"])
     group = pc.utf8_trim_whitespace(rows["group_id"])
@@ -72,7 +73,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     keys, whole = mapped["record_key"], mapped["url"]
     mapped |= {name: without_secrets(mapped[name]) for name in rows.column_names if name != "locator"}
     mapped["taxon_species"] = _species(mapped)
-    mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"])
+    mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"], mapped["caption"])
     hidden = pc.and_(pc.is_null(rows["locator"]), pc.not_equal(whole, mapped["url"]))
     mapped |= {
         "asked_url": pc.if_else(hidden, whole, None),
@@ -94,19 +95,26 @@ def _species(rows: Mapping[str, Any]) -> Any:
     return species_of(pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), genus), rows["taxon_species"])
 
 
-def _judge(key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray) -> tuple[Any, Any]:
+def _judge(
+    key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray, caption: pa.ChunkedArray
+) -> tuple[Any, Any]:
     """The first reason why a row is not a candidate, and the value at fault; null for candidates.
 
-    A row with a locator needs no URL: its URL is recorded as provenance and never requested.
+    A row with a locator needs no URL: its URL is recorded as provenance and never requested. A caption that is an
+    object is no text.
     """
     on_web = pc.is_null(locator)
     no_url = pc.and_(on_web, pc.equal(pc.fill_null(url, ""), ""))
     bad_url = pc.and_(on_web, pc.invert(pc.fill_null(pc.match_substring_regex(url, URL_PATTERN), False)))
     no_key = pc.equal(pc.fill_null(key, ""), "")
-    conditions = pc.make_struct(no_url, bad_url, no_key, field_names=["no_url", "bad_url", "no_key"])
-    reason = pc.case_when(conditions, "missing_url", "invalid_url", "missing_key")
-    value = pc.if_else(pc.equal(reason, "invalid_url"), pc.utf8_slice_codeunits(url, 0, MAX_VALUE_CHARS), None)
-    return reason, value
+    no_text = hold_objects(caption)
+    conditions = pc.make_struct(
+        no_url, bad_url, no_key, no_text, field_names=["no_url", "bad_url", "no_key", "no_text"]
+    )
+    reason = pc.case_when(conditions, "missing_url", "invalid_url", "missing_key", "malformed_row")
+    at_fault = pc.if_else(no_text, caption, url)
+    shown = pc.is_in(reason, pa.array(["invalid_url", "malformed_row"]))
+    return reason, pc.if_else(shown, pc.utf8_slice_codeunits(at_fault, 0, MAX_VALUE_CHARS), None)
 
 
 def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
@@ -184,7 +192,7 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
         )
         sql.execute(
             "CREATE VIEW judged AS SELECT * REPLACE (if(again, 'duplicate_record', reason) AS reason, "
-            "if(again, 'row ' || first, value) AS value) FROM "
+            "if(again, 'row ' || (first + 1), value) AS value) FROM "
             "(SELECT s.*, f.row_number AS first, s.reason IS NULL AND f.row_number < s.row_number AS again "
             "FROM staged s LEFT JOIN firsts f USING (sample_id))"
         )
@@ -341,9 +349,9 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        # 5: species are binomials, and names tell two domains apart
+        # 5: species are binomials, names tell two domains apart, and a header counts as a row
         Step("read", _plan, read_source, version=5, unit="sources"),
-        Step("join", _plan_join, join, unit="tables"),
+        Step("join", _plan_join, join, version=2, unit="tables"),
     ),
     conclude=_conclude,
 )

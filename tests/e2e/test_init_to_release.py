@@ -96,7 +96,8 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     assert "--captions other.parquet: no column of id, words has keys of these pictures" in ended.stderr
     Path("other.parquet").rename("theirs/other.parquet")
     said = done("init", "--domain", "plant=theirs", "--out", "yes.yaml")
-    assert "theirs: not read: theirs/other.parquet: no column of id, words has keys" in " ".join(said.split())
+    assert "- theirs/other.parquet: not read: no column holds addresses" in " ".join(said.split())
+    assert "no captions: no column of id, words has keys of these pictures" in " ".join(said.split())
 
 
 def test_diff_tells_what_became_of_what_came_in(theirs: Path) -> None:
@@ -118,7 +119,7 @@ def test_diff_tells_what_became_of_what_came_in(theirs: Path) -> None:
                                    "other_text": kept}  # fmt: skip
     dropped = {row["reason"]: row["images"] for row in before["incoming"] if row["source"] == "00000"}
     assert dropped["no_image"] == 1
-    assert dropped["empty_caption"] == 3
+    assert dropped["looks_like_a_filename"] == 3, "the texts of their own, where the table has none"
     assert dropped["left_out_by_ratio"] > 0
     done("takedown", "data/my", "--id", min(rows), "--reason", "asked")
     said = done("diff", "data/my")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -351,6 +352,48 @@ def test_what_only_some_rows_have_wrong_is_a_warning(tmp_path: Path, capsys: pyt
     assert seen.out.splitlines()[-2].startswith(f"look at it: plantmix browse {tmp_path / 'work'}, or open ")
     assert Path(seen.out.splitlines()[-2].rpartition(" ")[2]).is_file()
     assert "warning: sources.more: 6 of the first 6 rows would be dropped for their licence" in seen.err
+
+
+def test_a_licence_that_a_rule_forbids_is_counted_and_never_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it was found: `allow: [known, all-rights-reserved]` was advised; written so, nothing was said any more."""
+    values = config_of(tmp_path)
+    rows = [*["all rights reserved"] * 12, *["CC-BY"] * 5, *["CC0"] * 3]
+    text = "".join(f"http://127.0.0.1:9/{n}.jpg,A red apple number {n},{each}\n" for n, each in enumerate(rows))
+    web(values, table=write(tmp_path, "r.csv", "url,caption,licence\n" + text))
+    for allow in (["known"], ["known", "all-rights-reserved"], ["CC0-1.0"]):
+        values["select"] = {"licences": {"allow": allow}}
+        path = write(tmp_path, "own.yaml", yaml.safe_dump(values))
+        assert main(["estimate", path]) == 0
+        told = capsys.readouterr().err
+        assert (
+            "sources.web: 12 of the first 20 rows would be dropped for their licence (12 all-rights-reserved)" in told
+        )
+        assert "`allow` is no cure: only the owner of a picture can give it another licence" in told
+        assert "allow: [" not in told
+    web(values, table=write(tmp_path, "r.csv", "url,caption,licence\n" + text.replace("CC0", "CC-BY")))
+    assert main(["estimate", write(tmp_path, "own.yaml", yaml.safe_dump(values))]) == 2, "all are dropped"
+    rows = text.replace("all rights reserved", "CC-BY").replace("CC-BY", "all rights reserved", 1)
+    web(values, table=write(tmp_path, "r.csv", "url,caption,licence\n" + rows))
+    assert main(["estimate", write(tmp_path, "own.yaml", yaml.safe_dump(values))]) == 0
+    told = capsys.readouterr().err
+    assert "1 of the first 20 rows would be dropped for their licence (1 all-rights-reserved)" in told
+    assert "16 of the first 20 rows would be dropped for their licence (CC-BY)" in told
+    assert "write `select: {licences: {allow: [CC0-1.0, CC-BY]}}`" in told
+
+
+def test_captions_in_lists_and_objects_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = config_of(tmp_path)
+    captions = [["A red apple", "a fruit"], {"en": "A red apple"}, "A red apple"]
+    lines = [
+        {"url": f"http://127.0.0.1:9/{n}.jpg", "caption": each, "licence": "CC0"} for n, each in enumerate(captions)
+    ]
+    web(values, table=write(tmp_path, "r.jsonl", "".join(json.dumps(line) + "\n" for line in lines)))
+    assert main(["estimate", write(tmp_path, "own.yaml", yaml.safe_dump(values))]) == 0
+    told = capsys.readouterr().err
+    assert "sources.web: 1 of the first captions are lists; the first text of each is the caption" in told
+    assert """sources.web: 1 of the first captions are objects and no text (such as '{"en": "A red apple"}')""" in told
 
 
 def test_what_only_later_stages_meet_does_not_stop_a_fetch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -234,7 +234,7 @@ def _open_table(folder: Path, split: str) -> EvalSet:
     """Pictures by the rows of a table; only the split's rows where it has a column `split`."""
     path = folder / _TABLE
     names, cells = csv_rows(path, _text_inside(path))
-    rows = list(enumerate(cells, start=1))
+    rows = list(enumerate(cells, start=2))  # the header is row 1
     if not rows or "filepath" not in names:
         raise ConfigError(f"{path}: needs a column 'filepath' and rows")
     if "split" in names:

@@ -183,7 +183,7 @@ def _read_csv(path: str) -> list[ProxyRun]:
         raise ConfigError(
             f"{path}: the list of runs cannot be read ({error.strerror}); make one with `plantmix plan design`"
         ) from None
-    return [_from_row(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
+    return [_from_row(row, f"{path}: row {number}") for number, row in enumerate(rows, start=2)]  # the header is row 1
 
 
 def _from_row(row: Mapping[str, Any], where: str) -> ProxyRun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def read_labels(path: str, rank: str) -> Labels:
         raise ConfigError(f"{path}: no such file of labels; a label a line, or a csv with a column 'label'")
     text = read_text(file)
     if file.suffix.lower() != ".csv":
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        names = [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
         if names and names[0].lower() in (*_LABEL_COLUMNS, "labels", "classes", *TAXON_RANKS):
             logger.warning("%s: the first line, '%s', is taken for a header and is no label", path, names.pop(0))
         return _checked(path, names, [None] * len(names), None)
@@ -84,7 +85,7 @@ def read_labels(path: str, rank: str) -> Labels:
         raise ConfigError(f"{path}: needs a column 'label' or '{rank}'; it has {', '.join(columns) or 'none'}")
     names = [(row[column] or "").strip() for row in rows]
     if "" in names:
-        raise ConfigError(f"{path}: row {names.index('') + 1} has no {column}: fill the cell or remove the row")
+        raise ConfigError(f"{path}: row {names.index('') + 2} has no {column}: fill the cell or remove the row")
     taxa = [_up_to(taxon_of(row), rank) for row in rows]
     has_ranks = any(taxon is not None and any(taxon.ranks) for taxon in taxa)
     return _checked(path, names, taxa, rank if has_ranks else None)

@@ -267,13 +267,15 @@ def _rows_of_table(path: Path) -> Iterator[_Row]:
             table = pq.read_table(path)
         else:
             options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            table = pyarrow.csv.read_csv(path, parse_options=options)
+            as_text = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(PATH_COLUMNS, pa.string()))
+            table = pyarrow.csv.read_csv(path, parse_options=options, convert_options=as_text)
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read as a table: {words_of(error)}") from None
     column = next((name for name in PATH_COLUMNS if name in table.column_names), None)
     if column is None:
         raise ConfigError(f"{path}: needs a column {' or '.join(PATH_COLUMNS)}; it has {', '.join(table.column_names)}")
-    for number, value in enumerate(table[column].cast(pa.string()).to_pylist(), start=1):
+    first_row = 1 if path.suffix.lower() == ".parquet" else 2  # a header is row 1
+    for number, value in enumerate(table[column].cast(pa.string()).to_pylist(), first_row):
         yield (value, *_place_of(path.parent / value)) if value else (f"row {number}", None, 0, None, "no path")
 
 

@@ -63,14 +63,16 @@ def _load_file(database: Any, file: Path) -> str:
     content = file.read_bytes()
     try:
         if file.suffix.lower() in (".parquet", ".pq"):
-            reader = "read_parquet(?)"
+            reader, rows_before = "read_parquet(?)", 0
             schema = "SELECT name FROM parquet_schema(?) WHERE num_children IS NULL"
             _refuse_doubled_names(file, [name for (name,) in database.execute(schema, [str(file)]).fetchall()])
         else:
             separator, decimal = _csv_marks(file, content)
             marks = f"delim = '{separator}', decimal_separator = '{decimal}'"
-            reader = f"read_csv(?, header = true, sample_size = -1, {marks})"
-        database.execute(f"CREATE TABLE runs AS SELECT row_number() OVER () AS {ROW}, * FROM {reader}", [str(file)])
+            reader, rows_before = f"read_csv(?, header = true, sample_size = -1, {marks})", 1
+        database.execute(
+            f"CREATE TABLE runs AS SELECT row_number() OVER () + {rows_before} AS {ROW}, * FROM {reader}", [str(file)]
+        )
     except duckdb.Error as error:
         raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
     return hashlib.sha256(content).hexdigest()
@@ -93,7 +95,7 @@ def _csv_marks(file: Path, content: bytes) -> tuple[str, str]:
         raise ConfigError(f"{file}: cannot be read as csv: {error} (line {reader.line_num})") from None
     names = [name.strip() for name in rows[0]] if rows else []
     _refuse_doubled_names(file, names)
-    for row, cells in enumerate(rows[1:], start=1):
+    for row, cells in enumerate(rows[1:], start=2):
         if len(cells) != len(names):
             raise ConfigError(f"{file}: row {row} has {len(cells)} cells, the header {len(names)}")
     comma = separator == ";" and any(_DECIMAL_COMMA.fullmatch(cell) for cells in rows[1:] for cell in cells)

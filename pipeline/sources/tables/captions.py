@@ -19,7 +19,7 @@ from manifests.errors import ConfigError
 from manifests.reader import rows_of
 from manifests.settings import ConfigPath, Settings
 from manifests.tables import JOINED_TEXTS, REJECTS
-from pipeline.sources.rows import without_secrets
+from pipeline.sources.rows import first_texts, hold_objects, without_secrets
 from pipeline.sources.table import TableReader, first_values
 from pipeline.sources.tables.columns import ColumnGuess, guess_caption
 from pipeline.sources.tables.joining import StagedTable, text, view_staged
@@ -128,11 +128,15 @@ def join_captions(
     A key that should name one picture and names several gives none of them a text: those in `candidates` share it, or
     `rejects` holds others that were dropped for it.
     """
-    table, num_malformed = captions.reader(f"sources.{source}.captions[{entry}]"), 0
+    table, num_malformed, num_trimmed = captions.reader(f"sources.{source}.captions[{entry}]"), 0, 0
     with StagedTable(folder, "texts", ("key", "text")) as staged:
         for raw in table.batches():
-            keys = without_secrets(pc.utf8_trim_whitespace(raw.rows[captions.column]))  # as ingest writes ours
-            staged.write(raw.numbers, {"key": keys, "text": without_secrets(raw.rows[captions.text])})
+            given = raw.rows[captions.column]
+            keys = without_secrets(trimmed := pc.utf8_trim_whitespace(given))  # as ingest writes ours
+            num_trimmed += pc.sum(pc.not_equal(given, trimmed)).as_py() or 0
+            texts = first_texts(raw.rows[captions.text])
+            texts = pc.if_else(hold_objects(texts), None, texts)
+            staged.write(raw.numbers, {"key": keys, "text": without_secrets(texts)})
             num_malformed += len(raw.malformed)
     view_staged(sql, staged)
     view_parquet(sql, "candidates", candidates)
@@ -153,6 +157,7 @@ def join_captions(
     (of_shared,) = rows_of(sql, _SHARED)
     counts |= of_shared if of_shared["num_sharing"] else {}
     counts = {"source": source, "entry": entry, **counts, "kind": captions.kind, "malformed": num_malformed}
+    counts["trimmed"] = num_trimmed
     fits = "true" if (counts["most"] or {"num": 0})["num"] <= MAX_TEXTS else "false"
     query = (
         f"SELECT sample_id, {text(source)} AS source, {entry} AS entry, n AS row_number, {text(captions.kind)} AS kind,"
@@ -190,6 +195,7 @@ def describe_join(counts: Mapping[str, Any]) -> str:
     return (
         f"captions {counts['entry']} of {counts['source']} ({counts['kind']}): {without:,} of {num:,} pictures "
         f"({without / max(num, 1):.1%}) have no partner among {counts['num_rows']:,} rows"
+        + (f"; {counts['trimmed']:,} keys are met without the blanks around them" if counts.get("trimmed") else "")
         + (f"; rows left out: {', '.join(lost)}" if lost else "")
         + (
             f"; {counts['num_sharing']:,} pictures got none, since their key names several (such as "

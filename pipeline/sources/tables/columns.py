@@ -66,6 +66,7 @@ _TWO_NAMES = re.compile(r"^[A-Z][a-zë-]+ (?:[×x] ?)?[a-zë-]{3,}(?: [A-Z(].*|$
 _FEW_ROWS = 20  # fewer rows that all say the same prove nothing
 _ADDRESS = re.compile(r"(?i)^https?://\S+$")
 _PICTURE_NAME = re.compile(rf"(?i)\.(?:{'|'.join(IMAGE_SUFFIXES)})(?:$|[?#])")
+_PICTURE_FILE = re.compile(rf"(?i)^(?!https?://).*\.(?:{'|'.join(IMAGE_SUFFIXES)})$")
 _NAME_LIKE = re.compile(r"^[\w×.'() -]{1,80}$")
 _MOST = 0.6  # of the sampled values: real columns have empty and odd ones
 
@@ -79,19 +80,19 @@ class ColumnGuess:
     why: str
 
 
-def guess_columns(names: Sequence[str], values: Values) -> dict[str, ColumnGuess]:
+def guess_columns(names: Sequence[str], values: Values, of_files: bool = False) -> dict[str, ColumnGuess]:
     """Field of the contract to column. `values` holds the non-empty values of some rows, by column.
 
-    Holds `url` or `file`, whichever the table has; what is not recognised is left out.
+    Holds `url` or `file`, whichever the table has; of both the first, `of_files` both. What is not recognised is left
+    out.
 
     Raises: ConfigError when no column holds addresses or names of pictures.
     """
     guesses: dict[str, ColumnGuess] = {}
-    for field, pattern in (("url", _ADDRESS), ("file", _PICTURE_NAME)):
-        if guess := _best(names, values, field, _share_of(pattern), guesses):
+    for field, pattern in (("url", _ADDRESS), ("file", _PICTURE_FILE)):
+        if (of_files or not guesses) and (guess := _best(names, values, field, _share_of(pattern), guesses)):
             guesses[field] = guess
-            break
-    else:
+    if not guesses:
         raise ConfigError(
             f"no column holds addresses of pictures (http...) or file names of pictures; it has {', '.join(names)}. "
             "Texts for the pictures of another source belong there: `captions: [{join: TABLE, on: record_key, "
@@ -142,6 +143,11 @@ def describe_columns(place: Place, guesses: Mapping[str, ColumnGuess], path: str
         if not place.has_taxa:
             place.missing.append(f"captions of {path}: no column of words was found; set `columns.caption`")
     return place
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an address of the web and nothing else."""
+    return bool(_ADDRESS.match(text.strip()))
 
 
 def plain(name: str) -> str:

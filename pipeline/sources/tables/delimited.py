@@ -94,8 +94,8 @@ def _encoding_of(head: bytes) -> str:
 class RawBatch:
     """Rows of a table: string columns as the table names them, and rows that could not be read.
 
-    `numbers` int64 (rows,) holds the 0-based row number in the source of each of `rows`. `malformed` holds number and
-    text of the rows that are not among them.
+    `numbers` int64 (rows,) holds the row number in the source of each of `rows`, from 0; rows of a header count.
+    `malformed` holds number and text of the rows that are not among them.
     """
 
     rows: pa.Table
@@ -142,16 +142,17 @@ def read_delimited(
 ) -> Iterator[RawBatch]:
     """Some `columns` of every record after the first `skip_rows`; `names` are those of all fields.
 
-    An empty field is null, quoted or not.
+    An empty field is null, quoted or not. Rows are numbered as in a spreadsheet, from 0: a header counts, `sep=;` not.
     """
-    number = -skip_rows
+    number = -dialect.lines_before
+    first = skip_rows + number
     for block, broken in _with_broken(cut_records(stream, dialect)):
         batch = _parse(block, names, columns, dialect, number)
         batch.malformed = [(at, broken.get(text, text).replace(NOT_TEXT, "\ufffd")) for at, text in batch.malformed]
         start, number = number, number + batch.rows.num_rows + len(batch.malformed)
-        if start < 0:
-            behind = batch.numbers >= 0
-            malformed = [(at, text) for at, text in batch.malformed if at >= 0]
+        if start < first:
+            behind = batch.numbers >= first
+            malformed = [(at, text) for at, text in batch.malformed if at >= first]
             batch = RawBatch(batch.rows.filter(pa.array(behind)), batch.numbers[behind], malformed)
         yield batch
 

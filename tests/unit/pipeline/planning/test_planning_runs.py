@@ -56,17 +56,17 @@ def test_parquet_gives_what_csv_gives(tmp_path):
     second = read_runs(tmp_path / "runs.parquet", "step = 30000")
     assert np.array_equal(first.shares, second.shares)
     assert np.array_equal(first.loss_values, second.loss_values)
-    assert np.array_equal(first.rows, second.rows)
+    assert np.array_equal(first.rows, second.rows + 1), "a header is a row"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("b,0.25,0.75", "b,0.25,0.70", ["row 2", "sum to 0.95", "off by -0.05"]),
-        ("b,0.25,0.75", "b,1.25,-0.25", ["row 2", "mix_plant is 1.25", "0 to 1"]),
-        ("b,0.25,0.75", "b,,0.75", ["row 2", "mix_plant is empty", "write 0"]),
-        ("c,0.5,0.5,1.6", "c,0.5,0.5,high", ["row 3", "loss_plant", "'high'", "not a number"]),
-        ("c,0.5,0.5,1.6", "c,0.5,0.5,inf", ["row 3", "loss_plant is inf", "diverged"]),
+        ("b,0.25,0.75", "b,0.25,0.70", ["row 3", "sum to 0.95", "off by -0.05"]),
+        ("b,0.25,0.75", "b,1.25,-0.25", ["row 3", "mix_plant is 1.25", "0 to 1"]),
+        ("b,0.25,0.75", "b,,0.75", ["row 3", "mix_plant is empty", "write 0"]),
+        ("c,0.5,0.5,1.6", "c,0.5,0.5,high", ["row 4", "loss_plant", "'high'", "not a number"]),
+        ("c,0.5,0.5,1.6", "c,0.5,0.5,inf", ["row 4", "loss_plant is inf", "diverged"]),
         ("mix_plant,", "plant,", ["1 mix_<domain> column", "2 to 200"]),
         ("loss_plant,loss_general", "plant,general", ["no loss_<name> or accuracy_<name> column"]),
     ],
@@ -79,7 +79,7 @@ def test_a_bad_row_is_named(tmp_path, old, new, parts):
 
 def test_rows_are_counted_in_the_file_not_in_the_filter(tmp_path):
     message = refusal(tmp_path, GOOD.replace("e,1,0", "e,1,0.5"), where="run >= 'd'")
-    assert "row 5" in message
+    assert "row 6" in message, "as a spreadsheet counts it"
     assert "off by +0.5" in message
 
 
@@ -122,14 +122,14 @@ def test_replicates_give_a_noise_floor_and_contradictions_are_refused(tmp_path):
     assert floor[0] == pytest.approx(np.std([1.6, 1.62], ddof=1))
     assert floor[1] == 0.0
     message = refusal(tmp_path, text + "\nf,0.5,0.5,1.62,1.4,1\n")
-    assert "rows 3 and 6" in message
+    assert "rows 4 and 7" in message
     assert "same seed" in message
     without_seeds = "\n".join(line.rpartition(",")[0] for line in text.splitlines())
     message = refusal(tmp_path, without_seeds + "\nf,0.5,0.5,2.9,1.4\n")
     assert "disagree by 76% of the whole range" in message
     assert "add a column seed" in message
     noisy = check_runs(read_runs(write(tmp_path, text + "\nf,0.5,0.5,2.9,1.4,2\n")))
-    assert any("loss_plant: rows 3 and 6 have the same mixture and differ by 76%" in line for line in noisy)
+    assert any("loss_plant: rows 4 and 7 have the same mixture and differ by 76%" in line for line in noisy)
 
 
 def test_runs_on_one_edge_are_refused_and_a_single_share_is_warned_of(tmp_path):
@@ -153,7 +153,7 @@ def test_losses_measured_in_different_ways_are_refused(tmp_path):
     text = "\n".join([lines[0] + ",validation_size"] + [f"{line},{1000 + (line[0] == 'd')}" for line in lines[1:]])
     message = refusal(tmp_path, text + "\n")
     assert "not comparable" in message
-    assert "1001 (row 4)" in message
+    assert "1001 (row 5)" in message
 
 
 def test_outside_hull():
@@ -215,7 +215,7 @@ def test_utf16_and_a_written_nan_are_refused(tmp_path):
 
 
 def test_a_table_of_the_wrong_shape_is_refused_with_the_place(tmp_path):
-    assert "row 3 has 4 cells, the header 5" in refusal(tmp_path, GOOD.replace("c,0.5,0.5,1.6,1.4", "c,0.5,0.5,1.6"))
+    assert "row 4 has 4 cells, the header 5" in refusal(tmp_path, GOOD.replace("c,0.5,0.5,1.6,1.4", "c,0.5,0.5,1.6"))
     twice = refusal(tmp_path, GOOD.replace("mix_general", "mix_plant"))
     assert "mix_plant stands more than once" in twice
     assert "mix_PLANT or mix_plant stands more" in refusal(tmp_path, GOOD.replace("mix_general", "mix_PLANT"))

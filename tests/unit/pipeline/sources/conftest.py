@@ -33,3 +33,9 @@ def read(tmp_path: Path) -> Callable[[SourceSettings], tuple[list[dict[str, Any]
         return sorted(found, key=lambda row: row["row_number"]), sorted(lost, key=str)
 
     return read_all
+
+
+@pytest.fixture
+def read_whole(read: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, for tests that call something else `read`."""
+    return read

@@ -110,7 +110,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
         **oak,
         "record_key": "1/https://a.org/1a.jpg",
         "group_id": "1",
-        "row_number": 0,
+        "row_number": 1,
         "url": "https://a.org/1a.jpg",
         "caption": 'Leaf, "upper" side it\'s green; 5" long',
         "licence": BY,
@@ -123,7 +123,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
         **oak,
         "record_key": "1/https://a.org/1b.jpg",
         "group_id": "1",
-        "row_number": 1,
+        "row_number": 2,
         "url": "https://a.org/1b.jpg",
         "caption": "",
         "licence": BY_NC,
@@ -135,7 +135,7 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
         **oak,
         "record_key": "1/https://a.org/1c.png",
         "group_id": "1",
-        "row_number": 2,
+        "row_number": 3,
         "url": "https://a.org/1c.png",
         "caption": "",
         "reference_url": "http://page/1",
@@ -155,14 +155,14 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
     assert rows[4]["taxon_species"] == "Quercus robur"  # from genus and epithet
     assert len(rows) == 5
     assert lost == [
-        (3, "where_media_type", "1/https://a.org/1.mp3", "Sound"),
-        (4, "no_media", "5", None),
-        (5, "where_kingdom", "3/https://a.org/3.jpg", "Fungi"),
-        (6, "duplicate_record", "6", "row 5"),
-        (6, "where_basisOfRecord", "4/https://a.org/4.jpg", "FOSSIL_SPECIMEN"),
-        (7, "missing_key", None, None),
-        (7, "no_record", "9/https://a.org/9.jpg", "9"),
-        (9, "missing_url", None, None),
+        (10, "missing_url", None, None),
+        (4, "where_media_type", "1/https://a.org/1.mp3", "Sound"),
+        (5, "no_media", "5", None),
+        (6, "where_kingdom", "3/https://a.org/3.jpg", "Fungi"),
+        (7, "duplicate_record", "6", "row 7"),
+        (7, "where_basisOfRecord", "4/https://a.org/4.jpg", "FOSSIL_SPECIMEN"),
+        (8, "missing_key", None, None),
+        (8, "no_record", "9/https://a.org/9.jpg", "9"),
     ]
     assert (
         len(rows) + len(lost) == len(MEDIA) + 3
@@ -172,13 +172,13 @@ def test_a_gbif_archive_row_by_row(tmp_path: Path, read: Read, write: Any) -> No
 def test_filters_of_licence_country_and_media_terms(tmp_path: Path, read: Read) -> None:
     path = write_zip(tmp_path / "a.zip", gbif_files(OCCURRENCES, MEDIA))
     rows, lost = read(source(path, where={"licence": ["CC-BY"]}))
-    assert {row["row_number"] for row in rows} == {0, 5, 6, 8}
+    assert {row["row_number"] for row in rows} == {1, 6, 7, 9}
     assert ("where_licence", "© all rights reserved") in {(reason, value) for _, reason, _, value in lost}
     rows, lost = read(source(path, where={"countryCode": "FR"}))
-    assert [row["row_number"] for row in rows] == [8]
+    assert [row["row_number"] for row in rows] == [9]
     rows, lost = read(source(path, where={"media.creator": ["ann", "bob"]}))
-    assert [row["row_number"] for row in rows] == [0, 1]
-    assert (2, "where_media.creator", "1/https://a.org/1c.png", None) in lost
+    assert [row["row_number"] for row in rows] == [1, 2]
+    assert (3, "where_media.creator", "1/https://a.org/1c.png", None) in lost
 
 
 def test_a_described_dialect_with_quotes_order_and_defaults(tmp_path: Path, read: Read) -> None:
@@ -249,7 +249,7 @@ def test_addresses_listed_in_the_records(tmp_path: Path, read: Read) -> None:
         "3/http://a/4.jpg",
         "3/http://a/5.jpg?x=1;2",
     ]
-    assert lost == [(1, "no_media", "2", None)]
+    assert lost == [(2, "no_media", "2", None)]
 
 
 def test_more_rows_than_a_batch_or_a_block(tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,15 +91,15 @@ def test_the_manifest_alone(tmp_path: Path, read: Read) -> None:
         "source": "eol",
         "domain": "plant",
         "record_key": "https://content.eol.org/1.jpg",
-        "row_number": 0,
+        "row_number": 1,
         "url": "https://content.eol.org/1.jpg",
         "licence": "cc-by-nc-sa-3.0",
         "rights_holder": "Myers, Phil",
         "reference_url": "https://eol.org/media/1",
         "extra": '{"eol_page_id":"1151323","source_url":"https://a.org/1.jpg"}',
     }
-    assert [row["row_number"] for row in rows] == [0, 1, 2, 4]
-    assert lost == [(3, "malformed_row", None, "manifest: broken")]
+    assert [row["row_number"] for row in rows] == [1, 2, 3, 5]
+    assert lost == [(4, "malformed_row", None, "manifest: broken")]
     rows, _ = read(eol(tmp_path, address="source"))
     assert [row["url"] for row in rows][:2] == ["https://a.org/1.jpg", "https://content.eol.org/2.jpg"]
     assert rows[0]["record_key"] == "https://content.eol.org/1.jpg"
@@ -116,10 +116,10 @@ def test_pages_get_their_names(tmp_path: Path, read: Read) -> None:
         "taxon_scientific_name": "Quercus robur L. sensu",
     }
     assert lost == [
-        (1, "where_kingdom", "https://content.eol.org/2.jpg", None),
-        (2, "where_licence", "https://content.eol.org/3.jpg", "cc-by-nd-4.0"),
-        (3, "malformed_row", None, "manifest: broken"),
-        (4, "where_kingdom", "https://content.eol.org/4.jpg", "Animalia"),
+        (2, "where_kingdom", "https://content.eol.org/2.jpg", None),
+        (3, "where_licence", "https://content.eol.org/3.jpg", "cc-by-nd-4.0"),
+        (4, "malformed_row", None, "manifest: broken"),
+        (5, "where_kingdom", "https://content.eol.org/4.jpg", "Animalia"),
     ]
 
 
@@ -205,7 +205,7 @@ def test_photos_with_taxon_owner_and_address(tmp_path: Path, read: Read, ending:
         "domain": "plant",
         "record_key": "11",
         "group_id": "o1",
-        "row_number": 0,
+        "row_number": 1,
         "url": "https://inaturalist-open-data.s3.amazonaws.com/photos/11/medium.jpg",
         "taxon_kingdom": "Plantae",
         "taxon_family": "Fagaceae",
@@ -220,13 +220,13 @@ def test_photos_with_taxon_owner_and_address(tmp_path: Path, read: Read, ending:
     }
     assert json.loads(rows[0]["extra"]) == {"observed_on": "2024-05-01", "position": "0"}
     assert [(row["record_key"], row["row_number"], row["creator"]) for row in rows] == [
-        ("11", 0, "Ann Quist"),
-        ("12", 1, "Ann Quist"),
-        ("13", 2, "bob"),
-        ("11", 5, "Ann Quist"),  # the same photo again: ingest keeps the first
+        ("11", 1, "Ann Quist"),
+        ("12", 2, "Ann Quist"),
+        ("13", 3, "bob"),
+        ("11", 6, "Ann Quist"),  # the same photo again: ingest keeps the first
     ]
     assert rows[1]["url"].endswith("/photos/12/medium.jpeg")
-    assert lost == [(3, "where_quality_grade", "14", "needs_id"), (4, "no_record", "15", "gone")]
+    assert lost == [(4, "where_quality_grade", "14", "needs_id"), (5, "no_record", "15", "gone")]
 
 
 def test_filters_by_rank_licence_and_column(tmp_path: Path, read: Read) -> None:
@@ -238,8 +238,8 @@ def test_filters_by_rank_licence_and_column(tmp_path: Path, read: Read) -> None:
         ("12", "original.jpeg"),
         ("14", "original.jpg"),
     ]
-    assert (2, "where_kingdom", "13", "Animalia") in lost
-    assert (0, "where_licence", "11", "CC-BY-NC") in lost
+    assert (3, "where_kingdom", "13", "Animalia") in lost
+    assert (1, "where_licence", "11", "CC-BY-NC") in lost
     rows, _ = read(inaturalist(folder, where={"observed_on": ["2024-05-02"], **grades}))
     assert [row["record_key"] for row in rows] == ["14"]
 

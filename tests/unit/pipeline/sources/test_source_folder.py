@@ -96,7 +96,7 @@ def test_a_table_beside_the_pictures(tmp_path: Path) -> None:
     rows, lost = read(given)
     assert rows == [
         {
-            "number": 0,
+            "number": 1,
             "record_key": "in/a.jpg",
             "locator": "in/a.jpg@0+3",
             "caption": "A rose",
@@ -105,7 +105,7 @@ def test_a_table_beside_the_pictures(tmp_path: Path) -> None:
             "extra": '{"title": "A rose"}',
         },
         {
-            "number": 1,
+            "number": 2,
             "record_key": f"{tmp_path}/b.jpg",
             "locator": "b.jpg@0+5",
             "caption": "An oak",
@@ -113,10 +113,10 @@ def test_a_table_beside_the_pictures(tmp_path: Path) -> None:
         },
     ]
     assert sorted((row["row_number"], row["reason"], row["value"]) for row in lost) == [
-        (2, "missing_file", "gone.jpg"),
-        (3, "file_outside_folder", "../outside.jpg"),
-        (4, "missing_file", None),
-        (5, "malformed_row", "short"),
+        (3, "missing_file", "gone.jpg"),
+        (4, "file_outside_folder", "../outside.jpg"),
+        (5, "missing_file", None),
+        (6, "malformed_row", "short"),
     ]
 
 
@@ -272,3 +272,40 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(local, "ls", ls)
     with pytest.raises(ConfigError, match=r"locked: this folder may not be read \(permission denied\); change its"):
         list(walk_files(str(tmp_path)))
+
+
+def test_names_as_windows_writes_them_are_met_and_said(tmp_path: Path) -> None:
+    fill(tmp_path, Kiwi__x_dot_jpg=b"123", Kiwi__y_dot_JPG=b"12", z_dot_jpg=b"1")
+    (tmp_path / "t.csv").write_text("file,text\nKiwi\\x.JPG,a\nKiwi/y.jpg,b\nz.jpg,c\n..\\t.csv,d\nKiwi\\gone.jpg,e\n")
+    given = source(path=str(tmp_path), table="t.csv", columns={"file": "file", "caption": "text"})
+    rows, lost = read(given)
+    assert [row["locator"] for row in rows] == ["Kiwi/x.jpg@0+3", "Kiwi/y.JPG@0+2", "z.jpg@0+1"]
+    assert [row["record_key"] for row in rows] == ["Kiwi\\x.JPG", "Kiwi/y.jpg", "z.jpg"], (
+        "keys stay as they are written"
+    )
+    assert [(row["reason"], row["value"]) for row in lost] == [
+        ("missing_file", "..\\t.csv"),
+        ("missing_file", "Kiwi\\gone.jpg"),
+    ]
+    assert sorted(given.reader.picture_files()) == ["Kiwi/x.jpg", "Kiwi/y.JPG", "z.jpg"]
+    (remark,) = given.reader.remarks()
+    assert (
+        remark
+        == "2 of the first 5 names of t.csv are met with / for \\ or another case of their ending, such as Kiwi\\x.JPG"
+    )
+
+
+def test_what_globs_name_is_left_out(tmp_path: Path) -> None:
+    fill(
+        tmp_path, rose__a_dot_jpg=b"1", rose__thumbs__a_dot_jpg=b"1", rose__a_thumb_dot_jpg=b"1", thumbs__b_dot_jpg=b"1"
+    )
+    given = source(path=str(tmp_path), exclude=["**/thumbs/**", "*/*_thumb.jpg"])
+    check_source(given)
+    assert [row["record_key"] for row in read(given)[0]] == ["rose/a.jpg"]
+    assert (given.reader.picture_files(), given.reader.most_rows()) == (["rose/a.jpg"], 1)
+    before = digest_inputs(given, lambda path: path)
+    fill(tmp_path, rose__thumbs__c_dot_jpg=b"2")
+    assert digest_inputs(given, lambda path: path) == before, "what is left out is no part of the source"
+    assert "exclude" not in source(path=str(tmp_path)).identity()["folder"]
+    with pytest.raises(ConfigError, match="Invalid pattern"):
+        source(path=str(tmp_path), exclude=["a**"])

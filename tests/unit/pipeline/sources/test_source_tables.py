@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import zipfile
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ import pytest
 from table_sources import read, source, table
 
 from manifests.errors import ConfigError
-from pipeline.sources import table as source_table
 from pipeline.sources.reading import check_source
+from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables import formats
 
 # ---- csv and tsv
 
@@ -39,7 +41,7 @@ def test_csv_with_quotes_newlines_and_a_byte_order_mark(tmp_path: Path) -> None:
     rows, by_number, malformed = read(source(path))
     assert [row["caption"] for row in rows] == ['a "quoted" rose, red', "two\nlines", None, "NULL"]
     assert [row["url"] for row in rows] == [f"http://a/{number}.jpg" for number in (1, 2, 3, 4)]
-    assert sorted(by_number) == [0, 1, 2, 3]
+    assert sorted(by_number) == [1, 2, 3, 4], "the header is row 0, as a spreadsheet has it in row 1"
     assert rows[0].keys() == {"url", "caption"}  # mapped columns only
     assert malformed == []
 
@@ -48,17 +50,17 @@ def test_malformed_csv_rows_are_counted_and_their_neighbours_keep_their_numbers(
     path = tmp_path / "a.csv"
     path.write_text('url,caption\nu0,c0\nu1,c1,too many\nu2,"c\n2"\ntoo few\nu4,c4\nx,y,z,last\n')
     rows, by_number, malformed = read(source(path))
-    assert {number: row["url"] for number, row in by_number.items()} == {0: "u0", 2: "u2", 4: "u4"}
-    assert malformed == [(1, "u1,c1,too many"), (3, "too few"), (5, "x,y,z,last")]
+    assert {number: row["url"] for number, row in by_number.items()} == {1: "u0", 3: "u2", 5: "u4"}
+    assert malformed == [(2, "u1,c1,too many"), (4, "too few"), (6, "x,y,z,last")]
     assert len(rows) == 3
 
 
 def test_numbers_hold_over_blocks(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    num_rows, broken = 60_000, {0, 777, 20_000, 41_111, 59_999}
+    num_rows, broken = 60_000, {1, 777, 20_000, 41_111, 60_000}
     with path.open("w") as out:
         out.write("url,caption\n")
-        for number in range(num_rows):
+        for number in range(1, num_rows + 1):
             out.write(f'http://a/{number}.jpg,"caption\n{number}"{",odd" if number in broken else ""}\n')
     _, by_number, malformed = read(source(path))
     assert {number for number, _ in malformed} == broken
@@ -71,6 +73,26 @@ def test_all_values_are_texts_as_written(tmp_path: Path) -> None:
     path.write_text("url,caption\n007,1.50\ntrue,2024-01-01\n")
     rows, _, _ = read(source(path))
     assert rows == [{"url": "007", "caption": "1.50"}, {"url": "true", "caption": "2024-01-01"}]
+
+
+def test_of_a_caption_in_a_list_the_first_text_counts_and_an_object_is_none(
+    tmp_path: Path, read_whole: Callable[[SourceSettings], tuple[list[dict[str, Any]], list[tuple[Any, ...]]]]
+) -> None:
+    """As it was found: lists and structs of Parquet and json became captions as json writes them."""
+    lists = [["a red fruit", "a second"], ["", None, "the third"], [], None]
+    pq.write_table(pa.table({"url": [f"http://a/{n}" for n in range(4)], "caption": lists}), tmp_path / "l.parquet")
+    pq.write_table(pa.table({"url": ["http://a/0"], "caption": [{"en": "a rose"}]}), tmp_path / "s.parquet")
+    lines = [["a red fruit", "a second"], {"en": "a rose"}, "[sic] a rose", "[2019]", [{"en": "a"}]]
+    text = "".join(json.dumps({"url": f"http://a/{n}", "caption": each}) + "\n" for n, each in enumerate(lines))
+    (tmp_path / "l.jsonl").write_text(text)
+    rows, lost = read_whole(source(tmp_path / "l.parquet"))
+    assert ([row.get("caption") for row in rows], lost) == (["a red fruit", "the third", "", None], [])
+    assert read_whole(source(tmp_path / "s.parquet"))[1] == [(0, "malformed_row", "http://a/0", '{"en": "a rose"}')]
+    rows, lost = read_whole(source(tmp_path / "l.jsonl"))
+    assert [row["caption"] for row in rows] == ["a red fruit", "[sic] a rose", "[2019]"]
+    assert [(number, value) for number, _, _, value in lost] == [(1, '{"en": "a rose"}'), (4, '[{"en": "a"}]')]
+    both = source(tmp_path / "l.parquet", columns={"url": "url", "caption": ["caption", "url"]})
+    assert read_whole(both)[0][0]["caption"] == "a red fruit http://a/0"
 
 
 def test_tsv_splits_at_tabs_alone(tmp_path: Path) -> None:
@@ -87,7 +109,7 @@ def test_a_table_of_a_header_alone_is_empty(tmp_path: Path) -> None:
     assert read(source(tmp_path / "a.csv")) == ([], {}, [])
     rows, by_number, _ = read(source(tmp_path))
     assert rows == [{"url": "u0", "caption": "c0"}]
-    assert list(by_number) == [0]
+    assert list(by_number) == [1]
 
 
 # ---- jsonl
@@ -225,7 +247,7 @@ def test_parquet_with_columns_that_are_no_strings(tmp_path: Path) -> None:
 
 
 def test_parquet_streams_row_groups_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_table, "BATCH_ROWS", 10)
+    monkeypatch.setattr(formats, "BATCH_ROWS", 10)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"url": [f"u{n}" for n in range(37)], "caption": ["c"] * 37}), path, row_group_size=7)
     _, by_number, _ = read(source(path))
@@ -281,8 +303,8 @@ def test_a_folder_is_read_in_name_order_with_numbers_going_on(tmp_path: Path) ->
     (tmp_path / "3.jsonl").write_text('{"url": "u6", "caption": "c"}\n')
     (tmp_path / "readme.txt").write_text("no table")
     _, by_number, malformed = read(source(tmp_path))
-    assert {number: row["url"] for number, row in by_number.items()} == {0: "u0", 2: "u2", 4: "u3", 6: "u6"}
-    assert [number for number, _ in malformed] == [1, 3, 5]
+    assert {number: row["url"] for number, row in by_number.items()} == {1: "u0", 3: "u2", 6: "u3", 8: "u6"}
+    assert [number for number, _ in malformed] == [2, 4, 7]
 
 
 def test_json_beside_other_tables_is_no_table(tmp_path: Path) -> None:
@@ -316,7 +338,7 @@ def test_the_format_can_be_said(tmp_path: Path) -> None:
     path = tmp_path / "table.txt"
     path.write_text("url\tcaption\nu\tc\n")
     with pytest.raises(
-        ConfigError, match="the name does not tell the format; set `format` to parquet, csv, tsv, json or jsonl"
+        ConfigError, match="the name does not tell the format; set `format` to parquet, csv, tsv, json, jsonl, or urls"
     ):
         check_source(source(path))
     assert read(source(path, format="tsv"))[0] == [{"url": "u", "caption": "c"}]

@@ -143,7 +143,7 @@ def test_malformed_rows_end_here_and_nobody_elses_row_with_them() -> None:
 
 
 def test_of_repeated_records_the_first_good_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.sources.table.BATCH_ROWS", 2)  # repeats lie in other batches
+    monkeypatch.setattr("pipeline.sources.rows.BATCH_ROWS", 2)  # repeats lie in other batches
     path = tmp_path / "t.jsonl"
     rows = [
         ("ftp://no", "k1"),  # no candidate, so no first of its key
@@ -167,10 +167,10 @@ def test_of_repeated_records_the_first_good_one_stays(tmp_path: Path, monkeypatc
     assert [row["sample_id"] for row in kept] == sorted(row["sample_id"] for row in kept)
     assert [(row["row_number"], row["reason"], row["value"]) for row in rejected] == [
         (0, "invalid_url", "ftp://no"),
-        (3, "duplicate_record", "row 1"),
-        (5, "duplicate_record", "row 2"),
+        (3, "duplicate_record", "row 2"),
+        (5, "duplicate_record", "row 3"),
         (6, "missing_url", None),
-        (7, "duplicate_record", "row 1"),
+        (7, "duplicate_record", "row 2"),
         (8, "malformed_row", "broken"),
     ]
     assert result.funnel.reasons == {"invalid_url": 1, "duplicate_record": 3, "missing_url": 1, "malformed_row": 1}

@@ -142,9 +142,9 @@ def test_a_file_with_a_byte_order_mark_is_read(writer: ModuleType, tmp_path: Pat
     ("layout", "name", "change", "words"),
     [
         ("table", "metadata.csv", lambda b: b.replace(b"thing", b"Ros\xe9", 1), r"metadata.csv: line 2 is not UTF-8"),
-        ("table", "metadata.csv", lambda b: b"filepath,class\r\n,red\r\n", r"row 1 has no filepath: fill the cell"),
-        ("table", "metadata.csv", lambda b: b"class,filepath\na,images/0.jpg\nb\n", r"row 2 has no filepath"),
-        ("table", "metadata.csv", lambda b: b"filepath,class\nimages/0.jpg,a\nimages/1.jpg\n", r"row 2 has no class"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\r\n,red\r\n", r"row 2 has no filepath: fill the cell"),
+        ("table", "metadata.csv", lambda b: b"class,filepath\na,images/0.jpg\nb\n", r"row 3 has no filepath"),
+        ("table", "metadata.csv", lambda b: b"filepath,class\nimages/0.jpg,a\nimages/1.jpg\n", r"row 3 has no class"),
         ("table", "metadata.csv", lambda b: b"filepath,class\na\0,b\n", r"1 of its 1 pictures are not there"),
         ("table", "metadata.csv", lambda b: b.replace(b"images/3", b"images/x"), r"1 of its 12 pictures are not there"),
         ("tars", "classnames.txt", lambda b: b"\xe9\n" + b, r"classnames.txt: line 1 is not UTF-8 \(byte 0xe9\)"),

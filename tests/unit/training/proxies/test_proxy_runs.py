@@ -116,7 +116,7 @@ def test_a_list_of_runs_is_utf8_with_or_without_a_mark(values: dict[str, Any], t
     with pytest.raises(ConfigError, match=r"design\.csv: line 2 is not UTF-8 \(byte 0xef\); convert the file"):
         read_runs(_settings(values))
     design.write_text(DESIGN + "proxy-05,short\n")
-    with pytest.raises(ConfigError, match=r"design\.csv: row 5: 'mixture'"):
+    with pytest.raises(ConfigError, match=r"design\.csv: row 6: 'mixture'"):
         read_runs(_settings(values))
     design.unlink()
     design.mkdir()
@@ -363,14 +363,14 @@ def test_what_must_lie_on_a_disk_is_said(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("design", "words"),
     [
-        ("run,mix_plant,mix_general\na,0.5,0.6\n", "row 1: '(top level)': the shares of a sum to 1.1"),
+        ("run,mix_plant,mix_general\na,0.5,0.6\n", "row 2: '(top level)': the shares of a sum to 1.1"),
         ("run,mix_plant,mix_general\na,0.5,0.5\na,1,0\n", "the name 'a' is given 2 times"),
-        ("run,mix_plant,mix_general\na,0.5,x\n", "row 1: 'mixture.mix_general'"),
+        ("run,mix_plant,mix_general\na,0.5,x\n", "row 2: 'mixture.mix_general'"),
         ("run,mix_plant,mix_fungi\na,0.5,0.5\n", "no samples of 'fungi'"),
         ("run,mix_plant,mix_general,pool_plant\na,0.5,0.5,9000\n", "cuts domain 'plant' to 9,000 samples"),
         ("run,mix_plant,mix_general\n", "the list is empty"),
-        ("mix_plant,mix_general\n0.5,0.5\n", "row 1: missing key 'run'"),
-        ("run,mix_plant,mix_general\n../a,0.5,0.5\n", "row 1: 'run'"),
+        ("mix_plant,mix_general\n0.5,0.5\n", "row 2: missing key 'run'"),
+        ("run,mix_plant,mix_general\n../a,0.5,0.5\n", "row 2: 'run'"),
     ],
 )
 def test_a_list_that_does_not_fit_is_refused_with_its_row(

@@ -377,6 +377,17 @@ def test_a_header_is_no_label(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert f"labels.txt: the first line, '{header}', is taken for a header" in caplog.text
 
 
+def test_labels_and_paths_are_texts(tmp_path: Path) -> None:
+    """As it was found: U+0085 cut a label in two, and the path 007 of a csv became 7."""
+    (tmp_path / "labels.txt").write_bytes("Rosa\u0085canina\r\nBellis perennis\r\n".encode())
+    assert list(read_labels(str(tmp_path / "labels.txt"), "species").names) == ["Rosa\u0085canina", "Bellis perennis"]
+    (tmp_path / "007").write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("path,name\n007,a\n,b\n")
+    listing = list_pictures([str(tmp_path / "list.csv")])
+    assert listing.table["name"].to_pylist() == ["007", "row 3"]
+    assert listing.table["fault"].to_pylist()[0] is None
+
+
 def test_a_name_that_is_no_utf_8_is_a_row_with_a_fault(tmp_path: Path) -> None:
     for name in (b"bl\xe4tter.jpg", b"shard-\xff.tar", b"notes-\xff.txt", b"plain.jpg"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")

@@ -1,0 +1,295 @@
+"""A folder of many things as sources: its tars, pictures, tables and archives, each as what it is.
+
+For `init`. What lies there becomes a source, or is named with the reason why it is none. Reads names, heads, and the
+tables that name pictures. Of a folder in a store the first names are looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import escape
+from itertools import islice
+from pathlib import PurePosixPath
+
+from manifests import storage
+from manifests.errors import ConfigError
+from pipeline.answers.places import keys_of, list_place, look_at, what_it_is
+from pipeline.sources.files import MAX_LISTED, TABLE_NAME, WORKBOOK, WORKBOOK_CURE, walk_files
+from pipeline.sources.folder_names import PICTURE_ENDINGS, guess_with_table, guess_without_table, name_folders
+from pipeline.sources.kinds import Listing, Place
+from pipeline.sources.settings import KINDS, SourceSettings
+from pipeline.sources.tables.formats import is_list_of_addresses
+
+_TEST_SET = re.compile(
+    r"(?i)(?:.*[-_ .])?(?:test|eval|evaluation|benchmark|held-?out)(?:[-_ .]?(?:set|data|images|pictures))?"
+)
+_THUMBS, _THUMB = re.compile(r"(?i)_?thumb(?:nail)?s?"), re.compile(r"(?i)[-_.]thumb(?:nail)?$")
+_NO_SOURCE = {
+    "weights of a model": (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5", ".pkl"),
+    "compressed; unpack it, since pictures are read in place": (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".7z"),
+    f"an Excel workbook; {WORKBOOK_CURE}": WORKBOOK,
+}
+_SHOWN_FILES = 5
+_MANY_FILES = 50  # more tables in one folder are files of one; more texts beside no picture are not opened
+
+
+@dataclass
+class Found:
+    """What lies at a path: sources; tables that may hold texts for them, else what each is; what is no source."""
+
+    places: list[Place] = field(default_factory=list)
+    tables: dict[str, Place | ConfigError] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, place: Place | None) -> bool:
+        """Add a source of a kind, where there is one."""
+        if place is not None:
+            place.kind = kind
+            self.places.append(place)
+        return place is not None
+
+
+def look_below(path: str) -> Found:
+    """Every source at a path. Raises: ConfigError for a place that cannot be one, as `look_at`."""
+    listing = list_place(path)
+    if listing.form != "folder":
+        return Found([look_at(path)])
+    found = _Folder(path).part()
+    if not found.places and not found.tables:
+        raise ConfigError("; ".join([f"{path}{what_it_is(listing)}", *found.notes]))
+    return found
+
+
+class _Folder:
+    """The files below a folder, by the folder that holds them. What is found is taken out of them."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.found = path, Found()
+        self.files: dict[str, list[str]] = {}
+        self.apart: set[str] = set()  # folders with pictures that are not for a source of the pictures around them
+        names = (name for name, size in walk_files(path) if size is not None)
+        for name in islice(names, MAX_LISTED) if storage.is_remote(path) else names:
+            folder, _, file = name.rpartition("/")
+            self.files.setdefault(folder, []).append(file)
+
+    def part(self) -> Found:
+        """What becomes of each file."""
+        self._take_archives()
+        self._set_tests_apart()
+        tables = self._take(lambda file: bool(TABLE_NAME.search(file.lower())))
+        self._take_tars(tables)
+        self._take_tables(tables)
+        self._take_pictures()
+        self._name_others()
+        return self.found
+
+    def _at(self, *parts: str) -> str:
+        return storage.join(self.path, *[part for part in parts if part]) if any(parts) else self.path
+
+    def _take(self, wanted: Callable[[str], bool]) -> dict[str, list[str]]:
+        """Take out files by their names."""
+        taken = {folder: [file for file in some if wanted(file)] for folder, some in self.files.items()}
+        self.files = {folder: [file for file in some if not wanted(file)] for folder, some in self.files.items()}
+        return {folder: some for folder, some in taken.items() if some}
+
+    def _take_folder(self, top: str) -> dict[str, list[str]]:
+        """Take out a folder with all that is below it."""
+        taken = {folder: some for folder, some in self.files.items() if top in _way_to(folder)}
+        self.files = {folder: some for folder, some in self.files.items() if folder not in taken}
+        return taken
+
+    def _take_place(self, path: str) -> None:
+        """Add what lies at a path as a source, or say why it is none."""
+        try:
+            self.found.places.append(look_at(path))
+        except ConfigError as error:
+            self.found.notes.append(str(error))
+
+    def _take_archives(self) -> None:
+        """Folders and zips that are a source as a whole."""
+        kinds = sorted(KINDS.keys() - {"webdataset", "folder", "table", "eol"}, key=lambda kind: KINDS[kind].init_order)
+        for folder in sorted(self.files):
+            listing = Listing(self._at(folder), "folder", self.files.get(folder, []))
+            if any(self.found.add(kind, KINDS[kind].guess(listing)) for kind in kinds):
+                self._take_folder(folder)
+        zips = self._take(lambda file: file.lower().endswith(".zip") and not TABLE_NAME.search(file.lower()))
+        for path in (self._at(folder, file) for folder, some in sorted(zips.items()) for file in some):
+            self._take_place(path)
+
+    def _set_tests_apart(self) -> None:
+        """Leave out test sets, by the names of their folders: nothing of them may be trained on."""
+        tops = {top for each in self.files for top in _way_to(each) if _TEST_SET.fullmatch(PurePosixPath(top).name)}
+        for top in sorted(tops):
+            taken = self._take_folder(top)
+            files = [file for some in taken.values() for file in some]
+            if num := sum(_is_picture(file) or file.lower().endswith(".tar") for file in files):
+                self.apart |= taken.keys()
+                self.found.notes.append(
+                    f"{self._at(top)}: {num:,} pictures or tars, a test set by its name; write `--evaluation "
+                    f"{self._at(top)}` to keep them out of the training data, or name it in --domain to train on it"
+                )
+
+    def _take_tars(self, tables: dict[str, list[str]]) -> None:
+        """A source for the highest folder that holds tars and no pictures; else for the tars of a folder itself.
+
+        Tables that a downloader left beside its tars are part of them.
+        """
+        with_pictures = [folder for folder, some in self.files.items() if any(map(_is_picture, some))]
+        no_tars = {top for folder in (*with_pictures, *self.apart) for top in _way_to(folder)}
+        places = dict[tuple[str, str], list[str]]()
+        for folder, some in self._take(lambda file: file.lower().endswith(".tar")).items():
+            stems = {_stem(file) for file in some}
+            tables[folder] = [each for each in tables.get(folder, ()) if re.split(r"[._]", each)[0] not in stems]
+            top = next((each for each in _way_to(folder) if each not in no_tars), None)
+            places.setdefault((folder, "*.tar") if top is None else (top, ""), []).extend(some)
+        for (folder, pattern), some in sorted(places.items()):
+            listing = Listing(self._at(folder, pattern), "pattern" if pattern else "folder", some)
+            try:
+                self.found.add("webdataset", KINDS["webdataset"].guess(listing))
+            except ConfigError as error:
+                self.found.notes.append(str(error))
+
+    def _take_tables(self, tables: Mapping[str, Sequence[str]]) -> None:
+        """Tables that name pictures, tables of addresses, and those that may hold texts for pictures."""
+        named: set[str] = set()
+        for folder, some in sorted(tables.items()):
+            others: list[str] = []
+            for path in (self._at(folder, file) for file in some):
+                if len(some) <= _MANY_FILES and self.found.add("folder", guess_with_table(path, self._near(folder))):
+                    named.update(_pictures_of(self.found.places[-1]))
+                else:
+                    others.append(path)
+            for ending, num in Counter(PurePosixPath(file).suffix for file in some).items():
+                of_ending = [path for path in others if path.endswith(ending)]
+                self._look_at_tables(self._at(folder, f"*{ending}"), of_ending, len(of_ending) == num)
+        for folder, some in self.files.items():
+            pictures = {file: self._at(folder, file) for file in some if _is_picture(file)}
+            if named.isdisjoint(pictures.values()):
+                continue
+            self.apart.add(folder)
+            self.files[folder] = [file for file in some if file not in pictures]
+            if num := len({*pictures.values()} - named):
+                self.found.notes.append(f"{self._at(folder)}: {num:,} of its pictures, which no row of a table names")
+
+    def _look_at_tables(self, pattern: str, paths: Sequence[str], are_all: bool) -> None:
+        """Tables of one ending that name no pictures: where all are read alike they are files of one table."""
+        looked_at: dict[str, Place | ConfigError] = {}
+        for path in paths if len(paths) <= _MANY_FILES else [pattern]:
+            try:
+                looked_at[path] = look_at(path)
+            except ConfigError as error:
+                looked_at[path] = error
+        columns = [each.settings.get("columns") if isinstance(each, Place) else None for each in looked_at.values()]
+        if are_all and len(columns) > 1 and columns[0] is not None and columns.count(columns[0]) == len(columns):
+            looked_at = {pattern: look_at(pattern)}
+        self.found.tables |= looked_at
+
+    def _near(self, folder: str) -> list[str]:
+        """Where the pictures of a table may lie: in its own folder, in those of it, in those above it and theirs."""
+        ways = [folder] if storage.is_remote(self.path) else reversed(_way_to(folder))
+        near = [each for way in ways for each in (way, *(each for each in sorted(self.files) if _parent(each) == way))]
+        return [self._at(each) for each in dict.fromkeys(near)]
+
+    def _take_pictures(self) -> None:
+        """A source for all folders whose pictures are named in one way; thumbnails of other pictures are left out."""
+        thumbs = self._take_thumbnails()
+        names = [f"{folder}/{file}".removeprefix("/") for folder, some in self.files.items() for file in some]
+        namings = name_folders(names)
+        for naming in dict.fromkeys(namings.values()):
+            group = {folder for folder, each in namings.items() if each == naming}
+            by_name = naming.endswith("_name")
+            base = _above_all([(_parent(each) or "") if by_name else each for each in sorted(group)])
+            inside = [name.removeprefix(f"{base}/") for name in names if name.rpartition("/")[0] in group]
+            place = guess_without_table(Listing(self._at(base), "folder", inside))
+            exclude = _globs(base, group, {*namings, *self.apart} - group)
+            small = [(glob, num) for (folder, glob), num in thumbs.items() if base in _way_to(folder)]
+            if exclude or small:
+                place.settings["exclude"] = list(dict.fromkeys([*exclude, *(glob for glob, _ in small)]))
+            if small:
+                place.words += f"; {sum(num for _, num in small):,} thumbnails beside them are left out"
+            self.found.add("folder", place)
+
+    def _take_thumbnails(self) -> dict[tuple[str, str], int]:
+        """Take out small copies where each has its picture: how many, by their folder and a glob."""
+        files = [(folder, file) for folder, some in self.files.items() for file in some if _is_picture(file)]
+        stems = {_stem(file) for folder, file in files if not _thumbs_in(folder)}
+        by_glob: dict[str, list[tuple[str, str]]] = {}
+        for folder, file in files:
+            if inner := _thumbs_in(folder):
+                by_glob.setdefault(f"**/{escape(inner)}/**", []).append((folder, file))
+            elif mark := _THUMB.search(_stem(file)):
+                by_glob.setdefault(f"**/*{escape(mark[0])}.*", []).append((folder, file))
+        thumbs = {
+            glob: copies
+            for glob, copies in by_glob.items()
+            if all(_THUMB.sub("", _stem(file)) in stems for _, file in copies)
+        }
+        gone = {copy for copies in thumbs.values() for copy in copies}
+        for folder, some in self.files.items():
+            self.files[folder] = [file for file in some if (folder, file) not in gone]
+        return Counter((folder, glob) for glob, copies in thumbs.items() for folder, _ in copies)
+
+    def _name_others(self) -> None:
+        """What is neither a source nor beside a picture."""
+        others: dict[str, list[str]] = {}
+        for folder, some in sorted(self.files.items()):
+            stems = {_stem(file) for file in some if _is_picture(file)}
+            files = [file for file in some if not _is_picture(file) and _stem(file) not in stems]
+            for file in files:
+                path, lowered = self._at(folder, file), file.lower()
+                if lowered.endswith(".txt") and len(files) <= _MANY_FILES and is_list_of_addresses(path):
+                    self._take_place(path)
+                    continue
+                why = next((why for why, endings in _NO_SOURCE.items() if lowered.endswith(endings)), "not read")
+                others.setdefault(why, []).append(path)
+        for why, paths in others.items():
+            more = f" and {len(paths) - _SHOWN_FILES:,} more" if len(paths) > _SHOWN_FILES else ""
+            self.found.notes.append(f"{', '.join(paths[:_SHOWN_FILES])}{more}: {why}")
+
+
+def _is_picture(file: str) -> bool:
+    return file.lower().endswith(PICTURE_ENDINGS)
+
+
+def _stem(file: str) -> str:
+    return file.rpartition(".")[0]
+
+
+def _parent(folder: str) -> str | None:
+    return folder.rpartition("/")[0] if folder else None
+
+
+def _thumbs_in(folder: str) -> str | None:
+    """The part of a path that says that small copies lie there."""
+    return next((part for part in folder.split("/") if _THUMBS.fullmatch(part)), None)
+
+
+def _way_to(folder: str) -> list[str]:
+    """The folders from the top to a folder, with both."""
+    parts = folder.split("/") if folder else []
+    return ["/".join(parts[:number]) for number in range(len(parts) + 1)]
+
+
+def _above_all(folders: Sequence[str]) -> str:
+    """The lowest folder that holds all of them."""
+    ways = [set(_way_to(folder)) for folder in folders]
+    return max(set.intersection(*ways), key=len)
+
+
+def _globs(base: str, group: Collection[str], others: Collection[str]) -> list[str]:
+    """Globs below a folder that take in the other folders and none of a group."""
+    kept = {each for folder in group for each in _way_to(folder)}
+    globs = set()
+    for folder in (each for each in others if base in _way_to(each)):
+        top = next((each for each in _way_to(folder) if base in _way_to(each) and each not in kept), None)
+        inner = (folder if top is None else top).removeprefix(base).removeprefix("/")
+        globs.add("/".join([*([escape(inner)] if inner else []), "*" if top is None else "**"]))
+    return sorted(globs)
+
+
+def _pictures_of(place: Place) -> list[str]:
+    reader = SourceSettings(name="x", domain="x", **keys_of(place)).reader
+    return [storage.join(reader.path, name) for name in reader.picture_files()]

@@ -1,0 +1,127 @@
+"""How the rows of one table file are read, by its format: Parquet, delimited text, json, or an address a line.
+
+Streams batches of strings from a file that may be packed. Raises what parsers and unpackers raise.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from manifests import storage
+from manifests.untrusted import bounded, check_packing
+from pipeline.sources.files import UNREADABLE, zip_fault
+from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
+from pipeline.sources.rows import BATCH_ROWS, as_text
+from pipeline.sources.tables.columns import is_address
+from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
+from pipeline.sources.tables.json_items import read_json
+from pipeline.store.foreign import columns_of_bytes
+from pipeline.store.foreign import read_rows as read_foreign
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
+URL_OF_LINE = "url"  # what the column of a list of addresses, one a line, is called
+_NO_DELIMITER = "\x1f"  # no address holds it
+_LOOKED_AT = 500  # lines
+DELIMITERS = {"csv": ",", "tsv": "\t", "urls": _NO_DELIMITER}
+
+
+def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
+    with open_table(file, compressed=False) as stream:
+        for some in read_foreign(stream, columns, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
+            rows = pa.table({name: _as_strings(some.rows.column(name)) for name in columns})
+            too_long = [(number, f"a row of {num_bytes:,} bytes") for number, num_bytes in some.too_long]
+            yield RawBatch(rows, some.numbers, too_long)
+
+
+def _as_strings(column: pa.Array) -> pa.Array:
+    if pa.types.is_nested(column.type):
+        return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())
+
+
+def _read_delimited(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
+    dialect = dialect_of(file, form)
+    with open_table(file) as stream:
+        names = read_header(stream, dialect, dialect.lines_before)
+    with open_table(file) as stream:
+        yield from read_delimited(stream, names, columns, dialect, skip_rows=1 + dialect.lines_before)
+
+
+def _read_json(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
+    return read_json(partial(open_table, file), form, columns)
+
+
+def _read_urls(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
+    dialect = Dialect(_NO_DELIMITER, quote=None, encoding=dialect_of(file, form).encoding)
+    with open_table(file) as stream:
+        yield from read_delimited(stream, [URL_OF_LINE], columns, dialect)
+
+
+def dialect_of(file: str, form: str) -> Dialect:
+    """How a csv or tsv is delimited and encoded, told by its first bytes."""
+    with open_table(file) as stream:
+        return sniff_dialect(stream.read(HEAD_BYTES), DELIMITERS[form])
+
+
+@contextmanager
+def open_table(file: str, compressed: bool = True) -> Iterator[Any]:
+    """A stream of the plain bytes of a file, unpacked on the way where its name says so."""
+    fs, inner = storage.filesystem(file)
+    packing = COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
+    with ExitStack() as stack:
+        if packing is None:
+            yield stack.enter_context(fs.open(inner, "rb"))
+            return
+        num_bytes = fs.size(inner)
+        if packing not in ("zstd", "zip"):
+            yield bounded(stack.enter_context(fs.open(inner, "rb", compression=packing)), num_bytes)
+            return
+        stream = stack.enter_context(fs.open(inner, "rb"))
+        if packing == "zstd":
+            yield bounded(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"), num_bytes)
+            return
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+        except zipfile.BadZipFile:
+            raise ValueError(f"it {zip_fault(file)}") from None
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise ValueError(f"a zip of one table is read, this one holds {len(names)} files; unpack it into a folder")
+        check_packing(num_bytes, archive.getinfo(names[0]).file_size)
+        yield stack.enter_context(archive.open(names[0]))
+
+
+def bytes_in(file: str) -> list[str]:
+    """Columns of a Parquet table that hold bytes."""
+    if not file.lower().endswith((".parquet", ".pq")):
+        return []
+    with open_table(file, compressed=False) as stream:
+        return columns_of_bytes(stream)
+
+
+def is_list_of_addresses(file: str) -> bool:
+    """Whether a text holds an address a line, by its first lines."""
+    if not file.lower().endswith(".txt"):
+        return False
+    try:
+        batch = next(_read_urls(file, "urls", [URL_OF_LINE]), None)
+    except UNREADABLE:
+        return False
+    lines = batch.rows[URL_OF_LINE].to_pylist()[:_LOOKED_AT] if batch and not batch.malformed else []
+    return bool(lines) and all(is_address(line) for line in lines)
+
+
+READERS = {
+    "parquet": _read_parquet,
+    "csv": _read_delimited,
+    "tsv": _read_delimited,
+    "json": _read_json,
+    "jsonl": _read_json,
+    "urls": _read_urls,
+}
