@@ -349,8 +349,8 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        # 5: species are binomials, names tell two domains apart, and a header counts as a row
-        Step("read", _plan, read_source, version=5, unit="sources"),
+        # 5: species are binomials, and names tell two domains apart; 6: a header counts as a row, lists are no captions
+        Step("read", _plan, read_source, version=6, unit="sources"),
         Step("join", _plan_join, join, version=2, unit="tables"),
     ),
     conclude=_conclude,
