@@ -74,6 +74,8 @@ class _Folder:
         for name in islice(names, MAX_LISTED) if storage.is_remote(path) else names:
             folder, _, file = name.rpartition("/")
             self.files.setdefault(folder, []).append(file)
+        pictures = ((folder, file) for folder, some in self.files.items() for file in some if _is_picture(file))
+        self.stems = {_stem(file) for folder, file in pictures if not _thumbs_in(folder)}
 
     def part(self) -> Found:
         """What becomes of each file."""
@@ -113,7 +115,12 @@ class _Folder:
         kinds = sorted(KINDS.keys() - {"webdataset", "folder", "table", "eol"}, key=lambda kind: KINDS[kind].init_order)
         for folder in sorted(self.files):
             listing = Listing(self._at(folder), "folder", self.files.get(folder, []))
-            if any(self.found.add(kind, KINDS[kind].guess(listing)) for kind in kinds):
+            try:
+                is_whole = any(self.found.add(kind, KINDS[kind].guess(listing)) for kind in kinds)
+            except ConfigError as error:
+                self.found.notes.append(str(error))
+                continue
+            if is_whole:
                 self._take_folder(folder)
         zips = self._take(lambda file: file.lower().endswith(".zip") and not TABLE_NAME.search(file.lower()))
         for path in (self._at(folder, file) for folder, some in sorted(zips.items()) for file in some):
@@ -205,32 +212,28 @@ class _Folder:
             inside = [name.removeprefix(f"{base}/") for name in names if name.rpartition("/")[0] in group]
             place = guess_without_table(Listing(self._at(base), "folder", inside))
             exclude = _globs(base, group, {*namings, *self.apart} - group)
-            small = [(glob, num) for (folder, glob), num in thumbs.items() if base in _way_to(folder)]
-            if exclude or small:
-                place.settings["exclude"] = list(dict.fromkeys([*exclude, *(glob for glob, _ in small)]))
-            if small:
-                place.words += f"; {sum(num for _, num in small):,} thumbnails beside them are left out"
+            exclude += [glob for glob, folders in thumbs.items() if any(base in _way_to(each) for each in folders)]
+            if exclude:
+                place.settings["exclude"] = exclude
             self.found.add("folder", place)
 
-    def _take_thumbnails(self) -> dict[tuple[str, str], int]:
-        """Take out small copies where each has its picture: how many, by their folder and a glob."""
-        files = [(folder, file) for folder, some in self.files.items() for file in some if _is_picture(file)]
-        stems = {_stem(file) for folder, file in files if not _thumbs_in(folder)}
-        by_glob: dict[str, list[tuple[str, str]]] = {}
-        for folder, file in files:
-            if inner := _thumbs_in(folder):
-                by_glob.setdefault(f"**/{escape(inner)}/**", []).append((folder, file))
-            elif mark := _THUMB.search(_stem(file)):
-                by_glob.setdefault(f"**/*{escape(mark[0])}.*", []).append((folder, file))
-        thumbs = {
-            glob: copies
-            for glob, copies in by_glob.items()
-            if all(_THUMB.sub("", _stem(file)) in stems for _, file in copies)
-        }
-        gone = {copy for copies in thumbs.values() for copy in copies}
+    def _take_thumbnails(self) -> dict[str, set[str]]:
+        """Take out small copies where each has its picture: the folders of each glob that names them."""
+        copies: dict[str, set[tuple[str, str]]] = {}
         for folder, some in self.files.items():
-            self.files[folder] = [file for file in some if (folder, file) not in gone]
-        return Counter((folder, glob) for glob, copies in thumbs.items() for folder, _ in copies)
+            for file in filter(_is_picture, some):
+                if inner := _thumbs_in(folder):
+                    copies.setdefault(f"**/{escape(inner)}/**", set()).add((folder, file))
+                elif mark := _THUMB.search(_stem(file)):
+                    copies.setdefault(f"**/*{escape(mark[0])}.*", set()).add((folder, file))
+        thumbs: dict[str, set[str]] = {}
+        for glob, files in sorted(copies.items()):
+            if all(_THUMB.sub("", _stem(file)) in self.stems for _, file in files):
+                thumbs[glob] = {folder for folder, _ in files}
+                self.found.notes.append(f"{self._at(glob)}: {len(files):,} thumbnails of other pictures")
+                for folder in thumbs[glob]:
+                    self.files[folder] = [file for file in self.files[folder] if (folder, file) not in files]
+        return thumbs
 
     def _name_others(self) -> None:
         """What is neither a source nor beside a picture."""

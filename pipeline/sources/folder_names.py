@@ -81,7 +81,7 @@ def guess_without_table(listing: Listing) -> Place:
     """Pictures in a folder, by what says what most of them show."""
     pictures, namings = listing.ends(*PICTURE_ENDINGS), name_folders(listing.names)
     of_folder = [namings[name.rpartition("/")[0]] for name in pictures]
-    more = " or more" if len(listing.names) >= MAX_LISTED else ""
+    more = " or more" if len(listing.names) == MAX_LISTED else ""
     place = Place({"path": listing.path}, f"{len(pictures):,}{more} pictures in a folder (sure)")
     place.states_licence = False
     names = {folder: PurePosixPath(folder).name for folder, naming in namings.items() if naming.endswith("_name")}

@@ -76,6 +76,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         put(f"lab/testset/{number}.jpg", 32 + number)
         put(f"web/{number}.jpg", 36 + number)
     put("lab/fruit/Kiwi/nobody.jpg", 40)
+    put("lab/fruit/Kiwi/thumbs/k0.jpg", 16, 60)
     rows = [f"Kiwi\\k{n}.JPG;eine Kiwi auf dem Tisch, Nummer {n}" for n in range(4)]
     Path("lab/fruit/kiwi.csv").write_text("\r\n".join(["Datei;Beschreibung", *rows]), encoding="utf-8-sig")
     rows = [f"Käse\\c{n}.jpg,ein Stück Käse im Regal Nummer {n}" for n in range(4)]
@@ -98,13 +99,15 @@ def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) ->
         "lab/testset: 4 pictures or tars, a test set by its name; write `--evaluation lab/testset`",
         "lab/fruit/Kiwi: 1 of its pictures, which no row of a table names",
         "lab/checkpoint.pt: weights of a model",
+        "lab/**/thumbs/**: 5 thumbnails of other pictures",
+        "lab/**/*_thumb.*: 4 thumbnails of other pictures",
     ):
         assert named in said
     text = Path("my.yaml").read_text()
     sources = {source["name"]: source for source in yaml.safe_load(text)["sources"]}
     assert sources["tars"]["captions"][0]["join"] == "lab/tars/captions.parquet"
     assert sources["species"]["folder"]["folder_name_is"] == "scientific_name"
-    assert "8 pictures in a folder (sure); 8 thumbnails beside them are left out" in text
+    assert sources["species"]["folder"]["exclude"] == ["**/*_thumb.*", "**/thumbs/**"]
     assert "4 of the first 4 are met with / for \\ or another case of their ending" in text
     assert (sources["urls"]["table"], sources["urls"]["format"]) == ("lab/urls.txt", "urls")
     # what only a user can say: who asks, and that this machine may be asked
