@@ -8,12 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from darwin_core import gbif_files, write_folder
 
 from manifests.errors import RunError
+from manifests.tables import CANDIDATES
 from pipeline.sources.reading import read_rows
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.captions import JoinedCaptions, describe_join, join_captions
 from pipeline.sources.tables.joining import staging
 from pipeline.store.sql import open_scratch
 
@@ -51,3 +55,17 @@ def test_a_query_that_takes_more_memory_than_it_may_is_one_line(tmp_path: Path) 
     words = r"run\.memory_gb \(0\.25\), nor on the disk of .*scratch \(Out of Memory Error: .*\); give it more"
     with pytest.raises(RunError, match=words), scratch(tmp_path) as sql:
         sql.sql("SELECT list(range) FROM range(20_000_000)").fetchall()
+
+
+def test_keys_are_met_without_blanks_and_of_a_list_the_first_text_is_joined(tmp_path: Path) -> None:
+    """As it was found: ` 7` joined the row of `7` without a word, and lists were joined as json writes them."""
+    rows = [{"sample_id": f"{n:032x}", "record_key": key} for n, key in enumerate(["007", "7", "x"])]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CANDIDATES), tmp_path / "c.parquet")
+    texts = [["a red fruit", "a second"], ["a pear"], None]
+    pq.write_table(pa.table({"id": [" 007", "7", "x"], "words": texts}), tmp_path / "t.parquet")
+    table = JoinedCaptions(join=str(tmp_path / "t.parquet"), on={"record_key": "id"}, text="words", kind="caption")
+    with staging(partial(open_scratch, str(tmp_path / "work"), 0.5)) as (sql, folder):
+        query, counts = join_captions(sql, folder, [str(tmp_path / "c.parquet")], "a", 1, table)
+        joined = dict(sql.execute(f"SELECT sample_id, text FROM ({query})").fetchall())
+    assert joined == {f"{0:032x}": "a red fruit", f"{1:032x}": "a pear"}
+    assert "; 1 keys are met without the blanks around them; rows left out: 1 without text" in describe_join(counts)
