@@ -188,14 +188,18 @@ def measure_detail(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
     return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
 
 
+def _view_wanted(sql: Any, inputs: DedupInputs, run: StageRun[None]) -> None:
+    view_parquet(sql, "facts", inputs.facts.paths)
+    view_table(sql, "looks", run.files("look", "looks"), LOOKS)
+    view_shown(sql)
+    view_table(sql, "pairs", run.files("pairs", "pairs"), tables.PAIRS)
+    sql.execute(_WANTED_DETAILS)
+
+
 def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "looks", run.files("look", "looks"), LOOKS)
-        view_shown(sql)
-        view_table(sql, "pairs", run.files("pairs", "pairs"), tables.PAIRS)
+        _view_wanted(sql, inputs, run)
         view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
-        sql.execute(_WANTED_DETAILS)
         return _cut_pictures(run, sql, "FROM wanted ANTI JOIN found USING (pixels_sha256)", "detail")
 
 
@@ -224,9 +228,15 @@ def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
 
 
 def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsInputs]:
+    """None where this build wants none, though an earlier one measured some: an empty table would be another input."""
     details = run.files("detail", "found_details")
-    looks, pairs = run.files("look", "looks"), run.files("pairs", "pairs")
-    return [DetailsInputs(inputs.facts, looks, pairs, details)] if details else []
+    if not details:
+        return []
+    with run.scratch() as sql:
+        _view_wanted(sql, inputs, run)
+        if not sql.execute("SELECT 1 FROM wanted LIMIT 1").fetchone():
+            return []
+    return [DetailsInputs(inputs.facts, run.files("look", "looks"), run.files("pairs", "pairs"), details)]
 
 
 # ---- the stage
