@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,10 +98,11 @@ def _words_for(extra: str) -> str:
 
     No index has the name. Where nothing is noted, or the file is gone, the packages of the extra are named.
     """
-    try:
-        of_ours = distribution("plantmix")
+    # an egg-info, which builds of older versions left in a clone, has no METADATA
+    of_ours = next((each for each in distributions(name="plantmix") if each.read_text("METADATA")), None)
+    if of_ours is not None:
         origin: dict[str, Any] = json.loads(of_ours.read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:  # a clone that is run as it is
+    else:  # a clone that is run as it is
         origin = {"url": Path(__file__).parents[2].as_uri(), "dir_info": {"editable": True}}
     url = str(origin.get("url", ""))
     path = Path(url2pathname(urlsplit(url).path))
@@ -112,7 +113,11 @@ def _words_for(extra: str) -> str:
             url = f"{commit['vcs']}+{url}@{commit['commit_id']}"
         return shlex.quote(f"plantmix[{extra}] @ {hide_secrets(url)}")
     of_extra = re.compile(rf"(?:;| and) extra == ['\"]{extra}['\"]")
-    return " ".join(shlex.quote(of_extra.sub("", line)) for line in of_ours.requires or () if of_extra.search(line))
+    return " ".join(
+        shlex.quote(of_extra.sub("", line))
+        for line in (of_ours.requires if of_ours else None) or ()
+        if of_extra.search(line)
+    )
 
 
 @contextmanager

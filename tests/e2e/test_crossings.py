@@ -155,7 +155,7 @@ def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(l
     assert "but all-rights-reserved by the same bytes in the last build" in refused("publish", lent.first, *public)
     (lent.folder / "pics/others/0.jpg").write_bytes(picture(0, "near"))  # resized and encoded again
     done("build", lent.config(sources=sources), "--to", "select")
-    assert "but all-rights-reserved by the near copies in the last build" in refused("publish", lent.first, *public)
+    assert "but all-rights-reserved by the near copy in the last build" in refused("publish", lent.first, *public)
 
 
 def test_tokens_from_before_a_takedown_train_nothing_after_it(

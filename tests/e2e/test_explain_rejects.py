@@ -28,7 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("what", ["deep/gone.jpg", "PICS/deep/gone.jpg", "pics/deep/gone.jpg", "'pics/deep/gone.jpg',"])
 def test_a_picture_that_is_not_there(work: Path, what: str) -> None:
     said = done("explain", work, what.replace("PICS", str(work.parent / "pics")))
-    assert "row 2 of ours: deep/gone.jpg" in said
+    assert "row 3 of ours: deep/gone.jpg" in said
     assert "DROPPED: missing_file (deep/gone.jpg)" in said
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from manifests import storage
 from manifests.errors import RetryableError
+from pipeline.fetching import engine
 from pipeline.fetching.engine import Piece, fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.part import PartWriter
@@ -159,7 +160,7 @@ def test_another_try_asks_only_for_what_no_piece_holds(
         raise RetryableError("the gate is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch, "fetch_in_pieces", failing_after_one)
+        patch.setattr(engine, "fetch_in_pieces", failing_after_one)
         first, failed = do_job(fetch.download, job)
     assert isinstance(failed.error, RetryableError)
     assert first.result is not None
