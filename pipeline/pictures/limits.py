@@ -45,15 +45,15 @@ LIMITS = (
     Limit(Outcome.IMAGE_TOO_SMALL, "min_side_px", SHORTER_SIDE, f"{_SIZE}, shortest side allowed {{limit}}", True),
     Limit(Outcome.ASPECT_TOO_EXTREME, "max_aspect_ratio", ASPECT_RATIO, f"{_SIZE}, ratio allowed {{limit}}"),
 )
-_, _, _SIDE, _RATIO = LIMITS
+_, _, SIDE, RATIO = LIMITS
 
 
 def refusal_of_shape(width_px: int, height_px: int, image: ImageSettings) -> tuple[Outcome, str] | None:
     """Outcome and detail of a picture whose sides are too short or too different; None when it passes."""
     if min(width_px, height_px) < image.min_side_px:
-        limit = _SIDE
+        limit = SIDE
     elif max(width_px, height_px) / min(width_px, height_px) > image.max_aspect_ratio:
-        limit = _RATIO
+        limit = RATIO
     else:
         return None
     return limit.outcome, limit.detail.format(width_px=width_px, height_px=height_px, limit=limit.shown(image))

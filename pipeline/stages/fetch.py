@@ -287,7 +287,7 @@ STAGE = Stage(
             from_outside=True,
         ),
         fetch_local.STEP,
-        Step("collect", _plan_collect, collect, version=3),
+        Step("collect", _plan_collect, collect, version=4),
     ),
     conclude=_conclude,
 )

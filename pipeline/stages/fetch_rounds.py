@@ -19,7 +19,7 @@ from manifests.tables import FETCHED
 from pipeline.fetching.consent import statements as places
 from pipeline.fetching.consent.statements import Consent
 from pipeline.pictures.image import Original, StoredImage
-from pipeline.pictures.limits import LIMITS
+from pipeline.pictures.limits import LIMITS, RATIO, SIDE
 from pipeline.pictures.settings import ImageSettings
 from pipeline.runner.work import BuildContext, StageRun
 from pipeline.store.files import Files, RowGroup
@@ -45,8 +45,13 @@ _OF_STORED = (
     *(field.name for field in fields(StoredImage) if field.name not in ("original", "body", "detail")),
     *("pool_file", "offset", "length"),
 )
-_OF_HEAD = ("num_bytes", "image_id", "width_px", "height_px", "format")  # what is known before a picture is decoded
-_OF_DECODED = tuple(field.name for field in fields(Original) if field.name not in _OF_HEAD)
+# Columns of Original, by how many of LIMITS a download has passed when it learns them; all others come after the last.
+_LEARNT_AFTER = {
+    1: ("num_bytes", "image_id", "width_px", "height_px", "format"),
+    2: ("mode", "exif_orientation", "has_camera"),
+}
+
+_LOOKED_AT_SIDES = "AND exif_orientation IS NOT NULL"  # what a download reads right before it looks at them
 
 
 @dataclass(frozen=True)
@@ -260,22 +265,23 @@ def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
     """A query that judges the rows of the query `facts` over `parts`, in the order of a download.
 
     First comes what the hosts said, then the limits of `image`, then what a picture says of itself. A row that is
-    refused gets the outcome and the detail of a download that is refused for it, and is not stored.
+    refused gets the outcome of a download that is refused for it, keeps what that download knows, and is not stored. A
+    picture that is broken or refused itself meets the limits too, as far as its download came.
     """
     of_host = refusal(consent)
     of_limits = " ".join(
-        f"WHEN {limit.is_broken(image)} THEN ['{limit.outcome}', {limit.detail_sql(image)}]" for limit in LIMITS
+        f"WHEN {limit.is_broken(image)} {_LOOKED_AT_SIDES if limit in (SIDE, RATIO) else ''} "
+        f"THEN ['{limit.outcome}', {limit.detail_sql(image)}]"
+        for limit in LIMITS
     )
     kept = [f'if(refused IS NULL, "{name}", NULL) AS "{name}"' for name in _OF_STORED]
-    kept += [f'if(by_host, NULL, "{name}") AS "{name}"' for name in _OF_HEAD]
-    # too many pixels: a download is refused before it is known how they are kept and turned
-    kept += [
-        f"if(by_host OR refused[1] IS NOT DISTINCT FROM '{Outcome.TOO_MANY_PIXELS}', NULL, {name}) AS {name}"
-        for name in _OF_DECODED
-    ]
+    num_passed = {name: num for num, names in _LEARNT_AFTER.items() for name in names}
+    for field in fields(Original):
+        before = literals(limit.outcome.value for limit in LIMITS[: num_passed.get(field.name)])
+        kept.append(f"if(by_host OR coalesce(refused[1] IN ({before}), false), NULL, {field.name}) AS {field.name}")
     return f"""SELECT * REPLACE (coalesce(refused[1], outcome) AS outcome, coalesce(refused[2], detail) AS detail,
             {", ".join(kept)})
         FROM (SELECT *, {of_host} IS NOT NULL AS by_host, CASE WHEN by_host THEN {of_host}
-            WHEN outcome <> 'ok' THEN NULL {of_limits}
-            WHEN {_is_marked(consent)} THEN ['{Outcome.OPTED_OUT}', array_to_string({_MARKED}, '; ')] END AS refused
-            FROM ({facts}))"""
+            {of_limits}
+            WHEN outcome = 'ok' AND {_is_marked(consent)}
+            THEN ['{Outcome.OPTED_OUT}', array_to_string({_MARKED}, '; ')] END AS refused FROM ({facts}))"""

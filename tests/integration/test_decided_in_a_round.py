@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from building import list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels
 from misbehaving.consent import licence
+from misbehaving.owners import mining, with_xmp
 
 from manifests.reader import open_reader
 from pipeline.cli import main
@@ -22,6 +23,7 @@ SITE_FILES = {
     "/.well-known/tdmrep.json": b'[{"location": "/reserved/", "tdm-reservation": 1}]',
     "/licence.xml": licence('<permits type="usage">search</permits>', "/licensed/").encode(),
 }
+MARKED = with_xmp(mining("DMI-PROHIBITED-AIMLTRAINING"), image=pixels(60, 60))
 SIZES = {"/small/1": (40, 40), "/long/1": (400, 50), "/pixels/1": (500, 400)}
 DECIDED = {
     "/header/1": "opted_out",
@@ -54,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = (404 if body else 500), b""
         elif body is None:
             body = encode(pixels(*SIZES.get(self.path, (96, 64)), seed=sum(self.path.encode())), quality=90)
+            body = {"/marked/1": MARKED, "/broken/1": body[: len(body) // 2]}.get(self.path, body)
             body += bytes(80_000 if self.path == "/large/1" else 0)
         self.send_response(server.fails.get(self.path, status))
         if self.path == "/header/1":
@@ -84,20 +87,21 @@ def run(server: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> set[str]:
     return set(server.asked) - {*SITE_FILES}
 
 
-def write_config(folder: Path, server: Any, fetch: dict[str, Any]) -> str:
+def write_config(folder: Path, server: Any, fetch: dict[str, Any], paths: Iterable[str] = DECIDED) -> str:
     folder.mkdir(exist_ok=True)
-    source = list_source(folder, [f"http://127.0.0.1:{server.server_port}{path}" for path in DECIDED])
+    source = list_source(folder, [f"http://127.0.0.1:{server.server_port}{path}" for path in paths])
     network = loopback(threads=4, profiles=[], limits={"connections": 4}, **fetch["network"])
     fetch = {**network, "image": fetch["image"]}
     return str(write_small_config(folder, source, fetch=fetch, dedup={"radius": 0}, run={"max_passing_share": 1}))
 
 
-def facts_of(folder: Path) -> dict[str, tuple[Any, ...]]:
-    """What is known of each row, by its path, apart from where its picture lies."""
+def facts_of(folder: Path, *but_for: str) -> dict[str, tuple[Any, ...]]:
+    """What is known of each row, by its path, apart from where its picture lies, and how it was asked."""
+    left_out = ", ".join(("outcome", "pool_file", '"offset"', "attempts", "http_status", *but_for))
     with open_reader(str(folder / "work")) as connection:
         rows = connection.sql(
-            'SELECT c.url, outcome, f.* EXCLUDE (outcome, pool_file, "offset", attempts, http_status) '
-            "FROM facts f JOIN candidates c USING (sample_id)"
+            f"SELECT c.url, outcome, f.* EXCLUDE ({left_out}) FROM facts f JOIN candidates c USING (sample_id) "
+            "ORDER BY record_key"
         ).fetchall()
     return {"/" + url.split("/", 3)[3]: tuple(rest) for url, *rest in rows}
 
@@ -127,6 +131,30 @@ def test_every_kind_of_decision_is_asked_again(tmp_path: Path, server: Any, monk
     strict = write_config(folder, server, STRICT)
     assert run(server, monkeypatch, "build", strict, "--to", "fetch") == set()
     assert outcomes(folder) == DECIDED
+
+
+def test_what_is_stored_is_judged_as_a_download(tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, clean = tmp_path / "one", tmp_path / "clean"
+    run(server, monkeypatch, "build", write_config(folder, server, OPEN), "--to", "fetch")
+    assert run(server, monkeypatch, "build", write_config(folder, server, STRICT), "--to", "fetch") == set()
+    run(server, monkeypatch, "build", write_config(clean, server, STRICT), "--to", "fetch")
+    assert facts_of(folder, "detail") == facts_of(clean, "detail")  # which says whether a length was declared
+    assert outcomes(folder) == DECIDED
+
+
+def test_what_is_broken_or_refused_meets_other_limits_as_in_a_download(
+    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, clean, paths = tmp_path / "one", tmp_path / "clean", ["/long/1", "/marked/1", "/broken/1"]
+    network = {"consent_signals": ["iptc_data_mining"]}
+    before = {"network": network, "image": {"max_aspect_ratio": 6}}
+    after = {"network": network, "image": {"max_aspect_ratio": 6, "min_side_px": 70, "max_body_bytes": 4_000}}
+    run(server, monkeypatch, "build", write_config(folder, server, before, paths), "--to", "fetch")
+    assert list(outcomes(folder).values()) == ["aspect_too_extreme", "opted_out", "corrupt_image"]
+    assert run(server, monkeypatch, "build", write_config(folder, server, after, paths), "--to", "fetch") == set()
+    run(server, monkeypatch, "build", write_config(clean, server, after, paths), "--to", "fetch")
+    assert facts_of(folder, "detail") == facts_of(clean, "detail")
+    assert list(outcomes(folder).values()) == ["body_too_large", "image_too_small", "image_too_small"]
 
 
 def test_a_newer_failure_stays_a_failure(tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
