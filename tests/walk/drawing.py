@@ -36,7 +36,7 @@ FAULTS = {  # what a walk leaves out while a fault is open: it would meet the sa
     "readers": "a release that webdataset, our loader or datasets does not read whole",
     "W1": "a damaged catalogue or samples.parquet, which DuckDB tells with a traceback",
 }
-OPEN: tuple[str, ...] = ("init",)
+OPEN: tuple[str, ...] = ()
 """Faults that are known and not mended yet: take one out as soon as it is."""
 WRITERS = {"build": 4.0, "mix": 1.0, "retry": 1.0, "takedown": 1.5, "repair": 1.0, "repair CONFIG": 0.7}
 READERS = {
