@@ -41,9 +41,6 @@ from pipeline.flow import FLOW
 PAGES = ("README.md", "configs/GUIDE.md")
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 DEBS = ROOT / "data/demo/packages"
-PICTURES_ARE_OLD = pytest.mark.xfail(
-    strict=True, reason="the pictures show an older release; once `make pictures` has run, take this mark out"
-)
 PACKAGES_OF_THE_README = {  # sha256 of the packages whose pictures give the release that the README names
     "pysiogame": "1fe053f398aa688e3c6d44ed81424c84cc804ee4d3341a51019aec1381ce3810",
     "tuxpaint-stamps-default": "6312d03a37d0220b10fc91a7467bf2a2a2336e08c2f416de04311d25fd7aeacb",
@@ -167,7 +164,6 @@ def recorded_of_pictures() -> dict[str, Any]:
     return recorded
 
 
-@PICTURES_ARE_OLD
 @pytest.mark.slow
 def test_the_pictures_show_what_the_demo_gives(clone: Path, tmp_path: Path) -> None:
     skip_under_other_conditions(clone)
@@ -175,7 +171,6 @@ def test_the_pictures_show_what_the_demo_gives(clone: Path, tmp_path: Path) -> N
     assert recorded_of_pictures().items() >= shown.items(), "run `make pictures`"
 
 
-@PICTURES_ARE_OLD
 def test_the_pictures_are_of_the_release_that_the_readme_names() -> None:
     """The quick part of the test above: no picture was changed by hand, and all show the same release."""
     recorded = recorded_of_pictures()
