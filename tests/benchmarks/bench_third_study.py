@@ -61,19 +61,26 @@ def first_tuning() -> Iterator[Run]:
 
 def second_tuning() -> Iterator[Run]:
     """The TRIED_AGAIN best cells of each arm, with the second seed; of equal ones those of the fewest steps."""
-    first = [RESULTS.one(one.name) for one in first_tuning()]
+    losses = tuning_losses()
     for arm in ARMS:
-        ours = sorted((each["val_loss"], each["steps"], each["rate"]) for each in first if each["arm"] == arm)
+        ours = sorted((losses[one], one.steps, one.rate) for one in first_tuning() if one.arm == arm)
         yield from (Run(arm, TUNING_SEEDS[1], rate, steps) for _, steps, rate in ours[:TRIED_AGAIN])
 
 
 def tuned() -> dict[str, tuple[float, int, float]]:
     """Of each arm, among the cells with both seeds, the least mean loss on validation, its steps and its rate."""
+    losses = tuning_losses()
     found: dict[str, list[tuple[float, int, float]]] = {arm: [] for arm in ARMS}
     for one in second_tuning():
-        both = [RESULTS.one(replace(one, seed=seed).name)["val_loss"] for seed in TUNING_SEEDS]
-        found[one.arm].append((float(np.mean(both)), one.steps, one.rate))
+        both = float(np.mean([losses[replace(one, seed=seed)] for seed in TUNING_SEEDS]))
+        found[one.arm].append((both, one.steps, one.rate))
     return {arm: min(cells) for arm, cells in found.items()}
+
+
+def tuning_losses() -> dict[Run, float]:
+    """The loss on validation of every tuning run that is done."""
+    kept = RESULTS.of("tuning-*")
+    return {Run(each["arm"], each["seed"], each["rate"], each["steps"]): each["val_loss"] for each in kept}
 
 
 def final_runs() -> Iterator[Run]:
@@ -87,9 +94,8 @@ PLANS = (first_tuning, second_tuning, final_runs)  # each reads the records of t
 
 def missing() -> tuple[str, list[Run]]:
     """The first plan with runs that have no record, and these; none when every run is done."""
-    done = RESULTS.names()
     for plan in PLANS:
-        if left := [one for one in plan() if one.name not in done]:
+        if left := study_training.without_record(plan, RESULTS):
             return plan.__name__, left
     return "", []
 
@@ -203,7 +209,7 @@ def check(work: Path, name: str) -> None:
 
 def progress() -> None:
     """How many runs are done, and the CPU hours that the others take at the seconds a step of those of their arm."""
-    done = [RESULTS.one(name) for name in RESULTS.names() if name != "names"]
+    done = RESULTS.of("*-*")
     a_step = {}
     for arm in ARMS:
         ours = [each for each in done if each["arm"] == arm]

@@ -45,7 +45,7 @@ def make_all(
     stop = time.time() + 60 * minutes
     claims.mkdir(exist_ok=True)
     for plan in plans:
-        while todo := [one for one in plan() if one.name not in records.names()]:
+        while todo := without_record(plan, records):
             for one in todo:
                 with (claims / one.name).open("w") as file:
                     try:
@@ -59,6 +59,12 @@ def make_all(
                     make(one)
             time.sleep(2)
     print("nothing is left")
+
+
+def without_record(plan: Callable[[], Iterable[Run]], records: Records) -> list[Run]:
+    """The runs of a plan that are still to be made."""
+    done = records.names()
+    return [one for one in plan() if one.name not in done]
 
 
 def build(one: Run, head: str | None, config: Path) -> Any:

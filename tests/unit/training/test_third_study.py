@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,17 @@ def study() -> Iterator[Any]:
             sys.modules.pop(name, None)
 
 
+@pytest.fixture
+def untouched(study: Any) -> Any:
+    """The script as it is written: `finished` changes the other one."""
+    spec = importlib.util.spec_from_file_location("untouched", FOLDER / "bench_third_study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def folder_of(path: Path, splits: dict[str, int]) -> Path:
     """A folder as `prepare` and `seal` make them, of random tokens: 4 of a picture and up to 3 of a text."""
     rng, rows = np.random.default_rng(len(splits)), []
@@ -51,66 +64,21 @@ def folder_of(path: Path, splits: dict[str, int]) -> Path:
     return path
 
 
-@pytest.fixture
-def small(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """A whole study: four tuning runs and two final runs of four steps."""
-    monkeypatch.setattr(study, "ARMS", {"f": None, "mean": "mean"})
-    for name, value in {"LENGTHS": (4,), "RATES": (1e-3,), "FINAL_SEEDS": (0,), "commit": lambda: "c"}.items():
-        monkeypatch.setattr(study, name, value)
-    monkeypatch.setattr(study, "RESULTS", study.Records(tmp_path / "runs.jsonl"))
-    monkeypatch.setattr(study, "SEALED_RESULTS", study.Records(tmp_path / "judged.jsonl"))
-    return {
-        "work": folder_of(tmp_path / "work", {"special": 9, "general": 9, "fluent": 5, "emojione": 4}),
-        "sealed": folder_of(tmp_path / "sealed", {"openmoji": 6, "fxemoji": 5}),
-    }
-
-
-def test_runs_open_nothing_sealed_and_judging_waits_for_all_of_them(
-    study: Any, small: dict[str, Path], tmp_path: Path
-) -> None:
-    opened: list[str] = []
-    listening = [True]
-    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if listening[0] and event == "open" else None)
-    with pytest.raises(SystemExit, match="2 runs of first_tuning are not done, the sealed pictures stay sealed"):
-        study.judge(small["work"], small["sealed"])
-    study.run(small["work"], minutes=10)
-    secret = (str(small["sealed"]), str(tmp_path / "judged.jsonl"))
-    assert any(path.startswith(str(small["work"])) for path in opened)
-    assert not [path for path in opened if path.startswith(secret)]
-    runs = {name for name in study.RESULTS.names() if name != "names"}
-    assert len(runs) == 6
-    for name in runs:
-        record = study.RESULTS.one(name)
-        assert record["commit"] == "c"
-        assert record["machine"]
-        assert record["began"]
-        assert len(record["rows"]) == len(record["weights"]) == 64
-    assert study.RESULTS.one("names")["fluent"] == [f"1f6{n:02x}" for n in range(5)]
-    study.judge(small["work"], small["sealed"])
-    listening[0] = False
-    assert [path for path in opened if path.startswith(secret)]
-    judged = study.SEALED_RESULTS.one("final-mean-0-0.001-4")
-    assert {vendor: len(judged[vendor]["losses"]) for vendor in ("openmoji", "fxemoji")} == {
-        "openmoji": 6,
-        "fxemoji": 5,
-    }
-    assert set(study.SEALED_RESULTS.names()) == {"names", "nearest", "final-f-0-0.001-4", "final-mean-0-0.001-4"}
-
-
 def test_the_best_cells_are_tried_again_and_the_best_of_both_seeds_is_taken(
-    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untouched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "RESULTS", study.Records(tmp_path / "runs.jsonl"))
-    cells = [(one.arm, one.steps, one.rate) for one in study.first_tuning()]
+    """With the arms and cells of the protocol."""
+    monkeypatch.setattr(untouched, "RESULTS", untouched.Records(tmp_path / "runs.jsonl"))
+    cells = [(one.arm, one.steps, one.rate) for one in untouched.first_tuning()]
     assert len(cells) == len(set(cells)) == 24 * 7
 
     def record(one: Any, loss: float) -> None:
         kept = {"arm": one.arm, "seed": one.seed, "steps": one.steps, "rate": one.rate, "val_loss": loss}
-        study.RESULTS.add(one.name, kept)
+        untouched.RESULTS.add(one.name, kept)
 
-    for one in study.first_tuning():
+    for one in untouched.first_tuning():
         record(one, abs(one.steps - 1_000) / 1_000 + abs(one.rate - 1e-3))
-    again = list(study.second_tuning())
+    again = list(untouched.second_tuning())
     assert [(one.steps, one.rate) for one in again if one.arm == "max"] == [
         (1_000, rate) for rate in (1e-3, 5.5e-4, 3e-4, 1.8e-3, 3.2e-3, 5.6e-3)
     ]
@@ -118,30 +86,107 @@ def test_the_best_cells_are_tried_again_and_the_best_of_both_seeds_is_taken(
     assert len(again) == 6 * 7
     for one in again:
         record(one, 0.0 if one.rate == 3.2e-3 else 1.0)
-    assert study.tuned()["brownian"][1:] == (1_000, 3.2e-3)
-    assert study.missing()[0] == "final_runs"
-    assert len(study.missing()[1]) == 20 * 7
+    assert untouched.tuned()["brownian"][1:] == (1_000, 3.2e-3)
+    assert untouched.missing()[0] == "final_runs"
+    assert len(untouched.missing()[1]) == 20 * 7
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Two folders, and the files that `run` and `judge` opened, each as a whole."""
+
+    work: Path
+    sealed: Path
+    by_run: list[str]
+    by_judge: list[str]
+    refused: str
+
+
+@pytest.fixture(scope="module")
+def finished(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """A whole study of runs of four steps: four arms, one cell, two final seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    work = folder_of(folder / "work", {"special": 9, "general": 9, "fluent": 5, "emojione": 4})
+    sealed = folder_of(folder / "sealed", {"openmoji": 6, "fxemoji": 5})
+    opened: list[str] = []
+    listening = [True]
+    sys.addaudithook(lambda event, args: opened.append(str(args[0])) if listening[0] and event == "open" else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.study_training, "BATCH", 8)
+        patch.setattr(study, "ARMS", {"f": None} | {arm: arm for arm in ("token_mlp", "uncentred", "brownian")})
+        for name, value in {"LENGTHS": (4,), "RATES": (1e-3,), "FINAL_SEEDS": (0, 1), "commit": lambda: "c"}.items():
+            patch.setattr(study, name, value)
+        patch.setattr(study, "RESULTS", study.Records(folder / "runs.jsonl"))
+        patch.setattr(study, "SEALED_RESULTS", study.Records(folder / "judged.jsonl"))
+        patch.setattr(sys.modules["third_study_statistics"], "SHOWN", (("uncentred", "f"),))
+        patch.setattr(study.study_training.time, "sleep", lambda seconds: None)
+        with pytest.raises(SystemExit) as stopped:
+            study.judge(work, sealed)
+        study.run(work, minutes=10)
+        by_run = opened.copy()
+        opened.clear()
+        study.judge(work, sealed)
+        listening[0] = False
+        yield Finished(work, sealed, by_run, opened, str(stopped.value))
+
+
+def test_runs_open_nothing_sealed_and_judging_waits_for_all_of_them(finished: Finished) -> None:
+    secret = (str(finished.sealed), str(finished.sealed.parent / "judged.jsonl"))
+    assert finished.refused == "4 runs of first_tuning are not done, the sealed pictures stay sealed"
+    assert any(path.startswith(str(finished.work)) for path in finished.by_run)
+    assert not [path for path in finished.by_run if path.startswith(secret)]
+    assert [path for path in finished.by_judge if path.startswith(secret)]
+
+
+def test_a_record_says_where_a_run_comes_from_and_the_table_what_was_judged(study: Any, finished: Finished) -> None:
+    runs = study.RESULTS.of("*-*")
+    assert len(runs) == 4 * 4
+    for record in runs:
+        assert record["commit"] == "c"
+        assert record["machine"]
+        assert record["began"]
+        assert len(record["rows"]) == len(record["weights"]) == 64
+    assert study.RESULTS.one("names")["fluent"] == [f"1f6{n:02x}" for n in range(5)]
+    judged = study.SEALED_RESULTS.one("final-uncentred-0-0.001-4")
+    assert {v: len(judged[v]["losses"]) for v in ("openmoji", "fxemoji")} == {"openmoji": 6, "fxemoji": 5}
+    assert len(study.SEALED_RESULTS.names()) == 2 * 4 + len(("names", "nearest"))
+    best = {arm: study.Run(arm, 0, rate, steps) for arm, (_, steps, rate) in study.tuned().items()}
+    foreseen = study.power(study.RESULTS, best, [6, 5], rounds=3)
+    assert "## brownian less token_mlp, from 2 seeds" in foreseen
+    told = study.report(study.RESULTS, study.SEALED_RESULTS)
+    losses = {
+        arm: [
+            np.mean([study.SEALED_RESULTS.one(f"final-{arm}-{seed}-0.001-4")[vendor]["losses"] for seed in (0, 1)])
+            for vendor in ("openmoji", "fxemoji")
+        ]
+        for arm in ("brownian", "uncentred")
+    }
+    apart = np.subtract(losses["brownian"], losses["uncentred"])
+    shown = re.search(r"brownian less uncentred \| (\S+) \(.*?\| (\S+) \(.*?\| (\S+) \(", told)
+    assert shown is not None
+    np.testing.assert_allclose([float(each) for each in shown.groups()], [*apart, apart.mean()], atol=6e-4)
 
 
 def test_a_run_is_made_again_to_the_last_digit_and_a_changed_record_is_seen(
-    study: Any, small: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    study: Any, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study.run(small["work"], minutes=10)
-    name = "final-mean-0-0.001-4"
+    name = "final-token_mlp-0-0.001-4"
     with pytest.raises(SystemExit) as stopped:
-        study.check(small["work"], name)
+        study.check(finished.work, name)
     assert not stopped.value.code
     assert "the same to the last digit" in capsys.readouterr().out
+    (tmp_path / "runs.jsonl").write_bytes(study.RESULTS.path.read_bytes())
+    monkeypatch.setattr(study, "RESULTS", study.Records(tmp_path / "runs.jsonl"))
     study.RESULTS.add(name, study.RESULTS.one(name) | {"val_loss": 0.0, "weights": "0"})
     with pytest.raises(SystemExit) as stopped:
-        study.check(small["work"], name)
+        study.check(finished.work, name)
     assert stopped.value.code
     assert "differs in weights, val_loss" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="the weights are not those of its record"):
-        study.judge(small["work"], small["sealed"])
+        study.judge(finished.work, finished.sealed)
 
 
-def test_a_changed_file_stops_a_run(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_file_stops_a_run(untouched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
@@ -151,12 +196,12 @@ def test_a_changed_file_stops_a_run(study: Any, tmp_path: Path, monkeypatch: pyt
         (tmp_path / name).write_text("1")
     git("add", "-A")
     git("commit", "-qm", "a")
-    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(untouched, "ROOT", tmp_path)
     (tmp_path / "runs.jsonl").write_text("2")
-    assert study.commit() == git("rev-parse", "HEAD").strip()
+    assert untouched.commit() == git("rev-parse", "HEAD").strip()
     (tmp_path / "code.py").write_text("2")
     with pytest.raises(SystemExit, match=r"these files differ from it: code\.py"):
-        study.commit()
+        untouched.commit()
 
 
 def test_vendors_share_blocks_of_neighbouring_code_points(study: Any) -> None:
