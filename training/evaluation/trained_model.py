@@ -36,6 +36,7 @@ from training.record.remote import fetch_run
 
 Weights = Literal["raw", "folder", "pretrained"]
 _WEIGHTS_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".npz")
+_TORCH_BEGINS = b"PK\3\4"  # `dalip export` gives a file of torch any name that it is told
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,13 @@ class TrainedModel:
 
 
 def is_weights_file(path: str) -> bool:
-    """Whether a model is named by a file of weights."""
-    return Path(path).suffix in _WEIGHTS_ENDINGS and not is_remote(path)
+    """Whether a model is named by a file of weights, by its ending or by how it begins."""
+    if is_remote(path) or Path(path).suffix in _WEIGHTS_ENDINGS:
+        return not is_remote(path)
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as stream:
+        return stream.read(len(_TORCH_BEGINS)) == _TORCH_BEGINS
 
 
 def open_trained_model(path: str, *, output_dir: str | None = None, architecture: str | None = None) -> TrainedModel:
