@@ -68,8 +68,8 @@ def digest_of_words(html: str) -> str:
 
 
 def shown_by(work: Path) -> dict[str, Any]:
-    """The newest release of a work folder, and a digest of the words of each page that is pictured."""
-    release = release_of(work)
+    """The README's release in a work folder, which may hold newer ones, and a digest of the words of each page."""
+    release = work / "releases" / release_of_readme()
     with tempfile.TemporaryDirectory() as private, open_image_index(work, Path(private)) as image_index:
         browse = make_client(image_index).get("/").text
     pages = {"report.png": (release / "report.html").read_text(encoding="utf-8"), "browse.png": browse}
