@@ -343,6 +343,7 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
         "mode": pa.repeat("RGB", len(n)),
         "exif_orientation": np.ones(len(n), int),
         "has_camera": n % 3 == 0,
+        **{name: pa.repeat("", len(n)) for name in ("file_creator", "file_rights")},
         "pixel_std": 20.0 + n % 60,
         "colour_std": 10.0 + n % 40,
         "pool_file": pa.repeat(f"{run.stem}.tar", len(n)),

@@ -23,5 +23,5 @@ def test_the_benchmark_of_metadata_goes_through_the_whole_flow(tmp_path: Path) -
     rows = [json.loads(line) for line in (tmp_path / "found-4000.jsonl").read_text().splitlines()]
     steps = [f"{stage.name} {step.name}" for stage in FLOW for step in stage.steps]
     assert [row["step"] for row in rows] == [*steps, "all", "all but replaced"]
-    (mirror,) = [row for row in rows if row["step"] == "dedup mirror"]
-    assert mirror["parts"] == 0, "the facts that are made up lack nothing that a fetch measures"
+    (look,) = [row for row in rows if row["step"] == "dedup look"]
+    assert look["parts"] == 0, "the facts that are made up lack nothing that a fetch measures"
