@@ -67,9 +67,9 @@ def digest_of_words(html: str) -> str:
     return hashlib.sha256(_TIME.sub("TIME", " ".join(page.words)).encode()).hexdigest()
 
 
-def shown_by(work: Path) -> dict[str, Any]:
-    """The README's release in a work folder, which may hold newer ones, and a digest of the words of each page."""
-    release = work / "releases" / release_of_readme()
+def shown_by(work: Path, name: str) -> dict[str, Any]:
+    """A release of a work folder, by its name, and a digest of the words of each page that is pictured."""
+    release = work / "releases" / name
     with tempfile.TemporaryDirectory() as private, open_image_index(work, Path(private)) as image_index:
         browse = make_client(image_index).get("/").text
     pages = {"report.png": (release / "report.html").read_text(encoding="utf-8"), "browse.png": browse}
@@ -94,7 +94,7 @@ def make(work: Path, folder: Path) -> None:
             driver.execute_async_script(_DRAW)
             (folder / name).write_bytes(smaller(driver.get_screenshot_as_png()))
             digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    record = shown_by(work) | {"sha256": digests}
+    record = shown_by(work, release_of(work).name) | {"sha256": digests}
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -167,7 +167,8 @@ def recorded_of_pictures() -> dict[str, Any]:
 @pytest.mark.slow
 def test_the_pictures_show_what_the_demo_gives(clone: Path, tmp_path: Path) -> None:
     skip_under_other_conditions(clone)
-    shown = load_ci_script("pictures").shown_by(lend(clone / "data/my", tmp_path / "demo"))
+    pictures = load_ci_script("pictures")
+    shown = pictures.shown_by(lend(clone / "data/my", tmp_path / "demo"), pictures.release_of_readme())
     assert recorded_of_pictures().items() >= shown.items(), "run `make pictures`"
 
 
