@@ -165,11 +165,7 @@ def test_a_place_in_the_store_that_holds_something_else_is_refused(
     store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path
 ) -> None:
     fs = fsspec.filesystem("s3", **store.options, use_listings_cache=False)
-    for name in (
-        "model.pt",
-        "checkpoints/step-00000003.pt",
-        "checkpoints/epoch_5.pt",
-    ):  # figures in eval/ stay where they are
+    for name in ("model.pt", "checkpoints/step-00000003.pt", "checkpoints/epoch_5.pt"):
         fs.pipe_file(f"{BUCKET}/run/{name}", b"of someone else")
         for resume in (True, False):
             with pytest.raises(ConfigError, match=r"s3://.*holds .*but no run\.json of a training"):
@@ -179,6 +175,18 @@ def test_a_place_in_the_store_that_holds_something_else_is_refused(
     fs.pipe_file(f"{BUCKET}/run/release.json", b'{"format": "plantmix-release/1"}')
     with pytest.raises(ConfigError, match=r"runs/a: lies in the sealed release s3://.*/run;"):
         train(settings(served, tmp_path / "one", output_dir=f"{RUN}/runs/a"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", [True, False])
+def test_figures_beside_a_run_in_the_store_stay(
+    store: Store, served: tuple[Store, dict[str, Any]], tmp_path: Path, resume: bool
+) -> None:
+    fs = fsspec.filesystem("s3", **store.options, use_listings_cache=False)
+    fs.pipe_file(f"{BUCKET}/run/eval/mine.json", b"of someone else")
+    train(settings(served, tmp_path / "one"), resume=resume)
+    assert_as_undisturbed(served, tmp_path / "one")
+    assert fs.cat_file(f"{BUCKET}/run/eval/mine.json") == b"of someone else"
 
 
 @pytest.mark.slow
