@@ -26,7 +26,7 @@ _SIGNS = np.array([[[1.0] * _NUM_LOW], [[1.0, -1.0] * (_NUM_LOW // 2)]])  # of t
 # Frequencies are at most 4 * 32 * 32 * 255, so two ways to add them differ by less than 1e-8.
 _CLOSE = 1e-5
 # Of the middle, 16 x 16 of the 32 x 32 pixels, the signs of 64 frequencies. The ten lowest are left out: in them
-# plants on sheets are alike. Waves of less than a quarter of a level count as none: in an even middle noise
+# plants on sheets are alike. Waves of less than a level count as none: in a smooth middle noise
 # would decide. All numbers are whole, and sums stay below 2**53, so every processor gives the same bits.
 _MIDDLE = slice(_SIDE_PX // 4, _SIDE_PX - _SIDE_PX // 4)
 _MIDDLE_PX = _SIDE_PX // 2
@@ -34,7 +34,7 @@ _WAVES = sorted(np.ndindex(12, 12), key=lambda wave: (sum(wave), wave))[11:75]  
 _WHOLE = np.rint(2048 * np.cos(np.pi / (2 * _MIDDLE_PX) * np.outer(np.arange(12), 2 * np.arange(_MIDDLE_PX) + 1)))
 _WHOLE_TURNED = np.ascontiguousarray(_WHOLE.T)
 _DOWN, _ACROSS = np.array(_WAVES).T
-_FAINT = 0.25 * _MIDDLE_PX**2 * 1024**2
+_FAINT = _MIDDLE_PX**2 * 1024**2
 _MIDDLE_SIGNS = np.stack([np.ones(64), np.where(_ACROSS % 2, -1.0, 1.0)])
 _MOST_PIXELS = 1 << 20  # as float64: 8 MiB
 _LEVELS = range(256)
