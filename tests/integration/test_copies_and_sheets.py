@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from building import ROOT
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from sheets import draw_sheet
 
 from manifests.pictures.copies import MIDDLE_RADIUS, RADIUS
@@ -67,6 +67,14 @@ def test_a_photo_made_anew_is_a_copy(how: str) -> None:
         assert are_copies(original, hashes_of(made)[0]), photo.stem
         assert are_copies(original, hashes_of(made, size_px=64, jpeg_quality=60)[0]), photo.stem
         assert are_copies(original, hashes_of(turned)[1]), photo.stem
+
+
+def test_noise_decides_nothing_in_a_smooth_picture() -> None:
+    for photo in sorted((ROOT / "tests/photos").glob("*.jpg")):
+        with Image.open(photo) as image:
+            smooth = image.resize((256, 256)).filter(ImageFilter.GaussianBlur(14))
+        small = encoded(smooth.resize((64, 64)), 70)
+        assert are_copies(hashes_of(encoded(smooth))[0], hashes_of(small)[0]), photo.stem
 
 
 def test_a_mirror_image_has_the_hashes_that_were_foretold() -> None:
