@@ -27,9 +27,13 @@ def name_key(name: str) -> str:
 
 
 def spellings_of(keys: Iterable[str], names: Iterable[str | None]) -> dict[str, str]:
-    """Name -> its key, for those of `names` whose key is among `keys`."""
+    """Name -> the key that it has, for those of `names` that have one of `keys`.
+
+    A name may be a list, parted by `;`, as Exif writes several authors: each of them counts.
+    """
     wanted = set(keys)
-    return {name: key for name in names if name and (key := name_key(name)) in wanted}
+    spelled = {name: wanted.intersection(map(name_key, {name, *name.split(";")})) for name in names if name}
+    return {name: min(found) for name, found in spelled.items() if found}
 
 
 def names_like(name: str, counts: Mapping[str, int]) -> dict[str, int]:
@@ -37,8 +41,8 @@ def names_like(name: str, counts: Mapping[str, int]) -> dict[str, int]:
 
     Accents do not count here, and an initial stands for a word that begins with it.
     """
-    own, key = _words(name), name_key(name)
-    like = {other: num for other, num in counts.items() if _may_be_one(own, _words(other)) and name_key(other) != key}
+    own, met = _words(name), spellings_of([name_key(name)], counts)
+    like = {other: num for other, num in counts.items() if other not in met and _may_be_one(own, _words(other))}
     return dict(sorted(like.items(), key=lambda row: (-row[1], row[0])))
 
 

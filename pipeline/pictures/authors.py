@@ -35,14 +35,9 @@ class Authors(NamedTuple):
 
 def authors_of(image: Image.Image) -> Authors:
     """What an open picture says of its authors; several creators are parted by `; `."""
-    creators, notices = [], []
-    for read in (_in_xmp, _in_iptc, _in_exif):
-        try:
-            creator, notice = read(image)
-        except Exception:  # on hostile bytes a parser raises anything
-            continue
-        creators.append(tidy(creator))
-        notices.append(holder_in(tidy(notice)))
+    said = [read(image) for read in (_in_xmp, _in_iptc, _in_exif)]
+    creators = (tidy(creator) for creator, _ in said)
+    notices = (holder_in(tidy(notice)) for _, notice in said)
     return Authors(next(filter(None, creators), ""), next(filter(None, notices), ""))
 
 
@@ -64,13 +59,14 @@ def _in_xmp(image: Image.Image) -> tuple[str, str]:
 
 def _in_iptc(image: Image.Image) -> tuple[str, str]:
     resources: Any = image.info.get("photoshop") or {}
-    block = resources.get(_IPTC_OF_PHOTOSHOP) or getattr(image, "tag_v2", {}).get(_IPTC_OF_TIFF) or b""
-    records: dict[tuple[int, int], list[bytes]] = {}
+    block = resources.get(_IPTC_OF_PHOTOSHOP) or getattr(image, "tag_v2", {}).get(_IPTC_OF_TIFF)
+    block = block if isinstance(block, bytes) else b""
+    records: dict[tuple[int, ...], list[bytes]] = {}
     place = 0
     for _ in range(_MAX_RECORDS):
         if block[place : place + 1] != b"\x1c":
             break
-        kind, size = (block[place + 1], block[place + 2]), int.from_bytes(block[place + 3 : place + 5], "big")
+        kind, size = tuple(block[place + 1 : place + 3]), int.from_bytes(block[place + 3 : place + 5], "big")
         records.setdefault(kind, []).append(block[place + 5 : place + 5 + size])
         place += 5 + size
     bylines, notices = ([_decoded(each) for each in records.get(kind, ())] for kind in (_BYLINE, _NOTICE))
@@ -78,14 +74,20 @@ def _in_iptc(image: Image.Image) -> tuple[str, str]:
 
 
 def _in_exif(image: Image.Image) -> tuple[str, str]:
-    exif = exif_of(image)
-    artist, notice = (_decoded(exif.get(tag)) for tag in (_ARTIST, _COPYRIGHT))
-    return artist or bytes(exif.get(_XP_AUTHOR) or b"").decode("utf-16-le", "ignore"), notice
+    try:
+        exif = exif_of(image)
+        artist, notice, author = (exif.get(tag) for tag in (_ARTIST, _COPYRIGHT, _XP_AUTHOR))
+    except Exception:  # Pillow reads a tag when it is asked for, and names no errors of its own for broken ones
+        return "", ""
+    wide = author.decode("utf-16-le", "ignore") if isinstance(author, bytes) else ""
+    return _decoded(artist) or wide, _decoded(notice)
 
 
 def _decoded(text: Any) -> str:
     """A text of EXIF or IPTC: UTF-8 where it is, as most tools write it, else Latin-1, as which Pillow reads EXIF."""
-    content: bytes = text.encode("latin-1") if isinstance(text, str) else text or b""
+    content = text.encode("latin-1", "replace") if isinstance(text, str) else text
+    if not isinstance(content, bytes):
+        return ""
     try:
         return content.decode()
     except UnicodeDecodeError:

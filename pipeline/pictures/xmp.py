@@ -16,7 +16,7 @@ def values_in(packet: bytes | str | None, names: Collection[str]) -> dict[str, l
 
     Names are `NAMESPACE NAME`.
     """
-    content = packet.encode() if isinstance(packet, str) else bytes(packet or b"")
+    content = packet.encode(errors="replace") if isinstance(packet, str) else bytes(packet or b"")
     values: dict[str, list[str]] = {name: [] for name in names}
     inside: list[list[str]] = []  # the values of the property whose element is open
 

@@ -52,3 +52,10 @@ def test_the_spellings_of_a_column() -> None:
         "MÜLLER": "müller",
         "Mu\u0308ller": "müller",
     }
+
+
+def test_each_of_several_authors_counts() -> None:
+    listed = "Jörg Müller; Ana Lima"
+    assert spellings_of([name_key("ANA LIMA")], [listed, "Ana Limal"]) == {listed: "ana lima"}
+    assert spellings_of([name_key(listed)], [listed]) == {listed: name_key(listed)}
+    assert names_like("Ana Lima", {listed: 2, "Lima": 1}) == {"Lima": 1}
