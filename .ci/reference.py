@@ -23,7 +23,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from manifests.settings import Settings, keys_of, sections_in
+from manifests.contract.settings import Settings, keys_of, sections_in
 from pipeline.config import BuildConfig
 from training.config import TrainSettings
 from training.proxies.runs import ProxySettings

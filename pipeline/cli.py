@@ -16,11 +16,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from manifests import __version__, storage
+from manifests import __version__
 from manifests.errors import PlantMixError
-from manifests.printable import WIPE, PrintableStream, is_terminal, shown
-from manifests.remote.folder import patiently, store_of
 from manifests.services import packages
+from manifests.services.printable import WIPE, PrintableStream, is_terminal, shown
+from manifests.stores import storage
+from manifests.stores.folder import patiently, store_of
 
 COMMANDS = (  # in the order in which a run needs them
     "init",
@@ -101,8 +102,8 @@ def _stopped() -> int:
 
 def _brought(address: str) -> str:
     """The local folder of a work folder in a store; the address itself where a release lies there."""
-    from manifests.release import RECORD_FILE
-    from manifests.remote.session import at_hand  # takes a third of a second to import
+    from manifests.contract.release import RECORD_FILE
+    from manifests.stores.session import at_hand  # takes a third of a second to import
 
     fs, inner = storage.filesystem(storage.join(address, RECORD_FILE))
     return address if patiently(address, partial(fs.exists, inner)) else at_hand(address)

@@ -5,11 +5,11 @@ The sections, in the order of the flow, and where their classes are:
     name, work_dir   BuildConfig, at the end of this file
     sources          SourceSettings  pipeline/sources/settings.py
     evaluation       EvaluationSet   here
-    fetch            FetchSettings   pipeline/fetching/settings.py; pipeline/pictures/settings.py
+    fetch            FetchSettings   pipeline/fetching/settings.py; pipeline/fetching/pictures/settings.py
     dedup            DedupSettings   here
-    caption          CaptionSettings pipeline/captions/settings.py
+    caption          CaptionSettings pipeline/judging/captions/settings.py
     score            ScoreSettings   pipeline/scoring/settings.py
-    select           SelectSettings  here; pipeline/vocabulary/licences.py, pipeline/quotas/balance.py
+    select           SelectSettings  here; pipeline/judging/vocabulary/licences.py, pipeline/judging/quotas/balance.py
     mix              MixSettings     here
     pack             PackSettings    here
     run              RunSettings     here: workers and memory, which change no byte of a release
@@ -32,14 +32,14 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, read_settings
-from manifests.tables import TEXT_TYPES
-from pipeline.captions.settings import CaptionSettings
+from manifests.contract.settings import ConfigPath, NameOrPath, Removed, Settings, read_settings
+from manifests.contract.tables import TEXT_TYPES
 from pipeline.fetching.settings import FetchSettings
-from pipeline.quotas.balance import BalanceSettings
+from pipeline.judging.captions.settings import CaptionSettings
+from pipeline.judging.quotas.balance import BalanceSettings
+from pipeline.judging.vocabulary.licences import LicenceSettings
 from pipeline.scoring.settings import ScoreSettings
 from pipeline.sources.settings import KINDS, Name, Origin, SourceSettings
-from pipeline.vocabulary.licences import LicenceSettings
 
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 """Names of the stages of FLOW, in its order."""
@@ -47,7 +47,7 @@ PREFER = ("licence", "pixels", "caption", "priority")  # of two duplicates, the 
 CLUSTER_SEED = 0  # of k-means; nobody needs another draw
 IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
 PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder
-MAX_RADIUS = 16  # bits of 64: at a larger radius unlike photos count as the same, see pipeline/matching/README.md
+MAX_RADIUS = 16  # bits of 64: beyond it unlike photos count as the same, see pipeline/judging/matching/README.md
 
 
 class EvaluationSet(Origin):

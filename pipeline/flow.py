@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.runner.work import Stage
-from pipeline.stages import caption, dedup, fetch, ingest, mix, pack, score, select
+from pipeline.engine.work import Stage
+from pipeline.stages import caption, mix, score
+from pipeline.stages.dedup import stage as dedup
+from pipeline.stages.fetch import stage as fetch
+from pipeline.stages.ingest import stage as ingest
+from pipeline.stages.pack import stage as pack
+from pipeline.stages.select import stage as select
 
 FLOW: tuple[Stage[Any], ...] = (
     ingest.STAGE,  # tables of URLs -> candidates

@@ -19,10 +19,10 @@ from release_writer import TINY_ARCHITECTURE
 from selenium import webdriver
 from training_runs import make_settings
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 from pipeline.config import BuildConfig
+from pipeline.engine.runner import Runner
 from pipeline.flow import FLOW
-from pipeline.runner.runner import Runner
 from training.cli import main
 from training.run.loop import train
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manifests.catalog import Catalog
-from manifests.records import Funnel, PartFile, PartRecord
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel, PartFile, PartRecord
 
 
 def part(

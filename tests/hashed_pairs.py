@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from manifests import tables
+from manifests.contract import tables
 
 RADIUS = 4
 

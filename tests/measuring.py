@@ -14,8 +14,8 @@ from misbehaving.answers import encode as encode
 from PIL import Image, ImageCms
 
 from manifests.pictures.jpeg import without_metadata
-from pipeline.pictures.image import Rejected, StoredImage, measure_image
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.image import Rejected, StoredImage, measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 
 PLAIN = ImageSettings(min_side_px=1, max_pixels=30_000_000)
 

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 from tars import tar_of
 
-from manifests.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
-from manifests.storage import hash_file
-from manifests.tables import TAXON_RANKS, sample_id
+from manifests.contract.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
+from manifests.contract.tables import TAXON_RANKS, sample_id
+from manifests.stores.storage import hash_file
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square", "cross")

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import ray.cloudpickle as pickling
 
-from manifests.catalog import Catalog
-from manifests.records import Funnel
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel
 from pipeline.config import BuildConfig
-from pipeline.runner.executing import Asked, Done, Job, never
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.engine.executing import Asked, Done, Job, never
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Execution, Part, PartResult, Stage, StageRun, Step
 
 NUM_WORKERS = 2
 SCHEMA = pa.schema([("number", pa.int64()), ("square", pa.int64())])

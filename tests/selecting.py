@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hashed_pairs import RADIUS, look_of, pairs_of
 
-from manifests import tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel
+from manifests.contract.takedowns import Entry, Picture
 from manifests.pictures.copies import FLAT_BITS
-from manifests.records import Funnel
-from manifests.takedowns import Entry, Picture
 from pipeline.config import BuildConfig
-from pipeline.quotas.balance import BalanceSettings
-from pipeline.runner.runner import Runner
-from pipeline.stages import select
-from pipeline.stages.select import Choice, SelectInputs
+from pipeline.engine.runner import Runner
+from pipeline.judging.quotas.balance import BalanceSettings
+from pipeline.judging.vocabulary.licences import LicenceSettings
+from pipeline.stages.select import stage as select
+from pipeline.stages.select.stage import Choice, SelectInputs
 from pipeline.store.files import Files
-from pipeline.vocabulary.licences import LicenceSettings
 
 CONFIG = {
     "name": "x",

@@ -15,7 +15,7 @@ import torch
 import yaml
 from release_writer import TINY_ARCHITECTURE
 
-from manifests.settings import parse_settings
+from manifests.contract.settings import parse_settings
 from training.config import TrainSettings
 from training.record.log import read_log
 from training.run import loop

@@ -19,9 +19,9 @@ from typing import Any
 
 from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
-from manifests.printable import PrintableStream, shown
 from manifests.services import packages
-from manifests.storage import is_stop
+from manifests.services.printable import PrintableStream, shown
+from manifests.stores.storage import is_stop
 from training.using.commands import COMMANDS, MODEL_HELP, AddCommand, add_architecture
 
 _FIRST_STEPS = """\
@@ -234,8 +234,8 @@ def _add_import(add: AddCommand) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from manifests.release import newest_of_several
-    from manifests.takedowns import say_taken_down
+    from manifests.contract.release import newest_of_several
+    from manifests.contract.takedowns import say_taken_down
     from training.config import read_train_settings
     from training.data.loader import open_releases, places_of
     from training.evaluation.evaluate import check_tasks
@@ -340,7 +340,7 @@ def _proxies(options: argparse.Namespace) -> int:
 
 
 def _tokens(options: argparse.Namespace) -> int:
-    from manifests.settings import read_settings
+    from manifests.contract.settings import read_settings
     from training.run.token_job import TokenSettings, compute_tokens
 
     settings = read_settings(options.config, TokenSettings)
@@ -374,7 +374,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from manifests.publishing.hub import repository_of, upload_folder
+    from manifests.services.publishing.hub import repository_of, upload_folder
     from training.evaluation.publishing import prepare
     from training.evaluation.trained_model import open_trained_model
     from training.model.weights import CONFIG_FILE

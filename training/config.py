@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
+from manifests.contract.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
 from manifests.services.packages import code_of, load_named
-from manifests.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
-from manifests.untrusted import read_object
+from manifests.services.untrusted import read_object
 from training.data import loader
 from training.data.settings import DataSettings, ReleaseShare
 from training.model.loss import LossSettings, loss_of_preset

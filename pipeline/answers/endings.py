@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from manifests.contract.outcomes import PASSING
+from manifests.contract.reader import SAMPLE_VIEWS
 from manifests.errors import ConfigError, RunError
-from manifests.outcomes import PASSING
-from manifests.reader import SAMPLE_VIEWS
-from pipeline.captions.settings import RULE_OF_REASON
 from pipeline.config import BuildConfig, DedupSettings
-from pipeline.pictures.limits import LIMITS
-from pipeline.pictures.settings import ImageSettings
-from pipeline.runner.work import BuildContext
+from pipeline.engine.work import BuildContext
+from pipeline.fetching.pictures.limits import LIMITS
+from pipeline.fetching.pictures.settings import ImageSettings
+from pipeline.judging.captions.settings import RULE_OF_REASON
 from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within, open_scratch, view_table

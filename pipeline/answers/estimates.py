@@ -20,27 +20,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from manifests import storage
-from manifests.catalog import Catalog
-from manifests.catalog_file import CATALOG_FILE
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import CATALOG_FILE
+from manifests.contract.reader import open_reader
+from manifests.contract.records import look_in_store
 from manifests.errors import ConfigError, RunError
-from manifests.reader import open_reader
-from manifests.records import look_in_store
-from manifests.remote.session import at_hand
+from manifests.stores import storage
+from manifests.stores.session import at_hand
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
+from pipeline.engine.on_ray import count_cpus
 from pipeline.fetching.hosts import MOST_TIMES
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import NetworkSettings
-from pipeline.pictures.settings import ImageSettings
-from pipeline.runner.on_ray import count_cpus
 from pipeline.sources.files import split_locator
 from pipeline.sources.kinds import FirstRows
 from pipeline.sources.reading import ask, check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tars import front_to_back
-from pipeline.stages.fetch import fetched_before
-from pipeline.stages.fetch_rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
-from pipeline.stages.ingest import ADDRESS, map_rows
+from pipeline.stages.fetch.rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
+from pipeline.stages.fetch.stage import fetched_before
+from pipeline.stages.ingest.stage import ADDRESS, map_rows
 from pipeline.store.sql import open_scratch, view_parquet
 from pipeline.store.writing import TableWriter
 

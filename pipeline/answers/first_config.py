@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from manifests.contract.settings import NAME_PATTERN, parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import NAME_PATTERN, parse_settings
 from pipeline.answers.first_rows import read_head
 from pipeline.answers.folders import Found, look_below
 from pipeline.answers.places import keys_of, look_at

@@ -10,11 +10,11 @@ from itertools import islice
 
 import pyarrow as pa
 
-from manifests import tables
+from manifests.contract import tables
 from pipeline.sources.kinds import HEAD_ROWS, FirstRows
 from pipeline.sources.rows import make_batch, texts_of
 from pipeline.sources.settings import SourceSettings
-from pipeline.stages.ingest import map_rows
+from pipeline.stages.ingest.stage import map_rows
 from pipeline.store.sql import open_scratch
 
 

@@ -14,8 +14,8 @@ from glob import escape
 from itertools import islice
 from pathlib import PurePosixPath
 
-from manifests import storage
 from manifests.errors import ConfigError
+from manifests.stores import storage
 from pipeline.answers.places import keys_of, list_place, look_at, what_it_is
 from pipeline.sources.files import MAX_LISTED, TABLE_NAME, WORKBOOK, WORKBOOK_CURE, walk_files
 from pipeline.sources.folder_names import PICTURE_ENDINGS, guess_with_table, guess_without_table, name_folders

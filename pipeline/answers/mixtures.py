@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manifests.contract.reader import open_reader
+from manifests.contract.takedowns import read_pictures, standing_entries
 from manifests.errors import ConfigError
-from manifests.reader import open_reader
-from manifests.remote.session import at_hand
-from manifests.takedowns import read_pictures, standing_entries
+from manifests.stores.session import at_hand
 from pipeline.config import BuildConfig
-from pipeline.runner.inputs import identity_of
+from pipeline.engine.inputs import identity_of
 from pipeline.stages.mix import describe_quotas, plan_mixture, read_target
-from pipeline.stages.select import Choice
+from pipeline.stages.select.stage import Choice
 from pipeline.store.sql import count_within
 
 

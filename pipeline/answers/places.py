@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
-from manifests import storage
 from manifests.errors import ConfigError
+from manifests.stores import storage
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     MAX_LISTED,

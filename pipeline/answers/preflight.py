@@ -18,27 +18,22 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests import storage
 from manifests.errors import ConfigError
-from manifests.printable import printable
-from manifests.remote.folder import check_store, local_place
+from manifests.services.printable import printable
+from manifests.stores import storage
+from manifests.stores.folder import check_store, local_place
 from pipeline.answers.first_rows import Head, read_head
 from pipeline.answers.previews import BESIDES
 from pipeline.answers.tables import joined_counts
-from pipeline.captions.measure import measure_captions
-from pipeline.captions.rules import count_reasons, judge_captions
-from pipeline.captions.settings import RULE_OF_REASON
 from pipeline.config import STAGES, BuildConfig, RunSettings
 from pipeline.fetching.addresses import Resolver, TargetRefused
+from pipeline.fetching.pictures.consent import require_library
 from pipeline.fetching.urls import BadURL, parse_url
-from pipeline.pictures.consent import require_library
-from pipeline.scoring.scorers import check_scorers
-from pipeline.sources.reading import ask, check_source
-from pipeline.sources.settings import SourceSettings
-from pipeline.stages.dedup_semantic import check_semantic
-from pipeline.stages.mix import plan_mixture, read_target
-from pipeline.vocabulary.backbone import check_backbone
-from pipeline.vocabulary.licences import (
+from pipeline.judging.captions.measure import measure_captions
+from pipeline.judging.captions.rules import count_reasons, judge_captions
+from pipeline.judging.captions.settings import RULE_OF_REASON
+from pipeline.judging.vocabulary.backbone import check_backbone
+from pipeline.judging.vocabulary.licences import (
     ALL_RIGHTS_RESERVED,
     CONFLICTING,
     KNOWN,
@@ -46,6 +41,11 @@ from pipeline.vocabulary.licences import (
     LicenceSettings,
     normalise_licences,
 )
+from pipeline.scoring.scorers import check_scorers
+from pipeline.sources.reading import ask, check_source
+from pipeline.sources.settings import SourceSettings
+from pipeline.stages.dedup.semantic import check_semantic
+from pipeline.stages.mix import plan_mixture, read_target
 
 MUCH = 0.5  # of the first rows: from here on a warning is printed
 MIN_FREE_BYTES = 1_000_000_000

@@ -18,19 +18,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import tables
+from manifests.contract import tables
+from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError, PlantMixError
-from manifests.reader import open_reader
-from pipeline.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
-from pipeline.captions.preview import preview_captions
-from pipeline.captions.rules import judge_captions
 from pipeline.config import BuildConfig
+from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
+from pipeline.judging.captions.preview import preview_captions
+from pipeline.judging.captions.rules import judge_captions
+from pipeline.judging.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.tables.captions import describe_join, join_captions
 from pipeline.sources.tables.joining import staging
-from pipeline.stages.ingest import map_rows
+from pipeline.stages.ingest.stage import map_rows
 from pipeline.store.sql import open_scratch
-from pipeline.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
 
 MAX_SCANNED_ROWS = 200_000  # of each source, when they are streamed
 BESIDES = {"num_same_text": pa.int64(), "width_px": pa.int32(), "height_px": pa.int32()}

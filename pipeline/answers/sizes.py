@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.scheduler import Scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from manifests.printable import printable
+from manifests.services.printable import printable
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -15,8 +15,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from manifests.contract.reader import read_status
 from manifests.errors import PlantMixError, RunError
-from manifests.reader import read_status
 from pipeline.answers.lives import find_lives
 from pipeline.browse import galleries
 from pipeline.browse.codes import Mask

@@ -10,11 +10,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from manifests.contract.reader import literals
 from manifests.errors import ConfigError
-from manifests.reader import literals
 from pipeline.browse.snapshot import Snapshot
-from pipeline.pictures.image import StoredImage, measure_image
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.image import StoredImage, measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, split_locator
 
 _SETTINGS = ImageSettings().of_any_shape()

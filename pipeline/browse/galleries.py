@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.browse.image_index import FROM, NOT_INSTEAD, ROW, ImageIndex
-from pipeline.matching.search import find_pairs
+from pipeline.judging.matching.search import find_pairs
 from pipeline.releases.opening import open_sql, view_samples
 from pipeline.sidefiles.near_thresholds import near_thresholds
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from manifests.reader import SAMPLE_VIEWS, literals, paths_of_current
+from manifests.contract.reader import SAMPLE_VIEWS, literals, paths_of_current
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, INDEX_FOLDER, Snapshot
 from pipeline.releases.opening import samples_path
 

@@ -11,9 +11,9 @@ import os
 import shutil
 from pathlib import Path
 
-from manifests import storage
 from manifests.errors import RunError
 from manifests.services.child import Child
+from manifests.stores import storage
 from pipeline.browse.index import Tell, make_index
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, MAKING_MB, Snapshot, open_snapshot
 

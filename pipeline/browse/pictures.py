@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manifests.release import SPLIT_FOLDERS
-from manifests.remote.folder import place_of, store_of
-from manifests.storage import is_storage_error, read_range
+from manifests.contract.release import SPLIT_FOLDERS
+from manifests.stores.folder import place_of, store_of
+from manifests.stores.storage import is_storage_error, read_range
 from pipeline.browse.snapshot import Snapshot
 
 MAX_PICTURE_BYTES = 64 << 20

@@ -21,12 +21,12 @@ from typing import Any
 
 import duckdb
 
-from manifests.catalog_file import CATALOG_FILE
+from manifests.contract.catalog_file import CATALOG_FILE
+from manifests.contract.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current
+from manifests.contract.release import RECORD_FILE, Release
 from manifests.errors import ConfigError, RunError
-from manifests.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current
-from manifests.release import RECORD_FILE, Release
-from manifests.remote.folder import store_of
-from manifests.storage import hash_file
+from manifests.stores.folder import store_of
+from manifests.stores.storage import hash_file
 from pipeline.releases.opening import open_release, samples_path
 
 COPY_TRIES = 40

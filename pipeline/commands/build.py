@@ -9,20 +9,20 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
-from manifests import storage
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 from manifests.errors import ConfigError, RunError
-from manifests.remote.folder import place_of
 from manifests.services.packages import require
+from manifests.stores import storage
+from manifests.stores.folder import place_of
 from pipeline.answers.endings import check_ending, check_passing
 from pipeline.answers.preflight import check_config
 from pipeline.commands import CONFIG_HELP, Commands, add_command
 from pipeline.config import BuildConfig, read_config
+from pipeline.engine.runner import Runner
+from pipeline.engine.stopping import StopRequests
+from pipeline.engine.work import BuildContext, Stage
 from pipeline.flow import FLOW
 from pipeline.releases.opening import open_release
-from pipeline.runner.runner import Runner
-from pipeline.runner.stopping import StopRequests
-from pipeline.runner.work import BuildContext, Stage
 from pipeline.sources.reading import prepare
 
 log = logging.getLogger("plantmix.build")

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from manifests.errors import ConfigError
-from manifests.printable import duration
+from manifests.services.printable import duration
 from pipeline.answers.estimates import estimate
 from pipeline.answers.preflight import about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts

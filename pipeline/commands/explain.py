@@ -9,12 +9,12 @@ from typing import Any
 
 import duckdb
 
+from manifests.contract.outcomes import PASSING
+from manifests.contract.reader import open_reader, rows_of
+from manifests.contract.release import Release
+from manifests.contract.takedowns import read_list
 from manifests.errors import ConfigError, IntegrityError
-from manifests.outcomes import PASSING
-from manifests.reader import open_reader, rows_of
-from manifests.release import Release
-from manifests.remote.folder import place_of
-from manifests.takedowns import read_list
+from manifests.stores.folder import place_of
 from pipeline.answers.lives import MIN_PREFIX, find_lives
 from pipeline.answers.tables import print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json

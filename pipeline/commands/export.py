@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError
-from manifests.release import Release
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
 from pipeline.releases.export import TARGETS, describe, write_img2dataset

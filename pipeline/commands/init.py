@@ -6,8 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from manifests import storage
 from manifests.errors import ConfigError
+from manifests.stores import storage
 from pipeline.answers.first_config import describe_places, parse_domains, write_first_config
 from pipeline.answers.tables import print_lines
 from pipeline.commands import Commands, add_command

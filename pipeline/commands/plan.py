@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from manifests.drawing.panels import draw_png, require_picture
+from manifests.contract.release import require_output
 from manifests.errors import ConfigError, RunError
-from manifests.release import require_output
-from manifests.storage import write_file
+from manifests.services.drawing.panels import draw_png, require_picture
+from manifests.stores.storage import write_file
 from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import design_notes, design_table, propose_runs

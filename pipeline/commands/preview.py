@@ -7,9 +7,9 @@ import argparse
 from manifests.errors import ConfigError
 from pipeline.answers.previews import preview
 from pipeline.answers.tables import print_lines
-from pipeline.captions.preview import describe_preview
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
+from pipeline.judging.captions.preview import describe_preview
 
 
 def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:

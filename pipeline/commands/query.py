@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from manifests.contract.outcomes import FORMER_REASONS
+from manifests.contract.reader import kinds_of, open_sandbox
 from manifests.errors import ConfigError
-from manifests.outcomes import FORMER_REASONS
-from manifests.printable import printable, shown
-from manifests.reader import kinds_of, open_sandbox
 from manifests.services.child import Child
+from manifests.services.printable import printable, shown
 from pipeline.answers.tables import aligned
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from manifests import storage
-from manifests.drawing.theme import theme_css
-from manifests.release import require_output
+from manifests.contract.release import require_output
+from manifests.services.drawing.theme import theme_css
+from manifests.stores import storage
 from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.opening import open_release, work_folder_of
 from pipeline.releases.report import report_of

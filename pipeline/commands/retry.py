@@ -11,22 +11,22 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests import storage
-from manifests.catalog import Catalog
-from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.outcomes import PASSING, Outcome
+from manifests.contract.records import StageRecord
 from manifests.errors import ConfigError
-from manifests.outcomes import PASSING, Outcome
-from manifests.records import StageRecord
 from manifests.services.packages import require
+from manifests.stores import storage
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
+from pipeline.engine.kept_config import last_config
+from pipeline.engine.runner import Runner
+from pipeline.engine.stopping import StopRequests
+from pipeline.engine.work import BuildContext
 from pipeline.fetching.settings import DECIDED_BY
 from pipeline.flow import FLOW
-from pipeline.runner.kept_config import last_config
-from pipeline.runner.runner import Runner
-from pipeline.runner.stopping import StopRequests
-from pipeline.runner.work import BuildContext
-from pipeline.stages.fetch_rounds import last_round, recipe_of
+from pipeline.stages.fetch.rounds import last_round, recipe_of
 
 _OUTCOMES = tuple(sorted(outcome.value for outcome in PASSING))
 

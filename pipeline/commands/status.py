@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manifests.printable import pace
-from manifests.reader import read_status
+from manifests.contract.reader import read_status
+from manifests.services.printable import pace
 from pipeline.answers.tables import aligned, joined_counts, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.fetching.tally import describe_given

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from manifests.contract.release import Release
+from manifests.contract.takedowns import KINDS, Entry
 from manifests.errors import ConfigError
-from manifests.release import Release
-from manifests.takedowns import KINDS, Entry
 from pipeline.answers.lives import unquoted
 from pipeline.answers.tables import print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command

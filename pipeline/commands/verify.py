@@ -8,22 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
-from manifests.catalog import STATUS_FILE, Catalog
-from manifests.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
+from manifests.contract.catalog import STATUS_FILE, Catalog
+from manifests.contract.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
 from manifests.errors import ConfigError
-from manifests.remote.folder import local_place, place_of, store_of
+from manifests.stores import storage
+from manifests.stores.folder import local_place, place_of, store_of
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.commands.build import build_config
 from pipeline.config import BuildConfig, read_config
+from pipeline.engine.kept_config import Comparison, compare_with_last, last_config
 from pipeline.flow import FLOW
 from pipeline.releases.checks import check_release
 from pipeline.releases.folder_checks import Finding, FolderCheck, FolderChecked
 from pipeline.releases.mending import Plan, forget_unused, mend, plan_mending, still_lost
 from pipeline.releases.opening import open_release
 from pipeline.releases.repacking import repack, write_pointers
-from pipeline.runner.kept_config import Comparison, compare_with_last, last_config
 
 MAX_SHOWN = 20
 EXIT_CODES = "exit code: 0 all is whole, 1 a work folder has damage, 2 a release is not whole or there is none"

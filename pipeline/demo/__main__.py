@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.release import Release
 from pipeline.config import read_config
 from pipeline.demo.pictures import PREFERRED_PORT, prepare_web, read_marker
 from pipeline.demo.server import HOST, serving

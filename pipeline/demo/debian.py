@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manifests.errors import ConfigError
-from manifests.storage import make_folder, publish
+from manifests.stores.storage import make_folder, publish
 
 INSTEAD = (
     "The demo needs these pictures; your own pictures do not: list them in a table with an image URL and a "

@@ -36,7 +36,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.storage import make_folder, publish_bytes
+from manifests.stores.storage import make_folder, publish_bytes
 from pipeline.demo.debian import fetch_package, package_version
 from pipeline.demo.packages import PACKAGES, Picture, read_package
 from pipeline.demo.plants import find_plant_name

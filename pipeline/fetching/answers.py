@@ -11,7 +11,7 @@ import time
 import zlib
 from dataclasses import dataclass
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 
 
 @dataclass(frozen=True, slots=True)

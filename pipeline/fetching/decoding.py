@@ -11,14 +11,14 @@ import threading
 from collections.abc import Generator
 from dataclasses import replace
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.consent.statements import C2PA, PICTURE
+from pipeline.fetching.pictures.consent import MARKS, counting, may_hold_c2pa
+from pipeline.fetching.pictures.image import Rejected, StoredImage, measure_image
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.visits import Download
-from pipeline.pictures.consent import MARKS, counting, may_hold_c2pa
-from pipeline.pictures.image import Rejected, StoredImage, measure_image
 
 _TICK_SECONDS = 0.25
 _MAX_MEASURED = 64  # measured pictures that wait for the writer, which is by far the fastest of all

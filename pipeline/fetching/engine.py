@@ -20,12 +20,12 @@ from pipeline.fetching.decoding import Decoders
 from pipeline.fetching.hosts import Gate
 from pipeline.fetching.http import HttpClient, client_of_this_program
 from pipeline.fetching.part import PartWriter, fact_of_download, require_facts
+from pipeline.fetching.pictures.consent import require_library
+from pipeline.fetching.pictures.image import Fact, Rejected, StoredImage
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.tally import Tally
 from pipeline.fetching.visits import Check
-from pipeline.pictures.consent import require_library
-from pipeline.pictures.image import Fact, Rejected, StoredImage
 
 _CHECK_IN_SECONDS = 0.5
 # When a part is asked to stop, requests in flight may end for the first time, and what came is measured for the second.

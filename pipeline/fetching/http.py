@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching.addresses import LOOKUP_THREADS, LookupFailed, Resolver, TargetRefused
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.statements import HEADERS, RobotsRules, statements_of

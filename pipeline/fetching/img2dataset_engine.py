@@ -21,18 +21,18 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from manifests import storage
+from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError
-from manifests.outcomes import Outcome
 from manifests.services.packages import install_line
+from manifests.stores import storage
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import refuse_status
 from pipeline.fetching.part import PartWriter, fact_of_download
+from pipeline.fetching.pictures.image import Fact, Rejected, StoredImage, fact_of, measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.urls import BadURL, Target, parse_url
 from pipeline.fetching.visits import Download
-from pipeline.pictures.image import Fact, Rejected, StoredImage, fact_of, measure_image
-from pipeline.pictures.settings import ImageSettings
 
 # How errors of urllib, http.client and ssl read in Python 3.11, once img2dataset has turned them into text. The first
 # pattern that fits the whole text counts; a text that fits none is a bad_response.

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from manifests.outcomes import Outcome
-from manifests.records import UNREADABLE
+from manifests.contract.outcomes import Outcome
+from manifests.contract.records import UNREADABLE
 from pipeline.fetching.part import PartWriter
-from pipeline.pictures.image import measure_image
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.image import measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, address_of, split_locator
 
 

@@ -13,10 +13,10 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
+from manifests.contract.tables import FACTS, SIGNALS
 from manifests.errors import RunError
-from manifests.tables import FACTS, SIGNALS
+from pipeline.fetching.pictures.image import Fact, Rejected, StoredImage, fact_of
 from pipeline.fetching.visits import Download
-from pipeline.pictures.image import Fact, Rejected, StoredImage, fact_of
 from pipeline.store.pool import PoolWriter
 
 MEASURED = FACTS.append(SIGNALS)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.statements import ROBOTS_MAX_BYTES, RobotsRules

@@ -3,7 +3,7 @@
 `FetchSettings.image` is identity: it goes into the stage's fingerprint, because other values give other
 bytes or other decisions. `engine` and `network` are execution: rates, threads and patience change how long
 a fetch takes and which passing failures it meets, never what a fetched picture looks like.
-Reads and writes nothing. Gives up with ConfigError through manifests.settings.
+Reads and writes nothing. Gives up with ConfigError through manifests.contract.settings.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from manifests import __version__
+from manifests.contract.outcomes import Outcome
+from manifests.contract.settings import Removed, Settings
 from manifests.errors import ConfigError
-from manifests.outcomes import Outcome
-from manifests.settings import Removed, Settings
 from pipeline.fetching.consent.statements import Consent
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.settings import ImageSettings
 
 # The settings that decide a final outcome: another value may change it, another day will not.
 DECIDED_BY = {

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 
 _NUM_WORST = 5
 # a host that sent a sound picture has not failed

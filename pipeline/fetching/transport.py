@@ -24,7 +24,7 @@ from typing import Any
 
 import pycurl
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import UNEXPECTED_END, Answer, explain_failure, parse_retry_after, refuse_status, unpack
 from pipeline.fetching.settings import NetworkSettings

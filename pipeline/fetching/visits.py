@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.rsl import parse_rsl

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from manifests.draws import largest_remainders
 from manifests.errors import ConfigError
+from manifests.services.draws import largest_remainders
 from pipeline.planning.arrays import Array
 from pipeline.planning.choose import sample_optima
 from pipeline.planning.goals import Goal

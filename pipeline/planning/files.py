@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from manifests import storage
+from manifests.contract.release import require_output
 from manifests.errors import ConfigError
-from manifests.release import require_output
+from manifests.stores import storage
 from pipeline.planning.arrays import Array
 from pipeline.planning.choose import Choice, TradeOff
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests import storage, tables
+from manifests.contract import tables
+from manifests.contract.reader import open_reader
+from manifests.contract.release import RECORD_FILE, SPLIT_FOLDERS, WHEN_DAMAGED, Release
 from manifests.errors import ConfigError, IntegrityError
-from manifests.reader import open_reader
-from manifests.release import RECORD_FILE, SPLIT_FOLDERS, WHEN_DAMAGED, Release
-from manifests.remote.folder import bring_missing
+from manifests.stores import storage
+from manifests.stores.folder import bring_missing
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples, work_folder_of
 from pipeline.sidefiles.citation import counts_of, write_counts

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from manifests import storage
 from manifests.errors import IntegrityError
+from manifests.stores import storage
 from pipeline.store.tar import ArchiveWriter
 
 PLACED_MEMBERS = ("jpg", "txt", "json")

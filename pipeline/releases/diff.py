@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from manifests.contract.reader import open_reader, rows_of
+from manifests.contract.release import Release
 from manifests.errors import ConfigError
-from manifests.reader import open_reader, rows_of
-from manifests.release import Release
 from pipeline.releases.opening import open_sql, read_json, view_samples, work_folder_of
 
 _COUNTS = """

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.errors import ConfigError
-from manifests.release import SPLIT_FOLDERS, Release
-from pipeline.quotas.allocation import Pool, allocate
+from manifests.stores import storage
+from pipeline.judging.quotas.allocation import Pool, allocate
 from pipeline.releases.opening import read_json
 from pipeline.sidefiles.write import json_bytes
 

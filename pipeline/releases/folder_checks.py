@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
-from manifests.catalog import STATUS_FILE, status_bytes
-from manifests.catalog_file import (
+from manifests.contract.catalog import STATUS_FILE, status_bytes
+from manifests.contract.catalog_file import (
     CATALOG_FILE,
     JOURNAL_FILE,
     SNAPSHOT_FILE,
@@ -25,11 +24,12 @@ from manifests.catalog_file import (
     find_snapshot,
     read_snapshot,
 )
+from manifests.contract.reader import open_reader
+from manifests.contract.release import LATEST_FILE, RECORD_FILE, read_record
+from manifests.contract.takedowns import WHEN_GONE, read_list
 from manifests.errors import ConfigError, IntegrityError
-from manifests.reader import open_reader
-from manifests.release import LATEST_FILE, RECORD_FILE, read_record
-from manifests.remote.folder import place_of, sizes_below, store_of
-from manifests.takedowns import WHEN_GONE, read_list
+from manifests.stores import storage
+from manifests.stores.folder import place_of, sizes_below, store_of
 
 Row = Mapping[str, Any]
 _TABLES = ("parts", "files", "releases", "inputs", "snapshots")

@@ -15,17 +15,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests import storage, tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.release import Release
+from manifests.contract.takedowns import KINDS, Entry, Picture, find_copies, find_named, owners_in
 from manifests.errors import ConfigError, IntegrityError
 from manifests.names.equal import names_like
 from manifests.pictures.opening import open_stored
-from manifests.release import Release
-from manifests.remote.folder import bring_missing
-from manifests.takedowns import KINDS, Entry, Picture, find_copies, find_named, owners_in
-from pipeline.pictures.image import measure_pixels
+from manifests.stores import storage
+from manifests.stores.folder import bring_missing
+from pipeline.engine.work import files_in
+from pipeline.fetching.pictures.image import measure_pixels
 from pipeline.releases.opening import open_sql, view_samples
-from pipeline.runner.work import files_in
 from pipeline.store.files import Files
 from pipeline.store.pool import PoolReader
 

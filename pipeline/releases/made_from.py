@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.contract.records import fingerprints_of_run
+from manifests.contract.release import Release
 from manifests.names.vectors import samples_of
-from manifests.records import fingerprints_of_run
-from manifests.release import Release
-from manifests.remote.patience import read_if_there
-from manifests.untrusted import json_object
+from manifests.services.patience import read_if_there
+from manifests.services.untrusted import json_object
+from manifests.stores import storage
 
 _OF_BUILDS = {"pool", "tables", "releases", "catalog"}  # folders of a work folder that hold neither
 

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel, PartFile, PartRecord, fingerprint
+from manifests.contract.release import SAMPLES_FILE, path_of_shard
 from manifests.errors import IntegrityError
-from manifests.records import Funnel, PartFile, PartRecord, fingerprint
-from manifests.release import SAMPLES_FILE, path_of_shard
-from manifests.remote.folder import bring, place_of, publish_into, remove_from
+from manifests.stores import storage
+from manifests.stores.folder import bring, place_of, publish_into, remove_from
 from pipeline.releases.folder_checks import FROM_THE_WEB, Finding
 from pipeline.releases.opening import open_sql
 from pipeline.store.pool import PoolWriter

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
-from manifests.catalog_file import CATALOG_FILE
+from manifests.contract.catalog_file import CATALOG_FILE
+from manifests.contract.release import RECORD_FILE, SAMPLES_FILE, Release
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import RECORD_FILE, SAMPLES_FILE, Release
-from manifests.remote.patience import read_if_there
-from manifests.remote.session import at_hand
+from manifests.services.patience import read_if_there
+from manifests.stores import storage
+from manifests.stores.session import at_hand
 from pipeline.store.sql import open_scratch, view_parquet
 
 MEMORY_GB = 4.0

@@ -16,11 +16,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
-from manifests.errors import ConfigError, RunError
-from manifests.publishing import hub
-from manifests.reader import create_table_view, open_reader, paths_of_current
-from manifests.release import (
+from manifests.contract import tables
+from manifests.contract.reader import create_table_view, open_reader, paths_of_current
+from manifests.contract.release import (
     CITATION_FILE,
     CROISSANT_FILE,
     RECORD_FILE,
@@ -29,13 +27,16 @@ from manifests.release import (
     read_record,
     refuse_within,
 )
-from manifests.remote.folder import bring_missing, place_of
+from manifests.errors import ConfigError, RunError
+from manifests.services.publishing import hub
+from manifests.stores import storage
+from manifests.stores.folder import bring_missing, place_of
+from pipeline.judging.vocabulary.licences import REDISTRIBUTABLE, UNKNOWN
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_sql, samples_path, work_folder_of
 from pipeline.sidefiles.citation import write_citation
 from pipeline.sidefiles.croissant import write_croissant
 from pipeline.store.sql import view_parquet
-from pipeline.vocabulary.licences import REDISTRIBUTABLE, UNKNOWN
 
 _NUM_COPIES = 8  # files that are copied at the same time
 

@@ -15,21 +15,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import PartFile, PartRecord
+from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release, read_record
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
-from manifests.records import PartFile, PartRecord
-from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release, read_record
-from manifests.remote.folder import place_of, publish_bytes_into, publish_into
-from pipeline.captions.settings import TextSettings
+from manifests.stores import storage
+from manifests.stores.folder import place_of, publish_bytes_into, publish_into
 from pipeline.config import RunSettings
+from pipeline.engine.work import PartResult, StageRun
+from pipeline.judging.captions.settings import TextSettings
 from pipeline.releases.folder_checks import Finding
 from pipeline.releases.lookup import decisions_of
 from pipeline.releases.opening import open_sql
 from pipeline.releases.versions import fingerprint_without, write_version
-from pipeline.runner.work import PartResult, StageRun
-from pipeline.stages import pack
-from pipeline.stages.pack_record import write_record
+from pipeline.stages.pack import stage as pack
+from pipeline.stages.pack.record import write_record
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_AT, STORED_COLUMNS
 from pipeline.store.sql import view_parquet

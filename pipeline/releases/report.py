@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from manifests.reader import open_reader
-from manifests.release import Release
+from manifests.contract.reader import open_reader
+from manifests.contract.release import Release
 from pipeline.releases.opening import open_sql, read_json, samples_path, work_folder_of
 from pipeline.sidefiles.contact_sheets import collect_duplicates
 from pipeline.sidefiles.dropped import collect_dropped

@@ -13,12 +13,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from manifests import storage
-from manifests.catalog import Catalog
-from manifests.catalog_file import TAKEDOWNS_FILE
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import TAKEDOWNS_FILE
+from manifests.contract.release import RECORD_FILE, Release
+from manifests.contract.takedowns import Entry, add_entries, read_pictures, standing_entries, taken_down_since
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import RECORD_FILE, Release
-from manifests.takedowns import Entry, add_entries, read_pictures, standing_entries, taken_down_since
+from manifests.stores import storage
 from pipeline.releases.lookup import Found, Known, describe_like, find_in_release, images_of, look_up
 from pipeline.releases.made_from import list_made_from
 from pipeline.releases.opening import work_folder_of

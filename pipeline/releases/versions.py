@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.contract.records import fingerprint
+from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
 from manifests.errors import ConfigError, IntegrityError
-from manifests.records import fingerprint
-from manifests.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
-from manifests.remote.patience import read_if_there
+from manifests.services.patience import read_if_there
+from manifests.stores import storage
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
 from manifests.errors import ConfigError
 from manifests.services import model_hub
 from manifests.services import open_clip_api as open_clip
 from manifests.services.packages import require
+from manifests.stores import storage
 from pipeline.scoring.settings import CLIP
 
 

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from manifests import storage
 from manifests.errors import ConfigError
 from manifests.services.packages import install_line, require
+from manifests.stores import storage
 from pipeline.scoring.clip import ClipScorer
 from pipeline.scoring.scorers import Box
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manifests.settings import JsonValues, NameOrPath, Removed, Settings
+from manifests.contract.settings import JsonValues, NameOrPath, Removed, Settings
 
 CLIP = "clip"  # name of the scorer that `model` and `pretrained` stand for
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from manifests.reader import rows_of
+from manifests.contract.reader import rows_of
 
 
 def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:

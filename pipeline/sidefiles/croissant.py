@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests.release import RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
+from manifests.contract.release import RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS
+from pipeline.judging.vocabulary.licences import licence_address
 from pipeline.sidefiles.citation import citations_of
 from pipeline.sidefiles.write import json_bytes
-from pipeline.vocabulary.licences import licence_address
 
 _PARQUET, _TAR, _JPEG = "application/x-parquet", "application/x-tar", "image/jpeg"
 _SPLIT_TYPES = {"train": "cr:TrainingSplit", "heldout": "cr:TestSplit"}

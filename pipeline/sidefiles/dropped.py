@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from manifests.reader import open_reader, rows_of
-from manifests.tables import TAXON_RANKS
+from manifests.contract.reader import open_reader, rows_of
+from manifests.contract.tables import TAXON_RANKS
 from pipeline.fetching.tally import Given
 from pipeline.sidefiles.near_thresholds import near_thresholds
 from pipeline.sidefiles.thumbnails import read_thumbnail

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from manifests import storage
-from manifests.reader import rows_of
-from manifests.release import path_of_shard
-from manifests.tables import TAXON_RANKS
+from manifests.contract.reader import rows_of
+from manifests.contract.release import path_of_shard
+from manifests.contract.tables import TAXON_RANKS
+from manifests.stores import storage
 from pipeline.sidefiles.citation import counts_of
 from pipeline.store.sql import view_parquet
 

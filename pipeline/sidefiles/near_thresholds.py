@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from manifests.reader import literals
+from manifests.contract.reader import literals
 
 EXAMPLES = 8  # on each side
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS
+from manifests.contract.release import SAMPLES_FILE, SPLIT_FOLDERS
 from pipeline.sidefiles.citation import write_counts
 from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report

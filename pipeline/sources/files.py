@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from manifests import storage
+from manifests.contract.outcomes import Outcome
+from manifests.contract.records import stamp_in_store, stamps_on_disk
 from manifests.errors import ConfigError
-from manifests.masking import hide_secrets
-from manifests.outcomes import Outcome
-from manifests.records import stamp_in_store, stamps_on_disk
+from manifests.services.masking import hide_secrets
+from manifests.stores import storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -220,7 +220,9 @@ def walk_files(root: str, hidden: bool = False) -> Iterator[tuple[str, int | Non
 
 
 def look_at(root: str, names: Sequence[str]) -> list[str | None]:
-    """Stamps (manifests/records.py) of files below a folder; None for one that is not there. A store is listed once.
+    """Stamps (manifests/contract/records.py) of files below a folder, None for one that is not there.
+
+    A store is listed once.
 
     Raises: as `walk_files`.
     """

@@ -23,10 +23,10 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 from pydantic import field_validator, model_validator
 
-from manifests import storage
+from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings
-from manifests.untrusted import why_not_inside
+from manifests.services.untrusted import why_not_inside
+from manifests.stores import storage
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     TABLE_NAME,

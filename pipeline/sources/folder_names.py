@@ -16,10 +16,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests import storage
 from manifests.errors import ConfigError
-from manifests.untrusted import why_not_inside
-from pipeline.captions.patterns import BARE_NAME
+from manifests.services.untrusted import why_not_inside
+from manifests.stores import storage
+from pipeline.judging.captions.patterns import BARE_NAME
 from pipeline.sources.files import IMAGE_SUFFIXES, MAX_LISTED, walk_files
 from pipeline.sources.kinds import Listing, Place
 from pipeline.sources.table import first_values, guess_table

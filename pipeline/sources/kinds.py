@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 import pyarrow as pa
 
-from manifests.settings import ConfigPath, Settings
+from manifests.contract.settings import ConfigPath, Settings
 from pipeline.sources.rows import Batch, Scratch, make_batch
 from pipeline.sources.tars.samples import KeptSamples, StoredTars
 
@@ -27,10 +27,6 @@ BUILT_IN = tuple(
     EntryPoint(name, f"pipeline.sources.{place}", GROUP)
     for name, place in (
         ("table", "table:TableReader"),
-        ("dwca", "dwca:DwcaReader"),
-        ("gbif", "gbif.reader:GbifReader"),
-        ("eol", "eol:EolReader"),
-        ("inaturalist", "inaturalist:InaturalistReader"),
         ("webdataset", "webdataset:WebdatasetReader"),
         ("folder", "folder:FolderReader"),
     )

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from manifests import storage
+from manifests.contract.records import LOOKED, Stamps
 from manifests.errors import ConfigError
-from manifests.records import LOOKED, Stamps
-from manifests.remote.folder import patiently
-from manifests.storage import is_remote
+from manifests.stores import storage
+from manifests.stores.folder import patiently
+from manifests.stores.storage import is_remote
 from pipeline.sources.files import look_at
 from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch

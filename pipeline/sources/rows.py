@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
-from manifests.settings import Settings
+from manifests.contract.settings import Settings
+from manifests.services.masking import MAY_HOLD_SECRETS, hide_secrets
 from pipeline.sources.limits import MAX_DEPTH, MAX_ROW_BYTES
 from pipeline.store.writing import text_bytes
 

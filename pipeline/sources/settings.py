@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, create_model, model_validator
 
-from manifests.masking import hide_users
+from manifests.contract.settings import NAME_PATTERN, Settings
+from manifests.contract.tables import sample_ids
+from manifests.services.masking import hide_users
 from manifests.services.packages import code_of
-from manifests.settings import NAME_PATTERN, Settings
-from manifests.tables import sample_ids
 from pipeline.sources.kinds import Reader, all_kinds
 from pipeline.sources.rows import RowDefaults
 from pipeline.sources.table import TableReader

@@ -17,9 +17,9 @@ from typing import Any, Literal, Self
 
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings
+from manifests.stores import storage
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     TABLE_NAME,

@@ -17,11 +17,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from manifests import storage
+from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings
-from manifests.untrusted import BrokenTarError
-from pipeline.pictures.authors import holder_in, tidy
+from manifests.pictures.authors import holder_in, tidy
+from manifests.services.untrusted import BrokenTarError
+from manifests.stores import storage
 from pipeline.sources.files import (
     IMAGE_SUFFIXES,
     UNREADABLE,

@@ -18,17 +18,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
-from manifests.records import Funnel, fingerprint
-from pipeline.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
-from pipeline.captions.measure import measure_captions
-from pipeline.captions.rules import columns_needed, count_reasons, judge_captions
-from pipeline.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
+from manifests.contract import tables
+from manifests.contract.records import Funnel, fingerprint
+from manifests.stores import storage
+from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
+from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
+from pipeline.judging.captions.measure import measure_captions
+from pipeline.judging.captions.rules import columns_needed, count_reasons, judge_captions
+from pipeline.judging.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
+from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import facet, view_inputs, view_parquet
-from pipeline.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 
 JUDGE_ROWS = 500_000
 REPEATS = pa.schema([("text_key", pa.uint64()), ("num_same_text", pa.int64())])

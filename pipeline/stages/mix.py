@@ -15,12 +15,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests import tables
+from manifests.contract import tables
+from manifests.contract.records import Funnel
 from manifests.errors import ConfigError
-from manifests.records import Funnel
 from pipeline.config import BuildConfig, MixSettings
-from pipeline.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
-from pipeline.runner.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
+from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
+from pipeline.judging.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within, first_half_of_md5, view_inputs
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests import storage, tables
+from manifests.contract import tables
+from manifests.contract.reader import literals
+from manifests.contract.records import Funnel, PartRecord, fingerprint
 from manifests.errors import ConfigError
-from manifests.masking import hide_in
-from manifests.reader import literals
-from manifests.records import Funnel, PartRecord, fingerprint
+from manifests.services.masking import hide_in
 from manifests.services.packages import code_of
-from pipeline.runner.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from manifests.stores import storage
+from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import Box, find_boxes, loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
 from pipeline.sources.files import walk_files

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.stores import storage
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.untrusted import MAX_PACKING, check_packing
+from manifests.services.untrusted import MAX_PACKING, check_packing
 
 MAX_CHUNK_BYTES = 256 << 20
 """Of a column in one row group, and of the texts of all rows, where they are packed more than MAX_PACKING times."""

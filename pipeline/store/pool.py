@@ -15,9 +15,9 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from manifests import storage
 from manifests.errors import IntegrityError
-from manifests.remote.folder import place_of, store_of
+from manifests.stores import storage
+from manifests.stores.folder import place_of, store_of
 from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64

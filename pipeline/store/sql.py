@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from manifests import storage
+from manifests.contract.reader import literals
 from manifests.errors import RunError
-from manifests.reader import literals
-from manifests.remote.folder import bring_missing
+from manifests.stores import storage
+from manifests.stores.folder import bring_missing
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
+from manifests.contract import tables
+from manifests.stores import storage
 
 ROW_GROUP_ROWS = 100_000
 DICTIONARY_BYTES = 2.5

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from manifests import __version__
-from manifests.settings import read_settings
+from manifests.contract.settings import read_settings
 from pipeline.cli import build_parser
 from pipeline.config import BuildConfig, read_config
 from pipeline.sources.kinds import BUILT_IN
@@ -40,8 +40,8 @@ def _who_says(pattern: str) -> set[str]:
 
 def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() -> None:
     assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {
-        "pipeline/runner/on_ray.py",
-        "pipeline/runner/gates.py",
+        "pipeline/engine/on_ray.py",
+        "pipeline/engine/gates.py",
         "training/run/launcher.py",
     }
 
@@ -61,26 +61,29 @@ def test_no_other_room_knows_a_kind_of_source() -> None:
 
 def test_only_storage_renames() -> None:
     assert _who_says(r"os\.(rename|replace|renames)\(|shutil\.move\(|\)\.(rename|replace)\(inner") == {
-        "manifests/storage.py"
+        "manifests/stores/storage.py"
     }
 
 
 def test_a_table_is_of_one_stage() -> None:
     """The catalogue finds the tables of a build by their names."""
     found: dict[str, set[str]] = {}
-    for path in (ROOT / "pipeline/stages").glob("*.py"):
+    stages = ROOT / "pipeline/stages"
+    for path in stages.rglob("*.py"):
         pattern = r"run\.(?:writer\(|write\(|save\(\s*sql,)\s*\"(?:\w+/)?(\w+)\""
         for name in re.findall(pattern, path.read_text(encoding="utf-8")):
-            found.setdefault(name, set()).add(path.stem.partition("_")[0])
+            found.setdefault(name, set()).add(path.relative_to(stages).parts[0].removesuffix(".py"))
     assert len(found) > 25
     assert {name: stages for name, stages in found.items() if len(stages) > 1} == {}
 
 
 def test_only_the_catalogue_opens_a_duckdb_file() -> None:
-    assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {"manifests/catalog_file.py"}
+    assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {
+        "manifests/contract/catalog_file.py"
+    }
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "training.cli", "manifests.release"])
+@pytest.mark.parametrize("module", ["pipeline.cli", "training.cli", "manifests.contract.release"])
 def test_heavy_packages_are_not_imported_for_help(module: str) -> None:
     code = (
         f"import sys, {module}; "

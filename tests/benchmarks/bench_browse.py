@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from starlette.testclient import TestClient
 
-from manifests.catalog import Catalog
-from manifests.reader import SAMPLE_VIEWS
-from manifests.records import Funnel, PartFile, PartRecord, StageRecord
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import SAMPLE_VIEWS
+from manifests.contract.records import Funnel, PartFile, PartRecord, StageRecord
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.filters import Filters

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 from manifests.pictures.opening import open_stored
-from pipeline.pictures.image import measure_image
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.image import measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.scoring.kinds import FaceScorer, TextScorer
 from pipeline.scoring.scorers import find_boxes
 

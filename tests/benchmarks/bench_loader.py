@@ -129,7 +129,7 @@ def _ours(options: argparse.Namespace, release: Path, step: float) -> tuple[floa
     import open_clip
     from open_clip.transform import PreprocessCfg
 
-    from manifests.release import Release
+    from manifests.contract.release import Release
     from training.data import loader
     from training.data.images import normalise
     from training.data.sampling import BatchPlan

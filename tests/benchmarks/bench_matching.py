@@ -80,8 +80,8 @@ def run_ours(hashes: np.ndarray, planted: np.ndarray, radius: int, kind: str) ->
     """What a build does: pairs of distinct hashes, and of `heavy` the choice of the rows that stay."""
     import pyarrow as pa
 
-    from pipeline.matching.companies import choose_representatives
-    from pipeline.matching.search import distinct_of, find_pairs
+    from pipeline.judging.matching.companies import choose_representatives
+    from pipeline.judging.matching.search import distinct_of, find_pairs
 
     start = time.perf_counter()
     low, high = find_pairs(distinct_of(hashes), radius, scratch_bytes=8 * len(hashes) * 2, max_pairs=1 << 30)

@@ -48,19 +48,22 @@ import pyarrow.parquet as pq
 from bench_matching import make_hashes
 from metadata_report import draw, report
 
-from manifests import storage, tables
-from manifests.catalog import Catalog
-from manifests.draws import splitmix64
-from manifests.records import Funnel
-from manifests.remote.folder import PLACE_VARIABLE, local_place
-from pipeline.captions.measure import measure_captions
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel
+from manifests.services.draws import splitmix64
+from manifests.stores import storage
+from manifests.stores.folder import PLACE_VARIABLE, local_place
 from pipeline.config import BuildConfig
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Execution, PartResult, files_in
 from pipeline.flow import FLOW
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution, PartResult, files_in
-from pipeline.stages import caption, dedup, pack_record
-from pipeline.stages.fetch_rounds import PicturesInputs
-from pipeline.stages.pack import ShardInputs
+from pipeline.judging.captions.measure import measure_captions
+from pipeline.stages import caption
+from pipeline.stages.dedup import stage as dedup
+from pipeline.stages.fetch.rounds import PicturesInputs
+from pipeline.stages.pack import record as pack_record
+from pipeline.stages.pack.stage import ShardInputs
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 

@@ -29,11 +29,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests import storage, tables
-from pipeline.captions.settings import TextSettings
-from pipeline.runner.work import Execution
-from pipeline.stages.pack import ShardInputs, write_shard
-from pipeline.stages.pack_arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
+from manifests.contract import tables
+from manifests.stores import storage
+from pipeline.engine.work import Execution
+from pipeline.judging.captions.settings import TextSettings
+from pipeline.stages.pack.arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
+from pipeline.stages.pack.stage import ShardInputs, write_shard
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.tar import ArchiveWriter
 

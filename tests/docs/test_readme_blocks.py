@@ -30,7 +30,7 @@ from environments import lacks
 from sealed import lend
 from shell_blocks import Block, blocks_of, copy_configs, environment_of, run_block, write_yaml
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.browse.app import PAGES as PAGES_OF_BROWSE
 from pipeline.demo.debian import find_package
 from pipeline.demo.packages import PACKAGES

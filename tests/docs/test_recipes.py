@@ -36,7 +36,7 @@ from misbehaving.owners import mining, with_xmp
 from PIL import Image
 from shell_blocks import blocks_of, copy_configs, environment_of, run_block, write_yaml
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.demo.server import serving
 
 RECIPES = sorted(path.name for path in (ROOT / "configs/recipes").iterdir())

@@ -12,7 +12,7 @@ import pytest
 from building import ROOT
 from ci_scripts import load_ci_script
 
-from manifests.settings import Settings, keys_of
+from manifests.contract.settings import Settings, keys_of
 
 ROOMS = ("configs", "manifests", "pipeline", "training")
 PAGES = (

@@ -18,8 +18,8 @@ from building import ROOT, folder_source, hash_tree, release_of, run_here, write
 from PIL import Image
 from sealed import lend
 
-from manifests.reader import open_reader
-from manifests.release import Release
+from manifests.contract.reader import open_reader
+from manifests.contract.release import Release
 from pipeline.releases.report import report_of
 from pipeline.sidefiles.near_thresholds import near_thresholds
 

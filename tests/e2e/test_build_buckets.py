@@ -11,7 +11,7 @@ import pytest
 from building import folder_source, hash_tree, write_small_config
 from PIL import Image
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 from pipeline.cli import main
 from pipeline.store import buckets
 

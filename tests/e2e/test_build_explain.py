@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from building import run_here
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from building import Web, run_here, write_build_config
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 TAXA = """taxonID	acceptedNameUsageID	scientificName	taxonRank	taxonomicStatus	kingdom	order	family	genus
 7		Armeniaca vulgaris	species	accepted	Plantae	Rosales	Rosaceae	Armeniaca

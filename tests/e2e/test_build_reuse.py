@@ -10,7 +10,7 @@ import pytest
 from building import Web, hash_tree, release_of, run_here, write_build_config
 from sealed import lend, part
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.flow import FLOW
 
 STAGES = [stage.name for stage in FLOW]

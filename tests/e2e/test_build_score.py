@@ -9,7 +9,7 @@ import pytest
 from building import Web, run_here, write_build_config
 from tiny_clip import MODEL, save_weights
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from building import Web, release_of, run_here, write_build_config
 from sealed import lend
 
-from manifests.reader import open_reader
-from manifests.release import Release
-from manifests.tables import MEMBER_NAMES, TEXT_TYPES
-from manifests.takedowns import Entry
+from manifests.contract.reader import open_reader
+from manifests.contract.release import Release
+from manifests.contract.tables import MEMBER_NAMES, TEXT_TYPES
+from manifests.contract.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.takedown import take_down
 from training.data.loader import SampleDataset

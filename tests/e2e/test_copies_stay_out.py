@@ -17,9 +17,9 @@ from building import ROOT, done, hash_tree, release_of, write_small_config
 from PIL import Image, ImageOps
 from sealed import lend
 
-from manifests import tables
-from pipeline.matching.looks import LOOKS
-from pipeline.stages import fetch_local
+from manifests.contract import tables
+from pipeline.judging.matching.looks import LOOKS
+from pipeline.stages.fetch import local as fetch_local
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 COLUMNS = {"file": "file", "record_key": "key", "caption": "caption", "taxon_scientific_name": "taxon"}

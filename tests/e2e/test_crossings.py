@@ -19,9 +19,9 @@ from building import ROOT, done, hash_tree, release_of, run_here, write_folder_c
 from sealed import lend, part
 from walk.web import picture
 
-from manifests.release import Release
-from manifests.storage import hash_file
-from manifests.takedowns import Entry, taken_down_since
+from manifests.contract.release import Release
+from manifests.contract.takedowns import Entry, taken_down_since
+from manifests.stores.storage import hash_file
 from pipeline.releases.lookup import Known, find_in_release, images_of
 from training.cli import main as dalip
 

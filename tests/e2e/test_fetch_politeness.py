@@ -13,7 +13,7 @@ from building import done, list_source, loopback, write_small_config
 from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 NUM_SLOW, NUM_BUSY, NUM_GOOD, NUM_BROKEN, NUM_DEAD = 100, 24, 120, 60, 60
 RATE, CONNECTIONS = 20, 3

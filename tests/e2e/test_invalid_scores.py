@@ -11,9 +11,9 @@ import pytest
 from building import ROOT, folder_source, run_here, write_small_config
 from PIL import Image
 
-from manifests import storage
-from manifests.catalog import Catalog
-from manifests.reader import open_reader
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
+from manifests.stores import storage
 from pipeline.answers.endings import _setting_behind
 
 RULES = [

@@ -18,8 +18,8 @@ from building import done, release_of, run_here, write_small_config
 from sealed import lend
 from walk.web import picture
 
-from manifests.catalog import Catalog
-from manifests.reader import open_reader, rows_of
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader, rows_of
 from pipeline.releases.cutting import iter_samples
 
 NUM = 12
@@ -228,7 +228,7 @@ def test_repair_names_a_table_that_is_away_and_mends_with_it(built: Path, tmp_pa
 KILLED = """
 import os, signal, sys
 from pipeline.cli import main
-from pipeline.stages import ingest
+from pipeline.stages.ingest import stage as ingest
 join = ingest.join_captions
 
 def join_once(*inputs):

@@ -11,7 +11,7 @@ from building import folder_source, release_of, run_here, write_small_config
 from misbehaving.answers import encode, pixels
 from PIL import Image
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 ANN, LAB = "Ann Field", "The Lab"
 OWNERS = [(ANN, "© 2020 Ann Field"), (ANN, ""), ("", "Copyright Field & Co"), *[("", "")] * 7]

@@ -8,7 +8,7 @@ import pytest
 from building import release_of, run_here
 from damaging import NUM_PICTURES, make_pictures, write_config
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.demo.server import serving
 
 

@@ -19,7 +19,7 @@ from building import PLANTMIX, ROOT, release_of, run_here
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from sealed import flip_byte
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.cli import main
 
 # huggingface_hub 2.4 sends LFS files in a way that its own HTTP client deprecates

@@ -22,7 +22,7 @@ import pytest
 from building import ROOT, Web, release_of, run_here, write_build_config
 from environments import environment
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.releases.export import braces
 
 pytestmark = pytest.mark.slow

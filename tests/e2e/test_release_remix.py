@@ -10,7 +10,7 @@ import yaml
 from building import Web, hash_tree, release_of, run_here, write_build_config
 from sealed import lend
 
-from manifests.release import Release
+from manifests.contract.release import Release
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from building import release_of, run_here
 
-from manifests.reader import open_reader
-from manifests.release import Release
+from manifests.contract.reader import open_reader
+from manifests.contract.release import Release
 from pipeline.sidefiles import figures
 from pipeline.sidefiles.contact_sheets import Picture, Sheet
 from pipeline.sidefiles.pages import write_card, write_report

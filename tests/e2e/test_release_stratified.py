@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from building import Web, release_of, run_here, write_build_config
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.demo import server as web_server
 
 

@@ -11,8 +11,8 @@ import pytest
 from building import Web, hash_tree, release_of, run_here, write_build_config
 from sealed import lend
 
-from manifests.release import SPLIT_FOLDERS, Release
-from manifests.takedowns import Entry
+from manifests.contract.release import SPLIT_FOLDERS, Release
+from manifests.contract.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.lookup import find_in_release, images_of, look_up
 from pipeline.releases.takedown import take_down

@@ -14,9 +14,9 @@ import pytest
 from building import Web, release_of, run_here, write_build_config
 from sealed import flip_byte
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError
-from manifests.release import Release
-from manifests.storage import hash_file
+from manifests.stores.storage import hash_file
 from pipeline.releases.checks import check_release
 from pipeline.releases.opening import open_release
 
@@ -202,7 +202,7 @@ def test_deep_says_so_of_a_release_from_another_work_folder(web: Web, folder: Pa
 def test_a_release_on_an_object_store(folder: Path, tmp_path: Path) -> None:
     import fsspec
 
-    from manifests.takedowns import Entry
+    from manifests.contract.takedowns import Entry
     from pipeline.releases.diff import compare
     from pipeline.releases.export import describe
     from pipeline.releases.report import report_of
@@ -230,7 +230,7 @@ def test_rows_come_shard_by_shard_whatever_the_batches(folder: Path, monkeypatch
         for shard in release.shards(split)
     ]
     for size in (1, 7, 30, 31, 50_000):
-        monkeypatch.setattr("manifests.release._BATCH_ROWS", size)
+        monkeypatch.setattr("manifests.contract.release._BATCH_ROWS", size)
         found = [(split, shard, rows["key"].to_pylist()) for split, shard, rows in release.iter_shards(["key"])]
         assert found == expected
     assert [shard for _, shard, _ in release.iter_shards(["key"], "heldout")] == release.shards("heldout")

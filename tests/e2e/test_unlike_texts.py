@@ -22,7 +22,7 @@ from building import done, release_of, run_here, write_small_config
 from environments import environment
 from walk.web import picture
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.releases.cutting import iter_samples
 from pipeline.releases.export import braces
 from training.data.loader import SampleDataset

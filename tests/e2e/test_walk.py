@@ -17,7 +17,7 @@ from walk.walker import walking
 from walk.web import NUM_MOTIFS
 from walk.world import ONE_OWNER
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 
 
 @pytest.mark.slow

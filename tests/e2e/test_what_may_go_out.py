@@ -18,7 +18,7 @@ from sealed import lend
 from training_runs import tiny_values, write_values
 from walk.web import picture
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from training.cli import main as dalip
 
 OWNERS = (

@@ -34,29 +34,29 @@ from misbehaving.consent import licence
 from misbehaving.owners import mining, signed, xmp
 from PIL import Image
 
+from manifests.contract.release import read_record
 from manifests.errors import ConfigError, IntegrityError
-from manifests.masking import hide_secrets
+from manifests.pictures.authors import MAX_CHARS, authors_of
 from manifests.pictures.opening import without_pillow_warnings
-from manifests.release import read_record
-from manifests.untrusted import BrokenTarError, tar_members
-from pipeline.captions.clean import clean_captions
+from manifests.services.masking import hide_secrets
+from manifests.services.untrusted import BrokenTarError, tar_members
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.statements import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
+from pipeline.fetching.pictures.consent import c2pa_training, data_mining
+from pipeline.fetching.pictures.image import measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.urls import BadURL, follow, parse_url
-from pipeline.pictures.authors import MAX_CHARS, authors_of
-from pipeline.pictures.consent import c2pa_training, data_mining
-from pipeline.pictures.image import measure_image
-from pipeline.pictures.settings import ImageSettings
-from pipeline.sources.archive import parse_meta, read_archive
+from pipeline.judging.captions.clean import clean_captions
+from pipeline.judging.vocabulary.licences import normalise_licence
+from pipeline.judging.vocabulary.names import parse_name
+from pipeline.judging.vocabulary.taxa import taxon_texts
+from pipeline.sources.biology.archive import parse_meta, read_archive
 from pipeline.sources.files import reading, split_locator
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.rows import parse_json
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.delimited import Dialect, read_delimited, read_header
-from pipeline.vocabulary.licences import normalise_licence
-from pipeline.vocabulary.names import parse_name
-from pipeline.vocabulary.taxa import taxon_texts
 
 _SMALL = ImageSettings(max_pixels=4_000_000)  # 8 bytes a pixel: 32 MB
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fuzz import fuzzing
 
+from manifests.contract.release import read_record
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import read_record
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.sources.reading import read_rows
 from pipeline.sources.settings import SourceSettings

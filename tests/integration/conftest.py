@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from running import NUM_WORKERS, SharedProcesses, SharedRay
 
-from pipeline.runner.executing import InlineExecutor
-from pipeline.runner.on_processes import ProcessExecutor
-from pipeline.runner.on_ray import RayExecutor
+from pipeline.engine.executing import InlineExecutor
+from pipeline.engine.on_processes import ProcessExecutor
+from pipeline.engine.on_ray import RayExecutor
 
 
 @pytest.fixture(scope="module")

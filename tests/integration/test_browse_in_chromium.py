@@ -28,7 +28,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 PAGES = (
     "/",

@@ -17,8 +17,8 @@ from command_server import CommandServer
 from starlette.testclient import TestClient
 from waiting import wait_until
 
+from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError, RunError
-from manifests.reader import open_reader
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.image_index import ImageIndex

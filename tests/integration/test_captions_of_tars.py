@@ -12,7 +12,7 @@ import yaml
 from building import run_here, write_small_config
 from foreign_tars import picture, write_tar
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 KEYS = (("a", "0001"), ("a", "0002"), ("b", "0001"), ("b", "0003"))
 

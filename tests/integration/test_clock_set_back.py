@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from manifests import catalog
-from manifests.catalog import Catalog
+from manifests.contract import catalog
+from manifests.contract.catalog import Catalog
 
 
 def test_the_configuration_of_the_last_build_is_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,11 +246,11 @@ def test_nodes_that_join_are_used_and_lost_ones_cost_no_try(cluster: Cluster, tm
 _WAITING_STAGE = """
 import sys, time
 from pathlib import Path
-from manifests.catalog import Catalog
-from manifests.records import Funnel
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel
 from pipeline.config import read_config
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Part, PartResult, Stage, Step
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Part, PartResult, Stage, Step
 
 def work(number, run):
     import os, ray, time, uuid

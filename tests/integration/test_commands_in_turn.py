@@ -14,7 +14,7 @@ from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.numbered import NumberedPictures
 from sealed import flip_byte
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 
 NUM_PICTURES = 6

@@ -11,7 +11,7 @@ from building import ROOT, release_of, write_small_config
 from PIL import Image
 from starlette.testclient import TestClient
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.image_index import ImageIndex

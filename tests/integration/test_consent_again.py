@@ -18,8 +18,8 @@ from misbehaving.consent import licence
 from misbehaving.owners import mining, signed, with_xmp
 from waiting import wait_until
 
-from manifests import tables
-from manifests.reader import open_reader
+from manifests.contract import tables
+from manifests.contract.reader import open_reader
 from pipeline import flow  # noqa: F401  (imported before `made` patches a table)
 from pipeline.cli import main
 from pipeline.fetching.settings import FetchSettings

@@ -12,14 +12,14 @@ import pytest
 from measuring import encode, picture
 from tars import tar_of
 
-from manifests import records
-from manifests.catalog import Catalog
+from manifests.contract import records
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError
-from manifests.reader import open_reader
 from pipeline.answers.preflight import check_config
 from pipeline.config import BuildConfig
+from pipeline.engine.runner import BuildReport, Runner
 from pipeline.flow import FLOW
-from pipeline.runner.runner import BuildReport, Runner
 
 NAMES = ("a", "b", "c", "d")
 ODD = ("plain", "hidden/.in/x.jpg", "y.jfif", "z.ppm")
@@ -121,7 +121,7 @@ def test_unchanged_pictures_are_not_opened(tmp_path: Path, monkeypatch: pytest.M
     def refuse(path: str) -> str:
         raise AssertionError(f"{path} is hashed again")
 
-    monkeypatch.setattr("manifests.records.hash_or_unreadable", refuse)
+    monkeypatch.setattr("manifests.contract.records.hash_or_unreadable", refuse)
     assert build(tmp_path / "work", in_files(folder)).redone == ()
 
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageFilter, ImageOps
 from sheets import draw_sheet
 
 from manifests.pictures.copies import MIDDLE_RADIUS, RADIUS
-from pipeline.pictures.image import StoredImage, measure_image
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.image import StoredImage, measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))[:6]
 

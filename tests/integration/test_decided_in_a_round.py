@@ -15,7 +15,7 @@ from misbehaving.answers import encode, pixels
 from misbehaving.consent import licence
 from misbehaving.owners import mining, with_xmp
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 
 SITE_FILES = {

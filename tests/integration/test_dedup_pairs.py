@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from hashed_pairs import look_of
 
-from manifests import tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel
 from manifests.pictures.copies import MIDDLE_RADIUS
-from manifests.records import Funnel
 from pipeline.config import BuildConfig
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution, Part, PartResult, Stage, StageRun, Step
-from pipeline.stages import dedup
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.stages.dedup import stage as dedup
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from building import ROOT, loopback, release_of, write_small_config
 from darwin_core import GBIF, gbif_files, write_zip
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from pipeline.cli import main
 from pipeline.demo.server import serving
 from pipeline.releases.checks import inconsistencies

@@ -7,10 +7,10 @@ from pathlib import Path
 from building import photos_config
 from PIL import Image
 
-from manifests.catalog import Catalog
-from manifests.reader import open_reader
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
+from pipeline.engine.runner import Runner
 from pipeline.flow import FLOW
-from pipeline.runner.runner import Runner
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 

@@ -9,11 +9,11 @@ import pytest
 from building import photos_config
 from PIL import Image
 
-from manifests.catalog import Catalog
-from manifests.reader import read_status
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import read_status
 from pipeline.commands.status import describe_status
+from pipeline.engine.runner import Runner
 from pipeline.flow import FLOW
-from pipeline.runner.runner import Runner
 from pipeline.sidefiles.contact_sheets import Picture, collect_duplicates
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))

@@ -22,8 +22,8 @@ from pipeline.answers.sizes import ask_sizes
 from pipeline.cli import main
 from pipeline.commands.estimate import describe
 from pipeline.config import BuildConfig
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import NetworkSettings
-from pipeline.pictures.settings import ImageSettings
 
 
 class _Server(ThreadingHTTPServer):

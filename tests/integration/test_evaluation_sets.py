@@ -17,19 +17,19 @@ from building import photos_config
 from hashed_pairs import look_of, pairs_of
 from PIL import Image, ImageOps
 
-from manifests import tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader, read_status
 from manifests.errors import ConfigError
-from manifests.reader import open_reader, read_status
 from pipeline.answers.lives import find_lives
 from pipeline.answers.preflight import check_config
 from pipeline.commands.explain import describe_life
 from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
+from pipeline.engine.runner import BuildReport, Runner
+from pipeline.engine.work import Execution
 from pipeline.flow import FLOW
-from pipeline.runner.runner import BuildReport, Runner
-from pipeline.runner.work import Execution
-from pipeline.stages.dedup_evaluation import LeakInputs, find_leaks
+from pipeline.stages.dedup.evaluation import LeakInputs, find_leaks
 from pipeline.store.files import Files
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))

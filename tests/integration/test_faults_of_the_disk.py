@@ -17,9 +17,9 @@ import yaml
 from building import folder_source, release_of, write_small_config
 from misbehaving.answers import encode, pixels
 
-from manifests import storage
+from manifests.stores import storage
 from pipeline.cli import main
-from pipeline.runner.executing import no_room
+from pipeline.engine.executing import no_room
 
 
 @contextmanager

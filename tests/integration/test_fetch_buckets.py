@@ -11,10 +11,10 @@ from building import folder_source, hash_tree, list_source, loopback, write_smal
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 from pipeline.cli import main
 from pipeline.fetching.consent.statements import Consent
-from pipeline.stages import fetch
+from pipeline.stages.fetch import stage as fetch
 from pipeline.store import buckets
 
 NUM, PART, NUM_BUCKETS = 24, 4, 3

@@ -18,18 +18,18 @@ from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
 
-from manifests import storage
 from manifests.errors import RetryableError
+from manifests.stores import storage
+from pipeline.engine.executing import Done, Job, do_job
+from pipeline.engine.work import Execution, Part, PartResult
 from pipeline.fetching import engine
 from pipeline.fetching.engine import Piece, fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.part import PartWriter
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
-from pipeline.pictures.settings import ImageSettings
-from pipeline.runner.executing import Done, Job, do_job
-from pipeline.runner.work import Execution, Part, PartResult
-from pipeline.stages import fetch
-from pipeline.stages.fetch_rounds import PicturesInputs
+from pipeline.stages.fetch import stage as fetch
+from pipeline.stages.fetch.rounds import PicturesInputs
 from pipeline.store.files import RowGroup
 
 NETWORK = NetworkSettings.model_validate(

@@ -13,11 +13,11 @@ from misbehaving.answers import encode, send, send_picture
 from misbehaving.numbered import NumberedPictures
 from PIL import Image
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
-from pipeline.pictures.settings import ImageSettings
-from pipeline.runner.work import Step
-from pipeline.stages.fetch_rounds import recipe_of
+from pipeline.engine.work import Step
+from pipeline.fetching.pictures.settings import ImageSettings
+from pipeline.stages.fetch.rounds import recipe_of
 
 SIZES = [(48, 48), (20, 20), (95, 36), (64, 64), (40, 60), (300, 300)]
 

@@ -14,7 +14,7 @@ from misbehaving.answers import send_picture
 from misbehaving.registry import BEHAVIOURS
 from misbehaving.server import MisbehavingServer
 
-from manifests.tables import FACTS
+from manifests.contract.tables import FACTS
 from pipeline.fetching import img2dataset_engine
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.engine import fetch_in_pieces

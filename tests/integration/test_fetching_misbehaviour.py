@@ -21,14 +21,14 @@ from PIL import Image
 from waiting import wait_until
 
 from manifests import __version__
-from manifests.outcomes import Outcome
-from manifests.tables import FACTS, SIGNALS
+from manifests.contract.outcomes import Outcome
+from manifests.contract.tables import FACTS, SIGNALS
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.addresses import system_lookup
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import HttpClient
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import ConsentSignal, FetchSettings, HostLimits, NetworkSettings
-from pipeline.pictures.settings import ImageSettings
 
 
 def lookup(host: str) -> list[str]:

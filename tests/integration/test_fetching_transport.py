@@ -17,7 +17,7 @@ from misbehaving.answers import hang_up, reset, send, send_picture
 from misbehaving.server import MisbehavingServer
 from waiting import wait_until
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching import transport
 from pipeline.fetching.answers import Answer

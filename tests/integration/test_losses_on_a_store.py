@@ -23,7 +23,7 @@ from process_tree import below, kill
 from ray_nodes import ENVIRONMENT, Cluster
 from tars import tar_of
 
-from manifests.remote.folder import PLACE_VARIABLE
+from manifests.stores.folder import PLACE_VARIABLE
 from pipeline.cli import main
 
 NUM_URLS, NUM_FILES, NUM_IN_SHARDS = 32, 16, 16

@@ -12,10 +12,10 @@ import pytest
 from building import ROOT, build_own_pictures
 from PIL import Image, ImageOps
 
-from manifests import tables
-from manifests.reader import open_reader
-from pipeline.matching.looks import LOOKS
-from pipeline.stages import fetch_local
+from manifests.contract import tables
+from manifests.contract.reader import open_reader
+from pipeline.judging.matching.looks import LOOKS
+from pipeline.stages.fetch import local as fetch_local
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))[:5]
 

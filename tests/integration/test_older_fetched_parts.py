@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from building import ROOT, build_own_pictures
 
-from manifests import tables
-from manifests.reader import open_reader
-from pipeline.stages import fetch_local
+from manifests.contract import tables
+from manifests.contract.reader import open_reader
+from pipeline.stages.fetch import local as fetch_local
 from pipeline.store import buckets
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from damaging import contents, flip_bit
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 
 ARCHIVE = Path(__file__).parents[1] / "older" / "f9cb912.tar.xz"

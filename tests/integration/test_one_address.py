@@ -11,7 +11,7 @@ from building import hash_tree, loopback, write_small_config
 from misbehaving.answers import send
 from misbehaving.numbered import NumberedPictures
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 
 

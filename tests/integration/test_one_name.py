@@ -21,8 +21,8 @@ from misbehaving.registry import Request
 from misbehaving.server import MisbehavingServer
 from tars import tar_of
 
-from manifests.reader import open_reader, rows_of
-from manifests.release import Release
+from manifests.contract.reader import open_reader, rows_of
+from manifests.contract.release import Release
 from pipeline.answers.lives import find_lives
 from pipeline.cli import main
 from pipeline.commands.explain import describe_life

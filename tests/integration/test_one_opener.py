@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
-from pipeline.pictures.image import Rejected, StoredImage, measure_image
+from pipeline.fetching.pictures.image import Rejected, StoredImage, measure_image
 from training.data.decoded import shrink
 from training.data.images import AugmentSettings, CorruptSample, EvalView, TrainView
 

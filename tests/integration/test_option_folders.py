@@ -10,7 +10,7 @@ import pytest
 from building import folder_source, run_here, write_small_config
 from misbehaving.answers import encode, pixels
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.stages import score
 
 SCORER = '''

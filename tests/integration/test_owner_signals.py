@@ -11,7 +11,7 @@ from building import loopback, write_small_config
 from misbehaving.answers import photo
 from misbehaving.owners import mining, signed, with_xmp
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from manifests.services.packages import install_line
 from pipeline.cli import main
 

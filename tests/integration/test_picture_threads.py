@@ -15,8 +15,8 @@ from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
 
 from pipeline.cli import main
-from pipeline.pictures import image, phash
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures import image, phash
+from pipeline.fetching.pictures.settings import ImageSettings
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
 NUM_URLS = 5

@@ -13,9 +13,9 @@ import release_writer as writer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 from training_runs import tiny_values, write_values
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 from manifests.errors import ConfigError
-from manifests.remote.folder import PLACE_VARIABLE
+from manifests.stores.folder import PLACE_VARIABLE
 from pipeline.planning.runs.tables import read_table
 from training.proxies.runs import read_proxy_settings
 from training.proxies.study import run_proxies

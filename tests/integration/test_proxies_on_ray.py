@@ -16,9 +16,9 @@ from process_tree import below, kill
 from training_runs import tiny_values, write_values
 from waiting import wait_until
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import read_proxy_runs
 from manifests.errors import ConfigError, RunError
-from manifests.reader import read_proxy_runs
 from training.cli import main
 from training.config import TrainSettings
 from training.proxies.runs import ProxySettings

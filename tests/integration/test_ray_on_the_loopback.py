@@ -39,7 +39,7 @@ def listening():
     return sorted({row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes})
 """
 _PIPELINE = """
-from pipeline.runner.on_ray import RayExecutor
+from pipeline.engine.on_ray import RayExecutor
 executor = RayExecutor(2)
 ray = executor._ray
 ray.get([ray.remote(num_cpus=1)(below).remote(1) for _ in range(4)])

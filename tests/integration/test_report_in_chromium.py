@@ -32,7 +32,7 @@ from PIL import Image
 from sealed import lend
 from selenium.webdriver.common.by import By
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 
 MOST_BYTES = 10_000_000
 HOSTILE = (SCRIPT, RIGHT_TO_LEFT, LONG, OWNER)

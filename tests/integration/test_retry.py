@@ -13,12 +13,12 @@ from building import folder_source, list_source, loopback, write_small_config
 from misbehaving.answers import encode, pixels, send
 from misbehaving.numbered import NumberedPictures
 
-from manifests.catalog import Catalog
-from manifests.reader import open_reader
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 from pipeline.config import read_config
+from pipeline.engine.kept_config import last_config
 from pipeline.fetching.local import read_local
-from pipeline.runner.kept_config import last_config
 
 
 class Web(NumberedPictures):
@@ -183,7 +183,7 @@ def test_a_file_that_was_away_is_read_again(
             (tmp_path / "away").replace(pictures)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.fetch_local.read_local", disk_away)
+        patch.setattr("pipeline.stages.fetch.local.read_local", disk_away)
         assert main(["build", config, "--to", "fetch"]) == 0
     assert list(outcomes(tmp_path / "work").values()).count("file_missing") == 4
     assert main(["retry", str(tmp_path / "work")]) == 0

@@ -19,13 +19,13 @@ from running import (
     tries,
 )
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
+from manifests.contract.records import Funnel
 from manifests.errors import IntegrityError, PartError, RetryableError
-from manifests.reader import open_reader
-from manifests.records import Funnel
-from pipeline.runner.executing import Asked, Done, InlineExecutor, Job, never
-from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import Execution, PartResult
+from pipeline.engine.executing import Asked, Done, InlineExecutor, Job, never
+from pipeline.engine.on_ray import RayExecutor
+from pipeline.engine.work import Execution, PartResult
 
 
 class Together(InlineExecutor):

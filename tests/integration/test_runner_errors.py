@@ -21,13 +21,13 @@ from running import (
     tries,
 )
 
-from manifests import storage
+from manifests.contract.reader import open_reader, read_status
+from manifests.contract.records import Funnel
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
-from manifests.reader import open_reader, read_status
-from manifests.records import Funnel
-from pipeline.runner.executing import InlineExecutor
-from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import Execution, PartResult
+from manifests.stores import storage
+from pipeline.engine.executing import InlineExecutor
+from pipeline.engine.on_ray import RayExecutor
+from pipeline.engine.work import Execution, PartResult
 
 # ---- errors are policies
 
@@ -188,7 +188,7 @@ def test_what_a_killed_build_left_is_cleared_before_work(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_ray_that_does_not_start_is_told() -> None:
-    code = "from pipeline.runner.on_ray import RayExecutor; RayExecutor(1)"
+    code = "from pipeline.engine.on_ray import RayExecutor; RayExecutor(1)"
     environment = os.environ | {"RAY_TMPDIR": "/proc/nothing"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "RunError: Ray did not start: " in done.stderr

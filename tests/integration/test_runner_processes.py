@@ -31,11 +31,11 @@ from running import (
 )
 from waiting import wait_until
 
+from manifests.contract.records import Funnel
 from manifests.errors import IntegrityError, PartError
-from manifests.records import Funnel
-from pipeline.runner.executing import InlineExecutor
-from pipeline.runner.on_processes import ProcessExecutor
-from pipeline.runner.work import Execution, PartResult
+from pipeline.engine.executing import InlineExecutor
+from pipeline.engine.on_processes import ProcessExecutor
+from pipeline.engine.work import Execution, PartResult
 
 Inputs = dict[str, Any]
 
@@ -273,9 +273,9 @@ DRIVER = """
 import signal
 import sys
 import waiting
-from pipeline.runner.on_processes import ProcessExecutor
-from pipeline.runner.executing import Job
-from pipeline.runner.work import Execution, Part
+from pipeline.engine.on_processes import ProcessExecutor
+from pipeline.engine.executing import Job
+from pipeline.engine.work import Execution, Part
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 jobs = [Job(str(n), Part({"folder": sys.argv[1]}), Execution("", 1.0, str(n), None)) for n in range(4)]

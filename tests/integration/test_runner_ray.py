@@ -29,14 +29,14 @@ from running import (
     tries,
 )
 
-from manifests.catalog import Catalog
-from manifests.catalog_file import JOURNAL_FILE
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import JOURNAL_FILE
+from manifests.contract.records import Funnel
 from manifests.errors import PartError
-from manifests.records import Funnel
-from pipeline.runner.executing import InlineExecutor, Job
-from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution, PartResult
+from pipeline.engine.executing import InlineExecutor, Job
+from pipeline.engine.on_ray import RayExecutor
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Execution, PartResult
 
 # ---- Ray
 
@@ -109,9 +109,9 @@ def test_never_more_than_two_parts_a_worker_are_in_flight(tmp_path: Path, ray_ex
 ONE_WORKER_OF_A_CLUSTER = """
 import sys, time
 from pipeline.config import RaySettings
-from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.executing import Job
-from pipeline.runner.work import Execution, Part, PartResult
+from pipeline.engine.on_ray import RayExecutor
+from pipeline.engine.executing import Job
+from pipeline.engine.work import Execution, Part, PartResult
 
 def work(inputs, run):
     started = time.time()
@@ -229,6 +229,6 @@ def test_ray_is_not_started_when_there_is_nothing_to_do(tmp_path: Path, monkeypa
     def never(*_: Any) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipeline.runner.executors.RayExecutor", never)
+    monkeypatch.setattr("pipeline.engine.executors.RayExecutor", never)
     with Catalog.open(str(tmp_path)) as catalog:
         assert Runner(config_of(tmp_path, "ray"), [stage], catalog).run().redone == ()

@@ -23,17 +23,17 @@ from running import (
 )
 from sealed import flip_byte
 
-from manifests import storage
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader, read_status
+from manifests.contract.records import Funnel, StageRecord
 from manifests.errors import ConfigError, DamageError
-from manifests.reader import open_reader, read_status
-from manifests.records import Funnel, StageRecord
+from manifests.stores import storage
 from pipeline.answers.preflight import check_writable
 from pipeline.commands.build import check_span
-from pipeline.runner.checking import ContentChecks
-from pipeline.runner.executing import Asked, Done, InlineExecutor, Job, never
-from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import Execution, PartResult, Stage, StageRun
+from pipeline.engine.checking import ContentChecks
+from pipeline.engine.executing import Asked, Done, InlineExecutor, Job, never
+from pipeline.engine.on_ray import RayExecutor
+from pipeline.engine.work import Execution, PartResult, Stage, StageRun
 from pipeline.store.files import files_of
 
 # ---- the same, whoever runs it
@@ -260,7 +260,7 @@ def test_status_is_not_written_for_each_part(tmp_path: Path, monkeypatch: pytest
         return publish(path, content)
 
     monkeypatch.setattr(storage, "publish_bytes", noted)
-    monkeypatch.setattr("pipeline.runner.progress._EARLY_LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr("pipeline.engine.progress._EARLY_LOOK_SECONDS", 3600.0)
     run(tmp_path, InlineExecutor(), stage_of(square_work(), 40))
     assert sum(path.endswith("status.json") for path in written) < 10
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.runner.on_ray import RayExecutor
-from pipeline.runner.work import Execution, PartResult
+from pipeline.engine.on_ray import RayExecutor
+from pipeline.engine.work import Execution, PartResult
 
 LOADED: list[str] = []
 

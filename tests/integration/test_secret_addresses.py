@@ -16,8 +16,8 @@ from building import loopback, write_small_config
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
 
-from manifests import tables
-from manifests.reader import open_reader
+from manifests.contract import tables
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 
 PASSWORD, TOKEN = "hunter2secret", "s3cr3tt0k3n"

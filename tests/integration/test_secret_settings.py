@@ -15,12 +15,12 @@ import yaml
 from building import release_of
 from misbehaving.answers import encode, pixels
 
-from manifests.catalog import Catalog
-from manifests.reader import open_reader
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
 from pipeline.cli import main
 from pipeline.config import BuildConfig, read_config
 from pipeline.demo.server import serving
-from pipeline.runner.kept_config import dump_config, last_config
+from pipeline.engine.kept_config import dump_config, last_config
 from pipeline.scoring import scorers
 
 PASSWORD, TOKEN, NESTED = "hunter2secret", "s3cr3tt0k3n", "n3st3ds3cr3t"

@@ -15,17 +15,17 @@ import pytest
 from building import photos_config
 from tiny_clip import MODEL, save_weights
 
-from manifests import storage
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError
-from manifests.reader import open_reader
+from manifests.stores import storage
 from pipeline.answers.preflight import check_config
 from pipeline.config import BuildConfig
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Execution
 from pipeline.flow import FLOW
-from pipeline.matching.semantic import assign, close_pairs, train_centroids, unit
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution
-from pipeline.stages.dedup_semantic import EmbedInputs, embed
+from pipeline.judging.matching.semantic import assign, close_pairs, train_centroids, unit
+from pipeline.stages.dedup.semantic import EmbedInputs, embed
 from pipeline.store.files import Named, RowGroup
 from pipeline.store.pool import PoolWriter
 

@@ -19,9 +19,9 @@ import pytest
 import release_writer as writer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
-from manifests import storage
+from manifests.contract.release import Release
 from manifests.errors import ConfigError, IntegrityError, RetryableError
-from manifests.release import Release
+from manifests.stores import storage
 from training.data import shard_cache
 from training.data.loader import SampleDataset, build_order, iterate, open_releases
 from training.data.loader import _loader as make_loader

@@ -31,7 +31,7 @@ import yaml
 from building import ROOT, write_csv
 from PIL import Image, ImageOps
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 from pipeline.cli import main
 from pipeline.config import STAGES
 from pipeline.flow import FLOW

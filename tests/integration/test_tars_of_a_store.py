@@ -20,10 +20,10 @@ from misbehaving.object_store import BUCKET, become_user, serving
 from range_server import RangeServer, serving_ranges
 from waiting import wait_until
 
-from manifests.catalog import Catalog
-from manifests.reader import open_reader
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader
 from pipeline.sources.tars import front_to_back
-from pipeline.stages import ingest_tars
+from pipeline.stages.ingest import tars as ingest_tars
 
 NUM = 24
 HEAD = 16 << 10  # bytes that `check` asks for, at most
@@ -233,7 +233,7 @@ SMALL = """
 import sys
 from pipeline.cli import main
 from pipeline.sources.tars import front_to_back
-from pipeline.stages import ingest_tars
+from pipeline.stages.ingest import tars as ingest_tars
 front_to_back.RANGE_BYTES, ingest_tars.PIECE_BYTES = 16 << 10, 20 << 10
 main(sys.argv[1:])
 """

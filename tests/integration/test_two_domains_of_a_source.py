@@ -11,8 +11,8 @@ import yaml
 from building import run_here, write_small_config
 from foreign_tars import picture, write_tar
 
+from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError
-from manifests.reader import open_reader
 from pipeline.config import read_config
 
 COLUMNS = (

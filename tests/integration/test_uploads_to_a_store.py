@@ -15,8 +15,8 @@ import fsspec
 import pytest
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
-from manifests import storage
 from manifests.errors import RetryableError
+from manifests.stores import storage
 
 MIB = 1 << 20
 

@@ -11,7 +11,7 @@ from building import ROOT, folder_source, write_small_config
 from misbehaving.answers import encode
 from PIL import Image
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.answers.lives import find_lives
 from pipeline.cli import main
 from pipeline.commands.explain import describe_life

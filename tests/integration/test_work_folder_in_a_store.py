@@ -20,11 +20,11 @@ from misbehaving.object_store import BUCKET, Store, hash_stored, serving
 from release_writer import drawn_samples
 from waiting import wait_until
 
-from manifests import storage
-from manifests.catalog import Catalog
-from manifests.catalog_file import JOURNAL_FILE
-from manifests.records import Funnel, StageRecord
-from manifests.remote import folder as remote
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import JOURNAL_FILE
+from manifests.contract.records import Funnel, StageRecord
+from manifests.stores import folder as remote
+from manifests.stores import storage
 from pipeline.cli import main
 
 NUM = 40

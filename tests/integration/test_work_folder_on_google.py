@@ -17,8 +17,8 @@ from environments import environment
 from gcsfs.core import GCSFileSystem
 from release_writer import drawn_samples
 
-from manifests.reader import open_reader
-from manifests.remote import folder as remote
+from manifests.contract.reader import open_reader
+from manifests.stores import folder as remote
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manifests import tables
-from manifests.records import Funnel
-from pipeline.captions.settings import CaptionSettings
-from pipeline.runner.work import Execution
+from manifests.contract import tables
+from manifests.contract.records import Funnel
+from pipeline.engine.work import Execution
+from pipeline.judging.captions.settings import CaptionSettings
 from pipeline.stages.caption import JudgeInputs, MeasureInputs, RepeatsInputs, count_repeats, judge, measure
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files, RowGroup

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests import tables
-from pipeline.runner.work import Execution
+from manifests.contract import tables
+from pipeline.engine.work import Execution
 from pipeline.stages import mix
 from pipeline.stages.mix import MixInputs, Stratum, draw
 from pipeline.store.files import Files

@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from manifests.contract.settings import Settings, keys_of
 from manifests.errors import ConfigError
-from manifests.settings import Settings, keys_of
-from pipeline.captions.settings import PRESETS, RULE_NAMES, RuleSet
 from pipeline.config import BuildConfig, EvaluationSet, MixSettings
-from pipeline.quotas.balance import CapSettings
-from pipeline.runner.kept_config import dump_config, read_dumped
+from pipeline.engine.kept_config import dump_config, read_dumped
+from pipeline.judging.captions.settings import PRESETS, RULE_NAMES, RuleSet
+from pipeline.judging.quotas.balance import CapSettings
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.captions import JoinedCaptions
-from pipeline.stages.pack_record import release_recipe
+from pipeline.stages.pack.record import release_recipe
 
 TEXTS = [
     "plant",

@@ -7,7 +7,7 @@ from hashed_pairs import pairs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.matching.companies import choose_representatives
+from pipeline.judging.matching.companies import choose_representatives
 
 SEEDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
 FLIPS = st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 63), max_size=10)), max_size=60)

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import ConfigError
-from pipeline.quotas.allocation import Pool, allocate, allocate_by_size, apportion
+from pipeline.judging.quotas.allocation import Pool, allocate, allocate_by_size, apportion
 from pipeline.store.sql import facet
 from pipeline.store.tar import ArchiveWriter, member_header
 

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import yaml
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from manifests.reader import open_reader, rows_of
-from manifests.release import Release
+from manifests.contract.reader import open_reader, rows_of
+from manifests.contract.release import Release
 from walk.oracle import DifferenceError
 from walk.running import Ran, run
 from walk.web import KIN, NUM_MOTIFS, OTHER_FORMS, motif, picture

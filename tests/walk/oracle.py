@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from building import hash_tree, release_of
 from sealed import lend
 
-from manifests.reader import open_reader, rows_of
+from manifests.contract.reader import open_reader, rows_of
 from walk.running import Ran, run
 from walk.world import World
 

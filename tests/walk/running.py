@@ -20,7 +20,7 @@ from unittest import mock
 
 from building import run_here
 
-from manifests import records
+from manifests.contract import records
 from pipeline.cli import main
 
 TESTS = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from unittest import mock
 from building import hash_tree, release_of
 from damaging import flip_bit, kinds_of
 
-from manifests.storage import is_private
+from manifests.stores.storage import is_private
 from walk import laws, oracle
 from walk.arguments import arguments_of
 from walk.changes import CHANGES

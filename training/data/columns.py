@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manifests.contract.release import Release
+from manifests.contract.tables import TAXON_RANKS, kind_of, names_taxon
 from manifests.errors import ConfigError
-from manifests.release import Release
-from manifests.tables import TAXON_RANKS, kind_of, names_taxon
 from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from manifests import storage
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
-from manifests.remote.patience import read_if_there
-from manifests.untrusted import json_object
+from manifests.services.patience import read_if_there
+from manifests.services.untrusted import json_object
+from manifests.stores import storage
 from training.data.shard_cache import ShardCache
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
-from manifests.masking import PIPE, hide_in
-from manifests.storage import WrittenFile
+from manifests.services.masking import PIPE, hide_in
+from manifests.stores import storage
+from manifests.stores.storage import WrittenFile
 
 _CHUNK_BYTES = 4 << 20
 _UNREAD = (-13, 141)  # status of a command whose output nobody reads any more, in a shell or without

@@ -16,9 +16,9 @@ from PIL import Image
 from pydantic import model_validator
 from torch import Tensor
 
+from manifests.contract.settings import Removed, Settings
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
 from manifests.services import open_clip_api as open_clip
-from manifests.settings import Removed, Settings
 
 _CROPS_ALONE = "CLIP is trained with crops alone"
 

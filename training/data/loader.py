@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from manifests.contract.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
+from manifests.contract.tables import kind_of
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
-from manifests.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
-from manifests.storage import WrittenFile, join
-from manifests.tables import kind_of
+from manifests.stores.storage import WrittenFile, join
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed

@@ -15,8 +15,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.draws import largest_remainders, splitmix64
 from manifests.errors import ConfigError
+from manifests.services.draws import largest_remainders, splitmix64
 
 Rows = NDArray[np.int64]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from manifests import storage
+from manifests.stores import storage
 
 SUMS_FILE = "SHA256SUMS"
 

@@ -23,10 +23,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
-from manifests.remote import patience
-from manifests.storage import WrittenFile
+from manifests.services import patience
+from manifests.stores import storage
+from manifests.stores.storage import WrittenFile
 from training.data.foreign import ForeignShard, copy
 
 DEFAULT_GB = 50.0

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from manifests import storage
+from manifests.contract.settings import NAME_PATTERN, Settings, from_config
 from manifests.errors import ConfigError
-from manifests.masking import MASK, PIPE
-from manifests.settings import NAME_PATTERN, Settings, from_config
+from manifests.services.masking import MASK, PIPE
+from manifests.stores import storage
 from training.data.foreign import naming_fault, shown
 
 JSON = "json:"  # a text is a key of the member json

@@ -30,11 +30,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests import storage
 from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
-from manifests.printable import ProgressLine
-from manifests.remote import patience
-from manifests.untrusted import BrokenTarError, Member, tar_members
+from manifests.services import patience
+from manifests.services.printable import ProgressLine
+from manifests.services.untrusted import BrokenTarError, Member, tar_members
+from manifests.stores import storage
 from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of, store_of
 from training.data.sealed import SUMS_FILE, SealedFiles
 from training.data.shard_cache import ShardCache, local_folder, locked

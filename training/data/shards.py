@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
-from manifests.masking import hide_secrets
-from manifests.release import SPLIT_FOLDERS, Release
-from manifests.storage import WrittenFile, filesystem, is_remote
-from manifests.untrusted import BrokenTarError, tar_members
+from manifests.services.masking import hide_secrets
+from manifests.services.untrusted import BrokenTarError, tar_members
+from manifests.stores.storage import WrittenFile, filesystem, is_remote
 from training.data.foreign import ForeignShard, is_elsewhere, shown
 from training.data.sampling import Stratum
 from training.data.shard_cache import SHARE_AHEAD, ShardCache

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests import storage
+from manifests.contract.settings import differences
 from manifests.errors import ConfigError, IntegrityError
-from manifests.settings import differences
-from manifests.untrusted import read_object
+from manifests.services.untrusted import read_object
+from manifests.stores import storage
 from training.data.sealed import SealedFiles
 from training.data.shards import SamplePool
 

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifests import storage
-from manifests.drawing.panels import Panel, draw_png
-from manifests.drawing.theme import INK, SERIES, WARN
+from manifests.contract.settings import differences
 from manifests.errors import ConfigError
+from manifests.services.drawing.panels import Panel, draw_png
+from manifests.services.drawing.theme import INK, SERIES, WARN
 from manifests.services.packages import require
-from manifests.settings import differences
-from manifests.untrusted import json_object
+from manifests.services.untrusted import json_object
+from manifests.stores import storage
 from training.config import TrainSettings
 from training.data import loader
 from training.data.shards import open_pool

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from manifests.contract.tables import TAXON_RANKS
 from manifests.names.species import species_of
-from manifests.tables import TAXON_RANKS
 from training.config import ClassText
 
 # iNaturalist 2021 names its class folders NUMBER_KINGDOM_PHYLUM_CLASS_ORDER_FAMILY_GENUS_SPECIES.

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
+from manifests.contract.release import Release, newest_of_several, refuse_within
 from manifests.errors import ConfigError
-from manifests.release import Release, newest_of_several, refuse_within
 from manifests.services.packages import require
-from manifests.storage import join, write_file
+from manifests.stores.storage import join, write_file
 from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
 from training.data import loader
 from training.data.columns import SampleColumns, ShardColumns, txt_kinds, txt_labels

@@ -12,10 +12,10 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from manifests import storage
-from manifests.release import Release
+from manifests.contract.release import Release
 from manifests.services import open_clip_api as open_clip
 from manifests.services.model_hub import HUB
+from manifests.stores import storage
 from training.config import TrainSettings
 from training.data import loader
 from training.data.shards import open_pool

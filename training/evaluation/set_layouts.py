@@ -23,10 +23,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError, RunError
-from manifests.outcomes import Outcome
 from manifests.pictures.bounds import MOST_FILE_BYTES
-from manifests.untrusted import BrokenTarError, tar_members, why_not_inside
+from manifests.services.untrusted import BrokenTarError, tar_members, why_not_inside
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder

@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from manifests import storage
+from manifests.contract.records import fingerprints_of_run
+from manifests.contract.release import Release
+from manifests.contract.settings import differences, parse_settings, read_settings
+from manifests.contract.takedowns import say_taken_down
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
-from manifests.records import fingerprints_of_run
-from manifests.release import Release
 from manifests.services.model_hub import HUB, fetch_model
-from manifests.settings import differences, parse_settings, read_settings
-from manifests.storage import is_remote
-from manifests.takedowns import say_taken_down
+from manifests.stores import storage
+from manifests.stores.storage import is_remote
 from training.config import SETTINGS_FILE, EvalSettings, TrainSettings, read_train_settings
 from training.data import loader
 from training.model import weights

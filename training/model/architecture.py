@@ -22,7 +22,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.services import model_hub
 from manifests.services import open_clip_api as open_clip
-from manifests.untrusted import read_object
+from manifests.services.untrusted import read_object
 
 
 def architecture_name(architecture: str) -> str:

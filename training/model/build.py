@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
 from manifests.services.model_hub import HUB, fetch_model
-from manifests.settings import parse_settings
 from training.model import weights
 from training.model.architecture import architecture_config, create_clip
 from training.model.branch import SecondOrderBranch

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifests import storage
+from manifests.contract.release import refuse_within
 from manifests.errors import ConfigError
-from manifests.release import refuse_within
-from manifests.remote.patience import read_if_there
 from manifests.services import open_clip_api as open_clip
-from manifests.untrusted import json_object
+from manifests.services.patience import read_if_there
+from manifests.services.untrusted import json_object
+from manifests.stores import storage
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP

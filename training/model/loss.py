@@ -20,9 +20,9 @@ import torch.distributed as dist
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from manifests.contract.settings import Settings
 from manifests.errors import ConfigError
 from manifests.services.packages import load_named
-from manifests.settings import Settings
 from training.model.dalip import DalipModel
 from training.model.precision import full_precision
 

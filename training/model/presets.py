@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import NameOrPath, Removed, Settings
+from manifests.contract.settings import NameOrPath, Removed, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 
 Preset = Literal["clip", "released", "dalip"]

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifests.contract.settings import differences
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
-from manifests.settings import differences
-from manifests.storage import hash_file
-from manifests.untrusted import read_object
+from manifests.services.untrusted import read_object
+from manifests.stores.storage import hash_file
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from manifests.contract.settings import ConfigPath, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, Settings, parse_settings, read_settings
-from manifests.storage import is_remote
+from manifests.stores.storage import is_remote
 from training.config import TrainSettings
 from training.data.settings import DataSettings
 from training.data.shards import SamplePool, cut_pools

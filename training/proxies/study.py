@@ -31,7 +31,7 @@ import numpy as np
 
 from manifests.errors import ConfigError, PlantMixError, RunError, words_of
 from manifests.services.child import end_with_parent
-from manifests.storage import is_remote, join, make_folder, publish_bytes, publish_json
+from manifests.stores.storage import is_remote, join, make_folder, publish_bytes, publish_json
 from training.config import TrainSettings, identity_values
 from training.data import loader
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
@@ -257,7 +257,7 @@ class _ResultTable:
     def _commit(self) -> None:
         if self.settings.catalogue is None or not self.not_in_catalogue:
             return
-        from manifests.catalog import Catalog
+        from manifests.contract.catalog import Catalog
 
         study = Path(self.settings.output_dir).name
         with Catalog.open(self.settings.catalogue) as catalog:
@@ -341,8 +341,8 @@ def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int)
 
 def _check_catalogue(settings: ProxySettings) -> None:
     """Raises: ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
-    from manifests.catalog_file import CATALOG_FILE
-    from manifests.remote.session import take_up
+    from manifests.contract.catalog_file import CATALOG_FILE
+    from manifests.stores.session import take_up
 
     if settings.catalogue is not None and is_remote(settings.catalogue):
         take_up(settings.catalogue)

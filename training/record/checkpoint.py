@@ -23,10 +23,10 @@ from typing import Any, TextIO
 
 import torch
 
-from manifests import storage
+from manifests.contract.release import refuse_within
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
-from manifests.release import refuse_within
-from manifests.untrusted import read_object
+from manifests.services.untrusted import read_object
+from manifests.stores import storage
 from training.config import TrainSettings
 from training.model.presets import ModelSettings
 from training.model.weights import check_same_forward, load_fault

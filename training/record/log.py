@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from manifests.errors import IntegrityError
-from manifests.printable import ProgressLine
-from manifests.storage import publish_bytes
-from manifests.untrusted import json_object
+from manifests.services.printable import ProgressLine
+from manifests.services.untrusted import json_object
+from manifests.stores.storage import publish_bytes
 from training.record.tracking import Tracker, scalars_of
 
 LOG_FILE = "log.jsonl"

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
-from manifests.remote import patience
+from manifests.services import patience
+from manifests.stores import storage
 from training.config import SETTINGS_FILE
 from training.data.shard_cache import local_folder, locked
 from training.record import checkpoint, run_files

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from manifests import storage
+from manifests.contract.release import refuse_within
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import refuse_within
-from manifests.remote.patience import read_if_there
-from manifests.untrusted import json_object
+from manifests.services.patience import read_if_there
+from manifests.services.untrusted import json_object
+from manifests.stores import storage
 from training.config import SETTINGS_FILE
 from training.record.log import LOG_FILE
 from training.record.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER

@@ -20,10 +20,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from manifests import storage
+from manifests.contract.settings import differences
 from manifests.errors import ConfigError, IntegrityError
-from manifests.masking import hide_in
-from manifests.settings import differences
+from manifests.services.masking import hide_in
+from manifests.stores import storage
 from training.config import SETTINGS_FILE, TrainSettings, identity_values
 from training.record import checkpoint, run_files
 from training.record.checkpoint import read_json

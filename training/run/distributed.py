@@ -18,8 +18,8 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from manifests.contract.settings import differences
 from manifests.errors import ConfigError, PlantMixError
-from manifests.settings import differences
 from training.model.device import pick_device
 
 T = TypeVar("T")

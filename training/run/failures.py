@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from manifests.errors import PlantMixError, RetryableError, RunError
-from manifests.storage import publish_json
+from manifests.stores.storage import publish_json
 from training.data import loader
 from training.record.log import RunLog
 from training.run.distributed import gather_from_ranks

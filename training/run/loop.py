@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import ConfigError, RunError
-from manifests.storage import hash_file
+from manifests.stores.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
 from training.data.columns import txt_kinds, txt_labels

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from manifests import storage
+from manifests.contract.settings import ConfigPath, NameOrPath, Settings
 from manifests.errors import ConfigError, RunError
 from manifests.services import open_clip_api as open_clip
-from manifests.settings import ConfigPath, NameOrPath, Settings
+from manifests.stores import storage
 from training.data.images import CorruptSample, EvalView, normalise
 from training.data.loader import check_shards, open_releases
 from training.data.shard_cache import ShardCache

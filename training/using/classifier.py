@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifests.tables import TAXON_RANKS
+from manifests.contract.tables import TAXON_RANKS
 from training.using.labels import Labels
 
 NUM_BINS = 15

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from manifests.errors import ConfigError
-from manifests.printable import shown
+from manifests.services.printable import shown
 
 AddCommand = Callable[[str, str, str, Any], argparse.ArgumentParser]
 
@@ -109,7 +109,7 @@ def _add_predict(add: AddCommand) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from manifests.release import Release
+    from manifests.contract.release import Release
     from training.evaluation.encoder import Encoder
     from training.using.labels import labels_of_release, read_labels
     from training.using.pictures import list_pictures

@@ -17,8 +17,8 @@ import pyarrow as pa
 from torch import Tensor
 
 from manifests.errors import ConfigError
-from manifests.masking import hide_secrets
-from manifests.storage import is_remote
+from manifests.services.masking import hide_secrets
+from manifests.stores.storage import is_remote
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
 from training.using.pictures import Encoded, Listing, encode_pieces

@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from manifests import storage
 from manifests.errors import ConfigError, IntegrityError, words_of
 from manifests.services.packages import require
+from manifests.stores import storage
 from training.using.embed import METADATA_KEY
 
 FORMAT = "dalip-index/1"

@@ -18,10 +18,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.contract.release import SAMPLES_FILE, Release
+from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
-from manifests.release import SAMPLES_FILE, Release
-from manifests.tables import TAXON_RANKS
+from manifests.stores import storage
 from training.config import ClassText, has_one_slot
 from training.data.columns import TAXON_COLUMNS
 from training.evaluation.class_names import Taxon, class_text, taxon_of

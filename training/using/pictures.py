@@ -25,11 +25,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from manifests import records, storage
+from manifests.contract import records
+from manifests.contract.release import Release, is_release
 from manifests.errors import ConfigError, words_of
-from manifests.masking import PIPE
-from manifests.release import Release, is_release
-from manifests.untrusted import BrokenTarError, tar_members
+from manifests.services.masking import PIPE
+from manifests.services.untrusted import BrokenTarError, tar_members
+from manifests.stores import storage
 from training.data import loader
 from training.data.foreign import shown, stamp_of
 from training.data.images import CorruptSample, View
@@ -325,7 +326,7 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
 
 
 def _stamp(path: str) -> str | None:
-    """The stamp of a file (manifests/records.py); None where no change would show."""
+    """The stamp of a file (manifests/contract/records.py); None where no change would show."""
     if storage.is_remote(path):
         return stamp_of(path)[1]
     try:

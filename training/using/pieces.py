@@ -29,11 +29,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from manifests import storage
+from manifests.contract.settings import differences
 from manifests.errors import ConfigError, IntegrityError
-from manifests.printable import ProgressLine, pace
-from manifests.settings import differences
-from manifests.untrusted import read_object
+from manifests.services.printable import ProgressLine, pace
+from manifests.services.untrusted import read_object
+from manifests.stores import storage
 from training.data.sealed import SealedFiles
 from training.record.checkpoint import lock_folder
 from training.using.pictures import Encoded, Listing

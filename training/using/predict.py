@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from manifests.release import Release
+from manifests.contract.release import Release
 from training.config import ClassText
 from training.data.columns import SampleColumns
 from training.data.shards import open_pool

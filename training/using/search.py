@@ -15,10 +15,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.contract.release import Release
+from manifests.contract.takedowns import samples_taken_down
 from manifests.errors import ConfigError, PlantMixError, RunError
 from manifests.names.vectors import samples_of
-from manifests.release import Release
-from manifests.takedowns import samples_taken_down
 from training.evaluation.encoder import Encoder
 from training.evaluation.trained_model import notes_on_takedowns
 from training.using.index import Hit, SearchIndex

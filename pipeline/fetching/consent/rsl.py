@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from manifests.untrusted import is_read_xml
+from manifests.services.untrusted import is_read_xml
 from pipeline.fetching.consent.patterns import fits, plain_path, unescaped
 from pipeline.fetching.urls import Target
 

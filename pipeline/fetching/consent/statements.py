@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.patterns import fits, plain_path, unescaped
-from pipeline.pictures.consent import MARKS
+from pipeline.fetching.pictures.consent import MARKS
 
 if TYPE_CHECKING:  # an extra brings it, and a config is read without
     from protego import Protego

@@ -32,7 +32,7 @@ def read_table(path: str | Path, where: str | None = None) -> tuple[list[str], C
     """
     import duckdb
 
-    from manifests.remote.session import at_hand
+    from manifests.stores.session import at_hand
 
     file = Path(at_hand(str(path)))
     if not file.exists():
@@ -117,7 +117,7 @@ def _load_recorded(database: Any, workdir: Path) -> str:
     """Make the table `runs` from the catalogue of a work folder; returns the sha256 of its rows."""
     import pyarrow as pa
 
-    from manifests.reader import read_proxy_runs
+    from manifests.contract.reader import read_proxy_runs
 
     rows = read_proxy_runs(str(workdir))
     database.register("recorded", pa.Table.from_pylist(rows))

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field, model_validator
 
+from manifests.contract.reader import rows_of
+from manifests.contract.settings import ConfigPath, Settings
+from manifests.contract.tables import JOINED_TEXTS, REJECTS
 from manifests.errors import ConfigError
-from manifests.reader import rows_of
-from manifests.settings import ConfigPath, Settings
-from manifests.tables import JOINED_TEXTS, REJECTS
 from pipeline.sources.rows import first_texts, hold_objects, without_secrets
 from pipeline.sources.table import TableReader, first_values
 from pipeline.sources.tables.columns import ColumnGuess, guess_caption

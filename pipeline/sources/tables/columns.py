@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
-from pipeline.captions.patterns import BARE_NAME
+from pipeline.judging.captions.patterns import BARE_NAME
+from pipeline.judging.vocabulary.licences import UNKNOWN, normalise_licence
 from pipeline.sources.files import IMAGE_SUFFIXES
 from pipeline.sources.kinds import Place
-from pipeline.vocabulary.licences import UNKNOWN, normalise_licence
 
 Trust = Literal["sure", "likely", "guess"]
 Values = Mapping[str, Sequence[str]]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests import storage
-from manifests.untrusted import bounded, check_packing
+from manifests.services.untrusted import bounded, check_packing
+from manifests.stores import storage
 from pipeline.sources.files import UNREADABLE, zip_fault
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import BATCH_ROWS, as_text

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field
 
-from manifests.tables import TAXON_RANKS
+from manifests.contract.tables import TAXON_RANKS
+from pipeline.judging.vocabulary.licences import LicenceSettings, normalise_licence
 from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch, make_batch, malformed_rows
 from pipeline.sources.table import TableReader
-from pipeline.vocabulary.licences import LicenceSettings, normalise_licence
 
 _STAGED_GROUP_ROWS = 50_000
 MAX_LEVELS = 200  # the deepest branch of the tree of life as databases draw it has some 60

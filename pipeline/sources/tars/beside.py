@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from manifests import storage
+from manifests.stores import storage
 from pipeline.sources.files import UNREADABLE, Shards, exists, is_file_of
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
 from pipeline.sources.rows import BATCH_ROWS

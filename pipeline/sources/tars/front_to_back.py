@@ -11,11 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from manifests import storage
+from manifests.contract.records import look_in_store
 from manifests.errors import ConfigError, PartError, RetryableError, words_of
-from manifests.masking import hide_secrets
-from manifests.records import look_in_store
-from manifests.remote import patience
+from manifests.services import patience
+from manifests.services.masking import hide_secrets
+from manifests.stores import storage
 from pipeline.sources.limits import MAX_TEXT_BYTES
 
 RANGE_BYTES = 8 << 20

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.untrusted import BrokenTarError, Member, tar_members
+from manifests.services.untrusted import BrokenTarError, Member, tar_members
 from pipeline.sources.files import make_locator, split_locator
 from pipeline.sources.limits import MAX_TEXT_BYTES
 

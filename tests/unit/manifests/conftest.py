@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ import fsspec
 import pytest
 from catalogued import count, part
 
-from manifests import records
-from manifests.catalog import Catalog
-from manifests.catalog_file import CATALOG_FILE, JOURNAL_FILE, transaction
+from manifests.contract import records
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import CATALOG_FILE, JOURNAL_FILE, transaction
+from manifests.contract.reader import open_reader, read_status
+from manifests.contract.records import Funnel, PartFile, StageRecord
 from manifests.errors import ConfigError, IntegrityError
-from manifests.reader import open_reader, read_status
-from manifests.records import Funnel, PartFile, StageRecord
-from manifests.storage import changed_ns
+from manifests.stores.storage import changed_ns
 
 SCHEMA = Path(sys.modules[Catalog.__module__].__file__ or "").parent / "schema.sql"
 
@@ -184,7 +184,7 @@ def test_input_hash_on_an_object_store_is_kept_too(catalog: Catalog, monkeypatch
     write(b"url\n")
     first = catalog.input_sha256(address)
     with monkeypatch.context() as patch:
-        patch.setattr("manifests.storage.hash_file", lambda _: pytest.fail("it was read again"))
+        patch.setattr("manifests.stores.storage.hash_file", lambda _: pytest.fail("it was read again"))
         assert catalog.input_sha256(address) == first
     write(b"URL\n")
     assert catalog.input_sha256(address) != first
@@ -305,7 +305,7 @@ def test_opening_again_keeps_what_is_there(tmp_path: Path) -> None:
 
 def open_elsewhere(workdir: str) -> subprocess.CompletedProcess[str]:
     script = (
-        "import sys\nfrom manifests.catalog import Catalog\nfrom manifests.errors import PlantMixError\n"
+        "import sys\nfrom manifests.contract.catalog import Catalog\nfrom manifests.errors import PlantMixError\n"
         "try:\n    Catalog.open(sys.argv[1])\nexcept PlantMixError as error:\n"
         "    print(type(error).__name__, error)\n"
     )
@@ -321,7 +321,7 @@ def test_a_second_process_is_told_that_a_build_runs(catalog: Catalog) -> None:
 
 def test_a_reader_in_another_process_is_told_too(catalog: Catalog) -> None:
     script = (
-        "import sys\nfrom manifests.reader import open_reader\nfrom manifests.errors import RunError\n"
+        "import sys\nfrom manifests.contract.reader import open_reader\nfrom manifests.errors import RunError\n"
         "try:\n    open_reader(sys.argv[1])\nexcept RunError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, catalog.workdir], capture_output=True, text=True, timeout=500)
@@ -330,7 +330,7 @@ def test_a_reader_in_another_process_is_told_too(catalog: Catalog) -> None:
 
 def test_what_a_killed_driver_committed_is_there(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom manifests.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
+        "import sys, time\nfrom manifests.contract.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
         "catalog.open_stage('ingest', 'v1', {})\n"
         "catalog._connection.execute('BEGIN')\n"
         "catalog._connection.execute(\"INSERT INTO current_stages VALUES ('fetch', 'torn')\")\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from catalogued import count, part
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel, StageRecord
 from manifests.errors import DamageError, IntegrityError
-from manifests.records import Funnel, StageRecord
 
 
 def test_lost_parts_are_uncommitted_and_their_stages_unsealed(catalog: Catalog) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from manifests.catalog import Catalog
-from manifests.reader import read_status
-from manifests.records import Funnel, PartFile, PartRecord
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import read_status
+from manifests.contract.records import Funnel, PartFile, PartRecord
 
 
 def part(key: str, path: str) -> PartRecord:

@@ -14,9 +14,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from manifests import storage
-from manifests.catalog import Catalog
-from manifests.catalog_file import (
+from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_file import (
     CATALOG_FILE,
     JOURNAL_FILE,
     SNAPSHOT_FILE,
@@ -24,9 +23,10 @@ from manifests.catalog_file import (
     rebuild,
     transaction,
 )
+from manifests.contract.reader import open_reader
+from manifests.contract.records import Funnel, PartFile, PartRecord, StageRecord
 from manifests.errors import IntegrityError, RunError
-from manifests.reader import open_reader
-from manifests.records import Funnel, PartFile, PartRecord, StageRecord
+from manifests.stores import storage
 
 
 def part(key: str) -> PartRecord:
@@ -77,7 +77,7 @@ def test_a_rebuilt_catalogue_holds_the_same_rows(tmp_path: Path) -> None:
 def test_parts_of_a_killed_build_come_out_of_the_journal(tmp_path: Path) -> None:
     script = (
         "import sys, os, signal\nsys.path.insert(0, sys.argv[2])\nfrom test_catalog_snapshot import part\n"
-        "from manifests.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
+        "from manifests.contract.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
         "catalog.open_stage('ingest', 'v1', {})\n"
         "for number in range(3):\n    catalog.commit_parts('v1', {number: part(f'p{number}')})\n"
         "catalog.commit_parts('v1', {number: part(f'p{number}') for number in (3, 4)})\n"
@@ -217,7 +217,7 @@ def test_a_catalogue_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_catalogue_in_use_is_not_rebuilt(tmp_path: Path) -> None:
-    script = "import sys\nfrom manifests.catalog_file import rebuild\nrebuild(sys.argv[1])"
+    script = "import sys\nfrom manifests.contract.catalog_file import rebuild\nrebuild(sys.argv[1])"
     with Catalog.open(str(tmp_path)):
         command = [sys.executable, "-c", script, str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)

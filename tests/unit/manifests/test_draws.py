@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from manifests.draws import largest_remainders, splitmix64
+from manifests.services.draws import largest_remainders, splitmix64
 
 
 def test_the_largest_remainders_get_the_rest_and_the_first_of_equal_ones_wins() -> None:

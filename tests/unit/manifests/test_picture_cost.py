@@ -9,7 +9,7 @@ import pytest
 from measuring import PLAIN, encode, picture, png_that_claims, rejected, stored
 from PIL import Image
 
-from manifests.outcomes import Outcome
+from manifests.contract.outcomes import Outcome
 from manifests.pictures.opening import Unreadable, open_picture
 from training.data.images import AugmentSettings, CorruptSample, TrainView
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from manifests.printable import PrintableStream, printable
+from manifests.services.printable import PrintableStream, printable
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests import tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import SAMPLE_VIEWS, open_reader, read_status
+from manifests.contract.records import Funnel, PartFile, PartRecord, StageRecord
 from manifests.errors import ConfigError, IntegrityError
-from manifests.reader import SAMPLE_VIEWS, open_reader, read_status
-from manifests.records import Funnel, PartFile, PartRecord, StageRecord
 from pipeline.config import STAGES
 
 JOINED_VIEWS = ("funnel", "samples", "conflicts", "hosts", "views")

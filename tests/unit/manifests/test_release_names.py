@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from manifests.contract.release import LATEST_FILE, RECORD_FILE, Release, path_of_shard, plain_name
 from manifests.errors import IntegrityError
-from manifests.release import LATEST_FILE, RECORD_FILE, Release, path_of_shard, plain_name
 from pipeline.cli import main
 from tests.release_writer import drawn_samples, write_release
 

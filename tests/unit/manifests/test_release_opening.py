@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from manifests.contract.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import FORMAT, LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release
 from pipeline.releases.opening import read_json
 
 

@@ -14,13 +14,12 @@ import fsspec
 import pytest
 from waiting import wait_until
 
-from manifests import storage
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_reader, read_status
+from manifests.contract.records import Funnel, PartFile, PartRecord, StageRecord
 from manifests.errors import ConfigError, RunError
-from manifests.reader import open_reader, read_status
-from manifests.records import Funnel, PartFile, PartRecord, StageRecord
-from manifests.remote import folder as remote
-from manifests.remote import lease, session
+from manifests.stores import folder as remote
+from manifests.stores import lease, session, storage
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
+from manifests.contract.settings import ConfigPath, NameOrPath, Removed, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
-from manifests.settings import ConfigPath, NameOrPath, Removed, Settings, parse_settings, read_settings
 
 
 class Leaf(Settings):

@@ -10,8 +10,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from manifests import storage
 from manifests.errors import ConfigError, IntegrityError
+from manifests.stores import storage
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -11,10 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from release_writer import drawn_samples, write_work_folder
 
-from manifests.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.release import Release
+from manifests.contract.takedowns import (
+    Entry,
+    Picture,
+    add_entries,
+    find_copies,
+    read_list,
+    read_pictures,
+    say_taken_down,
+)
 from manifests.errors import ConfigError
-from manifests.release import Release
-from manifests.takedowns import Entry, Picture, add_entries, find_copies, read_list, read_pictures, say_taken_down
 
 LINE_BREAKS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\r\n"]
 

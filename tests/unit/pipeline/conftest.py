@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from manifests.tables import CANDIDATES, sample_id
+from manifests.contract.tables import CANDIDATES, sample_id
 
 
 @pytest.fixture

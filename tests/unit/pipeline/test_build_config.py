@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from pipeline.config import BuildConfig
 
 
@@ -98,7 +98,7 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message:
 
 
 def test_execution_never_enters_a_recipe() -> None:
-    from pipeline.stages.pack_record import release_recipe
+    from pipeline.stages.pack.record import release_recipe
 
     slow, fast = config(), config(work_dir="elsewhere", run={"executor": "inline", "num_workers": 7})
     assert release_recipe(slow) == release_recipe(fast)

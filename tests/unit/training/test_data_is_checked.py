@@ -13,8 +13,8 @@ import yaml
 from evaluation_sets import write_folders
 from training_runs import write_values
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError
-from manifests.release import Release
 from training.cli import main
 from training.data.decoded import decode_shard, open_decoded, prepare_decoded
 from training.data.loader import open_releases

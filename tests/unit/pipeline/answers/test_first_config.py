@@ -17,8 +17,8 @@ from darwin_core import gbif_files, write_zip
 from foreign_tars import img2dataset_samples, write_tar
 from tars import tar_of
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from pipeline.answers.first_config import parse_domains, write_first_config
 from pipeline.answers.preflight import examine
 from pipeline.cli import main

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError
-from manifests.reader import open_reader
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.image_index import ImageIndex
 

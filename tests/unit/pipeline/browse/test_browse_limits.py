@@ -19,7 +19,7 @@ from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, open_snapshot
 
 HOLD = """
 import sys
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
 with Catalog.open(sys.argv[1]):
     print("held", flush=True)
     input()

@@ -11,7 +11,7 @@ import pytest
 from browsing import OWNER
 from starlette.testclient import TestClient
 
-from manifests.reader import open_reader
+from manifests.contract.reader import open_reader
 from pipeline.answers.lives import find_lives
 from pipeline.browse import codes as codes_module
 from pipeline.browse import image_index as image_index_module

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.records import Funnel, StageRecord
 from manifests.errors import ConfigError
-from manifests.records import Funnel, StageRecord
 from pipeline.cli import main
 from pipeline.commands.query import layout_rows, print_query
 from pipeline.commands.status import describe_status

@@ -13,9 +13,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import open_sandbox
 from manifests.errors import ConfigError
-from manifests.reader import open_sandbox
 from pipeline.cli import main
 from pipeline.commands.query import print_query
 

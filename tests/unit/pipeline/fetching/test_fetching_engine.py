@@ -12,9 +12,9 @@ import pytest
 from fetched import fetch_rows
 
 from manifests import __version__
+from manifests.contract.outcomes import Outcome
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError, RunError
-from manifests.outcomes import Outcome
-from manifests.settings import parse_settings
 from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.statements import ALLOW_ALL, RobotsRules

@@ -7,8 +7,8 @@ import sys
 import pytest
 from fetched import fetch_rows
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError, RunError
-from manifests.settings import parse_settings
 from pipeline.fetching import img2dataset_engine
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.img2dataset_engine import explain_message

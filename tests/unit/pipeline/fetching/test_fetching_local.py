@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.fetching.local import read_local
-from pipeline.pictures.image import StoredImage, measure_image
-from pipeline.pictures.settings import ImageSettings
+from pipeline.fetching.pictures.image import StoredImage, measure_image
+from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, address_of, make_locator, split_locator
 
 SETTINGS = ImageSettings(size_px=32, min_side_px=16)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.drawing.panels import draw_png, draw_svg
+from manifests.services.drawing.panels import draw_png, draw_svg
 from pipeline.planning.plots import cautions_of, panels_of, shares_grid
 
 

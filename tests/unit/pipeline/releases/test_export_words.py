@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from building import run_here
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError
-from manifests.release import Release
 from pipeline.releases.export import braces, describe, epoch_samples, groups_of
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
-from pipeline.stages.ingest import map_rows
+from pipeline.stages.ingest.stage import map_rows
 from pipeline.store.sql import open_scratch
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.sources import archive
+from pipeline.sources.biology import archive
 
 MILLION = b"https://a.b/c.jpg,%b\n" % (b"rose " * 2_000) * 100
 META = """<archive xmlns="http://rs.tdwg.org/dwc/text/"><core rowType="Occurrence" encoding="{encoding}"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from darwin_core import DC, DWC, GBIF, describe, gbif_files, meta_xml, tab_table, write_folder, write_zip
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
-from pipeline.sources.archive import parse_meta
+from pipeline.sources.biology.archive import parse_meta
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables import delimited

@@ -12,10 +12,10 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
-from pipeline.sources.dwca import DwcaReader, DwcaSettings
-from pipeline.sources.inaturalist import InaturalistReader, InaturalistSettings
+from pipeline.sources.biology.dwca import DwcaReader, DwcaSettings
+from pipeline.sources.biology.inaturalist import InaturalistReader, InaturalistSettings
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.joining import make_lineages

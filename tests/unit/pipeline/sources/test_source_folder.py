@@ -10,12 +10,12 @@ from typing import Any
 import fsspec
 import pytest
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from pipeline.sources.files import BytesUnreadable, LocalReader, walk_files
 from pipeline.sources.reading import check_source, digest_inputs, read_rows, root_of
 from pipeline.sources.settings import SourceSettings
-from pipeline.stages.ingest import map_rows
+from pipeline.stages.ingest.stage import map_rows
 
 
 def source(**folder: Any) -> SourceSettings:

@@ -13,10 +13,10 @@ from darwin_core import gbif_files, write_zip
 from gbif_server import ACCOUNT, DATASETS, PASSWORD, USER, GbifServer
 from pydantic import ValidationError
 
-from manifests import storage
 from manifests.errors import ConfigError, RunError
-from pipeline.sources.gbif import obtaining
-from pipeline.sources.gbif.asking import read_download
+from manifests.stores import storage
+from pipeline.sources.biology.gbif import obtaining
+from pipeline.sources.biology.gbif.asking import read_download
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
 
@@ -50,7 +50,7 @@ def obtain(given: SourceSettings, environment: dict[str, str], sleep: Callable[[
         return False
     with pytest.MonkeyPatch.context() as patch:
         for module in ("api", "obtaining"):
-            patch.setattr(f"pipeline.sources.gbif.{module}.sleep", sleep)
+            patch.setattr(f"pipeline.sources.biology.gbif.{module}.sleep", sleep)
         obtaining.obtain([reader], "PlantMix/test", environment)
     return True
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from darwin_core import gbif_files, write_folder
 
+from manifests.contract.tables import CANDIDATES
 from manifests.errors import RunError
-from manifests.tables import CANDIDATES
 from pipeline.sources.reading import read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.captions import JoinedCaptions, describe_join, join_captions

@@ -21,7 +21,7 @@ import pytest
 from tars import tar_of
 
 from manifests.errors import ConfigError
-from manifests.untrusted import BrokenTarError, tar_members
+from manifests.services.untrusted import BrokenTarError, tar_members
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from tars import tar_of
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from pipeline.sources.files import LocalReader, find_files
 from pipeline.sources.reading import check_source, digest_inputs, read_rows, root_of
 from pipeline.sources.settings import SourceSettings

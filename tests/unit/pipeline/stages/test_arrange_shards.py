@@ -10,9 +10,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.tables import TAXON_RANKS
-from pipeline.stages import pack_record as record
-from pipeline.stages.pack_arrange import ARRANGED, ShardGroup, cut_shards, estimate_bytes, shard_groups
+from manifests.contract.tables import TAXON_RANKS
+from pipeline.stages.pack import record
+from pipeline.stages.pack.arrange import ARRANGED, ShardGroup, cut_shards, estimate_bytes, shard_groups
 from pipeline.store.tar import BLOCK_BYTES
 
 

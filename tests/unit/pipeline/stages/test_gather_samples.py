@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from row_groups import DUCKDB_ROW_GROUP, groups
 
-from manifests import tables
+from manifests.contract import tables
 from manifests.errors import IntegrityError
-from pipeline.captions.settings import TextChoice, TextSettings
-from pipeline.runner.work import Execution
-from pipeline.stages.pack_arrange import ARRANGED, ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
+from pipeline.engine.work import Execution
+from pipeline.judging.captions.settings import TextChoice, TextSettings
+from pipeline.stages.pack.arrange import ARRANGED, ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
 from pipeline.store.files import Files
 
 SCI, EXTRA = ("sci", "Acer"), ("extra_caption_1", "more")

@@ -11,18 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from manifests import tables
-from manifests.catalog import Catalog
+from manifests.contract import tables
+from manifests.contract.catalog import Catalog
 from manifests.errors import RunError
 from pipeline.config import BuildConfig
-from pipeline.runner.executing import InlineExecutor
-from pipeline.runner.runner import Runner
-from pipeline.runner.work import Execution
+from pipeline.engine.executing import InlineExecutor
+from pipeline.engine.runner import Runner
+from pipeline.engine.work import Execution
 from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.table import RawBatch, map_batch
-from pipeline.stages import ingest
-from pipeline.stages.ingest import SourceInputs, map_rows, read_source
+from pipeline.stages.ingest import stage as ingest
+from pipeline.stages.ingest.stage import SourceInputs, map_rows, read_source
 
 
 def source(table: str = "t.csv", **changes: Any) -> SourceSettings:

@@ -10,7 +10,7 @@ import pytest
 
 from manifests.errors import ConfigError
 from pipeline.config import MixSettings
-from pipeline.quotas.allocation import Quota
+from pipeline.judging.quotas.allocation import Quota
 from pipeline.stages.mix import Stratum, Target, plan_mixture, read_target
 
 DOMAINS = ["plant", "general"]

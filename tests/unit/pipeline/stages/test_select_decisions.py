@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from selecting import FLAT, flat, run_decide, sample
 
-from manifests.takedowns import Entry
-from pipeline.quotas.balance import BalanceSettings, CapSettings
+from manifests.contract.takedowns import Entry
+from pipeline.judging.quotas.balance import BalanceSettings, CapSettings
 
 
 def test_every_candidate_has_one_decision_with_its_reason(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from selecting import ORDINARY, flat, run_decide, sample
 
-from manifests.takedowns import Entry
-from pipeline.quotas.balance import BalanceSettings, CapSettings
+from manifests.contract.takedowns import Entry
+from pipeline.judging.quotas.balance import BalanceSettings, CapSettings
 from pipeline.store import buckets
 
 

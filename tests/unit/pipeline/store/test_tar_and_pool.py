@@ -18,10 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tars import tar_of
 
-from manifests import storage
 from manifests.errors import IntegrityError
-from manifests.remote.folder import note
-from pipeline.stages.pack_record import sample_keys, shard_name
+from manifests.stores import storage
+from manifests.stores.folder import note
+from pipeline.stages.pack.record import sample_keys, shard_name
 from pipeline.store import pool as pool_module
 from pipeline.store import tar as tar_module
 from pipeline.store.pool import PoolReader, PoolWriter

@@ -15,8 +15,8 @@ import pytest
 import torch
 from sealed import flip_byte
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError, IntegrityError, RunError
-from manifests.release import Release
 from training.data import images, loader
 from training.data.loader import SampleDataset
 from training.data.sampling import BatchPlan

@@ -11,8 +11,8 @@ import pytest
 import torch
 from training_runs import Finished, content_of, make_settings, run_once
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError, IntegrityError
-from manifests.release import Release
 from training.cli import main
 from training.evaluation import trained_model
 from training.evaluation.trained_model import load_run_model, open_trained_model

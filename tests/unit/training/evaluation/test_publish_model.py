@@ -21,8 +21,8 @@ from misbehaving.hub import FakeHub, fake_hub, use_hub
 from release_writer import drawn_samples, write_release
 from training_runs import Finished, make_settings, run_once, stop_at, write_values
 
+from manifests.contract.release import Release
 from manifests.errors import RunError
-from manifests.release import Release
 from training.cli import main
 from training.data.loader import build_order, open_releases
 from training.data.shards import open_pool

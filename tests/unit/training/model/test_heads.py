@@ -10,8 +10,8 @@ from benchmarks.study_heads import HEADS, matrix_square_root, second_moment
 from torch import Tensor
 from training_runs import make_settings
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from training.config import identity_values
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.presets import ModelSettings

@@ -13,8 +13,8 @@ from golden import SIDES, golden_arrays, golden_branch, golden_tokens
 from tiny_clip import MODEL, VISION, tiny
 from torch import Tensor
 
+from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from manifests.settings import parse_settings
 from training.model import presets
 from training.model.branch import BranchShape, HeadBatchNorm, SecondOrderBranch
 from training.model.build import build_model

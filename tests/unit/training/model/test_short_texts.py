@@ -10,7 +10,7 @@ import torch
 from tiny_clip import tiny
 from torch import Tensor
 
-from manifests.settings import parse_settings
+from manifests.contract.settings import parse_settings
 from training.model.build import build_model
 from training.model.dalip import DalipModel
 from training.model.presets import ModelSettings

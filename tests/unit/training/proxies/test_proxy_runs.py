@@ -19,9 +19,9 @@ from process_tree import below, is_running
 from training_runs import write_values
 from waiting import wait_until
 
-from manifests.catalog import Catalog
+from manifests.contract.catalog import Catalog
+from manifests.contract.reader import read_proxy_runs
 from manifests.errors import ConfigError
-from manifests.reader import read_proxy_runs
 from training.cli import main
 from training.config import TrainSettings
 from training.data import loader
@@ -272,7 +272,7 @@ def test_recording_waits_for_a_catalogue_that_a_build_holds(values: dict[str, An
                                                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "design.csv").write_text("".join(DESIGN.splitlines(keepends=True)[:2]))
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from manifests.catalog import Catalog\n"
+        [sys.executable, "-c", "import sys; from manifests.contract.catalog import Catalog\n"
          f"with Catalog.open({str(tmp_path / 'work')!r}): print('held', flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

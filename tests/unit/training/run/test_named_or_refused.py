@@ -14,8 +14,8 @@ from foreign_tars import img2dataset_samples, write_tar
 from release_writer import drawn_samples, write_release
 from training_runs import Finished, content_of, make_settings, run_once, stop_at, with_sections, write_values
 
+from manifests.contract.tables import sample_id
 from manifests.errors import ConfigError, RunError
-from manifests.tables import sample_id
 from training.cli import main
 from training.record.log import read_log
 from training.run.loop import train

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from manifests.settings import parse_settings
+from manifests.contract.settings import parse_settings
 from training.config import OptimiserSettings, ScheduleSettings, TrainSettings
 from training.model.build import build_model
 from training.model.dalip import DalipModel

@@ -16,9 +16,9 @@ import pytest
 from training_runs import Finished, assert_same_run, make_settings, run_once, step_lines, stop_at
 from waiting import wait_until
 
+from manifests.contract.release import Release
 from manifests.errors import ConfigError, RunError
-from manifests.printable import WIPE
-from manifests.release import Release
+from manifests.services.printable import WIPE
 from training.data.shards import open_pool
 from training.evaluation.evaluate import domain_losses
 from training.evaluation.trained_model import load_run_model

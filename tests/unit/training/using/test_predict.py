@@ -342,7 +342,9 @@ def test_pictures_are_known_by_their_content(
     out.unlink()
     time.sleep(0.05)
     assert main(given) == 0
-    monkeypatch.setattr("manifests.records.hash_or_unreadable", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(
+        "manifests.contract.records.hash_or_unreadable", lambda path: pytest.fail(f"{path} is read again")
+    )
     assert main(given) == 0
 
 

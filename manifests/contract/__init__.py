@@ -1,0 +1,1 @@
+"""The data contract: tables, catalogue, outcomes, records, releases, settings. What others may read."""

@@ -1,0 +1,252 @@
+"""Read a work folder: the catalogue's tables, views over the Parquet parts, and the snapshot of a running build.
+
+Never writes. `open_reader` gives an in-memory DuckDB connection, so a work folder can be moved. `open_sandbox` gives
+the same for statements of a stranger. `read_status` works while a build holds the catalogue.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from manifests.contract import tables
+from manifests.contract.catalog import STATUS_FILE
+from manifests.contract.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
+from manifests.contract.catalog_reads import current_stages
+from manifests.errors import ConfigError, IntegrityError
+from manifests.stores import storage
+from manifests.stores.folder import bring_missing
+from manifests.stores.session import at_hand
+
+SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
+    "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
+    "rejects": ("ingest", tables.REJECTS, "Rows of sources that are no candidates, and why."),
+    "facts": ("fetch", tables.FACTS, "One row a candidate: how its URL ended, what was measured, where it is stored."),
+    "fetched": (
+        "fetch",
+        tables.FETCHED,
+        "One row for each candidate, address and round of fetching: all that was ever tried.",
+    ),
+    "pairs": (
+        "dedup",
+        tables.PAIRS,
+        "Different pHashes within the radius, as they are or mirrored, and their distance.",
+    ),
+    "details": ("dedup", tables.DETAILS, "Detail of pictures that have a near copy of another size."),
+    "evaluation": (
+        "dedup",
+        tables.EVALUATION,
+        "One row an image of an evaluation set: its hashes, or why it has none.",
+    ),
+    "semantic_pairs": ("dedup", tables.SEMANTIC_PAIRS, "Pictures whose embeddings are close (dedup.semantic)."),
+    "leaks": ("dedup", tables.LEAKS, "One row a fetched image and evaluation set it shows: how it was matched."),
+    "captions": ("caption", tables.CAPTIONS, "One row a candidate: its clean text and all that is measured of it."),
+    "names": ("caption", tables.NAMES, "One row a name looked up in the backbone: as given, matched how, accepted as."),
+    "caption_verdicts": ("caption", tables.VERDICTS, "One row a fetched image: the caption rule that dropped it."),
+    "joined_texts": ("caption", tables.JOINED_TEXTS, "Texts joined to fetched pictures, or the rule that dropped one."),
+    "scores": ("score", tables.SCORES, "What each configured scorer says of an image and its text."),
+    "score_verdicts": (
+        "score",
+        tables.VERDICTS,
+        "One row that passed the caption rules: the score rule that dropped it, if any.",
+    ),
+    "marks": ("score", tables.MARKS, "Rows that a score rule blurs or flags, and where."),
+    "decisions": (
+        "select",
+        tables.DECISIONS,
+        "One row a candidate: kept, or dropped: by which stage, why, and for which other sample.",
+    ),
+    "extra_captions": (
+        "select",
+        tables.EXTRA_CAPTIONS,
+        "Captions of dropped duplicates, kept with the image that stays (dedup.extra_captions).",
+    ),
+    "draws": ("mix", tables.DRAWS, "One row a drawn copy: its split and its place in the global shuffle."),
+    "placements": ("pack", tables.PLACEMENTS, "One row a packed copy: shard, position, key, byte offsets."),
+}
+"""View name -> (stage that writes it, its columns, what it holds)."""
+
+_EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\w+)\s*,?)+\)\s*)?", re.IGNORECASE)
+
+
+@contextmanager
+def open_sandbox(workdir: str, memory_gb: float, spill: str) -> Iterator[Any]:
+    """The connection of `open_reader`, locked by DuckDB itself; what does not fit into memory goes into `spill`.
+
+    It reaches no file but the tables of the work folder, without the whole addresses of `secrets`. It loads no
+    extension, and none of its settings can be changed.
+
+    Raises: as `open_reader`.
+    """
+    workdir = at_hand(workdir)
+    with open_reader(workdir) as connection:
+        parts = [path for path in Path(workdir, "tables").rglob("*.parquet") if not path.stem.endswith("-secrets")]
+        named = [storage.join(workdir, str(path.relative_to(workdir))) for path in parts]  # as the views name them
+        lock_down(connection, max(256, int(memory_gb * 1000)), spill, "allowed_paths", named)
+        yield connection
+
+
+def kinds_of(connection: Any, sql: str) -> list[str]:
+    """What kinds of statements these are. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
+    statements = connection.extract_statements(sql)
+    if [statement.type.name for statement in statements] == ["EXPLAIN"]:
+        statements = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
+    return [statement.type.name for statement in statements]
+
+
+def open_reader(workdir: str, per_sample: bool = True) -> Any:
+    """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
+
+    Of a work folder in a store, the catalogue and the tables of the last build are downloaded, where they are not here.
+    Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone.
+
+    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when it is gone or
+    damaged, or when a file that it names is gone.
+    """
+    workdir = at_hand(workdir)
+    path = storage.join(workdir, CATALOG_FILE)
+    if not Path(path).is_file():
+        if Path(storage.join(workdir, SNAPSHOT_FILE)).is_file():
+            raise gone(workdir)
+        raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    connection = duckdb.connect()
+    try:
+        connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")
+        refuse_foreign(connection, workdir)
+        comments = connection.execute(
+            "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
+        ).fetchall()
+        for name, _ in comments:  # reads every block, so damage shows here and not in the middle of an answer
+            connection.execute(f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t').fetchall()
+    except duckdb.Error as error:
+        connection.close()
+        raise explain_duckdb(workdir, error) from None
+    for name, about in comments:
+        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
+        connection.execute(f'COMMENT ON VIEW "{name}" IS {literals([about])}')
+    if not per_sample:
+        return connection
+    for view, (stage, schema, about) in SAMPLE_VIEWS.items():
+        paths = paths_of_current(connection, workdir, stage, view)
+        bring_missing(paths)
+        create_table_view(connection, view, paths, schema)
+        connection.execute(f"COMMENT ON VIEW {view} IS {literals([about])}")
+    connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
+    return connection
+
+
+def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> list[str]:
+    """Paths of the files of a table that the current version of a stage uses, in plan order."""
+    rows = connection.execute(
+        "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
+        "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
+        [stage, table],
+    ).fetchall()
+    return [storage.join(workdir, row[0]) for row in rows]
+
+
+def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:
+    """Make a view over Parquet parts, or an empty view of the same columns when there are none.
+
+    Raises: IntegrityError that names a part that is not there.
+    """
+    rows = f"FROM empty_{view}"
+    connection.register(f"empty_{view}", schema.empty_table())
+    try:
+        if paths:
+            # parts of several versions are in use in this table alone; to join columns by name opens every file
+            scan = f"FROM read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
+            columns = {row[0] for row in connection.execute(f"DESCRIBE {scan}").fetchall()}
+            # an earlier version had fewer columns
+            rows = scan if columns.issuperset(schema.names) else f"{rows} UNION ALL BY NAME {scan}"
+        connection.execute(f"CREATE VIEW {view} AS {rows}")
+    except duckdb.IOException as error:
+        raise IntegrityError(
+            f"the table {view} of the last build cannot be read: {str(error).splitlines()[0]}. Where files are "
+            "gone, `plantmix build` with the same configuration makes them anew"
+        ) from None
+
+
+def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
+    """The proxy runs of a work folder in the planner's columns, oldest study first, by run.
+
+    Columns: run, study, model_size, step, samples_seen, seed, mix_DOMAIN, loss_DOMAIN, epochs_DOMAIN, and how losses
+    were measured (validation_release, validation_batch_size); a domain that a run does not name has share 0.
+
+    Raises: ConfigError when there is no catalogue or no run in it; RunError while a build holds it.
+    """
+    with open_reader(workdir) as connection:
+        runs = rows_of(
+            connection,
+            "SELECT run, study, model_size, step, samples_seen, seed, mixture, losses, epochs, validation "
+            "FROM proxy_runs ORDER BY min(recorded_at) OVER (PARTITION BY study), run",
+        )
+    if not runs:
+        raise ConfigError(f"{workdir}: no proxy runs are recorded here; `dalip proxies` does them and records them")
+    for run in runs:
+        mixture, losses, epochs, how = (
+            json.loads(run.pop(name) or "{}") for name in ("mixture", "losses", "epochs", "validation")
+        )
+        run |= {f"mix_{domain}": share for domain, share in mixture.items()}
+        run |= {f"loss_{domain}": value for domain, value in losses.items()}
+        run |= {f"epochs_{domain}": value for domain, value in epochs.items()}
+        run |= {f"validation_{name}": how.get(name) for name in ("release", "batch_size")}
+    columns = list(dict.fromkeys(name for run in runs for name in run))
+    return [{name: run.get(name, 0.0 if name.startswith("mix_") else None) for name in columns} for run in runs]
+
+
+def read_status(workdir: str) -> dict[str, Any]:
+    """The figures that a build left in a work folder, or those of its catalogue where that file is gone.
+
+    Raises: ConfigError when a folder has neither; IntegrityError when that file is damaged; what `open_reader` raises.
+    """
+    path = Path(storage.join(at_hand(workdir), STATUS_FILE))
+    if not path.is_file():
+        return _status_of_catalogue(workdir)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise IntegrityError(f"{path}: damaged ({error}); the next build or `plantmix repair` writes it anew") from None
+
+
+def _status_of_catalogue(workdir: str) -> dict[str, Any]:
+    with open_reader(workdir, per_sample=False) as reader:
+        stages, mixes = current_stages(reader)
+        last = rows_of(reader, "SELECT config, used_at FROM configs ORDER BY used_at DESC LIMIT 1")
+    name, used_at = (json.loads(last[0]["config"])["name"], str(last[0]["used_at"])) if last else ("", "")
+    return {"name": name, "stages": stages, "mix": mixes, "updated_at": used_at, "running": None, "pid": None}
+
+
+def literals(texts: Iterable[str]) -> str:
+    """Texts as SQL literals, with commas between them."""
+    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+
+
+def rows_of(connection: Any, query: str, values: Any = ()) -> list[dict[str, Any]]:
+    """The rows of a query. `values` are its parameters, in order or by name."""
+    return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
+
+
+def lock_down(connection: Any, memory_mb: int, spill: str, what: str, allowed: Iterable[str]) -> None:
+    """Let DuckDB reach nothing but `allowed` (`what`: allowed_paths or allowed_directories), with settings that stay.
+
+    It loads no extension. What does not fit into memory goes into the folder `spill`.
+    """
+    for setting, value in {
+        "memory_limit": literals([f"{memory_mb}MB"]),
+        "temp_directory": literals([spill]),
+        "python_enable_replacements": "false",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        what: f"[{literals(allowed)}]",
+        "enable_external_access": "false",
+        "lock_configuration": "true",
+    }.items():
+        connection.execute(f"SET {setting} = {value}")

@@ -1,0 +1,347 @@
+"""The takedown list of a work folder: what must not come into any later build.
+
+WORKDIR/takedowns.jsonl has one JSON object on each line: `by` (url, owner, id), `value`, `reason`. `plantmix takedown`
+adds to it. People may write it by hand and copy it to another work folder. A line that cannot be read is a ConfigError.
+
+Lines with `by: picture` are written by PlantMix alone. They hold the hashes of a picture that an entry named, so that
+its copies are known wherever they come from, also when nothing knows the picture itself any more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.reader import open_reader
+from manifests.contract.release import Release
+from manifests.errors import ConfigError, PlantMixError, RunError, words_of
+from manifests.names.equal import name_key, spellings_of
+from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
+from manifests.services.masking import hide_secrets
+from manifests.services.patience import read_if_there
+from manifests.stores import storage
+
+KINDS = ("url", "owner", "id")
+PICTURE = "picture"
+WHEN_GONE = (
+    f"restore {TAKEDOWNS_FILE} from a backup, or write it again from the takedowns in each release.json; an empty "
+    "file says that nothing was taken down"
+)
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One thing that must stay out: an address, an owner, or a sample id or image sha256.
+
+    The texts hold no secrets of addresses, as in all tables.
+    """
+
+    by: str
+    value: str
+    reason: str = "not stated"
+
+    def __post_init__(self) -> None:
+        for name in ("value", "reason"):
+            text = getattr(self, name)
+            if isinstance(text, str):  # a list written by hand may hold anything; `read_list` checks it
+                object.__setattr__(self, name, hide_secrets(text))
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Equal for two entries that mean the same."""
+        return self.by, name_key(self.value) if self.by == "owner" else self.value
+
+
+@dataclass(frozen=True, order=True)
+class Picture:
+    """A picture that was taken down, and what its copies are known by: hashes as hex digits, empty where not known.
+
+    A picture of nearly one colour has no pHash here: its copies are those of the same pixels.
+    """
+
+    image_id: str
+    reason: str
+    pixels_sha256: str = ""
+    phash: str = ""
+    phash_mirrored: str = ""
+    middle_hash: str = ""
+    middle_mirrored: str = ""
+
+    @classmethod
+    def of_fact(cls, fact: Mapping[str, Any], reason: str) -> Picture:
+        """What a row of facts says of its picture; a row of a samples table says less."""
+        phash, pixel_std = fact["phash"], fact.get("pixel_std")
+        tells = phash.bit_count() > FLAT_BITS and not (pixel_std is not None and pixel_std < FLAT_PIXEL_STD)
+        hashes = {name: fact.get(name) for name in _HASHES} if tells else {}
+        shown = {name: f"{value:016x}" for name, value in hashes.items() if value is not None}
+        return cls(fact["image_id"], reason, fact.get("pixels_sha256") or "", **shown)
+
+    @property
+    def num_known(self) -> int:
+        """How many of the hashes are known."""
+        return sum(bool(getattr(self, name)) for name in _HASHES)
+
+    @property
+    def turns(self) -> list[tuple[np.uint64, np.uint64 | None]]:
+        """pHash and hash of the middle, None where not known, of the picture and of its mirror image."""
+        hashes = [[getattr(self, name) for name in turn] for turn in _TURNS]
+        return [
+            (np.uint64(int(whole, 16)), np.uint64(int(middle, 16)) if middle else None)
+            for whole, middle in hashes
+            if whole
+        ]
+
+
+_TURNS = (("phash", "middle_hash"), ("phash_mirrored", "middle_mirrored"))
+_HASHES = tuple(name for turn in _TURNS for name in turn)
+
+
+def each_once(pictures: Iterable[Picture]) -> list[Picture]:
+    """Each image once, sorted: of several lines the one that knows most hashes, of equal ones the first."""
+    best: dict[str, Picture] = {}
+    for picture in pictures:
+        if (known := best.get(picture.image_id)) is None or picture.num_known > known.num_known:
+            best[picture.image_id] = picture
+    return sorted(best.values())
+
+
+def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.int64]:
+    """For each row of a table of samples or facts the number of the picture that it is a copy of; -1 for none.
+
+    `rows` has image_id and phash, and may have middle_hash and pixels_sha256. Where a hash of the middle is not known,
+    in a row or of a picture, the pHash alone decides: rather a picture too many stays out.
+    """
+    copy_of = np.full(len(rows), -1, np.int64)
+    for name in {"image_id", "pixels_sha256"}.intersection(rows.column_names):
+        named = pa.array([getattr(picture, name) or None for picture in pictures], pa.string())
+        place = pc.fill_null(pc.index_in(rows[name], named, skip_nulls=True), -1).to_numpy()
+        copy_of = np.where(copy_of < 0, place, copy_of)
+    phash = pc.fill_null(rows["phash"], 0).to_numpy()
+    middle = rows["middle_hash"] if "middle_hash" in rows.column_names else pa.nulls(len(rows), pa.uint64())
+    unknown, middle = pc.is_null(middle).to_numpy(zero_copy_only=False), pc.fill_null(middle, 0).to_numpy()
+    tells = np.bitwise_count(phash) > FLAT_BITS
+    for number, picture in enumerate(pictures):
+        for of_whole, of_middle in picture.turns:
+            found = tells & are_near(phash, of_whole, RADIUS)
+            if of_middle is not None:
+                found &= unknown | are_near(middle, of_middle, MIDDLE_RADIUS)
+            copy_of[(copy_of < 0) & found] = number
+    return copy_of
+
+
+def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:
+    """What must stay out of builds. `ask` gives the rows of a query to the catalogue.
+
+    Raises: ConfigError as `read_list`, and when a list that an earlier command read is gone.
+    """
+    path = storage.join(workdir, TAKEDOWNS_FILE)
+    if ask(f"SELECT 1 FROM inputs WHERE path = '{TAKEDOWNS_FILE}'") and not Path(path).is_file():
+        raise ConfigError(f"{path}: gone, so what must stay out is not known; {WHEN_GONE}")
+    return read_list(workdir)
+
+
+def require_list(workdir: str) -> None:
+    """See that the list of a work folder on this machine is not lost.
+
+    Raises: ConfigError as `standing_entries`; IntegrityError for a damaged catalogue.
+    """
+    there = {name: Path(storage.join(workdir, name)).is_file() for name in (TAKEDOWNS_FILE, CATALOG_FILE)}
+    if storage.is_remote(workdir) or there[TAKEDOWNS_FILE] or not there[CATALOG_FILE]:
+        return
+    with suppress(RunError), open_reader(workdir, per_sample=False) as catalog:  # a build holds it, and looks itself
+        standing_entries(workdir, lambda query: catalog.sql(query).fetchall())
+
+
+def read_list(workdir: str) -> list[Entry]:
+    """The entries of a work folder, sorted; none when there is no list.
+
+    Raises: ConfigError that names the first line that is not an entry.
+    """
+    return sorted(line for line in _read_lines(workdir) if isinstance(line, Entry))
+
+
+def read_pictures(workdir: str) -> list[Picture]:
+    """The pictures that the list of a work folder holds the hashes of, sorted, each once.
+
+    Raises: ConfigError as `read_list`.
+    """
+    return each_once(sorted(line for line in _read_lines(workdir) if isinstance(line, Picture)))
+
+
+def _read_lines(workdir: str) -> set[Entry | Picture]:
+    path = storage.join(workdir, TAKEDOWNS_FILE)
+    lines: set[Entry | Picture] = set()
+    # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
+    for number, line in enumerate((read_if_there(path) or b"").decode("utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            lines.add(_parse(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(
+                f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object with 'by' "
+                f"({', '.join(KINDS)}), 'value' and 'reason'"
+            ) from None
+    return lines
+
+
+def _parse(line: dict[str, Any]) -> Entry | Picture:
+    """One line of the list. Raises: ValueError and the like when it is none."""
+    by, value, reason = line.pop("by"), line.pop("value"), line.pop("reason", "not stated")
+    if not all(isinstance(text, str) and text for text in (by, value, reason)):
+        raise ValueError
+    if by != PICTURE:
+        KINDS.index(by)
+        return Entry(by, value, reason)
+    picture = Picture(value, reason, **line)
+    for name in _HASHES:
+        int(getattr(picture, name) or "0", 16)
+    return picture
+
+
+def add_entries(workdir: str, entries: Sequence[Entry], pictures: Sequence[Picture] = ()) -> None:
+    """Add to the list of a work folder what it lacks."""
+    before, held = read_list(workdir), read_pictures(workdir)
+    listed = {(entry.by, entry.value) for entry in before}
+    new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
+    seen = each_once([*held, *pictures])
+    if new or seen != held:
+        lines = [*(asdict(entry) for entry in [*before, *new]), *(_line_of(picture) for picture in seen)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), text.encode())
+
+
+def _line_of(picture: Picture) -> dict[str, str]:
+    hashes = {name: value for name, value in asdict(picture).items() if value and name != "image_id"}
+    return {"by": PICTURE, "value": picture.image_id, **hashes}
+
+
+_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with; older releases lack some
+    "url": ("url", "reference_url"),
+    "owner": ("rights_holder", "creator", "file_creator", "file_rights"),
+    "id": ("sample_id", "image_id", "stored_sha256", "packed_sha256"),
+}
+
+
+def taken_down_since(release: Release, workdir: str) -> str | None:
+    """What to tell someone who takes a release that holds images which the list of its work folder names, or copies.
+
+    None where it holds none.
+
+    Raises: as `images_taken_down`.
+    """
+    images = images_taken_down(release, workdir)
+    if not images.num_rows:
+        return None
+    first = images.slice(0, 1).to_pylist()[0]
+    return (
+        f"{release.path}: holds {images.num_rows:,} images that were taken down since, first: {first['url']}; "
+        f"take a version without them: `plantmix takedown {release.path} --id {first['sample_id']}` writes one"
+    )
+
+
+def say_taken_down(release: Release) -> str | None:
+    """As `taken_down_since`, for who trains on a release or has trained: where it cannot be known, that is said."""
+    try:
+        return release.workdir and taken_down_since(release, release.workdir)
+    except (OSError, PlantMixError) as error:  # others' store may show a release and nothing beside it
+        return f"{release.path}: not known whether pictures of it were taken down since ({words_of(error)})"
+
+
+def samples_taken_down(release: Release) -> set[str]:
+    """Sample ids of what was taken down of a release: of what it holds, and of what went before it was made.
+
+    Raises: as `images_taken_down`.
+    """
+    gone = {image["sample_id"] for entry in release.record.get("takedowns", ()) for image in entry["images"]}
+    held = images_taken_down(release, release.workdir)["sample_id"].to_pylist() if release.workdir else []
+    return gone.union(held)
+
+
+def images_taken_down(release: Release, workdir: str) -> pa.Table:
+    """sample_id and url of the images of a release that the list of its work folder names, and of copies; by sample id.
+
+    Raises: ConfigError as `read_list` and `require_list`; IntegrityError for a samples table that is not as it was
+        sealed.
+    """
+    require_list(workdir)
+    entries, pictures = read_list(workdir), read_pictures(workdir)
+    shown = pa.schema([("sample_id", pa.string()), ("url", pa.string())])
+    columns = ["copy", "phash", "middle_hash", *dict.fromkeys(itertools.chain(*_COLUMNS.values()))]
+    batches = release.iter_samples(columns) if entries or pictures else ()
+    found = [rows.filter(_taken(rows, entries, pictures)).select(shown.names) for rows in batches]
+    return pa.concat_tables([shown.empty_table(), *found]).sort_by("sample_id")
+
+
+def _taken(rows: pa.Table, entries: Sequence[Entry], pictures: Sequence[Picture]) -> pa.ChunkedArray:
+    """Which rows of a samples table are the first of an image that an entry names, or that is a copy."""
+    taken = pa.array(find_copies(pictures, rows) >= 0 if pictures else np.zeros(len(rows), np.bool_))
+    for by, columns in _COLUMNS.items():
+        keys = sorted({entry.key[1] for entry in entries if entry.by == by})
+        for column in {*columns}.intersection(rows.column_names if keys else ()):
+            stated = keys if by != "owner" else list(spellings_of(keys, rows[column].unique().to_pylist()))
+            taken = pc.or_(taken, pc.is_in(rows[column], pa.array(stated, pa.string())))
+    return pc.and_(taken, pc.equal(rows["copy"], 0))
+
+
+# ---- in the tables of a build
+
+_LIST = pa.schema(
+    [(name, pa.string()) for name in ("by", "key", "value", "reason", "stated")]  # stated: as the tables spell the key
+)
+_KEYS = {  # by -> (table, column) pairs that an entry's key is compared with, where they are there
+    "url": (("candidates", "url"), ("candidates", "reference_url"), ("facts", "final_url")),
+    "owner": (
+        ("candidates", "rights_holder"), ("candidates", "creator"), ("facts", "file_creator"), ("facts", "file_rights"),
+    ),
+    "id": (
+        ("candidates", "sample_id"), ("facts", "image_id"), ("facts", "stored_sha256"), ("facts", "packed_sha256"),
+    ),
+}  # fmt: skip
+
+
+def owners_in(sql: Any) -> str:
+    """A query for sample_id and name of whoever candidates and facts name as an owner."""
+    return " UNION ALL ".join(
+        f"SELECT sample_id, {column} AS name FROM {table}" for table, column in _compared(sql)["owner"]
+    )
+
+
+def _compared(sql: Any) -> dict[str, list[tuple[str, str]]]:
+    """`_KEYS` without the columns of facts that are not there: only releases have some, older builds lack others."""
+    facts = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()}
+    return {by: [(t, column) for t, column in pairs if t != "facts" or column in facts] for by, pairs in _KEYS.items()}
+
+
+def find_named(sql: Any, entries: Sequence[Entry]) -> None:
+    """Make the table `named`: sample_id and entry for each row of candidates and facts that an entry names."""
+    columns = "SELECT t.sample_id, l.by, l.key, l.value, l.reason"
+    spellings: dict[tuple[str, str], list[str]] = {}
+    if owners := [entry.key[1] for entry in entries if entry.by == "owner"]:
+        names = sql.execute(f"SELECT DISTINCT name FROM ({owners_in(sql)})").fetchall()
+        for name, key in spellings_of(owners, (name for (name,) in names)).items():
+            spellings.setdefault(("owner", key), []).append(name)
+    rows = [
+        {"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason, "stated": stated}
+        for entry in entries
+        for stated in (spellings.get(entry.key, ()) if entry.by == "owner" else (entry.value,))
+    ]
+    sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
+    matches = [
+        f"{columns} FROM {table} t JOIN takedown_list l ON l.stated = {column} WHERE l.by = '{by}'"
+        for by, pairs in (_compared(sql).items() if rows else ())
+        for table, column in pairs
+    ]
+    nothing = "SELECT NULL::VARCHAR AS sample_id, * EXCLUDE (stated) FROM takedown_list"  # reads no table
+    sql.execute(f"CREATE TABLE named AS {' UNION ALL '.join(matches) or nothing}")

@@ -1,0 +1,109 @@
+"""What is printed: text from outside, none of which steers a terminal, and a line that says how far things are."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import time
+from typing import Any, TextIO
+
+from manifests.services.masking import hide_secrets
+
+# C0 and C1 controls, line and paragraph separators, and the marks that turn the direction of writing
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text with every steering character written as \u001b and the like; those in `keep` stay.
+
+    Within a JSON document the result means the same value.
+    """
+    return _STEERING.sub(lambda match: match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}", text)
+
+
+def shown(text: str) -> str:
+    """A text for the screen or a log: lines and tabs stay, nothing steers, and no URL in it holds a secret."""
+    return printable(hide_secrets(text), keep="\n\t")
+
+
+class PrintableStream(io.TextIOBase):
+    """A text stream that writes what `shown` leaves of a text."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    @property
+    def buffer(self) -> Any:
+        """The bytes below, for output that is no text."""
+        return self._stream.buffer
+
+    def write(self, text: str) -> int:
+        """Write the text, made printable."""
+        self._stream.write(shown(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream below."""
+        if not self._stream.closed:  # as it is when the interpreter ends
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """As of the stream below."""
+        return bool(not self._stream.closed and self._stream.isatty())
+
+    def fileno(self) -> int:
+        """As of the stream below."""
+        return int(self._stream.fileno())
+
+
+# ---- a line of progress
+
+WIPE = "\r\x1b[K"
+"""Empties the line that a terminal is at. Whoever prints beside a line of progress writes this first."""
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a line there can be written anew."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class ProgressLine:
+    """The line. Not on a terminal, the first is printed at once where `last` says nothing else."""
+
+    def __init__(self, stream: TextIO, every_seconds: float, last: float = float("-inf")) -> None:
+        self._stream, self._every, self._last = stream, every_seconds, last
+        self._is_live, self._stands = is_terminal(stream), False
+
+    def show(self, line: str, *, always: bool = False) -> None:
+        """Show how far it is; `always`: whether the interval is over or not."""
+        if self._is_live:
+            width = shutil.get_terminal_size().columns - 1  # a line that goes on below cannot be wiped
+            print(WIPE + printable(line)[:width], end="", file=self._stream, flush=True)
+            self._stands = True
+        elif always or time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            print(line, file=self._stream, flush=True)
+
+    def end(self, is_wiped: bool = False) -> None:
+        """What is printed next stands below the last state of the line, or in its place."""
+        if self._stands:
+            print(WIPE if is_wiped else "\n", end="", file=self._stream, flush=True)
+            self._stands = False
+
+
+def pace(per_second: float, seconds_left: float | None) -> str:
+    """Rate and time left, to stand behind what is done; nothing where they are not known yet."""
+    if seconds_left is None:
+        return ""
+    return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {duration(seconds_left)} left"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: seconds, minutes, hours or days, with the next smaller unit."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24:02d} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

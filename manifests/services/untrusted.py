@@ -1,0 +1,272 @@
+"""What a stranger may have filled: regular files below a folder, JSON, the members of a tar, and packed files.
+
+No link is followed, no pipe or device opened, and no size is believed before it is checked. What a packed file holds
+is bounded by its own size: 36 kB of bz2 can say one line 17 million times.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import stat
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+from xml.parsers import expat
+
+from manifests.errors import IntegrityError, PlantMixError
+from manifests.stores import storage
+
+MAX_TAR_HEADER_BYTES = 64 << 10  # of one extended header, which holds a path and a few numbers
+MAX_TAR_NAME_BYTES = 4096  # the longest path that Linux takes
+MAX_PACKING = 100
+"""Bytes that one packed byte may stand for. Tables are packed 3 to 20 times, the most regular text about 50 times."""
+FREE_BYTES = 64 << 20
+"""What any packed file may hold, however small it is: half a million rows of a table, read in seconds."""
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_EXTENDED = frozenset({*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
+_PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=\n]{1,200})=")
+_SPARSE = "is stored as a sparse file"
+
+
+def why_not_inside(folder: str | Path, name: str) -> str | None:
+    """None for a regular file of this name below a folder that no link leads to; else what it is, in words.
+
+    The folder itself may be reached by a link. Object stores have no links: all is well there.
+    """
+    if storage.is_remote(str(folder)):
+        return None
+    parts = PurePath(name).parts
+    if "\0" in name:  # no file can have such a name
+        return "is not there"
+    if not parts or PurePath(name).is_absolute() or ".." in parts:
+        return "lies outside the folder"
+    path = Path(folder)
+    for part in parts:
+        path = path / part
+        try:
+            mode = os.lstat(path).st_mode
+        except OSError:
+            return "is not there"
+        if stat.S_ISLNK(mode):
+            return "is a link" if path.name == parts[-1] else f"lies behind the link {part}"
+    return None if stat.S_ISREG(mode) else "is no regular file"
+
+
+def json_object(content: bytes | None) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    try:
+        value = json.loads(content or b"")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_object(path: Path, hint: str, kind: type[PlantMixError] = IntegrityError) -> dict[str, Any]:
+    """The JSON object in a file; `hint` says what to do without it.
+
+    Raises: an error of `kind`.
+    """
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{path}: cannot be read: {error}; {hint}") from None
+    return values
+
+
+def check_packing(packed_bytes: int, unpacked_bytes: int, free_bytes: int = FREE_BYTES) -> None:
+    """Raises: ValueError where a file holds more than `free_bytes` and than MAX_PACKING times its own size.
+
+    `zipfile` reads no more of a member than the directory of the zip says that it has.
+    """
+    if unpacked_bytes > max(free_bytes, MAX_PACKING * packed_bytes):
+        raise ValueError(
+            f"its {packed_bytes:,} bytes unpack to {unpacked_bytes:,} or more, over {MAX_PACKING} times as much; "
+            "if that is right, give it unpacked, or in smaller files"
+        )
+
+
+def bounded(unpacked: Any, packed_bytes: int) -> io.BufferedReader:
+    """A stream of unpacked bytes that raises the ValueError of `check_packing` where there are too many of them."""
+    return io.BufferedReader(_Counted(unpacked, packed_bytes), 1 << 20)
+
+
+class _Counted(io.RawIOBase):
+    def __init__(self, unpacked: Any, packed_bytes: int) -> None:
+        self._unpacked, self._packed_bytes, self._num_bytes = unpacked, packed_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._unpacked.read(len(buffer))
+        self._num_bytes += len(content)
+        check_packing(self._packed_bytes, self._num_bytes)
+        buffer[: len(content)] = content
+        return len(content)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar: where its content lies. `fault` says why it must not be read; it costs this file alone."""
+
+    name: str
+    offset: int
+    num_bytes: int
+    fault: str | None = None
+    begins: int = 0
+    """Where its first header lies: a reading may go on there."""
+
+
+class BrokenTarError(Exception):
+    """A tar cannot be read from some byte on; what lies before it is fine. `member` is the name that stands there."""
+
+    def __init__(self, message: str, member: str | None = None) -> None:
+        super().__init__(message)
+        self.member = member
+
+
+def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
+    """The files in a tar of a stranger, one at a time, from the header at byte `start` on. Folders are left out.
+
+    `tarfile` itself believes every size that a tar states. Here no header over 64 KiB is read, and no size is taken
+    that the tar cannot hold.
+
+    Raises: BrokenTarError where it cannot be told any more where the next member begins.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    place = start
+    for_all: dict[str, str] = {}  # what a pax header says of all that follow
+    for_next: dict[str, str] = {}
+    begins = start
+    while (header := _header_at(stream, place)) is not None:
+        content = place + tarfile.BLOCKSIZE
+        if header.type in _EXTENDED:
+            place = _next_place(content, header.size, end, place)
+            header_fields = _extended(header.type, stream, content, header.size)
+            if header.type == tarfile.XGLTYPE:
+                for_all |= header_fields
+            else:
+                for_next |= header_fields
+            continue
+        said = for_all | for_next
+        for_next = {}
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            said["fault"] = _SPARSE
+            content = _behind_sparse_map(stream, place)
+        size = int(said.get("size", header.size))
+        # of a link or a folder the size is not that of any content
+        has_content = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
+        name = said.get("path", header.name)
+        place = _next_place(content, size if has_content else 0, end, place, name)
+        if not header.isdir():
+            fault = said.get("fault") if header.isreg() else "is no regular file"
+            yield _member(name, content, size if has_content else 0, fault, begins)
+        begins = place
+
+
+def _header_at(stream: Any, place: int) -> tarfile.TarInfo | None:
+    """The header at a byte; None for the end mark."""
+    stream.seek(place)
+    block = stream.read(tarfile.BLOCKSIZE)
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+            return None
+        raise BrokenTarError(f"no tar member and no end mark at byte {place:,}") from None
+
+
+def _next_place(content: int, size: int, end: int, place: int, name: str | None = None) -> int:
+    """Where the next header begins."""
+    if not 0 <= size <= end - content:
+        raise BrokenTarError(
+            f"the member at byte {place:,} says that it has {size:,} bytes, and {max(0, end - content):,} are left",
+            name,
+        )
+    return content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, str]:
+    """What an extended header says of the member behind it: `path`, `size`, and `fault` where it must not be read."""
+    if size > MAX_TAR_HEADER_BYTES:
+        return {"fault": f"has a header of {size:,} bytes, more than {MAX_TAR_HEADER_BYTES:,}"}
+    stream.seek(content)
+    text: bytes = stream.read(size)
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": text.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    if kind == tarfile.GNUTYPE_LONGLINK:
+        return {}
+    fields: dict[str, str] = {}
+    place = 0
+    while record := _PAX_RECORD.match(text, place):
+        stop = record.start() + int(record[1])
+        if stop <= record.end():
+            return fields | {"fault": "has a header that cannot be read"}
+        name, value = record[2], text[record.end() : stop - 1].decode("utf-8", "surrogateescape")
+        if name == b"path":
+            fields["path"] = value.rstrip("/")
+        elif name == b"size":
+            fields |= {"size": value} if re.fullmatch("[0-9]{1,20}", value) else {"fault": "has a size that is none"}
+        elif name.startswith(b"GNU.sparse."):
+            fields["fault"] = _SPARSE
+        place = stop
+    return fields
+
+
+def _behind_sparse_map(stream: Any, place: int) -> int:
+    """Where the content of a sparse member begins: its map may go on in further blocks."""
+    stream.seek(place)
+    block = stream.read(tarfile.BLOCKSIZE)
+    place += tarfile.BLOCKSIZE
+    goes_on = block[482]
+    while goes_on:
+        block = stream.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            raise BrokenTarError(f"no tar member and no end mark at byte {place:,}")
+        place += tarfile.BLOCKSIZE
+        goes_on = block[504]
+    return place
+
+
+def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: int) -> Member:
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > MAX_TAR_NAME_BYTES:
+        fault = f"has a name of {len(encoded):,} bytes, more than {MAX_TAR_NAME_BYTES:,}"
+        encoded = encoded[:MAX_TAR_NAME_BYTES]
+    try:
+        name = encoded.decode()
+    except UnicodeDecodeError:
+        name, fault = encoded.decode("utf-8", "backslashreplace"), fault or "has a name that is no UTF-8"
+    return Member(name, offset, num_bytes, fault, begins)
+
+
+def is_read_xml(
+    content: bytes,
+    start: Callable[[str, dict[str, str]], None],
+    end: Callable[[str], None],
+    text: Callable[[str], None],
+) -> bool:
+    """Hand the elements and texts of an XML document on; names are `NAMESPACE NAME`. False where it is broken.
+
+    Broken is also one with a document type, since that can declare entities, and one that a handler refuses by a
+    ValueError.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ValueError("a document type")
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError):
+        return False
+    return True

@@ -1,0 +1,143 @@
+"""What it means to do a part, and the simplest way to do many: one after another, in this process.
+
+An error of a part comes back as a value. The driver alone decides what it means.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np  # noqa: F401 - its BLAS must be there to be limited
+
+from manifests.errors import PartError, PlantMixError, RetryableError, RunError
+from manifests.stores.storage import is_stop, is_storage_error
+from pipeline.engine.away import brought_here
+from pipeline.engine.work import Execution, Part, PartResult
+
+Work = Callable[[Any, Execution[Any]], PartResult | Iterator[PartResult]]
+Asked = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A planned part on its way to a worker: its key, what it is made from, and how it runs."""
+
+    key: str
+    part: Part[Any]
+    execution: Execution[Any]
+
+    @property
+    def num_rows(self) -> int:
+        """Its weight in the progress display."""
+        return self.part.num_rows or 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """A result of a job, or the error that ended it."""
+
+    job: Job
+    result: PartResult | None
+    error: Exception | None
+    seconds: float
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+class InlineExecutor:
+    """The same plan without Ray, one part after another in this process."""
+
+    def run(
+        self, work: Work, jobs: Sequence[Job], gpus: float | None = None, stopping: Asked = never
+    ) -> Iterator[Sequence[Done]]:
+        """Yield the results of every job, in plan order; other executors yield them as they come, some at a time.
+
+        With `gpus` those run them in workers that stay, each with so many GPUs. Once `stopping` says so, no further job
+        is begun.
+        """
+        for job in jobs:
+            if stopping():
+                return
+            for done in do_job(work, job):
+                yield [done]
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """The object itself: there is only this process."""
+        return make()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def do_job(work: Work, job: Job) -> Iterator[Done]:
+    """Run one job in a worker: its result, or its pieces as they come, or the error that ended it.
+
+    Parts run side by side, so a matrix product takes one thread. OpenBLAS would lend the small products of a pHash a
+    thread for each core, and the threads wait for each other in loops: a photo took 5.2 CPU ms instead of 2.0 on two
+    cores, and longer by the clock too.
+    """
+    import threadpoolctl
+
+    started = time.monotonic()
+    try:
+        with (
+            threadpoolctl.threadpool_limits(1, user_api="blas"),
+            brought_here(job.part.inputs, job.execution) as (inputs, execution, publish),
+        ):
+            made = work(inputs, execution)
+            for result in [made] if isinstance(made, PartResult) else made:
+                yield Done(job, publish(result), None, time.monotonic() - started)
+                started = time.monotonic()
+    except PlantMixError as error:
+        yield Done(job, None, error, time.monotonic() - started)
+    except Exception as error:  # a defect that one part meets must not cost the others their work
+        if is_stop(error):
+            raise KeyboardInterrupt from error
+        yield Done(job, None, _explain(error, job), time.monotonic() - started)
+
+
+def _explain(error: Exception, job: Job) -> PlantMixError:
+    """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
+    if not is_storage_error(error):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return PartError(
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
+            "unexpected; please report it with this line"
+        )
+    if why := no_room(error, job.execution.workdir):
+        return RunError(why)  # another try would only ask all hosts again
+    unnamed = isinstance(error, OSError) and error.errno and not error.filename  # of a read or write
+    return RetryableError(f"{type(error).__name__}: {error}" + (f": {job.execution.workdir}" if unnamed else ""))
+
+
+def no_room(error: Exception, folder: str) -> str | None:
+    """Why a file cannot be written where no further try helps, and what to do; None for any other error."""
+    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    text = str(error) if "Could not " in str(error) else ""  # DuckDB's words, which has no errno
+    by_words = (number for number in reasons if os.strerror(number) in text)
+    number = error.errno if isinstance(error, OSError) and error.errno in reasons else next(by_words, None)
+    if number is None:
+        return None
+    place = getattr(error, "filename", None) or folder
+    mend = "Make room (`plantmix estimate` says how much a build needs)"
+    disk = os.statvfs(folder) if Path(folder).is_dir() else None
+    if number == errno.EDQUOT:
+        why = "the user's share of the disk (quota) is used up"
+    elif number == errno.EFBIG:
+        why, mend = "a file would be larger than this process may write", "Raise the limit (ulimit -f)"
+    elif disk and disk.f_files and not disk.f_favail:
+        why, mend = "the disk can hold no more files (its inodes are used up)", "Remove files that nobody needs"
+    else:
+        why = "the disk is full" + (f" ({disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB free)" if disk else "")
+    again = "or move the work folder to a larger disk, and run the same command again"
+    return f"{why}: {place}. What is committed stays. {mend}, {again}"

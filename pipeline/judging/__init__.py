@@ -1,0 +1,1 @@
+"""Pure functions on tables: which text, which name, which copy, how many."""

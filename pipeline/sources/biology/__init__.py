@@ -1,0 +1,1 @@
+"""Sources of biology: Darwin Core, GBIF, EOL, iNaturalist. Found by entry point alone."""

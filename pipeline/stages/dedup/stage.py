@@ -1,0 +1,283 @@
+"""dedup: measure which images look alike. `select` decides which duplicate to keep, since only it has seen every rule.
+
+Reads facts. Writes `pairs`: every pair of pictures whose hashes are near, as they are or one of them mirrored, by an
+exact search. Drops nothing: if the better of two duplicates later falls to a caption rule, the other one must still
+be there.
+
+Facts of earlier versions lack the hashes of mirror images and of middles. These are measured from the pool (`looks`).
+
+Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
+original and not a copy of it that was blown up.
+
+Images of evaluation sets are measured and matched here too (dedup_evaluation.py), and so are pictures that mean the
+same (dedup_semantic.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from manifests.contract import tables
+from manifests.contract.records import Funnel, PartRecord, fingerprint
+from manifests.pictures.copies import FLAT_BITS
+from manifests.pictures.opening import open_stored
+from pipeline import config
+from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.fetching.pictures.detail import detail_px
+from pipeline.fetching.pictures.image import measure_pixels
+from pipeline.judging.matching.looks import LOOKS, distinct_hashes, make_pairs, view_shown
+from pipeline.judging.matching.search import PAIRS_BYTES, Hashes, distinct_of, find_pairs
+from pipeline.stages.dedup import evaluation, semantic
+from pipeline.stages.dedup.semantic import DedupInputs
+from pipeline.store.files import Files, RowGroup
+from pipeline.store.pool import STORED_COLUMNS, PoolReader
+from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
+
+MAX_NAMED_PLACEHOLDERS = 20
+_ONE_COLOUR = 1 << 63
+_EVERY = ()  # what is measured of a picture serves every build that has it
+PICTURES_PART_ROWS = 2_000
+
+
+# ---- pictures of the pool, each measured once for all builds
+
+
+@dataclass(frozen=True)
+class PicturesInputs:
+    """The pictures of one part."""
+
+    rows: RowGroup
+
+
+def _measure(
+    inputs: PicturesInputs, run: Execution[None], measure: Callable[[Image.Image], Sequence[int]], schema: pa.Schema
+) -> pa.Table:
+    """`pixels_sha256` of each picture, and what is measured of it."""
+    rows = inputs.rows.read().to_pylist()
+    measures = []
+    with PoolReader(run.workdir) as pool:
+        for stored in pool.read_rows(rows):
+            with open_stored(stored) as image:
+                measures.append(measure(image))
+    return pa.table([[row["pixels_sha256"] for row in rows], *map(list, zip(*measures, strict=True))], schema=schema)
+
+
+def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[Part[PicturesInputs]]:
+    path = run.scratch_file(f"{name}-todo.parquet")
+    groups = cut_rows(sql, query, 'pool_file, "offset"', "pixels_sha256", path, PICTURES_PART_ROWS)
+    return [Part(PicturesInputs(rows), _EVERY, num_rows) for rows, num_rows in groups]
+
+
+def _hashes_of(image: Image.Image) -> Sequence[int]:
+    measures = measure_pixels(image)
+    return measures.phash_mirrored, measures.middle_hash, measures.middle_mirrored
+
+
+def measure_look(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
+    """Hashes of one row group of pictures."""
+    table = _measure(inputs, run, _hashes_of, LOOKS)
+    return PartResult((run.write("looks", f"tables/dedup/looks-{run.stem}.parquet", table, LOOKS),))
+
+
+def _plan_look(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
+    """Pictures that an earlier version fetched, which did not measure this."""
+    evaluation.check_readable(inputs, run)  # before the work that would be in vain
+    with run.scratch() as sql:
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_table(sql, "looks", run.files_of(_looks(inputs, run), "looks"), LOOKS)
+        rows = (
+            f"FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS} FROM facts WHERE outcome = 'ok' "
+            "AND middle_hash IS NULL ORDER BY pixels_sha256, sample_id) ANTI JOIN looks USING (pixels_sha256)"
+        )
+        return _cut_pictures(run, sql, rows, "look")
+
+
+def _looks(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    return run.made_of("look", _EVERY)
+
+
+# ---- pairs
+
+
+@dataclass(frozen=True)
+class PairsInputs:
+    """The pictures, what their facts lack of hashes, and how near a pair is."""
+
+    facts: Files
+    looks: Files
+    radius: int
+    placeholder_min_count: int
+
+
+def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
+    """One sorted table of the pairs within the radius, and the placeholders by name."""
+    with run.scratch() as sql:
+        _view(sql, inputs)
+        hashes, shared, num_hashes = distinct_hashes(sql)
+    scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
+    low, high = find_pairs(hashes, inputs.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
+    low, high = np.append(low, shared), np.append(high, shared)
+    near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
+    with run.scratch() as sql:
+        _view(sql, inputs)
+        sql.register("near", near)
+        make_pairs(sql)
+        file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "look_a, look_b")
+        placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
+    notes = {"num_hashes": num_hashes, "num_hash_pairs": file.num_rows, "radius": inputs.radius}
+    return PartResult((file,), None, notes | {"placeholders": placeholders})
+
+
+def _view(sql: Any, inputs: PairsInputs) -> None:
+    view_inputs(sql, inputs, facts=None, looks=LOOKS)
+    view_shown(sql)
+
+
+def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
+    """pHashes that many images of different pixels share, most frequent first; one image of many URLs counts once.
+
+    Flat pictures are named together, under the hash of a picture of one colour. Reads `shown`, sorted here: GROUP BY
+    over 13 M rows takes ten times the CPU seconds.
+    """
+    values: Hashes = sql.sql("SELECT phash FROM shown").fetchnumpy()["phash"]
+    values[np.bitwise_count(values) <= FLAT_BITS] = _ONE_COLOUR
+    values.sort()
+    last_of_many = values[min_count - 1 :]  # of equal hashes in a row
+    often = last_of_many[last_of_many == values[: len(last_of_many)]]
+    sql.register("often", pa.table({"phash": distinct_of(often)}))
+    sql.execute(
+        f"CREATE VIEW named AS SELECT pixels_sha256, CASE WHEN bit_count(phash::HUGEINT) <= {FLAT_BITS} "
+        f"THEN {_ONE_COLOUR}::UBIGINT ELSE phash END AS phash FROM facts WHERE outcome = 'ok'"
+    )
+    rows = sql.execute(
+        "SELECT phash, count(DISTINCT pixels_sha256) AS num FROM named JOIN often USING (phash) "
+        f"GROUP BY phash HAVING num >= {min_count} ORDER BY num DESC, phash LIMIT {MAX_NAMED_PLACEHOLDERS}"
+    ).fetchall()
+    return {f"{phash:016x}": num for phash, num in rows}
+
+
+def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
+    looks = run.files("look", "looks")
+    return [PairsInputs(inputs.facts, looks, inputs.radius, inputs.placeholder_min_count)]
+
+
+# ---- detail of near copies
+
+# Pictures that have a near copy of another size. Equal pixels have equal looks and sizes, so that the few looks are
+# found first, over narrow columns, and only their pictures are looked at whole.
+_WANTED_DETAILS = f"""
+    CREATE TABLE sizes AS SELECT DISTINCT look, stored_width_px::BIGINT * stored_height_px AS num_pixels FROM shown;
+    CREATE TABLE several AS SELECT look FROM sizes GROUP BY look HAVING count(*) > 1
+        UNION SELECT unnest([look_a, look_b]) FROM pairs JOIN sizes a ON a.look = look_a
+        JOIN sizes b ON b.look = look_b WHERE a.num_pixels <> b.num_pixels;
+    CREATE TABLE wanted AS SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS}
+        FROM shown SEMI JOIN several USING (look) ORDER BY pixels_sha256, sample_id
+"""
+
+
+def measure_detail(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
+    """Detail of one row group of pictures."""
+    table = _measure(inputs, run, lambda image: (detail_px(image),), tables.DETAILS)
+    return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
+
+
+def _view_wanted(sql: Any, inputs: DedupInputs, run: StageRun[None]) -> None:
+    view_parquet(sql, "facts", inputs.facts.paths)
+    view_table(sql, "looks", run.files("look", "looks"), LOOKS)
+    view_shown(sql)
+    view_table(sql, "pairs", run.files("pairs", "pairs"), tables.PAIRS)
+    sql.execute(_WANTED_DETAILS)
+
+
+def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
+    with run.scratch() as sql:
+        _view_wanted(sql, inputs, run)
+        view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
+        return _cut_pictures(run, sql, "FROM wanted ANTI JOIN found USING (pixels_sha256)", "detail")
+
+
+def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
+    return run.made_of("detail", _EVERY, {1: fingerprint({"step": "dedup.detail", "version": 1})})
+
+
+@dataclass(frozen=True)
+class DetailsInputs:
+    """All details that were ever measured, and what says which of them this build wants."""
+
+    facts: Files
+    looks: Files
+    pairs: Files
+    found: Files
+
+
+def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
+    """One sorted table of the details that this build wants, whichever build measured them."""
+    with run.scratch() as sql:
+        view_inputs(sql, inputs, facts=None, looks=LOOKS, pairs=tables.PAIRS, found=tables.DETAILS)
+        view_shown(sql)
+        sql.execute(_WANTED_DETAILS)
+        rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found SEMI JOIN wanted USING (pixels_sha256)"
+        return PartResult((run.save(sql, "dedup/details", tables.DETAILS, rows, "pixels_sha256"),))
+
+
+def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsInputs]:
+    """None where this build wants none, though an earlier one measured some: an empty table would be another input."""
+    details = run.files("detail", "found_details")
+    if not details:
+        return []
+    with run.scratch() as sql:
+        _view_wanted(sql, inputs, run)
+        if not sql.execute("SELECT 1 FROM wanted LIMIT 1").fetchone():
+            return []
+    return [DetailsInputs(inputs.facts, run.files("look", "looks"), run.files("pairs", "pairs"), details)]
+
+
+# ---- the stage
+
+
+def _inputs(context: BuildContext) -> DedupInputs:
+    dedup = context.config.dedup
+    return DedupInputs(
+        facts=context.facts(),
+        candidates=evaluation.candidates_of(context),
+        radius=dedup.radius,
+        placeholder_min_count=config.PLACEHOLDER_MIN_COUNT,
+        evaluation=evaluation.sets_of(context),
+        image=context.config.fetch.image if context.config.evaluation else None,
+        semantic=semantic.inputs_of(context),
+        num_images=context.sealed["fetch"].funnel.num_kept,
+    )
+
+
+def _conclude(inputs: DedupInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    (part,) = run.parts("pairs")
+    notes = dict(part.notes)
+    for leaks in run.parts("leaks"):
+        notes |= leaks.notes
+    return Funnel(inputs.num_images, inputs.num_images), notes
+
+
+STAGE = Stage(
+    name="dedup",
+    about="find images that look alike (measured here, decided in select)",
+    inputs=_inputs,
+    steps=(
+        evaluation.LIST_SETS,
+        evaluation.MEASURE_SETS,
+        Step("look", _plan_look, measure_look, unit="images", committed=_looks),
+        Step("pairs", _plan_pairs, find, version=2),
+        Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
+        Step("details", _plan_details, collect_details, version=2),
+        evaluation.FIND_LEAKS,
+        semantic.EMBED,
+        semantic.CLUSTER,
+        semantic.COMPARE,
+    ),
+    conclude=_conclude,
+)

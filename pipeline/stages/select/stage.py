@@ -1,0 +1,412 @@
+"""select: decide on every candidate, with one reason a drop. Of duplicates one stays.
+
+Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
+
+Rules decide first, then duplicates (select_contenders.py), then caps (quotas/caps.py). Only rows that passed every rule
+compete with their duplicates: when a rule drops the better of two duplicates, the other one is kept.
+
+Some rules compare a row with other rows. They run first, on narrow tables. Everything else runs bucket by bucket:
+
+    taken         rows that the takedown list names, and copies of what it took (matching/taken.py)
+    relate        which looks are in company, and of which company (matching/companies.py); groups that leak
+    contend       a bucket of sample ids: rows in company that passed every rule
+    duplicates    some companies: which of their rows stay
+    keys, caps    where caps are set: keys of the rows that are left, a bucket a part; then what the caps drop
+    decide        a bucket of sample ids: one decision a row
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from manifests.contract import tables
+from manifests.contract.outcomes import Outcome
+from manifests.contract.records import Funnel
+from manifests.contract.takedowns import Entry, Picture, add_entries, read_pictures, standing_entries
+from pipeline.config import PREFER, BuildConfig
+from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
+from pipeline.fetching.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
+from pipeline.judging.matching import companies
+from pipeline.judging.matching.conflicts import CONFLICTS
+from pipeline.judging.quotas.balance import BalanceSettings
+from pipeline.judging.quotas.caps import judge_caps, keys_schema, keys_sql
+from pipeline.judging.vocabulary.licences import LicenceSettings
+from pipeline.stages.select.contenders import (
+    ContendInputs,
+    DuplicatesInputs,
+    Measured,
+    Related,
+    RelateInputs,
+    TakenInputs,
+    contend,
+    find_taken,
+    judge_duplicates,
+    judge_rules,
+    pictures_found,
+    relate,
+    view_measured,
+    view_related,
+)
+from pipeline.store.buckets import Bucket, cut_buckets, join_facets
+from pipeline.store.files import Files
+from pipeline.store.sql import count_within, view_inputs
+
+PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides besides the measurements: settings, and the takedown list of the work folder."""
+
+    prefer: tuple[str, ...]
+    extra_captions: int
+    priority: dict[str, int]
+    class_folders: tuple[str, ...]
+    licences: LicenceSettings
+    other_labels: str
+    balance: BalanceSettings
+    takedowns: tuple[Entry, ...]
+    pictures: tuple[Picture, ...]
+    limits: dict[str, str]
+    """Outcomes of fetch that a limit decides, each with its limit."""
+
+    @classmethod
+    def of(cls, config: BuildConfig, takedowns: Sequence[Entry], pictures: Sequence[Picture]) -> Choice:
+        """The choice that a configuration makes."""
+        return cls(
+            PREFER,
+            config.dedup.extra_captions,
+            {source.name: source.priority for source in config.sources},
+            tuple(source.name for source in config.sources if source.reader.folders_are_classes),
+            config.select.licences,
+            config.select.other_labels,
+            config.select.balance,
+            tuple(takedowns),
+            tuple(pictures),
+            {limit.outcome.value: limit.shown(config.fetch.image) for limit in LIMITS},
+        )
+
+
+@dataclass(frozen=True)
+class SelectInputs(Measured):
+    """All that select reads: the measurements, and what decides over them."""
+
+    choice: Choice
+    radius: int
+    pairs: Files
+    details: Files
+    semantic_pairs: Files
+
+    @property
+    def measured(self) -> Measured:
+        """The tables that have a row a candidate or a fetched image."""
+        return Measured(**{each.name: getattr(self, each.name) for each in fields(Measured)})
+
+
+# ---- takedowns
+
+
+def _plan_taken(inputs: SelectInputs, run: StageRun[None]) -> Sequence[TakenInputs]:
+    entries, pictures = inputs.choice.takedowns, inputs.choice.pictures
+    if not entries and not pictures:
+        return []
+    return [TakenInputs(inputs.candidates, inputs.facts, inputs.looks, entries, pictures, inputs.radius)]
+
+
+def _learn_pictures(inputs: SelectInputs, run: StageRun[Any]) -> SelectInputs:
+    """The inputs with the pictures that entries were found to name: a later build finds these in the list."""
+    pictures = pictures_found(run.files("taken", "taken_pictures"))
+    return replace(inputs, choice=replace(inputs.choice, pictures=pictures))
+
+
+def _settle(context: BuildContext) -> None:
+    add_entries(context.workdir, [], pictures_found(context.files("select", "taken_pictures")))
+
+
+# ---- duplicates
+
+
+def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateInputs]:
+    num = math.ceil((run.num_rows(inputs.facts) + run.num_rows(inputs.pairs)) / PAIRS_OF_ROW)
+    num_companies = len(cut_buckets(num, run.settings.memory_gb))
+    return [
+        RelateInputs(
+            inputs.facts,
+            inputs.pairs,
+            inputs.semantic_pairs,
+            inputs.candidates,
+            inputs.captions,
+            inputs.leaks,
+            inputs.looks,
+            inputs.choice.licences,
+            num_companies,
+        )
+    ]
+
+
+def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[ContendInputs]:
+    choice = inputs.choice
+    of_companies, related = run.files("relate", "companies"), _related(run)
+    return [
+        ContendInputs(
+            inputs.measured,
+            inputs.details,
+            of_companies,
+            related,
+            choice.licences,
+            choice.priority,
+            choice.class_folders,
+            choice.extra_captions > 0,
+            bucket,
+        )
+        for bucket in run.buckets(inputs.facts)
+    ]
+
+
+def _related(run: StageRun[None]) -> Related:
+    leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
+    return Related(run.files("taken", "taken"), leak_groups, contradicted)
+
+
+def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DuplicatesInputs]:
+    rivals, choice = run.files("contend", "rivals"), inputs.choice
+    (related,) = run.parts("relate")
+    return [
+        DuplicatesInputs(
+            *(rivals, inputs.pairs, inputs.semantic_pairs),
+            *(choice.prefer, choice.extra_captions, choice.other_labels),
+            company,
+        )
+        for company in range(related.notes["num_companies"])
+    ]
+
+
+# ---- caps
+
+
+@dataclass(frozen=True)
+class DecideInputs:
+    """A bucket of rows, and all that decides on them; `cap_verdicts` only where caps are set and judged."""
+
+    measured: Measured
+    related: Related
+    duplicates: Files
+    conflicts: Files
+    left_captions: Files
+    cap_verdicts: Files
+    licences: LicenceSettings
+    limits: dict[str, str]
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class KeysInputs:
+    """A bucket of rows, and the caps that count them."""
+
+    rows: DecideInputs
+    balance: BalanceSettings
+
+
+@dataclass(frozen=True)
+class CapsInputs:
+    """Keys of all rows that rules and duplicates left."""
+
+    keyed: Files
+    balance: BalanceSettings
+
+
+def _view_rows(sql: Any, inputs: DecideInputs) -> None:
+    """Views of a bucket's tables, what rules say of its rows, and `left_over`: those that only a cap can drop."""
+    view_measured(sql, inputs.measured, inputs.bucket)
+    view_related(sql, inputs.related, inputs.bucket)
+    view_inputs(sql, inputs, inputs.bucket.where, conflicts=CONFLICTS, duplicates=companies.DUPLICATES)
+    judge_rules(sql, inputs.licences)
+    sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
+
+
+def pick_keys(inputs: KeysInputs, run: Execution[None]) -> PartResult:
+    """What the caps count of the rows of a bucket."""
+    with run.scratch() as sql:
+        _view_rows(sql, inputs.rows)
+        query = (
+            f"SELECT {keys_sql(inputs.balance)} FROM left_over JOIN candidates c USING (sample_id) "
+            "JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)"
+        )
+        return PartResult((run.save(sql, "select/keyed", keys_schema(inputs.balance), query, "sample_id"),))
+
+
+def cap(inputs: CapsInputs, run: Execution[None]) -> PartResult:
+    """Rows that the caps drop, one cap after the other."""
+    with run.scratch() as sql:
+        view_inputs(sql, inputs, keyed=None)
+        balance = judge_caps(sql, inputs.balance)
+        file = run.save(sql, "select/cap_verdicts", tables.VERDICTS, "FROM cap_verdicts", "sample_id")
+        return PartResult((file,), None, {"balance": balance})
+
+
+def _plan_keys(inputs: SelectInputs, run: StageRun[None]) -> Sequence[KeysInputs]:
+    balance = inputs.choice.balance
+    return [KeysInputs(rows, balance) for rows in _plan_decide(inputs, run)] if balance.caps else []
+
+
+def _plan_caps(inputs: SelectInputs, run: StageRun[None]) -> Sequence[CapsInputs]:
+    balance = inputs.choice.balance
+    return [CapsInputs(run.files("keys", "keyed"), balance)] if balance.caps else []
+
+
+# ---- decisions
+
+# what select drops: leaks, takedowns, licences, flat pictures, duplicates, caps, in this order; each row at most once
+_DROPPED = """
+    CREATE TABLE dropped AS
+    SELECT sample_id, reason, value, threshold, via_sample_id AS other_sample_id, distance, evaluation_set,
+        evaluation_member FROM leak_verdicts
+    UNION ALL BY NAME SELECT sample_id, 'takedown' AS reason, value, threshold, other_sample_id, distance FROM taken
+        SEMI JOIN alive USING (sample_id)
+    UNION ALL BY NAME FROM rule_drops
+    UNION ALL BY NAME FROM duplicates
+    UNION ALL BY NAME SELECT sample_id, reason, value, threshold FROM cap_verdicts
+"""
+
+# what a limit was compared with; other outcomes of fetch have words beside them in facts, which libraries choose
+_MEASURED = f"""
+    CASE f.outcome WHEN '{Outcome.IMAGE_TOO_SMALL}' THEN {SHORTER_SIDE}::VARCHAR
+        WHEN '{Outcome.ASPECT_TOO_EXTREME}' THEN round({ASPECT_RATIO}, 2)::VARCHAR
+        WHEN '{Outcome.TOO_MANY_PIXELS}' THEN ({PIXELS})::VARCHAR END
+"""
+
+# one row a candidate; only the dropped rows, which are few, are joined
+_DECISIONS = """
+    SELECT f.sample_id,
+        f.outcome = 'ok' AND v.sample_id IS NULL AND s.sample_id IS NULL AND d.sample_id IS NULL AS keep,
+        CASE WHEN f.outcome <> 'ok' THEN 'fetch' WHEN v.sample_id IS NOT NULL THEN 'caption'
+            WHEN s.sample_id IS NOT NULL THEN 'score' WHEN d.sample_id IS NOT NULL THEN 'select' END AS stage,
+        CASE WHEN f.outcome <> 'ok' THEN f.outcome ELSE coalesce(v.reason, s.reason, d.reason) END AS reason,
+        CASE WHEN f.outcome <> 'ok' THEN {measured} WHEN v.sample_id IS NOT NULL THEN v.value
+            WHEN s.sample_id IS NOT NULL THEN s.value ELSE d.value END AS value,
+        CASE WHEN f.outcome <> 'ok' THEN {limit} WHEN v.sample_id IS NOT NULL THEN v.threshold
+            WHEN s.sample_id IS NOT NULL THEN s.threshold ELSE d.threshold END AS threshold,
+        d.other_sample_id, d.distance, d.kept_because, d.evaluation_set, d.evaluation_member, x.conflicts
+    FROM facts f
+    LEFT JOIN (FROM caption_verdicts WHERE NOT keep) v USING (sample_id)
+    LEFT JOIN (FROM score_verdicts WHERE NOT keep) s USING (sample_id)
+    LEFT JOIN dropped d USING (sample_id)
+    LEFT JOIN (
+        SELECT sample_id, list({{{fields}}} ORDER BY about, matched, other_sample_id) AS conflicts
+        FROM conflicts ANTI JOIN dropped USING (sample_id) GROUP BY sample_id
+    ) x USING (sample_id)
+""".format(
+    fields=", ".join(f"'{field.name}': {field.name}" for field in tables.CONFLICT),
+    measured=_MEASURED,
+    limit="$limit",  # of each outcome, by the settings
+)
+
+
+def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
+    """Decisions over every candidate of a bucket."""
+    with run.scratch() as sql:
+        _view_rows(sql, inputs)
+        view_inputs(sql, inputs, inputs.bucket.where, cap_verdicts=tables.VERDICTS)
+        sql.execute(_DROPPED)
+        limits = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in inputs.limits.items())
+        limit = f"CASE f.outcome{limits} END" if limits else "NULL"
+        decisions = _DECISIONS.replace("$limit", limit)
+        file, content = run.save_digested(sql, "select/decisions", tables.DECISIONS, decisions, "sample_id")
+        files, notes = [file], dict[str, Any](content=content)
+        if inputs.left_captions:
+            view_inputs(sql, inputs, inputs.bucket.where, left_captions=None)
+            query = "FROM left_captions SEMI JOIN (FROM decisions WHERE keep) USING (sample_id)"
+            file, notes["captions"] = run.save_digested(
+                sql, "select/extra_captions", tables.EXTRA_CAPTIONS, query, "sample_id, place"
+            )
+            files.append(file)
+        query = "SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1"
+        reasons = dict(sql.execute(query).fetchall())
+        left = "ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
+        kept = count_within(sql, f"SELECT domain, source, count(*) FROM passed {left}")
+        conflicts = dict(sql.execute(f"SELECT about, count(DISTINCT sample_id) FROM conflicts {left}").fetchall())
+        ((num_in,),) = sql.execute("SELECT count(*) FROM passed").fetchall()
+    num_kept = sum(num for sources in kept.values() for num in sources.values())
+    notes |= {"sources": kept, "conflicts": conflicts}
+    return PartResult(tuple(files), Funnel(num_in, num_kept, reasons), notes)
+
+
+def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DecideInputs]:
+    names = ("duplicates", "conflicts", "left_captions")
+    duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
+    caps, related = run.files("caps", "cap_verdicts"), _related(run)
+    return [
+        DecideInputs(
+            *(inputs.measured, related, duplicates, conflicts, left_captions, caps),
+            inputs.choice.licences,
+            inputs.choice.limits,
+            bucket,
+        )
+        for bucket in run.buckets(inputs.facts)
+    ]
+
+
+def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
+    parts = run.parts("decide")
+    counted: dict[str, Counter[str]] = {}
+    for part in parts:
+        for domain, sources in part.notes["sources"].items():
+            counted.setdefault(domain, Counter()).update(sources)
+    kept = {domain: dict(sorted(sources.items())) for domain, sources in sorted(counted.items())}
+    notes = {
+        "domains": {domain: sum(sources.values()) for domain, sources in kept.items()},
+        "sources": kept,
+        "conflicts": {
+            about: num
+            for about in ("licence", "label")
+            if (num := sum(part.notes["conflicts"].get(about, 0) for part in parts))
+        },
+        "balance": [note for part in run.parts("caps") for note in part.notes["balance"]],
+        "content": join_facets([part.notes["content"] for part in parts]),
+    }
+    if inputs.choice.extra_captions:
+        notes["captions"] = [join_facets([part.notes["captions"] for part in parts])]
+    return run.funnel("decide"), notes
+
+
+def _inputs(context: BuildContext) -> SelectInputs:
+    return SelectInputs(
+        choice=Choice.of(
+            context.config,
+            standing_entries(context.workdir, context.catalog.ask),
+            read_pictures(context.workdir),
+        ),
+        radius=context.config.dedup.radius,
+        candidates=context.files("ingest", "candidates"),
+        facts=context.facts(),
+        captions=context.files("caption", "captions"),
+        pairs=context.files("dedup", "pairs"),
+        details=context.files("dedup", "details"),
+        leaks=context.files("dedup", "leaks"),
+        looks=context.files("dedup", "looks"),
+        semantic_pairs=context.files("dedup", "semantic_pairs"),
+        caption_verdicts=context.files("caption", "caption_verdicts"),
+        score_verdicts=context.files("score", "score_verdicts").digested(context.sealed["score"].notes["content"]),
+    )
+
+
+STAGE = Stage(
+    name="select",
+    about="decide on every image: licence, duplicates; one reason a drop",
+    inputs=_inputs,
+    steps=(
+        Step("taken", _plan_taken, find_taken, learns=_learn_pictures),
+        Step("relate", _plan_relate, relate, version=3),
+        Step("contend", _plan_contend, contend, version=4),
+        Step("duplicates", _plan_duplicates, judge_duplicates, version=4),
+        Step("keys", _plan_keys, pick_keys),
+        Step("caps", _plan_caps, cap, version=2),  # spellings of one owner count as one
+        Step("decide", _plan_decide, decide, version=9),
+    ),
+    conclude=_conclude,
+    settle=_settle,
+)
