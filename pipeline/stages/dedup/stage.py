@@ -9,8 +9,8 @@ Facts of earlier versions lack the hashes of mirror images and of middles. These
 Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
 original and not a copy of it that was blown up.
 
-Images of evaluation sets are measured and matched here too (dedup_evaluation.py), and so are pictures that mean the
-same (dedup_semantic.py).
+Images of evaluation sets are measured and matched here too (evaluation.py), and so are pictures that mean the
+same (semantic.py).
 """
 
 from __future__ import annotations

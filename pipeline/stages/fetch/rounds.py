@@ -61,7 +61,7 @@ class FetchInputs:
     candidates: Files
     secrets: Files
     local: RowGroup | None
-    """Ids and addresses of the candidates with a locator (fetch_local.py)."""
+    """Ids and addresses of the candidates with a locator (local.py)."""
     image: ImageSettings
     deciding: tuple[tuple[str, str], ...]
     """Outcomes that settings decide, each with the values of those settings."""

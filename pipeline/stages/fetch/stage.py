@@ -1,6 +1,6 @@
 """fetch: download every candidate's picture, measure it in one decode, store it; one outcome for every URL.
 
-Reads candidates. Those with a locator lie on this machine already: stages/fetch_local.py reads them, and they take the
+Reads candidates. Those with a locator lie on this machine already: local.py reads them, and they take the
 same measurement; they are known by their content. Writes pool tars, the facts of each part, and
 `facts` (one row a candidate, sorted by sample_id).
 
