@@ -28,7 +28,7 @@ MEASURED_TEXTS = pa.schema(
 )
 _BATCH_ROWS = 50_000
 _PLACED = """
-    CREATE TABLE placed AS SELECT j.*, r.place, r.is_bare AND kind = 'caption' AND row_number() OVER (
+    CREATE TABLE placed AS SELECT j.*, r.row, r.is_bare AND kind = 'caption' AND row_number() OVER (
         PARTITION BY sample_id, kind ORDER BY entry, j.row_number
     ) = 1 AS is_caption FROM joined j JOIN rows r USING (sample_id)
 """
@@ -38,11 +38,15 @@ _NAMED = """
         SELECT *, reason IS NULL AND row_number() OVER (
             PARTITION BY sample_id, kind, text, reason ORDER BY entry, row_number
         ) > 1 AS again FROM judged_texts
-    ), numbered AS (
+    ), counted AS (
         SELECT * REPLACE (if(again, 'same_text', reason) AS reason),
-            count(*) FILTER (reason IS NULL AND NOT again) OVER of_kind
-                + (kind = 'caption' AND NOT bool_or(is_caption) OVER (PARTITION BY sample_id, kind))::INTEGER AS number
+            count(*) FILTER (reason IS NULL AND NOT again) OVER of_kind AS num_kept,
+            kind = 'caption' AND NOT bool_or(is_caption) OVER (PARTITION BY sample_id, kind) AS has_source_caption
         FROM first_ones WINDOW of_kind AS (PARTITION BY sample_id, kind ORDER BY entry, row_number)
+    ), numbered AS (
+        SELECT * EXCLUDE (num_kept, has_source_caption),
+            if(has_source_caption, num_kept + 1, num_kept) AS number  -- the caption of the source is the first one
+        FROM counted
     )
     SELECT *, if(reason IS NULL, kind || if(number = 1, '', '_' || number), NULL) AS name FROM numbered
 """
@@ -55,21 +59,21 @@ def measure_texts(
 
     A joined text is measured beside the taxon of its picture; `names` as in `measure_captions`.
     """
-    own = pc.utf8_trim_whitespace(pc.fill_null(candidates["caption"], ""))
-    no_words = [pc.match_substring_regex(*each) for each in ((own, FILENAME), (pc.utf8_lower(own), PLACEHOLDER))]
-    is_bare = pc.or_(pc.equal(own, ""), pc.or_(*no_words))
-    places = pa.array(range(candidates.num_rows), pa.int64())
-    sql.register("rows", pa.table([candidates["sample_id"], places, is_bare], ["sample_id", "place", "is_bare"]))
+    caption = pc.utf8_trim_whitespace(pc.fill_null(candidates["caption"], ""))
+    names_a_file = pc.match_substring_regex(caption, FILENAME)
+    is_placeholder = pc.match_substring_regex(pc.utf8_lower(caption), PLACEHOLDER)
+    is_bare = pc.or_(pc.equal(caption, ""), pc.or_(names_a_file, is_placeholder))
+    rows = pa.array(range(candidates.num_rows), pa.int64())
+    sql.register("rows", pa.table([candidates["sample_id"], rows, is_bare], ["sample_id", "row", "is_bare"]))
     sql.execute(_PLACED)
-    for batch in sql.sql("FROM placed ORDER BY place, entry, row_number").to_arrow_reader(_BATCH_ROWS):
+    for batch in sql.sql("FROM placed ORDER BY row, entry, row_number").to_arrow_reader(_BATCH_ROWS):
         texts = pa.Table.from_batches([batch])
-        measured = measure_captions(_with_captions(candidates.take(texts["place"]), texts["text"]), names)
+        measured = measure_captions(_with_captions(candidates.take(texts["row"]), texts["text"]), names)
         columns = {name: texts[name] for name in MEASURED_TEXTS.names if name in texts.column_names}
         columns |= {name: measured[name] for name in MEASURED_TEXTS.names if name in measured.column_names}
         write(pa.table(columns))
-    filled = sql.sql("SELECT r.place, p.text FROM rows r LEFT JOIN placed p ON p.place = r.place AND p.is_caption "
-                     "ORDER BY r.place").to_arrow_table()  # fmt: skip
-    return _with_captions(candidates, pc.coalesce(filled["text"], candidates["caption"]))
+    filled = sql.sql("SELECT p.text FROM rows r LEFT JOIN placed p ON p.row = r.row AND p.is_caption ORDER BY r.row")
+    return _with_captions(candidates, pc.coalesce(filled.to_arrow_table()["text"], candidates["caption"]))
 
 
 def _with_captions(candidates: pa.Table, captions: pa.ChunkedArray) -> pa.Table:

@@ -5,6 +5,8 @@ Each pattern was tried on real captions; README.md gives the error rates.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _IMAGE_SUFFIX = r"\.(?i:jpe?g|png|gif|webp|tiff?|bmp|svg|heic|cr2|nef|psd|xcf)"
 
 FILENAME = "|".join(
@@ -65,45 +67,28 @@ SPAM = "(?i)" + "|".join(
     )
 )
 
-_GENUS = r"[A-Z][a-zë]+(?:a|us|um|is|es|on|os|ys|ix|ax|ops|ex|ium|ia|e|er|as|yx|ma|anthus|dendron)"
-_EPITHET_ENDS = (
-    r"(?:ensis|ense|bur|ita|itum|itus|ana|anum|anus|oides|ifolia|ifolium|ifolius|folia|folium|florum|florus"
-    r"|flora|orum|arum|iana|ianum|ianus"
-    r"|icum|icus|osum|osus|atum|"
-    r"atus|inum|inus|ii|ulus|ulum|eum|eus|ifera|iferum|ifer|alis|aris|ilis|cola|gera|ctus|ctum|phylla|phyllum"
-    r"|phyllus|carpa|carpum|"
-    r"rrhiza|vera|viride|viridis|ntha|nthum|nthus|urus|urum|erus|erum|idus|idum|ida|ida|ptera|ceps|pens|cens"
-    r"|scens|gens|tans|"
-    r"rans|vulgare|vulgaris|perennis|annua|annuum|alba|album|albus|nigra|nigrum|niger|rubra|rubrum|sativa"
-    r"|sativum|sativus|tectorum|"
-    r"officinale|mays|nobilis|avium|cepa|communis|persica|carota|maxima|arvense|arvensis|repens|pratense|sylvestris|"
-    r"domestica|europaea|americana|japonica|chinensis|sinensis|indica|africana|australis|orientale|occidentalis"
-    r"|vinifera)"
-)
-_EPITHET = r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*" + _EPITHET_ENDS
-# Behind a genus whose ending few English words have, any Latin ending counts.
-_SURE_GENUS = (
-    r"[A-Z][a-zë]+(?:us|um|is|ea|ula|ella|aria|ago|ys|ops|ax|ix|odon|ica|osa|ola|ita|ilia|anita|etes|onia|inia|ccinia"
-    r"|xia|ixia|uja|omium|yra|chys)"
-)
-_ANY_EPITHET = (
-    r"(?:[×x] ?)?(?:[a-zë]+-)*[a-zë]{3,}"
-    r"(?:us|um|is|ta|na|ra|la|da|sa|ca|ia|ea|ae|ns|ii|oba|or|ax|ex|ix|ile|ale|yne|jah)"
-)
 
-BINOMIAL = rf"(?:^|[^\pL])(?:{_GENUS} {_EPITHET}|{_SURE_GENUS} {_ANY_EPITHET})(?:[^\pL]|$)"
-# English words with a Latin ending behind a capital ("Paris opera", "Discussion forum"), and Roman numerals.
-NOT_AN_EPITHET = (
-    r"(?:^|[^\pL])[A-Z][a-z]+ (?:opera|camera|panda|koala|gorilla|banana|umbrella|extra|arena|agenda|media"
-    r"|formula|salsa|"
-    r"fiesta|pasta|panorama|drama|magenta|vanilla|album|museum|aquarium|stadium|premium|medium|campus|circus|cactus|"
-    r"status|virus|bonus|focus|minus|versus|tennis|basis|oasis|crisis|color|motor|mirror|doctor|tractor|door|floor|"
-    r"actor|sailor|harbor|interior|senior|junior|major|minor|editor|visitor|index|complex|relax|apex|cola|idea"
-    r"|area|aluminum|apparatus|aquifer|athenaeum|biceps|calculus|coliseum|cumulus|curriculum|datum|decorum|detritus"
-    r"|emeritus|flora|forceps|forum|hiatus|lanthanum|laudanum|linoleum|lyceum|mausoleum|means|modulus|nucleus|pendulum"
-    r"|petroleum|platinum|prospectus|quadriceps|quorum|serum|sinus|speculum|stimulus|stratum|substratum|terminus"
-    r"|thesaurus|triceps|tumulus|ultimatum|umbilicus|[ivxlcdm]+)(?:[^\pL]|$)"
-)
+def _words(file: str, mark: str) -> str:
+    """The words of a list beside this module that bear a mark, as alternatives."""
+    lines = (Path(__file__).parent / file).read_text(encoding="utf-8").splitlines()
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    return "|".join(word for word, *marks in rows if mark in marks)
+
+
+def _genus(mark: str) -> str:
+    return rf"[A-Z][a-zë]+(?:{_words('genus_endings.txt', mark)})"
+
+
+def _epithet(mark: str) -> str:
+    return rf"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:{_words('epithet_endings.txt', mark)})"
+
+
+_SURE_GENUS = _genus("sure")
+_ANY_EPITHET = rf"(?:[×x] ?)?(?:[a-zë]+-)*[a-zë]{{3,}}(?:{_words('epithet_endings.txt', 'any')})"
+BINOMIAL = rf"(?:^|[^\pL])(?:{_genus('name')} {_epithet('name')}|{_SURE_GENUS} {_ANY_EPITHET})(?:[^\pL]|$)"
+# with Roman numerals
+NOT_AN_EPITHET = rf"(?:^|[^\pL])[A-Z][a-z]+ (?:{_words('not_latin.txt', 'second')}|[ivxlcdm]+)(?:[^\pL]|$)"
+NOT_A_GENUS = rf"^(?:{_words('not_latin.txt', 'first')})\b"
 
 # A whole capitalised word is an author only beside a year or a connecting word; elsewhere it may be the common name
 # ("Chelmon rostratus Kupferstreifen").
@@ -111,41 +96,16 @@ _AUTHOR = (
     r"(?: (?:\([A-Z][^()]{0,40}\)|[A-Z][\pL]{0,12}\.|L|Linnaeus|(?:ex|et|&) [A-Z][\pL]+\.?|[A-Z][\pL]+,? \d{4}"
     r"|[A-Z][\pL]+(?: & [A-Z][\pL]+)+))"
 )
-# Stricter than BINOMIAL, because a rule drops bare names. Romance, Basque and Esperanto adjectives share some endings
-# ("Africa orientale", "Lira italiana", "Linia aeriana Tux."): those count only behind a genus with a sure ending. Any
-# other epithet counts only before L., a year or an author in brackets. No full stop follows a name of two words.
-_SURE_EPITHET = (
-    r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:ensis|bur|itum|itus|anum|anus|oides|ifolia|ifolium|ifolius|folium|florum|florus"
-    r"|flora|orum|arum|icum|icus|osum|osus|atum|atus|inum|inus|ii|ulus|ulum|eum|eus|ifera|iferum|ifer|alis|aris|ilis"
-    r"|ctus|ctum|phylla|phyllum|phyllus|carpa|carpum|carpus|rrhiza|viridis|ntha|nthum|nthus|urus|urum|erum|idus|idum"
-    r"|ptera|pterum|pterus|ceps|vulgare|vulgaris|perennis|annuum|album|albus|nigrum|rubrum|sativum|sativus|tectorum"
-    r"|virginiana|caroliniana|canadensis)"
-)
-_ROMANCE_EPITHET = (
-    r"(?:[×x] ?)?[a-zë]*(?:-[a-z]+)*(?:ense|ita|ana|osa|ata|ina|ica|are|ida|ula|gera|cola|ens|ans|alba|nigra|niger"
-    r"|rubra|sativa|annua|vera|persica|carota|maxima|nobilis|avium|cepa|mays|domestica|europaea|vinifera)"
-)
-# Without -as and -os, the plurals of Romance and genitives of Lithuanian words.
-_BARE_GENUS = r"[A-Z][a-zë]+(?:a|us|um|is|es|on|ys|ix|ax|ops|ex|e|er|yx|anthus|dendron)"
-_SUREST_GENUS = r"[A-Z][a-zë]+(?:us|um|ys|ops|ax|ix|yx|ex|odon|opsis|anthes|aceros|daphne|dendron|phora|phyllum|carpus)"
+# Stricter than BINOMIAL, because a rule drops bare names. Any epithet counts only before L., a year or an author in
+# brackets. No full stop follows a name of two words.
 _INFRASPECIFIC = r"(?: (?:subsp|ssp|var|f)\. [a-zë-]+)?"
 BARE_NAME = (
-    rf"^{_BARE_GENUS} (?:{_SURE_EPITHET}|× ?[a-zë-]{{3,}}){_INFRASPECIFIC}{_AUTHOR}*$"
-    rf"|^{_SUREST_GENUS} {_ROMANCE_EPITHET}{_INFRASPECIFIC}{_AUTHOR}*$"
+    rf"^{_genus('bare')} (?:{_epithet('bare')}|× ?[a-zë-]{{3,}}){_INFRASPECIFIC}{_AUTHOR}*$"
+    rf"|^{_genus('surest')} {_epithet('bare-behind-sure')}{_INFRASPECIFIC}{_AUTHOR}*$"
     rf"|^{_SURE_GENUS} {_ANY_EPITHET}{_INFRASPECIFIC} "
     rf"(?:L\.?|\([A-Z][^()]{{0,40}}\)|[A-Z][\pL]+, \d{{4}}){_AUTHOR}*$"
     r"|^[A-Z][a-zë]+ (?:sp|spp)\.?$|^[A-Z][a-z]+(?:aceae|idae|opsida)$"
 )
-# Articles, and names of countries and other common words that end like a genus ("Russia rubolii", "Area occidentale").
-NOT_A_GENUS = (
-    r"^(?:Una|Uma|Unha|Dois|Tres|Los|Las|Les|Des|Albania|Algeria|Angola|Arabia|Argentina|Armenia|Aruba|Australia|Austria"
-    r"|Belarus|Bolivia|Bosnia|Botswana|Bulgaria|Cambodia|Colombia|Croatia|Cyprus|Estonia|Ethiopia|Gambia|Georgia|Ghana"
-    r"|Guatemala|Guinea|India|Indonesia|Italia|Jamaica|Kenya|Latvia|Liberia|Libia|Libya|Lithuania|Macedonia|Madagaska"
-    r"|Madagascar|Makedonia|Malaysia|Mauritania|Mauritius|Moldova|Mongolia|Namibia|Nigeria|Romania|Russia|Rwanda|Samoa"
-    r"|Serbia|Slovakia|Slovenia|Somalia|Syria|Tanzania|Tunisia|Uganda|Venezuela|Zambia|Africa|America|Asia|Europa|Oceania"
-    r"|Area|Libra|Lira|Regio|Sussex)\b"
-)
-
 # Scripts written without spaces between words: Han, kana, Thai, Lao, Khmer, Burmese, Tibetan.
 DENSE_SCRIPT = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]"
 
