@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -51,12 +51,7 @@ BREAKER_SECONDS = 300.0  # how long a dead host is left alone
 MAX_REDIRECTS = 5  # a longer chain ends as too_many_redirects
 DECODE_THREADS = 2  # pictures decoded at a time in one worker; each may need the memory of `image.max_pixels`
 
-ConsentSignal = Literal[
-    "content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining", "c2pa_training"
-]
-DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = (
-    *("content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining"),
-)
+ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining"]
 
 
 class HostLimits(Settings):
@@ -179,8 +174,8 @@ class NetworkSettings(Settings):
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 
-    consent_signals: tuple[ConsentSignal, ...] = DEFAULT_SIGNALS
-    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, RSL, IPTC; C2PA needs an extra."""
+    consent_signals: tuple[ConsentSignal, ...] = get_args(ConsentSignal)
+    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, RSL, IPTC."""
 
     @field_validator("x_robots_directives")
     @classmethod
