@@ -97,8 +97,6 @@ class ComputeSettings(Settings):
     """torch.compile: slower to start, faster steps on a GPU."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of each rank on the CPU; null: torch's choice."""
-    max_failures: int = Field(default=3, ge=0)
-    """So often `--launcher ray` starts again after lost workers, from the last checkpoint; 0: never."""
 
 
 class LockSettings(Settings):
@@ -296,7 +294,7 @@ _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
 _EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
                    "cache_gb", "shards", "index")  # fmt: skip
-_EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
+_EXECUTION_COMPUTE = ("device", "num_threads", "parallel", "compile")
 
 
 def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:

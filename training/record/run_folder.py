@@ -184,16 +184,6 @@ class RunFolder:
         """
         return checkpoint.read_summary(self.folder)
 
-    def begun_at(self) -> str | int | None:
-        """Something that changes when a training begins or goes on in this place; None where there is no run.
-
-        Raises: RetryableError when a store does not answer.
-        """
-        if self._store is not None:
-            return self._store.begun_at()
-        path = self.folder / RUN_FILE
-        return path.stat().st_mtime_ns if path.exists() else None
-
 
 def inspect_run(
     folder: Path, identity: dict[str, Any], *, allow_changed: bool = False, is_copy: bool = False
