@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests import __version__
 from manifests.contract.outcomes import Outcome
-from manifests.contract.settings import Removed, Settings
+from manifests.contract.settings import Settings
 from manifests.errors import ConfigError
 from pipeline.fetching.consent.statements import Consent
 from pipeline.fetching.pictures.settings import ImageSettings
@@ -32,7 +32,6 @@ DECIDED_BY = {
     Outcome.REFUSED_TARGET: ("network.allow_private_addresses",),
     Outcome.ROBOTS_DISALLOWED: ("network.robots_txt", "network.user_agent"),
     Outcome.OPTED_OUT: ("network.x_robots_directives", "network.consent_signals", "network.user_agent"),
-    Outcome.TOO_MANY_REDIRECTS: ("network.max_redirects",),
     Outcome.BODY_TOO_LARGE: ("image.max_body_bytes",),
     Outcome.TOO_MANY_PIXELS: ("image.max_pixels",),
     Outcome.IMAGE_TOO_SMALL: ("image.min_side_px",),
@@ -139,17 +138,6 @@ PROFILES: dict[ProfileName, HostProfile] = {
 
 class NetworkSettings(Settings):
     """Execution: threads, patience, politeness, consent."""
-
-    removed: ClassVar = {
-        "decode_threads": Removed(DECODE_THREADS, "more cores are used by more workers: run.num_workers"),
-        "connect_timeout_seconds": Removed(CONNECT_SECONDS, "total_timeout_seconds bounds an attempt"),
-        "read_timeout_seconds": Removed(READ_SECONDS, "total_timeout_seconds bounds an attempt"),
-        "backoff_seconds": Removed(BACKOFF_SECONDS, "what a host asks for in Retry-After counts before it"),
-        "host_patience_seconds": Removed(HOST_PATIENCE_SECONDS, "`plantmix retry` asks again later"),
-        "breaker_failures": Removed(BREAKER_FAILURES, "`plantmix retry` asks a dead host again"),
-        "breaker_seconds": Removed(BREAKER_SECONDS, "`plantmix retry` asks a dead host again"),
-        "max_redirects": Removed(MAX_REDIRECTS, "a longer way leads to no picture"),
-    }
 
     threads: Annotated[int, Field(ge=1, le=512)] = 32
     """Requests at the same time in one worker."""
@@ -264,11 +252,11 @@ class FetchSettings(Settings):
         the way, may differ, as it may under other `network` settings or on another day. Changing the engine
         therefore downloads nothing again.
         """
-        return {**self.image.recorded(), "consent": asdict(self.network.consent)}
+        return {**self.image.identity(), "consent": asdict(self.network.consent)}
 
     def deciding(self) -> tuple[tuple[str, str], ...]:
         """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""
-        values = self.recorded()
+        values = self.model_dump(mode="json")
         values["network"]["user_agent"] = self.network.agent_token  # its version decides nothing
         pairs = []
         for outcome, keys in DECIDED_BY.items():

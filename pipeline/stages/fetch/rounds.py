@@ -91,15 +91,16 @@ class FetchedFiles:
 
 
 def recipe_of(image: ImageSettings) -> str:
-    """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads in
-    earlier catalogues. Limits are no part of it, because a picture that passes them is stored the same way.
+    """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads of
+    f9cb912. Limits are no part of it, because a picture that passes them is stored the same way.
     """
-    return fingerprint({"version": VERSION, "image": image.without_limits().recorded()})
+    return fingerprint({"version": VERSION, "image": image.without_limits().identity()})
 
 
 def downloads_of(image: ImageSettings, run: StageRun[Any], up_to_round: int) -> list[PartRecord]:
     """Committed downloads of any build whose pictures are stored as `image` says, up to a round."""
-    parts = run.made_of("download", image.without_limits(), {VERSION: recipe_of(image)})
+    of_f9cb912 = run.catalog.parts_like("fetch", "download", recipe_of(image))
+    parts = [*of_f9cb912, *run.made_of("download", image.without_limits())]
     return [part for part in parts if part.notes["round"] <= up_to_round]
 
 
