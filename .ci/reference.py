@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
@@ -173,25 +172,9 @@ def rows_of(section: type[Settings], title: str, first_seen: dict[tuple[type[Set
             yield f"| `{names[0]}` to `{names[-1]}` | | | {len(names)} keys, as in {other} |"
 
 
-def removed_of(model: type[Settings], told: set[type[Settings]]) -> Iterator[str]:
-    """The rows of the removed keys of one config; keys of a section with one value and one reason share a row."""
-    for place, section in sections_of(model, told):
-        rows: dict[tuple[str, str], list[str]] = {}
-        for name, key in vars(section).get("removed", {}).items():
-            rows.setdefault((key.shown or f"`{json.dumps(key.value)}`", key.reason), []).append(
-                f"`{place}.{name}`".replace("`.", "`")
-            )
-        for (value, reason), names in rows.items():
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (", ".join(names), value, reason)) + " |"
-
-
 def render() -> str:
     """The whole page."""
-    told: set[type[Settings]] = set()
-    gone = [row for model in CONFIGS.values() for row in removed_of(model, told)]
-    lines = [HEAD.rstrip(), *lines_of_configs(), "", "## Keys that are gone", "",
-             "Delete them from your file; the error says the same.", "",
-             "| key | always | why |", "|---|---|---|", *gone]  # fmt: skip
+    lines = [HEAD.rstrip(), *lines_of_configs()]
     return "\n".join(lines) + "\n"
 
 

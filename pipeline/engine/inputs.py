@@ -31,7 +31,7 @@ def identity_of(value: Any) -> Any:
     if callable(getattr(value, "identity", None)):
         return value.identity()
     if isinstance(value, Settings):
-        return value.recorded()
+        return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value):
         return {field.name: identity_of(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

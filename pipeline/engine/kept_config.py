@@ -16,7 +16,6 @@ from manifests.contract.settings import differences, parse_settings
 from manifests.errors import ConfigError
 from pipeline.config import BuildConfig
 from pipeline.engine.work import BuildContext, Stage
-from pipeline.judging.captions.settings import PRESETS, RULE_NAMES
 
 
 def keep_config(catalog: Catalog, config: BuildConfig) -> None:
@@ -30,9 +29,9 @@ def dump_config(config: BuildConfig) -> str:
 
 
 def read_dumped(text: str) -> BuildConfig:
-    """The configuration that `dump_config` wrote, in this version or an earlier one.
+    """The configuration that `dump_config` wrote, in this version or an earlier one; keys that are gone are left out.
 
-    Raises: ConfigError that names each key which this version does not read.
+    Raises: ConfigError that names each value which this version does not read.
     """
     return parse_settings(json.loads(text), BuildConfig, "the kept configuration", is_kept=True)
 
@@ -46,7 +45,7 @@ def last_config(catalog: Catalog) -> BuildConfig:
     if text is None:
         raise ConfigError(f"{catalog.workdir}: no build has run here yet; run `plantmix build CONFIG` first")
     try:
-        config = read_dumped(_as_it_was_set(catalog, text))
+        config = read_dumped(text)
     except (ValueError, ConfigError) as error:
         raise ConfigError(
             f"{catalog.workdir}: the last build ran with a configuration that this version does not read; "
@@ -90,25 +89,3 @@ def compare_with_last(catalog: Catalog, flow: Sequence[Stage[Any]], config: Buil
             break
         compared.same.append(stage.name)
     return compared
-
-
-def _as_it_was_set(catalog: Catalog, text: str) -> str:
-    """A text that an earlier version kept, with the caption rules that were set; any other as it is.
-
-    It held every rule, with null for one that was off and for one that was not set. The caption stage of that build
-    knows which rules of a preset it applied: those were not set.
-    """
-    values: dict[str, Any] = json.loads(text)
-    rule_sets = values.get("caption", {}).get("rules", ())
-    if not rule_sets or any(set(RULE_NAMES) - set(rules) for rules in rule_sets):
-        return text
-    current = catalog.find_current("caption") or ""
-    identities = catalog.ask("SELECT identity FROM stages WHERE fingerprint = ?", current)
-    applied = [dict(each["rules"]) for each in json.loads(identities[0][0])["rules"]] if identities else []
-    for place, rules in enumerate(rule_sets):
-        on = applied[place] if len(applied) == len(rule_sets) else RULE_NAMES
-        preset = PRESETS.get(rules.get("preset"))
-        for name in RULE_NAMES:
-            if rules[name] is None and (preset is None or name in on or preset.get(name) is None):
-                del rules[name]
-    return json.dumps(values)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
@@ -134,14 +133,10 @@ class StageRun(Generic[How]):
         """Committed parts of an earlier step of this stage."""
         return self.catalog.parts_of(self.fingerprint, step)
 
-    def made_of(self, step: str, reuse: Any, of_version: Mapping[int, str] = MappingProxyType({})) -> list[PartRecord]:
-        """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first.
-
-        `of_version` names the key that parts of a version had in earlier catalogues.
-        """
+    def made_of(self, step: str, reuse: Any) -> list[PartRecord]:
+        """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first."""
         step_now = next(each for each in self.stage.steps if each.name == step)
-        keys = [key for key in (of_version.get(step_now.version), step_now.reuse_key(reuse)) if key]
-        return [part for key in keys for part in self.catalog.parts_like(self.stage.name, step, key)]
+        return self.catalog.parts_like(self.stage.name, step, step_now.reuse_key(reuse))
 
     def files(self, step: str, table: str) -> Files:
         """Files that an earlier step of this stage committed."""

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
-from pipeline.fetching.consent.statements import C2PA, PICTURE
-from pipeline.fetching.pictures.consent import MARKS, counting, may_hold_c2pa
+from pipeline.fetching.consent.statements import PICTURE
+from pipeline.fetching.pictures.consent import counting
 from pipeline.fetching.pictures.image import Rejected, StoredImage, measure_image
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
@@ -81,16 +81,11 @@ class Decoders:
         row, download = self._downloads.take()
         if download is None or download.outcome is not Outcome.OK:
             return row, download, None
-        signals = self._consent_signals
-        with_c2pa = "c2pa_training" in signals
-        result = measure_image(download.body, self._image, with_c2pa=with_c2pa)
+        result = measure_image(download.body, self._image)
         said = dict(download.said)
         if isinstance(result, StoredImage):
-            words = result.detail.split("; ") if result.detail else []
-            said[PICTURE] = [each for each in words if not each.startswith(MARKS["c2pa_training"])]
-            if with_c2pa or not may_hold_c2pa(download.body):
-                said[C2PA] = [each for each in words if each not in said[PICTURE]]
-        if isinstance(result, StoredImage) and result.detail and counting(result.detail, signals):
+            said[PICTURE] = [result.detail] if result.detail else []
+        if isinstance(result, StoredImage) and result.detail and counting(result.detail, self._consent_signals):
             result = Rejected(Outcome.OPTED_OUT, result.detail, result.original)
         self._downloads.release(download)
         return row, replace(download, body=b"", said=said), result

@@ -20,7 +20,6 @@ from pipeline.fetching.decoding import Decoders
 from pipeline.fetching.hosts import Gate
 from pipeline.fetching.http import HttpClient, client_of_this_program
 from pipeline.fetching.part import PartWriter, fact_of_download, require_facts
-from pipeline.fetching.pictures.consent import require_library
 from pipeline.fetching.pictures.image import Fact, Rejected, StoredImage
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
@@ -66,11 +65,9 @@ def fetch_in_pieces(
     Connections, addresses and robots.txt rules are kept for the next part in this process; a caller who wants them
     apart gives a `client`.
 
-    Raises: ConfigError when a contact is needed, or the engine or C2PA's library is not installed; RunError when a row
-    got no fact.
+    Raises: ConfigError when a contact is needed, or the engine is not installed; RunError when a row got no fact.
     """
     settings.network.require_contact(url for _, url in rows)
-    require_library(settings.network.consent_signals)
     same: dict[tuple[str, Check | None], list[str]] = {}
     for sample_id, url in sorted(rows):
         same.setdefault((url, checks.get(sample_id)), []).append(sample_id)

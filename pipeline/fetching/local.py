@@ -27,8 +27,6 @@ def read_local(
     roots: Mapping[str, str],
     settings: ImageSettings,
     pool_path: str | Path,
-    *,
-    with_c2pa: bool = False,
 ) -> tuple[pa.Table, dict[str, str]]:
     """Read, measure and store pictures; `rows` are (sample_id, source, locator, address), `roots` the sources' folders.
 
@@ -52,7 +50,7 @@ def read_local(
             except BytesUnreadable as error:
                 part.add(sample_id, {"outcome": error.outcome.value, "detail": error.detail, "attempts": 1})
             else:
-                result = measure_image(body, settings, with_c2pa=with_c2pa)
+                result = measure_image(body, settings)
                 part.add(sample_id, {"outcome": Outcome.OK.value, "attempts": 1}, result)
             addresses[sample_id] = address or address_of(locator, sha256)
         return part.finish(), addresses

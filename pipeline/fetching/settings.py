@@ -15,14 +15,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests import __version__
 from manifests.contract.outcomes import Outcome
-from manifests.contract.settings import Removed, Settings
+from manifests.contract.settings import Settings
 from manifests.errors import ConfigError
 from pipeline.fetching.consent.statements import Consent
 from pipeline.fetching.pictures.settings import ImageSettings
@@ -32,7 +32,6 @@ DECIDED_BY = {
     Outcome.REFUSED_TARGET: ("network.allow_private_addresses",),
     Outcome.ROBOTS_DISALLOWED: ("network.robots_txt", "network.user_agent"),
     Outcome.OPTED_OUT: ("network.x_robots_directives", "network.consent_signals", "network.user_agent"),
-    Outcome.TOO_MANY_REDIRECTS: ("network.max_redirects",),
     Outcome.BODY_TOO_LARGE: ("image.max_body_bytes",),
     Outcome.TOO_MANY_PIXELS: ("image.max_pixels",),
     Outcome.IMAGE_TOO_SMALL: ("image.min_side_px",),
@@ -51,12 +50,7 @@ BREAKER_SECONDS = 300.0  # how long a dead host is left alone
 MAX_REDIRECTS = 5  # a longer chain ends as too_many_redirects
 DECODE_THREADS = 2  # pictures decoded at a time in one worker; each may need the memory of `image.max_pixels`
 
-ConsentSignal = Literal[
-    "content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining", "c2pa_training"
-]
-DEFAULT_SIGNALS: tuple[ConsentSignal, ...] = (
-    *("content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining"),
-)
+ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "rsl_licence", "iptc_data_mining"]
 
 
 class HostLimits(Settings):
@@ -145,17 +139,6 @@ PROFILES: dict[ProfileName, HostProfile] = {
 class NetworkSettings(Settings):
     """Execution: threads, patience, politeness, consent."""
 
-    removed: ClassVar = {
-        "decode_threads": Removed(DECODE_THREADS, "more cores are used by more workers: run.num_workers"),
-        "connect_timeout_seconds": Removed(CONNECT_SECONDS, "total_timeout_seconds bounds an attempt"),
-        "read_timeout_seconds": Removed(READ_SECONDS, "total_timeout_seconds bounds an attempt"),
-        "backoff_seconds": Removed(BACKOFF_SECONDS, "what a host asks for in Retry-After counts before it"),
-        "host_patience_seconds": Removed(HOST_PATIENCE_SECONDS, "`plantmix retry` asks again later"),
-        "breaker_failures": Removed(BREAKER_FAILURES, "`plantmix retry` asks a dead host again"),
-        "breaker_seconds": Removed(BREAKER_SECONDS, "`plantmix retry` asks a dead host again"),
-        "max_redirects": Removed(MAX_REDIRECTS, "a longer way leads to no picture"),
-    }
-
     threads: Annotated[int, Field(ge=1, le=512)] = 32
     """Requests at the same time in one worker."""
     total_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
@@ -179,8 +162,8 @@ class NetworkSettings(Settings):
     x_robots_directives: tuple[str, ...] = DEFAULT_X_ROBOTS
     """X-Robots-Tag directives that opt a picture out. Empty: the header is ignored."""
 
-    consent_signals: tuple[ConsentSignal, ...] = DEFAULT_SIGNALS
-    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, RSL, IPTC; C2PA needs an extra."""
+    consent_signals: tuple[ConsentSignal, ...] = get_args(ConsentSignal)
+    """Further signals that opt a picture out: AIPREF, TDMRep's header and file, RSL, IPTC."""
 
     @field_validator("x_robots_directives")
     @classmethod
@@ -269,11 +252,11 @@ class FetchSettings(Settings):
         the way, may differ, as it may under other `network` settings or on another day. Changing the engine
         therefore downloads nothing again.
         """
-        return {**self.image.recorded(), "consent": asdict(self.network.consent)}
+        return {**self.image.identity(), "consent": asdict(self.network.consent)}
 
     def deciding(self) -> tuple[tuple[str, str], ...]:
         """Each outcome of DECIDED_BY with the values that decide it here, as JSON."""
-        values = self.recorded()
+        values = self.model_dump(mode="json")
         values["network"]["user_agent"] = self.network.agent_token  # its version decides nothing
         pairs = []
         for outcome, keys in DECIDED_BY.items():

@@ -5,11 +5,11 @@ What a score is (model, weights, precision, options) and what is decided over it
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from manifests.contract.settings import JsonValues, NameOrPath, Removed, Settings
+from manifests.contract.settings import JsonValues, NameOrPath, Settings
 
 CLIP = "clip"  # name of the scorer that `model` and `pretrained` stand for
 
@@ -31,10 +31,6 @@ class PluginSettings(Settings):
 
 class ScoreRule(Settings):
     """A threshold over one stored score, exactly one of the three, and what becomes of a picture that fails it."""
-
-    removed: ClassVar = {
-        "top_fraction": Removed(None, "`min_quantile: 0.7` keeps the top 0.3 of each domain", "left out")
-    }
 
     scorer: ScorerName = CLIP
     """Name of the scorer."""

@@ -181,7 +181,6 @@ class Reader(ABC, Generic[SettingsT]):
     def identity(self) -> dict[str, Any]:
         """The settings that the rows depend on; holds no path of a machine."""
         values = self.settings.model_dump(mode="json", exclude_none=True)
-        values |= {name: key.value for name, key in self.settings.removed.items()}
         return values | {name: None for name in path_keys(type(self.settings)) if values.get(name)}
 
     def recipe(self) -> dict[str, Any]:

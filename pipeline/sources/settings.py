@@ -170,7 +170,7 @@ class SourceSettings(Origin):
 
     def identity(self) -> dict[str, Any]:
         """The identity of the origin, and the domains; the priority belongs to select."""
-        other = {"other_domain": self.other_domain.recorded()} if self.other_domain else {}
+        other = {"other_domain": self.other_domain.model_dump(mode="json")} if self.other_domain else {}
         return super().identity() | {"domain": self.domain} | other
 
     def recipe(self) -> dict[str, Any]:

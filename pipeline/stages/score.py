@@ -368,7 +368,7 @@ def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Par
 
 
 def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
-    return run.made_of("measure", scorer, {2: fingerprint({"version": 2, **scorer.identity()})})
+    return run.made_of("measure", scorer)
 
 
 def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:

@@ -38,11 +38,11 @@ def _who_says(pattern: str) -> set[str]:
     return {str(path.relative_to(ROOT)) for path in _modules() if found.search(path.read_text(encoding="utf-8"))}
 
 
-def test_ray_is_imported_in_the_runner_and_in_the_launcher_of_trainings_alone() -> None:
+def test_ray_is_imported_in_the_runner_and_for_proxy_runs_alone() -> None:
     assert _who_says(r"^\s*(import ray\b|from ray\b)|import_module\(.ray.\)") == {
         "pipeline/engine/on_ray.py",
         "pipeline/engine/gates.py",
-        "training/run/launcher.py",
+        "training/proxies/on_ray.py",
     }
 
 
@@ -165,8 +165,7 @@ def test_the_command_line_is_frozen() -> None:
 def test_the_command_line_of_training_is_frozen() -> None:
     assert _options(build_training_parser()) == {
         "": ["--version"],
-        "train": ["--allow-changed", "--launcher", "--no-resume", "--num-workers", "--output", "--ray-address",
-                  "--release", "--resume", "config"],
+        "train": ["--allow-changed", "--no-resume", "--output", "--release", "--resume", "config"],
         "eval": ["--architecture", "--kind", "--out", "--output", "--release", "--settings", "--split", "model"],
         "plot": ["--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],

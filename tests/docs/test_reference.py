@@ -88,7 +88,6 @@ def test_every_model_that_a_command_reads_from_yaml_is_on_the_page(reference: Mo
         "### `fetch.network.hosts[]`",
         "| `decode_once` | true or false | `true` | ",
         "| `output_dir` to `eval` | | | 12 keys, as in a training config |",
-        '| `caption.text.choices[].otherwise` | `["caption", "sentence"]` | ',
     ],
 )
 def test_rows_say_type_default_and_meaning(reference: ModuleType, row: str) -> None:

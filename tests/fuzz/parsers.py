@@ -31,7 +31,7 @@ from fuzz.seeds import (
     make_zip,
 )
 from misbehaving.consent import licence
-from misbehaving.owners import mining, signed, xmp
+from misbehaving.owners import mining, xmp
 from PIL import Image
 
 from manifests.contract.release import read_record
@@ -43,7 +43,7 @@ from manifests.services.untrusted import BrokenTarError, tar_members
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.statements import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
-from pipeline.fetching.pictures.consent import c2pa_training, data_mining
+from pipeline.fetching.pictures.consent import data_mining
 from pipeline.fetching.pictures.image import measure_image
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.urls import BadURL, follow, parse_url
@@ -278,9 +278,6 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "authors": Parser(
             _authors, (_exif(), xmp("", f'{_DC} dc:creator="Ann" dc:rights="(c) Ann"'), b"\x1c\x02\x50\0\x03Ann"), (),
             (b"Exif\0\0", b"II*\0", b"\x1c\x02\x74", b"<rdf:li>", b"<!DOCTYPE x [", b"\xff\xff"),
-        ),
-        "c2pa": Parser(
-            c2pa_training, (signed({"cawg.ai_training": {"use": "notAllowed"}}),), (), (b"jumb", b"c2pa", b"\xff\xeb")
         ),
         "headers": Parser(
             _headers,

@@ -15,7 +15,7 @@ from building import list_source, loopback, write_small_config
 from command_server import CommandServer
 from misbehaving.answers import encode, pixels
 from misbehaving.consent import licence
-from misbehaving.owners import mining, signed, with_xmp
+from misbehaving.owners import mining, with_xmp
 from waiting import wait_until
 
 from manifests.contract import tables
@@ -44,7 +44,7 @@ HEADERS = {
 }
 MOVED = {"/moved/private": "/private/moved", "/moved/plain": "/plain/moved"}
 PATHS = [
-    *(f"/plain/{n}" for n in range(4)),
+    *(f"/plain/{n}" for n in range(5)),
     *(f"/{place}/1" for place in ("private", "art", "reserved", "gentle", "licensed")),
     *(f"/header/{name}" for name in HEADERS),
     *MOVED,
@@ -52,19 +52,16 @@ PATHS = [
     "/plain/gone",
     "/header/tdm?text",
     "/mark/xmp",
-    "/mark/c2pa",
     "/plain/tiny",
 ]
 MARKS = {
     "xmp": with_xmp(mining("DMI-PROHIBITED-AIMLTRAINING")),
-    "c2pa": signed({"cawg.ai_training": {"use": "notAllowed"}}),
 }
 OPEN: dict[str, Any] = {"robots_txt": False, "x_robots_directives": [], "consent_signals": []}
 STRICT: dict[str, dict[str, Any]] = {
     "robots_txt": {"robots_txt": True},
     "rsl_licence": {"robots_txt": True, "consent_signals": ["rsl_licence"]},
     "headers": {"x_robots_directives": ["noindex", "noai"], "consent_signals": ["tdm_reservation"]},
-    "c2pa": {"consent_signals": ["c2pa_training"]},
     "agent": {"robots_txt": True, "x_robots_directives": ["noai"], "user_agent": "gentlebot/1.0"},
     "all": {
         "robots_txt": True,
@@ -197,7 +194,7 @@ def made(server: _Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
 TO_FETCH = ("--to", "fetch")
 
 
-@pytest.mark.parametrize("name", ["all", *(pytest.param(name, marks=pytest.mark.slow) for name in ("agent", "c2pa"))])
+@pytest.mark.parametrize("name", ["all", pytest.param("agent", marks=pytest.mark.slow)])
 def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
     shutil.copytree(made("stored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
     loose = facts_of(tmp_path)
@@ -205,7 +202,7 @@ def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: An
     assert facts_of(tmp_path) == facts_of(made(name, *TO_FETCH))
     assert set(asked.values()) <= {1}
     pictures = {request for request in asked if not is_site_file(request)}
-    assert pictures == ({("GET", "/mark/c2pa")} if name == "c2pa" else set()), "headers and marks were stored"
+    assert pictures == set(), "headers and marks were stored"
     needs = {
         *({("GET", "/robots.txt")} if STRICT[name].get("robots_txt") else ()),
         *({("GET", "/licence.xml")} if "rsl_licence" in STRICT[name].get("consent_signals", ()) else ()),
@@ -221,7 +218,7 @@ def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["headers", "robots_txt", "c2pa"])
+@pytest.mark.parametrize("name", ["headers", "robots_txt"])
 def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made: Any, name: str) -> None:
     shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
     asked = build(tmp_path, server, STRICT[name], *TO_FETCH)
@@ -230,8 +227,6 @@ def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made:
     pictures = {request for request in asked if not is_site_file(request)}
     if name == "robots_txt":
         assert pictures == set(), "rules of hosts alone"
-    elif name == "c2pa":
-        assert {method for method, _ in pictures} == {"GET"}, "only the bytes of a picture tell"
     else:
         assert {method for method, _ in pictures} == {"HEAD"}
         assert ("HEAD", "/plain/gone") not in pictures

@@ -115,7 +115,6 @@ DIFFERENCES = {  # behaviours that end otherwise: with our engine, with img2data
     "length_twice": ("bad_response", "corrupt_image"),
     "opt_out_content_usage": ("opted_out", "ok"),
     "opt_out_tdm_reservation": ("opted_out", "ok"),
-    "owner_c2pa": ("opted_out", "ok"),
     "owner_xmp": ("opted_out", "ok"),
     "owner_xmp_png": ("opted_out", "ok"),
     "partial": ("bad_response", "not_an_image"),

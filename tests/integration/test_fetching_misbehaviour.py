@@ -114,7 +114,6 @@ TRIED_BY = {  # of each signal of consent, some of the behaviours that send it
     "tdmrep_file": ("tdmrep_all", "tdmrep_pattern"),
     "rsl_licence": ("rsl_prohibits", "rsl_for_pay", "rsl_elsewhere"),
     "iptc_data_mining": ("owner_xmp", "owner_xmp_png"),
-    "c2pa_training": ("owner_c2pa",),
 }
 
 

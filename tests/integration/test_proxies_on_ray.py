@@ -21,9 +21,9 @@ from manifests.contract.reader import read_proxy_runs
 from manifests.errors import ConfigError, RunError
 from training.cli import main
 from training.config import TrainSettings
+from training.proxies.on_ray import each_result_on_ray
 from training.proxies.runs import ProxySettings
 from training.proxies.study import run_proxies
-from training.run.launcher import each_result_on_ray
 
 RUNS = [
     {"run": "even", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 1440},

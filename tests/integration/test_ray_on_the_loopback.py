@@ -50,7 +50,7 @@ _TRAINING = """
 from manifests.services.local_ray import ray_environment
 with ray_environment(None):
     import ray
-from training.run.launcher import _running_ray
+from training.proxies.on_ray import _running_ray
 with _running_ray(ray, None, 2):
     ray.get([ray.remote(num_cpus=1)(below).remote(1) for _ in range(4)])
     print(json.dumps(listening()))

@@ -15,6 +15,7 @@ import torch
 import training_runs
 from command_server import CommandServer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
+from ray_nodes import free_port
 from sealed import flip_byte
 from training_runs import write_values
 
@@ -293,20 +294,26 @@ def test_eval_plot_and_export_take_the_run_from_the_store(
 
 
 @pytest.mark.slow
-def test_ray_trains_from_and_into_the_store(
+def test_two_processes_train_from_and_into_the_store(
     store: Store, served: tuple[Store, dict[str, Any]], commands: CommandServer, tmp_path: Path
 ) -> None:
-    """Nothing is shared but the store: release, checkpoints, the files of Ray Train, the file that stops a run."""
+    """As torchrun starts them. Nothing is shared but the store: release and checkpoints."""
     fsspec.filesystem("s3", **store.options).put(served[1]["release"], f"{BUCKET}/toy", recursive=True)
     values = settings(served, tmp_path / "one", release=f"s3://{BUCKET}/toy").model_dump(mode="json")
     write_values(tmp_path, values)
     store.requests.clear()
-    command = ("dalip", "train", tmp_path / "run.yaml", "--launcher", "ray", "--num-workers", "2")
-    process = commands.start(*command, GLOO_SOCKET_IFNAME="lo", RAY_worker_niceness="0")
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err[-3000:]
-    assert out.startswith("finished: 12 steps")
-    assert f"model: {RUN}/model.pt" in out
+    meeting = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    command = ("dalip", "train", tmp_path / "run.yaml")
+    ranks = [commands.start(*command, **meeting, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    said = [process.communicate(timeout=900) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    assert said[0][0].startswith("finished: 12 steps")
+    assert f"model: {RUN}/model.pt" in said[0][0]
     assert names(store) >= {"summary.json", "model.pt", "checkpoints/LATEST", "checkpoints/step-00000012.pt"}
     shards = Counter(path for method, path in store.requests if path.endswith(".tar") and "/shards/" in path)
     assert set(shards.values()) == {1}, "two processes of a machine share a request"

@@ -1,4 +1,4 @@
-"""Training as separate processes: killed without warning, two ranks, under torchrun, on Ray."""
+"""Training as separate processes: killed without warning, two ranks, under torchrun."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from training.cli import main
 from training.record.log import read_log
 
 NUM_STEPS = 24
-_VARIABLES = {"GLOO_SOCKET_IFNAME": "lo", "RAY_worker_niceness": "0"}
+_VARIABLES = {"GLOO_SOCKET_IFNAME": "lo"}
 Start = Callable[..., list[Command]]
 
 
@@ -351,15 +351,15 @@ def _kill_rank(process: subprocess.Popen[str] | Command, place: Path, rank: int,
 
 def _processes_of(process: subprocess.Popen[str], place: Path, rank: int) -> list[int]:
     """The process of a rank; none while there are not two that train, of which one writes the log."""
-    training = {pid: command for pid, command in below(process.pid).items() if _trains(pid, command)}
+    training = [pid for pid in below(process.pid) if _trains(pid)]
     ranks = [pid for pid in training if not any(pid in below(other) for other in training)]  # not loader processes
     writes = {pid: _writes(pid, place / "run" / "log.jsonl") for pid in ranks}
     return [pid for pid in ranks if writes[pid] == (rank == 0)] if sorted(writes.values()) == [False, True] else []
 
 
-def _trains(pid: int, command: str) -> bool:
+def _trains(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-        return "TrainWorker" in command or b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+        return b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
     return False
 
 
@@ -367,54 +367,3 @@ def _writes(pid: int, path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return any(Path(file).resolve() == path for file in Path(f"/proc/{pid}/fd").iterdir())
     return False
-
-
-def _on_ray(start: Start, values: dict[str, Any], place: Path) -> Command:
-    (process,) = start(values, place, "--launcher", "ray", "--num-workers", "2")
-    return process
-
-
-@pytest.mark.slow
-def test_ray_starts_again_after_a_killed_worker(
-    undropped: dict[str, Any], start: Start, undisturbed: Path, tmp_path: Path
-) -> None:
-    """The rank that writes is killed amid the run, which ends with the bits of an undisturbed one."""
-    (killed,) = _places(tmp_path, "killed")
-    process = _on_ray(start, undropped, killed)
-    _kill_rank(process, killed, rank=0, step=7)
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err[-3000:]
-    assert "\nfinished: 24 steps" in "\n" + out  # Ray says on stdout too that a worker died
-    assert (
-        "dalip: a worker was lost (rank 0); all processes start again and go on from the last checkpoint "
-        "(restart 1 of 3, compute.max_failures)" in err
-    )
-    _assert_same(undisturbed, killed)
-
-
-@pytest.mark.slow
-def test_ray_gives_up_after_max_failures_and_a_signal_stops_the_same_command_with_a_checkpoint(
-    values: dict[str, Any], start: Start, tmp_path: Path
-) -> None:
-    """Ray Train has a handler of its own for Ctrl-C, by which the checkpoint was lost."""
-    (place,) = _places(tmp_path, "place")
-    values = values | {"schedule": {"steps": 100_000}, "compute": values["compute"] | {"max_failures": 0}}
-    process = _on_ray(start, values, place)
-    _kill_rank(process, place, rank=1, step=7)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 1
-    (line,) = [line for line in err.splitlines() if line.startswith("dalip: error:")]
-    assert "a worker was lost (rank 1); compute.max_failures = 0 restarts are used up" in line
-    step = int(sorted((place / "run").rglob("step-*.pt"))[-1].stem.removeprefix("step-"))
-    assert line.endswith("run the same command to go on")
-
-    process = _on_ray(start, values | {"checkpoint": {"every_steps": 100_000}}, place)
-    _wait_for(_last_step(place) + 3, place, process)  # beyond what the run before has logged
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=500)
-    assert process.returncode == 1
-    assert f"going on after step {step} from" in err
-    last = int(sorted((place / "run").rglob("step-*.pt"))[-1].stem.removeprefix("step-"))
-    assert last > step + 2
-    assert f"stopped by a signal after step {last} of 100000" in err.replace(",", "")
-    assert not (place / "run" / "stop-asked").exists()

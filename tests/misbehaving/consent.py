@@ -6,7 +6,7 @@ import functools
 import time
 
 from misbehaving.answers import send, send_picture
-from misbehaving.owners import mining, signed, with_xmp, xmp
+from misbehaving.owners import mining, with_xmp, xmp
 from misbehaving.registry import answer, put
 
 # ---- X-Robots-Tag
@@ -87,15 +87,12 @@ def owners() -> dict[str, bytes]:
         "xmp_png": with_xmp(mining("DMI-PROHIBITED"), "PNG"),
         "xmp_allows": with_xmp(mining("DMI-ALLOWED")),
         "xmp_entities": with_xmp(xmp("&a;", before='<!DOCTYPE x [<!ENTITY a "DataMining">]>')),
-        "c2pa": signed({"cawg.ai_training": {"use": "notAllowed"}}),
-        "c2pa_allows": signed({"cawg.ai_training": {"use": "allowed"}}),
     }
 
 
 for form, does in (
     ("xmp", "a JPEG whose XMP says `plus:DataMining` `DMI-PROHIBITED-AIMLTRAINING`"),
     ("xmp_png", "a PNG whose packed XMP says `DMI-PROHIBITED`"),
-    ("c2pa", "a JPEG whose signed C2PA manifest says `cawg.ai_training: notAllowed`"),
 ):
     put(f"owner_{form}", "opted_out", does, lambda sock, _, form=form: send_picture(sock, owners()[form]))
 

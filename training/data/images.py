@@ -9,18 +9,16 @@ device, a batch at a time. Gives up on a broken picture with CorruptSample.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
 from pydantic import model_validator
 from torch import Tensor
 
-from manifests.contract.settings import Removed, Settings
+from manifests.contract.settings import Settings
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
 from manifests.services import open_clip_api as open_clip
-
-_CROPS_ALONE = "CLIP is trained with crops alone"
 
 Picture = Any  # PIL.Image.Image
 View = Callable[[bytes], Tensor]
@@ -32,12 +30,6 @@ class CorruptSample(Exception):  # noqa: N818 - an outcome of one sample, not an
 
 class AugmentSettings(Settings):
     """Augmentation of the training view; name and default are open_clip's (`AugmentationCfg`)."""
-
-    removed: ClassVar = {
-        "color_jitter": Removed(None, _CROPS_ALONE),
-        "color_jitter_prob": Removed(0.0, _CROPS_ALONE),
-        "gray_scale_prob": Removed(0.0, _CROPS_ALONE),
-    }
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Area of the crop over the area of the picture."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from manifests.contract.settings import ConfigPath, Removed, Settings
+from manifests.contract.settings import ConfigPath, Settings
 from training.data.images import AugmentSettings
 from training.data.shard_cache import DEFAULT_GB, ShardCache
 from training.data.shard_groups import ShardGroup, text_name
@@ -48,11 +48,6 @@ class TextSettings(Settings):
 
 class DataSettings(Settings):
     """What is read, and how batches are drawn from it."""
-
-    removed: ClassVar = {
-        "reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs"),
-        "prefetch_batches": Removed(PREFETCH_BATCHES, "a slow source is kept up with by more of data.num_workers"),
-    }
 
     shards: tuple[ShardGroup, ...] = ()
     """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from manifests.contract.settings import NameOrPath, Removed, Settings
+from manifests.contract.settings import NameOrPath, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 
 Preset = Literal["clip", "released", "dalip"]
@@ -16,14 +16,6 @@ TextPadding = Literal["keep", "mask"]
 
 class SecondOrderSettings(Settings):
     """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
-
-    removed: ClassVar = {
-        "statistic": Removed("brownian", "the other statistics were the controls of a study"),
-        **dict.fromkeys(
-            ("text_padding", "image_norm", "text_norm", "image_dropout_axis", "text_dropout_axis", "projection"),
-            Removed(None, "a preset is what was measured, see tests/benchmarks/results/training.md", "the preset's"),
-        ),
-    }
 
     heads: int | None = Field(default=None, ge=1)
     """Parts that the reduced features are split into."""
@@ -34,17 +26,16 @@ class SecondOrderSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, raw: Any) -> Any:
-        """Models of 0.1.0 hold a null for settings that are gone."""
-        return {key: value for key, value in raw.items() if value is not None} if isinstance(raw, dict) else raw
+    def _without_unknown(cls, values: Any, info: ValidationInfo) -> Any:
+        """Leave out nulls and, in a kept model, the statistic that all have now. One that had another is refused."""
+        if not isinstance(values, dict):
+            return values
+        always = {"statistic": "brownian"} if (info.context or {}).get("is_kept") else {}
+        return {name: value for name, value in values.items() if value is not None and always.get(name) != value}
 
 
 class ModelSettings(Settings):
     """Towers, second-order branches, and the weights to begin with."""
-
-    removed: ClassVar = {
-        "patch_dropout": Removed(None, "`architecture` may be a JSON file that says another", "the architecture's")
-    }
 
     preset: Preset = "dalip"
     """Values to begin with; configs/GUIDE.md compares them."""

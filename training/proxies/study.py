@@ -269,7 +269,7 @@ def _choose_start(settings: ProxySettings, ray_address: str | None) -> StartTask
     """The function that works through tasks: in processes of this machine, or on Ray."""
     if ray_address is None:
         return lambda work, tasks: _each_result(work, tasks, settings)
-    from training.run.launcher import each_result_on_ray
+    from training.proxies.on_ray import each_result_on_ray
 
     address = None if ray_address == "local" else ray_address
     return lambda work, tasks: each_result_on_ray(work, tasks, settings, address)

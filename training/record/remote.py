@@ -107,11 +107,6 @@ class RemoteRun:
         storage.filesystem(self.address)[0].invalidate_cache()
         return all(self._patiently(name, lambda fs, inner: fs.exists(inner)) for name in (SUMMARY_FILE, MODEL_FILE))
 
-    def begun_at(self) -> str | None:
-        """Another value for each run that is begun at this address."""
-        there = self._pointer()
-        return there["run"] if there else None
-
     def take_checkpoint(self, path: Path) -> Path:
         """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
         own = self.folder / CHECKPOINT_FOLDER / path.name

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from manifests.contract.settings import differences
+from manifests.contract.settings import Settings, differences, sections_in
 from manifests.errors import ConfigError, IntegrityError
 from manifests.services.masking import hide_in
 from manifests.stores import storage
@@ -31,6 +31,7 @@ from training.record.log import LOG_FILE, cut_log
 from training.record.remote import RemoteRun
 from training.record.run_files import CHECKPOINT_FOLDER, MODEL_FILE, RUN_FILE, SUMMARY_FILE, list_checkpoints
 
+_NOT_SETTINGS = ("code", "pretrained_sha256", "releases")  # which `identity_values` adds
 _FIXED = ("data.batch_size:",)  # not even --allow-changed may change it
 
 
@@ -184,16 +185,6 @@ class RunFolder:
         """
         return checkpoint.read_summary(self.folder)
 
-    def begun_at(self) -> str | int | None:
-        """Something that changes when a training begins or goes on in this place; None where there is no run.
-
-        Raises: RetryableError when a store does not answer.
-        """
-        if self._store is not None:
-            return self._store.begun_at()
-        path = self.folder / RUN_FILE
-        return path.stat().st_mtime_ns if path.exists() else None
-
 
 def inspect_run(
     folder: Path, identity: dict[str, Any], *, allow_changed: bool = False, is_copy: bool = False
@@ -216,6 +207,7 @@ def inspect_run(
     stored = read_json(folder / RUN_FILE).get("identity")
     if not isinstance(stored, dict):
         raise checkpoint.damaged(folder / RUN_FILE, "holds no identity")
+    stored = _of_today(stored, TrainSettings)
     changed = tuple(differences(_by_content(stored, identity), _by_content(identity, stored)))
     fixed = [text for text in changed if text.startswith(_FIXED)]
     if changed and not (allow_changed and checkpoints and not finished):
@@ -239,6 +231,18 @@ def inspect_run(
             "come and the schedule would differ. Set it back, or choose another --output"
         )
     return RunState("resume", checkpoints[-1], changed)
+
+
+def _of_today(stored: dict[str, Any], model: type[Settings]) -> dict[str, Any]:
+    """What a run recorded of `model`, without settings that are gone since."""
+    values = {}
+    for name, value in stored.items():
+        if name in model.model_fields:
+            sections = sections_in(model.model_fields[name].annotation)
+            values[name] = _of_today(value, sections[0]) if sections and isinstance(value, dict) else value
+        elif name in _NOT_SETTINGS:
+            values[name] = value
+    return values
 
 
 def _by_content(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

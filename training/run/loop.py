@@ -51,13 +51,11 @@ def train(
     resume: bool = True,
     allow_changed: bool = False,
     pool: SamplePool | None = None,
-    stop_file: str | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
     `resume` False trains anew and replaces what the folder holds. `allow_changed` goes on from a checkpoint of another
-    config or release. `pool` holds the samples of the release, row by row, when they lie elsewhere. A `stop_file` that
-    appears stops the run like a signal.
+    config or release. `pool` holds the samples of the release, row by row, when they lie elsewhere.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
@@ -96,8 +94,7 @@ def train(
         require_same(run.identity | together, ranks)
         on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
         on_main(ranks, lambda: loader.check_shards(heldout if to_check else [], str(settings.eval.split)))
-        may_wait = restarted or stop_file is not None  # Ray may have begun again too
-        return _train_on(ranks, run, pool, state, stop_file, _LOST_LOCK_SECONDS if may_wait else 0.0)
+        return _train_on(ranks, run, pool, state, _LOST_LOCK_SECONDS if restarted else 0.0)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
         if (explained := failures.explain(error, run.folder)) is not None:
@@ -108,7 +105,7 @@ def train(
 
 
 def _train_on(
-    ranks: Ranks, run: RunFolder, pool: SamplePool, seen: RunState, stop_file: str | None, lock_seconds: float
+    ranks: Ranks, run: RunFolder, pool: SamplePool, seen: RunState, lock_seconds: float
 ) -> tuple[dict[str, Any], bool]:
     """The run within its process group; nothing refers to the group when this returns.
 
@@ -155,7 +152,7 @@ def _train_on(
             log.print_line(lost)
 
         # -- the steps
-        stop = stack.enter_context(stop_event(stop_file))
+        stop = stack.enter_context(stop_event())
         run_steps(trainer, progress, stop, log, run)
 
         # -- the end: final weights, then the summary, which marks a finished run

@@ -38,7 +38,7 @@ _MAX_STATEMENTS, _MAX_STATEMENT_CHARS = 100, 100  # that are kept of the headers
 Said = Mapping[str, Sequence[str]]
 """Statements about use by the place that was looked at; a place that holds none is there all the same."""
 
-TDMREP, HEADERS, PICTURE, C2PA = "tdmrep.json", "headers", "picture", "C2PA"
+TDMREP, HEADERS, PICTURE = "tdmrep.json", "headers", "picture"
 """Places beside robots.txt, whose statements are for one agent: its place is `robots_of` that agent."""
 _DISALLOW, _USAGE, _RESERVED = "robots.txt", "robots.txt: Content-Usage", "tdmrep.json: tdm-reservation"
 
@@ -110,11 +110,7 @@ class Consent:
     def unread(self, before: Consent) -> tuple[str, ...]:
         """Places that must still be looked at, for a row that was fetched when `before` counted."""
         new = set(self.counting) - set(before.counting)
-        places = {place for place, *_ in new} | ({C2PA} if _OF_C2PA in {*self.marks} - {*before.marks} else set())
-        return tuple(sorted(places))
-
-
-_OF_C2PA = f"{MARKS['c2pa_training']}:"
+        return tuple(sorted({place for place, *_ in new}))
 
 
 def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:

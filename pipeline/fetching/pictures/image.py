@@ -121,8 +121,8 @@ class _MemoryFile(io.FileIO):
         self.close()
 
 
-def measure_image(body: bytes, settings: ImageSettings, *, with_c2pa: bool = False) -> StoredImage | Rejected:
-    """Turn the bytes of a download into a stored picture, or say why not; `with_c2pa` reads C2PA's assertion too."""
+def measure_image(body: bytes, settings: ImageSettings) -> StoredImage | Rejected:
+    """Turn the bytes of a download into a stored picture, or say why not."""
     original = Original(len(body), hashlib.sha256(body).hexdigest())
     with without_pillow_warnings:
         try:
@@ -132,7 +132,7 @@ def measure_image(body: bytes, settings: ImageSettings, *, with_c2pa: bool = Fal
             original = replace(original, width_px=width_px, height_px=height_px, format=why.kind)
             return Rejected(why.outcome, why.detail, original if body else None)
         with image:
-            return _measure_open(image, body, original, settings, with_c2pa)
+            return _measure_open(image, body, original, settings)
 
 
 def measure_pixels(image: Image.Image) -> PixelMeasures:
@@ -145,7 +145,7 @@ def measure_pixels(image: Image.Image) -> PixelMeasures:
 
 
 def _measure_open(
-    image: ImageFile.ImageFile, body: bytes, original: Original, settings: ImageSettings, with_c2pa: bool
+    image: ImageFile.ImageFile, body: bytes, original: Original, settings: ImageSettings
 ) -> StoredImage | Rejected:
     raw_size, mode = image.size, image.mode
     icc_profile = image.info.get("icc_profile")
@@ -166,7 +166,7 @@ def _measure_open(
             authors = authors_of(image)  # of a PNG, some lie behind the pixels
             original = replace(original, file_creator=authors.creator, file_rights=authors.rights)
             simple = simplify(image)
-            said = refusal_of(image, body, with_c2pa=with_c2pa)
+            said = refusal_of(image)
     except Unreadable as why:
         return Rejected(why.outcome, why.detail, original)
     fits = simple.size == target

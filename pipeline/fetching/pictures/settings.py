@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from manifests.contract.settings import Removed, Settings
+from manifests.contract.settings import Settings
 from manifests.pictures.bounds import MOST_PIXELS
 
 BACKGROUND = (255, 255, 255)  # sRGB colour under transparent pixels
@@ -14,8 +14,6 @@ BACKGROUND = (255, 255, 255)  # sRGB colour under transparent pixels
 
 class ImageSettings(Settings):
     """What a stored picture looks like, and which pictures are refused."""
-
-    removed: ClassVar = {"background": Removed(list(BACKGROUND), "models are trained on pictures of the web's white")}
 
     size_px: Annotated[int, Field(ge=16, le=8192)] = 256
     """Length of the side that `resize` names. Pictures are made smaller, never larger."""
@@ -34,6 +32,10 @@ class ImageSettings(Settings):
     to decode (WebP 17, JPEG 2000 20, AVIF and HEIF 10, transparent palettes 12) may have fewer pixels in proportion."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 50_000_000
     """A longer body is broken off and ends as body_too_large."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of a stored picture, and which are refused: the settings, and the background."""
+        return self.model_dump(mode="json") | {"background": list(BACKGROUND)}
 
     def without_limits(self) -> ImageSettings:
         """The same settings with the default limits: what a picture becomes that passes them."""

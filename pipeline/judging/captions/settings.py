@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from manifests.contract.outcomes import FORMER_REASONS
-from manifests.contract.settings import Removed, Settings
+from manifests.contract.settings import Settings
 from manifests.contract.tables import TextType
 from pipeline.judging.captions.clean import STEPS
 from pipeline.judging.vocabulary.backbone import BackboneSettings
@@ -36,12 +36,6 @@ class LanguageRule(Settings):
     a proper name, or when it holds a Latin binomial. Where English is allowed, a common English word (the, with, flag)
     saves a caption that is full of foreign names.
     """
-
-    removed: ClassVar = {
-        "min_confidence": Removed(MIN_CONFIDENCE, "at 0.6 no English caption of 929 was dropped"),
-        "min_chars": Removed(MIN_CHARS, "a guess over a shorter text is noise"),
-        "spare_binomials": Removed(True, "a Latin name has no language"),
-    }
 
     allow: tuple[str, ...] = ("en",)
     """Languages that may stay, as ISO 639 codes."""
@@ -129,8 +123,6 @@ class RuleSet(Thresholds):
     A row is judged by the first rule set of the list that fits it.
     """
 
-    removed: ClassVar = dict.fromkeys(_ON_GIVEN, Removed(None, "datacomp-basic alone judges by it", "the preset's"))
-
     domains: tuple[str, ...] = ()
     """Domains whose rows it judges; all when empty."""
     sources: tuple[str, ...] = ()
@@ -148,7 +140,7 @@ class RuleSet(Thresholds):
     def identity(self) -> dict[str, Any]:
         """The rules as they are applied, presets looked up, as plain values for a fingerprint."""
         thresholds = [
-            [name, value.recorded() if isinstance(value, Settings) else value]
+            [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
             for name, value in self.thresholds().items()
         ]
         return {"domains": list(self.domains), "sources": list(self.sources), "rules": thresholds}
@@ -160,10 +152,6 @@ class TextChoice(Settings):
     It is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
     that has none of them gets the first of OTHERWISE that it has.
     """
-
-    removed: ClassVar = {
-        "otherwise": Removed(list(OTHERWISE), "a sample without the texts of `any_of` keeps its own caption")
-    }
 
     domains: tuple[str, ...] = ()
     """Domains that it is for; all when empty."""
@@ -199,8 +187,6 @@ class TextSettings(Settings):
 
 class CaptionSettings(Settings):
     """Which captions stay, and which texts a sample gets."""
-
-    removed: ClassVar = {"measure": Removed(MEASURED, "the language of every caption is measured, in 7 us on a core")}
 
     backbone: BackboneSettings | None = None
     rules: tuple[RuleSet, ...] = (RuleSet(preset="general"),)

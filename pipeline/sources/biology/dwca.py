@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from manifests.contract.settings import ConfigPath, Removed, Settings
+from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
 from pipeline.sources.biology.archive import META_FILE, Archive, DataFile, Term, read_archive
 from pipeline.sources.files import reading
@@ -65,11 +65,6 @@ class DwcaSettings(Settings):
     Terms of the record go by their short name (basisOfRecord, countryCode), those of the media row with `media.` in
     front (media.title), and `licence` is the licence of the picture in any spelling.
     """
-
-    removed: ClassVar = {
-        "media_types": Removed(["StillImage"], "PlantMix reads pictures alone"),
-        "vernacular_languages": Removed(list(VERNACULAR_LANGUAGES), "caption.backbone.languages names another one"),
-    }
 
     path: ConfigPath
     """The zip as it came, or the folder it was unpacked to."""

@@ -8,11 +8,11 @@ Source: https://github.com/inaturalist/inaturalist-open-data
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from manifests.contract.settings import ConfigPath, Removed, Settings
+from manifests.contract.settings import ConfigPath, Settings
 from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
 from manifests.stores import storage
@@ -45,8 +45,6 @@ _ADDRESS = "https://inaturalist-open-data.s3.amazonaws.com/photos/"
 
 class InaturalistSettings(Settings):
     """The open data of iNaturalist: a folder with photos, observations, taxa and observers."""
-
-    removed: ClassVar = {"quality_grade": Removed(_GRADES, "`where: {quality_grade: [...]}` names others")}
 
     path: ConfigPath
     """The folder of its four tables."""

@@ -107,7 +107,7 @@ class MeasureInputs:
 
     def identity(self) -> dict[str, Any]:
         """Every image of a set is measured, whatever its shape (infinity is no JSON number)."""
-        image = self.image.recorded()
+        image = self.image.identity()
         del image["max_aspect_ratio"]
         return {"set": self.set, "members": self.members.identity(), "inputs": list(self.content), "image": image}
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.contract import tables
-from manifests.contract.records import PartRecord, fingerprint
+from manifests.contract.records import PartRecord
 from manifests.services.packages import require
 from pipeline import config
 from pipeline.config import EvaluationSet, SemanticSettings
@@ -179,9 +179,7 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
 def _embedded(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     if inputs.semantic is None:
         return []
-    model, weights = inputs.semantic.model, inputs.semantic.weights
-    before = fingerprint({"semantic": 1, "model": model.content, "weights": weights.content})
-    return run.made_of("embed", (model, weights), {1: before})
+    return run.made_of("embed", (inputs.semantic.model, inputs.semantic.weights))
 
 
 def _vectors(embeddings: pa.ChunkedArray | pa.Array) -> Vectors:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from PIL import Image
 
 from manifests.contract import tables
-from manifests.contract.records import Funnel, PartRecord, fingerprint
+from manifests.contract.records import Funnel, PartRecord
 from manifests.pictures.copies import FLAT_BITS
 from manifests.pictures.opening import open_stored
 from pipeline import config
@@ -203,7 +203,7 @@ def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[Pict
 
 
 def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return run.made_of("detail", _EVERY, {1: fingerprint({"step": "dedup.detail", "version": 1})})
+    return run.made_of("detail", _EVERY)
 
 
 @dataclass(frozen=True)

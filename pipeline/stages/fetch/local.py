@@ -21,11 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.contract import tables
-from manifests.contract.outcomes import Outcome
 from manifests.contract.records import Funnel, PartRecord
 from manifests.stores import storage
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
-from pipeline.fetching.consent.statements import Consent
 from pipeline.fetching.local import read_local
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.sources.reading import looked_at, places_of, root_of
@@ -51,7 +49,7 @@ def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
     todo = inputs.rows.read()
     rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator", "seen")), strict=True))
     temp = new_pool_file(run)
-    facts, addresses = read_local(rows, run.how, inputs.image, temp, with_c2pa=bool(inputs.deciding))
+    facts, addresses = read_local(rows, run.how, inputs.image, temp)
     result = finish(facts, addresses, {"round": inputs.round}, temp, run.stem, run)
     hashes = [addresses[sample_id].rpartition("#")[2] for sample_id in todo["sample_id"].to_pylist()]
     noted = (
@@ -120,31 +118,24 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[P
             run.scratch_file("local-todo.parquet"),
             run.settings.fetch_part_size,
         )
-    deciding, reuse = deciding_of(inputs.consent), _reuse(inputs)
-    return [
-        Part(PicturesInputs(rows, inputs.image, deciding, inputs.round), reuse, num_rows) for rows, num_rows in groups
-    ]
+    reuse = _reuse(inputs.image)
+    return [Part(PicturesInputs(rows, inputs.image, (), inputs.round), reuse, num_rows) for rows, num_rows in groups]
 
 
-def deciding_of(consent: Consent) -> tuple[tuple[str, str], ...]:
-    """C2PA's assertion is read only where it counts; other signals inside the picture are always read."""
-    return ((Outcome.OPTED_OUT.value, "c2pa_training"),) if "c2pa_training" in consent.signals else ()
+def _reuse(image: ImageSettings) -> tuple[ImageSettings, tuple[()]]:
+    return image, ()  # no setting of consent decides what is measured; d1ccf785 named such parts so
 
 
-def _reuse(inputs: FetchInputs) -> tuple[ImageSettings, tuple[tuple[str, str], ...]]:
-    return inputs.image, deciding_of(inputs.consent)
-
-
-def stored_as(image: ImageSettings, deciding: tuple[tuple[str, str], ...]) -> str:
+def stored_as(image: ImageSettings) -> str:
     """The name of facts of local pictures that this version measures in this way."""
-    return STEP.reuse_key((image, deciding))
+    return STEP.reuse_key(_reuse(image))
 
 
 def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     """Also what ingest has measured of tars that it read."""
-    name = stored_as(*_reuse(inputs))
+    name, made = stored_as(inputs.image), run.made_of("local", _reuse(inputs.image))
     passed = [part for part in run.catalog.parts_like("ingest", "tars") if part.notes["stored_as"] == name]
-    return [part for part in [*run.made_of("local", _reuse(inputs)), *passed] if part.notes["round"] <= inputs.round]
+    return [part for part in [*made, *passed] if part.notes["round"] <= inputs.round]
 
 
 def _roots(context: BuildContext) -> dict[str, str]:

@@ -91,15 +91,16 @@ class FetchedFiles:
 
 
 def recipe_of(image: ImageSettings) -> str:
-    """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads in
-    earlier catalogues. Limits are no part of it, because a picture that passes them is stored the same way.
+    """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads of
+    f9cb912. Limits are no part of it, because a picture that passes them is stored the same way.
     """
-    return fingerprint({"version": VERSION, "image": image.without_limits().recorded()})
+    return fingerprint({"version": VERSION, "image": image.without_limits().identity()})
 
 
 def downloads_of(image: ImageSettings, run: StageRun[Any], up_to_round: int) -> list[PartRecord]:
     """Committed downloads of any build whose pictures are stored as `image` says, up to a round."""
-    parts = run.made_of("download", image.without_limits(), {VERSION: recipe_of(image)})
+    of_f9cb912 = run.catalog.parts_like("fetch", "download", recipe_of(image))
+    parts = [*of_f9cb912, *run.made_of("download", image.without_limits())]
     return [part for part in parts if part.notes["round"] <= up_to_round]
 
 
@@ -150,7 +151,6 @@ _STEPS = """
         coalesce(in_picture, if(signals IS NULL, string_split(detail, '; '), NULL)) AS in_picture) FROM parts_heard;
     CREATE VIEW parts_judged AS SELECT *, {refusal} IS NOT NULL OR {is_marked} AS is_refused FROM parts_marked;
     CREATE VIEW parts_lacking AS SELECT *, CASE WHEN is_refused OR host IS NULL THEN NULL
-        WHEN {unread[in_c2pa]} AND pool_file IS NOT NULL THEN '{PICTURE}'
         WHEN {unread[in_headers]} AND (outcome = 'ok' OR http_status IN (200, 203)) THEN '{HEADERS}'
         WHEN {unread[in_robots]} OR {unread[in_tdmrep]} OR {unread[in_rsl]} THEN '{RULES}' END AS lacks
         FROM parts_judged;
@@ -161,7 +161,7 @@ _STEPS = """
 
 def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _NONE, where: str = "true") -> None:
     """Make the view `parts`: the table `fetched` with what was said of each row, whether it is `outdated`, and if so
-    what it `lacks`: RULES, HEADERS or PICTURE; null where its outcome is outdated.
+    what it `lacks`: RULES or HEADERS; null where its outcome is outdated.
 
     Rows that were asked again for consent alone serve no other purpose. Columns that a part of an earlier version lacks
     are null.
@@ -188,7 +188,6 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
             is_marked=_is_marked(consent),
             unread={f: f"(list_contains(unread, {place}) AND {f} IS NULL)" for f, place in columns.items()},
             not_refused=Outcome.NOT_REFUSED,
-            PICTURE=PICTURE,
             HEADERS=HEADERS,
             RULES=RULES,
         )
@@ -203,7 +202,6 @@ def _columns(consent: Consent) -> dict[str, str]:
         "in_rsl": places.rsl_of(consent.agent_token),
         "in_headers": places.HEADERS,
         "in_picture": places.PICTURE,
-        "in_c2pa": places.C2PA,
     }
 
 
@@ -217,13 +215,10 @@ def refusal(consent: Consent) -> str:
     return f"(CASE {cases} END)" if cases else "NULL::VARCHAR[]"
 
 
-_MARKED = "list_concat(in_picture, in_c2pa)"  # what a picture says itself
-
-
 def _is_marked(consent: Consent) -> str:
     """SQL: whether a picture of `parts` says itself what refuses it."""
     marked = (
-        f"len(list_filter({_MARKED}, lambda words: starts_with(words, {literals([mark])}))) > 0"
+        f"len(list_filter(in_picture, lambda words: starts_with(words, {literals([mark])}))) > 0"
         for mark in consent.marks
     )
     return f"coalesce({' OR '.join(marked) or 'false'}, false)"
@@ -284,4 +279,4 @@ def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
         FROM (SELECT *, {of_host} IS NOT NULL AS by_host, CASE WHEN by_host THEN {of_host}
             {of_limits}
             WHEN outcome = 'ok' AND {_is_marked(consent)}
-            THEN ['{Outcome.OPTED_OUT}', array_to_string({_MARKED}, '; ')] END AS refused FROM ({facts}))"""
+            THEN ['{Outcome.OPTED_OUT}', array_to_string(in_picture, '; ')] END AS refused FROM ({facts}))"""

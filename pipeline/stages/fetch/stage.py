@@ -203,10 +203,8 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
         )
     sealed = "FROM stages WHERE stage = 'fetch' AND sealed_at IS NOT NULL ORDER BY sealed_at DESC LIMIT 1"
     for fingerprint, identity in run.catalog.ask(f"SELECT fingerprint, identity {sealed}"):
-        stored = {
-            name: each for name, each in json.loads(identity)["image"].items() if name not in ImageSettings.removed
-        }
-        now, was = inputs.image.without_limits(), ImageSettings(**stored).without_limits()
+        was = ImageSettings.of_record(json.loads(identity)["image"]).without_limits()
+        now = inputs.image.without_limits()
         changes = [
             f"fetch.image.{name} is {value}, was {getattr(was, name)}"
             for name, value in now

@@ -61,7 +61,6 @@ class TarInputs:
     start: int
     stop: int | None
     image: ImageSettings | None
-    deciding: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,6 @@ class TarsHow:
     """How pictures are stored now, the most samples of a piece, and stamp and size of each tar by its place."""
 
     image: ImageSettings
-    deciding: tuple[tuple[str, str], ...]
     piece_samples: int
     seen: Mapping[str, tuple[str | None, int]]
 
@@ -172,8 +170,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
             detail = f"{sample.pictures[row['ending']][1]} bytes, allowed {inputs.image.max_body_bytes}"
             self._writer.add(sample_id, {"outcome": Outcome.BODY_TOO_LARGE.value, "detail": detail, "attempts": 1})
             return
-        measure = partial(measure_image, passed.body, inputs.image, with_c2pa=bool(inputs.deciding))
-        self._decoding.append((sample_id, self._threads.submit(measure)))
+        self._decoding.append((sample_id, self._threads.submit(measure_image, passed.body, inputs.image)))
         self._collect(2 * DECODE_THREADS)
 
     def _collect(self, most: int) -> None:
@@ -185,7 +182,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         """The files of the piece."""
         self._collect(0)
         inputs, run = self._inputs, self._run
-        stored_as = fetch_local.stored_as(inputs.image, inputs.deciding) if inputs.image else None
+        stored_as = fetch_local.stored_as(inputs.image) if inputs.image else None
         notes = {**notes, "round": 0, "stored_as": stored_as}
         made = fetch_local.finish(self._writer.finish(), self._addresses, notes, self._pool, self._name, run, True)
         rows = pa.Table.from_pylist(self.rows, SAMPLES)
@@ -234,8 +231,7 @@ def how_to_read(context: BuildContext) -> TarsHow:
     seen = {
         _place(source, name): each for source in config.sources for name, each in look_at_tars(source, context).items()
     }
-    deciding = fetch_local.deciding_of(config.fetch.network.consent)
-    return TarsHow(config.fetch.image, deciding, config.run.fetch_part_size, seen)
+    return TarsHow(config.fetch.image, config.run.fetch_part_size, seen)
 
 
 def plan(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[Part[TarInputs]]:
@@ -245,7 +241,7 @@ def plan(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[Part
         num_bytes = run.how.seen[_place(source, name)][1]
         image = run.how.image if reading.is_first else None
         for start, stop in reading.gaps():
-            inputs = TarInputs(source, name, reading.number, start, stop, image, run.how.deciding)
+            inputs = TarInputs(source, name, reading.number, start, stop, image)
             parts.append(Part(inputs, _members(source), _in_mb((stop or num_bytes) - start)))
     return parts
 

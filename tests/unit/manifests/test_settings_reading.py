@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from pydantic import Field
 
-from manifests.contract.settings import ConfigPath, NameOrPath, Removed, Settings, parse_settings, read_settings
+from manifests.contract.settings import ConfigPath, NameOrPath, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
 
 
 class Leaf(Settings):
-    removed: ClassVar = {
-        "depth": Removed(5, "no leaf is deeper"),
-        "veins": Removed(None, "", "that of the tree", any_kept=True),
-    }
-
     radius: int = Field(3, ge=0)
     colour: str = "green"
 
@@ -177,32 +172,14 @@ def test_parse_names_its_origin() -> None:
         parse_settings({}, Tree, where="the command line")
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("{leaf: {depth: 5}}", "'branch.leaf.depth' is no setting any more; it is always 5: no leaf is deeper; delete"),
-        ("{leaves: [{depth: 7}]}", "'branch.leaves.0.depth' is no setting any more; it is always 5: no leaf is deeper"),
-        (
-            "{by_name: {oak: {veins: 1}}}",
-            "'branch.by_name.oak.veins' is no setting any more; it is always that of the ",
-        ),
-    ],
-)
-def test_a_removed_key_is_told_what_it_always_is(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read_settings(written(tmp_path, f"name: x\nbranch: {text}"), Tree)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_removed_keys_that_an_earlier_version_kept_count_where_they_change_nothing() -> None:
-    kept: dict[str, Any] = {
-        "name": "x",
-        "branch": {"leaf": {"depth": 5, "veins": "fine"}, "leaves": [{"radius": 1, "veins": None}]},
-    }
+def test_keys_that_another_version_kept_are_left_out_and_in_a_file_they_are_errors(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {"height": 2, "trunk": 1, "name": "x", "branch": {
+        "leaf": {"depth": 5}, "leaves": [{"radius": 1, "veins": None}], "by_name": {"oak": {"depth": 4}},
+    }}  # fmt: skip
     tree = parse_settings(kept, Tree, where="w", is_kept=True)
-    assert tree.branch.leaves == [Leaf(radius=1)]
-    assert tree.recorded()["branch"]["leaves"] == [{"radius": 1, "colour": "green", "depth": 5, "veins": None}]
-    kept["branch"]["leaf"]["depth"] = 4
-    with pytest.raises(ConfigError, match=r"'branch.leaf.depth' is no setting any more; it is always 5"):
-        parse_settings(kept, Tree, where="w", is_kept=True)
+    leaves = {"leaves": [Leaf(radius=1)], "by_name": {"oak": Leaf()}}
+    assert tree == Tree(name="x", height=2, branch=Branch(**leaves)) == Tree.of_record(kept)
+    with pytest.raises(ConfigError, match=r"'height': .*given: 'tall'"):
+        parse_settings(kept | {"height": "tall"}, Tree, where="w", is_kept=True)
+    with pytest.raises(ConfigError, match=r"unknown key 'branch\.leaf\.depth' \(known here: colour, radius\)"):
+        read_settings(written(tmp_path, "name: x\nbranch: {leaf: {depth: 5}}"), Tree)

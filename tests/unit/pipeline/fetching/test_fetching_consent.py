@@ -269,8 +269,8 @@ def test_a_refusal_names_its_signal():
 
 
 def test_what_must_be_looked_at_when_other_things_count():
-    loose, strict = Consent("plantmix", False, (), ()), Consent("plantmix", True, ("noai",), ("c2pa_training",))
-    assert strict.unread(loose) == ("C2PA", "headers", "robots.txt plantmix")
+    loose, strict = Consent("plantmix", False, (), ()), Consent("plantmix", True, ("noai",), ())
+    assert strict.unread(loose) == ("headers", "robots.txt plantmix")
     assert loose.unread(strict) == strict.unread(strict) == ()
     assert replace(strict, agent_token="other").unread(strict) == ("headers", "robots.txt other")
 

@@ -108,10 +108,6 @@ def test_row_without_a_fact_is_an_error(tmp_path, monkeypatch):
     ("values", "message"),
     [
         ({"image": {"sizepx": 3}}, "unknown key 'image.sizepx'; did you mean 'size_px'?"),
-        (
-            {"image": {"background": [1, 2, 3]}},
-            "'image.background' is no setting any more; it is always [255, 255, 255]",
-        ),
         ({"image": {"max_pixels": 10**9}}, "less than or equal to 178956970"),
         ({"network": {"allow_private_addresses": ["10.0.0.0/99"]}}, "10.0.0.0/99"),
         ({"network": {"allow_private_addresses": ["a b"]}}, "neither a network like 10.0.0.0/8 nor a host name"),

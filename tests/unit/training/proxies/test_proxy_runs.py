@@ -208,7 +208,7 @@ def test_a_run_on_ray_takes_one_core_unless_told(values: dict[str, Any], monkeyp
         asked.extend((settings.compute.num_threads, task.settings.compute.num_threads) for task in tasks)
         yield from ((number, work(task)) for number, task in enumerate(tasks))
 
-    monkeypatch.setattr("training.run.launcher.each_result_on_ray", on_ray)
+    monkeypatch.setattr("training.proxies.on_ray.each_result_on_ray", on_ray)
     values["runs"] = [{"run": "a", "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 12}]
     for number, (threads, wanted) in enumerate(((None, 1), (2, 2))):
         values["compute"]["num_threads"] = threads

@@ -139,3 +139,20 @@ def test_how_batches_are_drawn_is_named_only_where_it_is_changed(config: dict[st
     assert values[0] == values[1]
     assert "batches" not in values[0]
     assert values[2] == values[0] | {"batches": "one_domain"}
+
+
+def test_a_run_that_d1ccf785_recorded_is_known_though_settings_are_gone_since(
+    config: dict[str, Any], finished: Finished
+) -> None:
+    """Its record held a value for each; a setting that is still there counts as it did."""
+    record = finished(config) / "run.json"
+    recorded = json.loads(record.read_text())
+    identity = recorded["identity"]
+    identity["optimiser"] |= {"beta1": 0.9, "beta2": 0.98, "eps": 1e-6}
+    identity["model"]["second_order"]["text_norm"] = identity["ema_decay"] = None
+    record.write_text(json.dumps(recorded))
+    assert train(make_settings(config))[1], "it is finished, and reused"
+    identity["optimiser"]["lr"] *= 2
+    record.write_text(json.dumps(recorded))
+    with pytest.raises(ConfigError, match=r"another config or release \(optimiser\.lr: "):
+        train(make_settings(config))
