@@ -335,11 +335,9 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs
         return []
     contents = [part.notes["content"] for part in run.parts("measure")]
     return [
-        LeakInputs(
-            facts=inputs.facts,
-            looks=run.files("look", "looks"),
-            candidates=inputs.candidates,
-            pairs=run.files("pairs", "pairs"),
+        run.inputs_of(
+            LeakInputs,
+            inputs,
             evaluation=run.files("measure", "evaluation").digested(*contents),
             sets=tuple(describe_sets(inputs, run)),
             named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),

@@ -163,8 +163,7 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
 
 
 def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
-    looks = run.files("look", "looks")
-    return [PairsInputs(inputs.facts, looks, inputs.radius, inputs.placeholder_min_count)]
+    return [run.inputs_of(PairsInputs, inputs)]
 
 
 # ---- detail of near copies
@@ -235,7 +234,7 @@ def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsI
         _view_wanted(sql, inputs, run)
         if not sql.execute("SELECT 1 FROM wanted LIMIT 1").fetchone():
             return []
-    return [DetailsInputs(inputs.facts, run.files("look", "looks"), run.files("pairs", "pairs"), details)]
+    return [run.inputs_of(DetailsInputs, inputs, found=details)]
 
 
 # ---- the stage

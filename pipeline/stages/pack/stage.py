@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from pipeline.stages.pack.arrange import (
     shard_groups,
 )
 from pipeline.stages.score import named_file
-from pipeline.store.buckets import rows_of_bucket
+from pipeline.store.buckets import WHOLE, rows_of_bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
@@ -217,21 +217,9 @@ def release_path(name: str, fingerprint: str) -> str:
 
 
 def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[GatherInputs]:
-    return [
-        GatherInputs(
-            inputs.draws,
-            inputs.candidates,
-            inputs.facts.exact(),
-            inputs.looks.exact(),
-            inputs.captions,
-            inputs.extra_captions,
-            inputs.marks,
-            inputs.texts,
-            inputs.max_bytes is not None,
-            bucket,
-        )
-        for bucket in run.buckets(inputs.draws)
-    ]
+    exact = {"facts": inputs.facts.exact(), "looks": inputs.looks.exact()}
+    first = run.inputs_of(GatherInputs, inputs, **exact, by_bytes=inputs.max_bytes is not None, bucket=WHOLE)
+    return [replace(first, bucket=bucket) for bucket in run.buckets(inputs.draws)]
 
 
 def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[ArrangeInputs]:
@@ -286,8 +274,9 @@ def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.Reco
         shards.append({"split": group.split, "shard": name, "domains": part.notes["domains"], **_sizes(file)})
         rows.append(record.ShardRows(arranged, run.files_of([part], "placements")))
     return [
-        record.RecordInputs(
-            **{each.name: getattr(inputs, each.name) for each in fields(record.Stated)},
+        run.inputs_of(
+            record.RecordInputs,
+            inputs,
             folder=release_path(inputs.name, run.fingerprint),
             fingerprint=run.fingerprint,
             shards=tuple(shards),
