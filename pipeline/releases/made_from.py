@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.contract.records import fingerprints_of_run
-from manifests.contract.release import Release
-from manifests.names.vectors import samples_of
+from manifests.contract.release import Release, samples_named
 from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
@@ -51,5 +50,5 @@ def _num_in(table: str, ids: Sequence[str]) -> int:
         names = pq.read_table(inner, filesystem=fs, columns=["name"])["name"]
     except (OSError, ValueError, KeyError):  # half an index, which no search opens
         return 0
-    found: int = pc.sum(pc.is_in(samples_of(names), pa.array(ids, pa.string()))).as_py() or 0
+    found: int = pc.sum(pc.is_in(samples_named(names), pa.array(ids, pa.string()))).as_py() or 0
     return found

@@ -89,10 +89,6 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
     return PartResult((file,), None, {"set": settings.name, "num_images": file.num_rows})
 
 
-def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[ListInputs]:
-    return [ListInputs(each) for each in inputs.evaluation]
-
-
 # ---- their measurements
 
 
@@ -345,6 +341,8 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs
     ]
 
 
-LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
+LIST_SETS: Step[DedupInputs, ListInputs, None] = Step(
+    "list", lambda inputs, run: [*map(ListInputs, inputs.evaluation)], list_members, version=VERSION, unit="sets"
+)
 MEASURE_SETS = Step("measure", _plan_measure, measure, version=5, how=_roots, unit="images")
 FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=3)

@@ -162,10 +162,6 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     return {f"{phash:016x}": num for phash, num in rows}
 
 
-def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
-    return [run.inputs_of(PairsInputs, inputs)]
-
-
 # ---- detail of near copies
 
 # Pictures that have a near copy of another size. Equal pixels have equal looks and sizes, so that the few looks are
@@ -270,7 +266,7 @@ STAGE = Stage(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
         Step("look", _plan_look, measure_look, unit="images", committed=_looks),
-        Step("pairs", _plan_pairs, find, version=2),
+        Step("pairs", lambda inputs, run: [run.inputs_of(PairsInputs, inputs)], find, version=2),
         Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
         Step("details", _plan_details, collect_details, version=2),
         evaluation.FIND_LEAKS,

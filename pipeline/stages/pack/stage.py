@@ -149,7 +149,7 @@ def _write_samples(
 def _inputs(context: BuildContext) -> PackInputs:
     config = context.config
     caption, select, mix = (context.sealed[name] for name in ("caption", "select", "mix"))
-    joined = caption.notes.get("joined_texts")
+    joined, marks = caption.notes.get("joined_texts"), context.sealed["score"].notes.get("marks")
     texts = context.files("caption", "joined_texts").digested(joined) if joined else Files()
     counts = {name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"}
     if joins := context.sealed["ingest"].notes.get("captions"):
@@ -169,7 +169,7 @@ def _inputs(context: BuildContext) -> PackInputs:
         looks=context.files("dedup", "looks").digested(),  # what facts lack; they follow from the pixels
         captions=context.files("caption", "captions").digested(caption.notes["content"]),
         extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
-        marks=_marks(context),
+        marks=context.files("score", "marks").digested(marks) if marks else Files(),
         decisions=context.files("select", "decisions").digested(select.notes["content"]),
         dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts=counts,
@@ -195,11 +195,6 @@ def recipe_of(context: BuildContext) -> dict[str, Any]:
         if not own.scorer.startswith("pipeline."):
             plugin["scorer"] = f"{own.scorer.partition(':')[2]} {code_of(make_scorer(config.score, own.name))}"
     return recipe
-
-
-def _marks(context: BuildContext) -> Files:
-    digest = context.sealed["score"].notes.get("marks")
-    return context.files("score", "marks").digested(digest) if digest else Files()
 
 
 def _count(funnel: Funnel) -> dict[str, Any]:
