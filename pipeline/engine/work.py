@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -153,16 +153,6 @@ class StageRun(Generic[How]):
         Raises: DamageError.
         """
         return self.require(files_in(self.workdir, parts, table))
-
-    def inputs_of(self, kind: type[PartInputs], *givers: Any, **more: Any) -> PartInputs:
-        """Inputs of a part: each field by its name, out of `more`, from the first of `givers` that has it, or else the
-        files of that table which earlier steps of this stage committed.
-        """
-        parts = self.catalog.parts_of(self.fingerprint)
-        for name in (each.name for each in fields(kind) if each.name not in more):  # type: ignore[arg-type]
-            giver = next((giver for giver in givers if hasattr(giver, name)), None)
-            more[name] = self.files_of(parts, name) if giver is None else getattr(giver, name)
-        return kind(**more)
 
     def result(self, step: str) -> tuple[Funnel, dict[str, Any]]:
         """Funnel and notes of a step that has one part."""

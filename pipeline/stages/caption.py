@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -238,12 +238,16 @@ def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Repeat
     limits = [rules.thresholds()["max_repeats"] for rules in inputs.rules if "max_repeats" in rules.thresholds()]
     if not limits:
         return []
-    return [run.inputs_of(RepeatsInputs, inputs, allowed=min(limits))]
+    return [RepeatsInputs(inputs.facts, run.files("measure", "captions"), run.files("measure", "texts"), min(limits))]
 
 
 def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
-    first = run.inputs_of(JudgeInputs, inputs, bucket=WHOLE)
-    return [replace(first, bucket=bucket) for bucket in run.buckets(inputs.facts)]
+    captions, repeats = run.files("measure", "captions"), run.files("repeats", "repeats")
+    texts = run.files("measure", "texts")
+    return [
+        JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, texts, inputs.rules, bucket)
+        for bucket in run.buckets(inputs.facts)
+    ]
 
 
 def _conclude(inputs: CaptionInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:

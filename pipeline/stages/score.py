@@ -374,7 +374,12 @@ def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
 def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
     if not inputs.scorers:
         return []
-    return [run.inputs_of(JudgeInputs, inputs)]
+    scored, boxes = (run.files("measure", table) for table in ("scored", "boxes"))
+    return [
+        JudgeInputs(
+            inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, boxes, inputs.rules
+        )
+    ]
 
 
 def _conclude(inputs: ScoreInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:

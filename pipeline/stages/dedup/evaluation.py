@@ -89,6 +89,10 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
     return PartResult((file,), None, {"set": settings.name, "num_images": file.num_rows})
 
 
+def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[ListInputs]:
+    return [ListInputs(each) for each in inputs.evaluation]
+
+
 # ---- their measurements
 
 
@@ -331,9 +335,11 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs
         return []
     contents = [part.notes["content"] for part in run.parts("measure")]
     return [
-        run.inputs_of(
-            LeakInputs,
-            inputs,
+        LeakInputs(
+            facts=inputs.facts,
+            looks=run.files("look", "looks"),
+            candidates=inputs.candidates,
+            pairs=run.files("pairs", "pairs"),
             evaluation=run.files("measure", "evaluation").digested(*contents),
             sets=tuple(describe_sets(inputs, run)),
             named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
@@ -341,8 +347,6 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs
     ]
 
 
-LIST_SETS: Step[DedupInputs, ListInputs, None] = Step(
-    "list", lambda inputs, run: [*map(ListInputs, inputs.evaluation)], list_members, version=VERSION, unit="sets"
-)
+LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
 MEASURE_SETS = Step("measure", _plan_measure, measure, version=5, how=_roots, unit="images")
 FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=3)

@@ -162,6 +162,11 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     return {f"{phash:016x}": num for phash, num in rows}
 
 
+def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
+    looks = run.files("look", "looks")
+    return [PairsInputs(inputs.facts, looks, inputs.radius, inputs.placeholder_min_count)]
+
+
 # ---- detail of near copies
 
 # Pictures that have a near copy of another size. Equal pixels have equal looks and sizes, so that the few looks are
@@ -230,7 +235,7 @@ def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsI
         _view_wanted(sql, inputs, run)
         if not sql.execute("SELECT 1 FROM wanted LIMIT 1").fetchone():
             return []
-    return [run.inputs_of(DetailsInputs, inputs, found=details)]
+    return [DetailsInputs(inputs.facts, run.files("look", "looks"), run.files("pairs", "pairs"), details)]
 
 
 # ---- the stage
@@ -266,7 +271,7 @@ STAGE = Stage(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
         Step("look", _plan_look, measure_look, unit="images", committed=_looks),
-        Step("pairs", lambda inputs, run: [run.inputs_of(PairsInputs, inputs)], find, version=2),
+        Step("pairs", _plan_pairs, find, version=2),
         Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
         Step("details", _plan_details, collect_details, version=2),
         evaluation.FIND_LEAKS,

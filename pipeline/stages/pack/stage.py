@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from pipeline.stages.pack.arrange import (
     shard_groups,
 )
 from pipeline.stages.score import named_file
-from pipeline.store.buckets import WHOLE, rows_of_bucket
+from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
@@ -149,7 +149,7 @@ def _write_samples(
 def _inputs(context: BuildContext) -> PackInputs:
     config = context.config
     caption, select, mix = (context.sealed[name] for name in ("caption", "select", "mix"))
-    joined, marks = caption.notes.get("joined_texts"), context.sealed["score"].notes.get("marks")
+    joined = caption.notes.get("joined_texts")
     texts = context.files("caption", "joined_texts").digested(joined) if joined else Files()
     counts = {name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"}
     if joins := context.sealed["ingest"].notes.get("captions"):
@@ -169,7 +169,7 @@ def _inputs(context: BuildContext) -> PackInputs:
         looks=context.files("dedup", "looks").digested(),  # what facts lack; they follow from the pixels
         captions=context.files("caption", "captions").digested(caption.notes["content"]),
         extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
-        marks=context.files("score", "marks").digested(marks) if marks else Files(),
+        marks=_marks(context),
         decisions=context.files("select", "decisions").digested(select.notes["content"]),
         dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
         counts=counts,
@@ -197,6 +197,11 @@ def recipe_of(context: BuildContext) -> dict[str, Any]:
     return recipe
 
 
+def _marks(context: BuildContext) -> Files:
+    digest = context.sealed["score"].notes.get("marks")
+    return context.files("score", "marks").digested(digest) if digest else Files()
+
+
 def _count(funnel: Funnel) -> dict[str, Any]:
     return {"in": funnel.num_in, "kept": funnel.num_kept, "reasons": dict(sorted(funnel.reasons.items()))}
 
@@ -212,9 +217,21 @@ def release_path(name: str, fingerprint: str) -> str:
 
 
 def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[GatherInputs]:
-    exact = {"facts": inputs.facts.exact(), "looks": inputs.looks.exact()}
-    first = run.inputs_of(GatherInputs, inputs, **exact, by_bytes=inputs.max_bytes is not None, bucket=WHOLE)
-    return [replace(first, bucket=bucket) for bucket in run.buckets(inputs.draws)]
+    return [
+        GatherInputs(
+            inputs.draws,
+            inputs.candidates,
+            inputs.facts.exact(),
+            inputs.looks.exact(),
+            inputs.captions,
+            inputs.extra_captions,
+            inputs.marks,
+            inputs.texts,
+            inputs.max_bytes is not None,
+            bucket,
+        )
+        for bucket in run.buckets(inputs.draws)
+    ]
 
 
 def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[ArrangeInputs]:
@@ -269,9 +286,8 @@ def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.Reco
         shards.append({"split": group.split, "shard": name, "domains": part.notes["domains"], **_sizes(file)})
         rows.append(record.ShardRows(arranged, run.files_of([part], "placements")))
     return [
-        run.inputs_of(
-            record.RecordInputs,
-            inputs,
+        record.RecordInputs(
+            **{each.name: getattr(inputs, each.name) for each in fields(record.Stated)},
             folder=release_path(inputs.name, run.fingerprint),
             fingerprint=run.fingerprint,
             shards=tuple(shards),

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from manifests.contract import tables
@@ -51,7 +51,7 @@ from pipeline.stages.select.contenders import (
     view_measured,
     view_related,
 )
-from pipeline.store.buckets import WHOLE, Bucket, cut_buckets, join_facets
+from pipeline.store.buckets import Bucket, cut_buckets, join_facets
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within, view_inputs
 
@@ -101,15 +101,20 @@ class SelectInputs(Measured):
     details: Files
     semantic_pairs: Files
 
+    @property
+    def measured(self) -> Measured:
+        """The tables that have a row a candidate or a fetched image."""
+        return Measured(**{each.name: getattr(self, each.name) for each in fields(Measured)})
+
 
 # ---- takedowns
 
 
 def _plan_taken(inputs: SelectInputs, run: StageRun[None]) -> Sequence[TakenInputs]:
-    choice = inputs.choice
-    if not choice.takedowns and not choice.pictures:
+    entries, pictures = inputs.choice.takedowns, inputs.choice.pictures
+    if not entries and not pictures:
         return []
-    return [run.inputs_of(TakenInputs, inputs, choice, entries=choice.takedowns)]
+    return [TakenInputs(inputs.candidates, inputs.facts, inputs.looks, entries, pictures, inputs.radius)]
 
 
 def _learn_pictures(inputs: SelectInputs, run: StageRun[Any]) -> SelectInputs:
@@ -128,20 +133,56 @@ def _settle(context: BuildContext) -> None:
 def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateInputs]:
     num = math.ceil((run.num_rows(inputs.facts) + run.num_rows(inputs.pairs)) / PAIRS_OF_ROW)
     num_companies = len(cut_buckets(num, run.settings.memory_gb))
-    return [run.inputs_of(RelateInputs, inputs, inputs.choice, num_companies=num_companies)]
+    return [
+        RelateInputs(
+            inputs.facts,
+            inputs.pairs,
+            inputs.semantic_pairs,
+            inputs.candidates,
+            inputs.captions,
+            inputs.leaks,
+            inputs.looks,
+            inputs.choice.licences,
+            num_companies,
+        )
+    ]
 
 
 def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[ContendInputs]:
-    tables_of_rows = {"measured": run.inputs_of(Measured, inputs), "related": run.inputs_of(Related)}
-    more = {"with_texts": inputs.choice.extra_captions > 0, "bucket": WHOLE}
-    first = run.inputs_of(ContendInputs, inputs, inputs.choice, **tables_of_rows, **more)
-    return [replace(first, bucket=bucket) for bucket in run.buckets(inputs.facts)]
+    choice = inputs.choice
+    of_companies, related = run.files("relate", "companies"), _related(run)
+    return [
+        ContendInputs(
+            inputs.measured,
+            inputs.details,
+            of_companies,
+            related,
+            choice.licences,
+            choice.priority,
+            choice.class_folders,
+            choice.extra_captions > 0,
+            bucket,
+        )
+        for bucket in run.buckets(inputs.facts)
+    ]
+
+
+def _related(run: StageRun[None]) -> Related:
+    leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
+    return Related(run.files("taken", "taken"), leak_groups, contradicted)
 
 
 def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DuplicatesInputs]:
+    rivals, choice = run.files("contend", "rivals"), inputs.choice
     (related,) = run.parts("relate")
-    first = run.inputs_of(DuplicatesInputs, inputs, inputs.choice, company=0)
-    return [replace(first, company=company) for company in range(related.notes["num_companies"])]
+    return [
+        DuplicatesInputs(
+            *(rivals, inputs.pairs, inputs.semantic_pairs),
+            *(choice.prefer, choice.extra_captions, choice.other_labels),
+            company,
+        )
+        for company in range(related.notes["num_companies"])
+    ]
 
 
 # ---- caps
@@ -213,7 +254,8 @@ def _plan_keys(inputs: SelectInputs, run: StageRun[None]) -> Sequence[KeysInputs
 
 
 def _plan_caps(inputs: SelectInputs, run: StageRun[None]) -> Sequence[CapsInputs]:
-    return [run.inputs_of(CapsInputs, inputs.choice)] if inputs.choice.balance.caps else []
+    balance = inputs.choice.balance
+    return [CapsInputs(run.files("keys", "keyed"), balance)] if balance.caps else []
 
 
 # ---- decisions
@@ -294,9 +336,18 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
 
 
 def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DecideInputs]:
-    tables_of_rows = {"measured": run.inputs_of(Measured, inputs), "related": run.inputs_of(Related)}
-    first = run.inputs_of(DecideInputs, inputs.choice, **tables_of_rows, bucket=WHOLE)
-    return [replace(first, bucket=bucket) for bucket in run.buckets(inputs.facts)]
+    names = ("duplicates", "conflicts", "left_captions")
+    duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
+    caps, related = run.files("caps", "cap_verdicts"), _related(run)
+    return [
+        DecideInputs(
+            *(inputs.measured, related, duplicates, conflicts, left_captions, caps),
+            inputs.choice.licences,
+            inputs.choice.limits,
+            bucket,
+        )
+        for bucket in run.buckets(inputs.facts)
+    ]
 
 
 def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
