@@ -81,7 +81,7 @@ class _Folder:
             folder, _, file = name.rpartition("/")
             self.files.setdefault(folder, []).append(file)
         pictures = ((folder, file) for folder, some in self.files.items() for file in some if _is_picture(file))
-        self.stems = {PurePosixPath(file).stem for folder, file in pictures if not _thumbs_in(folder)}
+        self.stems = {_stem(file) for folder, file in pictures if not _thumbs_in(folder)}
 
     def part(self) -> Found:
         """What becomes of each file."""
@@ -143,7 +143,7 @@ class _Folder:
         no_tars = {top for folder in (*with_pictures, *self.apart) for top in _way_to(folder)}
         places = dict[tuple[str, str], list[str]]()
         for folder, some in self._take(lambda _, file: file.lower().endswith(".tar")).items():
-            stems = {PurePosixPath(file).stem for file in some}
+            stems = {_stem(file) for file in some}
             tables[folder] = [each for each in tables.get(folder, ()) if re.split(r"[._]", each)[0] not in stems]
             top = next((each for each in _way_to(folder) if each not in no_tars), None)
             places.setdefault((folder, "*.tar") if top is None else (top, ""), []).extend(some)
@@ -208,11 +208,11 @@ class _Folder:
             for file in filter(_is_picture, some):
                 if inner := _thumbs_in(folder):
                     copies.setdefault(f"**/{escape(inner)}/**", set()).add((folder, file))
-                elif mark := _THUMB.search(PurePosixPath(file).stem):
+                elif mark := _THUMB.search(_stem(file)):
                     copies.setdefault(f"**/*{escape(mark[0])}.*", set()).add((folder, file))
         thumbs: dict[str, set[str]] = {}
         for glob, files in sorted(copies.items()):
-            if all(_THUMB.sub("", PurePosixPath(file).stem) in self.stems for _, file in files):
+            if all(_THUMB.sub("", _stem(file)) in self.stems for _, file in files):
                 thumbs[glob] = {folder for folder, _ in files}
                 self.found.notes.append(f"{self._at(glob)}: {len(files):,} thumbnails of other pictures")
                 for folder in thumbs[glob]:
@@ -223,8 +223,8 @@ class _Folder:
         """What is neither a source nor beside a picture."""
         others: dict[str, list[str]] = {}
         for folder, some in sorted(self.files.items()):
-            stems = {PurePosixPath(file).stem for file in some if _is_picture(file)}
-            files = [file for file in some if PurePosixPath(file).stem not in stems]
+            stems = {_stem(file) for file in some if _is_picture(file)}
+            files = [file for file in some if not _is_picture(file) and _stem(file) not in stems]
             for file in files:
                 path, lowered = self._at(folder, file), file.lower()
                 if lowered.endswith(".txt") and len(files) <= _MANY_FILES and is_list_of_addresses(path):
@@ -239,6 +239,10 @@ class _Folder:
 
 def _is_picture(file: str) -> bool:
     return file.lower().endswith(PICTURE_ENDINGS)
+
+
+def _stem(file: str) -> str:
+    return file.rpartition(".")[0]
 
 
 def _thumbs_in(folder: str) -> str | None:
