@@ -215,6 +215,11 @@ class Catalog(AbstractContextManager["Catalog"]):
         """Every committed part with this `reuse_key` (None: any), of all versions of the stage, oldest first."""
         return self._in_order(self.ask(_LIKE, stage, step, reuse_key))
 
+    def current_files(self, stage: str, table: str) -> list[str]:
+        """Paths, relative to the work folder, of the files of a table of the newest version of a stage."""
+        parts = self.parts_of(self.find_current(stage) or "")
+        return [file.path for part in parts for file in part.files if file.table == table]
+
     def find_files(self, table: str) -> list[str]:
         """Paths, relative to the work folder, of every file of a table that any build committed, oldest first."""
         query = (

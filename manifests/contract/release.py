@@ -34,7 +34,7 @@ CROISSANT_FILE, CITATION_FILE = "croissant.json", "CITATION.cff"  # written besi
 _BESIDE = {RECORD_FILE, CROISSANT_FILE, CITATION_FILE, ".gitattributes"}  # the last one is the Hub's own
 FORMAT = "plantmix-release/1"
 WHEN_DAMAGED = "`plantmix repair WORKDIR` makes it again; outside a work folder, take a whole copy"
-_BATCH_ROWS = 50_000
+_BATCH_ROWS, _ID_DIGITS = 50_000, 32
 _GENUS, _SPECIES = "taxon_genus", "taxon_species"
 _NEEDED = {"name": str, "version": str, "fingerprint": str, "splits": dict, "files": dict}
 SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
@@ -273,6 +273,11 @@ def _named(rows: pa.Table, split: str | None) -> Iterator[tuple[str, str, pa.Tab
     own = str(rows["split"][0])
     if split is None or own == split:
         yield own, str(rows["shard"][0]), rows
+
+
+def samples_named(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The sample ids in names that `dalip embed` gives: alone, behind a path, or as the key in a shard."""
+    return pc.utf8_slice_codeunits(pc.replace_substring_regex(names, r"^.*/", ""), 0, _ID_DIGITS)
 
 
 def newest_of_several(path: str) -> str | None:

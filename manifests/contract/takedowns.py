@@ -9,7 +9,6 @@ its copies are known wherever they come from, also when nothing knows the pictur
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -53,9 +53,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         for name in ("value", "reason"):
-            text = getattr(self, name)
-            if isinstance(text, str):  # a list written by hand may hold anything; `read_list` checks it
-                object.__setattr__(self, name, hide_secrets(text))
+            object.__setattr__(self, name, hide_secrets(getattr(self, name)))
 
     @property
     def key(self) -> tuple[str, str]:
@@ -88,11 +86,6 @@ class Picture:
         return cls(fact["image_id"], reason, fact.get("pixels_sha256") or "", **shown)
 
     @property
-    def num_known(self) -> int:
-        """How many of the hashes are known."""
-        return sum(bool(getattr(self, name)) for name in _HASHES)
-
-    @property
     def turns(self) -> list[tuple[np.uint64, np.uint64 | None]]:
         """pHash and hash of the middle, None where not known, of the picture and of its mirror image."""
         hashes = [[getattr(self, name) for name in turn] for turn in _TURNS]
@@ -110,9 +103,8 @@ _HASHES = tuple(name for turn in _TURNS for name in turn)
 def each_once(pictures: Iterable[Picture]) -> list[Picture]:
     """Each image once, sorted: of several lines the one that knows most hashes, of equal ones the first."""
     best: dict[str, Picture] = {}
-    for picture in pictures:
-        if (known := best.get(picture.image_id)) is None or picture.num_known > known.num_known:
-            best[picture.image_id] = picture
+    for picture in sorted(pictures, key=lambda one: sum(not getattr(one, name) for name in _HASHES)):
+        best.setdefault(picture.image_id, picture)
     return sorted(best.values())
 
 
@@ -123,6 +115,8 @@ def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.i
     in a row or of a picture, the pHash alone decides: rather a picture too many stays out.
     """
     copy_of = np.full(len(rows), -1, np.int64)
+    if not pictures:
+        return copy_of
     for name in {"image_id", "pixels_sha256"}.intersection(rows.column_names):
         named = pa.array([getattr(picture, name) or None for picture in pictures], pa.string())
         place = pc.fill_null(pc.index_in(rows[name], named, skip_nulls=True), -1).to_numpy()
@@ -227,13 +221,6 @@ def _line_of(picture: Picture) -> dict[str, str]:
     return {"by": PICTURE, "value": picture.image_id, **hashes}
 
 
-_COLUMNS = {  # by -> columns of samples.parquet that an entry's key is compared with; older releases lack some
-    "url": ("url", "reference_url"),
-    "owner": ("rights_holder", "creator", "file_creator", "file_rights"),
-    "id": ("sample_id", "image_id", "stored_sha256", "packed_sha256"),
-}
-
-
 def taken_down_since(release: Release, workdir: str) -> str | None:
     """What to tell someone who takes a release that holds images which the list of its work folder names, or copies.
 
@@ -277,22 +264,18 @@ def images_taken_down(release: Release, workdir: str) -> pa.Table:
     """
     require_list(workdir)
     entries, pictures = read_list(workdir), read_pictures(workdir)
-    shown = pa.schema([("sample_id", pa.string()), ("url", pa.string())])
-    columns = ["copy", "phash", "middle_hash", *dict.fromkeys(itertools.chain(*_COLUMNS.values()))]
-    batches = release.iter_samples(columns) if entries or pictures else ()
-    found = [rows.filter(_taken(rows, entries, pictures)).select(shown.names) for rows in batches]
-    return pa.concat_tables([shown.empty_table(), *found]).sort_by("sample_id")
-
-
-def _taken(rows: pa.Table, entries: Sequence[Entry], pictures: Sequence[Picture]) -> pa.ChunkedArray:
-    """Which rows of a samples table are the first of an image that an entry names, or that is a copy."""
-    taken = pa.array(find_copies(pictures, rows) >= 0 if pictures else np.zeros(len(rows), np.bool_))
-    for by, columns in _COLUMNS.items():
-        keys = sorted({entry.key[1] for entry in entries if entry.by == by})
-        for column in {*columns}.intersection(rows.column_names if keys else ()):
-            stated = keys if by != "owner" else list(spellings_of(keys, rows[column].unique().to_pylist()))
-            taken = pc.or_(taken, pc.is_in(rows[column], pa.array(stated, pa.string())))
-    return pc.and_(taken, pc.equal(rows["copy"], 0))
+    found = [pa.schema([("sample_id", pa.string()), ("url", pa.string())]).empty_table()]
+    columns = {"copy", "phash", "middle_hash", *(column for pairs in _KEYS.values() for _, column in pairs)}
+    with duckdb.connect() as sql:
+        for batch in release.iter_samples(sorted(columns)) if entries or pictures else ():
+            rows = batch.filter(pc.equal(batch["copy"], 0))
+            sql.register("candidates", rows)
+            sql.register("facts", rows)
+            find_named(sql, entries)
+            named = pc.is_in(rows["sample_id"], sql.sql("SELECT sample_id FROM named").to_arrow_table()["sample_id"])
+            taken = pc.or_(named, pa.array(find_copies(pictures, rows) >= 0))
+            found.append(rows.filter(taken).select(["sample_id", "url"]))
+    return pa.concat_tables(found).sort_by("sample_id")
 
 
 # ---- in the tables of a build
@@ -319,9 +302,10 @@ def owners_in(sql: Any) -> str:
 
 
 def _compared(sql: Any) -> dict[str, list[tuple[str, str]]]:
-    """`_KEYS` without the columns of facts that are not there: only releases have some, older builds lack others."""
-    facts = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()}
-    return {by: [(t, column) for t, column in pairs if t != "facts" or column in facts] for by, pairs in _KEYS.items()}
+    """`_KEYS` without the columns that are not there: only releases have some, and older ones lack others."""
+    tables = ("candidates", "facts")
+    there = {(table, row[0]) for table in tables for row in sql.execute(f"DESCRIBE {table}").fetchall()}
+    return {by: [pair for pair in pairs if pair in there] for by, pairs in _KEYS.items()}
 
 
 def find_named(sql: Any, entries: Sequence[Entry]) -> None:
@@ -344,4 +328,4 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
         for table, column in pairs
     ]
     nothing = "SELECT NULL::VARCHAR AS sample_id, * EXCLUDE (stated) FROM takedown_list"  # reads no table
-    sql.execute(f"CREATE TABLE named AS {' UNION ALL '.join(matches) or nothing}")
+    sql.execute(f"CREATE OR REPLACE TABLE named AS {' UNION ALL '.join(matches) or nothing}")

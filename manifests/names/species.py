@@ -1,4 +1,4 @@
-"""The species of a row: a binomial, from its genus and from what stands in its species column.
+"""Which taxon a row names. Its species is a binomial, from its genus and from what stands in its species column.
 
 Sources write that column in two ways: Quercus alba, or alba beside a column of the genus. Ingest writes the binomial.
 Readers of a release ask the same function, for those that were sealed with the epithet alone. Pure.
@@ -7,6 +7,7 @@ Readers of a release ask the same function, for those that were sealed with the 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +40,18 @@ def species_of(genus: Any, species: Any) -> Any:
     whole = pc.or_(pc.match_substring_regex(epithet, _WHOLE), pc.is_null(genus))
     binomial = pc.if_else(whole, epithet, pc.binary_join_element_wise(genus, epithet, " "))
     return pc.if_else(names_none, pa.scalar(None, pa.string()), binomial)
+
+
+def taxon_keys(taxa: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(kingdom, name) of taxa, the same for the same taxon; "" where a kingdom is not stated.
+
+    One name in two kingdoms names two taxa: botany and zoology give names without asking each other. A row without a
+    kingdom is of the one that other rows of its name state, if they state one.
+    """
+    stated: dict[str, set[str]] = {}
+    for kingdom, name in taxa:
+        stated.setdefault(name, set()).update({kingdom} - {""})
+    return [(kingdom or (min(stated[name]) if len(stated[name]) == 1 else ""), name) for kingdom, name in taxa]
 
 
 def _text(value: Any) -> Any:

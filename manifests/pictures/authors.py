@@ -7,21 +7,22 @@ is Unicode, and what editing tools write last. Broken or hostile metadata says n
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from PIL import Image
+from PIL.IptcImagePlugin import getiptcinfo
 
 from manifests.pictures.opening import exif_of
 from manifests.pictures.xmp import values_in
 from manifests.services.masking import hide_secrets
 
 MAX_CHARS = 200
-_MAX_RECORDS = 1000  # of IPTC
 _CREATOR, _RIGHTS = (f"http://purl.org/dc/elements/1.1/ {name}" for name in ("creator", "rights"))
 # Source: Exif 3.0, and Microsoft's XPAuthor in UTF-16; IPTC-IIM 4.2, records 2:80 and 2:116.
 _ARTIST, _COPYRIGHT, _XP_AUTHOR = 0x013B, 0x8298, 0x9C9D
 _BYLINE, _NOTICE = (2, 80), (2, 116)
-_IPTC_OF_PHOTOSHOP, _IPTC_OF_TIFF = 0x0404, 33723
+_IPTC_OF_TIFF, _MAX_BYTES = 33723, 1 << 16  # a JPEG holds no more in one segment
 _BEFORE_HOLDER = re.compile(r"(?i)^(?:(?:copyright\b|©|\(c\)|(?:19|20)\d\d(?:\s*[-–]\s*\d{2,4})?\b|by\b)[\s,:.;]*)+")
 _BEHIND_HOLDER = re.compile(r"(?i)[\s,.;–-]*(?:all rights reserved|(?<=\s)(?:19|20)\d\d)[\s.]*$")
 
@@ -35,7 +36,10 @@ class Authors(NamedTuple):
 
 def authors_of(image: Image.Image) -> Authors:
     """What an open picture says of its authors; several creators are parted by `; `."""
-    said = [read(image) for read in (_in_xmp, _in_iptc, _in_exif)]
+    said = [_in_xmp(image)]
+    for read in (_in_iptc, _in_exif):
+        with suppress(Exception):  # Pillow names no errors of its own for broken metadata
+            said.append(read(image))
     creators = (tidy(creator) for creator, _ in said)
     notices = (holder_in(tidy(notice)) for _, notice in said)
     return Authors(next(filter(None, creators), ""), next(filter(None, notices), ""))
@@ -58,27 +62,17 @@ def _in_xmp(image: Image.Image) -> tuple[str, str]:
 
 
 def _in_iptc(image: Image.Image) -> tuple[str, str]:
-    resources: Any = image.info.get("photoshop") or {}
-    block = resources.get(_IPTC_OF_PHOTOSHOP) or getattr(image, "tag_v2", {}).get(_IPTC_OF_TIFF)
-    block = block if isinstance(block, bytes) else b""
-    records: dict[tuple[int, ...], list[bytes]] = {}
-    place = 0
-    for _ in range(_MAX_RECORDS):
-        if block[place : place + 1] != b"\x1c":
-            break
-        kind, size = tuple(block[place + 1 : place + 3]), int.from_bytes(block[place + 3 : place + 5], "big")
-        records.setdefault(kind, []).append(block[place + 5 : place + 5 + size])
-        place += 5 + size
-    bylines, notices = ([_decoded(each) for each in records.get(kind, ())] for kind in (_BYLINE, _NOTICE))
-    return "; ".join(bylines), next(iter(notices), "")
+    if len(getattr(image, "tag_v2", {}).get(_IPTC_OF_TIFF, b"")) > _MAX_BYTES:
+        return "", ""
+    records: dict[Any, Any] = getiptcinfo(image) or {}  # type: ignore[arg-type]
+    values = (records.get(kind, []) for kind in (_BYLINE, _NOTICE))
+    bylines, notices = (map(_decoded, each if isinstance(each, list) else [each]) for each in values)
+    return "; ".join(bylines), next(notices, "")
 
 
 def _in_exif(image: Image.Image) -> tuple[str, str]:
-    try:
-        exif = exif_of(image)
-        artist, notice, author = (exif.get(tag) for tag in (_ARTIST, _COPYRIGHT, _XP_AUTHOR))
-    except Exception:  # Pillow reads a tag when it is asked for, and names no errors of its own for broken ones
-        return "", ""
+    exif = exif_of(image)
+    artist, notice, author = (exif.get(tag) for tag in (_ARTIST, _COPYRIGHT, _XP_AUTHOR))
     wide = author.decode("utf-16-le", "ignore") if isinstance(author, bytes) else ""
     return _decoded(artist) or wide, _decoded(notice)
 

@@ -80,7 +80,8 @@ def write_first_config(
             notes += found.notes + _place_tables(found)
             for place in found.places:
                 taken = [source for source, _, _ in places]
-                places.append((_source_name(_path_of(place), taken), domain, place))
+                path = str(place.settings.get("table") or place.settings["path"])
+                places.append((_source_name(path, taken), domain, place))
     if not places:
         raise ConfigError("; ".join(notes))
     for path in captions:
@@ -132,11 +133,6 @@ def _join(path: str, places: Sequence[Place]) -> list[str]:
         except ConfigError as error:
             faults.append(_reason(error, path))
     return faults
-
-
-def _path_of(place: Place) -> str:
-    """What names a place: its path, or the table that says which of the pictures there it holds."""
-    return str(place.settings.get("table") or place.settings["path"])
 
 
 def _from_folder(path: str, folder: str) -> str:

@@ -7,12 +7,13 @@ tables that name pictures. Of a folder in a store the first names are looked at.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from glob import escape
 from itertools import islice
 from pathlib import PurePosixPath
+from posixpath import commonpath, dirname
 
 from manifests.errors import ConfigError
 from manifests.stores import storage
@@ -44,10 +45,15 @@ class Found:
     tables: dict[str, Place | ConfigError] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, place: Place | None) -> bool:
-        """Add a source of a kind, where there is one."""
+    def add(self, kind: str, guess: Callable[[], Place | None]) -> bool:
+        """Add a source of a kind, where there is one, or why what is there cannot be read."""
+        try:
+            place = guess()
+        except ConfigError as error:
+            self.notes.append(str(error))
+            return False
         if place is not None:
-            place.kind = kind
+            place.kind = kind or place.kind
             self.places.append(place)
         return place is not None
 
@@ -81,7 +87,7 @@ class _Folder:
         """What becomes of each file."""
         self._take_archives()
         self._set_tests_apart()
-        tables = self._take(lambda file: bool(TABLE_NAME.search(file.lower())))
+        tables = self._take(lambda _, file: bool(TABLE_NAME.search(file.lower())))
         self._take_tars(tables)
         self._take_tables(tables)
         self._take_pictures()
@@ -91,46 +97,35 @@ class _Folder:
     def _at(self, *parts: str) -> str:
         return storage.join(self.path, *[part for part in parts if part]) if any(parts) else self.path
 
-    def _take(self, wanted: Callable[[str], bool]) -> dict[str, list[str]]:
-        """Take out files by their names."""
-        taken = {folder: [file for file in some if wanted(file)] for folder, some in self.files.items()}
-        self.files = {folder: [file for file in some if not wanted(file)] for folder, some in self.files.items()}
-        return {folder: some for folder, some in taken.items() if some}
-
-    def _take_folder(self, top: str) -> dict[str, list[str]]:
-        """Take out a folder with all that is below it."""
-        taken = {folder: some for folder, some in self.files.items() if top in _way_to(folder)}
-        self.files = {folder: some for folder, some in self.files.items() if folder not in taken}
+    def _take(self, wanted: Callable[[str, str], bool]) -> dict[str, list[str]]:
+        """Take out files by their folder and their name."""
+        taken, left = dict[str, list[str]](), dict[str, list[str]]()
+        for folder, some in self.files.items():
+            for file in some:
+                (taken if wanted(folder, file) else left).setdefault(folder, []).append(file)
+        self.files = left
         return taken
 
-    def _take_place(self, path: str) -> None:
-        """Add what lies at a path as a source, or say why it is none."""
-        try:
-            self.found.places.append(look_at(path))
-        except ConfigError as error:
-            self.found.notes.append(str(error))
+    def _take_below(self, top: str) -> dict[str, list[str]]:
+        """Take out a folder with all that is below it."""
+        return self._take(lambda folder, _: top in _way_to(folder))
 
     def _take_archives(self) -> None:
         """Folders and zips that are a source as a whole."""
         kinds = sorted(KINDS.keys() - {"webdataset", "folder", "table", "eol"}, key=lambda kind: KINDS[kind].init_order)
         for folder in sorted(self.files):
             listing = Listing(self._at(folder), "folder", self.files.get(folder, []))
-            try:
-                is_whole = any(self.found.add(kind, KINDS[kind].guess(listing)) for kind in kinds)
-            except ConfigError as error:
-                self.found.notes.append(str(error))
-                continue
-            if is_whole:
-                self._take_folder(folder)
-        zips = self._take(lambda file: file.lower().endswith(".zip") and not TABLE_NAME.search(file.lower()))
+            if any(self.found.add(kind, partial(KINDS[kind].guess, listing)) for kind in kinds):
+                self._take_below(folder)
+        zips = self._take(lambda _, file: file.lower().endswith(".zip") and not TABLE_NAME.search(file.lower()))
         for path in (self._at(folder, file) for folder, some in sorted(zips.items()) for file in some):
-            self._take_place(path)
+            self.found.add("", partial(look_at, path))
 
     def _set_tests_apart(self) -> None:
         """Leave out test sets, by the names of their folders: nothing of them may be trained on."""
         tops = {top for each in self.files for top in _way_to(each) if _TEST_SET.fullmatch(PurePosixPath(top).name)}
         for top in sorted(tops):
-            taken = self._take_folder(top)
+            taken = self._take_below(top)
             files = [file for some in taken.values() for file in some]
             if num := sum(_is_picture(file) or file.lower().endswith(".tar") for file in files):
                 self.apart |= taken.keys()
@@ -147,31 +142,32 @@ class _Folder:
         with_pictures = [folder for folder, some in self.files.items() if any(map(_is_picture, some))]
         no_tars = {top for folder in (*with_pictures, *self.apart) for top in _way_to(folder)}
         places = dict[tuple[str, str], list[str]]()
-        for folder, some in self._take(lambda file: file.lower().endswith(".tar")).items():
+        for folder, some in self._take(lambda _, file: file.lower().endswith(".tar")).items():
             stems = {_stem(file) for file in some}
             tables[folder] = [each for each in tables.get(folder, ()) if re.split(r"[._]", each)[0] not in stems]
             top = next((each for each in _way_to(folder) if each not in no_tars), None)
             places.setdefault((folder, "*.tar") if top is None else (top, ""), []).extend(some)
         for (folder, pattern), some in sorted(places.items()):
             listing = Listing(self._at(folder, pattern), "pattern" if pattern else "folder", some)
-            try:
-                self.found.add("webdataset", KINDS["webdataset"].guess(listing))
-            except ConfigError as error:
-                self.found.notes.append(str(error))
+            self.found.add("webdataset", partial(KINDS["webdataset"].guess, listing))
 
     def _take_tables(self, tables: Mapping[str, Sequence[str]]) -> None:
         """Tables that name pictures, tables of addresses, and those that may hold texts for pictures."""
         named: set[str] = set()
         for folder, some in sorted(tables.items()):
-            others: list[str] = []
+            others, near = list[str](), self._near(folder)
             for path in (self._at(folder, file) for file in some):
-                if len(some) <= _MANY_FILES and self.found.add("folder", guess_with_table(path, self._near(folder))):
-                    named.update(_pictures_of(self.found.places[-1]))
+                if len(some) <= _MANY_FILES and self.found.add("folder", partial(guess_with_table, path, near)):
+                    reader = SourceSettings(name="x", domain="x", **keys_of(self.found.places[-1])).reader
+                    named.update(storage.join(reader.path, name) for name in reader.picture_files())
                 else:
                     others.append(path)
-            for ending, num in Counter(PurePosixPath(file).suffix for file in some).items():
-                of_ending = [path for path in others if path.endswith(ending)]
-                self._look_at_tables(self._at(folder, f"*{ending}"), of_ending, len(of_ending) == num)
+            many = sorted({self._at(folder, f"*{PurePosixPath(path).suffix}") for path in others})
+            for path in others if len(others) <= _MANY_FILES else many:
+                try:
+                    self.found.tables[path] = look_at(path)
+                except ConfigError as error:
+                    self.found.tables[path] = error
         for folder, some in self.files.items():
             pictures = {file: self._at(folder, file) for file in some if _is_picture(file)}
             if named.isdisjoint(pictures.values()):
@@ -181,24 +177,11 @@ class _Folder:
             if num := len({*pictures.values()} - named):
                 self.found.notes.append(f"{self._at(folder)}: {num:,} of its pictures, which no row of a table names")
 
-    def _look_at_tables(self, pattern: str, paths: Sequence[str], are_all: bool) -> None:
-        """Tables of one ending that name no pictures: where all are read alike they are files of one table."""
-        looked_at: dict[str, Place | ConfigError] = {}
-        for path in paths if len(paths) <= _MANY_FILES else [pattern]:
-            try:
-                looked_at[path] = look_at(path)
-            except ConfigError as error:
-                looked_at[path] = error
-        columns = [each.settings.get("columns") if isinstance(each, Place) else None for each in looked_at.values()]
-        if are_all and len(columns) > 1 and columns[0] is not None and columns.count(columns[0]) == len(columns):
-            looked_at = {pattern: look_at(pattern)}
-        self.found.tables |= looked_at
-
     def _near(self, folder: str) -> list[str]:
-        """Where the pictures of a table may lie: in its own folder, in those of it, in those above it and theirs."""
-        ways = [folder] if storage.is_remote(self.path) else reversed(_way_to(folder))
-        near = [each for way in ways for each in (way, *(each for each in sorted(self.files) if _parent(each) == way))]
-        return [self._at(each) for each in dict.fromkeys(near)]
+        """Where the pictures of a table may lie: in its own folder, then in those that share most of its path."""
+        others = sorted(self.files, key=lambda other: (-len(commonpath([other, folder])), other))
+        near = [folder, *others[:_MANY_FILES]] if not storage.is_remote(self.path) else [folder]
+        return [self._at(each) for each in near]
 
     def _take_pictures(self) -> None:
         """A source for all folders whose pictures are named in one way; thumbnails of other pictures are left out."""
@@ -208,14 +191,15 @@ class _Folder:
         for naming in dict.fromkeys(namings.values()):
             group = {folder for folder, each in namings.items() if each == naming}
             by_name = naming.endswith("_name")
-            base = _above_all([(_parent(each) or "") if by_name else each for each in sorted(group)])
+            base = commonpath([dirname(each) if by_name else each for each in group])
             inside = [name.removeprefix(f"{base}/") for name in names if name.rpartition("/")[0] in group]
             place = guess_without_table(Listing(self._at(base), "folder", inside))
             exclude = _globs(base, group, {*namings, *self.apart} - group)
             exclude += [glob for glob, folders in thumbs.items() if any(base in _way_to(each) for each in folders)]
             if exclude:
                 place.settings["exclude"] = exclude
-            self.found.add("folder", place)
+            place.kind = "folder"
+            self.found.places.append(place)
 
     def _take_thumbnails(self) -> dict[str, set[str]]:
         """Take out small copies where each has its picture: the folders of each glob that names them."""
@@ -244,7 +228,7 @@ class _Folder:
             for file in files:
                 path, lowered = self._at(folder, file), file.lower()
                 if lowered.endswith(".txt") and len(files) <= _MANY_FILES and is_list_of_addresses(path):
-                    self._take_place(path)
+                    self.found.add("", partial(look_at, path))
                     continue
                 why = next((why for why, endings in _NO_SOURCE.items() if lowered.endswith(endings)), "not read")
                 others.setdefault(why, []).append(path)
@@ -261,10 +245,6 @@ def _stem(file: str) -> str:
     return file.rpartition(".")[0]
 
 
-def _parent(folder: str) -> str | None:
-    return folder.rpartition("/")[0] if folder else None
-
-
 def _thumbs_in(folder: str) -> str | None:
     """The part of a path that says that small copies lie there."""
     return next((part for part in folder.split("/") if _THUMBS.fullmatch(part)), None)
@@ -276,12 +256,6 @@ def _way_to(folder: str) -> list[str]:
     return ["/".join(parts[:number]) for number in range(len(parts) + 1)]
 
 
-def _above_all(folders: Sequence[str]) -> str:
-    """The lowest folder that holds all of them."""
-    ways = [set(_way_to(folder)) for folder in folders]
-    return max(set.intersection(*ways), key=len)
-
-
 def _globs(base: str, group: Collection[str], others: Collection[str]) -> list[str]:
     """Globs below a folder that take in the other folders and none of a group."""
     kept = {each for folder in group for each in _way_to(folder)}
@@ -291,8 +265,3 @@ def _globs(base: str, group: Collection[str], others: Collection[str]) -> list[s
         inner = (folder if top is None else top).removeprefix(base).removeprefix("/")
         globs.add("/".join([*([escape(inner)] if inner else []), "*" if top is None else "**"]))
     return sorted(globs)
-
-
-def _pictures_of(place: Place) -> list[str]:
-    reader = SourceSettings(name="x", domain="x", **keys_of(place)).reader
-    return [storage.join(reader.path, name) for name in reader.picture_files()]

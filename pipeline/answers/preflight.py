@@ -266,6 +266,8 @@ def _about_nested_captions(config: BuildConfig, heads: Mapping[str, Head]) -> It
 def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
     """Sources whose pictures the licence policy would drop, all or most of them."""
     policy = config.select.licences
+    # no `allow` should take the others in: a deny rule or the law forbids them, or they contradict themselves
+    most = LicenceSettings(allow=(KNOWN, UNKNOWN), deny=(*policy.deny, ALL_RIGHTS_RESERVED, CONFLICTING))
     hopeless = set()
     findings: list[tuple[SourceSettings, str, tuple[str, ...]]] = []
     for source in config.sources:
@@ -277,7 +279,7 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
         if dropped.total() == len(ids):
             hopeless.add(source.name)
         first = f"sources.{source.name}: {{:,}} of the first {len(ids):,} rows would be dropped for their licence"
-        never = {licence: num for licence, num in dropped.items() if _never_allowed(licence, policy)}
+        never = {licence: num for licence, num in dropped.items() if not most.allows(licence)}
         if never:
             text = f"{first.format(sum(never.values()))} ({joined_counts(never.items())})"
             cure = "`allow` is no cure: only the owner of a picture can give it another licence"
@@ -300,12 +302,6 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
         findings.append((source, what, mend))
     for source, what, mend in findings:
         yield Finding(_empties_its_domain(config, source.domain, hopeless), what, mend, stage="select")
-
-
-def _never_allowed(licence: str, policy: LicenceSettings) -> bool:
-    """Whether no `allow` should take a licence in: a deny rule or the law forbids it, or it contradicts itself."""
-    most = LicenceSettings(allow=(KNOWN, UNKNOWN), deny=(*policy.deny, ALL_RIGHTS_RESERVED, CONFLICTING))
-    return not most.allows(licence)
 
 
 def _empties_its_domain(config: BuildConfig, domain: str, hopeless: set[str]) -> bool:

@@ -195,12 +195,11 @@ def _view_as_catalogue(sql: Any, release: Release) -> None:
     """`samples`, and as views the two tables that entries are compared with."""
     view_samples(sql, release)
     sql.execute("CREATE VIEW candidates AS FROM samples WHERE copy = 0")
-    sql.execute("CREATE VIEW facts AS SELECT *, NULL::VARCHAR AS final_url FROM samples WHERE copy = 0")
+    sql.execute("CREATE VIEW facts AS FROM samples WHERE copy = 0")
 
 
 def _named_rows(sql: Any, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """The rows of candidates and facts that entries name: by, key, value and reason of the entry, and the image."""
-    sql.execute("DROP TABLE IF EXISTS named")
     find_named(sql, list({entry.key: entry for entry in entries}.values()))
     there = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()}
     image = ", ".join(f'"{name}"' if name in there else f'NULL AS "{name}"' for name in _IMAGE)

@@ -122,15 +122,11 @@ def forget_unused(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str
 
 def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The pictures that were asked for again and that the web no longer gives, a line each."""
-    if not rows:
+    facts = catalog.current_files("fetch", "facts")
+    if not rows or not facts:
         return []
     asked_again = pa.table({name: [row[name] for row in rows] for name in ("sample_id", "url", "stored_sha256")})
     with open_sql(catalog.workdir) as sql:
-        current = catalog.find_current("fetch")
-        parts = catalog.parts_of(current) if current else []
-        facts = [file.path for part in parts for file in part.files if file.table == "facts"]
-        if not facts:
-            return []
         view_parquet(sql, "facts", [storage.join(catalog.workdir, path) for path in facts])
         sql.register("wanted", asked_again)
         changed = sql.execute(
@@ -183,9 +179,7 @@ def _current_files(catalog: Catalog, stage: str, table: str, damaged: set[str]) 
 
     Other versions do not count: an address may have changed since, and its picture with it.
     """
-    current = catalog.find_current(stage)
-    parts = catalog.parts_of(current) if current else []
-    paths = [file.path for part in parts for file in part.files if file.table == table]
+    paths = catalog.current_files(stage, table)
     return [] if damaged.intersection(paths) else [bring(catalog.workdir, path) for path in paths]
 
 

@@ -158,12 +158,11 @@ def _check_version(part: PartRecord, identity: Mapping[str, Any]) -> None:
 def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> RowGroup:
     """Arranged samples with the places of their pictures that the table of facts of the last build knows."""
     arranged = rows.read()
-    current = catalog.find_current("fetch")
-    facts = [file for part in catalog.parts_of(current or "") for file in part.files if file.table == "facts"]
+    facts = catalog.current_files("fetch", "facts")
     if not facts:
         raise IntegrityError("the last build has no table of facts, which says where pictures lie")
     with open_sql(catalog.workdir) as sql:
-        view_parquet(sql, "facts", [storage.join(catalog.workdir, file.path) for file in facts])
+        view_parquet(sql, "facts", [storage.join(catalog.workdir, path) for path in facts])
         sql.register("arranged", arranged.select(["stored_sha256"]))
         query = (
             f"SELECT DISTINCT ON (stored_sha256) {STORED_COLUMNS} FROM facts SEMI JOIN arranged USING (stored_sha256)"

@@ -127,7 +127,9 @@ def _write(cut: Cut, entries: Sequence[Entry], catalog: Catalog | None) -> Cut:
     except (ConfigError, IntegrityError) as error:
         return replace(cut, error=error)
     if catalog is not None:
-        _record(catalog, new)
+        sha256 = storage.hash_file(storage.join(new.path, RECORD_FILE)).sha256
+        shards = [{"split": split, **shard} for split in new.splits for shard in new.record["splits"][split]["shards"]]
+        catalog.record_release(new.name, f"releases/{new.name}", new.fingerprint, sha256, shards)
     return replace(cut, new=new)
 
 
@@ -146,12 +148,6 @@ def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str
     stored = sorted({row["stored_sha256"] for row in rows if row["stored_sha256"]})
     held = [(other.path, num_held_by(other, stored)) for other in releases]
     return [(path, num) for path, num in held if num]
-
-
-def _record(catalog: Catalog, new: Release) -> None:
-    sha256 = storage.hash_file(storage.join(new.path, RECORD_FILE)).sha256
-    shards = [{"split": split, **shard} for split in new.splits for shard in new.record["splits"][split]["shards"]]
-    catalog.record_release(new.name, f"releases/{new.name}", new.fingerprint, sha256, shards)
 
 
 def _takedowns(release: Release, in_release: Found, entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -43,11 +43,6 @@ def releases_beside(release: Release) -> list[Release]:
     return releases
 
 
-def versions_of(release: Release) -> list[Release]:
-    """The versions that takedowns made of the same release, as they lie beside it, itself included."""
-    return [other for other in releases_beside(release) if other.origin == release.origin]
-
-
 def num_held_by(release: Release, stored: Sequence[str]) -> int:
     """How many of the pictures with these stored_sha256 a release holds."""
     with open_sql() as sql:
@@ -75,7 +70,7 @@ def write_version(
     record = _new_record(release, gone, takedowns, version)
     parent, name = _folder_of(release), f"{record['name']}-{record['version']}"
     folder = storage.join(parent, name)
-    versions = {release.name, *(other.name for other in versions_of(release))}
+    versions = {release.name, *(other.name for other in releases_beside(release) if other.origin == release.origin)}
     moved = _write_shards(release, gone, folder, record)
     files = _write_tables(release, gone, moved, folder)
     with open_sql() as sql:

@@ -46,7 +46,8 @@ def name_folders(names: Sequence[str]) -> dict[str, Naming]:
         folder: {each for each in some if each.lower().endswith(PICTURE_ENDINGS)} for folder, some in files.items()
     }
     shown = [folder for folder in files if pictures[folder]]
-    telling = [folder for folder in shown if _tells(PurePosixPath(folder).name)]
+    last = {folder: PurePosixPath(folder).name for folder in shown}
+    telling = [f for f in shown if last[f].lower() not in _NO_WORDS and re.search(r"[^\W\d_]{2,}", last[f])]
     taxa = _with_taxa(telling)
 
     def naming(folder: str) -> Naming:
@@ -58,10 +59,6 @@ def name_folders(names: Sequence[str]) -> dict[str, Naming]:
         return "scientific_name" if folder in taxa else "folder_name"
 
     return {folder: naming(folder) for folder in shown}
-
-
-def _tells(name: str) -> bool:
-    return name.lower() not in _NO_WORDS and bool(re.search(r"[^\W\d_]{2,}", name))
 
 
 def _with_taxa(folders: Sequence[str]) -> set[str]:

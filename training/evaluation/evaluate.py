@@ -161,12 +161,7 @@ def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRel
             f"trained on {', '.join(unknown)}, which is not at its place: whether it saw these pictures is not known"
         ]
     images = pc.unique(release.samples(split, ["image_id"])["image_id"])
-    seen = {
-        image
-        for fingerprint in others
-        for _, _, rows in there[fingerprint].iter_shards(["image_id"], trained.settings.data.split)
-        for image in rows.filter(pc.is_in(rows["image_id"], images))["image_id"].to_pylist()
-    }
+    seen = _seen(images, [there[fingerprint] for fingerprint in others], trained.settings.data.split)
     if not seen:
         return []
     return [f"{len(seen):,} of the {len(images):,} pictures were in the training: the figures of the split flatter"]
@@ -179,16 +174,19 @@ def seen_in_sets(trained: TrainedModel, sets: Sequence[EvalSet]) -> list[str]:
     notes = []
     for settings, opened in zip(trained.settings.eval.sets, sets, strict=True) if releases else ():
         hashes = [hashlib.sha256(item.read()).hexdigest() for item in opened.items]
-        wanted, seen = pa.array(hashes), set[str]()
-        for release in releases:
-            for _, _, rows in release.iter_shards(_PICTURE_HASHES, trained.settings.data.split):
-                for name in _PICTURE_HASHES:
-                    seen.update(rows[name].filter(pc.is_in(rows[name], wanted)).to_pylist())
+        seen = _seen(pa.array(hashes), releases, trained.settings.data.split)
         if num := sum(value in seen for value in hashes):
             notes.append(
                 f"{settings.name}: {num:,} of its {len(hashes):,} pictures were in the training: its figures flatter"
             )
     return notes
+
+
+def _seen(hashes: Any, releases: Sequence[Release], split: str) -> set[str]:
+    """Those of some sha256 that are of a picture of the releases."""
+    batches = (rows for release in releases for _, _, rows in release.iter_shards(_PICTURE_HASHES, split))
+    columns = (rows[name] for rows in batches for name in _PICTURE_HASHES)
+    return {sha256 for column in columns for sha256 in column.filter(pc.is_in(column, hashes)).to_pylist()}
 
 
 def check_tasks(settings: TrainSettings) -> None:

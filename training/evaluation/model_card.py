@@ -46,6 +46,8 @@ class ModelFacts:
 def write_card(facts: ModelFacts, repository: str) -> str:
     """The card of a model that is published as OWNER/NAME."""
     names = [release.name for release in facts.releases if release.name and not release.is_shards]
+    of_training = {name: result for name, result in facts.results.items() if _is_of_training(facts, result)}
+    others = {name: result for name, result in facts.results.items() if name not in of_training}
     lines = [
         "---",
         "library_name: open_clip",
@@ -69,8 +71,8 @@ def write_card(facts: ModelFacts, repository: str) -> str:
         *_training(facts),
         "## How good it is",
         "",
-        *_evaluation(facts),
-        *_fit(facts),
+        *_evaluation(others),
+        *_fit(of_training),
         "## How to load it",
         "",
         *_loading(facts, repository),
@@ -156,8 +158,7 @@ def _law(law: Mapping[str, Any] | None) -> Iterator[str]:
     yield ""
 
 
-def _evaluation(facts: ModelFacts) -> Iterator[str]:
-    results = {name: result for name, result in facts.results.items() if not _is_of_training(facts, result)}
+def _evaluation(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     if not results:
         yield from ("It was not evaluated on pictures that it was not trained on.", "")
         return
@@ -166,9 +167,7 @@ def _evaluation(facts: ModelFacts) -> Iterator[str]:
     yield from ("", *_tables(results))
 
 
-def _fit(facts: ModelFacts) -> Iterator[str]:
-    """Figures that say how well it fits what it has seen, under a heading of their own."""
-    results = {name: result for name, result in facts.results.items() if _is_of_training(facts, result)}
+def _fit(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     if results:
         yield from ("## How well it fits the pictures it was trained on", "")
         yield from ("They say nothing of other pictures.", "", *_tables(results))

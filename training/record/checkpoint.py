@@ -251,11 +251,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def read_architecture(folder: Path) -> dict[str, Any] | None:
     """The architecture that a run began with; None where its folder does not say."""
-    if not (folder / RUN_FILE).is_file():
-        return None
-    stored: Any = read_json(folder / RUN_FILE)
-    for name in ("identity", "model", "architecture"):
-        stored = stored.get(name) if isinstance(stored, dict) else None
+    record = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+    stored = ((record.get("identity") or {}).get("model") or {}).get("architecture")
     return stored if isinstance(stored, dict) else None
 
 

@@ -83,7 +83,8 @@ def require_place(place: str) -> None:
             f"{storage.join(place, RUN_FILE)}: is damaged, or not the record of a training; move the folder away, or "
             "choose another --output"
         )
-    if strange := [name for name in names if _is_in_the_way(name)]:
+    of_a_run = (name for name in names if name in _FILES or name.partition("/")[0] in _FOLDERS)
+    if strange := [name for name in of_a_run if not storage.is_private(name)]:
         raise ConfigError(
             f"{place}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, but no {RUN_FILE} of a "
             "training: it is not the folder of a run, and a run would write over these files; choose another --output, "
@@ -115,10 +116,6 @@ def clear_run(folder: Path) -> None:
     for name in _FOLDERS:
         with suppress(OSError):  # not there, or something else lies in it
             (folder / name).rmdir()
-
-
-def _is_in_the_way(name: str) -> bool:
-    return not storage.is_private(name) and (name in _FILES or name.partition("/")[0] in _FOLDERS)
 
 
 def _names_in(place: str) -> list[str]:

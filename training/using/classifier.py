@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from manifests.contract.tables import TAXON_RANKS
+from manifests.names.species import taxon_keys
 from training.using.labels import Labels
 
 NUM_BINS = 15
@@ -96,14 +97,11 @@ class RankSums:
 
 
 def rank_sums(labels: Labels) -> tuple[RankSums, ...]:
-    """How probabilities add up, for each rank above the labels, the nearest first.
-
-    Two taxa of one name in different kingdoms are two: botany and zoology give names without asking each other.
-    """
+    """How probabilities add up, for each rank above the labels, the nearest first."""
     sums = []
     for rank in labels.ranks_above:
         place = TAXON_RANKS.index(rank)
-        keys = [(taxon.ranks[0], taxon.ranks[place]) if taxon else ("", "") for taxon in labels.taxa]
+        keys = taxon_keys([(taxon.ranks[0], taxon.ranks[place]) if taxon else ("", "") for taxon in labels.taxa])
         taxa = sorted({key for key in keys if key[1]})
         number = {key: i for i, key in enumerate(taxa)}
         members = torch.tensor([number.get(key, len(taxa)) for key in keys])

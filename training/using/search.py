@@ -15,10 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.contract.release import Release
+from manifests.contract.release import Release, samples_named
 from manifests.contract.takedowns import samples_taken_down
 from manifests.errors import ConfigError, PlantMixError, RunError
-from manifests.names.vectors import samples_of
 from training.evaluation.encoder import Encoder
 from training.evaluation.trained_model import notes_on_takedowns
 from training.using.index import Hit, SearchIndex
@@ -85,7 +84,7 @@ class Searcher:
         for place in self.index.record.get("places", ()):
             with suppress(PlantMixError, OSError):  # no release; or its list cannot be read
                 taken |= samples_taken_down(Release.open(place))
-        found = pc.is_in(samples_of(self.index.names), pa.array(sorted(taken), pa.string()))
+        found = pc.is_in(samples_named(self.index.names), pa.array(sorted(taken), pa.string()))
         num = pc.sum(found).as_py() or 0
         said = f"{self.index.folder}: holds {num:,} pictures that were taken down since; index the newest release anew"
         return [*notes_on_takedowns(self.encoder.trained), *([said] if num else [])]

@@ -157,7 +157,9 @@ def _measure_open(
                 raw_size, left_to_turn = image.size, orientation_of(image)
             turned = (raw_size[1], raw_size[0]) if left_to_turn >= 5 else raw_size
             original = replace(original, width_px=turned[0], height_px=turned[1], format=image.format or "", mode=mode)
-            original = replace(original, exif_orientation=orientation, has_camera=_has_camera(image))
+            exif = exif_of(image)  # names the camera where no tool that drops it has saved the picture anew
+            has_camera = any(str(exif.get(tag, "")).strip("\0 ") for tag in _CAMERA_TAGS)
+            original = replace(original, exif_orientation=orientation, has_camera=has_camera)
             if refusal := refusal_of_shape(*turned, settings):
                 return Rejected(*refusal, original)
             target = _target_size(raw_size, settings)
@@ -228,9 +230,3 @@ def _target_size(size: tuple[int, int], settings: ImageSettings) -> tuple[int, i
         max(1, (size[0] * settings.size_px * 2 + side) // (2 * side)),
         max(1, (size[1] * settings.size_px * 2 + side) // (2 * side)),
     )
-
-
-def _has_camera(image: Image.Image) -> bool:
-    """Whether EXIF names the camera, as it does where a picture was never saved anew by a tool that drops it."""
-    exif = exif_of(image)
-    return any(str(exif.get(tag, "")).strip("\0 ") for tag in _CAMERA_TAGS)

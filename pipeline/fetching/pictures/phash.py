@@ -109,13 +109,10 @@ def _shrunk_by_pillow(luminance: Image.Image) -> np.ndarray:
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
     """Pixels (H, W) at 32 x 32, as Pillow's LANCZOS makes them: rows first, each pass rounded to 8 bits."""
     height, width = pixels.shape
-    rows = pixels if width == _SIDE_PX else _rounded(_filtered(pixels))
+    rows = pixels
+    if width != _SIDE_PX:  # without most of the weights that are 0
+        rows = _rounded(np.concatenate([pixels[:, reached] @ weights for reached, weights in _bands(width)], axis=1))
     return rows if height == _SIDE_PX else _rounded(_weights(height).T @ rows)
-
-
-def _filtered(pixels: np.ndarray) -> np.ndarray:
-    """The product of pixels (H, W) and their weights (W, 32), without most of the weights that are 0."""
-    return np.concatenate([pixels[:, reached] @ weights for reached, weights in _bands(pixels.shape[1])], axis=1)
 
 
 def _rounded(sums: np.ndarray) -> np.ndarray:

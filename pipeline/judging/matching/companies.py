@@ -87,48 +87,28 @@ DUPLICATES = pa.schema(
 def find_companies(sql: Any, num: int) -> None:
     """Make `companies` (COMPANIES): each hash that is in a company, with the number of that company, below `num`.
 
-    Reads `shown` (look, a row a picture) and `edges` (look_a, look_b).
+    The lowest hash that chains of pairs lead to says which company it is. Reads `shown` (look, a row a picture) and
+    `edges` (look_a, look_b).
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     sql.execute(
         "CREATE TABLE in_company AS SELECT look FROM shown GROUP BY look HAVING count(*) > 1 "
         "UNION SELECT look_a FROM edges UNION SELECT look_b FROM edges"
     )
-    if num == 1:
-        sql.execute("CREATE VIEW companies AS SELECT look, 0 AS company FROM in_company")
-        return
-    _connect(sql)
-    sql.execute(f"CREATE VIEW companies AS SELECT look, (label % {num})::INTEGER AS company FROM connected")
-
-
-def _connect(sql: Any) -> None:
-    """Make `connected`: each hash in a company with a label, the lowest hash that chains of pairs connect it to.
-
-    Each round joins every hash to its lowest neighbour, and follows the chains that this makes. Joined hashes count as
-    one in the next round, so few edges are left.
-    """
-    sql.execute("CREATE TABLE connected AS SELECT look, look AS label FROM in_company")
-    sql.execute("CREATE TABLE links AS SELECT look_a AS a, look_b AS b FROM edges WHERE look_a <> look_b")
-    while sql.execute("SELECT 1 FROM links LIMIT 1").fetchall():
-        sql.execute(
-            "CREATE OR REPLACE TABLE lowest AS SELECT node, least(node, min(other)) AS label FROM "
-            "(SELECT a AS node, b AS other FROM links UNION ALL SELECT b, a FROM links) GROUP BY node"
-        )
-        _follow_chains(sql)
-        sql.execute(
-            "CREATE OR REPLACE TABLE connected AS SELECT c.look, coalesce(l.label, c.label) AS label "
-            "FROM connected c LEFT JOIN lowest l ON l.node = c.label"
-        )
-        sql.execute(
-            "CREATE OR REPLACE TABLE links AS SELECT DISTINCT x.label AS a, y.label AS b FROM links "
-            "JOIN lowest x ON x.node = a JOIN lowest y ON y.node = b WHERE x.label <> y.label"
-        )
-
-
-def _follow_chains(sql: Any) -> None:
-    """Let each label of `lowest` be the last of its chain; each round halves the chains."""
-    chained = "FROM lowest l JOIN lowest n ON n.node = l.label"
-    while sql.execute(f"SELECT 1 {chained} WHERE n.label <> l.label LIMIT 1").fetchall():
-        sql.execute(f"CREATE OR REPLACE TABLE lowest AS SELECT l.node, n.label {chained}")
+    edges = sql.sql("SELECT look_a, look_b FROM edges WHERE look_a <> look_b").fetchnumpy()
+    looks, ends = np.unique(np.concatenate([edges["look_a"], edges["look_b"]]), return_inverse=True)
+    one, other = ends.reshape(2, -1)
+    graph = coo_array((np.ones(len(one), np.bool_), (one, other)), (len(looks), len(looks)))
+    num_groups, group = connected_components(graph, directed=False)
+    lowest = np.empty(num_groups, np.uint64)
+    lowest[group[::-1]] = looks[::-1]  # of several writes the last stays
+    sql.register("connected", pa.table({"look": looks, "label": lowest[group]}))
+    sql.execute(
+        f"CREATE VIEW companies AS SELECT look, (coalesce(label, look) % {num})::INTEGER AS company FROM in_company "
+        "LEFT JOIN connected USING (look)"
+    )
 
 
 # ---- who stays

@@ -157,11 +157,6 @@ def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...
     return _data_file(core, "id", what), tuple(_data_file(each, "coreid", what) for each in root.findall("extension"))
 
 
-def short_name(term: str) -> str:
-    """The last part of a term's address."""
-    return term.rstrip("/#").replace("#", "/").rpartition("/")[2].strip()
-
-
 def _data_file(element: ElementTree.Element, id_tag: str, what: str) -> DataFile:
     row_type = element.get("rowType", "")
     locations = tuple((each.text or "").strip() for each in element.findall("files/location"))
@@ -172,7 +167,8 @@ def _data_file(element: ElementTree.Element, id_tag: str, what: str) -> DataFile
     key = element.find(id_tag)
     fields: dict[str, Term] = {}
     for each in element.findall("field"):
-        index, name = each.get("index"), short_name(each.get("term", ""))
+        index, address = each.get("index"), each.get("term", "")
+        name = address.rstrip("/#").replace("#", "/").rpartition("/")[2].strip()
         term = Term(_number(index, f"{what}: index of {name}") if index is not None else None, each.get("default"))
         fields.setdefault(name, term)
     return DataFile(

@@ -31,7 +31,7 @@ _WITH_TAR = "join by record_key where the table has the tar too, as TAR/KEY"
 MAX_TEXTS = 100  # of one key: a column that tells pictures apart has fewer, and the join stays small
 _OF_SAMPLES = ("record_key", "extra.__key__", "extra.json.key", "extra.parquet.key")
 """What `on` may say that names a picture. In tars it may name several: then a text is for nobody knows which."""
-_LOST = ("without_key", "without_text", "malformed")
+_LOST = ("without_key", "without_text", "malformed", "differ_in_blanks_from_another_key")
 
 _NO_FILES = Files()
 _JOINED = ("sample_id", "source", "entry", "row_number", "kind", "text")
@@ -129,14 +129,15 @@ def join_captions(
     `rejects` holds others that were dropped for it.
     """
     table, num_malformed, num_trimmed = captions.reader(f"sources.{source}.captions[{entry}]"), 0, 0
-    with StagedTable(folder, "texts", ("key", "text")) as staged:
+    with StagedTable(folder, "texts", ("key", "spelt", "text")) as staged:
         for raw in table.batches():
             given = raw.rows[captions.column]
             keys = without_secrets(trimmed := pc.utf8_trim_whitespace(given))  # as ingest writes ours
-            num_trimmed += pc.sum(pc.not_equal(given, trimmed)).as_py() or 0
+            spelt = pc.if_else(pc.not_equal(given, trimmed), given, None)
+            num_trimmed += len(spelt) - spelt.null_count
             texts = first_texts(raw.rows[captions.text])
             texts = pc.if_else(hold_objects(texts), None, texts)
-            staged.write(raw.numbers, {"key": keys, "text": without_secrets(texts)})
+            staged.write(raw.numbers, {"key": keys, "spelt": spelt, "text": without_secrets(texts)})
             num_malformed += len(raw.malformed)
     view_staged(sql, staged)
     view_parquet(sql, "candidates", candidates)
@@ -150,14 +151,19 @@ def join_captions(
         "CREATE TABLE shared AS SELECT record_key AS key FROM rejects WHERE reason = 'duplicate_record' UNION "
         f"SELECT key FROM pictures WHERE {captions.key in _OF_SAMPLES} AND key <> '' GROUP BY key HAVING count(*) > 1"
     )
+    # blanks do not count, but where the table has the key without them too
     sql.execute(
-        "CREATE VIEW usable AS SELECT * FROM texts WHERE key <> '' AND trim(text) <> '' AND key NOT IN (FROM shared)"
+        "CREATE TABLE others AS SELECT DISTINCT key FROM texts SEMI JOIN (FROM texts WHERE spelt IS NOT NULL) "
+        "USING (key) WHERE spelt IS NULL; "
+        "CREATE VIEW usable AS SELECT * FROM texts WHERE key <> '' AND trim(text) <> '' AND key NOT IN (FROM shared) "
+        "AND (spelt IS NULL OR key NOT IN (FROM others))"
     )
     (counts,) = rows_of(sql, _COUNTS)
     (of_shared,) = rows_of(sql, _SHARED)
     counts |= of_shared if of_shared["num_sharing"] else {}
     counts = {"source": source, "entry": entry, **counts, "kind": captions.kind, "malformed": num_malformed}
-    counts["trimmed"] = num_trimmed
+    ((num_other,),) = sql.execute("SELECT count(spelt) FROM texts SEMI JOIN others USING (key)").fetchall()
+    counts |= {"trimmed": num_trimmed - num_other, "differ_in_blanks_from_another_key": num_other}
     fits = "true" if (counts["most"] or {"num": 0})["num"] <= MAX_TEXTS else "false"
     query = (
         f"SELECT sample_id, {text(source)} AS source, {entry} AS entry, n AS row_number, {text(captions.kind)} AS kind,"
@@ -191,7 +197,7 @@ def fault_of(captions: JoinedCaptions, counts: Mapping[str, Any]) -> str | None:
 def describe_join(counts: Mapping[str, Any]) -> str:
     """How many pictures found no text in a table, and what of its rows could not be used."""
     num, without = counts["num_pictures"], counts["num_pictures"] - counts["num_joined"]
-    lost = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in _LOST if counts[name]]
+    lost = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in _LOST if counts.get(name)]
     return (
         f"captions {counts['entry']} of {counts['source']} ({counts['kind']}): {without:,} of {num:,} pictures "
         f"({without / max(num, 1):.1%}) have no partner among {counts['num_rows']:,} rows"

@@ -99,7 +99,7 @@ def guess_columns(names: Sequence[str], values: Values, of_files: bool = False) 
             "text: COLUMN, kind: caption}]`"
         )
     checks: dict[str, Callable[[Sequence[str]], float]] = {
-        "licence_url": _share_of_licence_addresses,
+        "licence_url": lambda some: _share_of_licences(some) if _share_of(_ADDRESS)(some) >= _MOST else 0.0,
         "licence": _share_of_licences,
         "reference_url": _share_of(_ADDRESS),
         "taxon_scientific_name": _share_of_names,
@@ -234,7 +234,3 @@ def _share_of_licences(values: Sequence[str]) -> float:
     if not values or len(set(values)) > 50 or any(len(value) > 200 for value in values):
         return 0.0
     return sum(normalise_licence(value) != UNKNOWN for value in values) / len(values)
-
-
-def _share_of_licence_addresses(values: Sequence[str]) -> float:
-    return _share_of_licences(values) if _share_of(_ADDRESS)(values) >= _MOST else 0.0

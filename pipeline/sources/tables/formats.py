@@ -75,16 +75,16 @@ def open_table(file: str, compressed: bool = True) -> Iterator[Any]:
     fs, inner = storage.filesystem(file)
     packing = COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
     with ExitStack() as stack:
+        by_fsspec = packing if packing not in ("zstd", "zip") else None
+        stream = stack.enter_context(fs.open(inner, "rb", compression=by_fsspec))
         if packing is None:
-            yield stack.enter_context(fs.open(inner, "rb"))
+            yield stream
             return
         num_bytes = fs.size(inner)
-        if packing not in ("zstd", "zip"):
-            yield bounded(stack.enter_context(fs.open(inner, "rb", compression=packing)), num_bytes)
-            return
-        stream = stack.enter_context(fs.open(inner, "rb"))
         if packing == "zstd":
-            yield bounded(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"), num_bytes)
+            stream = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+        if packing != "zip":
+            yield bounded(stream, num_bytes)
             return
         try:
             archive = stack.enter_context(zipfile.ZipFile(stream))

@@ -69,3 +69,17 @@ def test_keys_are_met_without_blanks_and_of_a_list_the_first_text_is_joined(tmp_
         joined = dict(sql.execute(f"SELECT sample_id, text FROM ({query})").fetchall())
     assert joined == {f"{0:032x}": "a red fruit", f"{1:032x}": "a pear"}
     assert "; 1 keys are met without the blanks around them; rows left out: 1 without text" in describe_join(counts)
+
+
+def test_a_key_with_blanks_does_not_join_the_row_of_another_key(tmp_path: Path) -> None:
+    """As it was found: `7` got the texts of ` 7` and of `7`, though the table tells them apart."""
+    rows = [{"sample_id": f"{n:032x}", "record_key": key} for n, key in enumerate(["7", "8"])]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CANDIDATES), tmp_path / "c.parquet")
+    (tmp_path / "t.csv").write_text("id,words\n 7,of another\n7,a pear\n8 ,a plum\n")
+    table = JoinedCaptions(join=str(tmp_path / "t.csv"), on={"record_key": "id"}, text="words", kind="caption")
+    with staging(partial(open_scratch, str(tmp_path / "work"), 0.5)) as (sql, folder):
+        query, counts = join_captions(sql, folder, [str(tmp_path / "c.parquet")], "a", 1, table)
+        joined = sorted(sql.execute(f"SELECT sample_id, text FROM ({query})").fetchall())
+    assert joined == [(f"{0:032x}", "a pear"), (f"{1:032x}", "a plum")]
+    assert "; 1 keys are met without" in describe_join(counts)
+    assert "rows left out: 1 differ in blanks from another key" in describe_join(counts)

@@ -64,3 +64,16 @@ def test_labels_of_one_name_in_two_kingdoms_are_two_and_holes_add_to_none() -> N
     assert [sums[0].names[i] for i in numbers.tolist()] == ["Ficus", "Ficus"]
     assert numbers[0] != numbers[1]
     assert sums[1].best(probabilities)[1].tolist() == pytest.approx([0.6, 0.6])
+
+
+def test_a_genus_is_one_where_some_of_its_labels_lack_the_kingdom() -> None:
+    """As it was found: Fagus won with 0.284, since Quercus was parted into 0.26 and 0.26."""
+
+    def taxon(kingdom: str, genus: str) -> Taxon:
+        return Taxon((kingdom, "", "", "", "", genus, "x"))
+
+    taxa = (taxon("Plantae", "Quercus"), taxon("", "Quercus"), taxon("Plantae", "Fagus"), taxon("", "Betula"))
+    genus, _ = rank_sums(Labels(tuple("abcd"), taxa, "species"))
+    numbers, values = genus.best(torch.tensor([[0.26, 0.26, 0.284, 0.196]]))
+    assert [genus.names[i] for i in numbers.tolist()] == ["Quercus"]
+    assert values.tolist() == pytest.approx([0.52])
