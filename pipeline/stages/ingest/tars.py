@@ -189,7 +189,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         notes = {**notes, "round": 0, "stored_as": stored_as}
         made = fetch_local.finish(self._writer.finish(), self._addresses, notes, self._pool, self._name, run, True)
         rows = pa.Table.from_pylist(self.rows, SAMPLES)
-        samples = run.write("samples", f"tables/ingest/samples-{self._name}.parquet", rows, SAMPLES)
+        samples = run.write("samples", rows, f"samples-{self._name}")
         self._begin(self._number + 1)
         return replace(made, files=(*made.files, samples))
 
