@@ -204,7 +204,7 @@ def run(workdir: Path, executor: Any, *flow: Stage[Any], catalog: Catalog | None
 
 
 def tables_of(workdir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((workdir / "tables").glob("*"))}
+    return {path.name: path.read_bytes() for path in sorted((workdir / "tables").rglob("*.parquet"))}
 
 
 def leftovers(workdir: Path) -> list[str]:

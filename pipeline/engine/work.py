@@ -225,8 +225,8 @@ class Step(Generic[StageInputs, How]):
 
     `reads` names tables that each part reads whole, `cut` tables of which it reads a bucket of sample ids: the rows of
     the first one say how many buckets there are. A table is one of the stage's inputs, or one that an earlier step
-    gives. `work` gets them as `Inputs`. For each further parameter of its signature it gets the value of that name: what
-    its plan gives, else one of the stage's inputs or of a dataclass among them. Nothing else reaches it.
+    gives. `work` gets them as `Inputs`, and a value for each further parameter of its signature: what its plan gives
+    by that name, else a field of the stage's inputs or of a dataclass among them. Nothing else reaches it.
 
     `plan` says what each part has of its own, by name; no part, where there is nothing to do. It gives a `Part` where
     they weigh differently or later builds take them up, and may raise ConfigError. Without it there is one part, or one
@@ -324,6 +324,8 @@ class Stage(Generic[StageInputs]):
 
     def columns_of(self, table: str) -> pa.Schema:
         """The columns that a table has which a step reads or gives."""
+        if table not in self.tables and table not in SAMPLE_VIEWS:
+            raise LookupError(f"{self.name}: no columns are known of the table {table}; say them in `tables`")
         return self.tables[table] if table in self.tables else SAMPLE_VIEWS[table][1]
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
     assert tars is not None
     place = _place(inputs.source, inputs.tar)
     stamp, num_bytes = run.how.seen[place]
-    before = [path for path in run.pieces if "/ingest/" in path]  # of earlier tries
+    before = [path for path in run.pieces if "/samples-" in path]  # of earlier tries
     stops = [pc.max(pq.read_table(path, columns=["stop"])["stop"]).as_py() for path in before]
     start, stop = max(stops, default=inputs.start), inputs.stop or num_bytes
     if start >= stop:
