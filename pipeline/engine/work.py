@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
@@ -79,6 +79,13 @@ class Execution(Generic[How]):
     def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB that is gone afterwards."""
         return open_scratch(self.workdir, self.memory_gb)
+
+    @contextmanager
+    def views(self, inputs: Inputs, **called: str) -> Iterator[Any]:
+        """A private DuckDB with a view over each table that the part reads (`Inputs.view`)."""
+        with self.scratch() as sql:
+            inputs.view(sql, **called)
+            yield sql
 
     def writer(
         self, table: str, name: str = "", row_group_rows: int = ROW_GROUP_ROWS, schema: pa.Schema | None = None

@@ -104,8 +104,7 @@ def count_repeats(inputs: Inputs, run: Execution[None], allowed: int) -> PartRes
     One pass over all: a text's pictures lie in every bucket. Of joined texts the rows of their tables count: one row
     for all pictures of a species is no boilerplate.
     """
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         query = (
             "SELECT text_key, count(*) AS num_same_text FROM (SELECT text_key FROM captions JOIN facts USING "
             "(sample_id) WHERE outcome = 'ok' "
@@ -121,8 +120,7 @@ def judge(inputs: Inputs, run: Execution[None], rules: tuple[RuleSet, ...]) -> P
     settings = CaptionSettings(rules=rules)
     counts: Counter[str] = Counter()
     files = []
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
         adding = sql.cursor()  # a second cursor, because the first is still reading rows

@@ -146,8 +146,7 @@ def draw(inputs: Inputs, run: Execution[None], strata: tuple[Stratum, ...], seed
     A sample's place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
     Samples of one group are set aside together or not at all.
     """
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         rows = [{"stratum": number, **asdict(stratum)} for number, stratum in enumerate(strata)]
         sql.register("strata", pa.Table.from_pylist(rows, schema=_STRATA))
         sql.execute(_KEPT)

@@ -125,8 +125,7 @@ def measure(_: Inputs, run: Execution[str], rows: RowGroup, scorer: ScorerInputs
 
 def judge(inputs: Inputs, run: Execution[None], rules: tuple[ScoreRule, ...]) -> PartResult:
     """The scores of this build, and verdicts over the rows that passed the caption rules."""
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         fetched = _fetched("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = run.save(
             sql,

@@ -261,8 +261,7 @@ def find_leaks(
 
     `named` are the sets that are matched by names too.
     """
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         view_shown(sql)
         sql.execute("CREATE VIEW fetched AS FROM shown")
         sql.register("near", _near(sql, sets))

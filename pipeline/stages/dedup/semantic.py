@@ -191,8 +191,7 @@ _ALIVE = "SELECT DISTINCT pixels_sha256 FROM facts WHERE outcome = 'ok'"
 
 def cluster(inputs: Inputs, run: Execution[None], images_per_cluster: int, seed: int) -> PartResult:
     """Centroids learnt from an even sample of the pictures of this build, in the order of their pixels."""
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         sql.execute(
             f"CREATE TABLE alive AS SELECT *, row_number() OVER (ORDER BY pixels_sha256) AS place FROM ({_ALIVE})"
         )

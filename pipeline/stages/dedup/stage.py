@@ -100,16 +100,14 @@ def _looks(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 
 def find(inputs: Inputs, run: Execution[None], radius: int, placeholder_min_count: int) -> PartResult:
     """One sorted table of the pairs within the radius, and the placeholders by name."""
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         view_shown(sql)
         hashes, shared, num_hashes = distinct_hashes(sql)
     scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
     low, high = find_pairs(hashes, radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     low, high = np.append(low, shared), np.append(high, shared)
     near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         view_shown(sql)
         sql.register("near", near)
         make_pairs(sql)
@@ -183,8 +181,7 @@ def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartReco
 
 def collect_details(inputs: Inputs, run: Execution[None]) -> PartResult:
     """One sorted table of the details that this build wants, whichever build measured them."""
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         view_shown(sql)
         sql.execute(_WANTED_DETAILS)
         rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found_details SEMI JOIN wanted USING (pixels_sha256)"

@@ -343,8 +343,7 @@ def arrange(
     name = f"{run.stem}-{group.table.removeprefix('arranged_')}"
     writer = run.writer("arranged", name, BATCH_ROWS)  # a row group is a shard
     counts = []
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         batches = sql.sql(f"FROM gathered WHERE {group.where} AND {places.where} ORDER BY rank")
         for shard in _shards_of(batches.to_arrow_reader(BATCH_ROWS), max_samples, max_bytes, len(members)):
             writer.write_group(shard)

@@ -146,8 +146,7 @@ def find_taken(
 
     `radius` says how near the pHash of a copy is.
     """
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         view_shown(sql)
         judge_taken(sql, entries, pictures, radius)
         taken = run.save(sql, "taken", "FROM taken", "sample_id")
@@ -176,8 +175,7 @@ def relate(inputs: Inputs, run: Execution[None], licences: LicenceSettings, num_
 
     One pass over narrow columns: what is related lies in any bucket.
     """
-    with run.scratch() as sql:
-        inputs.view(sql, facts="measured_facts")
+    with run.views(inputs, facts="measured_facts") as sql:
         view_shown(sql, "measured_facts")
         sql.execute(_SEMANTIC_EDGES)
         sql.execute("CREATE VIEW edges AS SELECT look_a, look_b FROM pairs UNION ALL FROM semantic_edges")
@@ -239,8 +237,7 @@ def contend(
 
     `class_folders` names the sources whose folders are classes.
     """
-    with run.scratch() as sql:
-        inputs.view(sql, facts="measured_facts")
+    with run.views(inputs, facts="measured_facts") as sql:
         is_class_folder = [name in class_folders for name in priority]
         sources = {"source": list(priority), "priority": list(priority.values())}
         sql.register("sources", pa.table({**sources, "is_class_folder": is_class_folder}))

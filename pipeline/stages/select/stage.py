@@ -161,8 +161,7 @@ def pick_keys(inputs: Inputs, run: Execution[None], licences: LicenceSettings, b
 
 def cap(inputs: Inputs, run: Execution[None], balance: BalanceSettings) -> PartResult:
     """Rows that the caps drop, one cap after the other."""
-    with run.scratch() as sql:
-        inputs.view(sql)
+    with run.views(inputs) as sql:
         notes = {"balance": judge_caps(sql, balance)}
         return PartResult((run.save(sql, "cap_verdicts", "FROM cap_verdicts", "sample_id"),), None, notes)
 
