@@ -16,7 +16,7 @@ from manifests.contract.settings import differences, parse_settings
 from manifests.errors import ConfigError
 from pipeline.config import BuildConfig
 from pipeline.engine.work import BuildContext, Stage
-from pipeline.judging.captions.settings import PRESETS, RULE_NAMES
+from pipeline.judging.captions.rules import PRESETS, RULE_NAMES
 
 
 def keep_config(catalog: Catalog, config: BuildConfig) -> None:

@@ -25,8 +25,8 @@ from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
 from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.judging.captions.measure import measure_captions
-from pipeline.judging.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.judging.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
+from pipeline.judging.captions.verdicts import columns_needed, count_reasons, judge_captions
 from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import facet, view_parquet

@@ -41,6 +41,7 @@ from pipeline.stages.pack.arrange import (
     plan_ranges,
     shard_groups,
 )
+from pipeline.stages.pack.record import GATHER_VERSION, VERSION
 from pipeline.stages.score import named_file
 from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
@@ -48,8 +49,6 @@ from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
-
-VERSION = 12  # samples.parquet has the hash of the middle, by which takedowns tell sheets of one layout apart
 
 
 @dataclass(frozen=True)
@@ -315,7 +314,7 @@ STAGE = Stage(
         Step(
             "gather",
             gather,
-            version=5,
+            version=GATHER_VERSION,
             reads=("looks",),
             cut=("draws", "candidates", "facts", "captions", "extra_captions", "marks"),
             gives=("gathered",),
