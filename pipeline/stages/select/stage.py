@@ -2,7 +2,7 @@
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
 
-Rules decide first, then duplicates (select_contenders.py), then caps (quotas/caps.py). Only rows that passed every rule
+Rules decide first, then duplicates (contenders.py), then caps (quotas/caps.py). Only rows that passed every rule
 compete with their duplicates: when a rule drops the better of two duplicates, the other one is kept.
 
 Some rules compare a row with other rows. They run first, on narrow tables. Everything else runs bucket by bucket:
