@@ -14,9 +14,12 @@ import ray.cloudpickle as pickling
 from manifests.contract.catalog import Catalog
 from manifests.contract.records import Funnel
 from pipeline.config import BuildConfig
+from pipeline.engine import inputs as reading
 from pipeline.engine.executing import Asked, Done, Job, never
 from pipeline.engine.runner import Runner
 from pipeline.engine.work import Execution, Part, PartResult, Stage, StageRun, Step
+from pipeline.store.buckets import WHOLE, Bucket
+from pipeline.store.files import Files
 
 NUM_WORKERS = 2
 SCHEMA = pa.schema([("number", pa.int64()), ("square", pa.int64())])
@@ -38,7 +41,7 @@ def square_work(behave: Behave | None = None) -> Work:
             behave(inputs)
         numbers = [number for number in inputs["numbers"] if number % 2 == 0]
         rows = pa.table({"number": numbers, "square": [number * number for number in numbers]}, schema=schema)
-        file = run.write("squares", f"tables/{inputs['file']}.parquet", rows, schema)
+        file = run.write("squares", rows, inputs["file"])
         dropped = len(inputs["numbers"]) - len(numbers)
         return PartResult((file,), Funnel(len(inputs["numbers"]), len(numbers), {"odd": dropped}), {"pid": os.getpid()})
 
@@ -73,7 +76,37 @@ def stage_of(
         return sum(funnels, Funnel(0, 0)), {"num_parts": len(funnels)}
 
     inputs = {"recipe": recipe, "num_parts": num_parts}
-    return Stage(name, "test", lambda _: inputs, (Step("work", plan, work),), conclude)
+    step = Step("work", work, gives=("squares",), plan=plan)
+    return Stage(name, "test", lambda _: inputs, (step,), conclude, tables={"squares": SCHEMA})
+
+
+def execution_of(
+    stage: Stage[Any], step: str, workdir: Path | str, memory_gb: float = 1.0, stem: str = "x", how: Any = None
+) -> Execution[Any]:
+    """How the runner would have a part of a step run."""
+    (found,) = [each for each in stage.steps if each.name == step]
+    gives = {table: stage.columns_of(table) for table in found.gives}
+    return Execution(str(workdir), memory_gb, stem, how, stage=stage.name, gives=gives)
+
+
+def do_part(
+    stage: Stage[Any],
+    step: str,
+    workdir: Path | str,
+    memory_gb: float = 1.0,
+    stem: str = "x",
+    how: Any = None,
+    bucket: Bucket = WHOLE,
+    **given: Any,
+) -> PartResult:
+    """The result of one part that reads what is `given`; tables that are not have no files."""
+    (found,) = [each for each in stage.steps if each.name == step]
+    read = {name: given.pop(name, Files()) for name in (*found.cut, *found.reads)}
+    columns = {name: stage.columns_of(name) for name, files in read.items() if not files}
+    inputs = reading.Inputs(read, given, bucket if found.cut else None, found.cut, columns)
+    result = found.work(inputs, execution_of(stage, step, workdir, memory_gb, stem, how), **given)
+    assert isinstance(result, PartResult)
+    return result
 
 
 def jobs_of(inputs: Sequence[Inputs], workdir: str = "", shared: Any = None) -> list[Job]:
@@ -171,7 +204,7 @@ def run(workdir: Path, executor: Any, *flow: Stage[Any], catalog: Catalog | None
 
 
 def tables_of(workdir: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((workdir / "tables").glob("*"))}
+    return {path.name: path.read_bytes() for path in sorted((workdir / "tables").rglob("*.parquet"))}
 
 
 def leftovers(workdir: Path) -> list[str]:

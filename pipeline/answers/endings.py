@@ -17,7 +17,7 @@ from pipeline.config import BuildConfig, DedupSettings
 from pipeline.engine.work import BuildContext
 from pipeline.fetching.pictures.limits import LIMITS
 from pipeline.fetching.pictures.settings import ImageSettings
-from pipeline.judging.captions.settings import RULE_OF_REASON
+from pipeline.judging.captions.rules import RULE_OF_REASON
 from pipeline.stages.mix import plan_mixture, read_target
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within, open_scratch, view_table

@@ -29,8 +29,8 @@ from pipeline.config import STAGES, BuildConfig, RunSettings
 from pipeline.fetching.addresses import Resolver, TargetRefused
 from pipeline.fetching.urls import BadURL, parse_url
 from pipeline.judging.captions.measure import measure_captions
-from pipeline.judging.captions.rules import count_reasons, judge_captions
-from pipeline.judging.captions.settings import RULE_OF_REASON
+from pipeline.judging.captions.rules import RULE_OF_REASON
+from pipeline.judging.captions.verdicts import count_reasons, judge_captions
 from pipeline.judging.vocabulary.backbone import check_backbone
 from pipeline.judging.vocabulary.licences import (
     ALL_RIGHTS_RESERVED,

@@ -24,7 +24,7 @@ from manifests.errors import ConfigError, PlantMixError
 from pipeline.config import BuildConfig
 from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.judging.captions.preview import preview_captions
-from pipeline.judging.captions.rules import judge_captions
+from pipeline.judging.captions.verdicts import judge_captions
 from pipeline.judging.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.tables.captions import describe_join, join_captions

@@ -70,6 +70,8 @@ def _moved(value: Any, run: Execution[Any], folder: str) -> Any:
     if isinstance(value, RowGroup):
         name = _name_of(run, value.path)
         return replace(value, path=storage.join(run.store, name)) if name else value
+    if isinstance(value, dict):
+        return {key: _moved(each, run, folder) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_moved(each, run, folder) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -19,9 +19,9 @@ import numpy as np  # noqa: F401 - its BLAS must be there to be limited
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
 from manifests.stores.storage import is_stop, is_storage_error
 from pipeline.engine.away import brought_here
-from pipeline.engine.work import Execution, Part, PartResult
+from pipeline.engine.inputs import Inputs
+from pipeline.engine.work import Execution, Part, PartResult, Work
 
-Work = Callable[[Any, Execution[Any]], PartResult | Iterator[PartResult]]
 Asked = Callable[[], bool]
 
 
@@ -94,7 +94,8 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
             threadpoolctl.threadpool_limits(1, user_api="blas"),
             brought_here(job.part.inputs, job.execution) as (inputs, execution, publish),
         ):
-            made = work(inputs, execution)
+            values = inputs.values if isinstance(inputs, Inputs) else {}
+            made = work(inputs, execution, **values)
             for result in [made] if isinstance(made, PartResult) else made:
                 yield Done(job, publish(result), None, time.monotonic() - started)
                 started = time.monotonic()

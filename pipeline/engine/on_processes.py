@@ -22,8 +22,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from manifests.errors import RetryableError
-from pipeline.engine.executing import Asked, Done, Job, Work, never
+from pipeline.engine.executing import Asked, Done, Job, never
 from pipeline.engine.process_worker import Shared
+from pipeline.engine.work import Work
 
 _TICK_SECONDS = 0.5  # the longest wait before the driver checks whether it must stop
 _END_SECONDS = 5.0  # a worker has so long to exit; then it is killed

@@ -22,8 +22,9 @@ from manifests.stores import storage
 from manifests.stores.folder import patiently, store_of
 from pipeline.config import RaySettings
 from pipeline.engine import node_check
-from pipeline.engine.executing import Asked, Done, Job, Work, do_job, never
+from pipeline.engine.executing import Asked, Done, Job, do_job, never
 from pipeline.engine.gates import ActorGate, Keeper
+from pipeline.engine.work import Work
 
 log = logging.getLogger("plantmix.runner")
 

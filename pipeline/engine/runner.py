@@ -44,7 +44,7 @@ from pipeline.engine.kept_config import keep_config
 from pipeline.engine.on_ray import address_of
 from pipeline.engine.progress import Progress, Watch
 from pipeline.engine.stopping import StopRequests
-from pipeline.engine.work import BuildContext, Execution, Part, Stage, StageRun, Step
+from pipeline.engine.work import BuildContext, Execution, Stage, StageRun, Step
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import close_scratch
 
@@ -252,7 +252,7 @@ class Runner:
         context, run = self._context, self._config.run
         return StageRun(stage, context.fingerprint, self._catalog, run, how, context.fetch_round, self._checks.require)
 
-    def _run_step(self, stage: Stage[Any], step: Step[Any, Any, Any], inputs: Any) -> None:
+    def _run_step(self, stage: Stage[Any], step: Step[Any, Any], inputs: Any) -> None:
         context, shared = self._context, None
         progress = Progress(f"{stage.name} {step.name}", step.unit)
 
@@ -267,7 +267,7 @@ class Runner:
         with contextlib.ExitStack() as around:
             around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
             run = self._stage_run(stage, step.how(context) if step.how else None)
-            planned = [part if isinstance(part, Part) else Part(part) for part in step.plan(inputs, run)]
+            planned = step.parts(inputs, run)
             keys = [stage.key_of(step, part) for part in planned]
             kept = list(step.committed(inputs, run)) if step.committed else []
             committed = self._catalog.find_parts(keys)
@@ -281,7 +281,7 @@ class Runner:
             todo, places = [], {key: place for place, key in new}
             for place, key in new:
                 part = planned[place]
-                self._share_scratch(part.inputs, execution := run.execution(key[:16], shared))
+                self._share_scratch(part.inputs, execution := run.execution(step, key[:16], shared))
                 todo.append(Job(key, part, execution))
             after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows
 
@@ -315,7 +315,7 @@ class Runner:
     def _run_jobs(
         self,
         stage: Stage[Any],
-        step: Step[Any, Any, Any],
+        step: Step[Any, Any],
         jobs: Sequence[Job],
         place_of: Callable[[Job, bool], int],
         progress: Progress,
@@ -373,7 +373,7 @@ class Runner:
     def _commit(
         self,
         stage: Stage[Any],
-        step: Step[Any, Any, Any],
+        step: Step[Any, Any],
         came: Sequence[Done],
         place_of: Callable[[Job, bool], int],
         attempts: Mapping[str, int],

@@ -3,33 +3,36 @@
 A stage is one entry of FLOW. `inputs` is the only function of a stage that sees the configuration and the stages before
 it. It returns one frozen dataclass, and the fingerprint of that value is the version of the stage.
 
-A stage has steps. A step plans parts from the stage's inputs. A part has inputs of its own, and the fingerprint of
-those is its key. Work is a pure function of a part's inputs: it writes private files and returns a small record, which
-the runner publishes and commits.
+A stage has steps. A step declares which tables and values it reads and which tables it gives, and that makes its
+parts. The fingerprint of a part's inputs is its key. Work is a pure function of a part's inputs: it writes private
+files and returns a small record, which the runner publishes and commits.
 
 How to run (folders, memory, rates, devices) travels in an `Execution`, which no fingerprint can see.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.contract.catalog import Catalog
+from manifests.contract.reader import SAMPLE_VIEWS
 from manifests.contract.records import FetchRound, Funnel, PartRecord, StageRecord, fingerprint
+from manifests.errors import PartError
 from manifests.stores import storage
 from manifests.stores.folder import bring_missing, store_of
 from pipeline.config import BuildConfig, RunSettings
-from pipeline.engine.inputs import identity_of
+from pipeline.engine.inputs import Inputs, identity_of, value_of
 from pipeline.store.buckets import Bucket, cut_buckets
 from pipeline.store.files import Files, files_of
 from pipeline.store.sql import copy_sorted, facet, open_scratch, view_parquet
-from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, write_table
+from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, require_columns
 
 StageInputs = TypeVar("StageInputs")
 PartInputs = TypeVar("PartInputs")
@@ -68,31 +71,54 @@ class Execution(Generic[How]):
     shared: Any = None  # any object, or a handle on it in another process
     pieces: tuple[str, ...] = ()
     store: str = ""  # address of the store behind the work folder
+    stage: str = ""
+    gives: Mapping[str, pa.Schema] = field(default_factory=dict)
+    """The tables that the step gives, with their columns."""
 
     def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB that is gone afterwards."""
         return open_scratch(self.workdir, self.memory_gb)
 
-    def writer(self, table: str, path: str, schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS) -> TableWriter:
-        """Stream a table into a private file that will be published as `path`."""
+    @contextmanager
+    def views(self, inputs: Inputs, **called: str) -> Iterator[Any]:
+        """A private DuckDB with a view over each table that the part reads (`Inputs.view`)."""
+        with self.scratch() as sql:
+            inputs.view(sql, **called)
+            yield sql
+
+    def writer(
+        self, table: str, name: str = "", row_group_rows: int = ROW_GROUP_ROWS, schema: pa.Schema | None = None
+    ) -> TableWriter:
+        """Stream a table that the step gives into a private file, `name` without its folder and ending.
+
+        `schema` says the columns where they are more than the step declares.
+
+        Raises: PartError for a table that the step does not give, or that lacks columns.
+        """
+        if table not in self.gives:
+            raise PartError(f"{self.stage}: no step says that it gives the table {table}; name it in its `gives`")
+        schema = schema or self.gives[table]
+        require_columns(table, self.gives[table], schema.names)
+        path = f"tables/{self.stage}/{name or f'{table}-{self.stem}'}.parquet"
         return TableWriter(self.workdir, table, path, schema, row_group_rows)
 
-    def save(self, sql: Any, name: str, schema: pa.Schema, query: str, order: str) -> PrivateFile:
-        """Write the rows of a query, sorted, as the table STAGE/TABLE that `name` says."""
-        writer = self.writer(name.rpartition("/")[2], f"tables/{name}-{self.stem}.parquet", schema)
-        return copy_sorted(sql, query, order, writer)
+    def save(self, sql: Any, table: str, query: str, order: str, schema: pa.Schema | None = None) -> PrivateFile:
+        """Write the rows of a query, sorted, as a table that the step gives."""
+        return copy_sorted(sql, query, order, self.writer(table, schema=schema))
 
     def save_digested(
-        self, sql: Any, name: str, schema: pa.Schema, query: str, order: str, columns: Sequence[str] = ()
+        self, sql: Any, table: str, query: str, order: str, columns: Sequence[str] = ()
     ) -> tuple[PrivateFile, str]:
         """As `save`, with a digest of the rows (of `columns`, or else of all); afterwards the table is a view."""
-        file, table = self.save(sql, name, schema, query, order), name.rpartition("/")[2]
+        file = self.save(sql, table, query, order)
         view_parquet(sql, table, [file.temp])
-        return file, facet(sql, columns or schema.names, table)
+        return file, facet(sql, columns or self.gives[table].names, table)
 
-    def write(self, table: str, path: str, rows: pa.Table, schema: pa.Schema) -> PrivateFile:
-        """Write one table to a private file that will be published as `path`."""
-        return write_table(self.workdir, table, path, rows, schema)
+    def write(self, table: str, rows: pa.Table, name: str = "") -> PrivateFile:
+        """Write rows as a table that the step gives; `name` as of `writer`."""
+        writer = self.writer(table, name)
+        writer.write(rows)
+        return writer.close()
 
 
 @dataclass(frozen=True)
@@ -142,6 +168,13 @@ class StageRun(Generic[How]):
         """Files that an earlier step of this stage committed."""
         return self.files_of(self.parts(step), table)
 
+    def table(self, name: str, inputs: Any) -> Files:
+        """A table that a step reads: of the stage's inputs, or else of the step of this stage that gives it."""
+        of_stage = getattr(inputs, name, None)
+        if isinstance(of_stage, Files):
+            return of_stage
+        return self.files(next(step.name for step in self.stage.steps if name in step.gives), name)
+
     def files_of(self, parts: Sequence[PartRecord], table: str) -> Files:
         """The files of these parts that hold `table`, checked.
 
@@ -155,10 +188,12 @@ class StageRun(Generic[How]):
         assert part.funnel is not None
         return part.funnel, dict(part.notes)
 
-    def execution(self, stem: str, shared: Any = None) -> Execution[How]:
+    def execution(self, step: Step[Any, How], stem: str, shared: Any = None) -> Execution[How]:
         """How a part of this stage runs."""
         store = store_of(self.workdir) or ""
-        return Execution(self.workdir, self.settings.memory_gb, stem, self.how, shared, store=store)
+        gives = {table: self.stage.columns_of(table) for table in step.gives}
+        options = (self.settings.memory_gb, stem, self.how, shared, (), store, self.stage.name)
+        return Execution(self.workdir, *options, gives)
 
     def scratch(self) -> AbstractContextManager[Any]:
         """A private DuckDB for planning."""
@@ -183,17 +218,25 @@ class StageRun(Generic[How]):
         return storage.join(folder, name)
 
 
-def whole(inputs: PartInputs, run: StageRun[None]) -> Sequence[Part[PartInputs]]:
-    """The plan of a step that is done in one part."""
-    return [Part(inputs)]
+Work = Callable[..., PartResult | Iterator[PartResult]]
 
 
 @dataclass(frozen=True)
-class Step(Generic[StageInputs, PartInputs, How]):
+class Step(Generic[StageInputs, How]):
     """Parts that may run side by side.
 
-    `plan` gives the inputs of each part, as a `Part` where they weigh differently or later builds take them up. It may
-    raise ConfigError. `committed` names parts of earlier builds that count too: fetch keeps what it downloaded.
+    `reads` names tables that each part reads whole, `cut` tables of which it reads a bucket of sample ids: the rows of
+    the first one say how many buckets there are. A table is one of the stage's inputs, or one that an earlier step
+    gives. `work` gets them as `Inputs`, and a value for each further parameter of its signature: what its plan gives
+    by that name, else a field of the stage's inputs or of a dataclass among them. Nothing else reaches it.
+
+    `plan` says what each part has of its own, by name; no part, where there is nothing to do. It gives a `Part` where
+    they weigh differently or later builds take them up, and may raise ConfigError. Without it there is one part, or one
+    a bucket. Work that takes nothing by name gets what the plan gives, or else the stage's inputs.
+
+    `gives` names the tables that the parts write (`Stage.columns_of`).
+
+    `committed` names parts of earlier builds that count too: fetch keeps what it downloaded.
 
     `how` gives what only says how to run. `shared` gives a picklable maker of one object that all workers of the step
     talk to, on a cluster through an actor. `gpus`, where a step has it, says that its work holds a model from part to
@@ -214,9 +257,12 @@ class Step(Generic[StageInputs, PartInputs, How]):
     """
 
     name: str
-    plan: Callable[[StageInputs, StageRun[How]], Sequence[Part[PartInputs]] | Sequence[PartInputs]]
-    work: Callable[[PartInputs, Execution[How]], PartResult | Iterator[PartResult]]
+    work: Work
     version: int = 1
+    reads: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+    plan: Callable[[StageInputs, StageRun[How]], Sequence[Any]] | None = None
     how: Callable[[BuildContext], How] | None = None
     unit: str = "parts"
     committed: Callable[[StageInputs, StageRun[How]], Sequence[PartRecord]] | None = None
@@ -226,6 +272,31 @@ class Step(Generic[StageInputs, PartInputs, How]):
     from_outside: bool = False
     prepares: bool = False
     learns: Callable[[StageInputs, StageRun[Any]], StageInputs] | None = None
+
+    @property
+    def values(self) -> dict[str, bool]:
+        """What its work gets by name besides tables, and whether it must be given."""
+        more = list(inspect.signature(self.work).parameters.values())[2:]
+        return {parameter.name: parameter.default is parameter.empty for parameter in more}
+
+    def parts(self, inputs: StageInputs, run: StageRun[How]) -> list[Part[Any]]:
+        """Its parts, each with all that it reads."""
+        names, values = (*self.cut, *self.reads), self.values
+        planned = self.plan(inputs, run) if self.plan else [{} if names or values else inputs]
+        parts = [part if isinstance(part, Part) else Part(part) for part in planned]
+        if not parts or not (names or values):
+            return parts
+        tables = {name: run.table(name, inputs) for name in names if name not in parts[0].inputs}
+        needed = [name for name, is_needed in values.items() if is_needed and name not in parts[0].inputs]
+        shared = tables | {name: value_of(inputs, name) for name in needed}
+        complete: list[Part[Any]] = []
+        for part in parts:
+            read = {**shared, **part.inputs}
+            tables = {name: read.pop(name) for name in names}
+            columns = {name: run.stage.columns_of(name) for name, files in tables.items() if not files}
+            buckets = run.buckets(tables[self.cut[0]]) if self.cut else [None]
+            complete += [replace(part, inputs=Inputs(tables, read, each, self.cut, columns)) for each in buckets]
+        return complete
 
     def reuse_key(self, reuse: Any) -> str:
         """The name of parts that this version of the step makes with `reuse`; empty where that is None."""
@@ -238,6 +309,8 @@ class Step(Generic[StageInputs, PartInputs, How]):
 class Stage(Generic[StageInputs]):
     """One entry of FLOW.
 
+    `tables` says the columns of tables of this stage, and of earlier ones, that no view of the catalogue shows.
+
     `conclude` turns the committed parts into the funnel and notes of the sealed stage; without it they are those of the
     last step, which then has one part. `settle` writes into the catalogue what only this stage knows, also when it
     is reused.
@@ -246,9 +319,16 @@ class Stage(Generic[StageInputs]):
     name: str
     about: str
     inputs: Callable[[BuildContext], StageInputs]
-    steps: tuple[Step[StageInputs, Any, Any], ...]
+    steps: tuple[Step[StageInputs, Any], ...]
     conclude: Callable[[StageInputs, StageRun[None]], tuple[Funnel, dict[str, Any]]] | None = None
     settle: Callable[[BuildContext], None] | None = None
+    tables: Mapping[str, pa.Schema] = field(default_factory=dict)
+
+    def columns_of(self, table: str) -> pa.Schema:
+        """The columns that a table has which a step reads or gives."""
+        if table not in self.tables and table not in SAMPLE_VIEWS:
+            raise LookupError(f"{self.name}: no columns are known of the table {table}; say them in `tables`")
+        return self.tables[table] if table in self.tables else SAMPLE_VIEWS[table][1]
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:
         """What the fingerprint of a version of this stage stands for."""
@@ -259,7 +339,7 @@ class Stage(Generic[StageInputs]):
         """The version of this stage that these inputs make."""
         return fingerprint({"stage": self.name, **self.identity(inputs)})
 
-    def key_of(self, step: Step[StageInputs, Any, Any], part: Part[Any]) -> str:
+    def key_of(self, step: Step[StageInputs, Any], part: Part[Any]) -> str:
         """The key of a part: equal inputs give equal keys."""
         return fingerprint(
             {"step": f"{self.name}.{step.name}", "version": step.version, "inputs": identity_of(part.inputs)}

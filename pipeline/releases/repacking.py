@@ -30,7 +30,6 @@ from pipeline.releases.lookup import decisions_of
 from pipeline.releases.opening import open_sql
 from pipeline.releases.versions import fingerprint_without, write_version
 from pipeline.stages.pack import stage as pack
-from pipeline.stages.pack.record import write_record
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import STORED_AT, STORED_COLUMNS
 from pipeline.store.sql import view_parquet
@@ -130,10 +129,10 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
         if damaged & {file.path for file in part.files}:
             _check_version(part, identity)
             try:
-                yield from _do_again(part, planned.inputs, pack.write_shard, run, damaged)
+                yield from _do_again(part, planned.inputs, run, damaged)
             except IntegrityError:  # `mend` has moved what was sound to another pool file
                 moved = replace(planned.inputs, rows=_as_they_lie_now(catalog, planned.inputs.rows, run))
-                yield from _do_again(part, moved, pack.write_shard, run, damaged)
+                yield from _do_again(part, moved, run, damaged)
                 storage.remove(moved.rows.path)
     for part in parts:
         if part.step == "record" and damaged & {file.path for file in part.files}:
@@ -143,7 +142,7 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
                     "its table of decisions must be made first, by a build with the configuration that packed it"
                 )
             (inputs_of_record,) = pack.plan_record(inputs, run)
-            yield from _do_again(part, inputs_of_record, write_record, run, damaged)
+            yield from _do_again(part, inputs_of_record, run, damaged)
 
 
 def _check_version(part: PartRecord, identity: Mapping[str, Any]) -> None:
@@ -190,11 +189,13 @@ def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs
     return pack.PackInputs(**values)
 
 
-def _do_again(part: PartRecord, inputs: Any, work: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:
+def _do_again(part: PartRecord, inputs: Any, run: StageRun[None], damaged: set[str]) -> Iterator[str]:
     """Run the work of a part, and publish the files that come out as recorded and are damaged now."""
     table = next((file.path for file in part.files if file.table == "placements"), "")
     stem = table.rpartition("/")[2].removesuffix(".parquet") or part.key[:16]
-    result: PartResult = work(inputs, run.execution(stem))
+    step = next(step for step in pack.STAGE.steps if step.name == part.step)
+    result = step.work(inputs, run.execution(step, stem))
+    assert isinstance(result, PartResult)
     recorded: dict[str, PartFile] = {file.path: file for file in part.files}
     for file in result.files:
         if file.path not in damaged:

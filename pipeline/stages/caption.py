@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 from manifests.contract import tables
 from manifests.contract.records import Funnel, fingerprint
 from manifests.stores import storage
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
 from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
 from pipeline.judging.captions.measure import measure_captions
-from pipeline.judging.captions.rules import columns_needed, count_reasons, judge_captions
 from pipeline.judging.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
+from pipeline.judging.captions.verdicts import columns_needed, count_reasons, judge_captions
 from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
-from pipeline.store.buckets import WHOLE, Bucket
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import facet, view_inputs, view_parquet
+from pipeline.store.sql import facet, view_parquet
 
 JUDGE_ROWS = 500_000
 REPEATS = pa.schema([("text_key", pa.uint64()), ("num_same_text", pa.int64())])
@@ -60,61 +60,13 @@ class CaptionInputs:
     joined: tuple[Files, ...] = ()
 
 
-@dataclass(frozen=True)
-class ResolveInputs:
-    """All candidates, and the backbone that their names are looked up in."""
-
-    candidates: Files
-    backbone: BackboneSettings
-    backbone_content: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MeasureInputs:
-    """One row group of candidates, and texts that its source joins; `names` as the backbone resolved them, if any."""
-
-    candidates: RowGroup
-    names: Files
-    measure: dict[str, bool] = field(default_factory=MEASURED.copy)
-    joined: Files = field(default_factory=Files)
-
-    def identity(self) -> dict[str, Any]:
-        """All of it; where no texts are joined, as before there were any."""
-        own = {"candidates": self.candidates.identity(), "names": self.names.identity(), "measure": self.measure}
-        return own | ({"joined": self.joined.identity()} if self.joined else {})
-
-
-@dataclass(frozen=True)
-class RepeatsInputs:
-    """Measurements of every candidate; a text that stands on more than `allowed` pictures is listed.
-
-    Of joined texts the rows of their tables count: one row for all pictures of a species is no boilerplate.
-    """
-
-    facts: Files
-    captions: Files
-    texts: Files
-    allowed: int
-
-
-@dataclass(frozen=True)
-class JudgeInputs:
-    """Measurements of every candidate and joined text, texts that repeat, the rules, and the candidates to judge."""
-
-    candidates: Files
-    facts: Files
-    captions: Files
-    repeats: Files
-    texts: Files
-    rules: tuple[RuleSet, ...]
-    bucket: Bucket = WHOLE
-
-
-def resolve(inputs: ResolveInputs, run: Execution[None]) -> PartResult:
-    """Look up every name of the candidates in the backbone."""
+def resolve(
+    inputs: Inputs, run: Execution[None], backbone: BackboneSettings, backbone_content: tuple[str, ...]
+) -> PartResult:
+    """Look up every name of the candidates in the backbone, which counts by its content."""
     columns = [f"taxon_{name}" for name in ("kingdom", "genus", "species", "scientific_name")]
     distinct = None
-    for path in inputs.candidates.paths:
+    for path in inputs["candidates"].paths:
         for batch in pq.ParquetFile(path).iter_batches(columns=columns):
             names = names_to_resolve(pa.Table.from_batches([batch]))
             names = pa.concat_tables([names, distinct] if distinct else [names])
@@ -122,48 +74,53 @@ def resolve(inputs: ResolveInputs, run: Execution[None]) -> PartResult:
     assert distinct is not None
     scratch = storage.join(run.workdir, "scratch")
     storage.make_folder(scratch)
-    rows = resolve_names(distinct, inputs.backbone, scratch, run.memory_gb)
-    return PartResult((run.write("names", f"tables/caption/names-{run.stem}.parquet", rows, tables.NAMES),))
+    rows = resolve_names(distinct, backbone, scratch, run.memory_gb)
+    return PartResult((run.write("names", rows),))
 
 
-def measure(inputs: MeasureInputs, run: Execution[None]) -> PartResult:
-    """Measure one row group of candidates, and the texts that are joined to them."""
-    candidates = inputs.candidates.read()
-    names = pq.read_table(inputs.names.path) if inputs.names else None
+def measure_rows(
+    inputs: Inputs, run: Execution[None], candidates: RowGroup, measure: dict[str, bool], joined: Files | None = None
+) -> PartResult:
+    """Measure one row group of candidates, and the texts that their source joins to them.
+
+    `names` are there as the backbone resolved them, if any.
+    """
+    rows = candidates.read()
+    names = pq.read_table(inputs["names"].path) if inputs["names"] else None
     files = []
-    if inputs.joined:
-        ids = candidates["sample_id"]
-        writer = run.writer("texts", f"tables/caption/{run.stem}-texts.parquet", MEASURED_TEXTS)
+    if joined:
+        ids = rows["sample_id"]
+        writer = run.writer("texts")
         with run.scratch() as sql:
-            view_parquet(sql, "joined", inputs.joined.paths, f"sample_id BETWEEN '{ids[0]}' AND '{ids[-1]}'")
-            candidates = measure_texts(sql, candidates, names, writer.write)
+            view_parquet(sql, "joined", joined.paths, f"sample_id BETWEEN '{ids[0]}' AND '{ids[-1]}'")
+            rows = measure_texts(sql, rows, names, writer.write)
         files.append(writer.close())
-    rows = measure_captions(candidates, names)
-    return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", rows, tables.CAPTIONS), *files))
+    return PartResult((run.write("captions", measure_captions(rows, names)), *files))
 
 
-def count_repeats(inputs: RepeatsInputs, run: Execution[None]) -> PartResult:
-    """Count the fetched pictures of each text. One pass over all: a text's pictures lie in every bucket."""
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, facts=None, captions=None)
-        view_inputs(sql, inputs, "NOT is_caption", texts=MEASURED_TEXTS)
+def count_repeats(inputs: Inputs, run: Execution[None], allowed: int) -> PartResult:
+    """List the texts that stand on more than `allowed` fetched pictures.
+
+    One pass over all: a text's pictures lie in every bucket. Of joined texts the rows of their tables count: one row
+    for all pictures of a species is no boilerplate.
+    """
+    with run.views(inputs) as sql:
         query = (
             "SELECT text_key, count(*) AS num_same_text FROM (SELECT text_key FROM captions JOIN facts USING "
             "(sample_id) WHERE outcome = 'ok' "
-            "UNION ALL SELECT text_key FROM (SELECT DISTINCT text_key, source, entry, row_number FROM texts)) "
-            f"WHERE text_key IS NOT NULL GROUP BY text_key HAVING count(*) > {inputs.allowed}"
+            "UNION ALL SELECT text_key FROM (SELECT DISTINCT text_key, source, entry, row_number FROM texts "
+            "WHERE NOT is_caption)) "
+            f"WHERE text_key IS NOT NULL GROUP BY text_key HAVING count(*) > {allowed}"
         )
-        return PartResult((run.save(sql, "caption/repeats", REPEATS, query, "text_key"),))
+        return PartResult((run.save(sql, "repeats", query, "text_key"),))
 
 
-def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
+def judge(inputs: Inputs, run: Execution[None], rules: tuple[RuleSet, ...]) -> PartResult:
     """Verdicts over every fetched image of a bucket."""
-    settings = CaptionSettings(rules=inputs.rules)
+    settings = CaptionSettings(rules=rules)
     counts: Counter[str] = Counter()
     files = []
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, inputs.bucket.where, candidates=None, facts=None, captions=None)
-        view_inputs(sql, inputs, repeats=REPEATS)
+    with run.views(inputs) as sql:
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
         adding = sql.cursor()  # a second cursor, because the first is still reading rows
@@ -173,13 +130,12 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             adding.register("judged", verdicts)
             adding.execute("INSERT INTO verdicts FROM judged")
         # verdicts are sorted, not the rows they were made from: a third of the bytes
-        files.append(run.save(sql, "caption/caption_verdicts", tables.VERDICTS, "FROM verdicts", "sample_id"))
-        if inputs.texts:
-            view_inputs(sql, inputs, inputs.bucket.where, texts=None)
+        files.append(run.save(sql, "caption_verdicts", "FROM verdicts", "sample_id"))
+        if inputs["texts"]:
             texts = _joined_rows(sql, settings, "texts", MEASURED_TEXTS.names)
             query = number_texts(adding, ((rows, judge_captions(rows, settings)) for rows in texts))
             order = "sample_id, kind, entry, row_number"
-            files.append(run.save(adding, "caption/joined_texts", tables.JOINED_TEXTS, query, order))
+            files.append(run.save(adding, "joined_texts", query, order))
     num_kept = counts.pop("kept", 0)
     return PartResult(tuple(files), Funnel(num_kept + counts.total(), num_kept, dict(counts)))
 
@@ -215,39 +171,22 @@ def _inputs(context: BuildContext) -> CaptionInputs:
     )
 
 
-def _plan_resolve(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[ResolveInputs]:
-    if inputs.backbone is None:
-        return []
-    return [ResolveInputs(inputs.candidates, inputs.backbone, inputs.backbone_content)]
-
-
-def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[Part[MeasureInputs]]:
+def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> list[Part[dict[str, Any]]]:
     parts = []
-    names, candidates = run.files("resolve", "names"), inputs.candidates
+    candidates = inputs.candidates
     joined = inputs.joined or [Files()] * len(candidates.paths)
     for path, sha256, texts in zip(candidates.paths, candidates.content, joined, strict=True):
         metadata = pq.ParquetFile(path).metadata
         for number in range(metadata.num_row_groups):
             rows = RowGroup(path, number, f"{sha256}-{number}")
-            num_rows = metadata.row_group(number).num_rows
-            parts.append(Part(MeasureInputs(rows, names, joined=texts), num_rows=num_rows))
+            of_part = {"candidates": rows} | ({"joined": texts} if texts else {})
+            parts.append(Part(of_part, num_rows=metadata.row_group(number).num_rows))
     return parts
 
 
-def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[RepeatsInputs]:
+def _plan_repeats(inputs: CaptionInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     limits = [rules.thresholds()["max_repeats"] for rules in inputs.rules if "max_repeats" in rules.thresholds()]
-    if not limits:
-        return []
-    return [RepeatsInputs(inputs.facts, run.files("measure", "captions"), run.files("measure", "texts"), min(limits))]
-
-
-def _plan_judge(inputs: CaptionInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
-    captions, repeats = run.files("measure", "captions"), run.files("repeats", "repeats")
-    texts = run.files("measure", "texts")
-    return [
-        JudgeInputs(inputs.candidates, inputs.facts, captions, repeats, texts, inputs.rules, bucket)
-        for bucket in run.buckets(inputs.facts)
-    ]
+    return [{"allowed": min(limits)}] if limits else []
 
 
 def _conclude(inputs: CaptionInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
@@ -263,11 +202,34 @@ STAGE = Stage(
     name="caption",
     about="clean and measure texts, apply the caption rules",
     inputs=_inputs,
+    tables={"repeats": REPEATS, "texts": MEASURED_TEXTS},
     steps=(
-        Step("resolve", _plan_resolve, resolve, version=MEASURE_VERSION),
-        Step("measure", _plan_measure, measure, version=MEASURE_VERSION, unit="rows"),
-        Step("repeats", _plan_repeats, count_repeats),
-        Step("judge", _plan_judge, judge, version=4),
+        Step(
+            "resolve",
+            resolve,
+            version=MEASURE_VERSION,
+            reads=("candidates",),
+            gives=("names",),
+            plan=lambda inputs, _: [{}] if inputs.backbone else [],
+        ),
+        Step(
+            "measure",
+            measure_rows,
+            MEASURE_VERSION,
+            ("names",),
+            gives=("captions", "texts"),
+            plan=_plan_measure,
+            unit="rows",
+        ),
+        Step("repeats", count_repeats, reads=("facts", "captions", "texts"), gives=("repeats",), plan=_plan_repeats),
+        Step(
+            "judge",
+            judge,
+            version=4,
+            reads=("repeats",),
+            cut=("facts", "candidates", "captions", "texts"),
+            gives=("caption_verdicts", "joined_texts"),
+        ),
     ),
     conclude=_conclude,
 )

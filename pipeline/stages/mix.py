@@ -15,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests.contract import tables
 from manifests.contract.records import Funnel
 from manifests.errors import ConfigError
 from pipeline.config import BuildConfig, MixSettings
-from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step, whole
+from pipeline.engine.inputs import Inputs
+from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.judging.quotas.allocation import Pool, Quota, allocate, allocate_by_size, apportion
 from pipeline.store.files import Files
-from pipeline.store.sql import count_within, first_half_of_md5, view_inputs
+from pipeline.store.sql import count_within, first_half_of_md5
 
 log = logging.getLogger("plantmix.mix")
 
@@ -140,17 +140,15 @@ class MixInputs:
     seed: int
 
 
-def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
+def draw(inputs: Inputs, run: Execution[None], strata: tuple[Stratum, ...], seed: int) -> PartResult:
     """Draw the strata. A pool smaller than its quota is drawn whole several times, then in part: repeats are even.
 
     A sample's place in an order is the first half of an md5 over seed and id, an unsigned 64-bit number; ties go by id.
     Samples of one group are set aside together or not at all.
     """
-    seed = inputs.seed
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, candidates=None, decisions=None)
-        strata = [{"stratum": place, **asdict(stratum)} for place, stratum in enumerate(inputs.strata)]
-        sql.register("strata", pa.Table.from_pylist(strata, schema=_STRATA))
+    with run.views(inputs) as sql:
+        rows = [{"stratum": number, **asdict(stratum)} for number, stratum in enumerate(strata)]
+        sql.register("strata", pa.Table.from_pylist(rows, schema=_STRATA))
         sql.execute(_KEPT)
         for reached in (_FIRST_UNITS, "true"):
             sql.execute(_ASIDE.format(hashed=first_half_of_md5(f"'heldout {seed} ' || unit"), reached=reached))
@@ -165,7 +163,7 @@ def draw(inputs: MixInputs, run: Execution[None]) -> PartResult:
         sql.execute(_SHUFFLED.format(hashed=first_half_of_md5(f"'shuffle {seed} ' || copy || ' ' || sample_id")))
         sql.execute("DROP TABLE drawn")
         drawn = _DRAWS.format(num_train=num_train)
-        draws, content = run.save_digested(sql, "mix/draws", tables.DRAWS, drawn, "sample_id, copy")
+        draws, content = run.save_digested(sql, "draws", drawn, "sample_id, copy")
         ((num_kept,),) = sql.execute("SELECT count(*) FROM draws WHERE copy = 0").fetchall()
         splits = dict(sql.execute("SELECT split, count(*) FROM draws GROUP BY 1 ORDER BY 1").fetchall())
         of_heldout = "SELECT domain, count(*) FROM draws WHERE split = 'heldout' GROUP BY 1 ORDER BY 1"
@@ -335,7 +333,9 @@ STAGE = Stage(
     name="mix",
     about="set evaluation samples aside, draw each domain's share",
     inputs=_inputs,
-    steps=(Step("draw", whole, draw, version=4),),  # 4: what was taken down keeps its place among the held-out
+    steps=(  # 4: what was taken down keeps its place among the held-out
+        Step("draw", draw, version=4, reads=("candidates", "decisions"), gives=("draws",)),
+    ),
     conclude=_conclude,
     settle=_settle,
 )

@@ -22,13 +22,14 @@ from manifests.errors import ConfigError
 from manifests.services.masking import hide_in
 from manifests.services.packages import code_of
 from manifests.stores import storage
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.scoring.scorers import Box, find_boxes, loaded_scorer, make_scorer, score_batch
 from pipeline.scoring.settings import CLIP, ScoreRule, ScoreSettings
 from pipeline.sources.files import walk_files
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import PoolReader
-from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 VERSION = 2
 PART_ROWS = 2_000
@@ -92,67 +93,43 @@ class ScoreInputs:
     """Rows that passed the caption rules."""
 
 
-@dataclass(frozen=True)
-class MeasureInputs:
-    """Images and texts of one part, and the scorer."""
-
-    rows: RowGroup
-    scorer: ScorerInputs
-
-
-@dataclass(frozen=True)
-class JudgeInputs:
-    """All scores, the rows to judge, and the rules."""
-
-    candidates: Files
-    facts: Files
-    captions: Files
-    caption_verdicts: Files
-    scored: Files
-    boxes: Files
-    rules: tuple[ScoreRule, ...]
-
-
-def measure(inputs: MeasureInputs, run: Execution[str]) -> PartResult:
-    """Scores of one part of images by one scorer; `run.how` is the device."""
+def measure(_: Inputs, run: Execution[str], rows: RowGroup, scorer: ScorerInputs) -> PartResult:
+    """Scores of one part of images and texts by one scorer; `run.how` is the device."""
     from manifests.pictures.opening import open_stored
 
-    name, size = inputs.scorer.name, inputs.scorer.batch_size
-    scorer = loaded_scorer(inputs.scorer.settings(run.how), name)
-    rows = inputs.rows.read()
+    name, size = scorer.name, scorer.batch_size
+    loaded = loaded_scorer(scorer.settings(run.how), name)
+    held = rows.read()
     scores: list[float] = []
     boxes: list[Sequence[Box]] = []
     with PoolReader(run.workdir) as pool:
-        for start in range(0, rows.num_rows, size):
-            batch = rows.slice(start, size).to_pylist()
+        for start in range(0, held.num_rows, size):
+            batch = held.slice(start, size).to_pylist()
             images = [open_stored(stored).convert("RGB") for stored in pool.read_rows(batch)]
-            if hasattr(scorer, "boxes"):
-                surest, placed = find_boxes(scorer, images)
+            if hasattr(loaded, "boxes"):
+                surest, placed = find_boxes(loaded, images)
                 scores, boxes = scores + surest, boxes + placed
             else:
-                scores += score_batch(scorer, images, [row["text"] for row in batch], size)
-    table = rows.select(["sample_id", "stored_sha256", "text_md5"])
-    table = table.append_column("scorer", pa.array([name] * rows.num_rows, pa.string()))
+                scores += score_batch(loaded, images, [row["text"] for row in batch], size)
+    table = held.select(["sample_id", "stored_sha256", "text_md5"])
+    table = table.append_column("scorer", pa.array([name] * held.num_rows, pa.string()))
     table = table.append_column("score", pa.array(scores, pa.float32()))
-    scored = run.write("scored", f"tables/score/{run.stem}.parquet", table, SCORED)
-    if not hasattr(scorer, "boxes"):
+    scored = run.write("scored", table)
+    if not hasattr(loaded, "boxes"):
         return PartResult((scored,))
     places = table.drop_columns("score").take(pa.array([at for at, each in enumerate(boxes) for _ in each], pa.int64()))
     for number, side in enumerate(Box._fields):
         places = places.append_column(side, pa.array([box[number] for each in boxes for box in each], pa.float32()))
-    return PartResult((scored, run.write("boxes", f"tables/score/{run.stem}-boxes.parquet", places, BOXES)))
+    return PartResult((scored, run.write("boxes", places)))
 
 
-def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
+def judge(inputs: Inputs, run: Execution[None], rules: tuple[ScoreRule, ...]) -> PartResult:
     """The scores of this build, and verdicts over the rows that passed the caption rules."""
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, candidates=None, facts=None, captions=None, caption_verdicts=None)
-        view_inputs(sql, inputs, scored=SCORED, boxes=BOXES)
+    with run.views(inputs) as sql:
         fetched = _fetched("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = run.save(
             sql,
-            "score/scores",
-            tables.SCORES,
+            "scores",
             f"SELECT s.sample_id, s.scorer, s.score FROM scored s JOIN ({fetched}) f USING (sample_id, "
             "stored_sha256, text_md5) QUALIFY row_number() OVER (PARTITION BY sample_id, scorer ORDER BY score) = 1",
             "sample_id, scorer",
@@ -163,9 +140,9 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
             "JOIN candidates c USING (sample_id) WHERE v.keep"
         )
         sql.execute(f"CREATE VIEW found AS {_FOUND.format(fetched=fetched)}")
-        drops = [(number, rule) for number, rule in enumerate(inputs.rules) if rule.action == "drop"]
+        drops = [(number, rule) for number, rule in enumerate(rules) if rule.action == "drop"]
         failing = [_failing(number, rule) for number, rule in drops]
-        fails = " UNION ALL ".join([*failing, *(_invalid(number, rule) for number, rule in enumerate(inputs.rules))])
+        fails = " UNION ALL ".join([*failing, *(_invalid(number, rule) for number, rule in enumerate(rules))])
         nothing = "SELECT NULL AS sample_id, 0 AS rule, '' AS reason, 0.0 AS score, '' AS threshold LIMIT 0"
         sql.execute(
             "CREATE TABLE fails AS "
@@ -174,8 +151,7 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         )
         verdicts, content = run.save_digested(
             sql,
-            "score/score_verdicts",
-            tables.VERDICTS,
+            "score_verdicts",
             "SELECT a.sample_id, f.sample_id IS NULL AS keep, f.first.reason AS reason, "
             "printf('%.4f', f.first.score) AS value, f.first.threshold AS threshold "
             "FROM alive a LEFT JOIN fails f USING (sample_id)",
@@ -183,9 +159,8 @@ def judge(inputs: JudgeInputs, run: Execution[None]) -> PartResult:
         )
         reasons = dict(sql.execute("SELECT first.reason, count(*) FROM fails GROUP BY 1").fetchall())
         files, notes = [scores, verdicts], {"content": content}
-        if len(drops) < len(inputs.rules):
-            marking = _marking(inputs.rules)
-            marks, notes["marks"] = run.save_digested(sql, "score/marks", tables.MARKS, marking, "sample_id")
+        if len(drops) < len(rules):
+            marks, notes["marks"] = run.save_digested(sql, "marks", _marking(rules), "sample_id")
             files.append(marks)
     num_in = verdicts.num_rows
     funnel = Funnel(num_in, num_in - sum(reasons.values()), reasons)
@@ -338,19 +313,20 @@ def named_file(context: BuildContext, value: Any) -> Named:
     return Named(value, context.catalog.input_sha256(value) if fs.isfile(inner) else value)
 
 
-def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> Sequence[Part[MeasureInputs]]:
+def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> list[Part[dict[str, Any]]]:
     """What no part has scored yet, by scorer, in the order in which it lies in the pool."""
-    parts: list[Part[MeasureInputs]] = []
+    parts: list[Part[dict[str, Any]]] = []
     if not inputs.scorers:
         return parts
     with run.scratch() as sql:
-        view_inputs(sql, inputs, facts=None, captions=None)
+        view_parquet(sql, "facts", inputs.facts.paths)
+        view_parquet(sql, "captions", inputs.captions.paths)
         for scorer in inputs.scorers:
             parts += _plan_scorer(scorer, run, sql)
     return parts
 
 
-def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Part[MeasureInputs]]:
+def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Part[dict[str, Any]]]:
     done = run.files_of(_scored_by(scorer, run), "scored")
     view_table(sql, "scored", done, SCORED)
     columns = 'sample_id, stored_sha256, md5(text) AS text_md5, pool_file, "offset", length, text'
@@ -364,22 +340,11 @@ def _plan_scorer(scorer: ScorerInputs, run: StageRun[str], sql: Any) -> list[Par
         PART_ROWS,
     )
     sql.execute("DROP VIEW scored")
-    return [Part(MeasureInputs(rows, scorer), scorer, num_rows) for rows, num_rows in groups]
+    return [Part({"rows": rows, "scorer": scorer}, scorer, num_rows) for rows, num_rows in groups]
 
 
 def _scored_by(scorer: ScorerInputs, run: StageRun[Any]) -> list[PartRecord]:
     return run.made_of("measure", scorer)
-
-
-def _plan_judge(inputs: ScoreInputs, run: StageRun[None]) -> Sequence[JudgeInputs]:
-    if not inputs.scorers:
-        return []
-    scored, boxes = (run.files("measure", table) for table in ("scored", "boxes"))
-    return [
-        JudgeInputs(
-            inputs.candidates, inputs.facts, inputs.captions, inputs.caption_verdicts, scored, boxes, inputs.rules
-        )
-    ]
 
 
 def _conclude(inputs: ScoreInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
@@ -392,18 +357,27 @@ STAGE = Stage(
     name="score",
     about="CLIP score and other scorers (off unless one is named)",
     inputs=_inputs,
+    tables={"scored": SCORED, "boxes": BOXES},
     steps=(
         Step(
             "measure",
-            _plan_measure,
             measure,
             version=VERSION,
+            gives=("scored", "boxes"),
+            plan=_plan_measure,
             how=lambda context: context.config.score.device,
             unit="images",
             committed=lambda inputs, run: [part for scorer in inputs.scorers for part in _scored_by(scorer, run)],
             gpus=lambda context: float(context.config.score.device != "cpu" and bool(context.config.score.model)),
         ),
-        Step("judge", _plan_judge, judge, version=2),
+        Step(
+            "judge",
+            judge,
+            version=2,
+            reads=("candidates", "facts", "captions", "caption_verdicts", "scored", "boxes"),
+            gives=("scores", "score_verdicts", "marks"),
+            plan=lambda inputs, _: [{}] if inputs.scorers else [],
+        ),
     ),
     conclude=_conclude,
 )

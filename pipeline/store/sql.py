@@ -20,7 +20,7 @@ from manifests.errors import RunError
 from manifests.stores import storage
 from manifests.stores.folder import bring_missing
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter
+from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, require_columns
 
 
 def facet(connection: Any, columns: Sequence[str], table: str) -> str:
@@ -165,10 +165,18 @@ def view_parquet(
 
 
 def view_table(
-    connection: Any, name: str, files: Files, schema: pa.Schema, where: str = "true", *, of_versions: bool = False
+    connection: Any,
+    name: str,
+    files: Files,
+    schema: pa.Schema | None,
+    where: str = "true",
+    *,
+    of_versions: bool = False,
 ) -> None:
     """A view over a table; an empty one where there are no files. With `of_versions` it has every column."""
-    if files and of_versions:
+    if schema is None:
+        view_parquet(connection, name, files.paths, where)
+    elif files and of_versions:
         connection.register(f"columns_of_{name}", schema.empty_table())
         view_parquet(connection, f"files_of_{name}", files.paths, where, of_versions=True)
         connection.execute(f"CREATE VIEW {name} AS FROM columns_of_{name} UNION ALL BY NAME FROM files_of_{name}")
@@ -176,16 +184,6 @@ def view_table(
         view_parquet(connection, name, files.paths, where)
     else:
         connection.register(name, schema.empty_table())
-
-
-def view_inputs(connection: Any, inputs: Any, where: str = "true", **schemas: pa.Schema | None) -> None:
-    """Views over tables that are fields of `inputs`, by their names; one with a schema may have no files."""
-    for name, schema in schemas.items():
-        files: Files = getattr(inputs, name)
-        if schema is None:
-            view_parquet(connection, name, files.paths, where)
-        else:
-            view_table(connection, name, files, schema, where)
 
 
 def empty_columns(connection: Any, paths: Sequence[str]) -> frozenset[str]:
@@ -216,6 +214,7 @@ def copy_sorted(
 
     Columns that are known to be `empty` are not sorted.
     """
+    require_columns(writer.table, writer.schema, {*connection.sql(query).columns, *empty})
     names = ", ".join(f'"{name}"' for name in writer.schema.names if name not in empty)
     reader = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}").to_arrow_reader(ROW_GROUP_ROWS)
     for batch in reader:

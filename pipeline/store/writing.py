@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.contract import tables
+from manifests.errors import PartError
 from manifests.stores import storage
 
 ROW_GROUP_ROWS = 100_000
@@ -98,7 +100,7 @@ class TableWriter:
         row_group_bytes: int = ROW_GROUP_BYTES,
         small: bool = False,
     ) -> None:
-        self._table, self._path = table, path
+        self.table, self._path = table, path
         final = storage.join(workdir, path)
         storage.make_folder(final.rpartition("/")[0])
         self._temp = storage.temp_path(final)
@@ -125,7 +127,7 @@ class TableWriter:
 
     def write(self, rows: pa.Table) -> None:
         """Append rows; columns are put in the order of the schema and cast to it."""
-        rows = rows.select(self.schema.names).cast(self.schema)
+        rows = self._cast(rows)
         self._waiting.append(rows)
         self._num_waiting += rows.num_rows
         self._num_rows += rows.num_rows
@@ -135,9 +137,13 @@ class TableWriter:
 
     def write_group(self, rows: pa.Table) -> None:
         """Write rows as one row group of their own; not to be mixed with `write`."""
-        rows = rows.select(self.schema.names).cast(self.schema)
+        rows = self._cast(rows)
         self._num_rows += rows.num_rows
         self._encode(rows)
+
+    def _cast(self, rows: pa.Table) -> pa.Table:
+        require_columns(self.table, self.schema, rows.column_names)
+        return rows.select(self.schema.names).cast(self.schema)
 
     def close(self) -> PrivateFile:
         """Finish the file and say what it is."""
@@ -150,7 +156,7 @@ class TableWriter:
         self._writer.close()
         self._buffered.close()  # and the stream below it
         num_bytes, sha256 = self._stream.num_bytes, self._stream.digest.hexdigest()
-        return PrivateFile(self._table, self._path, self._temp, self._num_rows, num_bytes, sha256)
+        return PrivateFile(self.table, self._path, self._temp, self._num_rows, num_bytes, sha256)
 
     def _write_groups(self) -> None:
         """Write the row groups that are full; one table at most keeps waiting."""
@@ -179,6 +185,12 @@ class TableWriter:
         if self._encoding:
             self._encoding.result()
         self._encoding = self._thread.submit(self._writer.write_table, rows, max(1, rows.num_rows))
+
+
+def require_columns(table: str, schema: pa.Schema, columns: Collection[str]) -> None:
+    """Raises: PartError when the table lacks columns of its schema: a fault of the step that gives it."""
+    if lacking := [name for name in schema.names if name not in columns]:
+        raise PartError(f"the table {table} lacks {', '.join(lacking)}: its step says that it gives them")
 
 
 @cache

@@ -59,11 +59,10 @@ from pipeline.engine.runner import Runner
 from pipeline.engine.work import Execution, PartResult, files_in
 from pipeline.flow import FLOW
 from pipeline.judging.captions.measure import measure_captions
-from pipeline.stages import caption
-from pipeline.stages.dedup import stage as dedup
 from pipeline.stages.fetch.rounds import PicturesInputs
 from pipeline.stages.pack import record as pack_record
 from pipeline.stages.pack.stage import ShardInputs
+from pipeline.store.files import RowGroup
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
 
@@ -367,7 +366,7 @@ def facts_without_pictures(inputs: PicturesInputs, run: Execution[Any]) -> PartR
         "signals": pa.array([[]] * len(n), tables.SIGNALS.type),
     }
     table = pa.table([columns[name] for name in tables.FETCHED.names], tables.FETCHED.names)
-    file = run.write("fetched", f"tables/fetch/{run.stem}.parquet", table, tables.FETCHED)
+    file = run.write("fetched", table, run.stem)
     num_ok = int(is_ok.sum())
     funnel = Funnel(len(n), num_ok, {"http_404": len(n) - num_ok} if num_ok < len(n) else {})
     ids = list(pc.min_max(todo["sample_id"]).as_py().values())
@@ -382,22 +381,22 @@ def _hex(n: np.ndarray, salt: int) -> pa.Array:
     return pa.StringArray.from_buffers(len(n), offsets.buffers()[1], pa.py_buffer(text))
 
 
-def captions_made_up(inputs: caption.MeasureInputs, run: Execution[None]) -> PartResult:
+def captions_made_up(_: Any, run: Execution[None], candidates: RowGroup, measure: dict[str, bool]) -> PartResult:
     """The first 1,000 captions of a part as they measure; the others get the same measurements with their own texts."""
-    rows = pq.ParquetFile(inputs.candidates.path).read_row_group(inputs.candidates.number)
+    rows = candidates.read()
     few = measure_captions(rows.slice(0, 1000))
     table = few.take(pa.array(np.arange(rows.num_rows) % few.num_rows))
-    own = splitmix64(np.arange(rows.num_rows, dtype=np.uint64) + np.uint64(inputs.candidates.number << 32))
+    own = splitmix64(np.arange(rows.num_rows, dtype=np.uint64) + np.uint64(candidates.number << 32))
     for name, column in (("sample_id", rows["sample_id"]), ("text", rows["caption"]), ("text_key", pa.array(own))):
         table = table.set_column(table.schema.get_field_index(name), name, column)
-    return PartResult((run.write("captions", f"tables/caption/{run.stem}.parquet", table, tables.CAPTIONS),))
+    return PartResult((run.write("captions", table),))
 
 
-def made_up_details(inputs: dedup.PicturesInputs, run: Execution[None]) -> PartResult:
+def made_up_details(_: Any, run: Execution[None], rows: RowGroup) -> PartResult:
     """Details that blow up no picture."""
-    rows = pq.ParquetFile(inputs.rows.path).read_row_group(inputs.rows.number)
-    table = pa.table([rows["pixels_sha256"], np.full(rows.num_rows, 40_000)], schema=tables.DETAILS)
-    return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
+    held = rows.read()
+    table = pa.table([held["pixels_sha256"], np.full(held.num_rows, 40_000)], schema=tables.DETAILS)
+    return PartResult((run.write("found_details", table),))
 
 
 def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
@@ -429,7 +428,7 @@ def placements_alone(inputs: ShardInputs, run: Execution[None]) -> PartResult:
             "packed_sha256": pa.nulls(num, pa.string()),
         }
     )
-    placed = run.write("placements", f"tables/pack/{run.stem}.parquet", table, tables.PLACEMENTS)
+    placed = run.write("placements", table, run.stem)
     values, counts = np.unique(rows["domain"].to_numpy(zero_copy_only=False), return_counts=True)
     domains = {str(value): int(count) for value, count in zip(values, counts, strict=True)}
     shard = PrivateFile("shard", path, temp, num, num_bytes, digest.hexdigest())

@@ -18,6 +18,7 @@ import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,12 +32,15 @@ import pyarrow.parquet as pq
 
 from manifests.contract import tables
 from manifests.stores import storage
-from pipeline.engine.work import Execution
 from pipeline.judging.captions.settings import TextSettings
-from pipeline.stages.pack.arrange import ArrangeInputs, GatherInputs, PlaceRange, ShardGroup, arrange, gather
-from pipeline.stages.pack.stage import ShardInputs, write_shard
+from pipeline.stages.pack.arrange import PlaceRange, ShardGroup
+from pipeline.stages.pack.stage import STAGE, ShardInputs, write_shard
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.tar import ArchiveWriter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from running import do_part, execution_of  # a helper of the tests
 
 WORKERS = 2
 POOL_PART = 100  # 200 files, three times what the reader keeps open: a pool of millions has its images as far apart
@@ -117,18 +121,15 @@ def make_pool(folder: Path, num_images: int) -> dict[str, Files]:
 def pack(folder: Path, found: dict[str, Files], target: str) -> None:
     """The stage's steps as the runner does them: gather, arrange, shards in parallel, published by the driver."""
     group = ShardGroup("train")
-    texts = TextSettings()
-    run = Execution(str(folder), 2.0, target, None)
-    (gathered,) = gather(
-        GatherInputs(**found, looks=Files(), extra_captions=Files(), marks=Files(), texts=texts, by_bytes=False), run
-    ).files
-    result = arrange(ArrangeInputs(Files((gathered.temp,)), group, PlaceRange(), 1000, None, ()), run)
+    (gathered,) = do_part(STAGE, "gather", folder, 2.0, target, **found, texts=TextSettings(), by_bytes=False).files
+    of_group = {"group": group, "places": PlaceRange(), "members": (), "max_samples": 1000, "max_bytes": None}
+    result = do_part(STAGE, "arrange", folder, 2.0, target, gathered=Files((gathered.temp,)), **of_group)
     numbers = range(len(result.notes["shards"][group.table]))
     shards = [
         ShardInputs(RowGroup(result.files[0].temp, number, ""), f"{target}-{number:06d}.tar", target, ())
         for number in numbers
     ]
-    runs = [Execution(str(folder), 2.0, f"{target}-{number}", None) for number in numbers]
+    runs = [execution_of(STAGE, "write", folder, 2.0, f"{target}-{number}") for number in numbers]
     with ProcessPoolExecutor(WORKERS) as pool:
         for done in pool.map(write_shard, shards, runs):
             for file in done.files:

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from sealed import lend
 
 from manifests.contract import tables
 from pipeline.judging.matching.looks import LOOKS
-from pipeline.stages.fetch import local as fetch_local
+from pipeline.stages.fetch import stage as fetch
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 COLUMNS = {"file": "file", "record_key": "key", "caption": "caption", "taxon_scientific_name": "taxon"}
@@ -137,7 +136,7 @@ def test_hashes_that_an_earlier_version_did_not_measure_are_read_from_the_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     older = pa.schema([field for field in tables.FETCHED if field.name not in LOOKS.names[1:]])
-    monkeypatch.setattr(fetch_local, "tables", SimpleNamespace(FETCHED=older))
+    monkeypatch.setitem(fetch.STAGE.tables, "fetched", older)
     sources, work = _sources(tmp_path), tmp_path / "work"
     done("build", write_small_config(tmp_path, *sources))
     grown = pq.read_table(release_of(work) / "samples.parquet")

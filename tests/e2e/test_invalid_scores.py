@@ -69,14 +69,14 @@ def test_a_box_that_is_none_fails_the_part_by_the_name_of_its_scorer(tmp_path: P
 def test_boxes_that_an_earlier_version_stored_are_not_taken_for_blurred(tmp_path: Path) -> None:
     config = _config(tmp_path, "Faulty", {"max_score": 0.5, "action": "blur"}, box=[0.1, 0.1, 0.9, 0.9, 0.9])
     assert run_here("build", config, "--to", "score").returncode == 0
-    ((stored,),) = [list((tmp_path / "work/tables/score").glob("*-boxes.parquet"))]
+    ((stored,),) = [list((tmp_path / "work/tables/score").glob("boxes-*.parquet"))]
     table = pq.read_table(stored)
     pixels = pa.array([90.0, *[0.9] * (table.num_rows - 1)], pa.float32())
     pq.write_table(table.set_column(table.schema.get_field_index("right"), "right", pixels), stored)
     changed = storage.hash_file(str(stored))
     with Catalog.open(str(tmp_path / "work")) as catalog:
         catalog._connection.execute(
-            "UPDATE files SET sha256 = ?, num_bytes = ? WHERE path LIKE '%-boxes.parquet'",
+            "UPDATE files SET sha256 = ?, num_bytes = ? WHERE path LIKE '%/boxes-%.parquet'",
             [changed.sha256, changed.num_bytes],
         )
     config = _config(tmp_path, "Faulty", {"max_score": 0.6, "action": "blur"}, box=[0.1, 0.1, 0.9, 0.9, 0.9])

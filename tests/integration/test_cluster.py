@@ -265,7 +265,7 @@ def conclude(inputs, run):
 
 config = read_config("config.yaml")
 config = config.model_copy(update={"run": config.run.model_copy(update={"max_attempts": 1})})
-step = Step("work", lambda inputs, run: [Part({'number': number}) for number in range(12)], work)
+step = Step("work", work, plan=lambda inputs, run: [Part({'number': number}) for number in range(12)])
 stage = Stage("long", "test", lambda context: {"num": 12}, (step,), conclude)
 with Catalog.open(config.work_dir) as catalog:
     sealed = Runner(config, [stage], catalog).run().stages["long"]

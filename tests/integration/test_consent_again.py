@@ -23,6 +23,7 @@ from manifests.contract.reader import open_reader
 from pipeline import flow  # noqa: F401  (imported before `made` patches a table)
 from pipeline.cli import main
 from pipeline.fetching.settings import FetchSettings
+from pipeline.stages.fetch import stage as fetch
 
 ROBOTS = b"""User-agent: *
 Disallow: /private/
@@ -184,7 +185,7 @@ def made(server: _Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
             with pytest.MonkeyPatch.context() as patch:
                 if name == "unstored":  # as versions did that stored nothing of what was said
                     signals = tables.FETCHED.get_field_index("signals")
-                    patch.setattr(tables, "FETCHED", tables.FETCHED.remove(signals))
+                    patch.setitem(fetch.STAGE.tables, "fetched", tables.FETCHED.remove(signals))
                 build(folders[name], server, STRICT.get(name, OPEN), *options)
         return folders[name]
 

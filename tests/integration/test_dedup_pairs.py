@@ -44,7 +44,7 @@ def fetched(hashes: Sequence[Hashes]) -> Stage[dict[str, Any]]:
             "pixels_sha256": [f"source-{name}-{row // 2}" for row in range(len(rows))],  # every image twice
         }
         table = pa.table({name: pa.array(facts.get(name, [None] * len(rows)), kind) for name, kind in SCHEMA})
-        return PartResult((run.write("facts", f"tables/fetch/source-{name}.parquet", table, tables.FACTS),))
+        return PartResult((run.write("facts", table, f"source-{name}"),))
 
     def plan(_: dict[str, Any], run: StageRun[None]) -> list[Part[dict[str, Any]]]:
         return [Part({"name": name, "phash": some.tolist()}) for name, some in zip(names, hashes, strict=True)]
@@ -53,7 +53,9 @@ def fetched(hashes: Sequence[Hashes]) -> Stage[dict[str, Any]]:
         num = sum(len(some) for some in hashes)
         return Funnel(num, num), {"content": "+".join(names)}
 
-    return Stage("fetch", "facts", lambda _: {"names": names}, (Step("write", plan, write),), conclude)
+    return Stage(
+        "fetch", "facts", lambda _: {"names": names}, (Step("write", write, gives=("facts",), plan=plan),), conclude
+    )
 
 
 SCHEMA = [(field.name, field.type) for field in tables.FACTS]

@@ -16,6 +16,7 @@ import pytest
 from building import photos_config
 from hashed_pairs import look_of, pairs_of
 from PIL import Image, ImageOps
+from running import do_part
 
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
@@ -27,9 +28,8 @@ from pipeline.commands.explain import describe_life
 from pipeline.commands.status import describe_status
 from pipeline.config import BuildConfig
 from pipeline.engine.runner import BuildReport, Runner
-from pipeline.engine.work import Execution
 from pipeline.flow import FLOW
-from pipeline.stages.dedup.evaluation import LeakInputs, find_leaks
+from pipeline.stages.dedup.stage import STAGE
 from pipeline.store.files import Files
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
@@ -224,8 +224,7 @@ def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extr
     pq.write_table(tables.CANDIDATES.empty_table(), tmp_path / "candidates.parquet")
     files = {name: Files((str(tmp_path / f"{name}.parquet"),)) for name in (*schemas, "candidates", "pairs")}
     sets = [{"name": "set", "radius": 6, "mirrored": True}]
-    inputs = LeakInputs(**files, looks=Files(), sets=tuple(sets), named=())
-    result = find_leaks(inputs, Execution(str(tmp_path), 1, "x", None))
+    result = do_part(STAGE, "leaks", tmp_path, **files, sets=tuple(sets), named=())
     return pq.read_table(result.files[0].temp).to_pylist()
 
 

@@ -7,6 +7,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from fetched import fetch_rows
 from misbehaving.answers import encode, send_picture
 from misbehaving.server import MisbehavingServer
 from PIL import Image
+from running import execution_of
 
 from manifests.errors import RetryableError
 from manifests.stores import storage
 from pipeline.engine.executing import Done, Job, do_job
-from pipeline.engine.work import Execution, Part, PartResult
+from pipeline.engine.work import Part, PartResult
 from pipeline.fetching import engine
 from pipeline.fetching.engine import Piece, fetch_in_pieces
 from pipeline.fetching.hosts import HostGate
@@ -153,7 +155,8 @@ def test_another_try_asks_only_for_what_no_piece_holds(
     pq.write_table(table, tmp_path / "todo.parquet")
     inputs = PicturesInputs(RowGroup(str(tmp_path / "todo.parquet"), 0, "x"), ImageSettings(), (), 0)
     how = fetch.DownloadHow(SETTINGS, 0.2)
-    job = Job("k", Part(inputs), Execution(str(tmp_path), 1.0, "stem", how, HostGate(NETWORK)))
+    execution = replace(execution_of(fetch.STAGE, "download", tmp_path, stem="stem", how=how), shared=HostGate(NETWORK))
+    job = Job("k", Part(inputs), execution)
 
     def failing_after_one(*arguments: Any, **options: Any) -> Iterator[Piece]:
         yield next(fetch_in_pieces(*arguments, **options))
@@ -167,7 +170,7 @@ def test_another_try_asks_only_for_what_no_piece_holds(
     for file in first.result.files:
         storage.publish(file.temp, str(tmp_path / file.path))
     before = tuple(str(tmp_path / file.path) for file in first.result.files)
-    again = Execution(str(tmp_path), 1.0, "stem", how, HostGate(NETWORK), before)
+    again = replace(execution, shared=HostGate(NETWORK), pieces=before)
     results = [first.result, *(results_of(done) for done in do_job(fetch.download, Job("k", job.part, again)))]
     assert all(result.is_piece for result in results)
     paths = [file.path for result in results for file in result.files]

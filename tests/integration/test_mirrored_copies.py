@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps
 from manifests.contract import tables
 from manifests.contract.reader import open_reader
 from pipeline.judging.matching.looks import LOOKS
-from pipeline.stages.fetch import local as fetch_local
+from pipeline.stages.fetch import stage as fetch
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))[:5]
 
@@ -43,7 +42,7 @@ def test_mirrored_copies_go_wherever_their_hashes_were_measured(
     mirror(PHOTOS[0], pics)
     older = pa.schema([field for field in tables.FETCHED if field.name not in LOOKS.names[1:]])
     with monkeypatch.context() as then:
-        then.setattr(fetch_local, "tables", SimpleNamespace(FETCHED=older))
+        then.setitem(fetch.STAGE.tables, "fetched", older)
         build_own_pictures(tmp_path / "grown", "--to", "fetch")
     shutil.copy(PHOTOS[4], pics)
     for photo in PHOTOS[1:]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -12,7 +11,7 @@ from building import ROOT, build_own_pictures
 
 from manifests.contract import tables
 from manifests.contract.reader import open_reader
-from pipeline.stages.fetch import local as fetch_local
+from pipeline.stages.fetch import stage as fetch
 from pipeline.store import buckets
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
@@ -29,7 +28,7 @@ def test_columns_that_older_parts_lack_are_null(
         shutil.copy(photo, tmp_path / "pics/fruit")
     older = pa.schema([field for field in tables.FETCHED if field.name not in NEW_COLUMNS])
     with monkeypatch.context() as then:
-        then.setattr(fetch_local, "tables", SimpleNamespace(FETCHED=older))
+        then.setitem(fetch.STAGE.tables, "fetched", older)
         build_own_pictures(tmp_path, "--to", "fetch")
     for photo in PHOTOS[4:6]:
         shutil.copy(photo, tmp_path / "pics/fruit")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from running import (
@@ -26,15 +27,16 @@ from sealed import flip_byte
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader, read_status
 from manifests.contract.records import Funnel, StageRecord
-from manifests.errors import ConfigError, DamageError
+from manifests.errors import ConfigError, DamageError, PartError
 from manifests.stores import storage
 from pipeline.answers.preflight import check_writable
 from pipeline.commands.build import check_span
 from pipeline.engine.checking import ContentChecks
 from pipeline.engine.executing import Asked, Done, InlineExecutor, Job, never
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.on_ray import RayExecutor
-from pipeline.engine.work import Execution, PartResult, Stage, StageRun
-from pipeline.store.files import files_of
+from pipeline.engine.work import Execution, PartResult, Stage, StageRun, Step
+from pipeline.store.files import Files, files_of
 
 # ---- the same, whoever runs it
 
@@ -94,7 +96,7 @@ def test_committed_parts_are_skipped_by_the_next_build(tmp_path: Path, trace: Pa
     report = run(tmp_path / "w", executor, stage_of(traced(), 6, recipe=1, trace=str(trace)))
     assert tries(trace) == dict.fromkeys(range(6), 1)
     assert report.stages["square"].funnel == Funnel(30, 15, {"odd": 15})
-    squares = pq.read_table(tmp_path / "w/tables/square-001.parquet").to_pylist()
+    squares = pq.read_table(tmp_path / "w/tables/square/square-001.parquet").to_pylist()
     assert squares == [{"number": 6, "square": 36}, {"number": 8, "square": 64}]
 
 
@@ -103,7 +105,7 @@ def test_a_lost_file_has_its_part_done_again(tmp_path: Path, trace: Path, is_cut
     stage = stage_of(traced(), trace=str(trace))
     run(tmp_path / "w", InlineExecutor(), stage)
     before = tables_of(tmp_path / "w")
-    lost = tmp_path / "w" / "tables" / "square-003.parquet"
+    lost = tmp_path / "w/tables/square/square-003.parquet"
     lost.write_bytes(b"cut") if is_cut else lost.unlink()
     assert run(tmp_path / "w", InlineExecutor(), stage).redone == ("square",)
     assert tries(trace) == {**dict.fromkeys(range(6), 1), 3: 2}
@@ -124,20 +126,20 @@ def test_a_flipped_bit_in_a_table_has_its_part_done_again_where_it_is_read(
     executor = InlineExecutor()
     run(tmp_path / "w", executor, *two_stages(trace=str(trace)))
     before = tables_of(tmp_path / "w")
-    flip_byte(tmp_path / "w/tables/first-003.parquet")
+    flip_byte(tmp_path / "w/tables/first/first-003.parquet")
     assert run(tmp_path / "w", executor, *two_stages(trace=str(trace))).redone == ()  # nothing reads it
     assert run(tmp_path / "w", executor, *two_stages(1, trace=str(trace))).redone == ("first", "second")
     assert tries(trace) == {**dict.fromkeys(range(6), 1), 3: 2}
     assert tables_of(tmp_path / "w") == before
     said = [record.message for record in caplog.records if "made again" in record.message]
-    assert said == ["tables/first-003.parquet: not what was recorded; made again, where this build needs it"]
+    assert said == ["tables/first/first-003.parquet: not what was recorded; made again, where this build needs it"]
 
 
 def test_a_damaged_part_that_no_stage_can_make_stops_the_build(tmp_path: Path, trace: Path) -> None:
     executor = InlineExecutor()
     run(tmp_path / "w", executor, *two_stages(trace=str(trace), from_outside=True))
-    flip_byte(tmp_path / "w/tables/first-003.parquet")
-    with pytest.raises(DamageError, match=r"tables/first-003\.parquet: not what was recorded.*`plantmix repair"):
+    flip_byte(tmp_path / "w/tables/first/first-003.parquet")
+    with pytest.raises(DamageError, match=r"tables/first/first-003\.parquet: not what was recorded.*`plantmix repair"):
         run(tmp_path / "w", executor, *two_stages(1, trace=str(trace), from_outside=True))
     assert tries(trace) == dict.fromkeys(range(6), 1)
 
@@ -148,7 +150,7 @@ def test_a_file_is_read_once_a_build(tmp_path: Path, trace: Path, monkeypatch: p
     checks, read = ContentChecks(str(tmp_path)), []
     hash_file = storage.hash_file
     monkeypatch.setattr(storage, "hash_file", lambda path: read.append(path) or hash_file(path))
-    path = str(tmp_path / "tables/first-000.parquet")
+    path = str(tmp_path / "tables/first/first-000.parquet")
     files = files_of([(path, hash_file(path).sha256)])
     assert checks.require(files) is checks.require(files)
     assert read == [path]
@@ -161,9 +163,7 @@ def test_only_what_follows_a_change_is_done_again(tmp_path: Path) -> None:
     def flow(recipe: int) -> list[Stage]:
         first, second = stage_of(square_work(), name="first"), stage_of(square_work(), name="second", recipe=recipe)
         third = stage_of(square_work(), name="third")
-        third = Stage(
-            "third", "", lambda context: {"on": context.sealed["second"].fingerprint}, third.steps, third.conclude
-        )
+        third = replace(third, inputs=lambda context: {"on": context.sealed["second"].fingerprint})
         return [first, second, third]
 
     assert run(tmp_path, InlineExecutor(), *flow(0)).redone == ("first", "second", "third")
@@ -176,10 +176,7 @@ def test_the_way_back_to_an_older_version_forgets_what_lies_after_it(tmp_path: P
 
     def flow(recipe: int) -> list[Stage]:
         first, second = stage_of(square_work(), name="first", recipe=recipe), stage_of(square_work(), name="second")
-        return [
-            first,
-            Stage("second", "", lambda c: {"on": c.sealed["first"].fingerprint}, second.steps, second.conclude),
-        ]
+        return [first, replace(second, inputs=lambda context: {"on": context.sealed["first"].fingerprint})]
 
     def shown() -> list[str]:
         return sorted(read_status(str(tmp_path))["stages"])
@@ -216,7 +213,7 @@ def test_a_fresh_stage_is_what_a_later_build_will_find(tmp_path: Path) -> None:
         return PartResult((), Funnel(5, 5, {"odd": 0}))
 
     stage = stage_of(work)
-    stage = Stage(stage.name, "", stage.inputs, stage.steps, lambda _, run: (stage_funnel(run), {"z": (1, 2), "a": 1}))
+    stage = replace(stage, conclude=lambda _, run: (stage_funnel(run), {"z": (1, 2), "a": 1}))
     fresh, reused = (run(tmp_path, InlineExecutor(), stage).stages["square"] for _ in range(2))
     assert fresh == reused
     assert fresh.funnel.reasons == {}
@@ -225,6 +222,81 @@ def test_a_fresh_stage_is_what_a_later_build_will_find(tmp_path: Path) -> None:
 
 def stage_funnel(run: StageRun[None]) -> Funnel:
     return sum((part.funnel for part in run.parts("work") if part.funnel), Funnel(0, 0))
+
+
+# ---- what a step gives
+
+
+def test_a_table_that_lacks_a_declared_column_is_a_fault_of_the_step(tmp_path: Path) -> None:
+    def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        return PartResult((run.write("squares", pa.table({"number": inputs["numbers"]})),))
+
+    said = "the table squares lacks square: its step says that it gives them"
+    with pytest.raises(PartError, match=said):
+        run(tmp_path / "rows", InlineExecutor(), stage_of(work, 1))
+
+    def query(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        with run.scratch() as sql:
+            return PartResult((run.save(sql, "squares", "SELECT 1 AS number", "number"),))
+
+    with pytest.raises(PartError, match=said):
+        run(tmp_path / "query", InlineExecutor(), stage_of(query, 1))
+
+
+def test_a_table_that_no_step_declares_is_refused(tmp_path: Path) -> None:
+    def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
+        return PartResult((run.write("cubes", pa.table({"number": inputs["numbers"]})),))
+
+    with pytest.raises(PartError, match="square: no step says that it gives the table cubes; name it in its `gives`"):
+        run(tmp_path, InlineExecutor(), stage_of(work, 1))
+
+
+def test_work_gets_what_its_step_declares_and_nothing_else(tmp_path: Path) -> None:
+    """A table of an earlier step whole, a table cut by sample id, a value of the stage's inputs, one of the plan."""
+    ids, schema = [f"{number:x}" * 32 for number in range(16)], pa.schema([("sample_id", pa.string())])
+    path = str(tmp_path / "ids.parquet")
+    pq.write_table(pa.table({"sample_id": ids}), path)
+
+    @dataclass(frozen=True)
+    class Given:
+        ids: Files
+        seed: int
+        secret: str
+
+    def first(inputs: Given, run: Execution[None]) -> PartResult:
+        return PartResult((run.write("seen", pa.table({"sample_id": [inputs.secret]})),))
+
+    def second(inputs: Inputs, run: Execution[None], seed: int, number: int, least: int = 7) -> PartResult:
+        with run.scratch() as sql:
+            inputs.view(sql, ids="those", absent="none")
+            those, seen, none = (sql.execute(f"FROM {name}").fetchall() for name in ("those", "seen", "none"))
+        assert not hasattr(inputs, "secret")
+        return PartResult((), Funnel(len(those), len(those)), {"seen": [seed, number, least, seen, none]})
+
+    def planned(inputs: Given, run: StageRun[None]) -> list[dict[str, Any]]:
+        return [{"number": number} for number in range(2)]
+
+    def stage_with(seed: int, secret: str) -> Stage[Given]:
+        given = Given(files_of([(path, storage.hash_file(path).sha256)]), seed, secret)
+        tables = dict.fromkeys(("seen", "absent"), schema)
+        steps = (
+            Step("first", first, gives=("seen",)),
+            Step("second", second, reads=("seen", "absent"), cut=("ids",), plan=planned, prepares=True),
+            Step("third", first, gives=("absent",), plan=lambda inputs, run: []),
+        )
+        return Stage("square", "", lambda _: given, steps, lambda _, run: (run.funnel("second"), {}), tables=tables)
+
+    with Catalog.open(str(tmp_path / "w")) as catalog:
+        for secret in ("a", "b"):
+            sealed = run(tmp_path / "w", InlineExecutor(), stage_with(5, secret), catalog=catalog, memory_gb=1.2e-5)
+            parts = catalog.parts_of(sealed.stages["square"].fingerprint, "second")
+            assert sealed.stages["square"].funnel.num_in == 2 * len(ids)
+            assert [part.notes["seen"] for part in parts[::3]] == [[5, at, 7, [[secret]], []] for at in range(2)]
+        keys = {part.key for part in parts}
+        assert len(keys) == 6  # two parts of three buckets each
+        report = run(tmp_path / "w", InlineExecutor(), stage_with(6, "b"), catalog=catalog, memory_gb=1.2e-5)
+        again = catalog.parts_of(report.stages["square"].fingerprint, "second")
+        assert keys.isdisjoint(part.key for part in again)
 
 
 # ---- status and places

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from building import photos_config
+from running import do_part
 from tiny_clip import MODEL, save_weights
 
 from manifests.contract.catalog import Catalog
@@ -22,10 +23,9 @@ from manifests.stores import storage
 from pipeline.answers.preflight import check_config
 from pipeline.config import BuildConfig
 from pipeline.engine.runner import Runner
-from pipeline.engine.work import Execution
 from pipeline.flow import FLOW
 from pipeline.judging.matching.semantic import assign, close_pairs, train_centroids, unit
-from pipeline.stages.dedup.semantic import EmbedInputs, embed
+from pipeline.stages.dedup.stage import STAGE
 from pipeline.store.files import Named, RowGroup
 from pipeline.store.pool import PoolWriter
 
@@ -112,8 +112,8 @@ def test_rows_of_a_part_are_read_out_of_a_store(tmp_path: Path, weights: Path) -
     with fs.open(inner, "wb") as stream:
         pq.write_table(pa.Table.from_pylist([{"pixels_sha256": "p", **stored}]), stream)
     how = config_of(tmp_path, tmp_path, weights).dedup.semantic
-    inputs = EmbedInputs(RowGroup(todo, 0, "c"), Named(str(MODEL), "m"), Named(str(weights), "w"))
-    (file,) = embed(inputs, Execution(str(tmp_path), 1.0, "x", how)).files
+    of_model = {"model": Named(str(MODEL), "m"), "weights": Named(str(weights), "w")}
+    (file,) = do_part(STAGE, "embed", tmp_path, how=how, rows=RowGroup(todo, 0, "c"), **of_model).files
     assert file.num_rows == 1
 
 

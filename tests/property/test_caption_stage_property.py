@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import do_part
 
 from manifests.contract import tables
 from manifests.contract.records import Funnel
-from pipeline.engine.work import Execution
-from pipeline.judging.captions.settings import CaptionSettings
-from pipeline.stages.caption import JudgeInputs, MeasureInputs, RepeatsInputs, count_repeats, judge, measure
+from pipeline.judging.captions.settings import MEASURED, CaptionSettings
+from pipeline.stages.caption import STAGE
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files, RowGroup
 
@@ -58,25 +58,23 @@ def run_stage(
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}-{number}.parquet")
             files[name].append(str(folder / f"{name}-{number}.parquet"))
         rows_of = RowGroup(files["candidates"][-1], 0, "")
-        inputs = MeasureInputs(rows_of, Files())
-        files["captions"].append(measure(inputs, Execution(str(folder), 0.5, str(number), None)).files[0].temp)
+        measured = do_part(STAGE, "measure", folder, stem=str(number), candidates=rows_of, measure=MEASURED)
+        files["captions"].append(measured.files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
-    counted = count_repeats(
-        RepeatsInputs(tables_of["facts"], tables_of["captions"], Files(), 2), Execution(str(folder), 0.5, "all", None)
-    )
+    of_all = {name: tables_of[name] for name in ("facts", "captions")}
+    counted = do_part(STAGE, "repeats", folder, stem="all", **of_all, allowed=2)
     tables_of["repeats"] = Files((counted.files[0].temp,))
     results = [
-        judge(
-            JudgeInputs(
-                **tables_of,
-                texts=Files(),
-                rules=SETTINGS.rules,
-                bucket=Bucket(number, num_buckets),
-            ),
-            run,
+        do_part(
+            STAGE,
+            "judge",
+            folder,
+            stem=f"x{number}",
+            bucket=Bucket(number, num_buckets),
+            **tables_of,
+            rules=SETTINGS.rules,
         )
         for number in range(num_buckets)
-        for run in [Execution(str(folder), 0.5, f"x{number}", None)]
     ]
     verdicts = [row for result in results for row in pq.read_table(result.files[0].temp).to_pylist()]
     return results[0].files[0].sha256, sum((result.funnel for result in results), Funnel(0, 0)), verdicts

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import do_part
 
 from manifests.contract import tables
-from pipeline.engine.work import Execution
 from pipeline.stages import mix
-from pipeline.stages.mix import MixInputs, Stratum, draw
+from pipeline.stages.mix import Stratum
 from pipeline.store.files import Files
 
 
@@ -53,14 +53,15 @@ def run_draw(
         for name, schema in (("candidates", tables.CANDIDATES), ("decisions", tables.DECISIONS)):
             picked = [{key: value for key, value in row.items() if key in schema.names} for row in rows]
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), Path(folder, f"{name}.parquet"))
-        inputs = MixInputs(
+        result = do_part(
+            mix.STAGE,
+            "draw",
+            folder,
             candidates=Files((f"{folder}/candidates.parquet",)),
             decisions=Files((f"{folder}/decisions.parquet",)),
             strata=tuple(strata or [Stratum(domain, None, *numbers) for domain, numbers in quotas.items()]),
-            mixture={},
             seed=seed,
         )
-        result = draw(inputs, Execution(folder, 0.5, "x", None))
         assert result.funnel is not None
         result.funnel.check("mix")
         drawn: list[dict[str, Any]] = pq.read_table(result.files[0].temp).to_pylist()

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from manifests.contract.settings import Settings, keys_of
 from pipeline.config import BuildConfig, EvaluationSet, MixSettings
 from pipeline.engine.kept_config import dump_config, read_dumped
-from pipeline.judging.captions.settings import PRESETS, RULE_NAMES, RuleSet
+from pipeline.judging.captions.rules import PRESETS, RULE_NAMES
+from pipeline.judging.captions.settings import RuleSet
 from pipeline.judging.quotas.balance import CapSettings
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.captions import JoinedCaptions

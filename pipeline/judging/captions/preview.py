@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.judging.captions.measure import measure_captions
-from pipeline.judging.captions.rules import RULES, judge_captions
-from pipeline.judging.captions.settings import RULE_OF_REASON, CaptionSettings, RuleSet
+from pipeline.judging.captions.rules import RULE_OF_REASON, RULES
+from pipeline.judging.captions.settings import CaptionSettings, RuleSet
 from pipeline.judging.captions.texts import choose_texts
+from pipeline.judging.captions.verdicts import judge_captions
 
 NUM_EXAMPLES = 3
 NUM_KEPT_EXAMPLES = 5

@@ -1,36 +1,94 @@
-"""Verdicts over measured captions: one a row, by the first rule that fails.
+"""The caption rules: the setting of each, what it reads, where it fails, and the presets.
 
-Reads captions joined with `domain` and `source`, and with `num_same_text`, `width_px` and `height_px` where a rule asks
-for them; writes sample_id, keep, reason, value, threshold. All of it is Arrow over whole columns. A
-missing value never fails a rule: a picture is not punished for what could not be measured. Raises ConfigError when a
-column is missing or no rule set fits a row.
+A rule is a field of `Thresholds` and an entry of `RULES`, at the same place. It reads measured captions joined with
+`domain` and `source`, and with `num_same_text`, `width_px` and `height_px` where it asks for them. All of it is Arrow
+over whole columns. A missing value never fails a rule: a picture is not punished for what could not be measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, field_validator
 
 from manifests.contract.outcomes import FORMER_REASONS
-from manifests.contract.tables import VERDICTS
-from manifests.errors import ConfigError
+from manifests.contract.settings import Settings
 from pipeline.judging.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME, SPAM
-from pipeline.judging.captions.settings import MIN_CHARS, MIN_CONFIDENCE, RULE_NAMES, CaptionSettings, LanguageRule
 
-Column: TypeAlias = pa.Array | pa.ChunkedArray
-# Few letters are enough in two Chinese, Japanese or Korean characters, in the time that a clock shows, and in a digit.
-_ENOUGH = (CHARACTER_WORDS + "{2}", r"^\d{1,2}:\d{2}$|^\d$")
-_MAX_VALUE_CHARS = 200
+# Of the rule `languages`, measured in README.md: a guess less sure than this, or over fewer characters, drops nothing.
+MIN_CONFIDENCE, MIN_CHARS = 0.6, 20
 # Of 1,325 English captions of 20 to 29 characters, 3 were called Italian at 0.67 to 0.72 ("A good allround potato"),
 # none at 0.75 or more. README.md says what of other languages is kept for that.
 SHORT_CHARS = 30
 SHORT_CONFIDENCE = 0.75
+
+PresetName = Literal["datacomp-basic", "plant", "general"]
+
+
+class LanguageRule(Settings):
+    """Languages that may stay, by ISO 639 code as fastText writes it.
+
+    A guess over a very short text is noise. So a caption stays when it is shorter than MIN_CHARS, or when the guess is
+    less sure than MIN_CONFIDENCE (than SHORT_CONFIDENCE below SHORT_CHARS). It stays when it is a list of key words or
+    a proper name, or when it holds a Latin binomial. Where English is allowed, a common English word (the, with, flag)
+    saves a caption that is full of foreign names.
+    """
+
+    allow: tuple[str, ...] = ("en",)
+    """Languages that may stay, as ISO 639 codes."""
+
+    @field_validator("allow")
+    @classmethod
+    def _not_empty(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
+        if not allow:
+            raise ValueError("name at least one language, or leave the rule out")
+        return allow
+
+
+class Thresholds(Settings):
+    """One field a rule; None or False leaves the rule out. The rules are applied in the order of the fields."""
+
+    not_empty: bool | None = None
+    """Drop a row without a caption."""
+    not_placeholder_like: bool | None = None
+    """Drop "image", "untitled", "click to enlarge" and the like."""
+    not_filename_like: bool | None = None
+    """Drop file names such as IMG_0042."""
+    not_spam_like: bool | None = None
+    """Drop what a shop says to its visitors, such as "click here to buy"."""
+    min_chars: int | None = Field(default=None, ge=0)
+    """Least number of characters of the clean caption."""
+    max_chars: int | None = Field(default=None, ge=1)
+    """Most characters of the clean caption."""
+    min_words: int | None = Field(default=None, ge=0)
+    """Least number of words of the clean caption."""
+    max_words: int | None = Field(default=None, ge=1)
+    """Most words of the clean caption."""
+    min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Least share of letters among all characters but spaces."""
+    max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of words that stand in repeated runs of words."""
+    not_bare_name: bool | None = None
+    """Drop a caption that is a scientific name and nothing else, where no taxon is stated."""
+    languages: LanguageRule | None = None
+    max_repeats: int | None = Field(default=None, ge=1)
+    """Drop a caption that stands on more pictures of the corpus, but for case and punctuation."""
+    min_side_px: int | None = Field(default=None, ge=1)
+    """Least length of the shorter side of the picture as downloaded."""
+    max_aspect_ratio: float | None = Field(default=None, ge=1)
+    """Largest ratio of the longer to the shorter side, as downloaded."""
+
+
+ON_GIVEN = ("min_given_words", "min_given_chars")  # of the caption as given: rules of DataComp's filter alone
+Column: TypeAlias = pa.Array | pa.ChunkedArray
+# Few letters are enough in two Chinese, Japanese or Korean characters, in the time that a clock shows, and in a digit.
+_ENOUGH = (CHARACTER_WORDS + "{2}", r"^\d{1,2}:\d{2}$|^\d$")
 
 
 @dataclass(frozen=True)
@@ -103,9 +161,17 @@ def _spare(fails: Column, text: Column, spared: Callable[[Column], Column]) -> C
     rows = pc.indices_nonzero(fails)
     if not len(rows):
         return fails
-    mask = _as_mask(fails).copy()
-    mask[rows.to_numpy()] = ~_as_mask(spared(text.take(rows)))
+    mask = as_mask(fails).copy()
+    mask[rows.to_numpy()] = ~as_mask(spared(text.take(rows)))
     return pa.array(mask)
+
+
+def as_mask(fails: Column) -> npt.NDArray[np.bool_]:
+    """Where a rule fails; a missing value does not."""
+    filled = pc.fill_null(fails, False)
+    whole = filled.combine_chunks() if isinstance(filled, pa.ChunkedArray) else filled
+    mask: npt.NDArray[np.bool_] = whole.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def _bare_without_taxon(table: pa.Table, _: Any) -> Column:
@@ -170,88 +236,34 @@ RULES: dict[str, Rule] = {
         _SIZES, lambda t, high: pc.greater(_aspect(t), high), _aspect, lambda high: f"<= {high:g}"
     ),
 }
-assert tuple(RULES) == RULE_NAMES, "rules.py and settings.py must name the same rules in the same order"
+RULE_NAMES = tuple(RULES)
+RULE_OF_REASON = {FORMER_REASONS.get(name, name): name for name in RULE_NAMES}
+assert [name for name in RULE_NAMES if name not in ON_GIVEN] == list(Thresholds.model_fields), "rules in another order"
 
-
-def columns_needed(settings: CaptionSettings) -> frozenset[str]:
-    """Columns that the configured rules read, so that the caller joins no more than that."""
-    names = {name for rules in settings.rules for name in rules.thresholds()}
-    return frozenset({"sample_id", "domain", "source"}.union(*(RULES[name].needs for name in names)))
-
-
-def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
-    """One verdict a row, in the order of the rows (schema VERDICTS; `reason` says what is wrong).
-
-    Raises: ConfigError when a column that a rule reads is missing, or no rule set fits some rows.
-    """
-    missing = sorted(columns_needed(settings) - set(captions.column_names))
-    if missing:
-        raise ConfigError(f"caption rules read columns that are missing: {', '.join(missing)}; leave those rules out")
-    set_of_row = _rule_sets(captions, settings)
-    num_rows = len(captions)
-    failing = np.full(num_rows, -1, np.int16)  # index into RULE_NAMES
-    values = np.full(num_rows, None, object)
-    thresholds = np.full(num_rows, None, object)
-    for number, rules in enumerate(settings.rules):
-        rows = np.flatnonzero(set_of_row == number)
-        part = captions if len(rows) == num_rows else captions.take(rows)
-        for name, threshold in rules.thresholds().items():
-            mask = _as_mask(RULES[name].fails(part, threshold))
-            if not mask.any():
-                continue
-            hit = np.flatnonzero(mask)
-            failing[rows[hit]] = RULE_NAMES.index(name)
-            values[rows[hit]] = _written_values(RULES[name].value(part.take(hit), threshold))
-            thresholds[rows[hit]] = RULES[name].written(threshold)
-            rows, part = rows[~mask], part.filter(pa.array(~mask))  # no rule looks at a dropped row again
-    reasons = pa.array([FORMER_REASONS.get(name, name) for name in RULE_NAMES], pa.string()).take(
-        pa.array(failing, mask=failing < 0)
-    )
-    columns = [captions["sample_id"], pa.array(failing < 0), reasons, pa.array(values, pa.string())]
-    return pa.table([*columns, pa.array(thresholds, pa.string())], schema=VERDICTS)
-
-
-def count_reasons(verdicts: pa.Table) -> dict[str, int]:
-    """How many rows each reason dropped, most first; kept rows under `kept`."""
-    counted = pc.value_counts(pc.fill_null(verdicts["reason"], "kept"))
-    pairs = [(entry["values"].as_py(), entry["counts"].as_py()) for entry in counted]
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
-
-
-def _rule_sets(captions: pa.Table, settings: CaptionSettings) -> npt.NDArray[np.int64]:
-    """Number of the rule set that judges each row: the first that fits.
-
-    Raises: ConfigError when none fits some rows.
-    """
-    set_of_row = np.full(len(captions), -1, np.int64)
-    for number, rules in enumerate(settings.rules):
-        fits = set_of_row < 0
-        for column, names in (("domain", rules.domains), ("source", rules.sources)):
-            if names:
-                fits &= _as_mask(pc.is_in(captions[column], pa.array(names, pa.string())))
-        set_of_row[fits] = number
-    left = captions.select(["source", "domain"]).filter(pa.array(set_of_row < 0))
-    if len(left):
-        pairs = left.group_by(["source", "domain"]).aggregate([]).sort_by("source").to_pylist()
-        named = ", ".join(f"{pair['source']} (domain {pair['domain']})" for pair in pairs)
-        raise ConfigError(
-            f"no caption rule set fits the rows of {named}; "
-            "name them in caption.rules, or end the list with a set that names no domain and no source"
-        )
-    return set_of_row
-
-
-def _as_mask(fails: Column) -> npt.NDArray[np.bool_]:
-    filled = pc.fill_null(fails, False)
-    whole = filled.combine_chunks() if isinstance(filled, pa.ChunkedArray) else filled
-    mask: npt.NDArray[np.bool_] = whole.to_numpy(zero_copy_only=False)
-    return mask
-
-
-def _written_values(value: Column) -> npt.NDArray[np.object_]:
-    """Values as text: floats to 4 digits, texts cut at 200 characters."""
-    whole = value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
-    if pa.types.is_floating(whole.type):
-        whole = pc.round(pc.cast(whole, pa.float64()), 4)
-    text = pc.cast(whole, pa.string())
-    return np.array(pc.utf8_slice_codeunits(text, 0, _MAX_VALUE_CHARS).to_pylist(), object)
+PRESETS: dict[PresetName, dict[str, Any]] = {
+    # DataComp's basic filter without its language model: more than 2 words, more than 5 characters of the
+    # caption as given, smallest side at least 200 px, aspect ratio at most 3.
+    # Source: Gadre et al. 2023 (arXiv:2304.14108), section 5 and baselines/apply_filter.py of its repository.
+    "datacomp-basic": {"min_given_words": 3, "min_given_chars": 6, "min_side_px": 200, "max_aspect_ratio": 3.0},
+    "plant": {
+        "not_empty": True,
+        "not_placeholder_like": True,
+        "not_filename_like": True,
+        "not_spam_like": True,
+        "max_chars": 2000,
+        "min_letter_ratio": 0.2,
+        "max_repeated_ratio": 0.5,
+    },
+    "general": {
+        "not_empty": True,
+        "not_placeholder_like": True,
+        "not_filename_like": True,
+        "not_spam_like": True,
+        "max_chars": 1000,
+        "max_words": 150,
+        "min_letter_ratio": 0.2,
+        "max_repeated_ratio": 0.5,
+        "not_bare_name": True,
+        "max_repeats": 250,
+    },
+}

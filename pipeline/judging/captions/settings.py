@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from manifests.contract.outcomes import FORMER_REASONS
 from manifests.contract.settings import Settings
 from manifests.contract.tables import TextType
 from pipeline.judging.captions.clean import STEPS
+from pipeline.judging.captions.rules import PRESETS, RULE_NAMES, PresetName, Thresholds
 from pipeline.judging.vocabulary.backbone import BackboneSettings
 
 # Raise when cleaning or measuring changes what it writes. 11: species repeat their genus; a joined text stands in for
@@ -21,100 +21,7 @@ from pipeline.judging.vocabulary.backbone import BackboneSettings
 MEASURE_VERSION = 11
 MEASURED = {"language": True}  # stands in fingerprints, as when it was a setting
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
-# Of the rule `languages`, measured in README.md: a guess less sure than this, or over fewer characters, drops nothing.
-MIN_CONFIDENCE, MIN_CHARS = 0.6, 20
 OTHERWISE = ("caption", "sentence")  # what a sample gets that has no text of its choice
-
-PresetName = Literal["datacomp-basic", "plant", "general"]
-
-
-class LanguageRule(Settings):
-    """Languages that may stay, by ISO 639 code as fastText writes it.
-
-    A guess over a very short text is noise. So a caption stays when it is shorter than MIN_CHARS, or when the guess is
-    less sure than MIN_CONFIDENCE (than SHORT_CONFIDENCE below SHORT_CHARS). It stays when it is a list of key words or
-    a proper name, or when it holds a Latin binomial. Where English is allowed, a common English word (the, with, flag)
-    saves a caption that is full of foreign names.
-    """
-
-    allow: tuple[str, ...] = ("en",)
-    """Languages that may stay, as ISO 639 codes."""
-
-    @field_validator("allow")
-    @classmethod
-    def _not_empty(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
-        if not allow:
-            raise ValueError("name at least one language, or leave the rule out")
-        return allow
-
-
-class Thresholds(Settings):
-    """One field a rule; None or False leaves the rule out. The rules are applied in the order of the fields."""
-
-    not_empty: bool | None = None
-    """Drop a row without a caption."""
-    not_placeholder_like: bool | None = None
-    """Drop "image", "untitled", "click to enlarge" and the like."""
-    not_filename_like: bool | None = None
-    """Drop file names such as IMG_0042."""
-    not_spam_like: bool | None = None
-    """Drop what a shop says to its visitors, such as "click here to buy"."""
-    min_chars: int | None = Field(default=None, ge=0)
-    """Least number of characters of the clean caption."""
-    max_chars: int | None = Field(default=None, ge=1)
-    """Most characters of the clean caption."""
-    min_words: int | None = Field(default=None, ge=0)
-    """Least number of words of the clean caption."""
-    max_words: int | None = Field(default=None, ge=1)
-    """Most words of the clean caption."""
-    min_letter_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Least share of letters among all characters but spaces."""
-    max_repeated_ratio: float | None = Field(default=None, ge=0, le=1)
-    """Largest share of words that stand in repeated runs of words."""
-    not_bare_name: bool | None = None
-    """Drop a caption that is a scientific name and nothing else, where no taxon is stated."""
-    languages: LanguageRule | None = None
-    max_repeats: int | None = Field(default=None, ge=1)
-    """Drop a caption that stands on more pictures of the corpus, but for case and punctuation."""
-    min_side_px: int | None = Field(default=None, ge=1)
-    """Least length of the shorter side of the picture as downloaded."""
-    max_aspect_ratio: float | None = Field(default=None, ge=1)
-    """Largest ratio of the longer to the shorter side, as downloaded."""
-
-
-_ON_GIVEN = ("min_given_words", "min_given_chars")  # of the caption as given: rules of DataComp's filter alone
-RULE_NAMES = tuple(
-    name for field in Thresholds.model_fields for name in ((*_ON_GIVEN, field) if field == "min_chars" else (field,))
-)
-RULE_OF_REASON = {FORMER_REASONS.get(name, name): name for name in RULE_NAMES}
-
-PRESETS: dict[PresetName, dict[str, Any]] = {
-    # DataComp's basic filter without its language model: more than 2 words, more than 5 characters of the
-    # caption as given, smallest side at least 200 px, aspect ratio at most 3.
-    # Source: Gadre et al. 2023 (arXiv:2304.14108), section 5 and baselines/apply_filter.py of its repository.
-    "datacomp-basic": {"min_given_words": 3, "min_given_chars": 6, "min_side_px": 200, "max_aspect_ratio": 3.0},
-    "plant": {
-        "not_empty": True,
-        "not_placeholder_like": True,
-        "not_filename_like": True,
-        "not_spam_like": True,
-        "max_chars": 2000,
-        "min_letter_ratio": 0.2,
-        "max_repeated_ratio": 0.5,
-    },
-    "general": {
-        "not_empty": True,
-        "not_placeholder_like": True,
-        "not_filename_like": True,
-        "not_spam_like": True,
-        "max_chars": 1000,
-        "max_words": 150,
-        "min_letter_ratio": 0.2,
-        "max_repeated_ratio": 0.5,
-        "not_bare_name": True,
-        "max_repeats": 250,
-    },
-}
 
 
 class RuleSet(Thresholds):

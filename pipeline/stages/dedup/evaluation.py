@@ -24,15 +24,16 @@ from manifests.contract.reader import literals
 from manifests.contract.records import PartRecord, fingerprint
 from manifests.errors import ConfigError
 from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.fetching.pictures.settings import ImageSettings
-from pipeline.judging.matching.looks import LOOKS, find_near_looks, view_shown
+from pipeline.judging.matching.looks import find_near_looks, view_shown
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import content_of, digest_inputs, read_rows, root_of
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup.semantic import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import count_within, view_inputs
+from pipeline.store.sql import count_within
 
 VERSION = 2
 PART_ROWS = 1000
@@ -75,7 +76,7 @@ class ListInputs:
 def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
     """One row an image. An image that the reader could not use has the reason as its outcome."""
     settings = inputs.set.settings
-    writer = run.writer("members", f"tables/dedup/members-{run.stem}.parquet", MEMBERS, PART_ROWS)
+    writer = run.writer("members", row_group_rows=PART_ROWS)
     for batch in read_rows(settings, run.scratch):
         rows, lost = batch.rows, batch.lost
         key, url = (without_secrets(rows[name]) for name in ("record_key", "url"))
@@ -124,7 +125,7 @@ def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult
             row = {**member, "evaluation_set": inputs.set}
             rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], inputs.image))
     table = pa.Table.from_pylist(rows, tables.EVALUATION)
-    file = run.write("evaluation", f"tables/dedup/evaluation-{run.stem}.parquet", table, tables.EVALUATION)
+    file = run.write("evaluation", table)
     content = fingerprint({"rows": table.drop_columns(["detail"]).to_pylist()})  # which libraries word
     return PartResult((file,), None, {**_counts_of(rows), "content": content})
 
@@ -253,48 +254,38 @@ _SPREAD = """
 """
 
 
-@dataclass(frozen=True)
-class LeakInputs:
-    """Measurements of the sets and of the pool; `named` are the sets that are matched by names too."""
+def find_leaks(
+    inputs: Inputs, run: Execution[None], sets: tuple[dict[str, Any], ...], named: tuple[str, ...]
+) -> PartResult:
+    """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order.
 
-    facts: Files
-    looks: Files
-    candidates: Files
-    pairs: Files
-    evaluation: Files
-    sets: tuple[dict[str, Any], ...]
-    named: tuple[str, ...]
-
-
-def find_leaks(inputs: LeakInputs, run: Execution[None]) -> PartResult:
-    """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order."""
-    with run.scratch() as sql:
-        # nothing is measured when every set is a list of names
-        view_inputs(sql, inputs, facts=None, evaluation=tables.EVALUATION, pairs=None, candidates=None, looks=LOOKS)
+    `named` are the sets that are matched by names too.
+    """
+    with run.views(inputs) as sql:
         view_shown(sql)
         sql.execute("CREATE VIEW fetched AS FROM shown")
-        sql.register("near", _near(sql, inputs))
-        sql.register("names", _names(sql, inputs.named))
-        by_name = _BY_NAME if inputs.named else "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
+        sql.register("near", _near(sql, sets))
+        sql.register("names", _names(sql, named))
+        by_name = _BY_NAME if named else "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
         sql.execute(_DIRECT.format(best=_BEST, by_name=by_name))
         sql.execute(
             "CREATE TABLE leaking AS SELECT d.*, f.look FROM direct d JOIN fetched f USING (sample_id) WHERE f.tells"
         )
         sql.execute(_SPREAD)
         sql.execute("CREATE VIEW leaks AS SELECT *, NULL AS via_sample_id FROM direct UNION ALL FROM spread")
-        file = run.save(sql, "dedup/leaks", tables.LEAKS, "FROM leaks", "sample_id, evaluation_set")
+        file = run.save(sql, "leaks", "FROM leaks", "sample_id, evaluation_set")
         leaks = count_within(sql, "SELECT evaluation_set, matched, count(*) FROM leaks GROUP BY ALL ORDER BY ALL")
-    counts = [leaks.get(each["name"], {}) for each in inputs.sets]
-    counted = [{"num_leaks": sum(own.values()), "leaks": own} for own in counts]
-    sets = [each | own for each, own in zip(inputs.sets, counted, strict=True)]
-    return PartResult((file,), None, {"evaluation": sets})
+    counts = [leaks.get(described["name"], {}) for described in sets]
+    counted = [{"num_leaks": sum(of_set.values()), "leaks": of_set} for of_set in counts]
+    notes = {"evaluation": [described | more for described, more in zip(sets, counted, strict=True)]}
+    return PartResult((file,), None, notes)
 
 
-def _near(sql: Any, inputs: LeakInputs) -> pa.Table:
+def _near(sql: Any, sets: Sequence[dict[str, Any]]) -> pa.Table:
     """Every look of the pool near one of a set, with the nearest member of the set."""
     pieces = []
-    for radius in sorted({each["radius"] for each in inputs.sets}):
-        listed = literals(each["name"] for each in inputs.sets if each["radius"] == radius)
+    for radius in sorted({described["radius"] for described in sets}):
+        listed = literals(described["name"] for described in sets if described["radius"] == radius)
         sql.execute(
             "CREATE OR REPLACE TABLE asked AS SELECT hash, middle, evaluation_set, mirrored, min(member) AS member "
             "FROM (SELECT phash AS hash, middle_hash AS middle, evaluation_set, 0 AS mirrored, member FROM evaluation "
@@ -330,23 +321,27 @@ def _names(sql: Any, named: Sequence[str]) -> pa.Table:
     return pa.table({name: pa.array([row[at] for row in image_names], pa.string()) for at, name in enumerate(columns)})
 
 
-def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> Sequence[LeakInputs]:
+def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     if not inputs.evaluation:
         return []
     contents = [part.notes["content"] for part in run.parts("measure")]
     return [
-        LeakInputs(
-            facts=inputs.facts,
-            looks=run.files("look", "looks"),
-            candidates=inputs.candidates,
-            pairs=run.files("pairs", "pairs"),
-            evaluation=run.files("measure", "evaluation").digested(*contents),
-            sets=tuple(describe_sets(inputs, run)),
-            named=tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
-        )
+        {
+            # without files where every set is a list of names
+            "evaluation": run.files("measure", "evaluation").digested(*contents),
+            "sets": tuple(describe_sets(inputs, run)),
+            "named": tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
+        }
     ]
 
 
-LIST_SETS = Step("list", _plan_list, list_members, version=VERSION, unit="sets")
-MEASURE_SETS = Step("measure", _plan_measure, measure, version=5, how=_roots, unit="images")
-FIND_LEAKS = Step("leaks", _plan_leaks, find_leaks, version=3)
+LIST_SETS = Step("list", list_members, version=VERSION, gives=("members",), plan=_plan_list, unit="sets")
+MEASURE_SETS = Step("measure", measure, version=5, gives=("evaluation",), plan=_plan_measure, how=_roots, unit="images")
+FIND_LEAKS = Step(
+    "leaks",
+    find_leaks,
+    version=3,
+    reads=("facts", "evaluation", "pairs", "candidates", "looks"),
+    gives=("leaks",),
+    plan=_plan_leaks,
+)

@@ -26,6 +26,7 @@ from manifests.contract.records import PartRecord
 from manifests.services.packages import require
 from pipeline import config
 from pipeline.config import EvaluationSet, SemanticSettings
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.judging.matching.semantic import ASSIGN_ROWS, Vectors, assign, close_pairs, train_centroids, unit
@@ -33,13 +34,13 @@ from pipeline.scoring.clip import ClipScorer
 from pipeline.stages.score import named_file
 from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
-from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 VERSION = 1
 PART_ROWS = 2_000
 SAMPLES_PER_CLUSTER = 256  # at most; k-means learns a cluster from them
 EMBEDDINGS = pa.schema([("pixels_sha256", pa.string()), ("embedding", pa.binary())])  # float16, length 1
-_CENTROIDS = pa.schema([("centroid", pa.binary())])  # float32
+CENTROIDS = pa.schema([("centroid", pa.binary())])  # float32
 
 
 @dataclass(frozen=True)
@@ -126,36 +127,29 @@ def _settings_of(context: BuildContext) -> SemanticSettings | None:
 # ---- embeddings
 
 
-@dataclass(frozen=True)
-class EmbedInputs:
-    """Distinct pictures of one part, and the model."""
-
-    rows: RowGroup
-    model: Named
-    weights: Named
-
-
-def embed(inputs: EmbedInputs, run: Execution[SemanticSettings | None]) -> PartResult:
-    """Embeddings of one row group of pictures; `run.how` names device and batch size."""
+def embed(
+    _: Inputs, run: Execution[SemanticSettings | None], rows: RowGroup, model: Named, weights: Named
+) -> PartResult:
+    """Embeddings of one row group of distinct pictures; `run.how` names device and batch size."""
     from manifests.pictures.opening import open_stored
 
     assert run.how is not None
-    scorer = _loaded(inputs.model.value, inputs.weights.value, run.how.device)
-    rows = inputs.rows.read().to_pylist()
+    scorer = _loaded(model.value, weights.value, run.how.device)
+    pictures = rows.read().to_pylist()
     embeddings: list[bytes] = []
     with PoolReader(run.workdir) as pool:
-        for start in range(0, len(rows), run.how.batch_size):
-            some = rows[start : start + run.how.batch_size]
+        for start in range(0, len(pictures), run.how.batch_size):
+            some = pictures[start : start + run.how.batch_size]
             images = [open_stored(stored) for stored in pool.read_rows(some)]
             images += [images[-1]] * (run.how.batch_size - len(some))  # kernels sum by the shape, see score_batch
             embeddings += [vector.tobytes() for vector in scorer.embed(images)[: len(some)].astype(np.float16)]
     table = pa.table(
-        {"pixels_sha256": [row["pixels_sha256"] for row in rows], "embedding": embeddings}, schema=EMBEDDINGS
+        {"pixels_sha256": [row["pixels_sha256"] for row in pictures], "embedding": embeddings}, schema=EMBEDDINGS
     )
-    return PartResult((run.write("embeddings", f"tables/dedup/embeddings-{run.stem}.parquet", table, EMBEDDINGS),))
+    return PartResult((run.write("embeddings", table),))
 
 
-def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> Sequence[Part[EmbedInputs]]:
+def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> list[Part[dict[str, Any]]]:
     """Distinct pictures that no part of this model has embedded."""
     semantic = inputs.semantic
     if semantic is None:
@@ -173,7 +167,7 @@ def _plan_embed(inputs: DedupInputs, run: StageRun[SemanticSettings | None]) -> 
             PART_ROWS,
         )
     reuse = (semantic.model, semantic.weights)
-    return [Part(EmbedInputs(rows, semantic.model, semantic.weights), reuse, num_rows) for rows, num_rows in groups]
+    return [Part({"rows": rows}, reuse, num_rows) for rows, num_rows in groups]
 
 
 def _embedded(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -193,83 +187,53 @@ _ALIVE = "SELECT DISTINCT pixels_sha256 FROM facts WHERE outcome = 'ok'"
 # ---- clusters
 
 
-@dataclass(frozen=True)
-class ClusterInputs:
-    """The facts, the embeddings of every build, and how many clusters to learn."""
-
-    facts: Files
-    embeddings: Files
-    images_per_cluster: int
-    seed: int
-
-
-def cluster(inputs: ClusterInputs, run: Execution[None]) -> PartResult:
+def cluster(inputs: Inputs, run: Execution[None], images_per_cluster: int, seed: int) -> PartResult:
     """Centroids learnt from an even sample of the pictures of this build, in the order of their pixels."""
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, facts=None, embeddings=None)
+    with run.views(inputs) as sql:
         sql.execute(
             f"CREATE TABLE alive AS SELECT *, row_number() OVER (ORDER BY pixels_sha256) AS place FROM ({_ALIVE})"
         )
         ((num_images,),) = sql.execute("SELECT count(*) FROM alive").fetchall()
-        num_clusters = max(1, num_images // inputs.images_per_cluster)
+        num_clusters = max(1, num_images // images_per_cluster)
         step = max(1, num_images // (num_clusters * SAMPLES_PER_CLUSTER))
         sample = sql.sql(
             "SELECT embedding FROM embeddings JOIN alive USING (pixels_sha256) "
             f"WHERE place % {step} = 0 ORDER BY pixels_sha256"
         ).to_arrow_table()
-    centroids = train_centroids(_vectors(sample["embedding"]), num_clusters, inputs.seed)
-    table = pa.table({"centroid": [row.tobytes() for row in centroids]}, schema=_CENTROIDS)
-    file = run.write("centroids", f"tables/dedup/centroids-{run.stem}.parquet", table, _CENTROIDS)
+    centroids = train_centroids(_vectors(sample["embedding"]), num_clusters, seed)
+    table = pa.table({"centroid": [row.tobytes() for row in centroids]}, schema=CENTROIDS)
+    file = run.write("centroids", table)
     return PartResult((file,), None, {"num_clusters": len(centroids), "num_values": num_images * centroids.shape[1]})
-
-
-def _plan_cluster(inputs: DedupInputs, run: StageRun[None]) -> Sequence[ClusterInputs]:
-    if inputs.semantic is None or not inputs.num_images:
-        return []
-    embeddings = run.files("embed", "embeddings")
-    return [ClusterInputs(inputs.facts, embeddings, inputs.semantic.images_per_cluster, inputs.semantic.seed)]
 
 
 # ---- pairs
 
 
-@dataclass(frozen=True)
-class CompareInputs:
-    """Clusters from `first` up to `last`, the latter left out."""
-
-    facts: Files
-    embeddings: Files
-    centroids: Files
-    first: int
-    last: int
-    threshold: float
-
-
-def compare(inputs: CompareInputs, run: Execution[None]) -> PartResult:
-    """Pairs within a range of clusters, each cluster in the order of its pixels."""
-    held = pq.read_table(inputs.centroids.path)["centroid"].to_pylist()
+def compare(inputs: Inputs, run: Execution[None], first: int, last: int, threshold: float) -> PartResult:
+    """Pairs within the clusters from `first` up to `last`, the latter left out; each in the order of its pixels."""
+    held = pq.read_table(inputs["centroids"].path)["centroid"].to_pylist()
     centroids = np.frombuffer(b"".join(held), np.float32).reshape(len(held), -1)
     with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
+        inputs.view(sql, "facts")
         alive = frozenset(row[0] for row in sql.execute(_ALIVE).fetchall())
     names: list[str] = []
     kept: list[Vectors] = [np.empty((0, centroids.shape[1]), np.float32)]
     labels: list[Any] = [np.empty(0, np.int32)]
-    for file in inputs.embeddings.paths:
+    for file in inputs["embeddings"].paths:
         for batch in pq.ParquetFile(file).iter_batches(ASSIGN_ROWS):
             vectors = _vectors(batch["embedding"])
             label = assign(vectors, centroids)
             some = batch["pixels_sha256"].to_pylist()
-            mine = (label >= inputs.first) & (label < inputs.last) & np.array([name in alive for name in some])
+            mine = (label >= first) & (label < last) & np.array([name in alive for name in some])
             here = np.flatnonzero(mine)
             names += [some[place] for place in here.tolist()]
             kept.append(vectors[here])
             labels.append(label[here])
     order = sorted(range(len(names)), key=names.__getitem__)
     names = [names[place] for place in order]
-    writer = run.writer("semantic_pairs", f"tables/dedup/semantic-{run.stem}.parquet", tables.SEMANTIC_PAIRS)
+    writer = run.writer("semantic_pairs")
     pairs: list[tuple[str, str, float]] = []
-    for i, j, cosine in close_pairs(np.concatenate(kept)[order], np.concatenate(labels)[order], inputs.threshold):
+    for i, j, cosine in close_pairs(np.concatenate(kept)[order], np.concatenate(labels)[order], threshold):
         pairs += [
             (min(names[a], names[b]), max(names[a], names[b]), float(value))
             for a, b, value in zip(i.tolist(), j.tolist(), cosine.tolist(), strict=True)
@@ -279,22 +243,41 @@ def compare(inputs: CompareInputs, run: Execution[None]) -> PartResult:
     return PartResult((writer.close(),), None, {"num_images": len(names)})
 
 
-def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> Sequence[CompareInputs]:
+def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     clustered = run.parts("cluster")
     if inputs.semantic is None or not clustered:
         return []
     (part,) = clustered
     num_clusters = part.notes["num_clusters"]
-    embeddings, centroids = run.files("embed", "embeddings"), run.files("cluster", "centroids")
     num_bytes = 8 * part.notes["num_values"]  # float32, and room to work in
     num_parts = min(num_clusters, max(1, round(num_bytes / (run.settings.memory_gb * 5e8))))
     borders = [num_clusters * number // num_parts for number in range(num_parts + 1)]
-    return [
-        CompareInputs(inputs.facts, embeddings, centroids, first, last, inputs.semantic.threshold)
-        for first, last in itertools.pairwise(borders)
-    ]
+    return [{"first": first, "last": last} for first, last in itertools.pairwise(borders)]
 
 
-EMBED = Step("embed", _plan_embed, embed, version=VERSION, how=_settings_of, unit="images", committed=_embedded)
-CLUSTER = Step("cluster", _plan_cluster, cluster, version=2)
-COMPARE = Step("compare", _plan_compare, compare, version=2)
+EMBED = Step(
+    "embed",
+    embed,
+    version=VERSION,
+    gives=("embeddings",),
+    plan=_plan_embed,
+    how=_settings_of,
+    unit="images",
+    committed=_embedded,
+)
+CLUSTER: Step[DedupInputs, None] = Step(
+    "cluster",
+    cluster,
+    version=2,
+    reads=("facts", "embeddings"),
+    gives=("centroids",),
+    plan=lambda inputs, _: [{}] if inputs.semantic and inputs.num_images else [],
+)
+COMPARE = Step(
+    "compare",
+    compare,
+    version=2,
+    reads=("facts", "embeddings", "centroids"),
+    gives=("semantic_pairs",),
+    plan=_plan_compare,
+)

@@ -16,7 +16,6 @@ same (semantic.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from manifests.contract.records import Funnel, PartRecord
 from manifests.pictures.copies import FLAT_BITS
 from manifests.pictures.opening import open_stored
 from pipeline import config
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.fetching.pictures.detail import detail_px
 from pipeline.fetching.pictures.image import measure_pixels
@@ -35,9 +35,9 @@ from pipeline.judging.matching.looks import LOOKS, distinct_hashes, make_pairs, 
 from pipeline.judging.matching.search import PAIRS_BYTES, Hashes, distinct_of, find_pairs
 from pipeline.stages.dedup import evaluation, semantic
 from pipeline.stages.dedup.semantic import DedupInputs
-from pipeline.store.files import Files, RowGroup
+from pipeline.store.files import RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
-from pipeline.store.sql import cut_rows, view_inputs, view_parquet, view_table
+from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 MAX_NAMED_PLACEHOLDERS = 20
 _ONE_COLOUR = 1 << 63
@@ -48,30 +48,24 @@ PICTURES_PART_ROWS = 2_000
 # ---- pictures of the pool, each measured once for all builds
 
 
-@dataclass(frozen=True)
-class PicturesInputs:
-    """The pictures of one part."""
-
-    rows: RowGroup
-
-
 def _measure(
-    inputs: PicturesInputs, run: Execution[None], measure: Callable[[Image.Image], Sequence[int]], schema: pa.Schema
+    rows: RowGroup, run: Execution[None], measure: Callable[[Image.Image], Sequence[int]], schema: pa.Schema
 ) -> pa.Table:
     """`pixels_sha256` of each picture, and what is measured of it."""
-    rows = inputs.rows.read().to_pylist()
+    pictures = rows.read().to_pylist()
     measures = []
     with PoolReader(run.workdir) as pool:
-        for stored in pool.read_rows(rows):
+        for stored in pool.read_rows(pictures):
             with open_stored(stored) as image:
                 measures.append(measure(image))
-    return pa.table([[row["pixels_sha256"] for row in rows], *map(list, zip(*measures, strict=True))], schema=schema)
+    hashes = [row["pixels_sha256"] for row in pictures]
+    return pa.table([hashes, *map(list, zip(*measures, strict=True))], schema=schema)
 
 
-def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[Part[PicturesInputs]]:
+def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[Part[dict[str, Any]]]:
     path = run.scratch_file(f"{name}-todo.parquet")
     groups = cut_rows(sql, query, 'pool_file, "offset"', "pixels_sha256", path, PICTURES_PART_ROWS)
-    return [Part(PicturesInputs(rows), _EVERY, num_rows) for rows, num_rows in groups]
+    return [Part({"rows": rows}, _EVERY, num_rows) for rows, num_rows in groups]
 
 
 def _hashes_of(image: Image.Image) -> Sequence[int]:
@@ -79,13 +73,12 @@ def _hashes_of(image: Image.Image) -> Sequence[int]:
     return measures.phash_mirrored, measures.middle_hash, measures.middle_mirrored
 
 
-def measure_look(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
+def measure_look(_: Inputs, run: Execution[None], rows: RowGroup) -> PartResult:
     """Hashes of one row group of pictures."""
-    table = _measure(inputs, run, _hashes_of, LOOKS)
-    return PartResult((run.write("looks", f"tables/dedup/looks-{run.stem}.parquet", table, LOOKS),))
+    return PartResult((run.write("looks", _measure(rows, run, _hashes_of, LOOKS)),))
 
 
-def _plan_look(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
+def _plan_look(inputs: DedupInputs, run: StageRun[None]) -> list[Part[dict[str, Any]]]:
     """Pictures that an earlier version fetched, which did not measure this."""
     evaluation.check_readable(inputs, run)  # before the work that would be in vain
     with run.scratch() as sql:
@@ -105,38 +98,23 @@ def _looks(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
 # ---- pairs
 
 
-@dataclass(frozen=True)
-class PairsInputs:
-    """The pictures, what their facts lack of hashes, and how near a pair is."""
-
-    facts: Files
-    looks: Files
-    radius: int
-    placeholder_min_count: int
-
-
-def find(inputs: PairsInputs, run: Execution[None]) -> PartResult:
+def find(inputs: Inputs, run: Execution[None], radius: int, placeholder_min_count: int) -> PartResult:
     """One sorted table of the pairs within the radius, and the placeholders by name."""
-    with run.scratch() as sql:
-        _view(sql, inputs)
+    with run.views(inputs) as sql:
+        view_shown(sql)
         hashes, shared, num_hashes = distinct_hashes(sql)
     scratch = max(8, int(run.memory_gb * 1e9) - hashes.nbytes)
-    low, high = find_pairs(hashes, inputs.radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
+    low, high = find_pairs(hashes, radius, scratch_bytes=scratch, max_pairs=scratch // PAIRS_BYTES)
     low, high = np.append(low, shared), np.append(high, shared)
     near = pa.table({"hash_a": low, "hash_b": high, "distance": np.bitwise_count(low ^ high)})
-    with run.scratch() as sql:
-        _view(sql, inputs)
+    with run.views(inputs) as sql:
+        view_shown(sql)
         sql.register("near", near)
         make_pairs(sql)
-        file = run.save(sql, "dedup/pairs", tables.PAIRS, "FROM pairs", "look_a, look_b")
-        placeholders = _name_placeholders(sql, inputs.placeholder_min_count)
-    notes = {"num_hashes": num_hashes, "num_hash_pairs": file.num_rows, "radius": inputs.radius}
+        file = run.save(sql, "pairs", "FROM pairs", "look_a, look_b")
+        placeholders = _name_placeholders(sql, placeholder_min_count)
+    notes = {"num_hashes": num_hashes, "num_hash_pairs": file.num_rows, "radius": radius}
     return PartResult((file,), None, notes | {"placeholders": placeholders})
-
-
-def _view(sql: Any, inputs: PairsInputs) -> None:
-    view_inputs(sql, inputs, facts=None, looks=LOOKS)
-    view_shown(sql)
 
 
 def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
@@ -162,11 +140,6 @@ def _name_placeholders(sql: Any, min_count: int) -> dict[str, int]:
     return {f"{phash:016x}": num for phash, num in rows}
 
 
-def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> Sequence[PairsInputs]:
-    looks = run.files("look", "looks")
-    return [PairsInputs(inputs.facts, looks, inputs.radius, inputs.placeholder_min_count)]
-
-
 # ---- detail of near copies
 
 # Pictures that have a near copy of another size. Equal pixels have equal looks and sizes, so that the few looks are
@@ -181,10 +154,10 @@ _WANTED_DETAILS = f"""
 """
 
 
-def measure_detail(inputs: PicturesInputs, run: Execution[None]) -> PartResult:
+def measure_detail(_: Inputs, run: Execution[None], rows: RowGroup) -> PartResult:
     """Detail of one row group of pictures."""
-    table = _measure(inputs, run, lambda image: (detail_px(image),), tables.DETAILS)
-    return PartResult((run.write("found_details", f"tables/dedup/detail-{run.stem}.parquet", table, tables.DETAILS),))
+    table = _measure(rows, run, lambda image: (detail_px(image),), tables.DETAILS)
+    return PartResult((run.write("found_details", table),))
 
 
 def _view_wanted(sql: Any, inputs: DedupInputs, run: StageRun[None]) -> None:
@@ -195,7 +168,7 @@ def _view_wanted(sql: Any, inputs: DedupInputs, run: StageRun[None]) -> None:
     sql.execute(_WANTED_DETAILS)
 
 
-def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> Sequence[Part[PicturesInputs]]:
+def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> list[Part[dict[str, Any]]]:
     with run.scratch() as sql:
         _view_wanted(sql, inputs, run)
         view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
@@ -206,36 +179,22 @@ def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartReco
     return run.made_of("detail", _EVERY)
 
 
-@dataclass(frozen=True)
-class DetailsInputs:
-    """All details that were ever measured, and what says which of them this build wants."""
-
-    facts: Files
-    looks: Files
-    pairs: Files
-    found: Files
-
-
-def collect_details(inputs: DetailsInputs, run: Execution[None]) -> PartResult:
+def collect_details(inputs: Inputs, run: Execution[None]) -> PartResult:
     """One sorted table of the details that this build wants, whichever build measured them."""
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, facts=None, looks=LOOKS, pairs=tables.PAIRS, found=tables.DETAILS)
+    with run.views(inputs) as sql:
         view_shown(sql)
         sql.execute(_WANTED_DETAILS)
-        rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found SEMI JOIN wanted USING (pixels_sha256)"
-        return PartResult((run.save(sql, "dedup/details", tables.DETAILS, rows, "pixels_sha256"),))
+        rows = "SELECT DISTINCT pixels_sha256, detail_px FROM found_details SEMI JOIN wanted USING (pixels_sha256)"
+        return PartResult((run.save(sql, "details", rows, "pixels_sha256"),))
 
 
-def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> Sequence[DetailsInputs]:
+def _plan_details(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     """None where this build wants none, though an earlier one measured some: an empty table would be another input."""
-    details = run.files("detail", "found_details")
-    if not details:
+    if not run.files("detail", "found_details"):
         return []
     with run.scratch() as sql:
         _view_wanted(sql, inputs, run)
-        if not sql.execute("SELECT 1 FROM wanted LIMIT 1").fetchone():
-            return []
-    return [DetailsInputs(inputs.facts, run.files("look", "looks"), run.files("pairs", "pairs"), details)]
+        return [{}] if sql.execute("SELECT 1 FROM wanted LIMIT 1").fetchone() else []
 
 
 # ---- the stage
@@ -267,13 +226,34 @@ STAGE = Stage(
     name="dedup",
     about="find images that look alike (measured here, decided in select)",
     inputs=_inputs,
+    tables={
+        "members": evaluation.MEMBERS,
+        "looks": LOOKS,
+        "found_details": tables.DETAILS,
+        "embeddings": semantic.EMBEDDINGS,
+        "centroids": semantic.CENTROIDS,
+    },
     steps=(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
-        Step("look", _plan_look, measure_look, unit="images", committed=_looks),
-        Step("pairs", _plan_pairs, find, version=2),
-        Step("detail", _plan_detail, measure_detail, unit="images", committed=_details_found),
-        Step("details", _plan_details, collect_details, version=2),
+        Step("look", measure_look, gives=("looks",), plan=_plan_look, unit="images", committed=_looks),
+        Step("pairs", find, version=2, reads=("facts", "looks"), gives=("pairs",)),
+        Step(
+            "detail",
+            measure_detail,
+            gives=("found_details",),
+            plan=_plan_detail,
+            unit="images",
+            committed=_details_found,
+        ),
+        Step(
+            "details",
+            collect_details,
+            version=2,
+            reads=("facts", "looks", "pairs", "found_details"),
+            gives=("details",),
+            plan=_plan_details,
+        ),
         evaluation.FIND_LEAKS,
         semantic.EMBED,
         semantic.CLUSTER,

@@ -58,9 +58,7 @@ def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
         .append_column("sha256", pa.array(hashes, pa.string()))
     )
     noted = noted.filter(pc.is_valid(noted["stamp"]))  # of a tar ingest knows the content
-    return replace(
-        result, files=(*result.files, run.write("stamps", f"tables/fetch/stamps-{run.stem}.parquet", noted, NOTED))
-    )
+    return replace(result, files=(*result.files, run.write("stamps", noted)))
 
 
 def new_pool_file(run: Execution[Any]) -> str:
@@ -88,7 +86,7 @@ def finish(
     address = pa.array([addresses[sample_id] for sample_id in facts["sample_id"].to_pylist()], pa.string())
     facts = facts.append_column("url", address)
     facts = facts.append_column("round", pa.array([notes["round"]] * facts.num_rows, pa.int32()))
-    table = run.write("fetched", f"tables/fetch/{name}.parquet", facts, tables.FETCHED)
+    table = run.write("fetched", facts, name)
     counts = {entry["values"]: entry["counts"] for entry in facts["outcome"].value_counts().to_pylist()}
     num_ok = counts.pop("ok", 0)
     pool = private_pool(f"pool/{name}.tar", temp, num_ok)
@@ -264,4 +262,14 @@ def _written(workdir: str, name: str, sql: Any, query: str) -> RowGroup:
     return RowGroup(path, 0, facet(sql, ADDRESSES.names, "written"))
 
 
-STEP = Step("local", _plan, read, version=VERSION, how=_roots, unit="images", committed=_measured, learns=learn)
+STEP = Step(
+    "local",
+    read,
+    version=VERSION,
+    gives=("fetched", "stamps"),
+    plan=_plan,
+    how=_roots,
+    unit="images",
+    committed=_measured,
+    learns=learn,
+)

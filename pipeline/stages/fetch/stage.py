@@ -134,7 +134,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
             counting = f"FROM ({counting}) QUALIFY {COUNTS}"
         query = judged(counting, inputs.image, inputs.consent)
-        facts, content = run.save_digested(sql, "fetch/facts", tables.FACTS, query, "sample_id", _CONTENT)
+        facts, content = run.save_digested(sql, "facts", query, "sample_id", _CONTENT)
         outcomes = dict(sql.execute("SELECT outcome, count(*) FROM facts GROUP BY 1").fetchall())
         num_in = sql.execute("SELECT count(*) FROM candidates").fetchall()[0][0]
     num_ok = outcomes.pop("ok", 0)
@@ -272,12 +272,14 @@ STAGE = Stage(
     name="fetch",
     about="download, decode once, measure, store",
     inputs=_inputs,
+    tables={"stamps": fetch_local.NOTED},
     steps=(
         Step(
             "download",
-            _plan_downloads,
             download,
             version=VERSION,
+            gives=("fetched",),
+            plan=_plan_downloads,
             how=lambda context: DownloadHow(context.config.fetch, context.config.run.fetch_part_seconds),
             unit="images",
             committed=_fetched,
@@ -286,7 +288,7 @@ STAGE = Stage(
             from_outside=True,
         ),
         fetch_local.STEP,
-        Step("collect", _plan_collect, collect, version=4),
+        Step("collect", collect, version=4, gives=("facts",), plan=_plan_collect),
     ),
     conclude=_conclude,
 )

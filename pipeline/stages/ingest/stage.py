@@ -38,7 +38,7 @@ from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, first_texts, hold_obje
 from pipeline.sources.settings import OtherDomain, SourceSettings
 from pipeline.sources.tables.captions import JOINED, JoinedCaptions, describe_join, fault_of, join_captions
 from pipeline.sources.tables.joining import staging
-from pipeline.sources.tars.samples import kept_samples
+from pipeline.sources.tars.samples import SAMPLES, kept_samples
 from pipeline.stages.ingest import tars as ingest_tars
 from pipeline.store.files import Files
 from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
@@ -178,8 +178,8 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     source, of_tars = inputs.source, None
     if inputs.samples and (tars := source.reader.tars()):
         of_tars = kept_samples(inputs.samples.paths, tars)
-    stem = f"tables/ingest/{source.name}-{run.stem}"
-    staged = run.writer("staged", f"{stem}-staged.parquet", _STAGED)
+    stem = f"{source.name}-{run.stem}"
+    staged = run.writer("staged", f"{stem}-staged")
     for batch in read_ahead(source, run.scratch, of_tars):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
@@ -201,21 +201,21 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
             sql,
             "SELECT * FROM judged WHERE reason IS NULL",
             "sample_id",
-            run.writer("candidates", f"{stem}-candidates.parquet", tables.CANDIDATES),
+            run.writer("candidates", f"{stem}-candidates"),
             empty=set(empty_columns(sql, [temp])) - (_OF_OPENINGS if source.other_domain else set()),
         )
         rejected = copy_sorted(
             sql,
             "SELECT * FROM judged WHERE reason IS NOT NULL",
             "row_number, reason, record_key, value",
-            run.writer("rejects", f"{stem}-rejects.parquet", tables.REJECTS),
+            run.writer("rejects", f"{stem}-rejects"),
         )
         secrets = copy_sorted(
             sql,
             f"SELECT sample_id, asked_url AS url, {ADDRESS} AS address FROM judged "
             "WHERE reason IS NULL AND asked_url IS NOT NULL",
             "sample_id",
-            run.writer("secrets", f"{stem}-secrets.parquet", tables.SECRETS),
+            run.writer("secrets", f"{stem}-secrets"),
         )
         Path(secrets.temp).chmod(0o600)
         reasons = dict(
@@ -253,7 +253,7 @@ def join(inputs: JoinInputs, run: Execution[None]) -> PartResult:
     of_entry = inputs.source, inputs.entry, inputs.captions
     with staging(run.scratch) as (sql, folder):
         query, counts = join_captions(sql, folder, inputs.candidates.paths, *of_entry, inputs.rejects)
-        joined = run.save(sql, "ingest/joined", JOINED, query, "sample_id, row_number")
+        joined = run.save(sql, "joined", query, "sample_id, row_number")
     return PartResult((joined,), None, counts)
 
 
@@ -340,19 +340,33 @@ STAGE = Stage(
     name="ingest",
     about="read the sources' tables, give every row an identity",
     inputs=_inputs,
+    tables={
+        "samples": SAMPLES,
+        "staged": _STAGED,  # gone when its part is done
+        "secrets": tables.SECRETS,
+        "joined": JOINED,
+    },
     steps=(
         Step(
             "tars",
-            lambda inputs, run: ingest_tars.plan(_sources(inputs), run),
             ingest_tars.read,
+            gives=("fetched", "samples"),
+            plan=lambda inputs, run: ingest_tars.plan(_sources(inputs), run),
             how=ingest_tars.how_to_read,
             unit="MB",
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
         # 5: species are binomials, and names tell two domains apart; 6: a header counts as a row, lists are no captions
-        Step("read", _plan, read_source, version=6, unit="sources"),
-        Step("join", _plan_join, join, version=2, unit="tables"),
+        Step(
+            "read",
+            read_source,
+            version=6,
+            gives=("staged", "candidates", "rejects", "secrets"),
+            plan=_plan,
+            unit="sources",
+        ),
+        Step("join", join, version=2, gives=("joined",), plan=_plan_join, unit="tables"),
     ),
     conclude=_conclude,
 )

@@ -98,7 +98,7 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
     assert tars is not None
     place = _place(inputs.source, inputs.tar)
     stamp, num_bytes = run.how.seen[place]
-    before = [path for path in run.pieces if "/ingest/" in path]  # of earlier tries
+    before = [path for path in run.pieces if "/samples-" in path]  # of earlier tries
     stops = [pc.max(pq.read_table(path, columns=["stop"])["stop"]).as_py() for path in before]
     start, stop = max(stops, default=inputs.start), inputs.stop or num_bytes
     if start >= stop:
@@ -186,7 +186,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         notes = {**notes, "round": 0, "stored_as": stored_as}
         made = fetch_local.finish(self._writer.finish(), self._addresses, notes, self._pool, self._name, run, True)
         rows = pa.Table.from_pylist(self.rows, SAMPLES)
-        samples = run.write("samples", f"tables/ingest/samples-{self._name}.parquet", rows, SAMPLES)
+        samples = run.write("samples", rows, f"samples-{self._name}")
         self._begin(self._number + 1)
         return replace(made, files=(*made.files, samples))
 

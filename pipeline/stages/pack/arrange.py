@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from manifests.contract import tables
 from manifests.contract.reader import literals
 from manifests.errors import IntegrityError
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, PartResult
 from pipeline.judging.captions.settings import TextSettings
 from pipeline.judging.captions.texts import EXTRA_CAPTION, choose_texts, member_of, members_of, prefers_captions
 from pipeline.stages.pack import record
-from pipeline.store.buckets import WHOLE, Bucket
-from pipeline.store.files import Files
-from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_inputs, view_parquet, view_table
+from pipeline.store.buckets import WHOLE
+from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_table
 from pipeline.store.tar import BLOCK_BYTES
 
 _TEXTS = pa.map_(pa.string(), pa.string())
@@ -57,6 +57,7 @@ have alike; 0 where only the number of samples decides where one ends.
 
 A gathered table lacks the columns in which no sample of the build has a value.
 """
+ALWAYS_GATHERED = pa.schema([*tables.DRAWS, GATHERED.field("txt"), GATHERED.field("tar_bytes")])
 _JOINED = {
     "candidates": record.CANDIDATE_COLUMNS,
     "facts": (*record.FACT_COLUMNS, "pool_file", "offset", "length"),
@@ -168,49 +169,17 @@ def estimate_bytes(rows: pa.Table) -> NDArray[np.int64]:
     return total
 
 
-@dataclass(frozen=True)
-class GatherInputs:
-    """What shards are cut from, and whose samples. Every byte of the facts counts: they say where an image lies.
-
-    `extra_captions` are those of dropped duplicates, and texts that sources join (JOINED_TEXTS).
-    """
-
-    draws: Files
-    candidates: Files
-    facts: Files
-    looks: Files
-    captions: Files
-    extra_captions: Files
-    marks: Files
-    texts: TextSettings
-    by_bytes: bool
-    bucket: Bucket = WHOLE
-
-
-@dataclass(frozen=True)
-class ArrangeInputs:
-    """All gathered rows, and which of them: a range of places in the shuffle of a group, whole shards."""
-
-    gathered: Files
-    group: ShardGroup
-    places: PlaceRange
-    max_samples: int | None
-    max_bytes: int | None
-    members: tuple[str, ...]
-    """File names of the extra text members that every sample of the release has."""
-
-
-def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
+def gather(inputs: Inputs, run: Execution[None], texts: TextSettings, by_bytes: bool) -> PartResult:
     """Join all that a shard needs of the samples of a bucket, and choose their texts; the notes name its members."""
     columns = {name: list(names) for name, names in _JOINED.items()}
     with run.scratch() as sql:
         for name, names in columns.items():
-            never = {"text", "text_source", *(["middle_hash"] if inputs.looks else ())}
-            empty = empty_columns(sql, getattr(inputs, name).paths) - never
+            never = {"text", "text_source", *(["middle_hash"] if inputs["looks"] else ())}
+            empty = empty_columns(sql, inputs[name].paths) - never
             columns[name] = [each for each in names if each not in empty]
-    if inputs.marks:
+    if inputs["marks"]:
         columns["facts"] += record.MARK_COLUMNS
-    if inputs.texts.members or inputs.extra_captions:
+    if texts.members or inputs["extra_captions"]:
         columns["captions"].append("texts")
     kept = {each for names in columns.values() for each in names}
     every = (*_JOINED.values(), ("texts",), record.MARK_COLUMNS)
@@ -221,17 +190,17 @@ def gather(inputs: GatherInputs, run: Execution[None]) -> PartResult:
         without = without.difference(_RANK_COLUMNS)
     # row groups are small, because a part of `arrange` reads those that hold its ranks
     schema = pa.schema([field for field in GATHERED if field.name not in without])
-    writer = run.writer("gathered", f"tables/pack/{run.stem}.parquet", schema, GATHERED_GROUP_ROWS)
-    members = {member_of(name) for name in inputs.texts.members}
-    for joined in _join(inputs, columns, run):
+    writer = run.writer("gathered", run.stem, GATHERED_GROUP_ROWS, schema)
+    members = {member_of(name) for name in texts.members}
+    for joined in _join(inputs, texts, columns, run):
         rows = _with_owners(_with_derived(add_empty(joined, GATHERED, unread)))
         choosable = rows["choosable"] if "choosable" in rows.column_names else pa.nulls(rows.num_rows, _TEXTS)
         captions = rows.select(["sample_id", "text", "text_source", "domain", "source"])
-        chosen = choose_texts(captions.append_column("texts", choosable), inputs.texts)
+        chosen = choose_texts(captions.append_column("texts", choosable), texts)
         # no text was chosen: such a sample gets an empty txt member
         rows = rows.append_column("txt", pc.fill_null(chosen["txt"], ""))
         rows = rows.append_column("txt_type", chosen["txt_type"])
-        sizes = estimate_bytes(rows) if inputs.by_bytes else np.zeros(rows.num_rows, np.int64)
+        sizes = estimate_bytes(rows) if by_bytes else np.zeros(rows.num_rows, np.int64)
         members |= members_of(rows["texts"])
         writer.write(rows.append_column("tar_bytes", pa.array(sizes)))
     return PartResult((writer.close(),), None, {"members": sorted(members)})
@@ -258,7 +227,9 @@ def _with_owners(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execution[None]) -> Iterator[pa.Table]:
+def _join(
+    inputs: Inputs, texts: TextSettings, columns: Mapping[str, Sequence[str]], run: Execution[None]
+) -> Iterator[pa.Table]:
     """Draws in the order of the shuffle, with columns that other tables have of their samples.
 
     DuckDB finds the rows, then they are taken column by column. In one query it would write whole rows down for each
@@ -266,11 +237,12 @@ def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execu
     the order of the shuffle.
     """
     most_bytes = min(int(run.memory_gb * 1e9 / 3), 2**31 - 1)  # two copies in memory; Arrow's texts end at 2 GiB
-    waiting = [inputs.bucket]
+    waiting = [inputs.bucket or WHOLE]
     while waiting:
         bucket = waiting.pop()
         with run.scratch() as sql:
-            read = _read(sql, inputs, bucket, columns, most_bytes if bucket.quarters else None)
+            some = replace(inputs, bucket=bucket)
+            read = _read(sql, some, texts, columns, most_bytes if bucket.quarters else None)
         if read is None:
             waiting += reversed(bucket.quarters)
         else:
@@ -279,7 +251,7 @@ def _join(inputs: GatherInputs, columns: Mapping[str, Sequence[str]], run: Execu
 
 
 def _read(
-    sql: Any, inputs: GatherInputs, bucket: Bucket, columns: Mapping[str, Sequence[str]], most_bytes: int | None
+    sql: Any, inputs: Inputs, texts: TextSettings, columns: Mapping[str, Sequence[str]], most_bytes: int | None
 ) -> list[pa.Table] | None:
     """The draws of a bucket in the order of the shuffle, then what each other table has of its samples, a row each.
 
@@ -287,18 +259,15 @@ def _read(
 
     Raises: IntegrityError when a table has not one row of each drawn sample.
     """
-    view_inputs(sql, inputs, bucket.where, draws=None, candidates=None)
-    view_parquet(sql, "measured", inputs.facts.paths, bucket.where)
+    inputs.view(sql, "draws", "candidates", "looks", "marks", facts="measured", captions="all_captions")
     facts, more = "m.*", ""
-    if inputs.looks:  # hashes of pictures that an earlier version fetched, which did not measure them
-        view_inputs(sql, inputs, looks=None)
+    if inputs["looks"]:  # hashes of pictures that an earlier version fetched, which did not measure them
         facts = "m.* REPLACE (coalesce(m.middle_hash, l.middle_hash) AS middle_hash)"
         more = "LEFT JOIN looks l USING (pixels_sha256) "
-    if inputs.marks:
-        view_inputs(sql, inputs, bucket.where, marks=None)
+    if inputs["marks"]:
         facts, more = f"{facts}, k.* EXCLUDE (sample_id)", more + "LEFT JOIN marks k USING (sample_id)"
     sql.execute(f"CREATE VIEW facts AS SELECT {facts} FROM measured m {more}")
-    columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, bucket)]}
+    columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, texts)]}
     sql.execute(_NUMBERED)
     ((num_drawn,),) = sql.execute("SELECT count(*) FROM drawn").fetchall()
     queries = {
@@ -314,19 +283,18 @@ def _read(
             return None
         if name != "draws" and rows.num_rows != num_drawn:
             raise IntegrityError(
-                f"{inputs.draws.paths[0]}: {num_drawn:,} samples of a part are drawn, but {name} has {rows.num_rows:,} "
-                "of them; run `plantmix verify` on the work folder"
+                f"{inputs['draws'].paths[0]}: {num_drawn:,} samples of a part are drawn, but {name} has "
+                f"{rows.num_rows:,} of them; run `plantmix verify` on the work folder"
             )
         read.append(rows)
     return read
 
 
-def _view_captions(sql: Any, inputs: GatherInputs, bucket: Bucket) -> list[str]:
+def _view_captions(sql: Any, inputs: Inputs, texts: TextSettings) -> list[str]:
     """`captions`: those of a bucket with the texts that their samples need; returns columns that they need besides."""
-    view_parquet(sql, "all_captions", inputs.captions.paths, bucket.where)
-    view_table(sql, "extra_captions", inputs.extra_captions, _EXTRA, bucket.where, of_versions=True)
+    of_bucket = (inputs.bucket or WHOLE).where
+    view_table(sql, "extra_captions", inputs["extra_captions"], _EXTRA, of_bucket, of_versions=True)
     sql.execute(_EXTRA_TEXTS)
-    texts = inputs.texts
     picked = f"map_from_entries(list_filter(map_entries(c.texts), lambda e: e.key IN ({literals(texts.members)})))"
     sql.execute(
         _TEXTS_OF_CAPTIONS.format(
@@ -358,19 +326,30 @@ def _take(draws: pa.Table, others: Sequence[pa.Table]) -> Iterator[pa.Table]:
         yield pa.table(rows)
 
 
-def arrange(inputs: ArrangeInputs, run: Execution[None]) -> PartResult:
-    """Put gathered rows in shard order, one row group a shard; the notes say how many samples each holds."""
-    group = inputs.group
-    path = f"tables/pack/{run.stem}-{group.table.removeprefix('arranged_')}.parquet"
-    writer = run.writer(group.table, path, ARRANGED, BATCH_ROWS)  # a row group is a shard
+def arrange(
+    inputs: Inputs,
+    run: Execution[None],
+    group: ShardGroup,
+    places: PlaceRange,
+    max_samples: int | None,
+    max_bytes: int | None,
+    members: tuple[str, ...],
+) -> PartResult:
+    """Put gathered rows in shard order, one row group a shard; the notes say how many samples each holds.
+
+    The rows are a range of places in the shuffle of a group, whole shards. `members` are the file names of the extra
+    text members that every sample of the release has.
+    """
+    name = f"{run.stem}-{group.table.removeprefix('arranged_')}"
+    writer = run.writer("arranged", name, BATCH_ROWS)  # a row group is a shard
     counts = []
-    with run.scratch() as sql:
-        view_parquet(sql, "gathered", inputs.gathered.paths, f"{group.where} AND {inputs.places.where}")
-        batches = sql.sql("FROM gathered ORDER BY rank").to_arrow_reader(BATCH_ROWS)
-        for shard in _shards_of(batches, inputs.max_samples, inputs.max_bytes, len(inputs.members)):
+    with run.views(inputs) as sql:
+        batches = sql.sql(f"FROM gathered WHERE {group.where} AND {places.where} ORDER BY rank")
+        for shard in _shards_of(batches.to_arrow_reader(BATCH_ROWS), max_samples, max_bytes, len(members)):
             writer.write_group(shard)
             counts.append(shard.num_rows)
-    return PartResult((writer.close(),), None, {"shards": {group.table: counts}, "members": inputs.members})
+    file = replace(writer.close(), table=group.table)
+    return PartResult((file,), None, {"shards": {group.table: counts}, "members": members})
 
 
 def _shards_of(

@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests.contract import tables
 from manifests.contract.records import Funnel, PartFile
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SPLIT_FOLDERS
 from manifests.services.packages import code_of
@@ -28,19 +27,21 @@ from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.fetching.pictures.blur import blur_boxes
 from pipeline.judging.captions.settings import TextSettings
 from pipeline.judging.captions.texts import members_by_row
+from pipeline.judging.matching.looks import LOOKS
 from pipeline.judging.vocabulary.backbone import backbone_files
 from pipeline.scoring.scorers import make_scorer
 from pipeline.sidefiles import write as sidefiles
 from pipeline.stages.pack import record
 from pipeline.stages.pack.arrange import (
-    ArrangeInputs,
-    GatherInputs,
+    ALWAYS_GATHERED,
+    ARRANGED,
     ShardGroup,
     arrange,
     gather,
     plan_ranges,
     shard_groups,
 )
+from pipeline.stages.pack.record import GATHER_VERSION, VERSION
 from pipeline.stages.score import named_file
 from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
@@ -48,8 +49,6 @@ from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
 from pipeline.store.tar import ArchiveWriter
 from pipeline.store.writing import PrivateFile
-
-VERSION = 12  # samples.parquet has the hash of the middle, by which takedowns tell sheets of one layout apart
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def write_shard(inputs: ShardInputs, run: Execution[None]) -> PartResult:
             **places,
         }
     )
-    placed = run.write("placements", f"tables/pack/{run.stem}.parquet", table, tables.PLACEMENTS)
+    placed = run.write("placements", table, run.stem)
     domains = Counter(rows["domain"].to_pylist())
     return PartResult((shard, placed), None, {"domains": dict(sorted(domains.items()))})
 
@@ -216,25 +215,13 @@ def release_path(name: str, fingerprint: str) -> str:
     return f"releases/{name}-{fingerprint[:12]}"
 
 
-def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> Sequence[GatherInputs]:
-    return [
-        GatherInputs(
-            inputs.draws,
-            inputs.candidates,
-            inputs.facts.exact(),
-            inputs.looks.exact(),
-            inputs.captions,
-            inputs.extra_captions,
-            inputs.marks,
-            inputs.texts,
-            inputs.max_bytes is not None,
-            bucket,
-        )
-        for bucket in run.buckets(inputs.draws)
-    ]
+def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]]:
+    """One part. Every byte of the facts counts: they say where an image lies."""
+    exact = {"facts": inputs.facts.exact(), "looks": inputs.looks.exact()}
+    return [{**exact, "by_bytes": inputs.max_bytes is not None}]
 
 
-def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[ArrangeInputs]:
+def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     gathered = run.files("gather", "gathered")
     most_rows = rows_of_bucket(run.settings.memory_gb)
     limits = inputs.max_samples, inputs.max_bytes
@@ -242,7 +229,7 @@ def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> Sequence[ArrangeIn
     with run.scratch() as sql:
         view_parquet(sql, "gathered", gathered.paths)
         return [
-            ArrangeInputs(gathered, group, places, *limits, members)
+            {"group": group, "places": places, "members": members}
             for group in _groups(inputs)
             for places in plan_ranges(sql, group, *limits, len(members), most_rows)
         ]
@@ -322,11 +309,21 @@ STAGE = Stage(
     name="pack",
     about="write webdataset shards and seal the release",
     inputs=_inputs,
+    tables={"looks": LOOKS, "gathered": ALWAYS_GATHERED, "arranged": ARRANGED},
     steps=(
-        Step("gather", _plan_gather, gather, version=5, prepares=True),
-        Step("arrange", _plan_arrange, arrange, version=VERSION),
-        Step("write", plan_shards, write_shard, version=VERSION, unit="samples"),
-        Step("record", plan_record, record.write_record, version=VERSION + sidefiles.VERSION),
+        Step(
+            "gather",
+            gather,
+            version=GATHER_VERSION,
+            reads=("looks",),
+            cut=("draws", "candidates", "facts", "captions", "extra_captions", "marks"),
+            gives=("gathered",),
+            plan=_plan_gather,
+            prepares=True,
+        ),
+        Step("arrange", arrange, VERSION, reads=("gathered",), gives=("arranged",), plan=_plan_arrange),
+        Step("write", write_shard, VERSION, gives=("placements",), plan=plan_shards, unit="samples"),
+        Step("record", record.write_record, VERSION + sidefiles.VERSION, plan=plan_record),
     ),
     conclude=_conclude,
     settle=_settle,

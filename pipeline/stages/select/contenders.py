@@ -10,30 +10,25 @@ and passed every rule, and `judge_duplicates` decides which of them stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.contract import tables
 from manifests.contract.takedowns import Entry, Picture
 from manifests.pictures.copies import FLAT_PIXEL_STD
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, PartResult
 from pipeline.judging.matching import companies
 from pipeline.judging.matching.conflicts import (
-    CONFLICTS,
-    CONTRADICTED,
     drop_other_labels,
     find_conflicts,
     find_contradicted,
 )
-from pipeline.judging.matching.looks import LOOKS, view_shown
-from pipeline.judging.matching.taken import PICTURES, TAKEN, judge_taken
+from pipeline.judging.matching.looks import view_shown
+from pipeline.judging.matching.taken import judge_taken
 from pipeline.judging.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
-from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files
-from pipeline.store.sql import view_inputs, view_parquet
 
 LEAK_GROUPS = pa.schema(
     [
@@ -49,47 +44,18 @@ LEAK_GROUPS = pa.schema(
 
 # ---- rules
 
-
-@dataclass(frozen=True)
-class Measured:
-    """Tables that the stages before have one row a candidate in, or one a fetched image."""
-
-    candidates: Files
-    facts: Files
-    captions: Files
-    caption_verdicts: Files
-    score_verdicts: Files
-    leaks: Files
-    looks: Files
-
-
-@dataclass(frozen=True)
-class Related:
-    """What steps before found of a row in rows of other buckets."""
-
-    taken: Files
-    leak_groups: Files
-    contradicted: Files
-
-
-def view_measured(sql: Any, measured: Measured, bucket: Bucket, facts: str = "facts") -> None:
-    """Views over the rows of a bucket, by the names of the tables; `facts` may take another name."""
-    view_parquet(sql, facts, measured.facts.paths, bucket.where)
-    view_inputs(sql, measured, bucket.where, candidates=None, captions=None, caption_verdicts=None)
-    view_inputs(sql, measured, bucket.where, score_verdicts=tables.VERDICTS, leaks=tables.LEAKS)
-
-
-def view_related(sql: Any, related: Related, bucket: Bucket) -> None:
-    """Views over what is related to the rows of a bucket."""
-    view_inputs(sql, related, leak_groups=LEAK_GROUPS)
-    view_inputs(sql, related, bucket.where, taken=TAKEN, contradicted=CONTRADICTED)
+OF_ROWS = (
+    *("facts", "candidates", "captions", "caption_verdicts", "score_verdicts", "leaks"),
+    *("taken", "contradicted"),  # what earlier steps found of a row in rows of other buckets
+)
+"""Tables of which `judge_rules` reads a bucket."""
 
 
 def judge_rules(sql: Any, licences: LicenceSettings, more: Sequence[str] = ()) -> None:
     """Make `contenders`: rows that nothing but a duplicate or a cap can drop, with `more` columns of captions.
 
     Makes `passed`, too: rows that passed caption and score. What became of the others of those lies in `leak_verdicts`,
-    `taken` and `rule_drops`, a reason each. Reads the views of `view_measured` and `view_related`.
+    `taken` and `rule_drops`, a reason each. Reads views of OF_ROWS and `leak_groups`.
     """
     sql.execute(_PASSED.format(captions=", ".join(["licence_id", *more])))
     _drop_leaks(sql)
@@ -173,26 +139,18 @@ def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
 # ---- what must stay out
 
 
-@dataclass(frozen=True)
-class TakenInputs:
-    """All rows, the takedown list, and how near a pHash of a copy is."""
+def find_taken(
+    inputs: Inputs, run: Execution[None], entries: tuple[Entry, ...], pictures: tuple[Picture, ...], radius: int
+) -> PartResult:
+    """The rows that stay out, and the pictures of the list with those that an entry was found to name.
 
-    candidates: Files
-    facts: Files
-    looks: Files
-    entries: tuple[Entry, ...]
-    pictures: tuple[Picture, ...]
-    radius: int
-
-
-def find_taken(inputs: TakenInputs, run: Execution[None]) -> PartResult:
-    """The rows that stay out, and the pictures of the list with those that an entry was found to name."""
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, candidates=None, facts=None, looks=LOOKS)
+    `radius` says how near the pHash of a copy is.
+    """
+    with run.views(inputs) as sql:
         view_shown(sql)
-        judge_taken(sql, inputs.entries, inputs.pictures, inputs.radius)
-        taken = run.save(sql, "select/taken", TAKEN, "FROM taken", "sample_id")
-        held = run.save(sql, "select/taken_pictures", PICTURES, "FROM pictures", "image_id")
+        judge_taken(sql, entries, pictures, radius)
+        taken = run.save(sql, "taken", "FROM taken", "sample_id")
+        held = run.save(sql, "taken_pictures", "FROM pictures", "image_id")
     return PartResult((taken, held))
 
 
@@ -204,21 +162,6 @@ def pictures_found(files: Files) -> tuple[Picture, ...]:
 # ---- what rows have to do with each other
 
 
-@dataclass(frozen=True)
-class RelateInputs:
-    """All pictures and what pairs them, to be cut into so many companies."""
-
-    facts: Files
-    pairs: Files
-    semantic_pairs: Files
-    candidates: Files
-    captions: Files
-    leaks: Files
-    looks: Files
-    licences: LicenceSettings
-    num_companies: int
-
-
 _SEMANTIC_EDGES = """
     CREATE TABLE meant AS SELECT DISTINCT pixels_sha256, look FROM shown SEMI JOIN
         (SELECT unnest([pixels_a, pixels_b]) AS pixels_sha256 FROM semantic_pairs) USING (pixels_sha256);
@@ -227,45 +170,26 @@ _SEMANTIC_EDGES = """
 """
 
 
-def relate(inputs: RelateInputs, run: Execution[None]) -> PartResult:
-    """Companies of looks, groups that leak, and rows that contradict each other.
+def relate(inputs: Inputs, run: Execution[None], licences: LicenceSettings, num_companies: int) -> PartResult:
+    """So many companies of looks, groups that leak, and rows that contradict each other.
 
     One pass over narrow columns: what is related lies in any bucket.
     """
-    with run.scratch() as sql:
-        view_parquet(sql, "measured_facts", inputs.facts.paths)
-        view_inputs(sql, inputs, candidates=None, captions=None, leaks=tables.LEAKS, looks=LOOKS, pairs=None)
-        view_inputs(sql, inputs, semantic_pairs=tables.SEMANTIC_PAIRS)
+    with run.views(inputs, facts="measured_facts") as sql:
         view_shown(sql, "measured_facts")
         sql.execute(_SEMANTIC_EDGES)
         sql.execute("CREATE VIEW edges AS SELECT look_a, look_b FROM pairs UNION ALL FROM semantic_edges")
-        companies.find_companies(sql, inputs.num_companies)
+        companies.find_companies(sql, num_companies)
         find_leak_groups(sql)
-        of_companies = run.save(sql, "select/companies", companies.COMPANIES, "FROM companies", "look")
-        groups = run.save(sql, "select/leak_groups", LEAK_GROUPS, "FROM leak_groups", "source, group_id")
-        judge_kinds(sql, inputs.licences)
+        of_companies = run.save(sql, "companies", "FROM companies", "look")
+        groups = run.save(sql, "leak_groups", "FROM leak_groups", "source, group_id")
+        judge_kinds(sql, licences)
         find_contradicted(sql)
-        contradicted = run.save(sql, "select/contradicted", CONTRADICTED, "FROM contradicted", "sample_id")
-    return PartResult((of_companies, groups, contradicted), None, {"num_companies": inputs.num_companies})
+        contradicted = run.save(sql, "contradicted", "FROM contradicted", "sample_id")
+    return PartResult((of_companies, groups, contradicted), None, {"num_companies": num_companies})
 
 
 # ---- rows in company
-
-
-@dataclass(frozen=True)
-class ContendInputs:
-    """A bucket of rows, the companies, and the details of pictures that have a near copy of another size."""
-
-    measured: Measured
-    details: Files
-    companies: Files
-    related: Related
-    licences: LicenceSettings
-    priority: dict[str, int]
-    class_folders: tuple[str, ...]
-    """Sources whose folders are classes."""
-    with_texts: bool
-    bucket: Bucket
 
 
 # Of pictures that an earlier version measured, the mode says whether they are grey, and no camera is known. A JPEG that
@@ -301,61 +225,56 @@ _TEXTS = "k.text, k.text_source = 'caption' AS is_caption"
 _NO_TEXTS = "NULL AS text, NULL AS is_caption"
 
 
-def contend(inputs: ContendInputs, run: Execution[None]) -> PartResult:
-    """Rows of a bucket that are in company, and what decides which of them stays."""
-    with run.scratch() as sql:
-        view_measured(sql, inputs.measured, inputs.bucket, facts="measured_facts")
-        view_inputs(sql, inputs, details=tables.DETAILS, companies=None)
-        view_inputs(sql, inputs.measured, looks=LOOKS)
-        view_related(sql, inputs.related, inputs.bucket)
-        is_class_folder = [name in inputs.class_folders for name in inputs.priority]
-        sources = {"source": list(inputs.priority), "priority": list(inputs.priority.values())}
+def contend(
+    inputs: Inputs,
+    run: Execution[None],
+    licences: LicenceSettings,
+    priority: dict[str, int],
+    class_folders: tuple[str, ...],
+    with_texts: bool,
+) -> PartResult:
+    """Rows of a bucket that are in company, and what decides which of them stays.
+
+    `class_folders` names the sources whose folders are classes.
+    """
+    with run.views(inputs, facts="measured_facts") as sql:
+        is_class_folder = [name in class_folders for name in priority]
+        sources = {"source": list(priority), "priority": list(priority.values())}
         sql.register("sources", pa.table({**sources, "is_class_folder": is_class_folder}))
         view_shown(sql, "measured_facts")
         sql.execute(_IN_COMPANY)
-        judge_rules(sql, inputs.licences, ("num_words", *(("text", "text_source") if inputs.with_texts else ())))
-        query = _RIVALS.format(texts=_TEXTS if inputs.with_texts else _NO_TEXTS)
-        rivals = run.save(sql, "select/rivals", companies.RIVALS, query, "company, sample_id")
+        judge_rules(sql, licences, ("num_words", *(("text", "text_source") if with_texts else ())))
+        query = _RIVALS.format(texts=_TEXTS if with_texts else _NO_TEXTS)
+        rivals = run.save(sql, "rivals", query, "company, sample_id")
     return PartResult((rivals,))
 
 
-@dataclass(frozen=True)
-class DuplicatesInputs:
-    """One company's number, the rows of all, and the order that says who stays."""
-
-    rivals: Files
-    pairs: Files
-    semantic_pairs: Files
-    prefer: tuple[str, ...]
-    extra_captions: int
-    other_labels: str
-    company: int
-
-
-def judge_duplicates(inputs: DuplicatesInputs, run: Execution[None]) -> PartResult:
+def judge_duplicates(
+    inputs: Inputs,
+    run: Execution[None],
+    prefer: tuple[str, ...],
+    extra_captions: int,
+    other_labels: str,
+    company: int,
+) -> PartResult:
     """Rows of a company that another one replaces, what copies say otherwise, and captions that they leave to it."""
     with run.scratch() as sql:
-        view_parquet(sql, "rivals_here", inputs.rivals.paths, f"company = {inputs.company}")
-        sql.execute("CREATE TABLE rivals AS FROM rivals_here")
-        view_parquet(sql, "pairs_of_all", inputs.pairs.paths)
+        inputs.view(sql, "semantic_pairs", rivals="rivals_of_all", pairs="pairs_of_all")
+        sql.execute(f"CREATE TABLE rivals AS FROM rivals_of_all WHERE company = {company}")
         sql.execute("CREATE TABLE pairs AS FROM pairs_of_all SEMI JOIN rivals ON look_a = look")
         companies.view_competing(sql)
-        if inputs.other_labels == "drop":
+        if other_labels == "drop":
             drop_other_labels(sql)
         else:
             sql.register("conflicting_labels", companies.DUPLICATES.empty_table())
-        companies.judge_duplicates(sql, inputs.prefer)
+        companies.judge_duplicates(sql, prefer)
         find_conflicts(sql)
-        if inputs.semantic_pairs:
-            view_inputs(sql, inputs, semantic_pairs=None)
-            companies.judge_semantic(sql, inputs.prefer)
+        if inputs["semantic_pairs"]:
+            companies.judge_semantic(sql, prefer)
         dropped = "FROM duplicates UNION ALL BY NAME FROM conflicting_labels"
-        files = [run.save(sql, "select/duplicates", companies.DUPLICATES, dropped, "sample_id")]
-        order = "sample_id, about, matched, other_sample_id"
-        files.append(run.save(sql, "select/conflicts", CONFLICTS, "FROM conflicts", order))
-        if inputs.extra_captions:
-            left_captions = companies.captions_of_duplicates(inputs.extra_captions)
-            files.append(
-                run.save(sql, "select/left_captions", tables.EXTRA_CAPTIONS, left_captions, "sample_id, place")
-            )
+        files = [run.save(sql, "duplicates", dropped, "sample_id")]
+        files.append(run.save(sql, "conflicts", "FROM conflicts", "sample_id, about, matched, other_sample_id"))
+        if extra_captions:
+            left_captions = companies.captions_of_duplicates(extra_captions)
+            files.append(run.save(sql, "left_captions", left_captions, "sample_id, place"))
     return PartResult(tuple(files))

@@ -2,7 +2,7 @@
 
 Reads candidates, facts, pairs and the verdicts of caption and score. Writes `decisions`, one row a candidate.
 
-Rules decide first, then duplicates (select_contenders.py), then caps (quotas/caps.py). Only rows that passed every rule
+Rules decide first, then duplicates (contenders.py), then caps (quotas/caps.py). Only rows that passed every rule
 compete with their duplicates: when a rule drops the better of two duplicates, the other one is kept.
 
 Some rules compare a row with other rows. They run first, on narrow tables. Everything else runs bucket by bucket:
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manifests.contract import tables
@@ -28,32 +28,29 @@ from manifests.contract.outcomes import Outcome
 from manifests.contract.records import Funnel
 from manifests.contract.takedowns import Entry, Picture, add_entries, read_pictures, standing_entries
 from pipeline.config import PREFER, BuildConfig
+from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.fetching.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
 from pipeline.judging.matching import companies
-from pipeline.judging.matching.conflicts import CONFLICTS
+from pipeline.judging.matching.conflicts import CONFLICTS, CONTRADICTED
+from pipeline.judging.matching.looks import LOOKS
+from pipeline.judging.matching.taken import PICTURES, TAKEN
 from pipeline.judging.quotas.balance import BalanceSettings
 from pipeline.judging.quotas.caps import judge_caps, keys_schema, keys_sql
 from pipeline.judging.vocabulary.licences import LicenceSettings
 from pipeline.stages.select.contenders import (
-    ContendInputs,
-    DuplicatesInputs,
-    Measured,
-    Related,
-    RelateInputs,
-    TakenInputs,
+    LEAK_GROUPS,
+    OF_ROWS,
     contend,
     find_taken,
     judge_duplicates,
     judge_rules,
     pictures_found,
     relate,
-    view_measured,
-    view_related,
 )
-from pipeline.store.buckets import Bucket, cut_buckets, join_facets
+from pipeline.store.buckets import cut_buckets, join_facets
 from pipeline.store.files import Files
-from pipeline.store.sql import count_within, view_inputs
+from pipeline.store.sql import count_within
 
 PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
 
@@ -92,29 +89,29 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class SelectInputs(Measured):
+class SelectInputs:
     """All that select reads: the measurements, and what decides over them."""
 
+    candidates: Files
+    facts: Files
+    captions: Files
+    caption_verdicts: Files
+    score_verdicts: Files
+    leaks: Files
+    looks: Files
     choice: Choice
     radius: int
     pairs: Files
     details: Files
     semantic_pairs: Files
 
-    @property
-    def measured(self) -> Measured:
-        """The tables that have a row a candidate or a fetched image."""
-        return Measured(**{each.name: getattr(self, each.name) for each in fields(Measured)})
-
 
 # ---- takedowns
 
 
-def _plan_taken(inputs: SelectInputs, run: StageRun[None]) -> Sequence[TakenInputs]:
-    entries, pictures = inputs.choice.takedowns, inputs.choice.pictures
-    if not entries and not pictures:
-        return []
-    return [TakenInputs(inputs.candidates, inputs.facts, inputs.looks, entries, pictures, inputs.radius)]
+def _plan_taken(inputs: SelectInputs, run: StageRun[None]) -> list[dict[str, Any]]:
+    entries = inputs.choice.takedowns
+    return [{"entries": entries}] if entries or inputs.choice.pictures else []
 
 
 def _learn_pictures(inputs: SelectInputs, run: StageRun[Any]) -> SelectInputs:
@@ -130,132 +127,47 @@ def _settle(context: BuildContext) -> None:
 # ---- duplicates
 
 
-def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> Sequence[RelateInputs]:
+def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     num = math.ceil((run.num_rows(inputs.facts) + run.num_rows(inputs.pairs)) / PAIRS_OF_ROW)
     num_companies = len(cut_buckets(num, run.settings.memory_gb))
-    return [
-        RelateInputs(
-            inputs.facts,
-            inputs.pairs,
-            inputs.semantic_pairs,
-            inputs.candidates,
-            inputs.captions,
-            inputs.leaks,
-            inputs.looks,
-            inputs.choice.licences,
-            num_companies,
-        )
-    ]
+    return [{"num_companies": num_companies}]
 
 
-def _plan_contend(inputs: SelectInputs, run: StageRun[None]) -> Sequence[ContendInputs]:
-    choice = inputs.choice
-    of_companies, related = run.files("relate", "companies"), _related(run)
-    return [
-        ContendInputs(
-            inputs.measured,
-            inputs.details,
-            of_companies,
-            related,
-            choice.licences,
-            choice.priority,
-            choice.class_folders,
-            choice.extra_captions > 0,
-            bucket,
-        )
-        for bucket in run.buckets(inputs.facts)
-    ]
-
-
-def _related(run: StageRun[None]) -> Related:
-    leak_groups, contradicted = (run.files("relate", name) for name in ("leak_groups", "contradicted"))
-    return Related(run.files("taken", "taken"), leak_groups, contradicted)
-
-
-def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DuplicatesInputs]:
-    rivals, choice = run.files("contend", "rivals"), inputs.choice
+def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     (related,) = run.parts("relate")
-    return [
-        DuplicatesInputs(
-            *(rivals, inputs.pairs, inputs.semantic_pairs),
-            *(choice.prefer, choice.extra_captions, choice.other_labels),
-            company,
-        )
-        for company in range(related.notes["num_companies"])
-    ]
+    return [{"company": company} for company in range(related.notes["num_companies"])]
 
 
 # ---- caps
 
 
-@dataclass(frozen=True)
-class DecideInputs:
-    """A bucket of rows, and all that decides on them; `cap_verdicts` only where caps are set and judged."""
-
-    measured: Measured
-    related: Related
-    duplicates: Files
-    conflicts: Files
-    left_captions: Files
-    cap_verdicts: Files
-    licences: LicenceSettings
-    limits: dict[str, str]
-    bucket: Bucket
-
-
-@dataclass(frozen=True)
-class KeysInputs:
-    """A bucket of rows, and the caps that count them."""
-
-    rows: DecideInputs
-    balance: BalanceSettings
-
-
-@dataclass(frozen=True)
-class CapsInputs:
-    """Keys of all rows that rules and duplicates left."""
-
-    keyed: Files
-    balance: BalanceSettings
-
-
-def _view_rows(sql: Any, inputs: DecideInputs) -> None:
+def _view_rows(sql: Any, inputs: Inputs, licences: LicenceSettings) -> None:
     """Views of a bucket's tables, what rules say of its rows, and `left_over`: those that only a cap can drop."""
-    view_measured(sql, inputs.measured, inputs.bucket)
-    view_related(sql, inputs.related, inputs.bucket)
-    view_inputs(sql, inputs, inputs.bucket.where, conflicts=CONFLICTS, duplicates=companies.DUPLICATES)
-    judge_rules(sql, inputs.licences)
+    inputs.view(sql)
+    judge_rules(sql, licences)
     sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
 
 
-def pick_keys(inputs: KeysInputs, run: Execution[None]) -> PartResult:
+def pick_keys(inputs: Inputs, run: Execution[None], licences: LicenceSettings, balance: BalanceSettings) -> PartResult:
     """What the caps count of the rows of a bucket."""
     with run.scratch() as sql:
-        _view_rows(sql, inputs.rows)
+        _view_rows(sql, inputs, licences)
         query = (
-            f"SELECT {keys_sql(inputs.balance)} FROM left_over JOIN candidates c USING (sample_id) "
+            f"SELECT {keys_sql(balance)} FROM left_over JOIN candidates c USING (sample_id) "
             "JOIN facts f USING (sample_id) JOIN captions t USING (sample_id)"
         )
-        return PartResult((run.save(sql, "select/keyed", keys_schema(inputs.balance), query, "sample_id"),))
+        return PartResult((run.save(sql, "keyed", query, "sample_id", keys_schema(balance)),))
 
 
-def cap(inputs: CapsInputs, run: Execution[None]) -> PartResult:
+def cap(inputs: Inputs, run: Execution[None], balance: BalanceSettings) -> PartResult:
     """Rows that the caps drop, one cap after the other."""
-    with run.scratch() as sql:
-        view_inputs(sql, inputs, keyed=None)
-        balance = judge_caps(sql, inputs.balance)
-        file = run.save(sql, "select/cap_verdicts", tables.VERDICTS, "FROM cap_verdicts", "sample_id")
-        return PartResult((file,), None, {"balance": balance})
+    with run.views(inputs) as sql:
+        notes = {"balance": judge_caps(sql, balance)}
+        return PartResult((run.save(sql, "cap_verdicts", "FROM cap_verdicts", "sample_id"),), None, notes)
 
 
-def _plan_keys(inputs: SelectInputs, run: StageRun[None]) -> Sequence[KeysInputs]:
-    balance = inputs.choice.balance
-    return [KeysInputs(rows, balance) for rows in _plan_decide(inputs, run)] if balance.caps else []
-
-
-def _plan_caps(inputs: SelectInputs, run: StageRun[None]) -> Sequence[CapsInputs]:
-    balance = inputs.choice.balance
-    return [CapsInputs(run.files("keys", "keyed"), balance)] if balance.caps else []
+def _where_capped(inputs: SelectInputs, _: StageRun[None]) -> list[dict[str, Any]]:
+    return [{}] if inputs.choice.balance.caps else []
 
 
 # ---- decisions
@@ -306,23 +218,18 @@ _DECISIONS = """
 )
 
 
-def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
+def decide(inputs: Inputs, run: Execution[None], licences: LicenceSettings, limits: dict[str, str]) -> PartResult:
     """Decisions over every candidate of a bucket."""
     with run.scratch() as sql:
-        _view_rows(sql, inputs)
-        view_inputs(sql, inputs, inputs.bucket.where, cap_verdicts=tables.VERDICTS)
+        _view_rows(sql, inputs, licences)
         sql.execute(_DROPPED)
-        limits = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in inputs.limits.items())
-        limit = f"CASE f.outcome{limits} END" if limits else "NULL"
-        decisions = _DECISIONS.replace("$limit", limit)
-        file, content = run.save_digested(sql, "select/decisions", tables.DECISIONS, decisions, "sample_id")
+        cases = "".join(f" WHEN '{name}' THEN '{limit}'" for name, limit in limits.items())
+        decisions = _DECISIONS.replace("$limit", f"CASE f.outcome{cases} END" if cases else "NULL")
+        file, content = run.save_digested(sql, "decisions", decisions, "sample_id")
         files, notes = [file], dict[str, Any](content=content)
-        if inputs.left_captions:
-            view_inputs(sql, inputs, inputs.bucket.where, left_captions=None)
+        if inputs["left_captions"]:
             query = "FROM left_captions SEMI JOIN (FROM decisions WHERE keep) USING (sample_id)"
-            file, notes["captions"] = run.save_digested(
-                sql, "select/extra_captions", tables.EXTRA_CAPTIONS, query, "sample_id, place"
-            )
+            file, notes["captions"] = run.save_digested(sql, "extra_captions", query, "sample_id, place")
             files.append(file)
         query = "SELECT reason, count(*) FROM decisions WHERE stage = 'select' GROUP BY 1"
         reasons = dict(sql.execute(query).fetchall())
@@ -333,21 +240,6 @@ def decide(inputs: DecideInputs, run: Execution[None]) -> PartResult:
     num_kept = sum(num for sources in kept.values() for num in sources.values())
     notes |= {"sources": kept, "conflicts": conflicts}
     return PartResult(tuple(files), Funnel(num_in, num_kept, reasons), notes)
-
-
-def _plan_decide(inputs: SelectInputs, run: StageRun[None]) -> Sequence[DecideInputs]:
-    names = ("duplicates", "conflicts", "left_captions")
-    duplicates, conflicts, left_captions = (run.files("duplicates", name) for name in names)
-    caps, related = run.files("caps", "cap_verdicts"), _related(run)
-    return [
-        DecideInputs(
-            *(inputs.measured, related, duplicates, conflicts, left_captions, caps),
-            inputs.choice.licences,
-            inputs.choice.limits,
-            bucket,
-        )
-        for bucket in run.buckets(inputs.facts)
-    ]
 
 
 def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
@@ -398,14 +290,65 @@ STAGE = Stage(
     name="select",
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
+    tables={
+        "looks": LOOKS,
+        "taken": TAKEN,
+        "taken_pictures": PICTURES,
+        "companies": companies.COMPANIES,
+        "leak_groups": LEAK_GROUPS,
+        "contradicted": CONTRADICTED,
+        "rivals": companies.RIVALS,
+        "duplicates": companies.DUPLICATES,
+        "conflicts": CONFLICTS,
+        "left_captions": tables.EXTRA_CAPTIONS,
+        "keyed": keys_schema(BalanceSettings()),  # and a column a cap
+        "cap_verdicts": tables.VERDICTS,
+    },
     steps=(
-        Step("taken", _plan_taken, find_taken, learns=_learn_pictures),
-        Step("relate", _plan_relate, relate, version=3),
-        Step("contend", _plan_contend, contend, version=4),
-        Step("duplicates", _plan_duplicates, judge_duplicates, version=4),
-        Step("keys", _plan_keys, pick_keys),
-        Step("caps", _plan_caps, cap, version=2),  # spellings of one owner count as one
-        Step("decide", _plan_decide, decide, version=9),
+        Step(
+            "taken",
+            find_taken,
+            reads=("candidates", "facts", "looks"),
+            gives=("taken", "taken_pictures"),
+            plan=_plan_taken,
+            learns=_learn_pictures,
+        ),
+        Step(
+            "relate",
+            relate,
+            version=3,
+            reads=("facts", "pairs", "semantic_pairs", "candidates", "captions", "leaks", "looks"),
+            gives=("companies", "leak_groups", "contradicted"),
+            plan=_plan_relate,
+        ),
+        Step(
+            "contend",
+            contend,
+            version=4,
+            reads=("leak_groups", "looks", "details", "companies"),
+            cut=OF_ROWS,
+            gives=("rivals",),
+            plan=lambda inputs, _: [{"with_texts": inputs.choice.extra_captions > 0}],
+        ),
+        Step(
+            "duplicates",
+            judge_duplicates,
+            version=4,
+            reads=("rivals", "pairs", "semantic_pairs"),
+            gives=("duplicates", "conflicts", "left_captions"),
+            plan=_plan_duplicates,
+        ),
+        Step("keys", pick_keys, 1, ("leak_groups",), (*OF_ROWS, "duplicates"), ("keyed",), _where_capped),
+        # 2: spellings of one owner count as one
+        Step("caps", cap, 2, ("keyed",), gives=("cap_verdicts",), plan=_where_capped),
+        Step(
+            "decide",
+            decide,
+            version=9,
+            reads=("leak_groups",),
+            cut=(*OF_ROWS, "duplicates", "conflicts", "left_captions", "cap_verdicts"),
+            gives=("decisions", "extra_captions"),
+        ),
     ),
     conclude=_conclude,
     settle=_settle,

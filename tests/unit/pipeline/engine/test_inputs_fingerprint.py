@@ -7,6 +7,7 @@ here; a new kind of setting needs two examples in EXAMPLES.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import types
 import typing
@@ -20,8 +21,8 @@ from manifests.contract.catalog import Catalog
 from manifests.contract.records import PartRecord, fingerprint
 from manifests.contract.takedowns import Entry
 from pipeline.config import EvaluationSet, RunSettings
-from pipeline.engine.inputs import identity_of
-from pipeline.engine.work import Part, Stage, StageRun
+from pipeline.engine.inputs import Inputs, identity_of, value_of
+from pipeline.engine.work import Part, Stage, StageRun, Step
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.flow import FLOW
 from pipeline.judging.captions.settings import RuleSet, TextSettings
@@ -31,6 +32,7 @@ from pipeline.judging.vocabulary.licences import LicenceSettings
 from pipeline.scoring.settings import ScoreRule
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.captions import JoinedCaptions
+from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files, Named, RowGroup
 
 
@@ -104,11 +106,27 @@ def fields_of(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
+def reads_of(stage: Stage[Any], step: Step[Any, Any]) -> Any:
+    """The type of what the parts of a step read: one that its plan makes, or else one with a field for each name."""
+    hints = typing.get_type_hints(step.work)
+    tables = (*step.cut, *step.reads)
+    if not tables and not step.values:
+        return hints[next(iter(inspect.signature(step.work).parameters))]
+    fields = [*((name, Files) for name in tables), *((name, hints[name]) for name in step.values)]
+    bucket = [("bucket", Bucket)] if step.cut else []
+
+    def identity(value: Any) -> Any:
+        read, given = ({name: getattr(value, name) for name in names} for names in (tables, step.values))
+        return Inputs(read, given, getattr(value, "bucket", None), step.cut).identity()
+
+    return dataclasses.make_dataclass(step.name, fields + bucket, namespace={"identity": identity}, frozen=True)
+
+
 def kinds_of(stage: Stage[Any]) -> dict[str, Any]:
     """The types of the inputs of a stage and of its steps, by name."""
     kinds = {stage.name: typing.get_type_hints(stage.inputs)["return"]}
     for step in stage.steps:
-        kinds[f"{stage.name} {step.name}"] = typing.get_type_hints(step.work)["inputs"]
+        kinds[f"{stage.name} {step.name}"] = reads_of(stage, step)
     return kinds
 
 
@@ -167,6 +185,32 @@ def test_the_fields_of_a_plug_in_count() -> None:
     for name in ("name", "batch_size", *NOT_OF_THIS_KIND):
         other = dataclasses.replace(plugin, **{name: two_of(fields_of(kind)[name])[1]})
         assert identity_of(other) != identity_of(plugin), name
+
+
+@pytest.mark.parametrize("place", range(len(FLOW)), ids=[stage.name for stage in FLOW])
+def test_what_a_step_reads_is_given_before_with_the_same_columns(place: int) -> None:
+    """A table is one of the stage's inputs or of an earlier step; a value of the stage's inputs keeps its type."""
+    stage = FLOW[place]
+    of_stage, given = fields_of(KINDS[stage.name]), dict[str, Any]()
+    for earlier in FLOW[: place + 1]:
+        for step in earlier.steps:
+            if earlier is stage:
+                for name in (*step.cut, *step.reads):
+                    assert of_stage.get(name) is Files or name in given, f"{stage.name} {step.name}: {name}"
+                    if name in given:  # else texts of sources, whose tables pack joins
+                        assert stage.columns_of(name) == given[name], f"{stage.name} {step.name}: {name}"
+                hints = typing.get_type_hints(step.work)
+                within = [of_stage, *(fields_of(kind) for kind in of_stage.values() if dataclasses.is_dataclass(kind))]
+                for name in step.values:
+                    kinds = [kind for fields in within for field, kind in fields.items() if field == name]
+                    if kinds and kinds[0] not in (Files, tuple[Files, ...]):  # of tables a plan may pick some rows
+                        assert hints[name] in (kinds[0], *typing.get_args(kinds[0])), f"{step.name}: {name}"
+            given |= {name: earlier.columns_of(name) for name in step.gives}
+
+
+def test_a_value_that_nothing_holds_is_refused() -> None:
+    with pytest.raises(LookupError, match="RuleSet holds no such"):
+        value_of(dataclasses.make_dataclass("RuleSet", [])(), "such")
 
 
 def test_every_stage_is_held() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from running import execution_of
 
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
@@ -17,12 +18,11 @@ from manifests.errors import RunError
 from pipeline.config import BuildConfig
 from pipeline.engine.executing import InlineExecutor
 from pipeline.engine.runner import Runner
-from pipeline.engine.work import Execution
 from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.table import RawBatch, map_batch
 from pipeline.stages.ingest import stage as ingest
-from pipeline.stages.ingest.stage import SourceInputs, map_rows, read_source
+from pipeline.stages.ingest.stage import STAGE, SourceInputs, map_rows, read_source
 
 
 def source(table: str = "t.csv", **changes: Any) -> SourceSettings:
@@ -45,7 +45,7 @@ def mapped(given: SourceSettings, *malformed: Any, **columns: Any) -> pa.Table:
 def read(
     path: Path, given: SourceSettings, memory_gb: float = 1
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
-    result = read_source(SourceInputs(given, ()), Execution(str(path), memory_gb, "gbif", None))
+    result = read_source(SourceInputs(given, ()), execution_of(STAGE, "read", path, memory_gb, "gbif"))
     kept, rejected = (pq.read_table(file.temp).to_pylist() for file in result.files[:2])
     result.funnel.check("ingest")
     assert result.funnel.num_kept == len(kept) == result.files[0].num_rows

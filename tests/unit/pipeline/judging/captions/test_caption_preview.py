@@ -6,8 +6,9 @@ import pyarrow as pa
 
 from pipeline.judging.captions.measure import measure_captions
 from pipeline.judging.captions.preview import describe_preview, preview_captions
-from pipeline.judging.captions.rules import count_reasons, judge_captions
-from pipeline.judging.captions.settings import RULE_OF_REASON, CaptionSettings
+from pipeline.judging.captions.rules import RULE_OF_REASON
+from pipeline.judging.captions.settings import CaptionSettings
+from pipeline.judging.captions.verdicts import count_reasons, judge_captions
 
 NULLS = {"width_px": pa.int32(), "height_px": pa.int32()}
 CONFIG = {

@@ -11,9 +11,9 @@ from manifests.contract.outcomes import FORMER_REASONS
 from manifests.contract.tables import VERDICTS
 from manifests.errors import ConfigError
 from pipeline.judging.captions.measure import measure_captions
-from pipeline.judging.captions.rules import columns_needed, judge_captions
 from pipeline.judging.captions.settings import CaptionSettings, TextChoice, TextSettings
 from pipeline.judging.captions.texts import choose_texts, members_by_row, members_of
+from pipeline.judging.captions.verdicts import columns_needed, judge_captions
 
 
 def judged(candidates: pa.Table, config: dict, **columns) -> pa.Table:
