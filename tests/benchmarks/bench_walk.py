@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from walk.drawing import COMMANDS, FAVOURED, OPEN, Action, draw, shorten  # noqa: E402
+from walk.drawing import COMMANDS, FAULTS, FAVOURED, OPEN, Action, draw, shorten  # noqa: E402
 from walk.oracle import DifferenceError  # noqa: E402
 from walk.walker import replay, walking  # noqa: E402
 
@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--off", default=",".join(OPEN), help="open faults that are not walked into (default: all)")
     parser.add_argument("--only", help="the other open faults are left out, and every walk may show it")
     parser.add_argument("--shorten", type=int, default=40, help="tries to shorten a walk that ends with a difference")
+    parser.add_argument("--once", action="store_true", help="a fault that a law names is left out once it was found")
     parser.add_argument("--first", action="store_true", help="end at the first difference")
     args = parser.parse_args()
     off = [fault for fault in args.off.split(",") if fault]
@@ -49,14 +50,17 @@ def main() -> int:
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="plantmix-walk-"))
     walks = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     while num_counted(walks) < args.steps and time.monotonic() - began < 3600 * args.hours:
-        made = one_walk(args, len(walks), off, pairs_of(walks), folder / "walk")
+        found = {made["kind"] for made in walks if args.once and made["kind"] in FAULTS}
+        made = one_walk(args, len(walks), sorted({*off, *found}), pairs_of(walks), folder / "walk")
         walks.append(made)
         with args.out.open("a") as stream:
             stream.write(json.dumps(made) + "\n")
         what = f"walk {made['walk']}: {len(made['steps'])} steps in {made['seconds']:.0f} s"
         print(f"{what}, load {os.getloadavg()[0]:.1f}; {num_counted(walks):,} counted steps so far", flush=True)
         if made["difference"]:
-            print("\n".join([*made["log"], made["difference"], f"shortened: {made['shortened']}"]), flush=True)
+            print("\n".join([*made["log"], f"shortened: {made['shortened']}"]), flush=True)
+            where = f"seed {args.seed}, walk {made['walk']}, after {num_counted(walks):,} counted steps in all"
+            print(f"{where}: {made['difference']}", flush=True)
             if args.first:
                 break
     print(table_of(walks))
@@ -94,6 +98,7 @@ def one_walk(args: Any, number: int, off: list[str], pairs: Counter[tuple[str, s
         shortened = shorten(actions, kind, lambda some: replay(folder, some, **options), args.shorten)
     return {
         "walk": number, "seed": f"{args.seed} {number}", "off": off, "steps": steps, "num_clean": num_clean,
+        "kind": difference.kind if difference else None,
         "difference": str(difference) if difference else None, "actions": actions if difference else [],
         "shortened": shortened, "log": log if difference else [], "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from building import release_of
-from walk import laws
+from walk import laws, oracle
 from walk.drawing import COMMANDS, OPEN, WRITERS, Action, draw, shorten
 from walk.oracle import DifferenceError, is_named
 from walk.running import Ran, run
@@ -60,6 +60,13 @@ def test_each_law_sees_what_breaks_it(tmp_path: Path) -> None:
         laws.check_scores(newest, [])
         with pytest.raises(DifferenceError, match="no number"):
             laws.check_scores(newest, [{"scorer": "unsure"}])
+        laws.check_boxes(newest)
+        rows = oracle.rows_in(walk.work)
+        answering = next(row for row in rows if row["url"] and row["outcome"] == "ok")
+        others = [row if row is not answering else row | {"outcome": "http_5xx"} for row in rows]
+        laws.check_retried(others, rows, answered=set())
+        with pytest.raises(DifferenceError, match=r"retried: \S+ is http_5xx, of a clean build ok$"):
+            laws.check_retried(others, rows, answered={oracle.path_of(answering["url"])})
         laws.check_readers(newest, with_texts=False)
         shard = next(newest.glob("shards/*.tar"))
         content = shard.read_bytes()

@@ -187,10 +187,10 @@ def other_clock(world: World, rng: random.Random) -> str | None:
 
 @change(0.6)
 def healing(world: World, rng: random.Random) -> str | None:
-    if world.web.healed:
+    if world.web.num_healed == 3:
         return None
-    world.web.healed = True
-    return "late addresses answer now"
+    world.web.num_healed += 1
+    return f"{world.web.num_healed} of 3 late addresses answer now"
 
 
 @change(0.6)
@@ -247,12 +247,12 @@ def stricter(world: World, rng: random.Random) -> str | None:
 
 @change(0)
 def looser(world: World, rng: random.Random) -> str | None:
-    """A limit that refuses pictures is loosened."""
+    """A limit that refuses pictures is loosened, or all are."""
     names = [
         name for name, (loose, _) in _LIMITS.items() if world.values[name] != loose and world.may(SETTINGS[name][2])
     ]
     if not names:
         return None
-    name = rng.choice(names)
-    world.values[name] = _LIMITS[name][0]
-    return f"{name}: {json.dumps(world.values[name])}"
+    values = {name: _LIMITS[name][0] for name in rng.choice([names, [rng.choice(names)]])}
+    world.values |= values
+    return json.dumps(values)

@@ -30,7 +30,8 @@ FAULTS = {  # what a walk leaves out while a fault is open: it would meet the sa
     "goes out": "publish and export of an older release that holds one",
     "letters": "owners whose names are written with other letters",
     "texts": "keys that stand in two tars, and a table of texts by key",
-    "scores": "scores that are no numbers, and boxes that are none",
+    "scores": "scores that are no numbers",
+    "boxes": "boxes that are none",
     "retried": "a setting that decided in a round of retry is loosened",
     "init": "rows that init saw, and that have no outcome",
     "readers": "a release that webdataset, our loader or datasets does not read whole",
@@ -56,9 +57,10 @@ BEFORE = {  # a command: changes right before it, and how often each
     "repair": {"damage": 0.7},
     "repair CONFIG": {"damage": 0.7},
     "verify": {"damage": 0.2},
-    "retry": {"healing": 0.3, "stricter": 0.3},
+    "build": {"stricter": 0.1},  # retry takes the settings of the build before it
+    "retry": {"healing": 0.5},
 }
-AFTER = {"takedown": {"other_pixels": 0.3, "leaving": 0.5}, "retry": {"looser": 0.5}}
+AFTER = {"takedown": {"other_pixels": 0.3, "leaving": 0.5}, "retry": {"looser": 0.6}}
 
 FAVOURED = {  # what shows a fault comes so much more often in a walk that looks for it
     "A1": {"repair": 8.0, "damage": 1.0},
@@ -71,7 +73,8 @@ FAVOURED = {  # what shows a fault comes so much more often in a walk that looks
     "goes out": {"takedown": 4.0, "publish": 8.0, "export": 8.0},
     "letters": {"takedown": 8.0},
     "texts": {"member": 8.0, "build": 2.0},
-    "scores": {"setting": 2.0, "build": 2.0, "score.more": 20.0},
+    "scores": {"setting": 2.0, "build": 2.0, "score.unsure": 8.0},
+    "boxes": {"setting": 2.0, "build": 2.0, "score.faulty": 8.0},
     "retried": {"retry": 4.0, "build": 4.0},
     "init": {"init": 20.0},
 }

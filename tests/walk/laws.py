@@ -22,7 +22,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from manifests.contract.reader import open_reader, rows_of
 from manifests.contract.release import Release
-from walk.oracle import DifferenceError
+from walk.oracle import DifferenceError, path_of
 from walk.running import Ran, run
 from walk.web import KIN, NUM_MOTIFS, OTHER_FORMS, motif, picture
 from walk.world import TAR_TEXT, World
@@ -74,6 +74,21 @@ def check_goes_out(ran: Ran, release: Path, out: Path | None, taken: Collection[
     return not holds and not motifs_in(release, kin_only=False).intersection(taken)
 
 
+# ---- rows that answered a retry
+
+
+def check_retried(rows: Sequence[Mapping[str, Any]], of_clean: Sequence[Mapping[str, Any]], answered: set[str]) -> None:
+    """An address that answered in the end has the outcome of a clean build that it answers at once."""
+    expected = {row["sample_id"]: row["outcome"] for row in of_clean}
+    back = [
+        f"{row['url']} is {row['outcome']}, of a clean build {expected[row['sample_id']]}"
+        for row in rows
+        if row["url"] and path_of(row["url"]) in answered and row["outcome"] != expected.get(row["sample_id"])
+    ]
+    if back:
+        raise DifferenceError("retried", "; ".join(back))
+
+
 # ---- scores, texts, and who reads a release
 
 
@@ -85,14 +100,17 @@ def _is_unsure(number: int) -> bool:
 
 
 def check_scores(release: Path, rules: Iterable[Mapping[str, Any]]) -> None:
-    """What a scorer gives no number for passes no rule; nothing counts as blurred by boxes that are none."""
-    rows = pq.read_table(release / "samples.parquet", columns=["image_id", "marks"]).to_pylist()
-    if any(rule["scorer"] == "unsure" for rule in rules):
-        shown = {number for row in rows if (number := motif_of(row["image_id"])) is not None and _is_unsure(number)}
-        if shown:
-            raise DifferenceError("scores", f"{release.name} holds motifs whose score is no number: {sorted(shown)}")
-    if num := sum("faulty:blurred" in (row["marks"] or "") for row in rows):
-        raise DifferenceError("scores", f"{release.name}: {num} pictures count as blurred by boxes that are none")
+    """What a scorer gives no number for passes no rule."""
+    shown = {number for number in motifs_in(release) if _is_unsure(number)}
+    if shown and any(rule["scorer"] == "unsure" for rule in rules):
+        raise DifferenceError("scores", f"{release.name} holds motifs whose score is no number: {sorted(shown)}")
+
+
+def check_boxes(release: Path) -> None:
+    """Nothing counts as blurred by boxes that are none."""
+    marks = pq.read_table(release / "samples.parquet", columns=["marks"])["marks"].to_pylist()
+    if num := sum("faulty:blurred" in (each or "") for each in marks):
+        raise DifferenceError("boxes", f"{release.name}: {num} pictures count as blurred by boxes that are none")
 
 
 def check_readers(release: Path, with_texts: bool) -> None:

@@ -263,11 +263,16 @@ class Walk:
         clean, newest = self._clean(), release_of(self.work)
         files = hash_tree(newest)
         but_for = {str(path.relative_to(newest)) for path in damaged_now if newest in path.parents}
+        if self.world.may("retried") and clean.files is not None and not damaged:
+            answered = {path for path in self.told[recipe_of(self.world.values)] if "-late" in path}
+            laws.check_retried(oracle.rows_in(self.work) if answered else (), clean.rows, answered)
         oracle.check_release(newest.name, files, clean, but_for)
         assert clean.files is not None
         self._is_right(clean)
         if self.world.may("scores"):
-            laws.check_scores(newest, self.world.values["score.more"])
+            laws.check_scores(newest, self.world.values["score.unsure"])
+        if self.world.may("boxes"):
+            laws.check_boxes(newest)
         if not damaged:
             left = [path.name for path in self.work.rglob("*") if is_private(path.name) or path.name == "scratch"]
             if left:
@@ -276,10 +281,10 @@ class Walk:
 
     def _change_what_must_fail(self, name: str, ran: Ran) -> None:
         """A detector whose boxes are none ends every build with its name: it is taken out again."""
-        if any(rule["scorer"] == "faulty" for rule in self.world.values["score.more"]) and name == "build":
+        if self.world.values["score.faulty"] and name == "build":
             if "faulty" not in ran.err:
-                raise DifferenceError("scores", f"the boxes of `faulty` are none, and the build says: {ran.err[-500:]}")
-            self.world.values["score.more"] = []
+                raise DifferenceError("boxes", f"the boxes of `faulty` are none, and the build says: {ran.err[-500:]}")
+            self.world.values["score.faulty"] = None
 
     def _is_right(self, clean: Clean) -> None:
         """The newest release is that of a clean build."""

@@ -81,12 +81,13 @@ def semantic_settings(folder: Path) -> list[Any]:
 class Web:
     """Addresses /p/MOTIF-FORM and /private/MOTIF-FORM, which robots.txt forbids.
 
-    `late` fails until it is healed, and so does `lateFORM`, which then answers as FORM; `never` fails for ever, `gone`
-    is not there. While `knows` is set, a clean build asks: it gets what the work folder was told, and nothing is noted.
+    `late` fails until it is healed, and so does `lateFORM`, which then answers as FORM; each healing heals a third of
+    them. `never` fails for ever, `gone` is not there. While `knows` is set, a clean build asks: it gets what the work
+    folder was told, and nothing is noted.
     """
 
     def __init__(self) -> None:
-        self.healed = False
+        self.num_healed = 0  # of the three thirds
         self.knows: frozenset[str] | None = None
         self.asked: list[tuple[str, bool]] = []
         self.server = MisbehavingServer(extra={"p": self._answer, "private": self._answer})
@@ -98,7 +99,7 @@ class Web:
 
     def _answer(self, sock: Any, request: Any) -> None:
         number, _, form = request.path.rpartition("/")[2].partition("-")
-        healthy = self.healed if self.knows is None else request.path in self.knows
+        healthy = int(number) % 3 < self.num_healed if self.knows is None else request.path in self.knows
         fails = form == "never" or (form.startswith("late") and not healthy)
         form = form.removeprefix("late")
         if self.knows is None:

@@ -52,12 +52,9 @@ TAR_TEXT = "a leaf like picture number {} of the tar"
 _OPT_OUTS = ["noai", "noimageai", "noindex", "noimageindex", "noml", "none"]
 _SIGNALS = ["content_usage", "tdm_reservation", "tdmrep_file", "iptc_data_mining"]
 _MIDDLE = {"scorer": "middle", "max_score": 0.5}
-_ODD_SCORERS: dict[str, dict[str, Any]] = {  # one gives some pictures no number, one gives boxes that are none
-    "unsure": {"name": "unsure", "scorer": "own_scorer:Unsure"},
-    "faulty": {"name": "faulty", "scorer": "own_scorer:Faulty", "options": {"box": [0.75, 0.75, 0.25, 0.25, 0.9]}},
-}
 _UNSURE = [{"scorer": "unsure", "min_score": 0.1}, {"scorer": "unsure", "min_quantile": 0.05}]
 _FAULTY = {"scorer": "faulty", "max_score": 0.3, "action": "blur"}
+_REVERSED, _PIXELS, _TINY = [0.75, 0.75, 0.25, 0.25, 0.9], [8, 8, 40, 40, 0.9], [0.5, 0.5, 0.5001, 0.5001, 0.9]
 _TWO_RULES = [{"preset": "plant", "domains": ["plant"]}, {"preset": "general"}]
 SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first one first; how often; the fault it shows
     "fetch.image.min_side_px": ([32, 46, 60, 80], 1, "C6"),
@@ -77,7 +74,8 @@ SETTINGS: dict[str, tuple[list[Any], float, str]] = {  # the values, the first o
     "caption.text.seed": ([0, 1], 0.1, ""),
     "caption.text.choices": ([[{}], [{"any_of": ["caption", "trait"]}]], 0.3, ""),
     "score.plugins": ([[], [{"name": "middle", "scorer": "own_scorer:Middle"}]], 0.2, ""),
-    "score.more": ([[], [_UNSURE[0]], [_UNSURE[1]], [_FAULTY]], 0.4, "scores"),
+    "score.unsure": ([[], [_UNSURE[0]], [_UNSURE[1]]], 1, "scores"),  # of a scorer that gives some pictures no number
+    "score.faulty": ([None, _REVERSED, _PIXELS, _TINY], 1, "boxes"),  # what a detector gives as the box of a picture
     "score.rules": ([[], [_MIDDLE | {"action": "blur"}], [_MIDDLE | {"action": "flag"}], [_MIDDLE]], 0.4, ""),
     "select.licences.deny": ([["all-rights-reserved"], ["CC-BY-NC"], []], 0.6, ""),
     "select.balance.caps": ([[], [{"by": "creator", "at_most": 3}], [{"by": "source", "about": 6}]], 0.4, ""),
@@ -155,8 +153,10 @@ class World:
         form, caption = FORMS_OF_LIST[place], CAPTIONS[place % len(CAPTIONS)]
         if form in ("near", "mirrored"):  # copies are of the first ones, and every rule lets them pass
             motif, caption = place % 5, CAPTIONS[place % 3]
-        else:
-            motif = place if place < _FIRST_LATE else NUM_MOTIFS - len(FORMS_OF_LIST) + place
+        elif place < _FIRST_LATE:
+            motif = place
+        else:  # what a retry gets is in the release, unless a limit refuses it
+            motif, caption = NUM_MOTIFS - len(FORMS_OF_LIST) + place, CAPTIONS[place % 3]
         values = {"url": self.web.url(motif, form), "caption": caption}
         owner = ONE_OWNER[place % 3] if place % 7 == 1 and self.may("letters") else OWNERS[place % 3]
         return values | {"licence": LICENCES[place % 3], "owner": owner, "name": "Malus domestica"}
@@ -270,9 +270,13 @@ class World:
         if not {"list", "tar"} & self.sources:  # no other source has traits
             del config["caption"]["text"]["choices"]
         score = config["score"]
-        score["rules"] = (score["rules"] if score["plugins"] else []) + score.pop("more")
-        used = {rule["scorer"] for rule in score["rules"]}
-        score["plugins"] = [*score["plugins"], *(each for name, each in _ODD_SCORERS.items() if name in used)]
+        score["rules"] = score["rules"] if score["plugins"] else []
+        if unsure := score.pop("unsure"):
+            score["rules"] = [*score["rules"], *unsure]
+            score["plugins"] = [*score["plugins"], {"name": "unsure", "scorer": "own_scorer:Unsure"}]
+        if box := score.pop("faulty"):
+            faulty = {"name": "faulty", "scorer": "own_scorer:Faulty", "options": {"box": box}}
+            score["rules"], score["plugins"] = [*score["rules"], _FAULTY], [*score["plugins"], faulty]
         config["fetch"]["network"] |= {
             "allow_private_addresses": True, "retries": 0,
             "limits": {"requests_per_second": None, "connections": 4},
@@ -300,7 +304,8 @@ class World:
 
 def recipe_of(values: Mapping[str, Any]) -> str:
     """What decides which bytes of a picture are stored."""
-    return f"{values['fetch.image.size_px']} px, quality {values['fetch.image.jpeg_quality']}"
+    names = ("size_px", "resize", "jpeg_quality")
+    return ", ".join(f"{name} {values[f'fetch.image.{name}']}" for name in names)
 
 
 def write_file(path: Path, content: bytes, stamp_of: os.stat_result | None = None) -> None:
