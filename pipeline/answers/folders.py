@@ -7,6 +7,7 @@ tables that name pictures. Of a folder in a store the first names are looked at.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -155,19 +156,17 @@ class _Folder:
         """Tables that name pictures, tables of addresses, and those that may hold texts for pictures."""
         named: set[str] = set()
         for folder, some in sorted(tables.items()):
-            others, near = list[str](), self._near(folder)
+            others: list[str] = []
             for path in (self._at(folder, file) for file in some):
-                if len(some) <= _MANY_FILES and self.found.add("folder", partial(guess_with_table, path, near)):
+                guess = partial(guess_with_table, path, self._near(folder))
+                if len(some) <= _MANY_FILES and self.found.add("folder", guess):
                     reader = SourceSettings(name="x", domain="x", **keys_of(self.found.places[-1])).reader
                     named.update(storage.join(reader.path, name) for name in reader.picture_files())
                 else:
                     others.append(path)
-            many = sorted({self._at(folder, f"*{PurePosixPath(path).suffix}") for path in others})
-            for path in others if len(others) <= _MANY_FILES else many:
-                try:
-                    self.found.tables[path] = look_at(path)
-                except ConfigError as error:
-                    self.found.tables[path] = error
+            for ending, num in Counter(PurePosixPath(file).suffix for file in some).items():
+                of_ending = [path for path in others if path.endswith(ending)]
+                self._look_at_tables(self._at(folder, f"*{ending}"), of_ending, len(of_ending) == num)
         for folder, some in self.files.items():
             pictures = {file: self._at(folder, file) for file in some if _is_picture(file)}
             if named.isdisjoint(pictures.values()):
@@ -176,6 +175,19 @@ class _Folder:
             self.files[folder] = [file for file in some if file not in pictures]
             if num := len({*pictures.values()} - named):
                 self.found.notes.append(f"{self._at(folder)}: {num:,} of its pictures, which no row of a table names")
+
+    def _look_at_tables(self, pattern: str, paths: Sequence[str], are_all: bool) -> None:
+        """Tables of one ending that name no pictures: where all are read alike they are files of one table."""
+        looked_at: dict[str, Place | ConfigError] = {}
+        for path in paths if len(paths) <= _MANY_FILES else [pattern]:
+            try:
+                looked_at[path] = look_at(path)
+            except ConfigError as error:
+                looked_at[path] = error
+        columns = [each.settings.get("columns") if isinstance(each, Place) else None for each in looked_at.values()]
+        if are_all and len(columns) > 1 and columns[0] is not None and columns.count(columns[0]) == len(columns):
+            looked_at = {pattern: look_at(pattern)}
+        self.found.tables |= looked_at
 
     def _near(self, folder: str) -> list[str]:
         """Where the pictures of a table may lie: in its own folder, then in those that share most of its path."""

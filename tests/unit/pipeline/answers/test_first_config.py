@@ -273,7 +273,7 @@ def test_every_table_beside_pictures_is_used_or_named(tmp_path: Path) -> None:
     web = [
         of["table"].removeprefix(f"{lab}/") for of in found.values() if "columns" in of and "file" not in of["columns"]
     ]
-    assert web == [f"{folder}/{number}.csv" for folder in ("mixed", "web") for number in range(3)]
+    assert web == ["mixed/0.csv", "mixed/1.csv", "mixed/2.csv", "web/*.csv"]
     assert found["one"]["table"] == "one.csv"
     assert (Path(found["two"]["path"]).name, found["two"]["table"]) == ("more", "../lists/two.csv")
     assert found["two"]["columns"]["url"] == "url"
