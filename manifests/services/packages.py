@@ -69,10 +69,8 @@ def load_named(where: str, place: str) -> Any:
     except ImportError as error:
         cure = "install it, or put the folder that holds it into PYTHONPATH"
         raise ConfigError(f"{where}: the module {module} cannot be imported: {error}; {cure}") from None
-    except SyntaxError as error:
-        raise ConfigError(f"{where}: {error.filename}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
+        at: Any = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(f"{where}: {at.filename}, line {at.lineno}: {type(error).__name__}: {error}") from None
     if module.partition(".")[0] not in _OURS and (file := getattr(loaded, "__file__", None)):
         _PLUGINS[file] = f"{where}: {place}"

@@ -125,11 +125,7 @@ class Shown(NamedTuple):
     texts: Tensor | None  # int64 (B,) `text_labels` of the texts; None where they are not known
 
 
-class OpenColumn(NamedTuple):
-    """A column of one pool."""
-
-    of: Callable[[Shown], Tensor]  # the values of a batch, (B,) or (B, width)
-    of_rows: Tensor | None = None  # of each row of the pool; None where the text that is drawn changes them
+Values = Callable[[Shown], Tensor]  # of a batch, (B,) or (B, width)
 
 
 class Column(ABC):
@@ -143,7 +139,7 @@ class Column(ABC):
         return False
 
     @abstractmethod
-    def open(self, pool: SamplePool, members: Sequence[str]) -> OpenColumn:
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
         """Read it for a pool. `members` are `data.text.members`.
 
         Raises: ConfigError for samples that do not have it.
@@ -166,15 +162,15 @@ class Labels(Column):
         """A caption speaks for itself."""
         return self.field in (TEXT, TAXON)
 
-    def open(self, pool: SamplePool, members: Sequence[str]) -> OpenColumn:
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
         """As `Column.open`."""
         if self.field == TEXT:
-            return OpenColumn(_texts_of)
+            return _texts_of
         labels_N = _field_labels(pool, self.field, self.setting)
         if self.field != TAXON:
             return _of_rows(labels_N)
         names = _of_text(pool, members, names_taxon, self.setting)
-        return OpenColumn(lambda shown: torch.where(names(shown).bool(), labels_N[shown.rows], _texts_of(shown)))
+        return lambda shown: torch.where(names(shown).bool(), labels_N[shown.rows], _texts_of(shown))
 
 
 @dataclass(frozen=True)
@@ -184,7 +180,7 @@ class Numbers(Column):
     field: str
     setting: str = "loss.form"
 
-    def open(self, pool: SamplePool, members: Sequence[str]) -> OpenColumn:
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
         """As `Column.open`; all lists need one length."""
         tables = _columns_of(pool, ["extra" if self.field.startswith("extra.") else self.field], self.setting)
         values = [value for table in tables for value in table.values(self.field)]
@@ -210,7 +206,7 @@ class Kinds(Column):
     kinds: tuple[str, ...]
     setting: str = "model.projectors"
 
-    def open(self, pool: SamplePool, members: Sequence[str]) -> OpenColumn:
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
         """As `Column.open`."""
         number = {kind: i for i, kind in enumerate(self.kinds)}
 
@@ -236,7 +232,7 @@ class Kinds(Column):
                     f"none of the kinds {', '.join(self.kinds)}; first: {pool.names([row])[0]}, domain {domains[row]}; "
                     "add taxon, caption or the domain"
                 )
-        return OpenColumn(of)
+        return of
 
 
 class BatchColumns:
@@ -256,13 +252,9 @@ class BatchColumns:
             )
         self._columns = {name: column.open(pool, members) for name, column in columns.items()}
 
-    def of(self, rows: Tensor, members: Tensor, texts: Tensor | None) -> dict[str, Tensor]:
+    def of(self, rows: Tensor, members: Tensor, texts: Tensor | None = None) -> dict[str, Tensor]:
         """The values of a batch by the task's names; the arguments are those of `Shown`."""
-        return {name: column.of(Shown(rows, members, texts)) for name, column in self._columns.items()}
-
-    def of_rows(self, name: str) -> Tensor | None:
-        """The values of each row of the pool; None for no such column, and where the text drawn changes them."""
-        return self._columns[name].of_rows if name in self._columns else None
+        return {name: values(Shown(rows, members, texts)) for name, values in self._columns.items()}
 
 
 def txt_columns(pool: SamplePool, columns: Mapping[str, Column]) -> dict[str, Tensor]:
@@ -285,14 +277,11 @@ def _texts_of(shown: Shown) -> Tensor:
     return shown.texts
 
 
-def _of_rows(values_N: Tensor) -> OpenColumn:
-    # of streamed shards a row of the pool is a shard
-    return OpenColumn(lambda shown: values_N[shown.rows % len(values_N)], values_N)
+def _of_rows(values_N: Tensor) -> Values:
+    return lambda shown: values_N[shown.rows % len(values_N)]  # of streamed shards a row of the pool is a shard
 
 
-def _of_text(
-    pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str
-) -> Callable[[Shown], Tensor]:
+def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> Values:
     """A value of the text that was drawn for each of some rows, which follows from its name."""
     txt_N = torch.from_numpy(_of_txt(pool, value, setting))
     is_txt = torch.tensor([member == "txt" for member in members] + [True])

@@ -13,7 +13,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +54,8 @@ from training.model.towers import evaluating
 from training.record import run_files
 from training.tasks.task import KIND, Task, Values, judged, make_task, needed_columns
 
+Judge = tuple[Task, Values]  # a task, and its columns of every row of the pool that it judges pairs of
 _PICTURE_HASHES = ("image_id", "stored_sha256")  # of the picture as it was downloaded, and as it lies in the shard
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A task, and the columns of a split by which it judges the pairs there."""
-
-    task: Task
-    columns: Values  # of every row of the pool
-
-    @classmethod
-    def open(cls, task: Task, model: DalipModel, pool: SamplePool) -> Judge:
-        """Read the columns. Raises: ConfigError for one that samples do not have."""
-        kinds = model.settings.projectors if model.kind == 0 else ()
-        return cls(task, txt_columns(pool, needed_columns(task, kinds)))
 
 
 def evaluate_model(
@@ -217,16 +203,20 @@ def check_tasks(settings: TrainSettings) -> None:
 
 def open_judge(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> tuple[Judge | None, list[str]]:
     """What judges the pairs of a split, and notes: where samples have no labels, other pairs are negatives."""
-    loss, notes = settings.loss, list[str]()
-    try:
-        return Judge.open(make_task(loss), model, pool), notes
-    except ConfigError as error:
-        if loss.same_label == "negative":
-            return None, [f"the validation loss is not measured ({error})"]
-        notes.append(f"the validation loss takes every other pair for a negative ({error})")
-    loss = loss.model_copy(update={"same_label": "negative"})
-    judge, more = open_judge(model, pool, settings.model_copy(update={"loss": loss}))
-    return judge, more or notes
+    notes = list[str]()
+    for same_label in dict.fromkeys((settings.loss.same_label, "negative")):
+        task = make_task(settings.loss.model_copy(update={"same_label": same_label}))
+        try:
+            return _judge(task, model, pool), notes
+        except ConfigError as error:
+            effect = "is not measured" if same_label == "negative" else "takes every other pair for a negative"
+            notes = [f"the validation loss {effect} ({error})"]
+    return None, notes
+
+
+def _judge(task: Task, model: DalipModel, pool: SamplePool) -> Judge:
+    kinds = model.settings.projectors if model.kind == 0 else ()
+    return task, txt_columns(pool, needed_columns(task, kinds))
 
 
 def evaluate_split(
@@ -278,7 +268,7 @@ def domain_losses(
     Raises: ConfigError for a column of the task that samples do not have; RunError for a broken sample, or features or
         losses that are not finite.
     """
-    judge = Judge.open(task or make_task(settings.loss), model, pool)
+    judge = _judge(task or make_task(settings.loss), model, pool)
     with evaluating(model):
         rows = loader.split_rows(pool)
         images, texts = encode_pairs(model, pool, rows, settings)
@@ -331,8 +321,8 @@ def _domain_losses(
     judge: Judge,
 ) -> dict[str, metrics.Figure]:
     """The loss of the training, of the held-out pairs: over all of them and within each domain."""
-    scales = {name: value.detach().cpu() for name, value in model.scales().items()}
-    columns = {name: values[rows] for name, values in judge.columns.items()}
+    task, scales = judge[0], {name: value.detach().cpu() for name, value in model.scales().items()}
+    columns = {name: values[rows] for name, values in judge[1].items()}
     if KIND in columns:
         images = Encoded(model.project(images.f, columns.pop(KIND)).detach(), images.z)
     domains = pool.table["domain"].to_pylist()
@@ -343,9 +333,9 @@ def _domain_losses(
             continue
         size = min(settings.eval.batch_size, len(members))
         features = pair_features(images.rows(members), texts.rows(members)) | scales
-        losses = judged(judge.task, features, {name: values[members] for name, values in columns.items()}, size)
+        losses = judged(task, features, {name: values[members] for name, values in columns.items()}, size)
         metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
-        figure = metrics.loss_figure(losses.numpy(), judge.task.chance(size), BOOTSTRAP_ROUNDS)
+        figure = metrics.loss_figure(losses.numpy(), task.chance(size), BOOTSTRAP_ROUNDS)
         figures[domain] = {**figure, "left_out": len(members) - len(losses)}
     return figures
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,15 +76,16 @@ class Task(ABC):
 
         Raises: ConfigError for what leaves nothing to learn; here where `masked` leaves no negatives.
         """
-        labels_N = columns.of_rows(LABELS)
-        if self.settings.same_label != "masked" or labels_N is None:
+        field = self.settings.label_field
+        if self.settings.same_label != "masked" or Labels(field).reads_text:
             return
-        if any(bool((labels_N[rows] == labels_N[rows[0]]).all()) for rows in drawn):
-            raise ConfigError(
-                "loss.same_label: masked: all pairs of a batch share one label of "
-                f"'{self.settings.label_field}', so no negatives are left and the loss is 0; name another "
-                "loss.label_field"
-            )
+        for rows in map(torch.from_numpy, drawn):
+            labels = columns.of(rows, -torch.ones_like(rows))[LABELS]
+            if bool((labels == labels[0]).all()):
+                raise ConfigError(
+                    f"loss.same_label: masked: all pairs of a batch share one label of '{field}', so no negatives are "
+                    "left and the loss is 0; name another loss.label_field"
+                )
 
     # -- each step
 

@@ -20,12 +20,16 @@ from torch.nn.functional import normalize
 from training_runs import make_settings, run_once
 
 from manifests.errors import ConfigError
+from manifests.services.open_clip_api import PreprocessCfg
 from training.cli import main
 from training.config import ZeroShotSettings
 from training.data.columns import BatchColumns, Column, Kinds, Labels, SampleColumns, text_labels, txt_columns
-from training.data.loader import open_releases
+from training.data.images import EvalView
+from training.data.loader import SampleDataset, open_releases
+from training.data.settings import TextSettings
 from training.data.shards import SamplePool, open_pool
 from training.evaluation.evaluate import class_texts, zero_shot_labels
+from training.evaluation.metrics import retrieve
 from training.model.large_batches import accumulate_backward
 from training.model.presets import LossSettings
 from training.record.log import read_log
@@ -244,6 +248,38 @@ def test_samples_without_a_kind_are_named(pool: SamplePool) -> None:
     words = r"model\.projectors: 3 of 7 samples of split 'train' have none of the kinds taxon, general; first: .*plant"
     with pytest.raises(ConfigError, match=words):
         BatchColumns(pool, {"kind": Kinds(("taxon", "general"))}, ("txt",))
+
+
+def test_texts_that_are_equal_but_for_their_spelling_are_one_everywhere(tmp_path: Path) -> None:
+    """In the labels of a training, of held-out pairs, of a field, and in retrieval."""
+    texts = ["Rose", "rose", " ROSE", "Alo\u00e9", "Aloe\u0301", "tulip"]
+    samples = [
+        release_writer.Sample(str(i), release_writer.draw_picture("red", "circle", i), text, category=text)
+        for i, text in enumerate(texts)
+    ]
+    pool = open_pool(open_releases(str(release_writer.write_release(tmp_path / "r", samples))), "train")
+    expected = {(0, 1, 2), (3, 4)}
+    view = EvalView(PreprocessCfg(size=32, mode="RGB"))
+    dataset = SampleDataset(pool, view, lambda texts: torch.zeros(len(texts), 4), TextSettings(), 0)
+    batch = dataset.load([(0, row) for row in range(6)])
+    trained = BatchColumns(pool, {"labels": Labels("text")}, ("txt",)).of(batch.rows, batch.members, batch.texts)
+    assert alike(pool, trained["labels"]) == expected
+    for field in ("text", "extra.category"):
+        assert alike(pool, txt_columns(pool, {"labels": Labels(field)})["labels"]) == expected
+    found = retrieve(torch.eye(6).roll(1, 0), texts, (1,))["image_to_text_r1"]
+    assert found["hits"] == 3, "each picture finds the text before its own, as the only one of its spelling or not"
+
+
+def test_a_batch_that_masking_leaves_no_negatives_is_said_once(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [dataclasses.replace(sample, text="A rose") for sample in release_writer.drawn_samples(36, 0)]
+    values = config | {"release": str(release_writer.write_release(tmp_path / "roses", samples))}
+    run_once(values, loss={"same_label": "masked"}, schedule={"steps": 2}, eval={"split": None, "zero_shot": []})
+    note = "loss.same_label: masked: all pairs of a batch share one label of 'text', so the loss is 0"
+    assert capsys.readouterr().err.count(note) == 1
+    (event,) = read_log(Path(config["output_dir"]) / "log.jsonl", "note")
+    assert (event["step"], event["note"][: len(note)]) == (1, note)
 
 
 @pytest.mark.parametrize(

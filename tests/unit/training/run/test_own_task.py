@@ -115,7 +115,7 @@ def test_a_column_that_no_sample_has_is_named_before_the_run(graded: dict[str, A
         ("of_pairs(self, f, c, size): return f['logit_scale']", "must give a tensor with the loss of each.*, line 3"),
         ("of_pairs(self, f, c): return", "Mine.of_pairs must take features, columns, batch_size .*, line 3"),
         ("bound(self, model): model.clamp()", "line 3, in bound: AttributeError"),
-        ("oops", "line 3: expected '\\('"),
+        ("oops", "line 3: SyntaxError: expected '\\('"),
     ],
 )
 def test_a_mistake_in_ones_own_loss_is_named_with_its_line(
