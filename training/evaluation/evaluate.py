@@ -215,6 +215,8 @@ def open_judge(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> 
 
 
 def _judge(task: Task, model: DalipModel, pool: SamplePool) -> Judge:
+    if lost := task.terms(model).keys() - model.terms.keys():
+        raise ConfigError(f"loss.form: the weights hold no {', '.join(sorted(lost))} of {task.settings.form}")
     kinds = model.settings.projectors if model.kind == 0 else ()
     return task, txt_columns(pool, needed_columns(task, kinds))
 

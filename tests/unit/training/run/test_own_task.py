@@ -18,6 +18,8 @@ from training.cli import main
 from training.data.columns import Numbers, txt_columns
 from training.data.loader import open_releases
 from training.data.shards import open_pool
+from training.evaluation.encoder import Encoder
+from training.evaluation.trained_model import open_trained_model
 from training.record.log import read_log
 from training.run.loop import train
 
@@ -81,6 +83,11 @@ def test_a_task_of_another_package_trains_resumes_and_validates(
     assert main(["eval", str(folder)]) == 0
     (figures,) = (folder / "eval").glob("*.json")
     assert json.loads(figures.read_text())["validation_loss"]["all"]["value"] == pytest.approx(validation, rel=1e-5)
+    exports = {"huggingface": str(tmp_path / "hub"), "open_clip": str(tmp_path / "alone.pt")}
+    for layout, exported in exports.items():
+        assert main(["export", str(folder), exported, "--format", layout]) == 0
+    assert Encoder.open(exports["huggingface"]).fingerprint == Encoder.open(str(folder)).fingerprint
+    assert open_trained_model(exports["huggingface"]).model.terms["slope"] == weights["terms.slope"]
     ungraded = write_graded(tmp_path / "ungraded", category="none")
     assert main(["eval", str(folder), "--release", ungraded, "--out", str(tmp_path / "figures.json")]) == 0
     result = json.loads((tmp_path / "figures.json").read_text())
