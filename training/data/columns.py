@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manifests.contract.release import Release
@@ -282,24 +281,18 @@ def _of_rows(values_N: Tensor) -> Values:
 
 
 def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> Values:
-    """A value of the text that was drawn for each of some rows, which follows from its name."""
-    txt_N = torch.from_numpy(_of_txt(pool, value, setting))
-    is_txt = torch.tensor([member == "txt" for member in members] + [True])
-    of_member = torch.tensor([value(member) for member in members] + [0])
-    return lambda shown: torch.where(is_txt[shown.members], txt_N[shown.rows], of_member[shown.members])
+    """A value of the text that was drawn for each of some rows, by the name of the text.
 
-
-def _of_txt(pool: SamplePool, value: Callable[[str], int], setting: str) -> NDArray[np.int64]:
-    """A value of the `txt` of each row, by the name of the text that it is, (N,); `setting` is what asks.
-
-    Raises: ConfigError for a release that does not say.
+    Raises: ConfigError for a release that does not say what each `txt` is.
     """
     columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"], setting)]
     names = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     coded = pc.fill_null(names, "caption").combine_chunks().dictionary_encode()
-    values = np.array([value(name) for name in coded.dictionary.to_pylist()], np.int64)
-    rows: NDArray[np.int64] = values[coded.indices.to_numpy()]
-    return rows
+    of_name = np.array([value(name) for name in coded.dictionary.to_pylist()], np.int64)
+    txt_N = torch.from_numpy(of_name[coded.indices.to_numpy()])
+    is_txt = torch.tensor([member == "txt" for member in members] + [True])
+    of_member = torch.tensor([value(member) for member in members] + [0])
+    return lambda shown: torch.where(is_txt[shown.members], txt_N[shown.rows], of_member[shown.members])
 
 
 def _field_labels(pool: SamplePool, field: str, setting: str) -> Tensor:

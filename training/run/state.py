@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from manifests.errors import ConfigError
@@ -117,7 +116,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         model=model,
         wrapped=wrap_model(model, ranks, compiled=settings.compute.compile),
         task=task,
-        columns=_columns(task, settings, pool, order),
+        columns=open_columns(task, settings, pool, order),
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
         num_steps=count_steps(settings, order.epoch_size),
@@ -186,17 +185,6 @@ def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]
         f"a resume cannot change {listed or 'the model'}: the checkpoint's weights or optimiser state do not fit. "
         "Set it back, or choose another --output and start from the old weights with model.pretrained"
     )
-
-
-def _columns(task: Task, settings: TrainSettings, pool: SamplePool, order: SampleOrder) -> BatchColumns:
-    """What the task needs of each pair.
-
-    Raises: ConfigError for what samples do not have, and for what leaves nothing to learn.
-    """
-    columns = open_columns(task, settings, pool)
-    drawn = [part.rows for part in order.strata]
-    task.check(columns, drawn if settings.data.batches == "one_domain" else [np.concatenate(drawn)])
-    return columns
 
 
 def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:

@@ -23,6 +23,7 @@ from manifests.errors import ConfigError
 from manifests.services.packages import load_named
 from training.config import TrainSettings
 from training.data.columns import BatchColumns, Column, Kinds, Labels
+from training.data.sampling import SampleOrder
 from training.data.shards import SamplePool
 from training.model.dalip import DalipModel
 from training.model.presets import TASKS, LossSettings
@@ -149,15 +150,18 @@ def needed_columns(task: Task, kinds: tuple[str, ...]) -> dict[str, Column]:
     return {**({KIND: Kinds(kinds)} if kinds else {}), **task.columns()}
 
 
-def open_columns(task: Task, settings: TrainSettings, pool: SamplePool) -> BatchColumns:
-    """The columns of a training.
+def open_columns(task: Task, settings: TrainSettings, pool: SamplePool, order: SampleOrder) -> BatchColumns:
+    """The columns of a training, as its task has seen them.
 
-    Raises: ConfigError for a column that samples do not have, or that stored tokens cannot tell.
+    Raises: ConfigError for a column that samples do not have, that stored tokens cannot tell, or that teaches nothing.
     """
     has_texts = settings.data.tokens is None
     logged = {name: column for name, column in task.logged_columns().items() if has_texts or not column.reads_text}
     columns = needed_columns(task, settings.model.projectors) | logged
-    return BatchColumns(pool, columns, settings.data.text.members, has_texts=has_texts)
+    opened = BatchColumns(pool, columns, settings.data.text.members, has_texts=has_texts)
+    drawn = [part.rows for part in order.strata]
+    task.check(opened, drawn if settings.data.batches == "one_domain" else [np.concatenate(drawn)])
+    return opened
 
 
 def losses_of(task: Task, features: Values, columns: Values) -> dict[str, Tensor]:
