@@ -81,7 +81,7 @@ class Task(ABC):
         if self.settings.same_label != "masked" or Labels(field).reads_text:
             return
         for rows in map(torch.from_numpy, drawn):
-            labels = columns.of(rows, -torch.ones_like(rows))[LABELS]
+            labels = columns.of(rows, -torch.ones_like(rows), torch.zeros_like(rows))[LABELS]  # of any text
             if bool((labels == labels[0]).all()):
                 raise ConfigError(
                     f"loss.same_label: masked: all pairs of a batch share one label of '{field}', so no negatives are "
@@ -131,7 +131,8 @@ def make_task(settings: LossSettings) -> Task:
     if kind.__abstractmethods__:
         raise ConfigError(f"loss.form: {settings.form} must define {', '.join(sorted(kind.__abstractmethods__))}")
     task = kind(settings)
-    for name in ("columns", "terms", "prepare", "check", "__call__", "bound", "of_pairs", "chance"):
+    for name in ("columns", "logged_columns", "terms", "prepare", "check", "__call__", "bound", "note_on", "of_pairs",
+                 "chance"):  # fmt: skip
         parameters = list(inspect.signature(getattr(Task, name)).parameters)[1:]
         try:
             inspect.signature(getattr(task, name)).bind(*parameters)
