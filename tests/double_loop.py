@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from training.model.loss import LossSettings
+from training.model.presets import LossSettings
 
 
 def by_hand(logits: Tensor, labels: Tensor, same_label: str) -> Tensor:

@@ -92,11 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         explained = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
         print(shown(f"dalip: error: {explained}"), file=sys.stderr)
         return explained.exit_code
-    except (KeyboardInterrupt, RuntimeError) as error:
-        if not is_stop(error):
+    except (KeyboardInterrupt, Exception) as error:
+        if is_stop(error):
+            print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+            return 1
+        if (mistake := packages.mistake_in(error)) is None:
             raise
-        print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
-        return 1
+        print(shown(f"dalip: error: {mistake}"), file=sys.stderr)
+        return mistake.exit_code
 
 
 def build_parser() -> argparse.ArgumentParser:

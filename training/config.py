@@ -1,7 +1,7 @@
 """The training config: one YAML file is one whole run, read once into strict frozen models.
 
-Each setting stands here with its default; those of `model`, `loss` and `data` stand in `training.model.presets`,
-`training.model.loss` and `training.data.settings`. configs/REFERENCE.md lists them all.
+Each setting stands here with its default; those of `model` and `loss` stand in `training.model.presets`, those of
+`data` in `training.data.settings`. configs/REFERENCE.md lists them all.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from manifests.services.packages import code_of, load_named
 from manifests.services.untrusted import read_object
 from training.data import loader
 from training.data.settings import DataSettings, ReleaseShare
-from training.model.loss import LossSettings, loss_of_preset
-from training.model.presets import ModelSettings
+from training.model.presets import LossSettings, ModelSettings, loss_of_preset
 
 SETTINGS_FILE = "config.json"  # the settings of a run, in its folder
 

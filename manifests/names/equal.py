@@ -1,4 +1,4 @@
-"""Whether two names are equal: one answer for texts, for columns, and for whoever compares owners.
+"""Whether two names or texts are equal: one answer for captions, labels, columns, and for whoever compares owners.
 
 Tables come from many keyboards. One name is written with composed or decomposed letters, in capitals, with a final
 sigma, with a dotted I, with a blank that is no space. Such spellings are equal. Names that share words, as "Müller, J."
@@ -15,10 +15,12 @@ _WORD = re.compile(r"\w+")
 
 
 def name_key(name: str) -> str:
-    """The same text for all spellings of a name.
+    """The same text for all spellings of a name or text.
 
     Source: Unicode's NFKC_Casefold, and one letter for i, dotted or not, as Turkish capitals need it.
     """
+    if name.isascii():  # what follows gives the same, in 15 times as long
+        return " ".join(name.lower().split())
     folded = unicodedata.normalize("NFD", name)
     for _ in range(2):  # a folded letter may fold again, as in mathematical capitals
         folded = unicodedata.normalize("NFKC", folded.casefold())

@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distributions
@@ -22,7 +23,7 @@ from urllib.request import url2pathname
 
 from fsspec.registry import known_implementations
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, PlantMixError
 from manifests.services.masking import hide_secrets
 
 EXTRAS = {
@@ -42,6 +43,8 @@ EXTRAS = {
     "gcs": ("gcsfs",),
 }  # fmt: skip
 """Modules by the extra that brings them."""
+_OURS = ("manifests", "pipeline", "training")
+_PLUGINS: dict[str, str] = {}  # file of a module of others -> the key of the config and the name that led to it
 
 
 def require(what: str, *modules: str) -> None:
@@ -55,18 +58,37 @@ def require(what: str, *modules: str) -> None:
 
 
 def load_named(where: str, place: str) -> Any:
-    """What `place`, MODULE:NAME, stands for; the module may be anyone's.
+    """What `place`, MODULE:NAME, stands for; the module may be anyone's, and `mistake_in` knows it from then on.
 
     Raises: ConfigError that begins with `where`.
     """
     module, _, name = place.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        loaded = importlib.import_module(module)
     except ImportError as error:
         cure = "install it, or put the folder that holds it into PYTHONPATH"
         raise ConfigError(f"{where}: the module {module} cannot be imported: {error}; {cure}") from None
+    except Exception as error:
+        at: Any = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"{where}: {at.filename}, line {at.lineno}: {type(error).__name__}: {error}") from None
+    if module.partition(".")[0] not in _OURS and (file := getattr(loaded, "__file__", None)):
+        _PLUGINS[file] = f"{where}: {place}"
+    try:
+        return getattr(loaded, name)
     except AttributeError as error:
         raise ConfigError(f"{where}: {place} cannot be loaded: {error}") from None
+
+
+def mistake_in(error: BaseException) -> ConfigError | None:
+    """Where the code of someone's plug-in went wrong; None for an error that did not rise in such code."""
+    if isinstance(error, PlantMixError) or not isinstance(error, Exception):
+        return None
+    for at in reversed(traceback.extract_tb(error.__traceback__)):
+        if plugin := _PLUGINS.get(at.filename):
+            return ConfigError(
+                f"{plugin} went wrong at {at.filename}, line {at.lineno}, in {at.name}: {type(error).__name__}: {error}"
+            )
+    return None
 
 
 def code_of(plugin: object) -> str:
@@ -142,6 +164,6 @@ def explain(error: ModuleNotFoundError) -> ConfigError:
     Raises: the error itself, for a module of ours.
     """
     module = (error.name or "").partition(".")[0]
-    if module in ("", "manifests", "pipeline", "training"):
+    if module in ("", *_OURS):
         raise error
     return ConfigError(f"this needs {module}, which is not installed: {install_line(module)}")

@@ -1,4 +1,4 @@
-"""A data provider is named by its own modules and by no core module, so that another one can be added beside it."""
+"""A data provider or a task is named by its own modules and by no core module, so that another one can be added."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def test_only_its_own_modules_name_gbif() -> None:
         if "gbif" in path.read_text(encoding="utf-8").lower()
     }
     assert {name for name in naming if not name.startswith("pipeline/sources/biology/")} == NAMING_GBIF
+
+
+def test_loop_loader_and_evaluation_name_no_task() -> None:
+    for room in ("run", "data", "evaluation"):
+        for path in (ROOT / "training" / room).glob("*.py"):
+            words = path.read_text(encoding="utf-8").lower()
+            assert not [word for word in ("contrastive", "sum_of_", "sumof") if word in words], path

@@ -56,8 +56,9 @@ def golden(context: Context, precision: str) -> dict[str, Any]:
     torch = importlib.import_module("torch")
     from golden import SIDES, golden_arrays, golden_branch, golden_features, golden_tokens
 
-    from training.model.loss import LossSettings, make_loss
     from training.model.precision import autocast
+    from training.model.presets import LossSettings
+    from training.tasks.task import make_task
 
     arrays = golden_arrays()
     dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -70,7 +71,7 @@ def golden(context: Context, precision: str) -> dict[str, Any]:
             row[f"{side}_error"] = float(error / arrays[f"{side}_second_order"].abs().max())
         features = {name: value.to(context.device, dtype) for name, value in golden_features(arrays).items()}
         settings = LossSettings(form="sum_of_losses", first_order_weight=float(arrays["loss_alpha"]))
-        row["loss_error"] = abs(float(make_loss(settings)(features)["loss"]) / float(arrays["loss_value"]) - 1)
+        row["loss_error"] = abs(float(make_task(settings)(features, {})["loss"]) / float(arrays["loss_value"]) - 1)
     return row | {"within": TOLERANCE[precision], "right": all(value <= TOLERANCE[precision] for value in row.values())}
 
 

@@ -87,10 +87,11 @@ def train(one: Run, model: Any, material: Material, look: Callable[[int], None])
     import torch
 
     from training.config import OptimiserSettings, ScheduleSettings
-    from training.model.loss import LossSettings, make_loss
+    from training.model.presets import LossSettings
     from training.run.optimiser import build_optimiser, lr_ratio_at, set_lr
+    from training.tasks.task import make_task
 
-    loss = make_loss(LossSettings())
+    loss = make_task(LossSettings())
     optimiser = build_optimiser(model, OptimiserSettings(lr=one.rate, weight_decay=WEIGHT_DECAY))
     schedule = ScheduleSettings(steps=one.steps, warmup_steps=round(WARMUP_SHARE * one.steps))
     order = np.random.default_rng([one.seed, 1])
@@ -102,7 +103,7 @@ def train(one: Run, model: Any, material: Material, look: Callable[[int], None])
         set_lr(optimiser, one.rate * lr_ratio_at(step, one.steps, schedule))
         torch.manual_seed(1_000_003 * one.seed + step)  # dropout
         model.train()
-        parts = loss(model(material.images(rows), material.texts(texts)))
+        parts = loss(model(material.images(rows), material.texts(texts)), {})
         optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,35 +1,38 @@
-"""Columns of the sample tables, in the row order of a pool, and the labels that tell which pairs are alike.
+"""Columns of the sample tables in the row order of a pool, and what a task asks of each pair of a batch.
 
-A label is an int64 hash, so that ranks exchange 8 bytes a pair. Samples with the same value of `loss.label_field` share
-one. A sample without a value shares its label with no other sample. Reads releases; writes nothing. Gives up with
-ConfigError on a field that no sample has.
+A task (`training.tasks`) names `Labels`, `Numbers` or `Kinds`; `BatchColumns` gives their values of a batch. A label is
+an int64 hash, so that ranks exchange 8 bytes a pair. Samples with equal texts in a field share one: those that
+`manifests.names.equal` calls equal. A sample without a value shares its label with no other. Reads releases; writes
+nothing. Gives up with ConfigError on a field that no sample has.
 
-Shape letters: `B` pairs of a batch, `L` token ids of a text, `N` rows of a pool.
+Shape letters: `B` pairs of a batch, `N` rows of a pool.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manifests.contract.release import Release
 from manifests.contract.tables import TAXON_RANKS, kind_of, names_taxon
 from manifests.errors import ConfigError
+from manifests.names.equal import name_key
 from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader
 
 _READ_ROWS = 256  # whose texts are read at a time
 TEXT, TAXON = "text", "taxon"  # fields that follow the text that was drawn
-_LABEL_FIELD = "loss.label_field"
 TAXON_COLUMNS = tuple(f"taxon_{rank}" for rank in TAXON_RANKS)
 
 
@@ -113,148 +116,205 @@ class ShardColumns(SampleColumns):
         return texts
 
 
-def _of_text(
-    pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """A value of the text that was drawn for each of some rows, which follows from its name."""
-    txt_N = torch.from_numpy(_of_txt(pool, value, setting))
-    is_txt = torch.tensor([member == "txt" for member in members] + [True])
-    of_member = torch.tensor([value(member) for member in members] + [0])
-    return lambda rows, members: torch.where(is_txt[members], txt_N[rows], of_member[members])
+class Shown(NamedTuple):
+    """The pairs of a batch: which samples, and which text of each."""
+
+    rows: Tensor  # int64 (B,) rows of the pool
+    members: Tensor  # int64 (B,) number of the text among `data.text.members`; -1: `txt`, for want of them
+    texts: Tensor | None  # int64 (B,) `text_labels` of the texts; None where they are not known
 
 
-class BatchLabels:
-    """The label of every pair of a training batch, by `loss.label_field` and the text that was drawn."""
+Values = Callable[[Shown], Tensor]  # of a batch, (B,) or (B, width)
 
-    def __init__(self, pool: SamplePool, field: str, members: Sequence[str]) -> None:
-        """`members` are `data.text.members`.
 
-        Raises: ConfigError for a field that no sample has.
+class Column(ABC):
+    """One value of each pair, which a task asks for. `setting` names the key behind it, in messages."""
+
+    setting: str
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it needs the text that was drawn, which `data.tokens` does not keep."""
+        return False
+
+    @abstractmethod
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
+        """Read it for a pool. `members` are `data.text.members`.
+
+        Raises: ConfigError for samples that do not have it.
         """
-        self._labels_N = None if field == TEXT else torch.from_numpy(_field_labels(pool, field))
-        self._names_taxon = _of_text(pool, members, names_taxon, _LABEL_FIELD) if field == TAXON else None
-
-    def is_single(self, rows: NDArray[np.int64]) -> bool:
-        """Whether these rows of the pool share one label whatever text is drawn."""
-        return (
-            self._labels_N is not None
-            and self._names_taxon is None
-            and len(np.unique(self._labels_N.numpy()[rows])) == 1
-        )
-
-    def of(self, tokens: Tensor, rows: Tensor, members: Tensor) -> Tensor:
-        """Labels (B,) of token ids (B, L), rows of the pool, and numbers of the drawn members."""
-        if self._labels_N is None:
-            return hash_rows(tokens)
-        if self._names_taxon is None:
-            return self._labels_N[rows % len(self._labels_N)]  # of streamed shards a row of the pool is a shard
-        return torch.where(self._names_taxon(rows, members).bool(), self._labels_N[rows], hash_rows(tokens))
 
 
-class BatchKinds:
-    """Which of `model.projectors` every pair of a batch has: its domain, else that of the drawn text.
+@dataclass(frozen=True)
+class Labels(Column):
+    """int64 (B,): equal where a field of two samples holds equal texts.
 
-    That is the text's own kind, such as trait, where it has a projector; else `taxon` or `caption`.
+    Fields: a column of samples.parquet; `extra.KEY`; a rank; `text`, the text drawn; `taxon`, the taxon that the text
+    names, and of a caption its text.
     """
 
-    def __init__(self, pool: SamplePool, kinds: Sequence[str], members: Sequence[str]) -> None:
-        """`members` are `data.text.members`.
+    field: str
+    setting: str = "loss.form"
 
-        Raises: ConfigError for samples of no kind.
-        """
-        number = {kind: i for i, kind in enumerate(kinds)}
+    @property
+    def reads_text(self) -> bool:
+        """A caption speaks for itself."""
+        return self.field in (TEXT, TAXON)
+
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
+        """As `Column.open`."""
+        if self.field == TEXT:
+            return _texts_of
+        labels_N = _field_labels(pool, self.field, self.setting)
+        if self.field != TAXON:
+            return _of_rows(labels_N)
+        names = _of_text(pool, members, names_taxon, self.setting)
+        return lambda shown: torch.where(names(shown).bool(), labels_N[shown.rows], _texts_of(shown))
+
+
+@dataclass(frozen=True)
+class Numbers(Column):
+    """float32 (B,), or (B, width) of lists: a column of samples.parquet or `extra.KEY`. NaN where a sample has none."""
+
+    field: str
+    setting: str = "loss.form"
+
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
+        """As `Column.open`; all lists need one length."""
+        tables = _columns_of(pool, ["extra" if self.field.startswith("extra.") else self.field], self.setting)
+        values = [value for table in tables for value in table.values(self.field)]
+        if all(value is None for value in values):
+            raise ConfigError(f"{self.setting}: no sample of split '{pool.split}' has a value of '{self.field}'")
+        width = next((len(value) for value in values if isinstance(value, list)), None)
+        none = math.nan if width is None else [math.nan] * width
+        try:
+            if wrong := next((value for value in values if isinstance(value, str)), None):  # NumPy reads "12"
+                raise TypeError(f"it holds the text '{wrong}'")
+            return _of_rows(torch.tensor([none if value is None else value for value in values], dtype=torch.float32))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.setting}: the field '{self.field}' holds no numbers: {error}") from None
+
+
+@dataclass(frozen=True)
+class Kinds(Column):
+    """int64 (B,): the number of each pair's kind of text among `kinds`.
+
+    A kind is the domain of the sample. Else it is the text's own, such as trait; else `taxon` or `caption`.
+    """
+
+    kinds: tuple[str, ...]
+    setting: str = "model.projectors"
+
+    def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
+        """As `Column.open`."""
+        number = {kind: i for i, kind in enumerate(self.kinds)}
 
         def of_name(name: str) -> int:
             other = TAXON if names_taxon(name) else "caption"
             return number.get(kind_of(name), number.get(other, -1))
 
         domains = pool.table["domain"].to_pylist()
-        self._domain_N = torch.tensor([number.get(domain, -1) for domain in domains])
-        every_domain = bool((self._domain_N >= 0).all())
-        self._by_text = None if every_domain else _of_text(pool, members, of_name, "model.projectors")
+        domain_N = torch.tensor([number.get(domain, -1) for domain in domains])
+        if (domain_N >= 0).all():
+            return _of_rows(domain_N)
+        by_text = _of_text(pool, members, of_name, self.setting)
+
+        def of(shown: Shown) -> Tensor:
+            return torch.where(domain_N[shown.rows] >= 0, domain_N[shown.rows], by_text(shown))
+
         rows = torch.arange(len(domains))
         for member in range(-1, len(members)):
-            if (without := self.of(rows, torch.full_like(rows, member)) < 0).any():
+            if (without := of(Shown(rows, torch.full_like(rows, member), None)) < 0).any():
                 row = int(without.nonzero()[0])
                 raise ConfigError(
-                    f"model.projectors: {int(without.sum()):,} of {len(rows):,} samples of split '{pool.split}' have "
-                    f"none of the kinds {', '.join(kinds)}; first: {pool.names([row])[0]}, domain {domains[row]}; add "
-                    "taxon, caption or the domain"
+                    f"{self.setting}: {int(without.sum()):,} of {len(rows):,} samples of split '{pool.split}' have "
+                    f"none of the kinds {', '.join(self.kinds)}; first: {pool.names([row])[0]}, domain {domains[row]}; "
+                    "add taxon, caption or the domain"
                 )
-
-    def of(self, rows: Tensor, members: Tensor) -> Tensor:
-        """Numbers of the kinds (B,), of rows of the pool and numbers of the drawn members."""
-        if self._by_text is None:
-            return self._domain_N[rows % len(self._domain_N)]
-        return torch.where(self._domain_N[rows] >= 0, self._domain_N[rows], self._by_text(rows, members))
+        return of
 
 
-def txt_labels(pool: SamplePool, field: str) -> Tensor:
-    """The label of every row of a pool, (N,), where each sample is shown with its `txt`.
+class BatchColumns:
+    """The columns that a task named, of every batch from one pool."""
 
-    Raises: ConfigError for a field that no sample has.
+    def __init__(
+        self, pool: SamplePool, columns: Mapping[str, Column], members: Sequence[str], *, has_texts: bool = True
+    ) -> None:
+        """`members` are `data.text.members`; `has_texts` False where tokens are stored without their texts.
+
+        Raises: ConfigError for a column that samples do not have.
+        """
+        if not has_texts and (blind := [column for column in columns.values() if column.reads_text]):
+            raise ConfigError(
+                f"{blind[0].setting}: it follows the text that is drawn, and data.tokens keeps no texts; name a rank "
+                "such as species, or another field of the samples"
+            )
+        self._columns = {name: column.open(pool, members) for name, column in columns.items()}
+
+    def of(self, rows: Tensor, members: Tensor, texts: Tensor | None = None) -> dict[str, Tensor]:
+        """The values of a batch by the task's names; the arguments are those of `Shown`."""
+        return {name: values(Shown(rows, members, texts)) for name, values in self._columns.items()}
+
+
+def txt_columns(pool: SamplePool, columns: Mapping[str, Column]) -> dict[str, Tensor]:
+    """The values of every row of a pool, where each sample is shown with its `txt`.
+
+    Raises: ConfigError as `BatchColumns`.
     """
-    labels = _field_labels(pool, field)
-    if field == TAXON:
-        labels = np.where(_of_txt(pool, names_taxon, _LABEL_FIELD), labels, _field_labels(pool, TEXT))
-    return torch.from_numpy(labels)
+    rows, reads_text = torch.arange(len(pool)), [column for column in columns.values() if column.reads_text]
+    texts = _field_labels(pool, TEXT, reads_text[0].setting) if reads_text else None
+    return BatchColumns(pool, columns, ("txt",)).of(rows, torch.zeros_like(rows), texts)
 
 
-def txt_kinds(pool: SamplePool, kinds: Sequence[str]) -> Tensor:
-    """As `BatchKinds`, of every row of a pool, (N,), where each sample is shown with its `txt`.
-
-    Raises: ConfigError for samples of no kind.
-    """
-    rows = torch.arange(len(pool))
-    return BatchKinds(pool, kinds, ("txt",)).of(rows, torch.zeros_like(rows))
+def text_labels(texts: Sequence[str]) -> Tensor:
+    """The label of each text, (B,)."""
+    return torch.tensor([_hash(text) for text in texts], dtype=torch.int64)
 
 
-def _of_txt(pool: SamplePool, value: Callable[[str], int], setting: str) -> NDArray[np.int64]:
-    """A value of the `txt` of each row, by the name of the text that it is, (N,); `setting` is what asks.
+def _texts_of(shown: Shown) -> Tensor:
+    assert shown.texts is not None, "BatchColumns refuses such columns"
+    return shown.texts
 
-    Raises: ConfigError for a release that does not say.
+
+def _of_rows(values_N: Tensor) -> Values:
+    return lambda shown: values_N[shown.rows % len(values_N)]  # of streamed shards a row of the pool is a shard
+
+
+def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> Values:
+    """A value of the text that was drawn for each of some rows, by the name of the text.
+
+    Raises: ConfigError for a release that does not say what each `txt` is.
     """
     columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"], setting)]
     names = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     coded = pc.fill_null(names, "caption").combine_chunks().dictionary_encode()
-    values = np.array([value(name) for name in coded.dictionary.to_pylist()], np.int64)
-    rows: NDArray[np.int64] = values[coded.indices.to_numpy()]
-    return rows
+    of_name = np.array([value(name) for name in coded.dictionary.to_pylist()], np.int64)
+    txt_N = torch.from_numpy(of_name[coded.indices.to_numpy()])
+    is_txt = torch.tensor([member == "txt" for member in members] + [True])
+    of_member = torch.tensor([value(member) for member in members] + [0])
+    return lambda shown: torch.where(is_txt[shown.members], txt_N[shown.rows], of_member[shown.members])
 
 
-def hash_rows(tokens_BL: Tensor) -> Tensor:
-    """One int64 of each row of token ids, (B,): equal for equal rows.
-
-    Products with odd 64-bit numbers, which overflow on purpose. Two texts share one with a probability below 2^-46.
-    """
-    generator = torch.Generator().manual_seed(0x6C6162656C)
-    high, low = (torch.randint(2**31, (tokens_BL.shape[1],), generator=generator) for _ in range(2))
-    return (tokens_BL * ((high << 32) | (low << 1) | 1)).sum(dim=1)
-
-
-def _field_labels(pool: SamplePool, field: str) -> NDArray[np.int64]:
+def _field_labels(pool: SamplePool, field: str, setting: str) -> Tensor:
     """The label of each row by a field, (N,)."""
     rank = field.removeprefix("taxon_")
     of_taxon = field == TAXON or rank in TAXON_RANKS
     needed = TAXON_COLUMNS if of_taxon else ("extra" if field.startswith("extra.") else field,)
     parts = []
-    for columns in _columns_of(pool, needed):
+    for columns in _columns_of(pool, needed, setting):
         column = _taxa(columns, rank) if of_taxon else columns.column(field)
         parts += column.chunks
     column = pa.chunked_array(parts, pa.string())
     if column.null_count == len(column):
-        raise ConfigError(
-            f"{_LABEL_FIELD}: no sample of split '{pool.split}' has a value of '{field}'; name another field, or set "
-            "loss.same_label: negative"
-        )
+        raise ConfigError(f"{setting}: no sample of split '{pool.split}' has a value of '{field}'; name another field")
     coded = column.combine_chunks().dictionary_encode()
     hashes = np.array([_hash(value) for value in coded.dictionary.to_pylist()], np.int64)
     codes = pc.fill_null(coded.indices, -1).to_numpy()
     alone = -1 - np.arange(len(codes), dtype=np.int64)  # the row: two ranks that draw it agree
-    return np.where(codes >= 0, hashes[codes], alone)
+    return torch.from_numpy(np.where(codes >= 0, hashes[codes], alone))
 
 
-def _columns_of(pool: SamplePool, names: Sequence[str], setting: str = _LABEL_FIELD) -> Sequence[SampleColumns]:
+def _columns_of(pool: SamplePool, names: Sequence[str], setting: str) -> Sequence[SampleColumns]:
     if any(pool.members):
         return [ShardColumns(pool, setting)]
     return [SampleColumns(Release.open(path), pool.split, setting, names) for path in pool.paths]
@@ -269,5 +329,6 @@ def _taxa(columns: SampleColumns, rank: str) -> pa.ChunkedArray:
     return pc.coalesce(*named)
 
 
-def _hash(value: str) -> int:
-    return int.from_bytes(hashlib.blake2b(value.encode("utf-8"), digest_size=8).digest(), "big", signed=True)
+def _hash(text: str) -> int:
+    key = name_key(text).encode("utf-8")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big", signed=True)

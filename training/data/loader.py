@@ -30,6 +30,7 @@ from manifests.contract.tables import kind_of
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.stores.storage import WrittenFile, join
+from training.data.columns import text_labels
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
@@ -61,6 +62,7 @@ class Batch(NamedTuple):
     corrupt: list[Corrupt]
     members: Tensor  # int64 (B,) number of the text among `data.text.members`; -1: `txt`, for want of them
     places: Sequence[tuple[Place, int]] = ()  # of streamed shards: how many samples of which were used, or FINISHED
+    texts: Tensor | None = None  # int64 (B,) labels of the texts, equal for equal ones; None of a frozen tower
 
 
 class BatchDataset(Dataset[Any], ABC):
@@ -117,7 +119,8 @@ class SampleDataset(BatchDataset):
         finally:
             random.setstate(python_state)
             torch.set_rng_state(torch_state)
-        return Batch(torch.stack(images), self.tokenizer(texts), torch.tensor(rows), corrupt, torch.tensor(drawn))
+        return Batch(torch.stack(images), self.tokenizer(texts), torch.tensor(rows), corrupt, torch.tensor(drawn),
+                     texts=text_labels(texts))  # fmt: skip
 
     def _load(
         self, position: int, row: int, members: tuple[bytes, bytes, dict[str, str]], corrupt: list[Corrupt]

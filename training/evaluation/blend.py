@@ -205,8 +205,8 @@ def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
         raise ConfigError(f"{names}, their model.projectors differ: {kinds}")
     if theirs.second_order is None and ours.second_order is not None:
         plain = ours.settings.model_copy(update={"preset": "clip", "second_order": SecondOrderSettings()})
-        projectors, ours = ours.projectors, DalipModel(ours.clip, plain)
-        ours.projectors = projectors
+        whole, ours = ours, DalipModel(ours.clip, plain)
+        ours.projectors, ours.terms = whole.projectors, whole.terms
     elif theirs.second_order != ours.second_order:
         raise ConfigError(f"{names}, their second-order branches differ: {theirs.second_order} and {ours.second_order}")
     shapes = [{name: list(tensor.shape) for name, tensor in _state_like(ours, m).items()} for m in (theirs, ours)]
@@ -220,9 +220,12 @@ def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
 
 
 def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
-    """The tensors of `source` that `model` has. A projection of a kind of text that it lacks is the identity."""
+    """The tensors of `source` that `model` has.
+
+    A projection of a kind of text that it lacks is the identity, a term of a loss that of `model`.
+    """
     state = {f"projectors.{kind}": torch.eye(len(matrix)) for kind, matrix in model.projectors.items()}
-    state |= source.state_dict()
+    state |= {f"terms.{name}": value for name, value in model.terms.items()} | source.state_dict()
     return {name: state[name].detach().cpu().clone() for name in model.state_dict() if name in state}
 
 

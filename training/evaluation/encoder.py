@@ -84,7 +84,8 @@ class Encoder:
             "precision": self.settings.compute.precision,
         } | ({"kind": self.model.kind} if self.model.kind else {})
         digest.update(json.dumps(head, sort_keys=True).encode("utf-8"))
-        for name, tensor in sorted(self.model.state_dict().items()):
+        state = self.model.state_dict()
+        for name, tensor in sorted((name, state[name]) for name in state if not name.startswith("terms.")):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

@@ -21,9 +21,8 @@ from training.data.images import EvalView, model_input
 from training.data.shards import SamplePool
 from training.evaluation.metrics import require_finite
 from training.evaluation.set_layouts import Item, load_pictures
-from training.model.dalip import DalipModel
+from training.model.dalip import DalipModel, one_vector
 from training.model.device import pick_device
-from training.model.loss import one_vector
 from training.model.precision import autocast
 
 FeatureKind = str  # f, z or both

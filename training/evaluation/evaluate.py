@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
 
 from manifests.contract.release import Release, newest_of_several, refuse_within
 from manifests.errors import ConfigError
@@ -26,7 +25,7 @@ from manifests.services.packages import require
 from manifests.stores.storage import join, write_file
 from training.config import BOOTSTRAP_ROUNDS, RECALL_AT, TrainSettings, ZeroShotSettings
 from training.data import loader
-from training.data.columns import SampleColumns, ShardColumns, txt_kinds, txt_labels
+from training.data.columns import SampleColumns, ShardColumns, txt_columns
 from training.data.shard_index import ShardRelease
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
@@ -51,10 +50,11 @@ from training.evaluation.report import plot_result
 from training.evaluation.set_layouts import EvalSet
 from training.evaluation.trained_model import TrainedModel, notes_on_takedowns, releases_of_run
 from training.model.dalip import DalipModel
-from training.model.loss import make_loss
 from training.model.towers import evaluating
 from training.record import run_files
+from training.tasks.task import KIND, Task, Values, judged, make_task, needed_columns
 
+Judge = tuple[Task, Values]  # a task, and its columns of every row of the pool that it judges pairs of
 _PICTURE_HASHES = ("image_id", "stored_sha256")  # of the picture as it was downloaded, and as it lies in the shard
 
 
@@ -128,16 +128,12 @@ def measure(
     if split is not None:
         pool = open_pool(sources, split)
         result["notes"] += pool.notes
-        try:
-            _labels_of(pool, settings)
-        except ConfigError as error:
-            result["notes"] += [f"the validation loss takes every other pair for a negative ({error})"]
-            loss = settings.loss.model_copy(update={"same_label": "negative"})
-            settings = settings.model_copy(update={"loss": loss})
+        judge, notes = open_judge(model, pool, settings)
+        result["notes"] += notes
         release_alone = sources[0] if isinstance(sources[0], Release) else None
         cache = settings.data.cache
         columns = SampleColumns(release_alone, split) if release_alone else ShardColumns(pool, "eval.zero_shot", cache)
-        result |= evaluate_split(model, pool, columns, settings)
+        result |= evaluate_split(model, pool, columns, settings, judge)
     result["sets"] = [
         evaluate_set(model, set_settings, opened_set, settings)
         for set_settings, opened_set in zip(settings.eval.sets, sets, strict=True)
@@ -203,10 +199,30 @@ def check_tasks(settings: TrainSettings) -> None:
                 columns.values(task.field)
 
 
+def open_judge(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> tuple[Judge | None, list[str]]:
+    """What judges the pairs of a split, and notes: where samples have no labels, other pairs are negatives."""
+    notes = list[str]()
+    for same_label in dict.fromkeys((settings.loss.same_label, "negative")):
+        task = make_task(settings.loss.model_copy(update={"same_label": same_label}))
+        try:
+            return _judge(task, model, pool), notes
+        except ConfigError as error:
+            effect = "is not measured" if same_label == "negative" else "takes every other pair for a negative"
+            notes = [f"the validation loss {effect} ({error})"]
+    return None, notes
+
+
+def _judge(task: Task, model: DalipModel, pool: SamplePool) -> Judge:
+    if lost := task.terms(model).keys() - model.terms.keys():
+        raise ConfigError(f"loss.form: the weights hold no {', '.join(sorted(lost))} of {task.settings.form}")
+    kinds = model.settings.projectors if model.kind == 0 else ()
+    return task, txt_columns(pool, needed_columns(task, kinds))
+
+
 def evaluate_split(
-    model: DalipModel, pool: SamplePool, columns: SampleColumns, settings: TrainSettings
+    model: DalipModel, pool: SamplePool, columns: SampleColumns, settings: TrainSettings, judge: Judge | None
 ) -> dict[str, Any]:
-    """All figures of a model on the held-out samples of a pool.
+    """All figures of a model on the held-out samples of a pool; the validation loss where something can judge it.
 
     Raises: ConfigError for a field or domain that is not there; RunError for features or losses that are not finite.
     """
@@ -236,22 +252,27 @@ def evaluate_split(
         for kind in feature_kinds(model):
             similarity = similarity_of(images, texts, kind, settings.loss.first_order_weight)
             result["retrieval"][kind] = metrics.retrieve(similarity, captions, RECALL_AT)
-    result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings)
+    if judge is not None:
+        result["validation_loss"] = _domain_losses(model, pool, rows, images, texts, settings, judge)
     return result
 
 
-def domain_losses(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> dict[str, metrics.Figure]:
+def domain_losses(
+    model: DalipModel, pool: SamplePool, settings: TrainSettings, task: Task | None = None
+) -> dict[str, metrics.Figure]:
     """Validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
 
     Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare. A domain
-    with a single sample has no loss. The model is left in the mode it came in.
+    with a single sample has no loss. The model is left in the mode it came in. `task` None: that of the settings.
 
-    Raises: RunError for a broken sample, or features or losses that are not finite.
+    Raises: ConfigError for a column of the task that samples do not have; RunError for a broken sample, or features or
+        losses that are not finite.
     """
+    judge = _judge(task or make_task(settings.loss), model, pool)
     with evaluating(model):
         rows = loader.split_rows(pool)
         images, texts = encode_pairs(model, pool, rows, settings)
-        return _domain_losses(model, pool, rows, images, texts, settings)
+        return _domain_losses(model, pool, rows, images, texts, settings, judge)
 
 
 def zero_shot_labels(
@@ -291,13 +312,19 @@ def class_texts(
 
 
 def _domain_losses(
-    model: DalipModel, pool: SamplePool, rows: Sequence[int], images: Encoded, texts: Encoded, settings: TrainSettings
+    model: DalipModel,
+    pool: SamplePool,
+    rows: Sequence[int],
+    images: Encoded,
+    texts: Encoded,
+    settings: TrainSettings,
+    judge: Judge,
 ) -> dict[str, metrics.Figure]:
     """The loss of the training, of the held-out pairs: over all of them and within each domain."""
-    loss, beside = make_loss(settings.loss), {name: value.detach().cpu() for name, value in model.scales().items()}
-    labels = _labels_of(pool, settings)
-    if settings.model.projectors and model.kind == 0:
-        images = Encoded(model.project(images.f, txt_kinds(pool, settings.model.projectors)[rows]).detach(), images.z)
+    task, scales = judge[0], {name: value.detach().cpu() for name, value in model.scales().items()}
+    columns = {name: values[rows] for name, values in judge[1].items()}
+    if KIND in columns:
+        images = Encoded(model.project(images.f, columns.pop(KIND)).detach(), images.z)
     domains = pool.table["domain"].to_pylist()
     of_domains = {name: [i for i, row in enumerate(rows) if domains[row] == name] for name in pool.domains}
     groups, figures = {"all": list(range(len(rows)))} | of_domains, {}
@@ -305,21 +332,12 @@ def _domain_losses(
         if len(members) < 2:
             continue
         size = min(settings.eval.batch_size, len(members))
-        if labels is not None:
-            beside["labels"] = labels[[rows[member] for member in members]]
-        losses = loss.of_pairs(pair_features(images.rows(members), texts.rows(members)) | beside, size)
+        features = pair_features(images.rows(members), texts.rows(members)) | scales
+        losses = judged(task, features, {name: values[members] for name, values in columns.items()}, size)
         metrics.require_finite(losses, f"held-out samples of {domain}, validation losses")
-        figure = metrics.loss_figure(losses.numpy(), loss.chance(size), BOOTSTRAP_ROUNDS)
+        figure = metrics.loss_figure(losses.numpy(), task.chance(size), BOOTSTRAP_ROUNDS)
         figures[domain] = {**figure, "left_out": len(members) - len(losses)}
     return figures
-
-
-def _labels_of(pool: SamplePool, settings: TrainSettings) -> Tensor | None:
-    """Labels of the held-out pairs, where `loss.same_label` asks for them.
-
-    Raises: ConfigError for a field that no sample has.
-    """
-    return None if settings.loss.same_label == "negative" else txt_labels(pool, settings.loss.label_field)
 
 
 def open_measured(

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from manifests.errors import RunError
+from manifests.names.equal import name_key
 
 Figure = dict[str, Any]
 _Values = np.ndarray[Any, Any]
@@ -193,11 +194,12 @@ def retrieve(similarity_NN: Tensor, texts: Sequence[str], recall_at: Sequence[in
 
     Raises: RunError for similarities that are not finite.
     """
+    keys = [name_key(text) for text in texts]
     columns: dict[str, int] = {}  # the first of each distinct text
-    for i, text in enumerate(texts):
-        columns.setdefault(text, i)
-    number = {text: u for u, text in enumerate(columns)}
-    label_N = torch.tensor([number[text] for text in texts], device=similarity_NN.device)
+    for i, key in enumerate(keys):
+        columns.setdefault(key, i)
+    number = {key: u for u, key in enumerate(columns)}
+    label_N = torch.tensor([number[key] for key in keys], device=similarity_NN.device)
     right_NU = label_N[:, None] == torch.arange(len(columns), device=label_N.device)
     return _recalls(similarity_NN[:, list(columns.values())], right_NU, recall_at)
 

@@ -60,7 +60,7 @@ class HeadBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(width))
         self.register_buffer("running_var", torch.ones(width))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
-        self.track = True  # the accumulation of `training.model.loss` runs a batch twice and must count it once
+        self.track = True  # `training.model.large_batches` runs a batch twice and must count it once
 
     def forward(self, tokens_BMHR: Tensor) -> Tensor:
         """Normalise (B, M, H, R) over batch and tokens, per head and channel."""

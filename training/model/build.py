@@ -79,7 +79,7 @@ def load_hugging_face(folder: str | Path) -> DalipModel:
     settings = parse_settings(values, ModelSettings, where=str(config_path), is_kept=True)
     model = build_model(settings)
     state = {f"clip.{name}": tensor for name, tensor in weights.read_state(source / weights.WEIGHTS_FILE).items()}
-    if settings.preset != "clip" or settings.projectors:
+    if settings.preset != "clip" or settings.projectors or (source / weights.SECOND_WEIGHTS_FILE).is_file():
         state |= weights.read_state(source / weights.SECOND_WEIGHTS_FILE)
     weights.load_state(model, state, where=str(source))
     return model

@@ -57,6 +57,7 @@ class DalipModel(nn.Module):
         of_kinds = settings.projectors[1:]
         width = architecture_config(settings.architecture)["embed_dim"] if of_kinds else 0
         self.projectors = nn.ParameterDict({kind: torch.eye(width) for kind in of_kinds})
+        self.terms = nn.ParameterDict()  # parameters of the loss, by the names that its task gives them
         self.kind = 0  # number of the kind that a picture is projected for where nothing else is said
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
@@ -91,7 +92,7 @@ class DalipModel(nn.Module):
         `kinds` (B,) are the numbers of the pairs' kinds of text, with `projectors`; None: `kind` for all.
 
         Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
-        text_second_order. `logit_bias` where the architecture has one.
+        text_second_order. `logit_bias` where the architecture has one, and the `terms`.
         """
         output = self.scales()
         orders = {"image": self.image_orders(images, kinds), "text": self.text_orders(text_tokens)}
@@ -181,9 +182,10 @@ class DalipModel(nn.Module):
         return _both_orders(tower, branch)
 
     def scales(self) -> dict[str, Tensor]:
-        """What a loss takes beside the features: the scale (already exp'd) and the bias, if there is one."""
+        """What a loss takes beside the features: the scale (already exp'd), the bias, if there is one, its terms."""
         bias = getattr(self.clip, "logit_bias", None)
-        return {"logit_scale": self.clip.logit_scale.exp()} | ({} if bias is None else {"logit_bias": bias})
+        scales = {"logit_scale": self.clip.logit_scale.exp(), **self.terms}
+        return scales if bias is None else scales | {"logit_bias": bias}
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """The first-order feature f of pictures, (B, C); the branch is not run. Called as open_clip's."""
@@ -241,9 +243,16 @@ class DalipModel(nn.Module):
         return list(groups.values())
 
 
+def one_vector(f_NC: Tensor, z_NC: Tensor | None, first_order_weight: float) -> Tensor:
+    """f and z as one vector, whose inner products are the weighted sum of both similarities; f where there is no z."""
+    if z_NC is None:
+        return f_NC
+    return torch.cat([first_order_weight**0.5 * f_NC, (1 - first_order_weight) ** 0.5 * z_NC], dim=1)
+
+
 def parameter_role(name: str) -> Role:
     """Which part a parameter of a `DalipModel` belongs to, by its name."""
-    if "logit_scale" in name or "logit_bias" in name:
+    if "logit_scale" in name or "logit_bias" in name or name.startswith("terms."):
         return "scale"
     if name.startswith(("image_branch.", "text_branch.")):
         return "second_order"

@@ -28,7 +28,7 @@ from manifests.stores import storage
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP
-from training.model.loss import LossSettings
+from training.model.presets import LossSettings
 from training.model.towers import evaluating, image_size_px
 from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE, in_parts
 

@@ -123,10 +123,11 @@ def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor
 
 
 def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a complete state dict, which leaves no parameter new.
+    """Load a complete state dict, which leaves no parameter new. The terms of its task come with it.
 
-    Raises: ConfigError that names every missing, unknown or misfitting key; the model is then unchanged.
+    Raises: ConfigError that names every missing, unknown or misfitting key; the weights are then unchanged.
     """
+    model.terms.update({name[6:]: tensor.clone() for name, tensor in state.items() if name.startswith("terms.")})
     problems = _mismatches(model.state_dict(), state)
     if problems:
         raise ConfigError(f"{where}: does not fit the model, {len(problems)} keys differ:\n  " + "\n  ".join(problems))

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 
 from manifests.errors import PlantMixError, RetryableError, RunError
+from manifests.services.packages import mistake_in
 from manifests.stores.storage import publish_json
 from training.data import loader
 from training.record.log import RunLog
@@ -59,7 +60,7 @@ def gradient_ends_run(trainer: Trainer, progress: Progress, finite: bool) -> boo
 
 
 def explain(error: BaseException, folder: Path) -> PlantMixError | None:
-    """What to do about a lost loader process or a full disk; None for any other error of torch or the system."""
+    """What to do about a lost loader process, a full disk, or a plug-in; None for any other error."""
     text = " ".join(str(error).split())
     # torch raises it wherever the trainer happens to be when it hears that the process ended.
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
@@ -73,7 +74,7 @@ def explain(error: BaseException, folder: Path) -> PlantMixError | None:
             f"{error.filename or folder}: cannot be written ({error.strerror}); make room, then run the same command "
             "to go on from the last checkpoint"
         )
-    return None
+    return mistake_in(error)
 
 
 def _loader_is_gone(text: str) -> RetryableError:

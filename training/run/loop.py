@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -25,12 +25,12 @@ from manifests.errors import ConfigError, RunError
 from manifests.stores.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
-from training.data.columns import txt_kinds, txt_labels
+from training.data.columns import txt_columns
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
 from training.data.streams import FINISHED, StreamOrder
-from training.model.loss import accumulate_backward
+from training.model.large_batches import accumulate_backward
 from training.model.precision import autocast
 from training.record import tracking
 from training.record.checkpoint import lock_folder, save_model
@@ -41,6 +41,7 @@ from training.run.distributed import Ranks, mean_over_ranks, on_main, require_sa
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, restore, save
 from training.run.stopping import StoppedError, stop_event
+from training.tasks.task import KIND, losses_of, make_task, needed_columns
 
 _LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
 
@@ -76,13 +77,10 @@ def train(
     to_check = releases if pool is None and settings.data.check_shards and settings.data.index else []
     pool = pool or open_pool(releases, settings.data.split)
     heldout: list[Any] = []
-    if settings.eval.every_steps:  # a split or label that is missing stops the run now, not at the first validation
+    if settings.eval.every_steps:  # a split or column that is missing stops the run now, not at the first validation
         heldout = loader.open_sources(settings.release, settings.data, str(settings.eval.split))
-        held_out = open_pool(heldout, str(settings.eval.split))
-        if settings.loss.same_label != "negative":
-            txt_labels(held_out, settings.loss.label_field)
-        if settings.model.projectors:
-            txt_kinds(held_out, settings.model.projectors)
+        needed = needed_columns(make_task(settings.loss), settings.model.projectors)
+        txt_columns(open_pool(heldout, str(settings.eval.split)), needed)
 
     # -- join the other processes, train, leave them
     ranks = start_ranks(settings.compute.device)
@@ -174,6 +172,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
             finished=frozenset(place for place, num in progress.places.items() if num == FINISHED),
         )
     )  # fmt: skip
+    noted = set[str]()
     while progress.step < num_steps:
         # -- data
         started = time.perf_counter()
@@ -201,9 +200,13 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         progress.wait_seconds += waited
 
         # -- log
-        last = progress.step == num_steps
+        last, terms = progress.step == num_steps, dict(zip(losses, means, strict=True))
+        if (note := trainer.task.note_on(terms)) is not None and note not in noted:
+            noted.add(note)
+            log.event("note", step=progress.step, note=note)
+            log.print_line(f"step {progress.step}  {note}")
         if last or progress.step % settings.log.every_steps == 0:
-            _log_step(trainer, progress, dict(zip(losses, means, strict=True)), grad_norm, log)
+            _log_step(trainer, progress, terms, grad_norm, log)
         if settings.eval.every_steps and (last or progress.step % settings.eval.every_steps == 0):
             _validate(trainer, progress, log)
 
@@ -226,34 +229,36 @@ def compute_gradients(trainer: Trainer, chunk: list[loader.Batch]) -> dict[str, 
         (
             model_input(batch.images.to(device, non_blocking=True), preprocess),
             (batch.tokens if whole_texts else trainer.model.cut_texts(batch.tokens)).to(device, non_blocking=True),
-            None if trainer.kinds is None else trainer.kinds.of(batch.rows, batch.members).to(device),
         )
         for batch in chunk
     ]
+    of_batches = [trainer.columns.of(batch.rows, batch.members, batch.texts) for batch in chunk]
+    kinds = [values.pop(KIND).to(device) if KIND in values else None for values in of_batches]
+    columns = {
+        name: torch.cat([values[name] for values in of_batches]).to(device, non_blocking=True) for name in of_batches[0]
+    }
 
     def forward(index: int) -> dict[str, Tensor]:
         with autocast(trainer.settings.compute.precision, device):
-            features: dict[str, Tensor] = trainer.wrapped(*inputs[index])
+            features: dict[str, Tensor] = trainer.wrapped(*inputs[index], kinds[index])
         return features
 
     def backward(loss: Tensor) -> None:
         scaled: Any = trainer.scaler.scale(loss)
         scaled.backward()
 
-    beside = {}
-    if trainer.labels is not None:
-        labels = [trainer.labels.of(batch.tokens, batch.rows, batch.members) for batch in chunk]
-        beside = {"labels": torch.cat(labels).to(device, non_blocking=True)}
+    def loss(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return losses_of(trainer.task, features, columns)
+
     trainer.optimiser.zero_grad(set_to_none=True)
     if len(inputs) == 1:
-        losses = trainer.loss({**forward(0), **beside})
+        losses = loss(forward(0))
         backward(losses["loss"])
     else:
         losses = accumulate_backward(
             forward,
             len(inputs),
-            trainer.loss,
-            beside=beside,
+            loss,
             modules=[trainer.model],
             backward=backward,
             no_sync=trainer.wrapped.no_sync if trainer.ranks.world_size > 1 else nullcontext,
@@ -269,7 +274,7 @@ def update_weights(trainer: Trainer) -> float:
     norm = clip_gradients(parameters, limit)
     trainer.scaler.step(trainer.optimiser)
     trainer.scaler.update()
-    trainer.loss.bound(trainer.model)
+    trainer.task.bound(trainer.model)
     return float(norm)
 
 
@@ -309,7 +314,7 @@ def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
 
     settings, split = trainer.settings, str(trainer.settings.eval.split)
     pool = open_pool(loader.open_sources(settings.release, settings.data, split), split)
-    figures = domain_losses(trainer.model, pool, settings)
+    figures = domain_losses(trainer.model, pool, settings, trainer.task)
     losses = {name: figure["value"] for name, figure in figures.items()}
     left_out = {name: figure["left_out"] for name, figure in figures.items() if figure["left_out"]}
     log.event("validation", step=progress.step, losses=losses, **({"left_out": left_out} if left_out else {}))
@@ -411,7 +416,7 @@ def _finish(trainer: Trainer, progress: Progress, run: RunFolder) -> dict[str, A
         "epochs": seen / trainer.order.epoch_size,
         "first_loss": steps[0]["loss"],
         "final_loss": sum(tail) / len(tail),
-        "chance_loss": trainer.loss.chance(trainer.settings.data.batch_size),
+        "chance_loss": trainer.task.chance(trainer.settings.data.batch_size),
         "logit_scale": float(trainer.model.clip.logit_scale.detach().exp()),
         "seconds": progress.seconds,
         "samples_per_second": seen / seconds,

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from manifests.errors import ConfigError
 from training.config import LockSettings, TrainSettings
 from training.data import loader
-from training.data.columns import TAXON, TEXT, BatchKinds, BatchLabels
+from training.data.columns import BatchColumns
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
 from training.data.streams import FINISHED, Place, StreamOrder
@@ -26,12 +25,12 @@ from training.data.tokens import ARCHITECTURE_FILE
 from training.model.build import build_model
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, load_components
-from training.model.loss import Loss, make_loss
 from training.model.weights import set_preprocessing
 from training.record.checkpoint import begin_with
 from training.record.run_folder import RunFolder
 from training.run.distributed import Ranks, gather_from_ranks, on_main, wrap_model
 from training.run.optimiser import build_optimiser
+from training.tasks.task import Task, make_task, open_columns
 
 
 @dataclass
@@ -68,9 +67,8 @@ class Trainer:
     plan: BatchPlan
     model: DalipModel
     wrapped: Any  # the model as it is called: compiled, or inside DistributedDataParallel
-    loss: Loss
-    labels: BatchLabels | None  # of pairs, for `loss.same_label`
-    kinds: BatchKinds | None  # of their texts, for `model.projectors`
+    task: Task
+    columns: BatchColumns  # that the task needs
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     num_steps: int
@@ -103,9 +101,10 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
     without = settings.model.model_copy(update={"pretrained": None})
     model = build_model(without if resumes else begin_with(settings.model))
     _set_up_towers(model, settings)
+    task = make_task(settings.loss)
+    model.terms.update(task.terms(model))
     model.to(ranks.device)
-    loss = make_loss(settings.loss)
-    loss.prepare(model)
+    task.prepare(model)
     optimiser = build_optimiser(model, settings.optimiser)
     model.train()
     return Trainer(
@@ -116,9 +115,8 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         plan=BatchPlan(per_rank, ranks.world_size, ranks.rank),
         model=model,
         wrapped=wrap_model(model, ranks, compiled=settings.compute.compile),
-        loss=loss,
-        labels=_labels(settings, pool, order),
-        kinds=BatchKinds(pool, kinds, settings.data.text.members) if (kinds := settings.model.projectors) else None,
+        task=task,
+        columns=open_columns(task, settings, pool, order),
         optimiser=optimiser,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=settings.compute.precision == "fp16"),
         num_steps=count_steps(settings, order.epoch_size),
@@ -186,31 +184,6 @@ def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]
     raise ConfigError(
         f"a resume cannot change {listed or 'the model'}: the checkpoint's weights or optimiser state do not fit. "
         "Set it back, or choose another --output and start from the old weights with model.pretrained"
-    )
-
-
-def _labels(settings: TrainSettings, pool: SamplePool, order: SampleOrder) -> BatchLabels | None:
-    """The labels of pairs; with the default of `loss.same_label` only where they cost nothing.
-
-    Raises: ConfigError for a field that no sample has, on stored tokens for what follows the drawn text, and where
-        masking leaves a batch no negatives.
-    """
-    field, members = settings.loss.label_field, settings.data.text.members
-    if settings.data.tokens is None or field not in (TEXT, TAXON):
-        labels = BatchLabels(pool, field, members)
-        batches = [part.rows for part in order.strata]
-        batches = batches if settings.data.batches == "one_domain" else [np.concatenate(batches)]
-        if settings.loss.same_label == "masked" and any(map(labels.is_single, batches)):
-            raise ConfigError(
-                f"loss.same_label: masked: all pairs of a batch share one label of '{field}', so no negatives are left "
-                "and the loss is 0; name another loss.label_field"
-            )
-        return labels
-    if settings.loss.same_label == "negative":
-        return None
-    raise ConfigError(
-        f"loss.label_field: {field} follows the text that is drawn, and data.tokens keeps no texts; name a rank such "
-        "as species, or another field of the samples"
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manifests.names.equal import name_key, names_like, spellings_of
 
@@ -59,3 +61,9 @@ def test_each_of_several_authors_counts() -> None:
     assert spellings_of([name_key("ANA LIMA")], [listed, "Ana Limal"]) == {listed: "ana lima"}
     assert spellings_of([name_key(listed)], [listed]) == {listed: name_key(listed)}
     assert names_like("Ana Lima", {listed: 2, "Lima": 1}) == {"Lima": 1}
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_plain_letters_are_folded_as_all_others(name: str) -> None:
+    """A mark that nobody sees sends the name through Unicode's tables."""
+    assert name_key(name) == name_key(f"{name}\u200b")

@@ -35,7 +35,14 @@ def settings(tmp_path: Path) -> str:
 
 
 def model_folder(
-    path: Path, architecture: Path, seed: int, *, preset: str = "dalip", kinds: tuple[str, ...] = (), **second: int
+    path: Path,
+    architecture: Path,
+    seed: int,
+    *,
+    preset: str = "dalip",
+    kinds: tuple[str, ...] = (),
+    slope: float | None = None,
+    **second: int,
 ) -> Path:
     torch.manual_seed(seed)
     values: dict[str, Any] = {"preset": preset, "architecture": str(architecture), "projectors": kinds}
@@ -44,6 +51,7 @@ def model_folder(
     model = build_model(ModelSettings.model_validate(values))
     for matrix in model.projectors.values():
         matrix.data += torch.randn(matrix.shape) / 4
+    model.terms.update({} if slope is None else {"slope": torch.tensor(slope)})
     exports.export_hugging_face(model, path)
     return path
 
@@ -250,13 +258,14 @@ def test_a_run_with_itself_is_the_same_at_every_alpha(
 def test_projections_of_kinds_are_blended(
     of_start: tuple[str, ...], preset: str, architecture: Path, release_folder: Path, settings: str, tmp_path: Path
 ) -> None:
-    """A model without them has the identity for each kind."""
+    """A model without them has the identity for each kind. A parameter of a loss that one lacks is the other's."""
     start = model_folder(tmp_path / "1", architecture, 1, kinds=of_start, preset=preset)
-    end = model_folder(tmp_path / "2", architecture, 2, kinds=("plant", "general"))
+    end = model_folder(tmp_path / "2", architecture, 2, kinds=("plant", "general"), slope=2.0)
     out = tmp_path / "out"
     assert blend_of(start, end, settings, release_folder, out, "--alpha", "0.5") == 0
     models = [open_trained_model(str(folder)).model for folder in (start, end, out)]
     assert models[2].settings.projectors == ("plant", "general")
+    assert models[2].terms["slope"] == 2.0
     assert (models[2].second_order is None) == (preset == "clip")
     first = models[0].projectors["general"] if of_start else torch.eye(len(models[1].projectors["general"]))
     assert torch.allclose(models[2].projectors["general"], (first + models[1].projectors["general"]) / 2)

@@ -15,8 +15,9 @@ from manifests.errors import RunError
 from training.evaluation import metrics
 from training.evaluation.encoding import Encoded, similarity_of
 from training.evaluation.outside_sets import shared_names
-from training.model.loss import LossSettings, make_loss
-from training.model.losses import contrastive
+from training.model.presets import LossSettings
+from training.tasks import contrastive
+from training.tasks.task import make_task
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_chance_to_hit_is_a_probability(total: int, wanted: int, drawn: int) -> 
 
 def _pair_losses(images: torch.Tensor, texts: torch.Tensor, scale: float, batch_size: int) -> torch.Tensor:
     features = {"image_features": images, "text_features": texts, "logit_scale": torch.tensor(scale).to(images.dtype)}
-    return make_loss(LossSettings()).of_pairs(features, batch_size)
+    return make_task(LossSettings()).of_pairs(features, {}, batch_size)
 
 
 def test_pair_losses_are_the_mean_contrastive_loss() -> None:
@@ -249,7 +250,7 @@ def test_pair_losses_are_the_mean_contrastive_loss() -> None:
     expected = (cross_entropy(logits, target) + cross_entropy(logits.t(), target)) / 2
     assert float(losses[6:12].mean()) == pytest.approx(float(expected), abs=1e-6)
     assert len(_pair_losses(images, texts, 10.0, 64)) == 20
-    loss, same = make_loss(LossSettings()), torch.ones(8, 4) / 2
+    loss, same = make_task(LossSettings()), torch.ones(8, 4) / 2
     flat = metrics.loss_figure(_pair_losses(same, same, 10.0, 4).numpy(), loss.chance(4), 100)
     assert flat["value"] == pytest.approx(flat["chance"]) == pytest.approx(math.log(4))
 
@@ -286,8 +287,8 @@ def test_the_validation_loss_is_the_training_loss_of_the_same_pairs(form: str, o
     names = ("image_features", "text_features", "image_second_order", "text_second_order")
     features = {name: _features(8, 6, seed) for seed, name in enumerate(names)}
     features = dict(list(features.items())[: 2 * orders]) | {"logit_scale": torch.tensor(9.0)}
-    loss = make_loss(LossSettings(form=form, first_order_weight=0.3))
-    assert loss.of_pairs(features, 8).mean() == pytest.approx(loss(features)["loss"].item(), rel=1e-5)
+    loss = make_task(LossSettings(form=form, first_order_weight=0.3))
+    assert loss.of_pairs(features, {}, 8).mean() == pytest.approx(loss(features, {})["loss"].item(), rel=1e-5)
 
 
 def test_few_shot_equals_the_protocol_written_out() -> None:

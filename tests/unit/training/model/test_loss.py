@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch.nn import functional
 
 from training.config import TrainSettings
 from training.model.branch import BranchShape, SecondOrderBranch
-from training.model.loss import LossSettings, accumulate_backward, gather_with_gradient, make_loss
+from training.model.large_batches import accumulate_backward, gather_with_gradient
+from training.model.presets import LossSettings
+from training.tasks.task import make_task
 
 GOLDEN = Path(__file__).parent / "mbdc_golden.npz"
 SETTINGS = [
@@ -41,7 +44,7 @@ def test_the_weighted_sum_of_losses_equals_the_golden_value(dtype: torch.dtype, 
         "logit_scale": get["scale"].to(dtype),
     }
     settings = LossSettings(form="sum_of_losses", first_order_weight=get["alpha"].item())
-    losses = make_loss(settings)(features)
+    losses = make_task(settings)(features, {})
     assert abs(losses["loss"].item() / get["value"].item() - 1) <= tolerance
 
 
@@ -72,10 +75,10 @@ def test_the_loss_follows_the_preset_where_a_config_leaves_it_open() -> None:
 def test_without_second_order_features_the_loss_is_that_of_f_alone() -> None:
     features = features_of(4)
     plain = {k: features[k] for k in ("image_features", "text_features", "logit_scale")}
-    losses = make_loss(LossSettings())(plain)
+    losses = make_task(LossSettings())(plain, {})
     assert set(losses) == {"loss", "first_order_loss"}
     assert losses["loss"] == losses["first_order_loss"]
-    expected = make_loss(LossSettings())(features)["first_order_loss"].item()
+    expected = make_task(LossSettings())(features, {})["first_order_loss"].item()
     assert math.isclose(losses["loss"].item(), expected, rel_tol=1e-12)
 
 
@@ -85,7 +88,7 @@ def test_similarities_and_loss_are_those_of_float32_under_autocast(settings: Los
     def loss_and_gradient(features: dict[str, Tensor], *, autocast: bool) -> tuple[Tensor, Tensor]:
         leaf = features["image_features"].clone().requires_grad_()
         with torch.autocast("cpu", dtype=dtype, enabled=autocast):
-            loss = make_loss(settings)(features | {"image_features": leaf})["loss"]
+            loss = make_task(settings)(features | {"image_features": leaf}, {})["loss"]
         return loss, torch.autograd.grad(loss, leaf)[0]
 
     exact = {name: value.float() for name, value in features_of(32, width=64).items()}
@@ -95,8 +98,8 @@ def test_similarities_and_loss_are_those_of_float32_under_autocast(settings: Los
     assert torch.allclose(loss, autocast_loss, rtol=1e-6, atol=0)
     assert (gradient - autocast_gradient).abs().max() <= 1e-5 * gradient.abs().max()
     rounded = {name: value if "scale" in name else value.to(dtype) for name, value in exact.items()}
-    of_rounded = make_loss(settings)(rounded)["loss"]
-    as_float = make_loss(settings)({k: v.float() for k, v in rounded.items()})["loss"]
+    of_rounded = make_task(settings)(rounded, {})["loss"]
+    as_float = make_task(settings)({k: v.float() for k, v in rounded.items()}, {})["loss"]
     assert torch.allclose(of_rounded, as_float, rtol=1e-6, atol=0)
 
 
@@ -104,7 +107,7 @@ def test_equal_features_give_the_loss_of_chance_and_autocast_keeps_float32() -> 
     same = functional.normalize(torch.ones(8, 4), dim=-1)
     features = {"image_features": same, "text_features": same, "logit_scale": torch.tensor(10.0)}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = make_loss(LossSettings())(features)["loss"]
+        loss = make_task(LossSettings())(features, {})["loss"]
     assert loss.dtype == torch.float32
     assert abs(loss.item() - math.log(8)) < 1e-2
 
@@ -168,12 +171,12 @@ def rank_step(rank: int, world: int, store: str, settings: LossSettings, num_chu
     images, texts = (part.chunk(world)[rank] for part in toy_batch(8))
     labels = {"labels": LABELS.chunk(world)[rank]}
     if num_chunks == 1:
-        losses = make_loss(settings)(model(images, texts) | labels)
+        losses = make_task(settings)(model(images, texts), labels)
         losses["loss"].backward()
     else:
         pieces = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
         losses = accumulate_backward(
-            lambda i: model(*pieces[i]), num_chunks, make_loss(settings), beside=labels, no_sync=model.no_sync
+            lambda i: model(*pieces[i]), num_chunks, partial(make_task(settings), columns=labels), no_sync=model.no_sync
         )
     mean = torch.stack([losses["loss"].detach(), losses["same_label_share"].double()])
     dist.all_reduce(mean)
@@ -211,10 +214,12 @@ def test_two_processes_equal_one(store: str, case: int) -> None:
 def test_accumulated_gradients_equal_the_large_batch(settings: LossSettings, num_chunks: int) -> None:
     images, texts = toy_batch(8)
     whole, pieces = toy(), toy()
-    expected = make_loss(settings)(whole(images, texts))
+    expected = make_task(settings)(whole(images, texts), {})
     expected["loss"].backward()
     chunks = list(zip(images.chunk(num_chunks), texts.chunk(num_chunks), strict=True))
-    losses = accumulate_backward(lambda index: pieces(*chunks[index]), num_chunks, make_loss(settings))
+    losses = accumulate_backward(
+        lambda index: pieces(*chunks[index]), num_chunks, partial(make_task(settings), columns={})
+    )
     assert losses["loss"].item() == pytest.approx(expected["loss"].item(), abs=1e-12)
     for (name, a), b in zip(pieces.named_parameters(), whole.parameters(), strict=True):
         other = torch.zeros_like(a) if b.grad is None else b.grad
@@ -234,7 +239,7 @@ def test_accumulation_repeats_the_dropout_and_counts_statistics_once() -> None:
         return output
 
     torch.manual_seed(5)
-    accumulate_backward(forward, 2, make_loss(LossSettings()), modules=[model])
+    accumulate_backward(forward, 2, partial(make_task(LossSettings()), columns={}), modules=[model])
     after = torch.rand(1)
     for first, second in ((seen[0], seen[2]), (seen[1], seen[3])):
         assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-12) for name in first)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ from torch.nn.functional import normalize
 from training_runs import make_settings, run_once
 
 from manifests.errors import ConfigError
+from manifests.services.open_clip_api import PreprocessCfg
 from training.cli import main
 from training.config import ZeroShotSettings
-from training.data import columns
-from training.data.columns import BatchKinds, BatchLabels, SampleColumns, hash_rows, txt_labels
-from training.data.loader import open_releases
+from training.data.columns import BatchColumns, Column, Kinds, Labels, SampleColumns, text_labels, txt_columns
+from training.data.images import EvalView
+from training.data.loader import SampleDataset, open_releases
+from training.data.settings import TextSettings
 from training.data.shards import SamplePool, open_pool
 from training.evaluation.evaluate import class_texts, zero_shot_labels
-from training.model.loss import LossSettings, accumulate_backward, make_loss
-from training.model.losses.contrastive import Contrastive
+from training.evaluation.metrics import retrieve
+from training.model.large_batches import accumulate_backward
+from training.model.presets import LossSettings
 from training.record.log import read_log
 from training.run.loop import train
+from training.tasks.contrastive import Contrastive
+from training.tasks.task import make_task
 from training.using.labels import labels_of_release
 
 LABELS = torch.tensor([3, 7, 3, 9, 7, 3, 1])
@@ -49,7 +55,7 @@ def features_of(size: int = 7) -> dict[str, Tensor]:
 def test_loss_and_gradients_equal_a_double_loop(form: str, same_label: str) -> None:
     settings = LossSettings(form=form, same_label=same_label, first_order_weight=0.3)
     features, oracle = features_of(), features_of()
-    losses = make_loss(settings)(features | {"labels": LABELS})
+    losses = make_task(settings)(features, {"labels": LABELS})
     losses["loss"].backward()
     expected = expected_loss(oracle, settings, LABELS)
     expected.backward()
@@ -60,14 +66,14 @@ def test_loss_and_gradients_equal_a_double_loop(form: str, same_label: str) -> N
     for name, weight in (("first_order_loss", 1.0), ("second_order_loss", 0.0)):
         alone = LossSettings(form="sum_of_losses", same_label=same_label, first_order_weight=weight)
         assert losses[name].item() == pytest.approx(expected_loss(oracle, alone, LABELS).item(), rel=1e-12)
-    held_out = make_loss(settings).of_pairs(features | {"labels": LABELS}, 7).mean()
+    held_out = make_task(settings).of_pairs(features, {"labels": LABELS}, 7).mean()
     assert held_out.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_a_negative_is_the_loss_without_labels_to_the_bit() -> None:
     for form in FORMS:
-        loss = make_loss(LossSettings(form=form))
-        with_labels, without = loss(features_of() | {"labels": LABELS}), loss(features_of())
+        loss = make_task(LossSettings(form=form))
+        with_labels, without = loss(features_of(), {"labels": LABELS}), loss(features_of(), {})
         assert {name: value.item() for name, value in without.items()} == {
             name: with_labels[name].item() for name in without
         }
@@ -76,20 +82,20 @@ def test_a_negative_is_the_loss_without_labels_to_the_bit() -> None:
 def test_held_out_pairs_are_compared_in_blocks_and_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = features_of(12), torch.arange(12) % 3
     for form, same_label in itertools.product(FORMS, ("masked", "positive")):
-        loss = make_loss(LossSettings(form=form, same_label=same_label))
-        whole = loss.of_pairs(features | {"labels": labels}, 6)
-        monkeypatch.setattr("training.model.losses.contrastive._BLOCK_PAIRS", 2)
-        assert torch.allclose(loss.of_pairs(features | {"labels": labels}, 6), whole, rtol=1e-12)
+        loss = make_task(LossSettings(form=form, same_label=same_label))
+        whole = loss.of_pairs(features, {"labels": labels}, 6)
+        monkeypatch.setattr("training.tasks.contrastive._BLOCK_PAIRS", 2)
+        assert torch.allclose(loss.of_pairs(features, {"labels": labels}, 6), whole, rtol=1e-12)
         monkeypatch.undo()
         half = {name: value[6:] if value.ndim else value for name, value in features.items()}
-        expected = loss(half | {"labels": labels[6:]})["loss"].item()
+        expected = loss(half, {"labels": labels[6:]})["loss"].item()
         assert whole[6:].mean().item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("same_label", ["masked", "positive"])
 @pytest.mark.parametrize("sizes", [(7,), (3, 4), (2, 2, 3)])
 def test_accumulated_batches_equal_the_large_one(sizes: tuple[int, ...], same_label: str) -> None:
-    loss, inputs = make_loss(LossSettings(same_label=same_label)), features_of()
+    loss, inputs = make_task(LossSettings(same_label=same_label)), features_of()
     whole, pieces = (torch.nn.Linear(6, 6, dtype=torch.float64) for _ in range(2))
     pieces.load_state_dict(whole.state_dict())
 
@@ -97,11 +103,11 @@ def test_accumulated_batches_equal_the_large_one(sizes: tuple[int, ...], same_la
         drawn = {name: normalize(model(inputs[name][rows].detach()), dim=-1) for name in NAMES}
         return drawn | {"logit_scale": torch.tensor(7.0, dtype=torch.float64, requires_grad=True)}
 
-    expected = loss(forward(whole, slice(0, 7)) | {"labels": LABELS})
+    expected = loss(forward(whole, slice(0, 7)), {"labels": LABELS})
     expected["loss"].backward()
     ends = [0, *itertools.accumulate(sizes)]
     losses = accumulate_backward(
-        lambda i: forward(pieces, slice(ends[i], ends[i + 1])), len(sizes), loss, beside={"labels": LABELS}
+        lambda i: forward(pieces, slice(ends[i], ends[i + 1])), len(sizes), partial(loss, columns={"labels": LABELS})
     )
     assert losses["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-12)
     assert losses["same_label_share"] == expected["same_label_share"]
@@ -119,14 +125,14 @@ def test_a_sigmoid_loss_reads_the_same_labels(same_label: str) -> None:
         if i != j and alike and same_label == "masked":
             continue
         total += math.log1p(math.exp(-logits[i, j].item() * (1 if alike else -1)))
-    assert make_loss(settings)(features | {"labels": LABELS})["loss"].item() == pytest.approx(total / 7, rel=1e-12)
+    assert make_task(settings)(features, {"labels": LABELS})["loss"].item() == pytest.approx(total / 7, rel=1e-12)
 
 
 def test_a_loss_that_reads_no_labels_refuses_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sigmoid, "takes_labels", False)
     settings = LossSettings(form="sigmoid_loss:Sigmoid", same_label="masked")
     with pytest.raises(ConfigError, match=r"same_label: masked has no effect on loss\.form sigmoid_loss:Sigmoid"):
-        make_loss(settings)
+        make_task(settings)
 
 
 # -- where labels come from
@@ -179,11 +185,8 @@ def alike(pool: SamplePool, labels: Tensor) -> set[tuple[int, ...]]:
     ],
 )
 def test_samples_with_equal_values_share_a_label(field: str, expected: set[Any], pool: SamplePool) -> None:
-    assert alike(pool, txt_labels(pool, field)) == expected
-    ids = torch.tensor([[texts_of(pool).index(text), 5] for text in texts_of(pool)])
-    rows = torch.arange(len(pool))
-    labels = BatchLabels(pool, field, ("txt",)).of(ids, rows, torch.zeros_like(rows))
-    assert alike(pool, labels) == expected
+    assert alike(pool, txt_columns(pool, {"labels": Labels(field)})["labels"]) == expected
+    assert alike(pool, drawn(pool, Labels(field), ("txt",), 0)) == expected
 
 
 def test_oaks_and_mulberries_are_two_species_for_every_reader(pool: SamplePool) -> None:
@@ -198,6 +201,15 @@ def test_oaks_and_mulberries_are_two_species_for_every_reader(pool: SamplePool) 
     assert release.samples("train", ["taxon_species"]).column_names == ["taxon_species"]
 
 
+def drawn(
+    pool: SamplePool, column: Column, members: tuple[str, ...], number: int, texts: list[str] | None = None
+) -> Tensor:
+    """A column of every row, in a batch where the text of that number was drawn."""
+    rows = torch.arange(len(pool))
+    columns = BatchColumns(pool, {"column": column}, members)
+    return columns.of(rows, torch.full_like(rows, number), text_labels(texts or texts_of(pool)))["column"]
+
+
 def texts_of(pool: SamplePool) -> list[str]:
     table = open_releases(pool.paths[0])[0].samples("train")
     return table.sort_by([("shard", "ascending"), ("position", "ascending")])["text"].to_pylist()
@@ -205,16 +217,14 @@ def texts_of(pool: SamplePool) -> list[str]:
 
 def test_a_drawn_name_speaks_of_the_taxon_and_a_caption_of_itself(pool: SamplePool) -> None:
     """Where `sci` is drawn, also a sample whose `txt` is a caption has the label of its taxon."""
-    ids, rows = torch.arange(len(pool))[:, None], torch.arange(len(pool))
-    labels = BatchLabels(pool, "taxon", ("txt", "sci"))
-    assert (0, 1, 4) in alike(pool, labels.of(ids, rows, torch.ones_like(rows)))
-    assert alike(pool, labels.of(ids, rows, torch.full_like(rows, -1))) == {(0, 1)}
-    traits = BatchLabels(pool, "taxon", ("txt", "trait"))
-    assert not alike(pool, traits.of(ids, rows, torch.ones_like(rows)))
+    texts = [str(i) for i in range(len(pool))]
+    assert (0, 1, 4) in alike(pool, drawn(pool, Labels("taxon"), ("txt", "sci"), 1, texts))
+    assert alike(pool, drawn(pool, Labels("taxon"), ("txt", "sci"), -1, texts)) == {(0, 1)}
+    assert not alike(pool, drawn(pool, Labels("taxon"), ("txt", "trait"), 1, texts))
 
 
 @pytest.mark.parametrize(
-    ("kinds", "members", "drawn", "expected"),
+    ("kinds", "members", "number", "expected"),
     [
         (("taxon", "caption"), ("txt",), 0, [0, 0, 0, 0, 1, 1, 1]),
         (("caption", "taxon"), ("txt", "sci"), 1, [1] * 7),
@@ -226,10 +236,9 @@ def test_a_drawn_name_speaks_of_the_taxon_and_a_caption_of_itself(pool: SamplePo
     ],
 )
 def test_the_kind_of_a_text_is_its_domain_or_what_it_names(
-    kinds: tuple[str, ...], members: tuple[str, ...], drawn: int, expected: list[int], pool: SamplePool
+    kinds: tuple[str, ...], members: tuple[str, ...], number: int, expected: list[int], pool: SamplePool
 ) -> None:
-    rows = torch.arange(len(pool))
-    numbers = BatchKinds(pool, kinds, members).of(rows, torch.full_like(rows, drawn)).tolist()
+    numbers = drawn(pool, Kinds(kinds), members, number).tolist()
     ids = pool.table["sample_id"].to_pylist()
     by_id = dict(zip(ids, numbers, strict=True))
     assert [by_id[release_writer.sample_id("toy", str(i))] for i in range(7)] == expected
@@ -238,16 +247,39 @@ def test_the_kind_of_a_text_is_its_domain_or_what_it_names(
 def test_samples_without_a_kind_are_named(pool: SamplePool) -> None:
     words = r"model\.projectors: 3 of 7 samples of split 'train' have none of the kinds taxon, general; first: .*plant"
     with pytest.raises(ConfigError, match=words):
-        BatchKinds(pool, ("taxon", "general"), ("txt",))
+        BatchColumns(pool, {"kind": Kinds(("taxon", "general"))}, ("txt",))
 
 
-def test_the_hash_of_token_ids_depends_on_every_position() -> None:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(49408, (3000, 77), generator=generator)
-    changed = ids.clone()
-    changed[torch.arange(3000), torch.arange(3000) % 77] ^= 1
-    assert len(hash_rows(torch.cat([ids, changed])).unique()) == 6000
-    assert torch.equal(hash_rows(ids), hash_rows(ids.clone()))
+def test_texts_that_are_equal_but_for_their_spelling_are_one_everywhere(tmp_path: Path) -> None:
+    """In the labels of a training, of held-out pairs, of a field, and in retrieval."""
+    texts = ["Rose", "rose", " ROSE", "Alo\u00e9", "Aloe\u0301", "tulip"]
+    samples = [
+        release_writer.Sample(str(i), release_writer.draw_picture("red", "circle", i), text, category=text)
+        for i, text in enumerate(texts)
+    ]
+    pool = open_pool(open_releases(str(release_writer.write_release(tmp_path / "r", samples))), "train")
+    expected = {(0, 1, 2), (3, 4)}
+    view = EvalView(PreprocessCfg(size=32, mode="RGB"))
+    dataset = SampleDataset(pool, view, lambda texts: torch.zeros(len(texts), 4), TextSettings(), 0)
+    batch = dataset.load([(0, row) for row in range(6)])
+    trained = BatchColumns(pool, {"labels": Labels("text")}, ("txt",)).of(batch.rows, batch.members, batch.texts)
+    assert alike(pool, trained["labels"]) == expected
+    for field in ("text", "extra.category"):
+        assert alike(pool, txt_columns(pool, {"labels": Labels(field)})["labels"]) == expected
+    found = retrieve(torch.eye(6).roll(1, 0), texts, (1,))["image_to_text_r1"]
+    assert found["hits"] == 3, "each picture finds the text before its own, as the only one of its spelling or not"
+
+
+def test_a_batch_that_masking_leaves_no_negatives_is_said_once(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [dataclasses.replace(sample, text="A rose") for sample in release_writer.drawn_samples(36, 0)]
+    values = config | {"release": str(release_writer.write_release(tmp_path / "roses", samples))}
+    run_once(values, loss={"same_label": "masked"}, schedule={"steps": 2}, eval={"split": None, "zero_shot": []})
+    note = "loss.same_label: masked: all pairs of a batch share one label of 'text', so the loss is 0"
+    assert capsys.readouterr().err.count(note) == 1
+    (event,) = read_log(Path(config["output_dir"]) / "log.jsonl", "note")
+    assert (event["step"], event["note"][: len(note)]) == (1, note)
 
 
 @pytest.mark.parametrize(
@@ -270,14 +302,15 @@ def test_a_run_counts_the_pairs_of_its_batches(accumulate: int, config: dict[str
     """12 texts: the share in the log, from the rows that were drawn; validation and `eval` read labels too."""
     config["eval"]["every_steps"] = 3
     seen: list[Tensor] = []
-    original = columns.BatchLabels.of
+    original = BatchColumns.of
 
-    def kept(self: BatchLabels, *batch: Tensor) -> Tensor:
-        seen.append(original(self, *batch))
-        return seen[-1]
+    def kept(self: BatchColumns, *batch: Tensor) -> dict[str, Tensor]:
+        values = original(self, *batch)
+        seen.extend([values["labels"]] if len(values["labels"]) <= 12 else [])  # not the 36 that are held out
+        return values
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns.BatchLabels, "of", kept)
+        patch.setattr(BatchColumns, "of", kept)
         run_once(
             config,
             loss={"same_label": "positive", "label_field": "extra.category"},
@@ -302,9 +335,9 @@ def test_batches_of_one_domain_have_the_loss_of_the_double_loop(
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     original = Contrastive.__call__
 
-    def kept(self: Contrastive, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        losses = original(self, features)
-        seen.append(({name: value.detach().double() for name, value in features.items()}, losses))
+    def kept(self: Contrastive, features: dict[str, Tensor], columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = original(self, features, columns)
+        seen.append(({name: value.detach().double() for name, value in (features | columns).items()}, losses))
         return losses
 
     monkeypatch.setattr(Contrastive, "__call__", kept)

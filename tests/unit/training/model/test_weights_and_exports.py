@@ -23,8 +23,7 @@ from training.evaluation.trained_model import open_trained_model
 from training.model import exports, weights
 from training.model.build import build_model, load_hugging_face, load_released
 from training.model.dalip import DalipModel
-from training.model.loss import LossSettings
-from training.model.presets import ModelSettings
+from training.model.presets import LossSettings, ModelSettings
 
 HERE = Path(__file__).parent
 KEYS = {  # * stands for each of the 12 blocks of a tower

@@ -32,6 +32,7 @@ from training.model.backbones import Backbone, load_backbone
 from training.model.build import build_model
 from training.model.presets import ModelSettings
 from training.record.checkpoint import lock_folder
+from training.record.log import read_log
 from training.run import token_job
 from training.run.stopping import StoppedError
 
@@ -149,6 +150,18 @@ def test_every_preset_trains_on_tokens(preset: str, on_tokens: dict[str, Any]) -
         del on_tokens["model"]["second_order"]
     run_once(on_tokens)
     assert len(step_lines(on_tokens["output_dir"])) == 6
+
+
+def test_labels_of_drawn_texts_are_refused_on_tokens_and_left_out_of_the_log(on_tokens: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"loss\.label_field: it follows the text that is drawn, and data\.tokens keeps"
+    ):
+        run_once(on_tokens, loss={"same_label": "positive"})
+    run_once(on_tokens, schedule={"steps": 1})
+    assert "same_label_share" not in read_log(Path(on_tokens["output_dir"]) / "log.jsonl", "step")[0]
+    loss = {"same_label": "positive", "label_field": "extra.category"}
+    run_once(on_tokens | {"output_dir": on_tokens["output_dir"] + "2"}, loss=loss, schedule={"steps": 1})
+    assert "same_label_share" in read_log(Path(on_tokens["output_dir"] + "2") / "log.jsonl", "step")[0]
 
 
 def test_stored_tokens_are_those_of_the_towers(on_tokens: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from training.data.loader import open_releases, split_rows
 from training.data.shards import open_pool
 from training.evaluation.encoding import encode_pairs, pair_features
 from training.evaluation.trained_model import open_trained_model
-from training.model.loss import LOSSES
+from training.model.presets import TASKS
 from training.record.log import read_log
 from training.run.loop import train
 
@@ -44,7 +44,7 @@ def test_a_loss_of_the_users_own_trains_and_validates(accumulate: int, config: d
     pool = open_pool(open_releases(settings.release), "heldout")
     features = pair_features(*encode_pairs(model, pool, split_rows(pool), settings)) | model.scales()
     with torch.no_grad():
-        expected = Sigmoid(settings.loss).of_pairs(features, 12).mean().item()
+        expected = Sigmoid(settings.loss).of_pairs(features, {}, 12).mean().item()
     (validation,) = read_log(folder / "log.jsonl", "validation")
     assert validation["losses"]["all"] == pytest.approx(expected, rel=1e-5)
     assert main(["eval", str(folder)]) == 0
@@ -55,11 +55,11 @@ def test_a_loss_of_the_users_own_trains_and_validates(accumulate: int, config: d
 @pytest.mark.parametrize(
     ("form", "words"),
     [
-        ("sum_of_loses", f"no loss is called 'sum_of_loses'; there are {', '.join(LOSSES)}, or MODULE:CLASS"),
+        ("sum_of_loses", f"no loss is called 'sum_of_loses'; there are {', '.join(TASKS)}, or MODULE:CLASS"),
         ("no_such_module:Loss", "loss.form: the module no_such_module cannot be imported: .*; install it, or"),
         ("sigmoid_loss:Softmax", "loss.form: sigmoid_loss:Softmax cannot be loaded: module 'sigmoid_loss' has no"),
-        ("sigmoid_loss:math", "loss.form: sigmoid_loss:math is no class of training.model.loss.Loss"),
-        ("sigmoid_loss:Loss", "loss.form: sigmoid_loss:Loss must define __call__, chance, of_pairs"),
+        ("sigmoid_loss:math", "loss.form: sigmoid_loss:math is no class of training.tasks.task.Task"),
+        ("sigmoid_loss:Task", "loss.form: sigmoid_loss:Task must define __call__, chance, of_pairs"),
     ],
 )
 def test_a_loss_that_is_not_there_is_named(form: str, words: str, config: dict[str, Any]) -> None:
@@ -72,9 +72,7 @@ def test_a_run_does_not_go_on_with_other_code_of_the_loss(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = tmp_path / "mine_loss.py"
-    own.write_text(
-        "from training.model.losses.contrastive import SumOfLosses\n\n\nclass Mine(SumOfLosses):\n    pass\n"
-    )
+    own.write_text("from training.tasks.contrastive import SumOfLosses\n\n\nclass Mine(SumOfLosses):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     run_once(config, loss={"form": "mine_loss:Mine"})
     own.write_text(own.read_text() + "\n")

@@ -4,8 +4,8 @@ Every rank computes the loss of its own rows against the features of all ranks, 
 The mean over ranks, which data parallelism takes anyway, is the loss and the gradient of the whole batch. Every rank
 needs the same number of pairs.
 
-Where the loss is given labels, `loss.same_label` says what the pairs S(i) of row i count that are not its own and share
-its label. With s the logits of a row, in either direction:
+Where there is a column of labels, `loss.same_label` says what the pairs S(i) of row i count that are not its own and
+share its label. With s the logits of a row, in either direction:
 
     negative   log sum_j exp(s_j) - s_i
     masked     log sum_{j not in S(i)} exp(s_j) - s_i
@@ -33,8 +33,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from training.model.loss import Loss, gather_with_gradient, one_vector, same_label_pairs
+from training.model.dalip import one_vector
+from training.model.large_batches import gather_with_gradient, same_label_pairs
 from training.model.precision import full_precision, without_autocast
+from training.tasks.task import LABELS, Task, Values
 
 Logits = tuple[Tensor, Tensor]  # (B, N): this rank's images to all texts, this rank's texts to all images
 Order = tuple[Logits, Tensor]  # and the InfoNCE of this order alone
@@ -42,19 +44,19 @@ Order = tuple[Logits, Tensor]  # and the InfoNCE of this order alone
 _BLOCK_PAIRS = 1024  # side of the largest block of logits of held-out pairs: 8 MiB in float64
 
 
-class Contrastive(Loss):
+class Contrastive(Task):
     """What both forms share. Logs the InfoNCE of each order alone: `first_order_loss` and `second_order_loss`."""
 
     takes_labels = True
 
-    def __call__(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(self, features: Values, columns: Values) -> dict[str, Tensor]:
         """The second order is left out where there are no features of it.
 
         With labels also the share of pairs of two samples that have one label: `same_label_share`.
         """
         same_BN, terms = None, {}
-        if "labels" in features:
-            same_BN = same_label_pairs(features["labels"])
+        if LABELS in columns:
+            same_BN = same_label_pairs(columns[LABELS])
             num_others = max(1, same_BN.shape[1] - 1)
             terms = {"same_label_share": same_BN.sum() / (len(same_BN) * num_others)}
             same_BN = same_BN if self.settings.same_label != "negative" else None
@@ -71,6 +73,15 @@ class Contrastive(Loss):
     @abstractmethod
     def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
         """The loss, from the logits and the InfoNCE of each order."""
+
+    def note_on(self, losses: Mapping[str, float]) -> str | None:
+        """Of a batch that `masked` leaves no negatives."""
+        if self.settings.same_label != "masked" or losses["same_label_share"] < 1:
+            return None
+        return (
+            f"loss.same_label: masked: all pairs of a batch share one label of '{self.settings.label_field}', so the "
+            "loss is 0 and nothing is learned from it; name another loss.label_field, or mix the batches"
+        )
 
     def chance(self, batch_size: int) -> float:
         """Of equal similarities. Where pairs are masked it is lower; that is not counted."""
@@ -92,11 +103,10 @@ class Contrastive(Loss):
                 target /= target.sum(dim=1, keepdim=True)
             return (functional.cross_entropy(image_BN, target) + functional.cross_entropy(text_BN, target)) / 2
 
-    def of_two_sides(self, image_NC: Tensor, text_NC: Tensor, features: Mapping[str, Tensor], size: int) -> Tensor:
+    def of_two_sides(self, image_NC: Tensor, text_NC: Tensor, scale: Tensor, columns: Values, size: int) -> Tensor:
         """InfoNCE of each held-out pair, in batches of `size`."""
-        labels_N = features.get("labels") if self.settings.same_label != "negative" else None
-        masked = self.settings.same_label == "masked"
-        return _of_pairs(image_NC, text_NC, features["logit_scale"], size, labels_N, masked=masked)
+        labels_N = columns.get(LABELS) if self.settings.same_label != "negative" else None
+        return _of_pairs(image_NC, text_NC, scale, size, labels_N, masked=self.settings.same_label == "masked")
 
 
 class SumOfLosses(Contrastive):
@@ -107,13 +117,13 @@ class SumOfLosses(Contrastive):
         alpha = self.settings.first_order_weight
         return alpha * first[1] + (1 - alpha) * second[1]
 
-    def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
+    def of_pairs(self, features: Values, columns: Values, batch_size: int) -> Tensor:
         """The weighted sum of both losses."""
-        alpha = self.settings.first_order_weight
-        first = self.of_two_sides(features["image_features"], features["text_features"], features, batch_size)
+        alpha, rest = self.settings.first_order_weight, (features["logit_scale"], columns, batch_size)
+        first = self.of_two_sides(features["image_features"], features["text_features"], *rest)
         if "image_second_order" not in features:
             return first
-        second = self.of_two_sides(features["image_second_order"], features["text_second_order"], features, batch_size)
+        second = self.of_two_sides(features["image_second_order"], features["text_second_order"], *rest)
         return alpha * first + (1 - alpha) * second
 
 
@@ -126,7 +136,7 @@ class SumOfSimilarities(Contrastive):
         there, back = (alpha * one + (1 - alpha) * two for one, two in zip(first[0], second[0], strict=True))
         return self.cross_entropy((there, back), same_BN)
 
-    def of_pairs(self, features: Mapping[str, Tensor], batch_size: int) -> Tensor:
+    def of_pairs(self, features: Values, columns: Values, batch_size: int) -> Tensor:
         """The loss of one vector a thing, whose inner products are the weighted sum."""
         image, text = (
             one_vector(
@@ -134,7 +144,7 @@ class SumOfSimilarities(Contrastive):
             )
             for side in ("image", "text")
         )
-        return self.of_two_sides(image, text, features, batch_size)
+        return self.of_two_sides(image, text, features["logit_scale"], columns, batch_size)
 
 
 def _logits(image_BC: Tensor, text_BC: Tensor, scale: Tensor) -> Logits:

@@ -1,0 +1,1 @@
+"""What a model is trained to do: a task is a loss, the columns that it needs, and how a held-out pair is judged."""
