@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from manifests.contract.settings import Settings
 from manifests.contract.tables import TextType
@@ -36,6 +36,12 @@ class RuleSet(Thresholds):
     """Sources whose rows it judges; all when empty."""
     preset: PresetName | None = None
     """Rules to begin with; keys given here replace its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown(cls, values: Any) -> Any:
+        """Unknown keys are errors in what was kept too: with them f9cb912 kept null for rules that nobody had set."""
+        return values
 
     def thresholds(self) -> dict[str, Any]:
         """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""

@@ -14,8 +14,6 @@ import pytest
 
 from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
-from pipeline.sources.biology.dwca import DwcaReader, DwcaSettings
-from pipeline.sources.biology.inaturalist import InaturalistReader, InaturalistSettings
 from pipeline.sources.reading import check_source, digest_inputs
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.joining import make_lineages
@@ -267,11 +265,3 @@ def test_digests_cover_every_table(tmp_path: Path) -> None:
         "media_manifest_1.csv",
         "taxon.tab",
     ]
-
-
-def test_a_setting_that_is_gone_still_names_what_the_rows_depend_on() -> None:
-    """So a work folder of an earlier version ingests nothing anew."""
-    identity = InaturalistReader(InaturalistSettings(path="open"), "sources.inat").identity()
-    assert identity["quality_grade"] == ["research"]
-    identity = DwcaReader(DwcaSettings(path="archive.zip"), "sources.gbif").identity()
-    assert identity["vernacular_languages"] == ["en", "eng", "english"]
