@@ -1,7 +1,6 @@
-"""`plantmix plan`: design proxy runs, fit a mixing law, choose a ratio.
+"""The options of design, fit and choose, and what they say: limits, goals, amounts.
 
-Reads tables of runs and law files; writes law, design and mixture files; prints short tables.
-Faults of the user leave as ConfigError; the command line prints them and exits with 2.
+Takes what argparse read. Reads and writes nothing. Gives up with ConfigError, which names the option.
 """
 
 from __future__ import annotations
@@ -9,53 +8,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from manifests.contract.release import require_output
-from manifests.errors import ConfigError, RunError
-from manifests.services.drawing.panels import draw_png, require_picture
-from manifests.stores.storage import write_file
-from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
-from pipeline.planning.choose import choose_mixture
-from pipeline.planning.design import design_notes, design_table, propose_runs
-from pipeline.planning.files import law_to_json, mixture_to_json, read_law, read_ratio, write_json
+from manifests.errors import ConfigError
+from pipeline.planning.amounts import parse_amounts, parse_number, split_items
+from pipeline.planning.files import read_ratio
 from pipeline.planning.goals import Constraint, Goal
-from pipeline.planning.laws import fit_law
-from pipeline.planning.limits import Limits, share_box
-from pipeline.planning.plots import cautions_of, panels_of
-from pipeline.planning.reports import choice_report, fit_report
-from pipeline.planning.runs.checks import require_one_setting
-from pipeline.planning.runs.groups import Groups, expand_domains, merge_limits, name_group
-from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_runs
+from pipeline.planning.limits import Limits
+from pipeline.planning.runs.groups import Groups, expand_domains, name_group
+from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable
 
 
-def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add `plan` with its sub-commands to the command line."""
-    about = "plan a mixture: design proxy runs, fit a mixing law, choose a ratio"
-    plan = add_command(
-        commands,
-        "plan",
-        about,
-        "plantmix plan design --domains plant,general --budget 8 --out runs.csv",
-        reads="tables of proxy runs, or the runs that `dalip proxies` recorded in a work folder",
-        writes="the files named with --out and --plot",
-    )
-    steps = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
-    _add_design(steps)
-    _add_fit(steps)
-    _add_choose(steps)
-
-
-def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = "plantmix plan design --domains plant,general --budget 8 --out design.csv"
-    parser = add_command(
-        steps,
-        "design",
-        "propose the next proxy runs",
-        example,
-        reads="RUNS, where given",
-        writes="a table of runs to do",
-    )
+def add_design_options(parser: argparse.ArgumentParser) -> None:
+    """What to plan for, what is done already, and how many runs there may be."""
     text = "domains, comma-separated; with --keep: the new domains only; with --runs: may be left out"
     parser.add_argument("--domains", "--free", metavar="NAMES", help=text)
     text = "a mixture of `plan choose`, planned as one domain: the ratios within it stay as they are"
@@ -69,28 +33,17 @@ def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
     _add_limits(parser)
     parser.add_argument("--proxy-samples", metavar="N", help="samples seen by one proxy run")
     parser.add_argument("--out", required=True, metavar="DESIGN.csv", help="the list of runs for `dalip proxies`")
-    parser.set_defaults(func=_design)
 
 
-def _add_fit(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = "plantmix plan fit RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\""
-    parser = add_command(steps, "fit", "fit a mixing law to proxy runs", example, reads="RUNS", writes="LAW.json")
+def add_fit_options(parser: argparse.ArgumentParser) -> None:
+    """The runs, and where the law goes."""
     parser.add_argument("runs", metavar="RUNS", help="csv, parquet, or a work folder with the runs of `dalip proxies`")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     _add_row_options(parser)
-    parser.set_defaults(func=_fit)
 
 
-def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = 'plantmix plan choose LAW.json --objective plant --constraint "general<=1%" --out mixture.json'
-    parser = add_command(
-        steps,
-        "choose",
-        "choose a ratio under real limits",
-        example,
-        reads="LAW.json",
-        writes="mixture.json and the plot",
-    )
+def add_choose_options(parser: argparse.ArgumentParser) -> None:
+    """The law, what is best, what is allowed, and how the answer is told."""
     parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
     text = 'losses to minimise with weights: "plant=1,general=1"'
     parser.add_argument("--objective", required=True, action="append", metavar="LOSS=WEIGHT", help=text)
@@ -112,7 +65,6 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the choice, a picture (.png)")
     text = "write the mixture even if the law fails its held-out test or was not tested for so many passes"
     parser.add_argument("--accept-untrusted", action="store_true", help=text)
-    parser.set_defaults(func=_choose)
 
 
 def _add_row_options(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +79,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-share", action="append", metavar="DOMAIN=R", help="largest share, e.g. web=0.3")
 
 
-def _limits(args: argparse.Namespace) -> Limits:
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits of a full training."""
     return Limits(
         pools=parse_amounts("--pool", args.pool),
         num_samples=parse_optional("--samples", args.samples),
@@ -136,27 +89,7 @@ def _limits(args: argparse.Namespace) -> Limits:
     )
 
 
-def _design(args: argparse.Namespace) -> int:
-    table = read_runs(args.runs, args.where) if args.runs else None
-    domains, groups = _domains(args, table)
-    limits = _limits(args)
-    proxy_samples = parse_optional("--proxy-samples", args.proxy_samples)
-    if proxy_samples is not None and proxy_samples < 1:
-        raise ConfigError(f"--proxy-samples is {args.proxy_samples}; it must be at least 1")
-    objective = parse_objective(args.objective) if args.objective else {}
-    box = share_box(domains, merge_limits(limits, groups), {})
-    proposed = propose_runs(domains, args.budget, box, table, objective, args.replicates)
-    num_before = 0 if table is None else table.num_runs
-    text, lines = design_table(domains, proposed, limits, proxy_samples, num_before, groups)
-    lines += design_notes(domains, proposed, args.budget, table)
-    require_output(args.out, lambda content: content.startswith(b"run,reason,") and b"loss_" not in content)
-    write_file(args.out, text.encode())
-    print("\n".join(lines))
-    print(f"design: {args.out}")
-    return 0
-
-
-def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[str, ...], Groups]:
+def domains_of(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[str, ...], Groups]:
     """The domains to plan, and the groups of domains that keep their ratio.
 
     Raises: ConfigError when no domains are named, when the runs have others, or when one is named twice.
@@ -187,45 +120,7 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
     return named, groups
 
 
-def _fit(args: argparse.Namespace) -> int:
-    table = read_runs(args.runs, args.where)
-    require_one_setting(table)
-    law = fit_law(table)
-    write_json(law_to_json(law), args.out)
-    print(fit_report(law))
-    print(f"law: {args.out}")
-    return 0
-
-
-def _choose(args: argparse.Namespace) -> int:
-    law, sha256 = read_law(args.law)
-    goal = _goal(args, expand_domains(law.domains, law.runs.groups))
-    if args.plot:
-        require_picture("--plot", args.plot)
-    choice = choose_mixture(law, goal)
-    failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
-    repeated = [line for line in choice.warnings if line.startswith("DO NOT TRUST this choice")]
-    if (failed or repeated) and not args.accept_untrusted:
-        print(choice_report(law, goal, choice))
-        why = f"the law cannot be trusted ({len(failed)} of its losses are predicted worse than by their mean)"
-        mend = "add runs and fit again"
-        if not failed:
-            why, mend = repeated[0].removeprefix("DO NOT TRUST this choice: ").split("; ")
-        raise RunError(
-            f"{args.law}: {why}, so {args.out} was not written; {mend}, or write it anyway with --accept-untrusted"
-        )
-    mixture = mixture_to_json(law, sha256, Path(args.law).name, goal, choice)
-    write_json(mixture, args.out)
-    print(choice_report(law, goal, choice))
-    print(f"mixture: {args.out}")
-    if args.plot:
-        title = "Chosen: " + ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
-        write_file(args.plot, draw_png(panels_of(mixture), title, cautions_of(mixture)))
-        print(f"plot: {args.plot}")
-    return 0
-
-
-def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
+def goal_of(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
     """The options of `choose` as a goal.
 
     Raises: ConfigError for what cannot be read.
@@ -238,7 +133,7 @@ def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
     near_pools = parse_optional("--near-pools", args.near_pools)
     if near_pools is not None and near_pools < 0:
         raise ConfigError(f"--near-pools is {near_pools:g}; it must be 0 or more nats, e.g. 0.01")
-    limits = _limits(args)
+    limits = limits_of(args)
     max_epochs = _max_epochs(args.max_epochs, domains, limits.pools)
     return Goal(
         weights=parse_objective(args.objective),
