@@ -74,6 +74,7 @@ def test_what_it_cannot_do_is_told(
 ) -> None:
     if "--plot" in words:
         assert main(("fit", "runs.csv", "--out", "law.json")) == 0
+    Path("runs.parquet").touch()
     before = runs.read_bytes()
     assert main(words) == 2
     assert f"plan: error: {told}" in capsys.readouterr().err

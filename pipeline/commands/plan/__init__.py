@@ -26,7 +26,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         writes="the files named with --out and --plot",
     )
     steps = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
-    add_steps(steps, add_command, Access(read_runs, _write, _plotter))
+    add_steps(steps, add_command, Access(read_runs, _write, _plotter), "plantmix plan")
 
 
 def _write(path: str, content: bytes, is_own: Callable[[bytes], bool]) -> None:

@@ -1,6 +1,6 @@
 """Tables of runs of any kind: csv, Parquet, or the runs recorded in a work folder; filtered by SQL.
 
-DuckDB reads Parquet and evaluates the filter. Writes nothing. Gives up with ConfigError.
+Writes nothing. Gives up with ConfigError.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from manifests.errors import ConfigError
 from pipeline.planning.runs.run_table import RunsTable, build_runs
-from pipeline.planning.runs.tables import ROW, Columns, is_csv, no_such_table, read_csv, refuse_doubled_names
+from pipeline.planning.runs.tables import ROW, Columns, is_csv, read_csv, refuse_doubled_names
 
 
 def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
@@ -23,46 +23,49 @@ def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
     from manifests.stores.session import at_hand
 
     file = Path(at_hand(str(path)))
-    if not file.exists():
-        raise no_such_table(file)
     if is_csv(file):
         columns, sha256 = read_csv(file)
-    elif file.is_dir():
-        columns, sha256 = _read_recorded(file)
+        if where:
+            columns = _select(file, columns, where)
     else:
-        columns, sha256 = {}, hashlib.sha256(file.read_bytes()).hexdigest()
-    if where or not columns:
-        columns = _select(file, columns, where)
+        rows, sha256 = _read_recorded(file) if file.is_dir() else _read_parquet(file)
+        columns = _select(file, {ROW: range(1, len(rows) + 1)} | dict(zip(rows.column_names, rows, strict=True)), where)
     return build_runs(list(columns), columns, Path(path).name, sha256, where or "")
 
 
-def _read_recorded(workdir: Path) -> tuple[Columns, str]:
-    """The columns of the catalogue of a work folder, and the sha256 of its rows."""
+def _read_recorded(workdir: Path) -> tuple[Any, str]:
+    """The runs in the catalogue of a work folder, and the sha256 of them."""
     import pyarrow as pa
 
     from manifests.contract.reader import read_proxy_runs
 
     rows = read_proxy_runs(str(workdir))
-    columns: Columns = {ROW: list(range(1, len(rows) + 1)), **pa.Table.from_pylist(rows).to_pydict()}
-    return columns, hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    return pa.Table.from_pylist(rows), hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def _select(file: Path, columns: Columns, where: str | None) -> Columns:
-    """The rows that the filter keeps, of the columns, or of a Parquet file when there are none.
+def _read_parquet(file: Path) -> tuple[Any, str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    Raises: ConfigError when the file or the filter cannot be read.
+    try:
+        rows = pq.ParquetFile(file).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
+    refuse_doubled_names(file, rows.column_names)
+    return rows, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _select(file: Path, columns: dict[str, Any], where: str | None) -> Columns:
+    """The rows that the filter keeps.
+
+    Raises: ConfigError when the filter cannot be read.
     """
     import duckdb
     import pyarrow as pa
 
     with duckdb.connect() as database:
         database.execute("SET threads = 1")
-        if columns:
-            database.register("given", pa.table(columns))
-            database.execute("CREATE TABLE runs AS FROM given")
-            database.unregister("given")
-        else:
-            _load_parquet(database, file)
+        database.register("runs", pa.table(columns))
         database.execute("SET enable_external_access = false")  # the filter must not read other files
         try:
             result = database.execute(f"FROM (FROM runs WHERE ({where or 'true'}\n)) ORDER BY {ROW}")
@@ -74,18 +77,6 @@ def _select(file: Path, columns: Columns, where: str | None) -> Columns:
                 "quote text values with single quotes, e.g. model_size = '410M'"
             ) from None
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}
-
-
-def _load_parquet(database: Any, file: Path) -> None:
-    import duckdb
-
-    try:
-        schema = "SELECT name FROM parquet_schema(?) WHERE num_children IS NULL"
-        refuse_doubled_names(file, [name for (name,) in database.execute(schema, [str(file)]).fetchall()])
-        rows = f"SELECT row_number() OVER () AS {ROW}, * FROM read_parquet(?)"
-        database.execute(f"CREATE TABLE runs AS {rows}", [str(file)])
-    except duckdb.Error as error:
-        raise ConfigError(f"{file}: cannot be read as a table: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -30,11 +30,9 @@ _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
 def read_csv(file: Path) -> tuple[Columns, str]:
     """The columns, `__row` first, and the sha256 of the file.
 
-    Raises: ConfigError for a file that is not there or no csv in UTF-8, a column name that stands twice, and a row of
-    another length than the header.
+    Raises: ConfigError for a file that is no csv in UTF-8, a column name that stands twice, and a row of another length
+    than the header.
     """
-    if not file.is_file():
-        raise no_such_table(file)
     content = file.read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ConfigError(f"{file}: the text is UTF-16; save it as UTF-8")
@@ -64,13 +62,13 @@ def read_csv(file: Path) -> tuple[Columns, str]:
 
 
 def is_csv(file: Path) -> bool:
-    """False for Parquet and for a folder, which `pipeline.commands.plan` reads; any other file is text."""
+    """False for Parquet and for a folder, which `pipeline.commands.plan` reads; any other file is text.
+
+    Raises: ConfigError when there is nothing.
+    """
+    if not file.exists():
+        raise ConfigError(f"{file}: no such table of runs")
     return not file.is_dir() and file.suffix.lower() not in (".parquet", ".pq")
-
-
-def no_such_table(file: Path) -> ConfigError:
-    """The error for a table that is not there."""
-    return ConfigError(f"{file}: no such table of runs")
 
 
 def refuse_doubled_names(file: Path, names: Sequence[str]) -> None:

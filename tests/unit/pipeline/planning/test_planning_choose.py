@@ -12,9 +12,9 @@ from pipeline.planning.files import mixture_to_json
 from pipeline.planning.goals import Constraint, Goal
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares, share_box
-from pipeline.planning.options import parse_constraints, parse_objective
 from pipeline.planning.runs.run_table import build_runs
 from pipeline.planning.search import cloud, minimise_score
+from pipeline.planning.steps import parse_constraints, parse_objective
 
 DOMAINS = ("plant", "general", "herbarium", "fungi", "web")
 
