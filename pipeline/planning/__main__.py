@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add(steps: Any, name: str, about: str, example: str, *, reads: str, writes: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = steps.add_parser(
-        name, help=about, description=f"{about}. reads: {reads}; writes: {writes}", epilog=f"example: {example}"
+        name,
+        help=about,
+        description=f"{about}. reads: {reads}; writes: {writes}",
+        epilog=f"example: {example.partition(' --where')[0]}",
     )
     return parser
 

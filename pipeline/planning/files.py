@@ -12,12 +12,12 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from manifests.errors import ConfigError
-from pipeline.planning.arrays import Array
+from pipeline.planning.arrays import Array, Index, Texts
 from pipeline.planning.choose import Choice, TradeOff
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
 from pipeline.planning.forms.fitted import Fitted
@@ -31,13 +31,7 @@ from pipeline.planning.search import shares_grid
 LAW_FORMAT = "plantmix-law/4"
 MIXTURE_FORMAT = "plantmix-mixture/1"
 LEAST_KEPT = 1e-4  # a domain with a smaller share of a kept mixture is left out
-_ARRAYS = {
-    ColumnLaw: {"residuals": float, "residual_folds": int, "residual_widths": float},
-    RunsTable: {
-        "shares": float, "loss_values": float, "weights": float, "rows": int, "model_sizes": str, "steps": float,
-        "seeds": str, "samples_seen": float,
-    },
-}  # fmt: skip
+_ARRAYS = {Array: float, Index: int, Texts: str}
 
 
 def json_content(values: dict[str, Any]) -> bytes:
@@ -119,7 +113,8 @@ def _plain(value: Any) -> Any:
 def _typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Fields of a dataclass from their json values: a list becomes an array where the field is one, else a tuple."""
     typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return typed | {name: np.array(values[name], dtype=kind_of) for name, kind_of in _ARRAYS[kind].items()}
+    arrays = {name: _ARRAYS[of] for name, of in get_type_hints(kind).items() if of in _ARRAYS}
+    return typed | {name: np.array(values[name], dtype=dtype) for name, dtype in arrays.items()}
 
 
 def _column_from_json(values: dict[str, Any], shares: Array) -> ColumnLaw:
