@@ -9,9 +9,7 @@ class Outcome(StrEnum):
     """One value for each candidate. The detail (an errno, a header, a size) stands beside it in the table of facts."""
 
     OK = "ok"
-    NOT_REFUSED = (
-        "not_refused"  # asked again for consent alone, which nothing refuses; what was known of the row counts
-    )
+    NOT_REFUSED = "not_refused"  # before 0.4: what was said was asked for alone, and nothing refuses the row
     # passing: another try, on another day, may succeed
     DNS_FAILURE = "dns_failure"
     CONNECT_FAILED = "connect_failed"

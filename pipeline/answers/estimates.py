@@ -38,7 +38,7 @@ from pipeline.sources.kinds import FirstRows
 from pipeline.sources.reading import ask, check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tars import front_to_back
-from pipeline.stages.fetch.rounds import HEADERS, RULES, addresses_to_fetch, view_fetched
+from pipeline.stages.fetch.rounds import addresses_to_fetch, view_fetched
 from pipeline.stages.fetch.stage import fetched_before
 from pipeline.stages.ingest.stage import ADDRESS, map_rows
 from pipeline.store.sql import open_scratch, view_parquet
@@ -187,19 +187,17 @@ def _count_addresses(sql: Any) -> list[tuple[str, int]]:
     sql.execute(f"CREATE TABLE addresses AS {addresses_to_fetch(None)}")
     host = "lower(regexp_extract(url, '^[a-zA-Z]+://(?:[^/?#@]*@)?([^/?#]+)', 1))"
     host = f"regexp_replace({host}, '\\.?(:(80|443))?$', '')"
-    counted = sql.execute(
-        f"SELECT {host}, count(*) FROM addresses WHERE asks <> '{RULES}' GROUP BY 1 ORDER BY 2 DESC, 1"
-    ).fetchall()
+    counted = sql.execute(f"SELECT {host}, count(*) FROM addresses GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
     return list(counted)
 
 
 def _count_asked_again(sql: Any) -> dict[str, int]:
-    """How many addresses the work folder already holds, and how many are asked only for headers, or only for rules."""
+    """How many addresses the work folder already holds, and how many of them are asked once more for signals."""
     (counts,) = sql.execute(
-        "SELECT (SELECT count(DISTINCT asked) FROM kept WHERE locator IS NULL) - count(*) FILTER (asks = 'picture'), "
-        f"count(*) FILTER (asks = '{HEADERS}'), count(*) FILTER (asks = '{RULES}') FROM addresses"
+        "SELECT (SELECT count(DISTINCT asked) FROM kept WHERE locator IS NULL) - count(*) FILTER (NOT is_stored), "
+        "count(*) FILTER (is_stored) FROM addresses"
     ).fetchall()
-    return dict(zip(("num_held", "num_headers", "num_rules"), counts, strict=True))
+    return dict(zip(("num_held", "num_again"), counts, strict=True))
 
 
 @contextmanager
@@ -234,7 +232,7 @@ def _ask_heads(sql: Any, network: NetworkSettings, num: int) -> dict[str, Any]:
     """Sizes that hosts state for a sample of the addresses, the same sample each time."""
     from pipeline.answers.sizes import ask_sizes
 
-    query = "SELECT url FROM addresses WHERE asks = 'picture' ORDER BY md5(url) LIMIT ?"
+    query = "SELECT url FROM addresses ORDER BY md5(url) LIMIT ?"
     urls = [url for (url,) in sql.execute(query, [num]).fetchall()]
     sizes, outcomes = ask_sizes(urls, network)
     return {
@@ -259,11 +257,10 @@ def _figures(
 ) -> dict[str, Any]:
     num_urls = sum(host["num_urls"] for host in hosts)
     mean_bytes = float((heads and heads["mean_bytes"]) or ASSUMED_PICTURE_BYTES)
-    num_downloads = num_urls - asked_again["num_headers"]
     num_local, image = local["num_pictures"], config.fetch.image
-    num_pictures = num_downloads + num_local
+    num_pictures = num_urls + num_local
     local_mean = local["num_bytes"] / num_local if num_local else 0.0
-    pool_bytes = num_downloads * stored_bytes(image, mean_bytes) + num_local * stored_bytes(image, local_mean)
+    pool_bytes = num_urls * stored_bytes(image, mean_bytes) + num_local * stored_bytes(image, local_mean)
     on_ray = config.run.executor == "ray"
     num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else os.cpu_count()) or 1
     work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600
@@ -273,7 +270,7 @@ def _figures(
         "web": {"num_urls": num_urls, "num_hosts": len(hosts), "hosts": hosts, **asked_again},
         "local": local,
         "heads": heads,
-        "bytes": {"mean_picture": mean_bytes, "download": num_downloads * mean_bytes},
+        "bytes": {"mean_picture": mean_bytes, "download": num_urls * mean_bytes},
         "hours": {
             "slowest_host": slowest,
             "local_work": work_hours,

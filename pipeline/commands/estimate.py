@@ -90,11 +90,10 @@ def _in_bytes(num: float) -> str:
 
 def _host_lines(web: dict[str, Any]) -> list[str]:
     held = [f"{web['num_held']:,} addresses are in the work folder already"] if web["num_held"] else []
-    if web["num_headers"] or web["num_rules"]:
+    if web["num_again"]:
         held.append(
-            f"other signals of consent count now than when they were fetched: headers of {web['num_headers']:,} are "
-            "asked for, and robots.txt, tdmrep.json or licences once a host for "
-            f"{web['num_headers'] + web['num_rules']:,}"
+            f"signals of consent count now that nobody listened to when {web['num_again']:,} of them were fetched: "
+            "these are downloaded once more"
         )
     if not web["num_urls"]:
         return [*held, "nothing to download"] if held else ["no addresses on the web"]

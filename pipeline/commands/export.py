@@ -7,7 +7,8 @@ import argparse
 from manifests.contract.release import Release
 from manifests.errors import ConfigError
 from pipeline.answers.tables import aligned, print_lines
-from pipeline.commands import RELEASE_HELP, Commands, add_command, parse_amounts
+from pipeline.commands import RELEASE_HELP, Commands, add_command
+from pipeline.planning.amounts import parse_amounts
 from pipeline.releases.export import TARGETS, describe, write_img2dataset
 from pipeline.releases.opening import open_release
 from pipeline.releases.publishing import Plan, plan_publishing, publish

@@ -9,10 +9,9 @@ outcome in the table.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -24,7 +23,6 @@ from pipeline.fetching.pictures.image import Fact, Rejected, StoredImage
 from pipeline.fetching.scheduler import Scheduler
 from pipeline.fetching.settings import FetchSettings
 from pipeline.fetching.tally import Tally
-from pipeline.fetching.visits import Check
 
 _CHECK_IN_SECONDS = 0.5
 # When a part is asked to stop, requests in flight may end for the first time, and what came is measured for the second.
@@ -52,11 +50,10 @@ def fetch_in_pieces(
     part: str = "",
     client: HttpClient | None = None,
     scratch: str | None = None,
-    checks: Mapping[str, Check] = MappingProxyType({}),
 ) -> Iterator[Piece]:
     """Download, measure and store pictures; `rows` are (sample_id, url) with unique ids.
 
-    An address that several rows have is asked for once. `checks` names the rows whose pictures are stored.
+    An address that several rows have is asked for once.
 
     Yields what has ended every `piece_seconds`, and the rest at the end. `new_pool_file` names the file of the next
     piece. Under the name `part` the gate hears how far this is. When it wants to stop, the last piece comes soon, and
@@ -68,12 +65,12 @@ def fetch_in_pieces(
     Raises: ConfigError when a contact is needed, or the engine is not installed; RunError when a row got no fact.
     """
     settings.network.require_contact(url for _, url in rows)
-    same: dict[tuple[str, Check | None], list[str]] = {}
+    same: dict[str, list[str]] = {}
     for sample_id, url in sorted(rows):
-        same.setdefault((url, checks.get(sample_id)), []).append(sample_id)
-    num_rows, rows = len(rows), [(ids[0], url) for (url, _), ids in same.items()]
+        same.setdefault(url, []).append(sample_id)
+    num_rows, rows = len(rows), [(ids[0], url) for url, ids in same.items()]
     members = {ids[0]: ids for ids in same.values() if len(ids) > 1}
-    if settings.engine == "img2dataset" and not checks:
+    if settings.engine == "img2dataset":
         from pipeline.fetching.img2dataset_engine import download_with_img2dataset  # only who asks for it needs it
 
         with PartWriter(new_pool_file(), members) as whole:
@@ -86,7 +83,7 @@ def fetch_in_pieces(
     writer, began = PartWriter(new_pool_file(), members), time.monotonic()
     client = client or client_of_this_program(settings.network)
     try:
-        for ended in _download(rows, settings, gate, client, part, checks):
+        for ended in _download(rows, settings, gate, client, part):
             if ended is not None:
                 writer.add(*ended)
             if time.monotonic() - began >= piece_seconds and 0 < len(writer.sample_ids) < num_rows:
@@ -110,18 +107,16 @@ def _download(
     gate: Gate,
     client: HttpClient,
     part: str,
-    checks: Mapping[str, Check],
 ) -> Iterator[tuple[str, Fact, StoredImage | Rejected | None] | None]:
     """Our own loop: each row as it ends, and None whenever nothing has ended for a moment."""
     tally = Tally()
     if gate.check_in(part, tally):
         return
     urls = [url for _, url in rows]
-    of_rows = {number: checks[sample_id] for number, (sample_id, _) in enumerate(rows) if sample_id in checks}
     left = {sample_id for sample_id, _ in rows}
     stop_at, check_in_at = float("inf"), time.monotonic()
     with (
-        Scheduler(urls, client, gate, settings.image.max_body_bytes, part, of_rows) as scheduler,
+        Scheduler(urls, client, gate, settings.image.max_body_bytes, part) as scheduler,
         closing(Decoders(scheduler, settings).results(len(urls))) as results,
     ):
         for result in results:

@@ -86,16 +86,15 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         done: Done,
         *,
         check_opt_out: bool = True,
-        head: bool = False,
     ) -> None:
         """Send one request. A 200 gives the body, unpacked if the server packed it without being asked to; or its
-        length, where `head` asks for no body.
+        length, where pictures are asked for by HEAD.
 
         `done` hears how it ended, in a thread of the client, and must neither wait nor raise.
         """
         now = time.monotonic()
         refuse = self._refuse if check_opt_out else None
-        method = "HEAD" if head or (self._pictures_by_head and check_opt_out) else "GET"
+        method = "HEAD" if self._pictures_by_head and check_opt_out else "GET"
         request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds)
         if self._resolver.knows(target.hostname):
             self._look_up(request)

@@ -14,20 +14,17 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 
-from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.statements import ROBOTS_MAX_BYTES, RobotsRules
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
-from pipeline.fetching.visits import AskAgain, Check, Download, SiteFiles, Visit, host_result, next_step
+from pipeline.fetching.visits import AskAgain, Download, SiteFiles, Visit, host_result, next_step
 
 _MAX_WAITING_BYTES = 128 << 20  # of finished bodies that wait for a decoder; above it no new request starts
 
@@ -52,7 +49,7 @@ class _Job:
 class Scheduler:
     """Carries out the downloads of some rows; use as a context manager, `take` once a row.
 
-    The gate knows them as the `part` of that name. Rows of `checks`, by number, need no picture.
+    The gate knows them as the `part` of that name.
     """
 
     def __init__(
@@ -62,9 +59,8 @@ class Scheduler:
         gate: Gate,
         max_body_bytes: int,
         part: str = "",
-        checks: Mapping[int, Check] = MappingProxyType({}),
     ) -> None:
-        self._urls, self._checks = urls, checks
+        self._urls = urls
         self._client = client
         self._settings = client.settings
         self._gate = gate
@@ -141,7 +137,7 @@ class Scheduler:
             except BadURL as error:
                 self._finish(row, Download(error.outcome, error.detail))
                 continue
-            self._enqueue(Visit(row, target, target, check=self._checks.get(row)))
+            self._enqueue(Visit(row, target, target))
         while (self._open or self._in_flight) and not self._stop.is_set():
             now = time.monotonic()
             if self._give_back_at is not None and (not self._in_flight or now >= self._give_back_at):
@@ -178,10 +174,6 @@ class Scheduler:
         if report.result in ("answered", "forbidden"):
             host.closed_since = None
         visit = job.visit
-        if answer.http_status in (405, 501) and visit.check is not None and not visit.is_robots:
-            visit.check = None  # a server that knows no HEAD: the picture is asked for
-            self._enqueue(visit, first=True)
-            return
         step = next_step(visit, answer, self._settings)
         if isinstance(step, AskAgain):
             if step.wait_seconds > 0:
@@ -244,9 +236,6 @@ class Scheduler:
                 if refusal := consent.refusal(said):
                     self._finish(visit.row, visit.end(*refusal))
                     return
-        if visit.check is not None and not visit.check.headers and not visit.is_robots:
-            self._go_on_with_check(visit, visit.check)
-            return
         if not host.in_turns:
             host.in_turns = True
             self._turns.append(host.name)
@@ -254,16 +243,6 @@ class Scheduler:
             host.queue.appendleft(visit)
         else:
             host.queue.append(visit)
-
-    def _go_on_with_check(self, visit: Visit, check: Check) -> None:
-        """The rules of this step of the way allow it: look at the next one, or end."""
-        if visit.num_checked == len(check.way):
-            self._finish(visit.row, visit.end(Outcome.OK, ""))
-            return
-        with suppress(BadURL):  # one that is too long since it is percent-encoded
-            visit.target = parse_url(check.way[visit.num_checked])
-        visit.num_checked += 1
-        self._enqueue(visit)
 
     def _finish(self, row: int | None, download: Download) -> None:
         if row is None:
@@ -299,7 +278,6 @@ class Scheduler:
             max(0.1, self._settings.total_timeout_seconds - visit.active_seconds),
             partial(self._hear, _Job(visit, host.name, permission.lease)),
             check_opt_out=not visit.is_robots,
-            head=visit.check is not None,
         )
 
     def _hear(self, job: _Job, answer: Answer | BaseException | None) -> None:

@@ -231,7 +231,7 @@ class FetchSettings(Settings):
     """Settings of the fetch stage: `image` identifies the result, `engine` and `network` are only execution."""
 
     engine: Literal["plantmix", "img2dataset"] = "plantmix"
-    """Which loop downloads. img2dataset is neither polite nor bounded: only for hosts of your own."""
+    """Which loop downloads. img2dataset is neither polite nor bounded, and stores no signal: for hosts of your own."""
     image: ImageSettings = ImageSettings()
     network: NetworkSettings = NetworkSettings()
 

@@ -18,7 +18,6 @@ _NUM_WORST = 5
 _SOUND = frozenset(
     {
         Outcome.OK,
-        Outcome.NOT_REFUSED,
         Outcome.TOO_MANY_PIXELS,
         Outcome.TOO_COSTLY,
         Outcome.IMAGE_TOO_SMALL,

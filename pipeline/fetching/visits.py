@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
@@ -65,15 +64,6 @@ class Download:
     """What was said about use, by place."""
 
 
-class Check(NamedTuple):
-    """What is asked again of a picture that is stored: only the places of consent that were not looked at."""
-
-    headers: bool
-    """By HEAD. Else only the rules of the hosts are read, on the whole way to the picture."""
-    way: tuple[str, ...] = ()
-    """Where redirects led."""
-
-
 @dataclass(slots=True, eq=False)
 class Visit:
     """The way of one row, or of a file of a site, from its first request to its end."""
@@ -85,8 +75,6 @@ class Visit:
     num_redirects: int = 0  # followed in this attempt
     active_seconds: float = 0.0  # spent in requests in this attempt
     last_answer: Answer | None = None
-    check: Check | None = None  # of a row whose picture is stored
-    num_checked: int = 0  # steps of its way
     said: dict[str, list[str]] = field(default_factory=dict)
     redirected_by: dict[str, str] = field(default_factory=dict)  # addresses in order, each with its form for the table
     files: SiteFiles | None = None  # of which this is one
@@ -98,8 +86,6 @@ class Visit:
 
     def end(self, outcome: Outcome, detail: str, body: bytes = b"") -> Download:
         """The download that this visit ends with."""
-        if self.check is not None and outcome is Outcome.OK:
-            outcome, detail, body = Outcome.NOT_REFUSED, "", b""
         return Download(
             outcome,
             detail,

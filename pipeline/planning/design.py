@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from manifests.errors import ConfigError
-from manifests.services.draws import largest_remainders
 from pipeline.planning.arrays import Array
 from pipeline.planning.choose import sample_optima
 from pipeline.planning.goals import Goal
@@ -115,9 +114,14 @@ def _sampled_optima(table: RunsTable, objective: dict[str, float], box: Box, cou
 
 
 def _rounded(points_QK: Array, decimals: int = _SHARE_DECIMALS) -> Array:
-    """Shares with a few decimals that sum to exactly 1 (largest remainder)."""
+    """Shares with a few decimals that sum to exactly 1: `largest_remainders` of the mixer, for all points at once."""
     units = 10**decimals
-    result: Array = np.array([largest_remainders(shares.tolist(), units) for shares in points_QK * units]) / units
+    exact = points_QK * units
+    counts = np.floor(exact + 1e-9)
+    order = np.argsort(counts - exact, axis=1, kind="stable")
+    rank = np.argsort(order, axis=1)
+    more = rank < (units - counts.sum(axis=1))[:, None]
+    result: Array = (counts + more) / units
     return result
 
 

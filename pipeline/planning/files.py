@@ -2,7 +2,7 @@
 
 law.json holds the parameters of every fitted form, the training runs (the Gaussian process predicts from them),
 held-out errors and warnings; the same runs give the same bytes. The mix stage and people read mixture.json.
-Reads and writes local or fsspec paths. Gives up with ConfigError on a file that is no law.
+Reads local files, and writes none. Gives up with ConfigError on a file that is no law.
 """
 
 from __future__ import annotations
@@ -12,45 +12,32 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from manifests.contract.release import require_output
 from manifests.errors import ConfigError
-from manifests.stores import storage
-from pipeline.planning.arrays import Array
+from pipeline.planning.arrays import Array, Index, Texts
 from pipeline.planning.choose import Choice, TradeOff
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEAN
 from pipeline.planning.forms.fitted import Fitted
 from pipeline.planning.goals import NEAR_OPTIMAL_NATS, Goal
 from pipeline.planning.laws import ColumnLaw, Law
 from pipeline.planning.limits import epochs_of, natural_shares
-from pipeline.planning.plots import shares_grid
 from pipeline.planning.runs.groups import Groups, expand_domains, expand_shares
 from pipeline.planning.runs.run_table import RunsTable
+from pipeline.planning.search import shares_grid
 
 LAW_FORMAT = "plantmix-law/4"
 MIXTURE_FORMAT = "plantmix-mixture/1"
 LEAST_KEPT = 1e-4  # a domain with a smaller share of a kept mixture is left out
-_ARRAYS = {
-    ColumnLaw: {"residuals": float, "residual_folds": int, "residual_widths": float},
-    RunsTable: {
-        "shares": float, "loss_values": float, "weights": float, "rows": int, "model_sizes": str, "steps": float,
-        "seeds": str, "samples_seen": float,
-    },
-}  # fmt: skip
+_ARRAYS = {Array: float, Index: int, Texts: str}
 
 
-def write_json(values: dict[str, Any], path: str | Path) -> None:
-    """Publish a mapping as readable json with sorted keys. It replaces only a file of the same kind.
-
-    Raises: ConfigError when the place cannot be written, or holds something else.
-    """
-    kind = f'"format": "{values["format"].partition("/")[0]}/'
-    require_output(str(path), lambda content: kind.encode() in content)
+def json_content(values: dict[str, Any]) -> bytes:
+    """A law or a mixture as a file: readable json with sorted keys."""
     text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    storage.write_file(str(path), text.encode())
+    return text.encode()
 
 
 def read_law(path: str | Path) -> tuple[Law, str]:
@@ -126,7 +113,8 @@ def _plain(value: Any) -> Any:
 def _typed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Fields of a dataclass from their json values: a list becomes an array where the field is one, else a tuple."""
     typed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return typed | {name: np.array(values[name], dtype=kind_of) for name, kind_of in _ARRAYS[kind].items()}
+    arrays = {name: _ARRAYS[of] for name, of in get_type_hints(kind).items() if of in _ARRAYS}
+    return typed | {name: np.array(values[name], dtype=dtype) for name, dtype in arrays.items()}
 
 
 def _column_from_json(values: dict[str, Any], shares: Array) -> ColumnLaw:

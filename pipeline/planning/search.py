@@ -37,6 +37,16 @@ def project(points_QK: Array, box: Box) -> Array:
     return result
 
 
+def shares_grid(num_domains: int, steps: int = 0) -> Array:
+    """All shares of two or three domains in equal steps, Q x K; none for more domains, which no plane can show."""
+    if num_domains == 2:
+        first = np.linspace(0.0, 1.0, (steps or 50) + 1)
+        return np.column_stack([first, 1.0 - first])
+    steps = steps or 20
+    pairs = [(a, b) for a in range(steps + 1) for b in range(steps + 1 - a)] if num_domains == 3 else []
+    return np.array([(a, b, steps - a - b) for a, b in pairs], float).reshape(-1, num_domains) / steps
+
+
 def cloud(box: Box, num_points: int, rng: np.random.Generator) -> Array:
     """Points all over the box: centre, corners, edges, and Dirichlet draws flat, sparse and dense."""
     num_domains = len(box.low)

@@ -20,7 +20,7 @@ from manifests.services.drawing.panels import draw_svg
 from manifests.services.drawing.theme import SERIES, theme_css
 from manifests.services.publishing.markdown import markdown_cell, plain_markdown
 from pipeline.config import STAGES
-from pipeline.planning.plots import cautions_of, panels_of
+from pipeline.sidefiles.mixture_panels import cautions_of, panels_of
 from pipeline.sidefiles.treemap import cut_into_tiles
 
 if TYPE_CHECKING:  # an extra brings it, and a release is read without

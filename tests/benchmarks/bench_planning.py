@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.commands.plan.tables import read_runs
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import propose_runs
 from pipeline.planning.forms.catalogue import FORMS, REGULARISED_EXPONENTIAL
 from pipeline.planning.goals import Goal
 from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares
-from pipeline.planning.runs.run_table import RunsTable, build_runs, read_runs
+from pipeline.planning.runs.run_table import RunsTable, build_runs
 from pipeline.planning.search import cloud
 
 DATA = Path(__file__).parents[1] / "unit/pipeline/planning/data"

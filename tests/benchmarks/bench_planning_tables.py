@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 from bench_planning import FAMILIES, made_table, random_truth
 
+from pipeline.commands.plan.tables import read_runs
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, PROCESS
 from pipeline.planning.laws import fit_law
-from pipeline.planning.runs.run_table import RunsTable, build_runs, read_runs
+from pipeline.planning.runs.run_table import RunsTable, build_runs
 
 HERE = Path(__file__).parent
 CLIP_DOMAINS = ("photos", "drawings", "icons")

@@ -17,8 +17,9 @@ import numpy as np
 from bench_planning_tables import THE_LAW, light_gbm
 from scipy.stats import spearmanr
 
+from pipeline.commands.plan.tables import read_runs
 from pipeline.planning.laws import fit_law
-from pipeline.planning.runs.run_table import RunsTable, read_runs
+from pipeline.planning.runs.run_table import RunsTable
 
 BOOSTED = "LightGBM (RegMix)"
 SIZES = {"1M, its own test": "regmix-1m-test.csv", "60M": "regmix-60m-test.csv", "1B": "regmix-1b-test.csv"}

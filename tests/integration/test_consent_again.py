@@ -78,11 +78,8 @@ SITE_FILES = {"/robots.txt": ROBOTS, "/.well-known/tdmrep.json": TDMREP, "/licen
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self) -> None:
-        self._answer(405 if self.server.knows_no_head and self.path not in MOVED else None)
-
     def do_GET(self) -> None:
-        self._answer(None)
+        self._answer(self.server.fails.get(self.path))
 
     def _answer(self, status: int | None) -> None:
         self.server.asked[self.command, self.path] += 1
@@ -123,7 +120,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.knows_no_head = False
+        self.fails: dict[str, int] = {}  # paths, with the status of their answer
         self.holds_after: int | None = None  # requests, after which a picture waits until it is let go
         self.let_go = threading.Event()
 
@@ -202,8 +199,10 @@ def test_what_was_said_is_judged_again(tmp_path: Path, server: _Server, made: An
     asked = build(tmp_path, server, STRICT[name], *TO_FETCH)
     assert facts_of(tmp_path) == facts_of(made(name, *TO_FETCH))
     assert set(asked.values()) <= {1}
-    pictures = {request for request in asked if not is_site_file(request)}
-    assert pictures == set(), "headers and marks were stored"
+    pictures = {path for _, path in asked} - {*SITE_FILES}
+    refused = {f"/{path}" for path, outcome in outcomes(tmp_path).items() if outcome == "opted_out"}
+    assert "/plain/1" in pictures, "it lacks what robots.txt says"
+    assert not {path for path in refused & pictures if path.startswith(("/header/", "/mark/"))}, "that was stored"
     needs = {
         *({("GET", "/robots.txt")} if STRICT[name].get("robots_txt") else ()),
         *({("GET", "/licence.xml")} if "rsl_licence" in STRICT[name].get("consent_signals", ()) else ()),
@@ -225,25 +224,25 @@ def test_what_was_not_stored_is_asked_for(tmp_path: Path, server: _Server, made:
     asked = build(tmp_path, server, STRICT[name], *TO_FETCH)
     assert facts_of(tmp_path) == facts_of(made(name, *TO_FETCH))
     assert set(asked.values()) <= {1}
-    pictures = {request for request in asked if not is_site_file(request)}
+    assert {method for method, _ in asked} == {"GET"}, "the request that fetches the picture hears all"
     if name == "robots_txt":
-        assert pictures == set(), "rules of hosts alone"
+        assert ("GET", "/private/1") not in asked
     else:
-        assert {method for method, _ in pictures} == {"HEAD"}
-        assert ("HEAD", "/plain/gone") not in pictures
+        assert ("GET", "/plain/gone") not in asked
     assert build(tmp_path, server, STRICT[name], *TO_FETCH) == {}
     build(tmp_path, server, OPEN, *TO_FETCH)
     assert outcomes(tmp_path)["header/noai"] == "ok"
 
 
-def test_a_server_without_head_is_asked_for_the_picture(
+def test_a_stored_picture_that_is_gone_stays_where_its_host_was_heard(
     tmp_path: Path, server: _Server, made: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(made("unstored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(server, "knows_no_head", True)
-    asked = build(tmp_path, server, STRICT["headers"], *TO_FETCH)
-    assert asked["HEAD", "/plain/1"] == asked["GET", "/plain/1"] == 1
-    assert facts_of(tmp_path) == facts_of(made("headers", *TO_FETCH))
+    shutil.copytree(made("stored", *TO_FETCH), tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(server, "fails", {"/plain/1": 404, "/plain/2": 503})
+    asked = build(tmp_path, server, STRICT["robots_txt"], *TO_FETCH)
+    assert {("GET", "/plain/1"), ("GET", "/plain/2")} <= set(asked)
+    assert facts_of(tmp_path) == facts_of(made("robots_txt", *TO_FETCH))
+    assert build(tmp_path, server, STRICT["robots_txt"], *TO_FETCH) == {}
 
 
 @pytest.mark.slow
@@ -257,7 +256,7 @@ def test_a_host_that_does_not_tell_keeps_its_pictures_out_until_it_does(
     assert set(outcomes(tmp_path).values()) == {"host_unavailable"}
     server.asked.clear()
     assert main(["retry", str(tmp_path / "work")]) == 0
-    assert {path for _, path in server.asked if path.startswith("/plain/1")} == set(), "its picture is stored"
+    assert server.asked["GET", "/plain/1"] == 1
     build(tmp_path, server, STRICT["robots_txt"], *TO_FETCH)
     assert facts_of(tmp_path) == facts_of(made("robots_txt", *TO_FETCH))
 
@@ -304,20 +303,18 @@ def test_what_will_be_asked_again_is_said_before(
         return capsys.readouterr().out
 
     assert "22 addresses are in the work folder already\nnothing to download\n" in estimate({})
+    again = "signals of consent count now that nobody listened to when {} of them were fetched"
     rules = estimate(STRICT["robots_txt"])
-    assert "headers of 0 are asked for, and robots.txt, tdmrep.json or licences once a host for 22" in rules
-    assert "nothing to download" in rules
+    assert again.format(18) in rules
+    assert "22 distinct addresses on 1 host" in rules
     every = estimate(STRICT["all"])
-    assert "headers of 19 are asked for, and robots.txt, tdmrep.json or licences once a host for 21" in every, (
-        "one says so itself"
-    )
-    assert "19 distinct addresses on 1 host" in every
-    assert "download  0 B" in every
+    assert again.format(17) in every, "one says so itself"
+    assert "21 distinct addresses on 1 host" in every
     assert server.asked == {}
     build(tmp_path, server, STRICT["all"], *TO_FETCH)
     assert (
-        "fetch: other signals of consent count now than when 21 pictures were fetched: robots.txt, tdmrep.json or "
-        "licences are asked for once a host, and for 19 of them the headers (HEAD)\n"
+        "fetch: signals of consent count now that nobody listened to when 17 pictures were fetched: they are "
+        "downloaded once more\n"
     ) in capsys.readouterr().err
     config = write_config(tmp_path, server, STRICT["all"])
     config.write_text(config.read_text().replace("  network:", "  image: {size_px: 64}\n  network:"))

@@ -130,15 +130,20 @@ def test_every_kind_of_decision_is_asked_again(tmp_path: Path, server: Any, monk
 
     strict = write_config(folder, server, STRICT)
     assert run(server, monkeypatch, "build", strict, "--to", "fetch") == set()
-    assert outcomes(folder) == DECIDED
+    assert outcomes(folder) == DECIDED, "what was heard in the round is stored"
 
 
 def test_what_is_stored_is_judged_as_a_download(tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, clean = tmp_path / "one", tmp_path / "clean"
     run(server, monkeypatch, "build", write_config(folder, server, OPEN), "--to", "fetch")
-    assert run(server, monkeypatch, "build", write_config(folder, server, STRICT), "--to", "fetch") == set()
-    run(server, monkeypatch, "build", write_config(clean, server, STRICT), "--to", "fetch")
+    limits = {**OPEN, "image": STRICT["image"]}
+    assert run(server, monkeypatch, "build", write_config(folder, server, limits), "--to", "fetch") == set()
+    run(server, monkeypatch, "build", write_config(clean, server, limits), "--to", "fetch")
     assert facts_of(folder, "detail") == facts_of(clean, "detail")  # which says whether a length was declared
+    strict = write_config(folder, server, STRICT)
+    asked = run(server, monkeypatch, "build", strict, "--to", "fetch")
+    assert asked == {"/small/1", "/long/1", "/pixels/1", "/large/1"}, "no statement refuses these"
+    assert run(server, monkeypatch, "build", strict, "--to", "fetch") == set(), "once"
     assert outcomes(folder) == DECIDED
 
 

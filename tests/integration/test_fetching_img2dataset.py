@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from building import done, list_source, loopback, write_small_config
@@ -170,17 +171,26 @@ def test_what_img2dataset_keeps_on_disk_lies_in_the_scratch_of_the_build(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_a_change_of_engine_downloads_nothing(tmp_path):
+def test_a_change_of_engine_downloads_nothing_but_for_signals_that_it_did_not_hear(tmp_path):
+    told = "fetch: engine img2dataset stores no signal of owners: when the config names another one, its pictures are"
+    limits = {"connections": 32}
+    fetching = loopback(retries=1, robots_txt=False, consent_signals=[], profiles=[], limits=limits)
     with MisbehavingServer(extra={"photo": lambda sock, request: send_picture(sock)}) as server:
         source = list_source(tmp_path, [server.url("photo", "127.0.0.1")])
-        limits = {"connections": 32}
-        fetching = loopback(retries=1, robots_txt=False, consent_signals=[], profiles=[], limits=limits)
-        for engine in ("img2dataset", "plantmix"):
-            config = write_small_config(tmp_path, source, fetch={"engine": engine, **fetching})
-            done("build", config, "--to", "fetch")
+
+        def build(**fetch: Any) -> str:
+            config = write_small_config(tmp_path, source, fetch={**fetching, **fetch})
+            return done("build", config, "--to", "fetch")
+
+        assert told in build(engine="img2dataset")
+        assert told not in build(engine="plantmix")
         assert [request.path for request in server.log] == ["/photo"]
-        told = done("explain", tmp_path / "work", server.url("photo", "127.0.0.1"))
-    assert "ok after an unknown number of attempts: " in told, "our own engine would have told the number"
+        life = done("explain", tmp_path / "work", server.url("photo", "127.0.0.1"))
+        assert "ok after an unknown number of attempts: " in life, "our own engine would have told the number"
+        fetching["network"]["consent_signals"] = ["tdm_reservation"]
+        assert "nobody listened to when 1 pictures were fetched: they are downloaded once more" in build()
+        assert "nobody listened" not in build()
+        assert [request.path for request in server.log] == ["/photo", "/photo"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.planning.runs.tables import read_table
+from pipeline.planning.runs.tables import read_csv
 from training.evaluation.set_layouts import open_eval_set
 from training.proxies.runs import read_runs
 from training.using.labels import read_labels
@@ -25,7 +25,7 @@ def runs_of_proxies(path: Path) -> Any:
     [
         lambda path: read_labels(str(path), "species"),
         lambda path: open_eval_set(str(path.parent), "test"),
-        lambda path: read_table(path),
+        read_csv,
         runs_of_proxies,
     ],
 )

@@ -16,7 +16,7 @@ from training_runs import tiny_values, write_values
 from manifests.contract.catalog import Catalog
 from manifests.errors import ConfigError
 from manifests.stores.folder import PLACE_VARIABLE
-from pipeline.planning.runs.tables import read_table
+from pipeline.commands.plan.tables import read_runs
 from training.proxies.runs import read_proxy_settings
 from training.proxies.study import run_proxies
 
@@ -58,8 +58,7 @@ def test_a_release_and_a_catalogue_in_a_store_give_the_table_of_local_ones(store
     store.requests.clear()
     run_proxies(read_proxy_settings(remote), lambda line: None)
     assert (tmp_path / "remote/runs.csv").read_text() == (tmp_path / "local/runs.csv").read_text()
-    _, columns, _ = read_table(WORK)  # as `plantmix plan fit` does
-    assert columns["run"] == ["remote/even"]
+    assert read_runs(WORK).shares.tolist() == [[0.5, 0.5]]  # as `plantmix plan fit` does
     shards = Counter(path for method, path in store.requests if path.endswith(".tar"))
     assert set(shards.values()) == {1}, "one request a shard"
     assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == len(shards), "in the cache that the config names"

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from manifests.services.draws import largest_remainders
 from pipeline.planning.crossval import assign_folds
 from pipeline.planning.design import _rounded, propose_runs
 from pipeline.planning.intervals import jackknife_plus
@@ -91,6 +92,7 @@ def test_rounded_shares_still_sum_to_one(num_domains, seed):
     rounded = _rounded(shares[None])[0]
     assert round(float(rounded.sum()) * 10000) == 10000
     assert np.abs(rounded - shares).max() < 1e-4 + 1e-12
+    assert rounded.tolist() == [count / 10000 for count in largest_remainders((shares * 10000).tolist(), 10000)]
 
 
 @given(st.integers(2, 5), st.integers(3, 12))

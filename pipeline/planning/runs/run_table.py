@@ -2,14 +2,13 @@
 
 Columns: `mix_<domain>` shares (sum 1) and `loss_<name>` validation losses (empty = not measured). A column
 `accuracy_<name>` (0 to 1, higher is better) becomes the loss `error_<name>`: 1 less the accuracy. Optional are `run`,
-`model_size`, `step`, `seed`, `samples_seen` and `weight`. Reads a file or a work folder through `tables`; writes
-nothing. Gives up with ConfigError that names the row; row 1 is the first data row of the file, before any filter.
+`model_size`, `step`, `seed`, `samples_seen` and `weight`. Reads and writes nothing. Gives up with ConfigError that
+names the row of the file, before any filter.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from manifests.errors import ConfigError
 from pipeline.planning.arrays import Array, Index, Mask, Texts
 from pipeline.planning.runs.groups import Groups, find_groups, merge_shares
-from pipeline.planning.runs.tables import ROW, Columns, read_table
+from pipeline.planning.runs.tables import ROW, Columns
 
 MIN_DOMAINS, MAX_DOMAINS = 2, 200
 # Shares written with three decimals can miss 1 by half of the last digit in every domain.
@@ -76,21 +75,13 @@ def mixture_groups(shares_NK: Array) -> Index:
     return np.asarray(group, dtype=np.intp).reshape(-1)
 
 
-def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
-    """Read and check the proxy runs at `path`; `where` is a DuckDB filter such as "step = 60000".
+def build_runs(names: list[str], columns: Columns, source: str, sha256: str = "", where: str = "") -> RunsTable:
+    """Check raw columns and make the table; `source`, `sha256` and `where` say where they are from.
 
-    Raises: ConfigError for an unreadable file, a filter that fails or keeps nothing, and every fault of a row.
+    Raises: ConfigError when there is no row; and, naming the row, for shares or losses that cannot be used.
     """
-    names, columns, sha256 = read_table(path, where)
-    table = build_runs(names, columns, Path(path).name)
-    return replace(table, sha256=sha256, where=where or "")
-
-
-def build_runs(names: list[str], columns: Columns, source: str) -> RunsTable:
-    """Check raw columns and make the table.
-
-    Raises: ConfigError, naming the row, for shares or losses that cannot be used.
-    """
+    if not any(columns.values()):
+        raise ConfigError(f"{source}: no rows" + (f' are left by --where "{where}"' if where else ""))
     rows = np.array(columns.get(ROW, range(1, len(next(iter(columns.values()))) + 1)), dtype=np.intp)
     names, columns = _accuracies_as_losses(names, _Cells(columns, rows, source))
     cells = _Cells(columns, rows, source)
@@ -128,6 +119,8 @@ def build_runs(names: list[str], columns: Columns, source: str) -> RunsTable:
         seeds=cells.texts("seed"),
         samples_seen=cells.numbers("samples_seen"),
         source=source,
+        sha256=sha256,
+        where=where,
         warnings=tuple(warnings),
         groups=groups,
     )

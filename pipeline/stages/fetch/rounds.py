@@ -1,6 +1,7 @@
 """Which rows fetch takes up, and which result counts when an address was asked several times.
 
-A build fetches the rows that no part has yet, and rows whose outcome came from a setting that has changed since.
+A build fetches the rows that no part has yet, rows whose outcome came from a setting that has changed since, and rows
+that lack a signal of consent which the settings name now.
 A round of `plantmix retry` takes up the rows that ended with one of its outcomes. Reads parts of the table `fetched`
 (manifests/contract/tables.py). Writes nothing.
 """
@@ -27,18 +28,11 @@ from pipeline.store.sql import view_table
 
 VERSION = 4
 
-# Where the same address was asked several times, a picture counts, or else what was seen last under these settings.
+# Where the same address was asked several times, a picture that stands counts, or else the newest answer that stands.
 COUNTS = (
-    "row_number() OVER (PARTITION BY sample_id, url ORDER BY (outcome = 'ok' AND NOT outdated) DESC, outdated, "
-    "round DESC, pool_file DESC NULLS LAST, outcome, detail) = 1"
+    "row_number() OVER (PARTITION BY sample_id, url ORDER BY (outcome = 'ok' AND stands) DESC, stands DESC, "
+    "round DESC, len(unread), pool_file DESC NULLS LAST, outcome, detail) = 1"
 )
-# Of a row that must be asked again, what was learnt: its picture, or else what was seen last.
-_LEARNT = (
-    "row_number() OVER (PARTITION BY sample_id, url "
-    "ORDER BY pool_file DESC NULLS LAST, round DESC, outcome, detail) = 1"
-)
-RULES, HEADERS, PICTURE = "rules", "headers", "picture"
-"""What a row is asked again for: only the files of its hosts (robots.txt, ...), headers by HEAD, or all of it."""
 
 # Columns of FACTS that only a stored picture has.
 _OF_STORED = (
@@ -87,7 +81,7 @@ class FetchedFiles:
     outdated: tuple[str, ...]
     """Outcomes that were decided by settings which have changed since: they do not count any more."""
     unread: tuple[str, ...] = ()
-    """Places (pipeline/fetching/consent/statements.py) that must be looked at now, and did not count then."""
+    """Places (pipeline/fetching/consent/statements.py) whose signals count now, and did not count then."""
 
 
 def recipe_of(image: ImageSettings) -> str:
@@ -143,28 +137,31 @@ def consent_of(deciding: Mapping[str, str]) -> Consent:
 
 _NONE = Consent("", False, (), ())  # nothing refuses a picture
 
-# From `parts_read` to `parts`, a view a step. What one request heard counts for every row of the same address. Parts of
-# earlier versions have no signals: what their pictures say of themselves stands in `detail`.
-_STEPS = """
-    CREATE VIEW parts_heard AS SELECT *, {heard} FROM parts_read;
-    CREATE VIEW parts_marked AS SELECT * REPLACE (
-        coalesce(in_picture, if(signals IS NULL, string_split(detail, '; '), NULL)) AS in_picture) FROM parts_heard;
-    CREATE VIEW parts_judged AS SELECT *, {refusal} IS NOT NULL OR {is_marked} AS is_refused FROM parts_marked;
-    CREATE VIEW parts_lacking AS SELECT *, CASE WHEN is_refused OR host IS NULL THEN NULL
-        WHEN {unread[in_headers]} AND (outcome = 'ok' OR http_status IN (200, 203)) THEN '{HEADERS}'
-        WHEN {unread[in_robots]} OR {unread[in_tdmrep]} OR {unread[in_rsl]} THEN '{RULES}' END AS lacks
-        FROM parts_judged;
-    CREATE VIEW parts AS SELECT *, lacks IS NOT NULL OR (was_decided AND NOT is_refused) AS outdated
-        FROM parts_lacking WHERE outcome <> '{not_refused}'
+# What one request heard counts for every row of the same address. Parts of earlier versions have no signals: what their
+# pictures say of themselves lies in `detail`.
+_PARTS = """
+    CREATE VIEW parts_heard AS SELECT * REPLACE (
+        coalesce(in_picture, if(signals IS NULL, string_split(detail, '; '), NULL)) AS in_picture)
+        FROM (SELECT *, {heard} FROM parts_read);
+    CREATE VIEW parts_judged AS SELECT *, {refusal} IS NOT NULL OR {is_marked} OR NOT (was_decided OR (
+        host IS NOT NULL AND (
+            {lacks[in_robots]} OR {lacks[in_tdmrep]} OR {lacks[in_rsl]}
+            OR ({lacks[in_headers]} AND (outcome = 'ok' OR coalesce(http_status IN (200, 203), false)))
+        ))) AS holds FROM parts_heard WHERE outcome <> '{not_refused}';
+    CREATE VIEW parts AS SELECT *, {stands} AS stands FROM parts_judged
 """
+# A failure does not stand where a later round met what does not hold now: the failure is not what the address answers.
+_STANDS = """holds AND (outcome = 'ok'
+    OR coalesce(max(round) FILTER (NOT holds) OVER (PARTITION BY sample_id, url) <= round, true))"""
 
 
 def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _NONE, where: str = "true") -> None:
-    """Make the view `parts`: the table `fetched` with what was said of each row, whether it is `outdated`, and if so
-    what it `lacks`: RULES or HEADERS; null where its outcome is outdated.
+    """Make the view `parts`: the table `fetched` with what was said of each row, and whether the row `stands`.
 
-    Rows that were asked again for consent alone serve no other purpose. Columns that a part of an earlier version lacks
-    are null.
+    A row stands when these settings would end it the same way, or a stored statement refuses it. It does not stand when
+    a setting that decided its outcome has changed, or when it lacks a signal that the settings name. Its address is
+    then asked once more: the request that fetches the picture hears all signals. Columns that a part of an earlier
+    version lacks are null.
     """
     view_table(sql, "parts_none", Files(), FETCHED)
     views = ["SELECT *, false AS was_decided, []::VARCHAR[] AS unread FROM parts_none"]
@@ -178,18 +175,17 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
         )
     sql.execute(f"CREATE VIEW parts_read AS {' UNION ALL BY NAME '.join(views)}")
     columns = {name: literals([place]) for name, place in _columns(consent).items()}
-    said = "signals[{0}]"
+    heard = "signals[{0}]"
     if any(group.unread for group in fetched):
-        said = "coalesce(signals[{0}], max(signals[{0}]) OVER (PARTITION BY sample_id, url))"
+        heard = "coalesce(signals[{0}], max(signals[{0}]) OVER (PARTITION BY sample_id, url))"
     sql.execute(
-        _STEPS.format(
-            heard=", ".join(f"{said.format(place)} AS {name}" for name, place in columns.items()),
+        _PARTS.format(
+            heard=", ".join(f"{heard.format(place)} AS {name}" for name, place in columns.items()),
             refusal=refusal(consent),
             is_marked=_is_marked(consent),
-            unread={f: f"(list_contains(unread, {place}) AND {f} IS NULL)" for f, place in columns.items()},
+            lacks={name: f"(list_contains(unread, {place}) AND {name} IS NULL)" for name, place in columns.items()},
             not_refused=Outcome.NOT_REFUSED,
-            HEADERS=HEADERS,
-            RULES=RULES,
+            stands=_STANDS if any(group.outdated or group.unread for group in fetched) else "true",
         )
     )
 
@@ -227,11 +223,9 @@ def _is_marked(consent: Consent) -> str:
 def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> str:
     """A query for the rows to take up, over the views `candidates`, with their `address`, and `parts`.
 
-    A build takes up rows that no part has. A failure does not count where a later round met an outcome that is outdated
-    now: it is not what the address answers. A round takes up rows that count with one of its outcomes, once each.
+    A build takes up rows of which nothing stands. A round takes up rows that count with one of its outcomes, once each.
     """
-    later = "FROM parts o WHERE o.sample_id = p.sample_id AND o.url = p.url AND o.outdated AND o.round > p.round"
-    done, failed = f"NOT p.outdated AND (p.outcome = 'ok' OR NOT EXISTS ({later}))", "true"
+    done, failed = "p.stands", "true"
     if fetch_round is not None:
         done = f"p.round = {fetch_round.number}"
         outcomes = literals(Outcome(name).value for name in fetch_round.outcomes)
@@ -244,16 +238,12 @@ def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> s
 def addresses_to_fetch(fetch_round: FetchRound | None, where: str = "true") -> str:
     """A query for the addresses on the web to take up, each with the rows (`sample_ids`) that have it.
 
-    `asks` says what is asked for: RULES, HEADERS or PICTURE; `way` where redirects led when it was asked first.
+    `is_stored` is true where a picture of the address is stored, which lacks a signal.
     """
     on_web = rows_to_fetch(fetch_round, "sample_id, asked, address", f"locator IS NULL AND {where}")
-    return f"""WITH todo AS ({on_web}),
-        learnt AS (SELECT * FROM parts QUALIFY {_LEARNT}),
-        asking AS (SELECT t.*, coalesce(k.lacks, '{PICTURE}') AS asks,
-            if(asks = '{RULES}' AND len(k.redirects) > 0, list_append(k.redirects[2:], k.final_url), []) AS way
-            FROM todo t LEFT JOIN learnt k ON k.sample_id = t.sample_id AND k.url = t.address)
-        SELECT min(sample_id) AS sample_id, list(sample_id ORDER BY sample_id) AS sample_ids, asked AS url,
-            address, asks, way FROM asking GROUP BY asked, address, asks, way"""
+    lacking = "SELECT url FROM parts WHERE pool_file IS NOT NULL AND NOT stands"
+    return f"""SELECT min(sample_id) AS sample_id, list(sample_id ORDER BY sample_id) AS sample_ids,
+        asked AS url, address, address IN ({lacking}) AS is_stored FROM ({on_web}) GROUP BY asked, address"""
 
 
 def judged(facts: str, image: ImageSettings, consent: Consent) -> str:

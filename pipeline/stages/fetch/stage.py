@@ -32,13 +32,9 @@ from pipeline.fetching.consent.statements import Consent
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import FetchSettings
-from pipeline.fetching.visits import Check
 from pipeline.stages.fetch import local as fetch_local
 from pipeline.stages.fetch.rounds import (
     COUNTS,
-    HEADERS,
-    PICTURE,
-    RULES,
     VERSION,
     FetchedFiles,
     FetchInputs,
@@ -91,17 +87,14 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
     from pipeline.fetching.engine import fetch_in_pieces
 
     todo = inputs.rows.read()
-    urls, addresses, checks = dict[str, str](), dict[str, str](), dict[str, Check]()
+    urls, addresses = dict[str, str](), dict[str, str]()
     for row in todo.to_pylist():
         for sample_id in row["sample_ids"]:
             urls[sample_id], addresses[sample_id] = row["url"], row["address"]
-            if row["asks"] != PICTURE:
-                checks[sample_id] = Check(row["asks"] == HEADERS, tuple(row["way"]))
     before = [path for path in run.pieces if path.endswith(".parquet")]  # of earlier tries
     for path in before:
         for sample_id in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist():
             del urls[sample_id]
-            checks.pop(sample_id, None)
     settings = run.how.fetch.model_copy(update={"image": inputs.image})
     pieces = fetch_in_pieces(
         list(urls.items()),
@@ -111,7 +104,6 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
         run.how.piece_seconds,
         run.stem,
         scratch=storage.join(run.workdir, "scratch"),  # a build empties it when it starts
-        checks=checks,
     )
     notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
     for number, piece in enumerate(pieces, len(before)):
@@ -174,7 +166,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
             sql,
             addresses_to_fetch(run.fetch_round, "sample_id NOT IN (SELECT sample_id FROM named)"),
             "len(sample_ids) > 1, sample_id",  # what several rows share lies in parts of its own, read by all buckets
-            "concat_ws(chr(31), array_to_string(sample_ids, ' '), url, asks)",
+            "concat_ws(chr(31), array_to_string(sample_ids, ' '), url)",
             run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
         )
@@ -192,14 +184,17 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
 
 def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None:
     """Say before any request which pictures that are stored are asked for again, and which setting is the reason."""
-    (num_rules, num_headers), *_ = sql.execute(
-        f"SELECT count(*) FILTER (asks = '{RULES}'), count(*) FILTER (asks = '{HEADERS}') FROM cut"
-    ).fetchall()
-    if num_rules or num_headers:
+    ((num_rows, num_stored),) = sql.execute("SELECT count(*), count(*) FILTER (is_stored) FROM cut").fetchall()
+    if num_rows and run.how.fetch.engine == "img2dataset":
         log.info(
-            "fetch: other signals of consent count now than when %s pictures were fetched: robots.txt, tdmrep.json or "
-            "licences are asked for once a host, and for %s of them the headers (HEAD)",
-            *(f"{num:,}" for num in (num_rules + num_headers, num_headers)),
+            "fetch: engine img2dataset stores no signal of owners: when the config names another one, its pictures "
+            "are downloaded once more"
+        )
+    if num_stored:
+        log.info(
+            "fetch: signals of consent count now that nobody listened to when %s pictures were fetched: they are "
+            "downloaded once more",
+            f"{num_stored:,}",
         )
     sealed = "FROM stages WHERE stage = 'fetch' AND sealed_at IS NOT NULL ORDER BY sealed_at DESC LIMIT 1"
     for fingerprint, identity in run.catalog.ask(f"SELECT fingerprint, identity {sealed}"):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from manifests.errors import ConfigError
-from pipeline.commands import parse_amounts, parse_number
-from pipeline.commands.plan import parse_constraints, parse_objective
+from pipeline.planning.amounts import parse_amounts, parse_number
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.files import mixture_to_json
 from pipeline.planning.goals import Constraint, Goal
@@ -15,6 +14,7 @@ from pipeline.planning.laws import Law, fit_law
 from pipeline.planning.limits import Box, Limits, effective_shares, share_box
 from pipeline.planning.runs.run_table import build_runs
 from pipeline.planning.search import cloud, minimise_score
+from pipeline.planning.steps import parse_constraints, parse_objective
 
 DOMAINS = ("plant", "general", "herbarium", "fungi", "web")
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from pipeline.commands.plan.tables import read_runs
 from pipeline.planning.choose import choose_mixture, sample_optima
 from pipeline.planning.crossval import predict_weighted
 from pipeline.planning.goals import Goal, Scorer
 from pipeline.planning.laws import ERROR_PART, LARGEST_CHANGE, Law, fit_law
 from pipeline.planning.limits import Box
-from pipeline.planning.runs.run_table import build_runs, read_runs
+from pipeline.planning.runs.run_table import build_runs
 from pipeline.planning.search import cloud, minimise_each, minimise_score
 
 DATA = Path(__file__).parent / "data"

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.errors import ConfigError
+from pipeline.commands.plan.tables import read_runs
 from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull, require_one_setting
-from pipeline.planning.runs.run_table import read_runs
 
 DATA = Path(__file__).parent / "data"
 LARGE = "model_size = '410M' AND step = 60000"
@@ -102,6 +102,17 @@ def test_a_filter_cannot_read_other_files(tmp_path):
     secret.write_text("x\n1\n")
     message = refusal(tmp_path, GOOD, where=f"run IN (SELECT x FROM read_csv('{secret}'))")
     assert "fails" in message
+
+
+def test_a_filter_sees_numbers_dates_and_truths_in_a_csv(tmp_path):
+    header, *rows = GOOD.splitlines()
+    cells = ["1,2.5,2026-11-30,2026-11-30T08:00:00,true,007"] * 3 + [",,,,,x"] * 2
+    text = "\n".join([f"{header},seed,half,day,ended,went,text", *map(",".join, zip(rows, cells, strict=True))]) + "\n"
+    file = write(tmp_path, text)
+    told = "seed + 1 = 2 AND half < 3 AND year(day) = 2026 AND hour(ended) = 8 AND went AND text = '007'"
+    assert read_runs(file, told).rows.tolist() == [2, 3, 4]
+    assert read_runs(file, "seed IS NULL").rows.tolist() == [5, 6]
+    assert read_runs(file).seeds.tolist() == ["1", "1", "1", "", ""]
 
 
 def test_too_few_mixtures_are_refused_and_few_are_warned_of(tmp_path):
@@ -202,6 +213,12 @@ def test_utf16_and_a_written_nan_are_refused(tmp_path):
     file = tmp_path / "runs.csv"
     file.write_bytes(GOOD.encode("utf-16"))
     with pytest.raises(ConfigError, match="UTF-16; save it as UTF-8"):
+        read_runs(file)
+    file.write_bytes(GOOD.replace("run,", "r\xfcn,").encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"runs\.csv: cannot be read as csv: byte 1 is no UTF-8"):
+        read_runs(file)
+    file.write_text("")
+    with pytest.raises(ConfigError, match=r"runs\.csv: no rows"):
         read_runs(file)
     parquet = tmp_path / "runs.parquet"
     losses = ["1.0", "nan", "2.0", "1.5"]

@@ -16,6 +16,7 @@ import numpy as np
 from manifests.services.drawing.panels import Panel
 from manifests.services.drawing.theme import INK, LINE, PAPER, SERIES, SOFT
 from pipeline.planning.arrays import Array
+from pipeline.planning.search import shares_grid
 
 Values = Mapping[str, Any]
 
@@ -130,16 +131,6 @@ def _draw_triangle(mixture: Values, name: str, colour: str, axis: Any) -> None:
     axis.set_aspect("equal")
     axis.set_xlim(-0.03, 1.03)
     axis.set_ylim(-0.18, 0.93)
-
-
-def shares_grid(num_domains: int, steps: int = 0) -> Array:
-    """All shares of two or three domains in equal steps, Q x K; none for more domains, which no plane can show."""
-    if num_domains == 2:
-        first = np.linspace(0.0, 1.0, (steps or 50) + 1)
-        return np.column_stack([first, 1.0 - first])
-    steps = steps or 20
-    pairs = [(a, b) for a in range(steps + 1) for b in range(steps + 1 - a)] if num_domains == 3 else []
-    return np.array([(a, b, steps - a - b) for a, b in pairs], float).reshape(-1, num_domains) / steps
 
 
 def _draw_trade_off(mixture: Values, axis: Any) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from manifests.services.drawing.panels import draw_png, draw_svg
-from pipeline.planning.plots import cautions_of, panels_of, shares_grid
+from pipeline.planning.search import shares_grid
+from pipeline.sidefiles.mixture_panels import cautions_of, panels_of
 
 
 def make_mixture(num_domains: int) -> dict[str, Any]:

@@ -1,61 +1,62 @@
-"""`plantmix plan`: design proxy runs, fit a mixing law, choose a ratio.
+"""design, fit and choose as commands: read the options, plan, write the files, print short tables.
 
-Reads tables of runs and law files; writes law, design and mixture files; prints short tables.
-Faults of the user leave as ConfigError; the command line prints them and exits with 2.
+`plantmix plan` and `python -m pipeline.planning` are these steps with another `Access`. Faults of the user leave as
+ConfigError; the command line prints them and exits with 2.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from manifests.contract.release import require_output
 from manifests.errors import ConfigError, RunError
-from manifests.services.drawing.panels import draw_png, require_picture
-from manifests.stores.storage import write_file
-from pipeline.commands import Commands, add_command, parse_amounts, parse_number, split_items
+from pipeline.planning.amounts import parse_amounts, parse_number, split_items
 from pipeline.planning.choose import choose_mixture
 from pipeline.planning.design import design_notes, design_table, propose_runs
-from pipeline.planning.files import law_to_json, mixture_to_json, read_law, read_ratio, write_json
+from pipeline.planning.files import json_content, law_to_json, mixture_to_json, read_law, read_ratio
 from pipeline.planning.goals import Constraint, Goal
 from pipeline.planning.laws import fit_law
 from pipeline.planning.limits import Limits, share_box
-from pipeline.planning.plots import cautions_of, panels_of
 from pipeline.planning.reports import choice_report, fit_report
 from pipeline.planning.runs.checks import require_one_setting
 from pipeline.planning.runs.groups import Groups, expand_domains, merge_limits, name_group
-from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable, read_runs
+from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable
 
 
-def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add `plan` with its sub-commands to the command line."""
-    about = "plan a mixture: design proxy runs, fit a mixing law, choose a ratio"
-    plan = add_command(
-        commands,
-        "plan",
-        about,
-        "plantmix plan design --domains plant,general --budget 8 --out runs.csv",
-        reads="tables of proxy runs, or the runs that `dalip proxies` recorded in a work folder",
-        writes="the files named with --out and --plot",
-    )
-    steps = plan.add_subparsers(dest="plan_command", required=True, metavar="COMMAND")
-    _add_design(steps)
-    _add_fit(steps)
-    _add_choose(steps)
+@dataclass(frozen=True)
+class Access:
+    """How the steps reach tables, files and plots: the planner itself has no package for them."""
+
+    read_runs: Callable[[str, str | None], RunsTable]
+    """From a path and a filter in SQL."""
+    write: Callable[[str, bytes, Callable[[bytes], bool]], None]
+    """To a path that holds nothing, or what the last argument knows as a file of the same kind."""
+    plotter: Callable[[str], Callable[[dict[str, Any]], None]]
+    """Checks the path of a plot, and gives what draws a mixture there."""
 
 
-def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = "plantmix plan design --domains plant,general --budget 8 --out design.csv"
-    parser = add_command(
-        steps,
-        "design",
-        "propose the next proxy runs",
-        example,
-        reads="RUNS, where given",
-        writes="a table of runs to do",
-    )
+def add_steps(steps: Any, add_command: Callable[..., argparse.ArgumentParser], access: Access, program: str) -> None:
+    """Add the three commands; `add_command` makes a parser of name, about, example, `reads` and `writes`."""
+    for name, about, example, reads, writes, add_options, run in (
+        ("design", "propose the next proxy runs", "--domains plant,general --budget 8 --out design.csv",
+         "RUNS, where given", "a table of runs to do", _design_options, _design),
+        ("fit", "fit a mixing law to proxy runs",
+         "RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\"",
+         "RUNS", "LAW.json", _fit_options, _fit),
+        ("choose", "choose a ratio under real limits",
+         'LAW.json --objective plant --constraint "general<=1%" --out mixture.json',
+         "LAW.json", "mixture.json and the plot", _choose_options, _choose),
+    ):  # fmt: skip
+        parser = add_command(steps, name, about, f"{program} {name} {example}", reads=reads, writes=writes)
+        add_options(parser)
+        parser.set_defaults(func=partial(run, access))
+
+
+def _design_options(parser: argparse.ArgumentParser) -> None:
     text = "domains, comma-separated; with --keep: the new domains only; with --runs: may be left out"
     parser.add_argument("--domains", "--free", metavar="NAMES", help=text)
     text = "a mixture of `plan choose`, planned as one domain: the ratios within it stay as they are"
@@ -69,28 +70,15 @@ def _add_design(steps: Commands[argparse.ArgumentParser]) -> None:
     _add_limits(parser)
     parser.add_argument("--proxy-samples", metavar="N", help="samples seen by one proxy run")
     parser.add_argument("--out", required=True, metavar="DESIGN.csv", help="the list of runs for `dalip proxies`")
-    parser.set_defaults(func=_design)
 
 
-def _add_fit(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = "plantmix plan fit RUNS.csv --out LAW.json --where \"model_size = '410M' AND step = 60000\""
-    parser = add_command(steps, "fit", "fit a mixing law to proxy runs", example, reads="RUNS", writes="LAW.json")
+def _fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUNS", help="csv, parquet, or a work folder with the runs of `dalip proxies`")
     parser.add_argument("--out", required=True, metavar="LAW.json", help="where the law goes")
     _add_row_options(parser)
-    parser.set_defaults(func=_fit)
 
 
-def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
-    example = 'plantmix plan choose LAW.json --objective plant --constraint "general<=1%" --out mixture.json'
-    parser = add_command(
-        steps,
-        "choose",
-        "choose a ratio under real limits",
-        example,
-        reads="LAW.json",
-        writes="mixture.json and the plot",
-    )
+def _choose_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("law", metavar="LAW.json", help="from `plan fit`")
     text = 'losses to minimise with weights: "plant=1,general=1"'
     parser.add_argument("--objective", required=True, action="append", metavar="LOSS=WEIGHT", help=text)
@@ -112,7 +100,6 @@ def _add_choose(steps: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the choice, a picture (.png)")
     text = "write the mixture even if the law fails its held-out test or was not tested for so many passes"
     parser.add_argument("--accept-untrusted", action="store_true", help=text)
-    parser.set_defaults(func=_choose)
 
 
 def _add_row_options(parser: argparse.ArgumentParser) -> None:
@@ -127,17 +114,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-share", action="append", metavar="DOMAIN=R", help="largest share, e.g. web=0.3")
 
 
-def _limits(args: argparse.Namespace) -> Limits:
-    return Limits(
-        pools=parse_amounts("--pool", args.pool),
-        num_samples=parse_optional("--samples", args.samples),
-        min_shares=parse_amounts("--min-share", args.min_share),
-        max_shares=parse_amounts("--max-share", args.max_share),
-    )
-
-
-def _design(args: argparse.Namespace) -> int:
-    table = read_runs(args.runs, args.where) if args.runs else None
+def _design(access: Access, args: argparse.Namespace) -> int:
+    table = access.read_runs(args.runs, args.where) if args.runs else None
     domains, groups = _domains(args, table)
     limits = _limits(args)
     proxy_samples = parse_optional("--proxy-samples", args.proxy_samples)
@@ -149,11 +127,62 @@ def _design(args: argparse.Namespace) -> int:
     num_before = 0 if table is None else table.num_runs
     text, lines = design_table(domains, proposed, limits, proxy_samples, num_before, groups)
     lines += design_notes(domains, proposed, args.budget, table)
-    require_output(args.out, lambda content: content.startswith(b"run,reason,") and b"loss_" not in content)
-    write_file(args.out, text.encode())
+    access.write(
+        args.out, text.encode(), lambda content: content.startswith(b"run,reason,") and b"loss_" not in content
+    )
     print("\n".join(lines))
     print(f"design: {args.out}")
     return 0
+
+
+def _fit(access: Access, args: argparse.Namespace) -> int:
+    table = access.read_runs(args.runs, args.where)
+    require_one_setting(table)
+    law = fit_law(table)
+    _write_json(access, law_to_json(law), args.out)
+    print(fit_report(law))
+    print(f"law: {args.out}")
+    return 0
+
+
+def _choose(access: Access, args: argparse.Namespace) -> int:
+    law, sha256 = read_law(args.law)
+    goal = _goal(args, expand_domains(law.domains, law.runs.groups))
+    draw = access.plotter(args.plot) if args.plot else None
+    choice = choose_mixture(law, goal)
+    failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
+    repeated = [line for line in choice.warnings if line.startswith("DO NOT TRUST this choice")]
+    if (failed or repeated) and not args.accept_untrusted:
+        print(choice_report(law, goal, choice))
+        why = f"the law cannot be trusted ({len(failed)} of its losses are predicted worse than by their mean)"
+        mend = "add runs and fit again"
+        if not failed:
+            why, mend = repeated[0].removeprefix("DO NOT TRUST this choice: ").split("; ")
+        raise RunError(
+            f"{args.law}: {why}, so {args.out} was not written; {mend}, or write it anyway with --accept-untrusted"
+        )
+    mixture = mixture_to_json(law, sha256, Path(args.law).name, goal, choice)
+    _write_json(access, mixture, args.out)
+    print(choice_report(law, goal, choice))
+    print(f"mixture: {args.out}")
+    if draw:
+        draw(mixture)
+        print(f"plot: {args.plot}")
+    return 0
+
+
+def _write_json(access: Access, values: dict[str, Any], path: str) -> None:
+    kind = f'"format": "{values["format"].partition("/")[0]}/'.encode()
+    access.write(path, json_content(values), lambda content: kind in content)
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    return Limits(
+        pools=parse_amounts("--pool", args.pool),
+        num_samples=parse_optional("--samples", args.samples),
+        min_shares=parse_amounts("--min-share", args.min_share),
+        max_shares=parse_amounts("--max-share", args.max_share),
+    )
 
 
 def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[str, ...], Groups]:
@@ -185,44 +214,6 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
     if args.objective:
         raise ConfigError("--objective needs --runs: only runs show where the optimum lies")
     return named, groups
-
-
-def _fit(args: argparse.Namespace) -> int:
-    table = read_runs(args.runs, args.where)
-    require_one_setting(table)
-    law = fit_law(table)
-    write_json(law_to_json(law), args.out)
-    print(fit_report(law))
-    print(f"law: {args.out}")
-    return 0
-
-
-def _choose(args: argparse.Namespace) -> int:
-    law, sha256 = read_law(args.law)
-    goal = _goal(args, expand_domains(law.domains, law.runs.groups))
-    if args.plot:
-        require_picture("--plot", args.plot)
-    choice = choose_mixture(law, goal)
-    failed = [line for line in law.warnings if line.startswith("DO NOT TRUST")]
-    repeated = [line for line in choice.warnings if line.startswith("DO NOT TRUST this choice")]
-    if (failed or repeated) and not args.accept_untrusted:
-        print(choice_report(law, goal, choice))
-        why = f"the law cannot be trusted ({len(failed)} of its losses are predicted worse than by their mean)"
-        mend = "add runs and fit again"
-        if not failed:
-            why, mend = repeated[0].removeprefix("DO NOT TRUST this choice: ").split("; ")
-        raise RunError(
-            f"{args.law}: {why}, so {args.out} was not written; {mend}, or write it anyway with --accept-untrusted"
-        )
-    mixture = mixture_to_json(law, sha256, Path(args.law).name, goal, choice)
-    write_json(mixture, args.out)
-    print(choice_report(law, goal, choice))
-    print(f"mixture: {args.out}")
-    if args.plot:
-        title = "Chosen: " + ", ".join(f"{share:.1%} {domain}" for domain, share in mixture["ratio"].items())
-        write_file(args.plot, draw_png(panels_of(mixture), title, cautions_of(mixture)))
-        print(f"plot: {args.plot}")
-    return 0
 
 
 def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
