@@ -52,12 +52,11 @@ class DataSettings(Settings):
     removed: ClassVar = {
         "reduced_decode": Removed(True, "large JPEGs are decoded at a size that the crop needs"),
         "prefetch_batches": Removed(PREFETCH_BATCHES, "a slow source is kept up with by more of data.num_workers"),
+        "index": Removed(True, "shards of others are always indexed, once", any_kept=True),
     }
 
     shards: tuple[ShardGroup, ...] = ()
     """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""
-    index: bool = True
-    """false: `shards` are read front to back, for want of the time to read each once before the first step."""
     split: str = "train"
     """Split of the release."""
     batch_size: int = Field(default=256, ge=2)

@@ -87,12 +87,8 @@ class ShardRelease:
     endings: frozenset[str]  # names of all members that some sample has
 
 
-def open_groups(
-    groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache, *, index: bool = True
-) -> list[ShardRelease]:
+def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache) -> list[ShardRelease]:
     """The groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
-
-    Without `index` no shard is read. Each stands for its samples as one row, and its name for its content.
 
     Raises: ConfigError, RetryableError, RunError.
     """
@@ -103,17 +99,10 @@ def open_groups(
             f"data.shards: {len(twice):,} shards are named twice; first: {shown(twice[0])}. Name each once; the weight "
             "of a group says how often its samples come"
         )
-    indexes = iter(index_shards(together, cache) if index else map(_unread, together))
+    indexes = iter(index_shards(together, cache))
     return [
         _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)
     ]
-
-
-def _unread(source: str) -> ShardIndex:
-    name = hashlib.sha256(f"unread/{shown(source).rpartition('/')[2]}".encode()).hexdigest()
-    row = {"key": "", "start": 0, "stop": 0, "image_offset": 0, "image_length": 0, "members": "txt"}
-    shard = ForeignShard(shown(source), 0, name, source, "", (), False)
-    return ShardIndex(shard, pa.Table.from_pylist([row], _SCHEMA), None)
 
 
 def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:

@@ -66,15 +66,8 @@ class SamplePool:
         """Names of the domains that have samples, sorted."""
         return _distinct(self.table["domain"])
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether a row is a shard that is read front to back. Its sample n has the row n * len(pool) further."""
-        return isinstance(self.files[0], ForeignShard) and not self.files[0].segments
-
     def names(self, rows: Sequence[int]) -> list[str]:
-        """`sample_id (SHARD/KEY)` of some rows, for messages; of streamed ones the shard, and which of its samples."""
-        if self.is_streamed:
-            return [f"{self.files[row % len(self)].path}, sample {row // len(self):,}" for row in rows]
+        """`sample_id (SHARD/KEY)` of some rows, for messages."""
         chosen = self.table.take(pa.array(rows, pa.int64()))
         return [
             f"{sample} ({self.files[self.shards[row]].path.rpartition('/')[2]}/{key})"

@@ -58,7 +58,7 @@ def train_on_ray(
     """
     address = address or os.environ.get("RAY_ADDRESS")
     ray = _import_ray(address)
-    sources = loader.open_sources(settings.release, settings.data, settings.data.split, index=settings.data.index)
+    sources = loader.open_sources(settings.release, settings.data, settings.data.split)
     fingerprints = [source.fingerprint for source in sources]
     run = RunFolder(settings, fingerprints, resume=resume, allow_changed=allow_changed)
     run.take_up()
