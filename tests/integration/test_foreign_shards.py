@@ -168,7 +168,7 @@ def test_a_truncated_tar_is_named_and_a_compressed_one_refused(tmp_path: Path, s
     with pytest.raises(ConfigError, match=r"empty.tar: damaged or cut short"):
         opened(settings | {"shards": str(tmp_path / "empty.tar")})
     (tmp_path / "z.tar").write_bytes(b"\x1f\x8b" + whole)
-    with pytest.raises(ConfigError, match=r"z.tar: is compressed; unpack it, or give pipe:gunzip -c"):
+    with pytest.raises(ConfigError, match=r"z.tar: is compressed \(gzip\); unpack it, or give pipe:gunzip -c"):
         opened(settings | {"shards": str(tmp_path / "z.tar")})
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
+from manifests.services import patience
 from manifests.services.masking import PIPE, hide_in
 from manifests.stores import storage
 from manifests.stores.storage import WrittenFile
@@ -90,10 +91,8 @@ def naming_fault(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        cause = error.__cause__  # of a web server any fault comes as a file that is not there
-        if type(cause).__module__.startswith("aiohttp.") and getattr(cause, "status", None) not in (404, 410):
-            assert isinstance(cause, Exception)
-            raise RetryableError(f"{shown(source)} cannot be read now ({words_of(cause)})") from None
+        if (fault := patience.hidden_fault(error)) is not None:
+            raise RetryableError(f"{shown(source)} cannot be read now ({words_of(fault)})") from None
         hint = "; a data set of the Hub is hf://datasets/OWNER/NAME" if re.match("hf://(?!datasets/)", source) else ""
         raise ConfigError(f"{shown(source)}: no such shard{hint}") from None
     except (ValueError, NotImplementedError) as error:

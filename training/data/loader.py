@@ -33,9 +33,9 @@ from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.settings import PREFETCH_BATCHES, DataSettings, ReleaseShare, TextSettings
 from training.data.shard_cache import ReadAhead, ShardCache, require_content
-from training.data.shard_groups import JSON
 from training.data.shard_index import ShardRelease, open_groups
-from training.data.shards import NO_TEXT, SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
+from training.data.shards import SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
+from training.data.texts import JSON, NO_TEXT
 from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
@@ -131,7 +131,7 @@ class SampleDataset(BatchDataset):
             (members,) = self.reader.read([row], self._with_members)
         raise RunError(
             f"{_MAX_SUBSTITUTES} samples in a row are broken, up to {self.reader.pool.names([row])[0]}: "
-            f"{corrupt[-1].reason}; run `plantmix verify --deep` on the release"
+            f"{corrupt[-1].reason}; {self.reader.pool.cure_of([row])}"
         )
 
     def _substitute(self, row: int) -> int:
@@ -200,7 +200,7 @@ def open_sources(
     """
     groups = [group for group in data.shards if group.split == split]
     opened = open_groups(groups, data.text.members, data.cache)
-    there = {name for group in opened for name in group.endings}
+    there = {name for group in opened for text in group.endings for name in (text, kind_of(text))}
     lacking = {name for name in data.text.members if name != "txt" and not name.startswith(JSON)} - there
     if opened and lacking and release is None and split == data.split:  # an evaluation reads `txt`
         raise ConfigError(

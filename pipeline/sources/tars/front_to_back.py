@@ -13,10 +13,10 @@ from typing import Any
 
 from manifests.contract.records import look_in_store
 from manifests.errors import ConfigError, PartError, RetryableError, words_of
+from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.services import patience
 from manifests.services.masking import hide_secrets
 from manifests.stores import storage
-from pipeline.sources.limits import MAX_TEXT_BYTES
 
 RANGE_BYTES = 8 << 20
 WAITS_SECONDS = (0.5, 2.0, 8.0)  # before each further try; the client library tries again by itself too
@@ -93,7 +93,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
     def _passing(self, error: Exception) -> Exception | None:
         """The error after the last try, see `patiently`. The next try opens the file again."""
         self._file = None
-        if isinstance(error, FileNotFoundError) or not patience.may_pass(error):
+        if not patience.may_pass(error):
             return None
         with suppress(OSError):
             self.require_unchanged()
