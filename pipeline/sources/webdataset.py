@@ -82,9 +82,9 @@ _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # 
 
 
 class WebdatasetSettings(Settings):
-    """Tars of an existing dataset. Members that follow one another and have one key, the name up to its first dot, are a
-    sample. A member that comes again begins another sample, which ends as `duplicate_record`. Of several pictures the
-    first of `suffixes` counts; a sample without one ends as `no_image`. A text that is empty or blank is none.
+    """Tars of an existing dataset. Members that follow one another and have one key, the name up to its first dot,
+    are a sample. A member that comes again begins another sample, which ends as `duplicate_record`. Of several
+    pictures the first of `suffixes` counts; a sample without one ends as `no_image`. A blank text is none.
     """
 
     path: ConfigPath

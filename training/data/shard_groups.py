@@ -22,14 +22,15 @@ from training.data.foreign import naming_fault, shown
 
 
 class ShardGroup(Settings):
-    """Webdataset shards that are one domain, beside or instead of a release. What a sample is, sources[].webdataset of
-    the build says: here one that repeats a key is used too, and one without a picture or a text is left out and counted.
+    """Webdataset shards that are one domain, beside or instead of a release. What a sample is,
+    sources[].webdataset of a build says. Here one that repeats a key is used too, and one without a picture or a text
+    is left out and counted.
     """
 
     name: str = Field(default="shards", pattern=NAME_PATTERN)
     """Name of the domain."""
     shards: tuple[str, ...] = Field(min_length=1)
-    """Files, braces such as `{000..099}`, patterns, folders, addresses (s3://, hf://, https://), or `pipe:` and a command."""
+    """Files, `{000..099}` braces, patterns, folders, addresses (s3://, hf://, https://), or `pipe:` and a command."""
     weight: float | None = Field(default=None, gt=0.0)
     """Share of the samples, relative to the other weights; null for all groups: in proportion to their sizes."""
     split: Literal["train", "heldout"] = "train"
