@@ -93,7 +93,7 @@ def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: Sha
     """
     sources = [expand(group.shards) for group in groups]
     together = [source for of_group in sources for source in of_group]
-    if twice := [source for source, num in Counter(together).items() if num > 1]:
+    if twice := [source for source, num in Counter(map(_place_of, together)).items() if num > 1]:
         raise ConfigError(
             f"data.shards: {len(twice):,} shards are named twice; first: {shown(twice[0])}. Name each once; the weight "
             "of a group says how often its samples come"
@@ -102,6 +102,11 @@ def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: Sha
     return [
         _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)
     ]
+
+
+def _place_of(source: str) -> str:
+    """What a shard named in two ways has in common: where it lies when links are followed."""
+    return source if is_elsewhere(source) else os.path.realpath(source.removeprefix("file://"))
 
 
 def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:

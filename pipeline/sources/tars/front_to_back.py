@@ -20,6 +20,7 @@ from manifests.stores import storage
 
 RANGE_BYTES = 8 << 20
 WAITS_SECONDS = (0.5, 2.0, 8.0)  # before each further try; the client library tries again by itself too
+SENT_WHOLE = "its server sends files whole, not in ranges; download it, and name the local file"
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
 
 
@@ -82,10 +83,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
             self._file.seek(start)
             content = bytes(self._file.read(num_bytes))
         except ValueError as error:
-            raise ConfigError(
-                f"{hide_secrets(self._path)}: its server sends files whole, not in ranges ({error}); download it, "
-                "and name the local file"
-            ) from None
+            raise ConfigError(f"{hide_secrets(self._path)}: {SENT_WHOLE} ({error})") from None
         if not content or len(content) > num_bytes:
             raise RetryableError(f"got {len(content):,} of {num_bytes:,} bytes from byte {start:,} on")
         return content
