@@ -13,9 +13,8 @@ import re
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from manifests.errors import IntegrityError, PlantMixError
@@ -147,8 +146,7 @@ class _Counted(io.RawIOBase):
         return len(content)
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A file in a tar: where its content lies. `fault` says why it must not be read; it costs this file alone."""
 
     name: str
@@ -271,6 +269,8 @@ def _behind_sparse_map(stream: Any, place: int) -> int:
 
 
 def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: int) -> Member:
+    if name.isascii() and len(name) <= MAX_TAR_NAME_BYTES:  # most names: no need to encode and decode them
+        return Member(name, offset, num_bytes, fault, begins)
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_TAR_NAME_BYTES:
         fault = f"has a name of {len(encoded):,} bytes, more than {MAX_TAR_NAME_BYTES:,}"

@@ -289,7 +289,8 @@ class _OnePass:
 
     def read(self, num_bytes: int) -> bytes:
         stop = min(self._place + num_bytes, self._size)
-        self._fetch(stop)
+        if self._base + len(self._buffer) < stop:
+            self._fetch(stop)
         content = bytes(self._buffer[self._place - self._base : max(stop - self._base, 0)])
         self._place += len(content)
         return content

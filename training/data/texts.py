@@ -14,8 +14,7 @@ from manifests.services.untrusted import parse_json
 
 JSON = "json:"  # a text is a key of the member json
 NO_TEXT = ""  # among the texts of a sample: why it has none
-_MOST_KEYS = 100  # of a json, that an index names
-_MOST_KEY_CHARS = 100
+_MOST_KEY_BYTES = 4096  # of a json, that an index names
 
 
 def text_name(ending: str) -> str:
@@ -80,9 +79,8 @@ def _texts_of_json(content: bytes, names: Sequence[str]) -> dict[str, str]:
 def _keys_of_json(content: bytes) -> list[str]:
     try:
         values = parse_json(content)
-        keys = [f"{JSON}{key}" for key, text in values.items() if isinstance(text, str) and text.strip()]
-        "".join(keys).encode()
+        keys = [JSON + key for key, text in values.items() if isinstance(text, str) and text.strip()]
+        num_bytes = len("\n".join(keys).encode())
     except ValueError:
         return ["json"]
-    is_usual = len(keys) <= _MOST_KEYS and all(len(key) <= _MOST_KEY_CHARS and "\n" not in key for key in keys)
-    return keys if is_usual else ["json"]
+    return keys if num_bytes <= _MOST_KEY_BYTES and "\n" not in "".join(keys) else ["json"]
