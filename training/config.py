@@ -227,13 +227,6 @@ class TrainSettings(Settings):
         data = self.data
         if self.release is None and not data.shards:
             raise ValueError("nothing to train on: name a release, or shards of others under data.shards")
-        needs = {"release": self.release, "data.mixture": data.mixture, "data.pool_samples": data.pool_samples,
-                 "data.tokens": data.tokens, "data.batches: one_domain": data.batches == "one_domain",
-                 "loss.label_field": self.loss.label_field not in ("text", "domain")}  # fmt: skip
-        if not data.index and (named := [name for name, value in needs.items() if value]):
-            raise ValueError(f"data.index: false leaves out the index that {', '.join(named)} needs; leave out one")
-        if not data.index and data.epoch_samples is None:
-            raise ValueError("data.index: false: without an index the samples are not counted; set data.epoch_samples")
         if data.batch_size % self.compute.accumulate:
             raise ValueError(
                 f"data.batch_size {data.batch_size} is not divisible by compute.accumulate {self.compute.accumulate}"

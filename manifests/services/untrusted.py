@@ -13,9 +13,8 @@ import re
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from manifests.errors import IntegrityError, PlantMixError
@@ -23,6 +22,8 @@ from manifests.stores import storage
 
 MAX_TAR_HEADER_BYTES = 64 << 10  # of one extended header, which holds a path and a few numbers
 MAX_TAR_NAME_BYTES = 4096  # the longest path that Linux takes
+MAX_DEPTH = 64
+"""Of lists and objects within one another in json."""
 MAX_PACKING = 100
 """Bytes that one packed byte may stand for. Tables are packed 3 to 20 times, the most regular text about 50 times."""
 FREE_BYTES = 64 << 20
@@ -31,6 +32,7 @@ _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 _EXTENDED = frozenset({*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 _PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=\n]{1,200})=")
 _SPARSE = "is stored as a sparse file"
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
 
 
 def why_not_inside(folder: str | Path, name: str) -> str | None:
@@ -64,6 +66,38 @@ def json_object(content: bytes | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """The json object in a text.
+
+    Raises: ValueError for anything else, and for lists and objects that are nested too deeply.
+    """
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
+    try:
+        value = json.loads(text)
+    except RecursionError:  # in UTF-16, where the brackets were not counted
+        raise ValueError("lists and objects are nested too deeply") from None
+    return json_object_of(value)
+
+
+def json_object_of(value: Any) -> dict[str, Any]:
+    """The value itself, where it is an object.
+
+    Raises: ValueError.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _depth(text: bytes) -> int:
+    depth = deepest = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth += (bracket[1] is not None) - (bracket[2] is not None)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def read_object(path: Path, hint: str, kind: type[PlantMixError] = IntegrityError) -> dict[str, Any]:
@@ -112,8 +146,7 @@ class _Counted(io.RawIOBase):
         return len(content)
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A file in a tar: where its content lies. `fault` says why it must not be read; it costs this file alone."""
 
     name: str
@@ -236,6 +269,8 @@ def _behind_sparse_map(stream: Any, place: int) -> int:
 
 
 def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: int) -> Member:
+    if name.isascii() and len(name) <= MAX_TAR_NAME_BYTES:  # most names: no need to encode and decode them
+        return Member(name, offset, num_bytes, fault, begins)
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_TAR_NAME_BYTES:
         fault = f"has a name of {len(encoded):,} bytes, more than {MAX_TAR_NAME_BYTES:,}"

@@ -17,10 +17,11 @@ from pathlib import PurePosixPath
 from posixpath import commonpath, dirname
 
 from manifests.errors import ConfigError
+from manifests.samples.endings import COMPRESSED_TARS, is_picture
 from manifests.stores import storage
 from pipeline.answers.places import keys_of, list_place, look_at, what_it_is
 from pipeline.sources.files import MAX_LISTED, TABLE_NAME, WORKBOOK, WORKBOOK_CURE, walk_files
-from pipeline.sources.folder_names import PICTURE_ENDINGS, guess_with_table, guess_without_table, name_folders
+from pipeline.sources.folder_names import guess_with_table, guess_without_table, name_folders
 from pipeline.sources.kinds import Listing, Place
 from pipeline.sources.settings import KINDS, SourceSettings
 from pipeline.sources.tables.formats import is_list_of_addresses
@@ -31,7 +32,7 @@ _TEST_SET = re.compile(
 _THUMBS, _THUMB = re.compile(r"(?i)_?thumb(?:nail)?s?"), re.compile(r"(?i)[-_.]thumb(?:nail)?$")
 _NO_SOURCE = {
     "weights of a model": (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5", ".pkl"),
-    "compressed; unpack it, since pictures are read in place": (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".7z"),
+    "compressed; unpack it, since pictures are read in place": (*COMPRESSED_TARS, ".7z"),
     f"an Excel workbook; {WORKBOOK_CURE}": WORKBOOK,
 }
 _SHOWN_FILES = 5
@@ -81,7 +82,7 @@ class _Folder:
         for name in islice(names, MAX_LISTED) if storage.is_remote(path) else names:
             folder, _, file = name.rpartition("/")
             self.files.setdefault(folder, []).append(file)
-        pictures = ((folder, file) for folder, some in self.files.items() for file in some if _is_picture(file))
+        pictures = ((folder, file) for folder, some in self.files.items() for file in some if is_picture(file))
         self.stems = {_stem(file) for folder, file in pictures if not _thumbs_in(folder)}
 
     def part(self) -> Found:
@@ -128,7 +129,7 @@ class _Folder:
         for top in sorted(tops):
             taken = self._take_below(top)
             files = [file for some in taken.values() for file in some]
-            if num := sum(_is_picture(file) or file.lower().endswith(".tar") for file in files):
+            if num := sum(is_picture(file) or file.lower().endswith(".tar") for file in files):
                 self.apart |= taken.keys()
                 self.found.notes.append(
                     f"{self._at(top)}: {num:,} pictures or tars, a test set by its name; write `--evaluation "
@@ -140,7 +141,7 @@ class _Folder:
 
         Tables that a downloader left beside its tars are part of them.
         """
-        with_pictures = [folder for folder, some in self.files.items() if any(map(_is_picture, some))]
+        with_pictures = [folder for folder, some in self.files.items() if any(map(is_picture, some))]
         no_tars = {top for folder in (*with_pictures, *self.apart) for top in _way_to(folder)}
         places = dict[tuple[str, str], list[str]]()
         for folder, some in self._take(lambda _, file: file.lower().endswith(".tar")).items():
@@ -168,7 +169,7 @@ class _Folder:
                 of_ending = [path for path in others if path.endswith(ending)]
                 self._look_at_tables(self._at(folder, f"*{ending}"), of_ending, len(of_ending) == num)
         for folder, some in self.files.items():
-            pictures = {file: self._at(folder, file) for file in some if _is_picture(file)}
+            pictures = {file: self._at(folder, file) for file in some if is_picture(file)}
             if named.isdisjoint(pictures.values()):
                 continue
             self.apart.add(folder)
@@ -217,7 +218,7 @@ class _Folder:
         """Take out small copies where each has its picture: the folders of each glob that names them."""
         copies: dict[str, set[tuple[str, str]]] = {}
         for folder, some in self.files.items():
-            for file in filter(_is_picture, some):
+            for file in filter(is_picture, some):
                 if inner := _thumbs_in(folder):
                     copies.setdefault(f"**/{escape(inner)}/**", set()).add((folder, file))
                 elif mark := _THUMB.search(_stem(file)):
@@ -235,8 +236,8 @@ class _Folder:
         """What is neither a source nor beside a picture."""
         others: dict[str, list[str]] = {}
         for folder, some in sorted(self.files.items()):
-            stems = {_stem(file) for file in some if _is_picture(file)}
-            files = [file for file in some if not _is_picture(file) and _stem(file) not in stems]
+            stems = {_stem(file) for file in some if is_picture(file)}
+            files = [file for file in some if not is_picture(file) and _stem(file) not in stems]
             for file in files:
                 path, lowered = self._at(folder, file), file.lower()
                 if lowered.endswith(".txt") and len(files) <= _MANY_FILES and is_list_of_addresses(path):
@@ -247,10 +248,6 @@ class _Folder:
         for why, paths in others.items():
             more = f" and {len(paths) - _SHOWN_FILES:,} more" if len(paths) > _SHOWN_FILES else ""
             self.found.notes.append(f"{', '.join(paths[:_SHOWN_FILES])}{more}: {why}")
-
-
-def _is_picture(file: str) -> bool:
-    return file.lower().endswith(PICTURE_ENDINGS)
 
 
 def _stem(file: str) -> str:

@@ -13,9 +13,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from manifests.errors import ConfigError
+from manifests.samples.endings import PICTURE_SUFFIXES
 from manifests.stores import storage
 from pipeline.sources.files import (
-    IMAGE_SUFFIXES,
     MAX_LISTED,
     TABLE_NAME,
     WORKBOOK,
@@ -62,7 +62,7 @@ def list_place(path: str) -> Listing:
 
 def what_it_is(listing: Listing) -> str:
     """What to say of a place that no kind takes."""
-    pictures, names = listing.ends(*(f".{suffix}" for suffix in IMAGE_SUFFIXES)), listing.names
+    pictures, names = listing.ends(*PICTURE_SUFFIXES), listing.names
     if listing.form == "folder":
         seen = sorted({PurePosixPath(name).suffix or name for name in names})
         return f": holds no pictures, tables, tars or archives (its files end in {', '.join(seen[:8]) or 'nothing'})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import re
 import stat
 import struct
@@ -26,14 +27,15 @@ import pyarrow as pa
 
 from manifests.contract.outcomes import Outcome
 from manifests.contract.records import stamp_in_store, stamps_on_disk
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RetryableError, words_of
+from manifests.samples.braces import expand, first_pattern, has_braces, split_paths
+from manifests.samples.endings import is_picture
+from manifests.services import patience
 from manifests.services.masking import hide_secrets
 from manifests.stores import storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "jp2")
 MAX_LISTED = 2000  # files that are looked at to see what a folder holds
 UNREADABLE = (
     *(OSError, ValueError, EOFError, RuntimeError, pa.ArrowException),
@@ -97,7 +99,7 @@ def kind_of_place(path: str) -> str | None:
         return "dwca"
     if any(name.endswith(".tar") for name in lowered):
         return "webdataset"
-    if any(name.endswith(tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)) for name in lowered):
+    if any(map(is_picture, names)):
         return "folder"
     return "table" if any(TABLE_NAME.search(name) for name in lowered) else None
 
@@ -136,7 +138,7 @@ class Shards:
 
 
 def find_files(path: str, where: str, suffix: str) -> Shards:
-    """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of brace ranges.
+    """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of braces and `::`.
 
     A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
 
@@ -148,19 +150,11 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
             f"{where}: {hide_secrets(path)}: the text behind the ? may be a token, and would stand in every table and "
             "release; download the file and name the local one, or give an address without a query"
         )
-    fs, inner = storage.filesystem(path)
+    is_here = not storage.is_remote(path) and Path(path.removeprefix("file://")).exists()
+    fs, inner = storage.filesystem(split_paths(path)[0] if not is_here else path)
     inner = inner.rstrip("/") or "/"
-    if re.search(r"[*?\[{]", inner) and (storage.is_remote(path) or not fs.exists(inner)):
-        root = re.split(r"[*?\[{]", inner)[0].rpartition("/")[0]
-        names: list[str] = []
-        for pattern in _expand(inner):
-            some = sorted(fs.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern]
-            names += [str(name) for name in some]
-        missing = [name for name in names if not exists(fs, name)] if "{" in inner else []
-        if missing:
-            raise ConfigError(
-                f"{where}: {path}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}"
-            )
+    if not is_here and re.search(r"[*?\[{]|::", path):
+        root, names = _files_of_pattern(path, where)
     elif not _is_web_file(path, suffix) and fs.isdir(inner):
         root = inner
         listed = [name for name, _ in walk_files(path)]
@@ -188,13 +182,44 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
     return Shards(whole_root, [name[prefix:] for name in names])
 
 
+def _files_of_pattern(path: str, where: str) -> tuple[str, list[str]]:
+    """The folder around the files of wildcards, braces and `::`, and their paths; one named twice counts once.
+
+    Raises: ConfigError for files of braces that are not there.
+    """
+    stores = [storage.filesystem(part) for part in split_paths(path)]
+    fs = stores[0][0]
+    if any(other is not fs for other, _ in stores):
+        raise ConfigError(f"{where}: {path}: lies in several stores; make a source of each")
+    folders = [f"{first_pattern(inner).rpartition('/')[0]}/" for _, inner in stores]
+    names: list[str] = []
+    try:
+        for name in expand("::".join(inner for _, inner in stores)):
+            names += map(str, sorted(fs.glob(name))) if re.search(r"[*?\[]", name) else [name]
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    names = list(dict.fromkeys(names))
+    missing = [name for name in names if not exists(fs, name)] if has_braces(path) else []
+    if missing:
+        raise ConfigError(
+            f"{where}: {path}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}"
+        )
+    shared = os.path.commonprefix(folders)  # noqa: RUF071  (commonpath would fold the // of an address)
+    return shared.rpartition("/")[0], names
+
+
 def exists(fs: Any, inner: str) -> bool:
-    """Whether a file is there. A web server is asked for its head: fsspec's own question would begin a download."""
+    """Whether a file is there. A web server is asked for its head: fsspec's own question would begin a download.
+
+    Raises: RetryableError for a web server that does not say it now.
+    """
     if not inner.startswith(("http://", "https://")):
         return bool(fs.exists(inner))
     try:
         return bool(fs.info(inner))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if (fault := patience.hidden_fault(error)) is not None:
+            raise RetryableError(f"{hide_secrets(inner)} cannot be read now ({words_of(fault)})") from None
         return False
 
 
@@ -338,15 +363,3 @@ class LocalReader(AbstractContextManager["LocalReader"]):
                 raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: no regular file")
             stream = self._open[name] = fs.open(inner, "rb")
         return stream
-
-
-def _expand(pattern: str) -> list[str]:
-    """Brace ranges written out, as the shell writes them."""
-    match = _RANGE.search(pattern)
-    if match is None:
-        return [pattern]
-    first, last = int(match[1]), int(match[2])
-    width = len(match[1]) if match[1].startswith("0") else 0
-    numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    names = [f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}" for number in numbers]
-    return [name for each in names for name in _expand(each)]

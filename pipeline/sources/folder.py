@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import PurePosixPath
@@ -25,10 +24,11 @@ from pydantic import field_validator, model_validator
 
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
+from manifests.samples.endings import PICTURE_SUFFIXES, PICTURES, not_read
+from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.services.untrusted import why_not_inside
 from manifests.stores import storage
 from pipeline.sources.files import (
-    IMAGE_SUFFIXES,
     TABLE_NAME,
     kind_of_place,
     make_locator,
@@ -37,12 +37,10 @@ from pipeline.sources.files import (
 )
 from pipeline.sources.folder_names import SPELT, guess_with_table, guess_without_table, is_respelt, name_finder
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
-from pipeline.sources.limits import MAX_TEXT_BYTES
 from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, make_batch, malformed_rows, map_columns
 from pipeline.sources.table import TableFormat, TableReader
 
 _TEXT_ENDING = ".txt"
-_SIDE_FILES = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml", ".md", ".html", ".log", ".yaml", ".yml"}
 _COLUMN_OF_WORDS = {
     "caption": "caption",
     "scientific_name": "taxon_scientific_name",
@@ -68,7 +66,7 @@ class FolderSettings(Settings):
     """folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table."""
     folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
     """What a folder's name says: a caption, or the name of a taxon."""
-    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    suffixes: tuple[str, ...] = PICTURES
     """Which files are pictures."""
     exclude: tuple[str, ...] | None = None
     """Globs of paths below the folder to leave out, such as `**/thumbs/**`, where ** stands for any folders."""
@@ -196,18 +194,13 @@ class FolderReader(Reader[FolderSettings]):
             met = [file for file, (name, size) in found if size is not None and is_respelt(file, name)]
             first = f"{len(met):,} of the first {len(found):,} names of {self.settings.table}"
             return [f"{first} are met {SPELT}, such as {met[0]}"] if met else []
-        names = [name.lower() for name, _ in _files(self.settings)]
-        skipped = (PurePosixPath(name).suffix for name in names if not name.endswith(_endings(self.settings)))
-        counts = Counter(ending for ending in skipped if ending and ending not in _SIDE_FILES)
-        most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:5]
-        listed = ", ".join(f"{num:,} {ending}" for ending, num in most)
-        mend = "convert them, or name endings that this machine can decode in `suffixes`"
-        return [f"{counts.total():,} files are not read as pictures ({listed}); {mend}"] if counts else []
+        others = not_read((name for name, _ in _files(self.settings)), _endings(self.settings))
+        return [f"{others}; convert them, or name endings that this machine can decode in `suffixes`"] if others else []
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """Pictures in a folder: with a table of their names, texts beside them, or telling names of folders."""
-        if listing.form != "folder" or not listing.ends(*(f".{suffix}" for suffix in IMAGE_SUFFIXES)):
+        if listing.form != "folder" or not listing.ends(*PICTURE_SUFFIXES):
             return None
         for name in (name for name in listing.names if "/" not in name and TABLE_NAME.search(name.lower())):
             if place := guess_with_table(storage.join(listing.path, name), [listing.path]):

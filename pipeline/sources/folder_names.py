@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
+from manifests.samples.endings import PICTURE_SUFFIXES, is_picture
 from manifests.services.untrusted import why_not_inside
 from manifests.stores import storage
 from pipeline.judging.captions.patterns import BARE_NAME
-from pipeline.sources.files import IMAGE_SUFFIXES, MAX_LISTED, walk_files
+from pipeline.sources.files import MAX_LISTED, walk_files
 from pipeline.sources.kinds import Listing, Place
 from pipeline.sources.table import first_values, guess_table
 from pipeline.sources.tables.columns import describe_columns
 
 Naming = Literal["text_file", "scientific_name", "folder_name", "none"]
-PICTURE_ENDINGS = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 _NO_WORDS = frozenset(
     {"", "train", "val", "valid", "validation", "test", "images", "image", "img", "pictures", "photos"}
 )
@@ -42,9 +42,7 @@ def name_folders(names: Sequence[str]) -> dict[str, Naming]:
     for name in names:
         folder, _, file = name.rpartition("/")
         files.setdefault(folder, set()).add(file)
-    pictures = {
-        folder: {each for each in some if each.lower().endswith(PICTURE_ENDINGS)} for folder, some in files.items()
-    }
+    pictures = {folder: {file for file in some if is_picture(file)} for folder, some in files.items()}
     shown = [folder for folder in files if pictures[folder]]
     last = {folder: PurePosixPath(folder).name for folder in shown}
     telling = [f for f in shown if last[f].lower() not in _NO_WORDS and re.search(r"[^\W\d_]{2,}", last[f])]
@@ -76,7 +74,7 @@ def _with_taxa(folders: Sequence[str]) -> set[str]:
 
 def guess_without_table(listing: Listing) -> Place:
     """Pictures in a folder, by what says what most of them show."""
-    pictures, namings = listing.ends(*PICTURE_ENDINGS), name_folders(listing.names)
+    pictures, namings = listing.ends(*PICTURE_SUFFIXES), name_folders(listing.names)
     of_folder = [namings[name.rpartition("/")[0]] for name in pictures]
     more = " or more" if len(listing.names) == MAX_LISTED else ""
     place = Place({"path": listing.path}, f"{len(pictures):,}{more} pictures in a folder (sure)")

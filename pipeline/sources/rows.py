@@ -8,7 +8,6 @@ Pure: tables in, tables out. No row disappears: a row that a reader leaves out s
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pydantic import Field
 
 from manifests.contract.settings import Settings
 from manifests.services.masking import MAY_HOLD_SECRETS, hide_secrets
-from pipeline.sources.limits import MAX_DEPTH, MAX_ROW_BYTES
+from pipeline.sources.limits import MAX_ROW_BYTES
 from pipeline.store.writing import text_bytes
 
 BATCH_ROWS = 20_000
@@ -31,7 +30,6 @@ MAX_VALUE_CHARS = 200
 Scratch = Callable[[], AbstractContextManager[Any]]
 """Opens an in-memory DuckDB that spills to disk, for a reader that has to join."""
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
 
 LOST = pa.schema(
     [
@@ -191,38 +189,6 @@ def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 def extra_json(values: Mapping[str, str | None]) -> str:
     """The json object of the column `extra`."""
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
-
-
-def parse_json(text: bytes) -> dict[str, Any]:
-    """The json object in a text.
-
-    Raises: ValueError for anything else, and for lists and objects that are nested too deeply.
-    """
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
-    try:
-        value = json.loads(text)
-    except RecursionError:  # in UTF-16, where the brackets were not counted
-        raise ValueError("lists and objects are nested too deeply") from None
-    return json_object_of(value)
-
-
-def json_object_of(value: Any) -> dict[str, Any]:
-    """The value itself, where it is an object.
-
-    Raises: ValueError.
-    """
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _depth(text: bytes) -> int:
-    depth = deepest = 0
-    for bracket in _BRACKETS.finditer(text):
-        depth += (bracket[1] is not None) - (bracket[2] is not None)
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def as_text(value: Any) -> str | None:

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
+from manifests.samples.endings import COMPRESSED_TARS, PICTURE_SUFFIXES
 from manifests.stores import storage
 from pipeline.sources.files import (
-    IMAGE_SUFFIXES,
     TABLE_NAME,
     WORKBOOK,
     WORKBOOK_CURE,
@@ -66,8 +66,9 @@ MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to cou
 _SAMPLED_ROWS = 500
 _INIT = "sources.init"
 _NO_TABLES = (
-    *(".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip", *WORKBOOK),
-    *(f".{suffix}" for suffix in IMAGE_SUFFIXES),
+    *(".tar", *COMPRESSED_TARS, ".zip"),
+    *WORKBOOK,
+    *PICTURE_SUFFIXES,
 )
 TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl", "urls"]
 

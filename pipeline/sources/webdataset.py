@@ -9,6 +9,8 @@ missing, no tar, compressed, or links that lead elsewhere.
 
 from __future__ import annotations
 
+import io
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,12 @@ from typing import Any
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
 from manifests.pictures.authors import holder_in, tidy
-from manifests.services.untrusted import BrokenTarError
+from manifests.samples.endings import PICTURES
+from manifests.samples.tars import Sample, compression_of, samples_in
+from manifests.services.masking import hide_secrets
+from manifests.services.untrusted import BrokenTarError, parse_json
 from manifests.stores import storage
 from pipeline.sources.files import (
-    IMAGE_SUFFIXES,
     UNREADABLE,
     Shards,
     check_store,
@@ -42,12 +46,12 @@ from pipeline.sources.rows import (
     first_text,
     in_batches,
     make_batch,
-    parse_json,
 )
 from pipeline.sources.tables.columns import plain
 from pipeline.sources.tars.beside import first_columns, parquet_of, parquet_rows
 from pipeline.sources.tars.fields import values_of
-from pipeline.sources.tars.samples import KeptSamples, Sample, StoredTars, samples_in
+from pipeline.sources.tars.front_to_back import SENT_WHOLE
+from pipeline.sources.tars.samples import KeptSamples, StoredTars
 
 _WITH_TAR = "leave `record_key` out, and tables join by record_key, whose values are TAR/KEY"
 _LOOKED_AT = 20  # samples, by init
@@ -82,11 +86,14 @@ _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # 
 
 
 class WebdatasetSettings(Settings):
-    """Tars of an existing dataset: a file, a folder, a glob, or a brace range like {00000..00012}.tar."""
+    """Tars of an existing dataset. Members that follow one another and have one key, the name up to its first dot,
+    are a sample. A member that comes again begins another sample, which ends as `duplicate_record`. Of several
+    pictures the first of `suffixes` counts; a sample without one ends as `no_image`. A blank text is none.
+    """
 
     path: ConfigPath
-    """A tar, a folder of them, a glob, or a brace range."""
-    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    """A tar, a folder of them, a glob, braces such as {00000..00012}.tar, or several of these with `::` between."""
+    suffixes: tuple[str, ...] = PICTURES
     """Members that are the picture; the first there is."""
     fields: ShardFields | None = None
     """absent: caption from txt, else json.caption; url from json.url; key SHARD/KEY."""
@@ -120,14 +127,15 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         fs, inner = storage.filesystem(first)
         with fs.open(inner, "rb") as stream:
             head = stream.read(tarfile.BLOCKSIZE)
+        if packing := compression_of(head):
+            raise ConfigError(
+                f"{self.where}: {first} is compressed ({packing}); unpack it, since pictures are read in place"
+            )
         if head.strip(b"\0") and head[257:262] != b"ustar":
             try:
                 tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
             except tarfile.TarError as error:
-                raise ConfigError(
-                    f"{self.where}: {first} is no tar file that can be read in place ({error}); "
-                    "if it is compressed, unpack it"
-                ) from None
+                raise ConfigError(f"{self.where}: {first} is no tar file ({error})") from None
         if columns:
             there = first_columns(shards)
             missing = [name for name in ["key", *columns] if name not in (there or ())]
@@ -258,7 +266,7 @@ def _row(
     shard: str, place: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any], unseen: set[str]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
-    ending = sample.ending(settings.suffixes)
+    ending = sample.picture(settings.suffixes)
     if ending is None:
         faults = [f"{extension}, which {fault}" for extension, fault in sample.faults.items()]
         there = ", ".join(sorted([*sample.texts, *sample.pictures, *faults])) or "no member that is read"
@@ -275,7 +283,7 @@ def _row(
     row["group_id"] = values[fields.group] if fields.group else None
     row["record_key"] = values[fields.record_key] if fields.record_key else place
     names = [fields.caption] if isinstance(fields.caption, str) else fields.caption or []
-    captions = [text for name in names if (text := values[name])]
+    captions = [text for name in names if (text := values[name]) and text.strip()]
     captions = captions if len(captions) < 2 else [first_text(text) for text in captions]
     row["caption"] = " ".join(captions[:1] if fields is _USUAL_FIELDS else captions) or None
     if fields.extra:
@@ -287,7 +295,18 @@ def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
     """The samples of a shard, in its order. Raises: BrokenTarError."""
     fs, inner = storage.filesystem(shard)
     with fs.open(inner, "rb") as stream:
-        yield from samples_in(stream, settings.read_fields.texts(), settings.suffixes)
+        yield from samples_in(_in_ranges(stream, shard), settings.read_fields.texts(), settings.suffixes)
+
+
+def _in_ranges(stream: Any, shard: str) -> Any:
+    """The stream, if parts of it can be read; of an empty file fsspec gives one whose parts cannot be."""
+    try:
+        stream.seek(0, os.SEEK_END)
+    except ValueError as error:
+        if stream.read(1):
+            raise ConfigError(f"{hide_secrets(shard)}: {SENT_WHOLE} ({error})") from None
+        return io.BytesIO()
+    return stream
 
 
 # ---- what init sees

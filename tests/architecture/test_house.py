@@ -77,6 +77,19 @@ def test_a_table_is_of_one_stage() -> None:
     assert {name: stages for name, stages in found.items() if len(stages) > 1} == {}
 
 
+def test_what_a_picture_file_and_a_sample_are_is_said_once() -> None:
+    """Another list of endings, or another way to part the members of a tar, would answer otherwise one day."""
+    lists = r"(?:[\"'.]|\b)(jpe?g|png|webp)\b[\"'|, .()?]+(jpe?g|png|webp|tiff?|gif|heic)\b"
+    of_captions = "pipeline/judging/captions/patterns.py"  # names of files within captions
+    assert _who_says(lists) - {of_captions} == {"manifests/samples/endings.py"}
+    assert _who_says(r"\btar_members\(") == {
+        "manifests/services/untrusted.py",
+        "manifests/samples/tars.py",
+        "training/data/shards.py",  # the further texts of a sample of a release, whose key its table names
+    }
+    assert _who_says(r"group_by_keys|base_plus_ext|braceexpand\(|expand_urls") == {"manifests/samples/braces.py"}
+
+
 def test_only_the_catalogue_opens_a_duckdb_file() -> None:
     assert _who_says(r"duckdb\.connect\((?!\)|config=|\s*config=|\s*\n\s*config=)") == {
         "manifests/contract/catalog_file.py"

@@ -39,7 +39,7 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.pictures.authors import MAX_CHARS, authors_of
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.services.masking import hide_secrets
-from manifests.services.untrusted import BrokenTarError, tar_members
+from manifests.services.untrusted import BrokenTarError, parse_json, tar_members
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.statements import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
@@ -54,7 +54,6 @@ from pipeline.judging.vocabulary.taxa import taxon_texts
 from pipeline.sources.biology.archive import parse_meta, read_archive
 from pipeline.sources.files import reading, split_locator
 from pipeline.sources.reading import check_source, read_rows
-from pipeline.sources.rows import parse_json
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.delimited import Dialect, read_delimited, read_header
 

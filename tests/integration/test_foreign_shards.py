@@ -168,7 +168,7 @@ def test_a_truncated_tar_is_named_and_a_compressed_one_refused(tmp_path: Path, s
     with pytest.raises(ConfigError, match=r"empty.tar: damaged or cut short"):
         opened(settings | {"shards": str(tmp_path / "empty.tar")})
     (tmp_path / "z.tar").write_bytes(b"\x1f\x8b" + whole)
-    with pytest.raises(ConfigError, match=r"z.tar: is compressed; unpack it, or give pipe:gunzip -c"):
+    with pytest.raises(ConfigError, match=r"z.tar: is compressed \(gzip\); unpack it, or give pipe:gunzip -c"):
         opened(settings | {"shards": str(tmp_path / "z.tar")})
 
 
@@ -299,3 +299,12 @@ def test_places_of_a_config_begin_at_its_folder(tmp_path: Path) -> None:
     write_values(tmp_path, values | {"data": {}})
     with pytest.raises(ConfigError, match="nothing to train on: name a release, or shards of others"):
         read_train_settings(str(tmp_path / "run.yaml"))
+
+
+def test_shards_are_always_indexed_and_a_config_that_says_otherwise_is_told(tmp_path: Path) -> None:
+    write_values(tmp_path, {"data": {"shards": "0.tar", "index": False}})
+    with pytest.raises(
+        ConfigError, match=r"'data.index' is no setting any more; .* shards of others are always indexed"
+    ):
+        read_train_settings(str(tmp_path / "run.yaml"))
+    assert DataSettings.of_record({"index": False}) == DataSettings(), "the run of an earlier version is still read"

@@ -16,10 +16,9 @@ import pytest
 from foreign_tars import img2dataset_samples, write_tar
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, Store, become_user, serving
-from range_server import serving_ranges
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError
-from training.data import foreign, loader, shard_cache, shard_index, streams
+from training.data import foreign, loader, shard_cache, shard_index
 from training.data.settings import DataSettings
 from training.data.shards import SamplePool, ShardReader, open_pool
 from training.using.pictures import list_pictures
@@ -106,30 +105,6 @@ def test_a_web_server_gives_the_samples(
         opened(DataSettings(shards=f"{address}/2.tar", cache_dir=str(tmp_path / "cache")))
 
 
-def test_a_stream_asks_a_web_server_once(web: tuple[str, Path, type[PlainHandler]]) -> None:
-    address, folder, handler = web
-    write_tar(folder / "0.tar", img2dataset_samples(0, 20))
-    assert [(image, text) for image, text, _ in streams.samples_of(f"{address}/0.tar", ["txt"])] == of_samples(20)
-    assert [method for method, _, _ in handler.asked].count("GET") == 1
-    with pytest.raises(ConfigError, match=r"/none.tar: no such shard"):
-        list(streams.samples_of(f"{address}/none.tar", ["txt"]))
-
-
-@pytest.mark.parametrize("fault", ["reset", "short", 503])
-def test_a_stream_that_breaks_off_is_no_damage(fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_RETRY_SECONDS", (0.0, 0.01))
-    with serving_ranges() as server:
-        server.put("0.tar", write_tar(tmp_path / "0.tar", img2dataset_samples(0, 20)).read_bytes())
-        faults = [fault, fault]
-        server.choose = lambda name, start: faults.pop() if faults else None
-        read = streams.samples_of(f"{server.address}/0.tar", ["txt"])
-        assert [(image, text) for image, text, _ in read] == of_samples(20), "each sample once"
-        assert not faults
-        server.choose = lambda name, start: fault
-        with pytest.raises(RetryableError, match=r"0.tar cannot be read"):
-            list(streams.samples_of(f"{server.address}/0.tar", ["txt"]))
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Store]:
     with serving() as store:
@@ -151,8 +126,6 @@ def test_a_real_object_store_gives_the_samples_and_a_changed_shard_is_named(
         assert contents(pool, data) == of_samples(30)
     here = DataSettings(shards=str(tmp_path / "{0..1}.tar"), cache_dir=str(tmp_path / "cache"))
     assert opened(here).fingerprints == pool.fingerprints
-    streamed = streams.samples_of(f"s3://{BUCKET}/others/0.tar", ["txt"])
-    assert [(image, text) for image, text, _ in streamed] == of_samples(20)
     content = bytearray(path.read_bytes())
     content[600] ^= 1
     s3.pipe(f"{BUCKET}/others/0.tar", bytes(content))

@@ -22,6 +22,7 @@ from waiting import wait_until
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
+from manifests.stores import folder as stores_folder
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 
@@ -194,6 +195,35 @@ def test_a_tar_that_breaks_off_is_named(server: RangeServer, tmp_path: Path) -> 
     assert 8 < len(rows_of(tmp_path / "work")) < NUM
 
 
+def test_a_server_that_is_busy_has_lost_no_tar(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores_folder, "WAITS_SECONDS", (0.01, 0.01))
+    server.put("0.tar", tar_of(tmp_path, 0, 3))
+    config = config_of(tmp_path, f"{server.address}/{{0..0}}.tar")
+    server.busy = 2  # a HEAD and the GET after it
+    build(config)
+    assert len(rows_of(tmp_path / "work")) == 3
+    server.busy = 1000
+    assert "the store cannot be used now" in build(config, 1)
+    server.busy = 0
+    gone = config_of(tmp_path, f"{server.address}/{{0..1}}.tar")
+    assert "1 of 2 files are missing, the first is http://127.0.0.1" in build(gone, 2)
+
+
+def test_an_empty_tar_is_a_broken_one(server: RangeServer, tmp_path: Path) -> None:
+    server.put("0.tar", b"")
+    server.put("1.tar", tar_of(tmp_path, 0, 3))
+    config = config_of(tmp_path, f"{server.address}/{{0..1}}.tar")
+    done = run_here("estimate", config)
+    assert done.returncode == 0, done.stderr
+    build(config)
+    assert len(rows_of(tmp_path / "work")) == 3
+    with open_reader(str(tmp_path / "work")) as sql:
+        ((value,),) = sql.execute("SELECT value FROM rejects WHERE reason = 'broken_shard'").fetchall()
+    assert value.startswith("0.tar: no tar member and no end mark at byte 0")
+
+
 def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -> None:
     server.put("0.tar", tar_of(tmp_path))
     server.choose = lambda name, start: "whole"
@@ -232,6 +262,7 @@ def test_the_hub_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monk
 SMALL = """
 import sys
 from pipeline.cli import main
+from manifests.stores import folder as stores_folder
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 front_to_back.RANGE_BYTES, ingest_tars.PIECE_BYTES = 16 << 10, 20 << 10

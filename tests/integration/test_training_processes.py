@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import foreign_tars
 import pytest
 import release_writer as writer
 import torch
@@ -182,23 +181,6 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(
     _kill_after(step, killed, start(undropped, killed, num_ranks=2))
     assert _finish(start(undropped, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(undisturbed, killed)
-
-
-@pytest.mark.slow
-def test_two_ranks_on_shards_without_an_index_go_on_at_a_shards_border(
-    values: dict[str, Any], start: Start, tmp_path: Path
-) -> None:
-    """Killed without warning: shards that were read to their end do not come again, and the log names the others."""
-    (place,) = _places(tmp_path, "killed")
-    for number in range(6):
-        samples = foreign_tars.tree_of_life_samples(20 * number, 20 * number + 20)
-        foreign_tars.write_tar(tmp_path / f"tars/{number:05d}.tar", samples)
-    of_shards = {"shards": str(tmp_path / "tars"), "index": False, "epoch_samples": 120, "text": {"members": ["sci"]}}
-    streamed = values | {"data": values["data"] | of_shards, "release": None}
-    _kill_after(13, place, start(streamed, place, num_ranks=2))
-    assert _finish(start(streamed, place, num_ranks=2)).startswith("finished: 24 steps")
-    (note,) = [event["note"] for event in read_log(place / "run/log.jsonl", "seen_again")]
-    assert re.match(r"[1-6] shards begin anew, and [0-9]{1,2} of their samples come again: /.*/0000[0-5].tar \(", note)
 
 
 def _back_to(source: Path, target: Path, step: int) -> None:

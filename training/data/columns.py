@@ -277,7 +277,7 @@ def _texts_of(shown: Shown) -> Tensor:
 
 
 def _of_rows(values_N: Tensor) -> Values:
-    return lambda shown: values_N[shown.rows % len(values_N)]  # of streamed shards a row of the pool is a shard
+    return lambda shown: values_N[shown.rows]
 
 
 def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> Values:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
+from manifests.services import patience
 from manifests.services.masking import PIPE, hide_in
 from manifests.stores import storage
 from manifests.stores.storage import WrittenFile
 
 _CHUNK_BYTES = 4 << 20
-_UNREAD = (-13, 141)  # status of a command whose output nobody reads any more, in a shell or without
 _VERSION_KEYS = ("ETag", "etag", "blob_id", "md5Hash", "generation")  # what stores call the version of a file
 
 
@@ -91,10 +91,8 @@ def naming_fault(source: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        cause = error.__cause__  # of a web server any fault comes as a file that is not there
-        if type(cause).__module__.startswith("aiohttp.") and getattr(cause, "status", None) not in (404, 410):
-            assert isinstance(cause, Exception)
-            raise RetryableError(f"{shown(source)} cannot be read now ({words_of(cause)})") from None
+        if (fault := patience.hidden_fault(error)) is not None:
+            raise RetryableError(f"{shown(source)} cannot be read now ({words_of(fault)})") from None
         hint = "; a data set of the Hub is hf://datasets/OWNER/NAME" if re.match("hf://(?!datasets/)", source) else ""
         raise ConfigError(f"{shown(source)}: no such shard{hint}") from None
     except (ValueError, NotImplementedError) as error:
@@ -137,26 +135,12 @@ def copy(source: str, local: str) -> None:
         fs, inner = storage.filesystem(source)
         fs.get_file(inner, local, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
         return
-    with opened(source) as stream, Path(local).open("wb") as file:
-        shutil.copyfileobj(stream, file, _CHUNK_BYTES)
-
-
-@contextmanager
-def opened(source: str) -> Iterator[Any]:
-    """A shard to be read front to back; of a pipe, what its command writes. It need not be read to its end.
-
-    Raises: RunError for a command that fails; an error of the store.
-    """
-    if not source.startswith(PIPE):
-        fs, inner = storage.filesystem(source)
-        whole = {"block_size": 0} if source.startswith("http") else {}  # one request, also where there are no ranges
-        with fs.open(inner, "rb", **whole) if storage.is_remote(source) else storage.open_unbuffered(source) as stream:
-            yield stream
-        return
-    command, (own, unread) = source.removeprefix(PIPE), (subprocess.DEVNULL, subprocess.PIPE)
-    with subprocess.Popen(command, shell=True, stdin=own, stdout=unread, stderr=own) as process:
-        yield process.stdout
-    if process.returncode not in (0, *_UNREAD):
+    command, (unread, piped) = source.removeprefix(PIPE), (subprocess.DEVNULL, subprocess.PIPE)
+    with subprocess.Popen(command, shell=True, stdin=unread, stdout=piped, stderr=unread) as process:
+        assert process.stdout is not None
+        with Path(local).open("wb") as file:
+            shutil.copyfileobj(process.stdout, file, _CHUNK_BYTES)
+    if process.returncode != 0:
         raise RunError(
             f"{shown(source)}: the command ended with status {process.returncode}; run it by hand to see what it says"
         )

@@ -15,15 +15,13 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from manifests.contract.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.contract.tables import kind_of
@@ -36,10 +34,9 @@ from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.settings import PREFETCH_BATCHES, DataSettings, ReleaseShare, TextSettings
 from training.data.shard_cache import ReadAhead, ShardCache, require_content
-from training.data.shard_groups import JSON
 from training.data.shard_index import ShardRelease, open_groups
-from training.data.shards import NO_TEXT, SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
-from training.data.streams import Place, Stream, StreamOrder, samples_of
+from training.data.shards import SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
+from training.data.texts import JSON, NO_TEXT
 from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
@@ -61,7 +58,6 @@ class Batch(NamedTuple):
     rows: Tensor  # int64 (B,)
     corrupt: list[Corrupt]
     members: Tensor  # int64 (B,) number of the text among `data.text.members`; -1: `txt`, for want of them
-    places: Sequence[tuple[Place, int]] = ()  # of streamed shards: how many samples of which were used, or FINISHED
     texts: Tensor | None = None  # int64 (B,) labels of the texts, equal for equal ones; None of a frozen tower
 
 
@@ -107,10 +103,10 @@ class SampleDataset(BatchDataset):
         """
         corrupt: list[Corrupt] = []
         images, texts, rows, drawn = [], [], [], []
-        read = self._read([row for _, row in places])
+        read = self.reader.read([row for _, row in places], self._with_members)
         python_state, torch_state = random.getstate(), torch.get_rng_state()
         try:
-            for (position, _), (row, members) in zip(places, read, strict=True):
+            for (position, row), members in zip(places, read, strict=True):
                 image, (text, member), used = self._load(position, row, members, corrupt)
                 images.append(image)
                 texts.append(text)
@@ -134,14 +130,12 @@ class SampleDataset(BatchDataset):
                 return self.view(members[0]), text, row
             except CorruptSample as reason:
                 corrupt.append(Corrupt(row, str(reason)))
-            row, members = self._read([self._substitute(row)])[0]
+            row = self._substitute(row)
+            (members,) = self.reader.read([row], self._with_members)
         raise RunError(
             f"{_MAX_SUBSTITUTES} samples in a row are broken, up to {self.reader.pool.names([row])[0]}: "
-            f"{corrupt[-1].reason}; run `plantmix verify --deep` on the release"
+            f"{corrupt[-1].reason}; {self.reader.pool.cure_of([row])}"
         )
-
-    def _read(self, rows: Sequence[int]) -> list[tuple[int, tuple[bytes, bytes, dict[str, str]]]]:
-        return list(zip(rows, self.reader.read(rows, self._with_members), strict=True))
 
     def _substitute(self, row: int) -> int:
         """The next row among those that are drawn together with this one."""
@@ -166,32 +160,6 @@ class SampleDataset(BatchDataset):
         if not there and not members["txt"].strip():
             raise CorruptSample(f"it has no text ({', '.join(named)})")
         return there[mix_seed(seed, 0x747874) % len(there)] if there else (members["txt"], -1)
-
-
-class StreamDataset(SampleDataset):
-    """As `SampleDataset`, of shards that are read front to back: pairs of a position and a stratum's number in."""
-
-    def __init__(self, order: StreamOrder, plan: BatchPlan, finished: frozenset[Place], *parts: Any) -> None:
-        super().__init__(*parts)
-        self.order, self.plan, self.finished = order, plan, finished
-
-    def load(self, places: list[tuple[int, int]]) -> Batch:
-        """The next samples of this process's stream. The loader gives its processes their batches in turn."""
-        batch = super().load(places)
-        news, self._stream.news = self._stream.news, Counter()
-        return batch._replace(places=list(news.items()))
-
-    @cached_property
-    def _stream(self) -> Stream:
-        number, num = (worker.id, worker.num_workers) if (worker := get_worker_info()) else (0, 1)
-        first, num = self.plan.rank * num, self.plan.world_size * num
-        return Stream(self.reader.pool, self.order, self.finished, first + number, num)
-
-    def _read(self, rows: Sequence[int]) -> list[tuple[int, tuple[bytes, bytes, dict[str, str]]]]:
-        return self._stream.read(rows)
-
-    def _substitute(self, row: int) -> int:
-        return next(i for i, part in enumerate(self.strata) if row % len(self) in part.rows)
 
 
 class TokenDataset(BatchDataset):
@@ -227,17 +195,17 @@ def places_of(release: str | Sequence[ReleaseShare]) -> list[str]:
 
 
 def open_sources(
-    release: str | Sequence[ReleaseShare] | None, data: DataSettings, split: str, *, index: bool = True
+    release: str | Sequence[ReleaseShare] | None, data: DataSettings, split: str
 ) -> list[Release | ShardRelease]:
-    """The releases of a config, then its groups of shards that are of a split; `index` False as of `open_groups`.
+    """The releases of a config, then its groups of shards that are of a split.
 
     Raises: ConfigError, RetryableError, RunError.
     """
     groups = [group for group in data.shards if group.split == split]
-    opened = open_groups(groups, data.text.members, data.cache, index=index)
-    there = {name for group in opened for name in group.endings}
+    opened = open_groups(groups, data.text.members, data.cache)
+    there = {name for group in opened for text in group.endings for name in (text, kind_of(text))}
     lacking = {name for name in data.text.members if name != "txt" and not name.startswith(JSON)} - there
-    if opened and lacking and index and release is None and split == data.split:  # an evaluation reads `txt`
+    if opened and lacking and release is None and split == data.split:  # an evaluation reads `txt`
         raise ConfigError(
             f"data.text: no sample of data.shards has a member {', '.join(sorted(lacking))}; they have "
             f"{', '.join(sorted(there))}"
@@ -296,12 +264,11 @@ def build_order(
         raise ConfigError("data.batches: one_domain needs data.mixture, since the release is not stratified by domain")
     chosen = sum(len(part.rows) for part in strata)
     block = data.batch_size if data.batches == "one_domain" else 1
-    kind = SampleOrder if data.index else StreamOrder
-    return kind(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
+    return SampleOrder(strata, data.epoch_samples or chosen, seed, data.shuffle_window, block)
 
 
 def drawn_shares(pool: SamplePool, order: SampleOrder) -> list[dict[str, Any]]:
-    """What an epoch draws, by release and domain: its share, and the number of samples in its pool, null if unknown."""
+    """What an epoch draws, by release and domain: its share, and the number of samples in its pool."""
     coded = pool.table["domain"].combine_chunks().dictionary_encode()
     names = coded.dictionary.to_pylist()
     keys = pool.releases.astype(np.int64) * len(names) + coded.indices.to_numpy()
@@ -315,7 +282,7 @@ def drawn_shares(pool: SamplePool, order: SampleOrder) -> list[dict[str, Any]]:
             "release": pool.fingerprints[key // len(names)],
             "domain": names[key % len(names)],
             "share": shares[key],
-            "samples": None if pool.is_streamed else sizes[key],
+            "samples": sizes[key],
         }
         for key in sorted(sizes)
     ]
@@ -330,7 +297,6 @@ def train_loader(
     model: Any,
     *,
     pin: bool,
-    finished: frozenset[Place] = frozenset(),
 ) -> DataLoader[Any]:
     """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
     sampler = BatchSampler(order, plan, batches)
@@ -342,8 +308,6 @@ def train_loader(
     size = model.preprocess_settings.size
     view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment)
     parts = (pool, view, model.tokenizer, data.text, order.seed, order.strata, data.cache)
-    if isinstance(order, StreamOrder):
-        return _loader(StreamDataset(order, plan, finished, *parts), sampler, data, pin)
     return _loader(SampleDataset(*parts), _read_ahead(pool, sampler, data), data, pin)
 
 
@@ -434,10 +398,7 @@ def absent_members(pool: SamplePool, data: DataSettings) -> tuple[list[str], lis
         return [], []
     num = _NUM_INSPECTED if not pool.remote_shards([0]) else _NUM_INSPECTED // 16  # a request each
     rows = np.unique(np.linspace(0, len(pool) - 1, num).astype(int)).tolist()
-    if pool.is_streamed:
-        read = list(islice(samples_of(source_of(pool.files[0]), data.text.members), num))
-    else:
-        read = ShardReader(pool, data.cache if any(pool.members) else None).read(rows, with_texts=True)
+    read = ShardReader(pool, data.cache if any(pool.members) else None).read(rows, with_texts=True)
     there = {name for _, _, members in read for name in members} - {NO_TEXT}
     return sorted(named - there), sorted(there)
 

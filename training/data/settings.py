@@ -9,7 +9,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from manifests.contract.settings import ConfigPath, Settings
 from training.data.images import AugmentSettings
 from training.data.shard_cache import DEFAULT_GB, ShardCache
-from training.data.shard_groups import ShardGroup, text_name
+from training.data.shard_groups import ShardGroup
+from training.data.texts import text_name
 
 PREFETCH_BATCHES = 4  # that each loader process makes in advance
 
@@ -51,8 +52,6 @@ class DataSettings(Settings):
 
     shards: tuple[ShardGroup, ...] = ()
     """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""
-    index: bool = True
-    """false: `shards` are read front to back, for want of the time to read each once before the first step."""
     split: str = "train"
     """Split of the release."""
     batch_size: int = Field(default=256, ge=2)

@@ -1,6 +1,6 @@
 """Groups of shards as a config names them, and the files and addresses that they stand for.
 
-Brace ranges and `::` mean what they mean in the webdataset package. Lists folders and stores; opens no shard.
+Braces and `::` are those of `manifests/samples/braces.py`. Lists folders and stores; opens no shard.
 Gives up with ConfigError on a place without shards.
 """
 
@@ -14,20 +14,23 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from manifests.contract.settings import NAME_PATTERN, Settings, from_config
 from manifests.errors import ConfigError
+from manifests.samples import braces
+from manifests.samples.braces import split_paths
 from manifests.services.masking import MASK, PIPE
 from manifests.stores import storage
 from training.data.foreign import naming_fault, shown
 
-JSON = "json:"  # a text is a key of the member json
-
 
 class ShardGroup(Settings):
-    """Webdataset shards that are one domain, beside or instead of a release."""
+    """Webdataset shards that are one domain, beside or instead of a release. What a sample is,
+    sources[].webdataset of a build says. Here one that repeats a key is used too, and one without a picture or a text
+    is left out and counted.
+    """
 
     name: str = Field(default="shards", pattern=NAME_PATTERN)
     """Name of the domain."""
     shards: tuple[str, ...] = Field(min_length=1)
-    """Files, `{000..099}` ranges, patterns, folders, addresses (s3://, hf://, https://), or `pipe:` and a command."""
+    """Files, `{000..099}` braces, patterns, folders, addresses (s3://, hf://, https://), or `pipe:` and a command."""
     weight: float | None = Field(default=None, gt=0.0)
     """Share of the samples, relative to the other weights; null for all groups: in proportion to their sizes."""
     split: Literal["train", "heldout"] = "train"
@@ -41,25 +44,20 @@ class ShardGroup(Settings):
     @field_validator("shards")
     @classmethod
     def _from_config(cls, shards: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        parts = [part for each in shards for part in each.split("::")]
+        parts = [part for text in shards for part in split_paths(text)]
         if (info.context or {}).get("is_kept") and any(p.startswith(PIPE) and MASK not in p for p in parts):
             raise ValueError("a pipe: command is run only from your own config, not from a run's folder")
         return tuple(part if part.startswith(PIPE) else from_config(part, info) for part in parts)
 
 
 def expand(places: Iterable[str]) -> list[str]:
-    """The shards of some places, in order: brace ranges and `::` as webdataset takes them, patterns, folders.
+    """The shards of some places, in order: braces and `::`, patterns, folders.
 
     Raises: ConfigError for a place without shards; RetryableError when a store does not answer.
     """
-    from webdataset.shardlists import expand_urls
-
     shards: list[str] = []
-    for part in (part for place in places for part in place.split("::")):
-        try:
-            names = expand_urls(part)
-        except ValueError as error:
-            raise ConfigError(f"{shown(part)}: its braces cannot be read: {error}") from None
+    for part in (part for place in places for part in split_paths(place)):
+        names = braces.expand(part)
         if storage.is_remote(part):
             storage.filesystem(part)[0].invalidate_cache()  # a cached listing may be older than the files
         for name in names:
@@ -83,8 +81,3 @@ def _files_of(name: str) -> list[str]:
     if not files:
         raise ConfigError(f"{shown(name)}: no shard here (.tar)")
     return files
-
-
-def text_name(ending: str) -> str:
-    """What `data.text.members` calls a member: `sci` for `KEY.sci.txt`."""
-    return ending if ending == "txt" else ending.removesuffix(".txt")

@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -31,22 +30,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
+from manifests.samples.endings import PICTURES
+from manifests.samples.tars import ALL_TEXTS, Sample, compression_of, samples_in
 from manifests.services import patience
 from manifests.services.printable import ProgressLine
-from manifests.services.untrusted import BrokenTarError, Member, tar_members
+from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of, store_of
 from training.data.sealed import SUMS_FILE, SealedFiles
 from training.data.shard_cache import ShardCache, local_folder, locked
-from training.data.shard_groups import JSON, ShardGroup, expand, text_name
+from training.data.shard_groups import ShardGroup, expand
+from training.data.texts import has_any, member_names, text_name
 
-IMAGE_ENDINGS = ("jpg", "png", "jpeg", "webp", "gif", "bmp", "tif", "tiff")  # of two in a sample, the first of these
 SEGMENT_BYTES = 256 << 20  # at least; it ends with a sample
-_FORMAT = "dalip-shard-index/1"
-_GZIP = b"\x1f\x8b"
+_FORMAT = "dalip-shard-index/2"
+_FORMAT_OF_NAMES = "dalip-shard-index/1"  # in the fingerprint of a group, which runs record
 _CHUNK_BYTES = 8 << 20
 _WHOLE_BYTES = 32 << 20  # up to here fsspec hides that a server without ranges sent the whole file
-_BLOCK_BYTES = 512  # of the tar format
 _RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _NUM_THREADS = 4  # shards that are indexed at the same time
 _NAMED = 10  # samples that a note names
@@ -57,8 +57,7 @@ _SCHEMA = pa.schema(
         ("stop", pa.int64()),  # behind its last member
         ("image_offset", pa.int64()),  # null: no picture
         ("image_length", pa.int64()),
-        ("members", pa.dictionary(pa.int32(), pa.string())),  # endings of the others, a line each
-        ("fault", pa.string()),  # of a member that must not be read
+        ("members", pa.dictionary(pa.int32(), pa.string())),  # a line each, see `texts.member_names`
     ]
 )
 
@@ -87,33 +86,27 @@ class ShardRelease:
     endings: frozenset[str]  # names of all members that some sample has
 
 
-def open_groups(
-    groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache, *, index: bool = True
-) -> list[ShardRelease]:
+def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache) -> list[ShardRelease]:
     """The groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
-
-    Without `index` no shard is read. Each stands for its samples as one row, and its name for its content.
 
     Raises: ConfigError, RetryableError, RunError.
     """
     sources = [expand(group.shards) for group in groups]
     together = [source for of_group in sources for source in of_group]
-    if twice := [source for source, num in Counter(together).items() if num > 1]:
+    if twice := [source for source, num in Counter(map(_place_of, together)).items() if num > 1]:
         raise ConfigError(
             f"data.shards: {len(twice):,} shards are named twice; first: {shown(twice[0])}. Name each once; the weight "
             "of a group says how often its samples come"
         )
-    indexes = iter(index_shards(together, cache) if index else map(_unread, together))
+    indexes = iter(index_shards(together, cache))
     return [
         _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)
     ]
 
 
-def _unread(source: str) -> ShardIndex:
-    name = hashlib.sha256(f"unread/{shown(source).rpartition('/')[2]}".encode()).hexdigest()
-    row = {"key": "", "start": 0, "stop": 0, "image_offset": 0, "image_length": 0, "members": "txt"}
-    shard = ForeignShard(shown(source), 0, name, source, "", (), False)
-    return ShardIndex(shard, pa.Table.from_pylist([row], _SCHEMA), None)
+def _place_of(source: str) -> str:
+    """What a shard named in two ways has in common: where it lies when links are followed."""
+    return source if is_elsewhere(source) else os.path.realpath(source.removeprefix("file://"))
 
 
 def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
@@ -191,13 +184,16 @@ class _Segments:
     def __init__(self, folder: Path, stamp: str) -> None:
         self._folder, self._stamp, self._sealed = folder, stamp, SealedFiles(folder)
         self._said: list[dict[str, Any]] = []  # of each segment: start, stop, sha256, ends, broken, has_ranges
+        is_of_before = False  # in another format
         while self._sealed.is_whole(name := self._name(len(self._said))):
-            said = json.loads(pq.read_schema(folder / name).metadata[_FORMAT.encode()])
-            if said["stamp"] != stamp or said["start"] != self.stop:
+            content = (pq.read_schema(folder / name).metadata or {}).get(_FORMAT.encode())
+            is_of_before = content is None
+            said = json.loads(content or "{}")
+            if said.get("stamp") != stamp or said["start"] != self.stop:
                 break
             self._said.append(said)
-        self.was_changed = not self._said and (folder / self._name(0)).is_file()
-        if self.was_changed:
+        self.was_changed = not self._said and (folder / self._name(0)).is_file() and not is_of_before
+        if not self._said:
             self.clear()
 
     @property
@@ -248,51 +244,31 @@ def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int
         raise _NoRangesError
     with storage.open_unbuffered(path) as opened:
         stream = _OnePass(opened, size, at, say)
-        if at == 0:
-            refuse_compressed(source, stream.read(2))
+        if at == 0 and (packing := compression_of(stream.read(8))):
+            cure = "unpack it, or give pipe:gunzip -c and its name"
+            raise ConfigError(f"{shown(source)}: is compressed ({packing}); {cure}")
         try:
-            for member in tar_members(stream, at):
-                start, at = at, member.offset + -(-member.num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
-                if (place := _place_in_sample(member.name)) is None:
-                    continue
-                key, ending = place
-                if not rows or rows[-1]["key"] != key or ending in rows[-1]["members"].split("\n"):
-                    if start - kept.stop >= SEGMENT_BYTES:
-                        kept.add(rows, stop=start, sha256=stream.cut(start), ends=False, broken=None, has_ranges=True)
-                        rows = []
-                    rows.append({"key": key, "start": start, "members": ""})
-                _add_member(rows[-1], ending, member, at)
+            for sample in samples_in(stream, ALL_TEXTS, start=at):
+                rows.append(_row_of(sample))
+                if (stop := sample.stop) is not None and stop - kept.stop >= SEGMENT_BYTES:
+                    kept.add(rows, stop=stop, sha256=stream.cut(stop), ends=False, broken=None, has_ranges=True)
+                    rows = []
         except BrokenTarError as error:
             broken = str(error)
         sha256 = stream.cut(size)
     kept.add(rows, stop=size, sha256=sha256, ends=True, broken=broken, has_ranges=path == source)
 
 
-def refuse_compressed(source: str, start: bytes) -> None:
-    """Look at the first bytes of a shard.
-
-    Raises: ConfigError.
-    """
-    if start.startswith(_GZIP):
-        raise ConfigError(f"{shown(source)}: is compressed; unpack it, or give pipe:gunzip -c and its name")
-
-
-def _place_in_sample(name: str) -> tuple[str, str] | None:
-    """Key and ending of a member, as webdataset parts them; None for what belongs to no sample."""
-    parts = re.fullmatch(r"((?:.*/|)[^./]+)\.([^/]*)", name, re.DOTALL)
-    if parts is None or re.fullmatch("__[^/]*__", name):
-        return None
-    return parts[1], parts[2].lower()
-
-
-def _add_member(row: dict[str, Any], ending: str, member: Member, stop: int) -> None:
-    row["stop"] = stop
-    if member.fault is not None:
-        row["fault"] = f"its {ending} {member.fault}"
-        return
-    row["members"] = f"{row['members']}\n{ending}".strip()
-    if ending in IMAGE_ENDINGS and IMAGE_ENDINGS.index(ending) < row.get("rank", len(IMAGE_ENDINGS)):
-        row |= {"rank": IMAGE_ENDINGS.index(ending), "image_offset": member.offset, "image_length": member.num_bytes}
+def _row_of(sample: Sample) -> dict[str, Any]:
+    offset, length = sample.pictures[ending] if (ending := sample.picture()) else (None, None)
+    return {
+        "key": sample.key,
+        "start": sample.begins,
+        "stop": sample.ends,
+        "image_offset": offset,
+        "image_length": length,
+        "members": "\n".join(member_names(sample)),
+    }
 
 
 class _OnePass:
@@ -313,7 +289,8 @@ class _OnePass:
 
     def read(self, num_bytes: int) -> bytes:
         stop = min(self._place + num_bytes, self._size)
-        self._fetch(stop)
+        if self._base + len(self._buffer) < stop:
+            self._fetch(stop)
         content = bytes(self._buffer[self._place - self._base : max(stop - self._base, 0)])
         self._place += len(content)
         return content
@@ -358,8 +335,9 @@ def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Seque
         if broken is not None:
             notes.append(f"{shard.path}: damaged or cut short ({broken}); the {len(table):,} samples before are used")
         column = table["members"].combine_chunks()
-        has_text = [_has_text(value, members) for value in column.dictionary.to_pylist()]
-        endings.update(ending for value in column.dictionary.to_pylist() for ending in value.split("\n"))
+        names = [value.split("\n") for value in column.dictionary.to_pylist()]
+        has_text = [has_any(names_of_sample, members) for names_of_sample in names]
+        endings.update(name for names_of_sample in names for name in names_of_sample)
         of_row = np.array([*has_text, False])[column.indices.fill_null(-1).to_numpy()]
         has_picture = table["image_offset"].is_valid().to_numpy()
         for what, rows in ((picture, ~has_picture), (text, has_picture & ~of_row)):
@@ -375,20 +353,14 @@ def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Seque
         there = ", ".join(sorted(filter(None, endings))[:20]) or "none"
         raise ConfigError(
             f"data.shards '{group.name}': no sample of {len(indexes):,} shards has a picture "
-            f"({', '.join(IMAGE_ENDINGS)}) and a text ({', '.join(members)}); their members: {there}. "
-            + " ".join(notes[:1])
+            f"({', '.join(PICTURES)}) and a text ({', '.join(members)}); their members: {there}. " + " ".join(notes[:1])
         )
-    content = json.dumps([_FORMAT, group.name, [each.shard.sha256 for each in indexes]])
+    content = json.dumps([_FORMAT_OF_NAMES, group.name, [each.shard.sha256 for each in indexes]])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     return ShardRelease(
         f"data.shards '{group.name}'", f"{group.name}-{fingerprint[:12]}", group.split, fingerprint,
         tuple(each.shard for each in indexes), whole, tuple(members), tuple(notes), frozenset(map(text_name, endings)),
     )  # fmt: skip
-
-
-def _has_text(value: str, members: Sequence[str]) -> bool:
-    names = {text_name(ending) for ending in value.split("\n")}
-    return "txt" in names or any(name in names or (name.startswith(JSON) and "json" in names) for name in members)
 
 
 def _rows_of(table: pa.Table, domain: str, number: int, shard: ForeignShard) -> pa.Table:

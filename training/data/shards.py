@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,19 +24,19 @@ from numpy.typing import NDArray
 
 from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
+from manifests.samples.tars import only_sample_in
 from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError, tar_members
 from manifests.stores.storage import WrittenFile, filesystem, is_remote
 from training.data.foreign import ForeignShard, is_elsewhere, shown
 from training.data.sampling import Stratum
 from training.data.shard_cache import SHARE_AHEAD, ShardCache
-from training.data.shard_groups import JSON, text_name
 from training.data.shard_index import ShardRelease
+from training.data.texts import NO_TEXT, texts_of_sample
 
 _BLOCK_BYTES = 512  # of the tar format
 _TEXT_TAIL_BYTES = 64 << 10  # read after the `txt` of the last sample of a shard, for its further text members
 _MAX_OPEN_SHARDS = 256
-NO_TEXT = ""  # among the texts of a sample: why it has none
 _TABLE_COLUMNS = ("sample_id", "domain", "shard", "position", "key")
 OFFSETS = ("jpg_offset", "jpg_length", "txt_offset", "txt_length")
 
@@ -66,20 +65,20 @@ class SamplePool:
         """Names of the domains that have samples, sorted."""
         return _distinct(self.table["domain"])
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether a row is a shard that is read front to back. Its sample n has the row n * len(pool) further."""
-        return isinstance(self.files[0], ForeignShard) and not self.files[0].segments
-
     def names(self, rows: Sequence[int]) -> list[str]:
-        """`sample_id (SHARD/KEY)` of some rows, for messages; of streamed ones the shard, and which of its samples."""
-        if self.is_streamed:
-            return [f"{self.files[row % len(self)].path}, sample {row // len(self):,}" for row in rows]
+        """`sample_id (SHARD/KEY)` of some rows, for messages."""
         chosen = self.table.take(pa.array(rows, pa.int64()))
         return [
             f"{sample} ({self.files[self.shards[row]].path.rpartition('/')[2]}/{key})"
             for row, sample, key in zip(rows, chosen["sample_id"].to_pylist(), chosen["key"].to_pylist(), strict=True)
         ]
+
+    def cure_of(self, rows: Sequence[int]) -> str:
+        """What to do about broken samples."""
+        numbers = self.releases[np.asarray(rows, np.int64)].tolist()
+        if any(self.members[number] is not None for number in numbers):
+            return "mend or leave out these samples of data.shards"
+        return "run `plantmix verify --deep` on the release"
 
     def remote_shards(self, rows: Sequence[int]) -> list[WrittenFile]:
         """The shards of some rows that do not lie on this machine, in the order of their first row."""
@@ -310,7 +309,7 @@ class ShardReader:
             )
         texts: dict[str, str] = {}
         if (members := self._members(row)) is not None:
-            texts = texts_of_sample(text, members)
+            texts = texts_of_sample(only_sample_in(text), members)
             text = texts.pop("txt", "").encode() if NO_TEXT not in texts else b""
         elif with_texts:
             tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
@@ -341,57 +340,15 @@ def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> lis
 def text_members(block: bytes, key: str) -> dict[str, str]:
     """Text members `KEY.NAME.txt` in a part of a tar that starts at a member header: name -> text. Empty is none."""
     texts: dict[str, str] = {}
-    for name, content in _files_in(block):
-        if content is None or not name.startswith(f"{key}."):
-            break
-        if name.endswith(".txt") and content.strip():
-            texts[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
-    return texts
-
-
-def texts_of_sample(block: bytes, members: Sequence[str]) -> dict[str, str]:
-    """The texts of a sample that PlantMix did not write, by name, also `txt`; else NO_TEXT: why there is none.
-
-    `block` begins at the header of its first member.
-    """
-    files = ((name.partition(".")[2].lower(), content) for name, content in _files_in(block) if content is not None)
-    return texts_of_members(files, members)
-
-
-def _files_in(block: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """Names and bytes in a part of a tar, up to its end or to other bytes; None for what must not be read."""
-    with suppress(BrokenTarError):
+    with suppress(BrokenTarError):  # the part ends within a member, or with other bytes
         for member in tar_members(io.BytesIO(block)):
-            content = block[member.offset : member.offset + member.num_bytes] if member.fault is None else None
-            yield member.name.rpartition("/")[2], content
-
-
-def texts_of_members(contents: Iterable[tuple[str, bytes]], members: Sequence[str]) -> dict[str, str]:
-    """As `texts_of_sample`, of the endings of a sample and what they hold."""
-    texts: dict[str, str] = {}
-    faults: list[str] = []
-    for ending, content in contents:
-        try:
-            if ending == "json":
-                texts |= _json_texts(content, members)
-            elif text_name(ending) in (*members, "txt"):
-                texts[text_name(ending)] = content.decode()
-        except ValueError as error:  # also of UTF-8
-            faults.append(f"its {ending} cannot be read: {error}")
-    if not texts:
-        return {NO_TEXT: "; ".join(faults) or f"it has no text ({', '.join(members)})"}
-    return {"txt": next(texts[name] for name in ("txt", *members) if name in texts)} | texts
-
-
-def _json_texts(content: bytes, members: Sequence[str]) -> dict[str, str]:
-    names = [name for name in members if name.startswith(JSON)]
-    if not names:
-        return {}
-    values = json.loads(content)
-    if not isinstance(values, dict):
-        raise ValueError("it is no object")
-    read = {name: values.get(name.removeprefix(JSON)) for name in names}
-    return {name: value for name, value in read.items() if isinstance(value, str) and value}
+            name = member.name.rpartition("/")[2]
+            if member.fault is not None or not name.startswith(f"{key}."):
+                break
+            content = block[member.offset : member.offset + member.num_bytes]
+            if name.endswith(".txt") and content.strip():
+                texts[name[len(key) + 1 : -4]] = content.decode("utf-8", "replace")
+    return texts
 
 
 def _split_table(release: Release, split: str) -> pa.Table:

@@ -124,7 +124,9 @@ def measure(
 
     Raises: as `evaluate_split` and `evaluate_set`.
     """
-    result: dict[str, Any] = {"notes": []}
+    named = zip(settings.eval.sets, sets, strict=True)
+    notes = [f"eval.sets '{item.name}': {note}" for item, eval_set in named for note in eval_set.notes]
+    result: dict[str, Any] = {"notes": notes}
     if split is not None:
         pool = open_pool(sources, split)
         result["notes"] += pool.notes

@@ -14,9 +14,10 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,16 +27,16 @@ from torch import Tensor
 from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError, RunError
 from manifests.pictures.bounds import MOST_FILE_BYTES
-from manifests.services.untrusted import BrokenTarError, tar_members, why_not_inside
+from manifests.samples.endings import PICTURES, is_picture, not_read
+from manifests.samples.tars import samples_in
+from manifests.services.untrusted import BrokenTarError, why_not_inside
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder
 
-_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _CLASS_NAMES, _TEMPLATES, _KIND = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
 _TABLE = "metadata.csv"
 _CLASS_COLUMNS = ("class", "label", "class_name")
-_MAX_ANSWER_BYTES = 1 << 20  # of a .cls or .txt member
 _MAX_TEXT_BYTES = 64 << 20  # of a text file of a set, which is read whole
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "heldout")
 
@@ -72,6 +73,7 @@ class EvalSet:
     taxa: tuple[Taxon | None, ...] = ()
     templates: tuple[str, ...] = ()  # the set's own; each has one {}
     captions: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out
 
     def fingerprint(self) -> str:
         """Identity of its content: classes, captions, answers, and the bytes of every picture that can be read."""
@@ -147,11 +149,12 @@ def _open_tars(folder: Path, tars: list[Path]) -> EvalSet:
     if kind not in ("classification", "retrieval"):
         raise ConfigError(f"{folder}: {_KIND} says '{kind}'; only classification and retrieval can be read")
     answer_ending = "cls" if kind == "classification" else "txt"
-    pairs = [pair for path in tars for pair in _tar_items(path, answer_ending)]
-    if not pairs:
-        raise ConfigError(
-            f"{folder}: {len(tars)} tars, but no image in them that has a .{answer_ending} member beside it"
-        )
+    halves: list[str] = []
+    pairs = [pair for path in tars for pair in _tar_items(path, answer_ending, halves)]
+    if halves or not pairs:
+        first = f"; first: {halves[0]}. Take them out, or give what they lack" if halves else ""
+        num = len(pairs) + len(halves)
+        raise ConfigError(f"{folder}: {len(halves):,} of {num:,} samples in {len(tars):,} tars are not whole{first}")
     items = tuple(item for item, _ in pairs)
     if kind == "retrieval":
         return EvalSet("retrieval", items, captions=tuple(_captions(answer, item) for item, answer in pairs))
@@ -172,34 +175,23 @@ def _class_names(path: Path) -> list[str]:
     return names
 
 
-def _tar_items(path: Path, answer_ending: str) -> Iterator[tuple[Item, bytes]]:
-    """Image and answer of every sample of a tar that has both; the members of a sample follow one another.
+def _tar_items(path: Path, answer_ending: str, halves: list[str]) -> Iterator[tuple[Item, bytes]]:
+    """Picture and answer of every sample of a tar; into `halves` goes what others lack.
 
     Raises: ConfigError for a tar that is damaged, and for a member that must not be read.
     """
-    key, image, answer = "", None, None
+    key = ""
     with path.open("rb") as stream:
         try:
-            for member in tar_members(stream):
-                folder, _, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                if f"{folder}/{stem}" != key:
-                    key, image, answer = f"{folder}/{stem}", None, None
-                if ending.lower() not in (*_IMAGE_ENDINGS, answer_ending):
-                    continue
-                fault = member.fault
-                if ending.lower() == answer_ending and member.num_bytes > _MAX_ANSWER_BYTES:
-                    fault = f"has {member.num_bytes:,} bytes, more than {_MAX_ANSWER_BYTES:,}"
-                if fault is not None:
-                    raise ConfigError(f"{path}: {member.name} {fault}; take the sample out or take a whole copy")
-                if ending.lower() in _IMAGE_ENDINGS:
-                    image = Item(f"{path.name}/{member.name}", str(path), member.offset, member.num_bytes)
-                else:
-                    stream.seek(member.offset)
-                    answer = stream.read(member.num_bytes)
-                if image is not None and answer is not None:
-                    yield image, answer
-                    image, answer = None, None
+            for sample in samples_in(stream, (answer_ending,)):
+                key, ending, answer = sample.key, sample.picture(), sample.texts.get(answer_ending)
+                for bad, fault in sample.faults.items():
+                    raise ConfigError(f"{path}: {key}.{bad} {fault}; take the sample out or take a whole copy")
+                if ending is not None and answer is not None:
+                    yield Item(f"{path.name}/{key}.{ending}", str(path), *sample.pictures[ending]), answer
+                elif ending is not None or answer is not None:
+                    lacking = f".{answer_ending} member" if ending else f"picture ({', '.join(PICTURES)})"
+                    halves.append(f"{path.name}/{key} has no {lacking}")
         except BrokenTarError as error:
             raise ConfigError(
                 f"{path}: the tar is damaged or cut short after {key or 'its start'} ({error}); take a whole copy"
@@ -257,6 +249,11 @@ def _open_table(folder: Path, split: str) -> EvalSet:
         items.append(Item(row["filepath"], str(folder / row["filepath"])))
         classes.append(name)
     names_of_items = [item.name for item in items]
+    if twice := [name for name, num in Counter(names_of_items).items() if num > 1]:
+        raise ConfigError(
+            f"{path}: {len(twice):,} pictures stand in several rows, and would count several times; first: {twice[0]}. "
+            "Keep one row of each"
+        )
     if missing := [name for name in names_of_items if why_not_inside(folder, name) == "is not there"]:
         raise ConfigError(f"{path}: {len(missing):,} of its {len(items):,} pictures are not there; first: {missing[0]}")
     _require_regular(folder, names_of_items)
@@ -265,11 +262,11 @@ def _open_table(folder: Path, split: str) -> EvalSet:
 
 def _open_class_folders(place: Path) -> EvalSet:
     """Pictures at any depth; the class is the name of a picture's folder. What begins with a dot is left out."""
-    pictures = (path for path in place.rglob("*") if path.suffix.lower().lstrip(".") in _IMAGE_ENDINGS)
-    inner = sorted(path.relative_to(place) for path in pictures)
-    paths = [path for path in inner if not any(part.startswith(".") for part in path.parts)]
+    inner = sorted(path.relative_to(place) for path in place.rglob("*"))
+    named = [path for path in inner if not any(part.startswith(".") for part in path.parts)]
+    paths = [path for path in named if is_picture(path.name)]
     if not paths:
-        raise ConfigError(f"{place}: no pictures ({', '.join(_IMAGE_ENDINGS)}) in its folders")
+        raise ConfigError(f"{place}: no pictures ({', '.join(PICTURES)}) in its folders")
     _require_regular(place, list(map(str, paths)))
     if stray := [path.name for path in paths if len(path.parts) == 1]:
         raise ConfigError(
@@ -286,7 +283,9 @@ def _open_class_folders(place: Path) -> EvalSet:
             "Put the pictures of a class into one folder, or rename those of different classes"
         )
     items = tuple(Item(str(path), str(place / path)) for path in paths)
-    return _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
+    others = not_read(path.name for path in named if (place / path).is_file())
+    opened = _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
+    return replace(opened, notes=(others,) if others else ())
 
 
 def _classification(

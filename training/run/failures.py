@@ -43,8 +43,8 @@ def record_corrupt(trainer: Trainer, reasons: dict[int, str], progress: Progress
         names = trainer.pool.names(list(progress.corrupt)[:3])
         shown = "; ".join(f"{name}: {reason}" for name, reason in zip(names, progress.corrupt.values(), strict=False))
         raise RunError(
-            f"{len(progress.corrupt)} broken samples, more than data.max_corrupt_samples = {limit}; first: {shown}. "
-            "Run `plantmix verify --deep` on the release, or raise the limit"
+            f"{len(progress.corrupt)} broken samples, more than data.max_corrupt_samples = {limit}; first: {shown}; "
+            f"{trainer.pool.cure_of(list(progress.corrupt))}, or raise the limit"
         )
 
 

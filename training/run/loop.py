@@ -29,7 +29,6 @@ from training.data.columns import txt_columns
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
-from training.data.streams import FINISHED, StreamOrder
 from training.model.large_batches import accumulate_backward
 from training.model.precision import autocast
 from training.record import tracking
@@ -63,7 +62,7 @@ def train(
     # -- check everything before anything is written
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun lost a process and began again
     tracking.check_packages(settings.log)
-    releases = loader.open_sources(settings.release, settings.data, settings.data.split, index=settings.data.index)
+    releases = loader.open_sources(settings.release, settings.data, settings.data.split)
     run = RunFolder(
         settings,
         [release.fingerprint for release in releases],
@@ -74,7 +73,7 @@ def train(
     state = run.inspect()
     if state.kind == "finished":
         return run.finish(), True
-    to_check = releases if pool is None and settings.data.check_shards and settings.data.index else []
+    to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
     heldout: list[Any] = []
     if settings.eval.every_steps:  # a split or column that is missing stops the run now, not at the first validation
@@ -168,10 +167,9 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
     on_gpu = trainer.ranks.device.type == "cuda"
     batches = loader.iterate(
         loader.train_loader(
-            trainer.pool, trainer.order, trainer.plan, remaining, settings.data, trainer.model, pin=on_gpu,
-            finished=frozenset(place for place, num in progress.places.items() if num == FINISHED),
+            trainer.pool, trainer.order, trainer.plan, remaining, settings.data, trainer.model, pin=on_gpu
         )
-    )  # fmt: skip
+    )
     noted = set[str]()
     while progress.step < num_steps:
         # -- data
@@ -179,7 +177,6 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         chunk = [next(batches) for _ in range(micro)]
         waited = time.perf_counter() - started
         new_corrupt = {row: why for batch in chunk for row, why in batch.corrupt if row not in progress.corrupt}
-        progress.count_places(chunk)
 
         # -- forward, backward, update
         set_lr(trainer.optimiser, settings.optimiser.lr * lr_ratio_at(progress.step, num_steps, settings.schedule))
@@ -344,7 +341,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
     where = f"{trainer.ranks.world_size} x {trainer.ranks.device.type}"
     log.print_line(
         f"{settings.model.preset}: {parameters:,} parameters on {where}, "
-        f"{len(pool):,} {'shards' if pool.is_streamed else 'samples'} ({', '.join(pool.domains)}), "
+        f"{len(pool):,} samples ({', '.join(pool.domains)}), "
         f"{trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
     for line in setting_notes(trainer):
@@ -366,12 +363,6 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         log.print_line(f"{path}: damaged, its bytes are not those that were written; removed")
     if state.kind == "resume":
         log.print_line(f"going on after step {progress.step} from {state.checkpoint}")
-    if isinstance(trainer.order, StreamOrder) and (again := progress.begin_anew()):
-        names = [f"{pool.files[trainer.order.shard_at(place)].path} ({num:,})" for place, num in again.items()]
-        note = (f"{len(again)} shards begin anew, and {sum(again.values()):,} of their samples come again: "
-                f"{', '.join(names)}")  # fmt: skip
-        log.event("seen_again", step=progress.step, note=note)
-        log.print_line(note)
 
 
 def _by_part(names: Sequence[str]) -> str:
@@ -389,8 +380,7 @@ def setting_notes(trainer: Trainer) -> list[str]:
         listed = ", ".join(
             f"{name.partition(':')[2]} {share / sum(shares.values()):.3f}" for name, share in shares.items()
         )
-        sizes = "numbers of shards" if pool.is_streamed else "sizes"
-        by = sizes if loader.share_weights(settings.release, settings.data) is None else "weights"
+        by = "sizes" if loader.share_weights(settings.release, settings.data) is None else "weights"
         what = "domains" if settings.data.shards else "a stratified release"
         notes.append(f"{what} without data.mixture: drawn in proportion to the {by} ({listed})")
     if (warmup := settings.schedule.warmup_steps) > trainer.num_steps:

@@ -20,7 +20,6 @@ from training.data import loader
 from training.data.columns import BatchColumns
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
-from training.data.streams import FINISHED, Place, StreamOrder
 from training.data.tokens import ARCHITECTURE_FILE
 from training.model.build import build_model
 from training.model.dalip import DalipModel
@@ -28,7 +27,7 @@ from training.model.frozen import FrozenCLIP, load_components
 from training.model.weights import set_preprocessing
 from training.record.checkpoint import begin_with
 from training.record.run_folder import RunFolder
-from training.run.distributed import Ranks, gather_from_ranks, on_main, wrap_model
+from training.run.distributed import Ranks, on_main, wrap_model
 from training.run.optimiser import build_optimiser
 from training.tasks.task import Task, make_task, open_columns
 
@@ -42,18 +41,6 @@ class Progress:
     wait_seconds: float = 0.0  # of those, spent waiting for data
     corrupt: dict[int, str] = field(default_factory=dict)  # row -> reason, over all ranks
     skipped: int = 0  # latest steps in a row that fp16 left out
-    places: dict[Place, int] = field(default_factory=dict)  # of streamed shards: samples used by this rank, or FINISHED
-
-    def count_places(self, chunk: Sequence[loader.Batch]) -> None:
-        """Count the samples of the batches of a step."""
-        for place, num in (news for batch in chunk for news in batch.places):
-            self.places[place] = num if num == FINISHED else self.places.get(place, 0) + num
-
-    def begin_anew(self) -> dict[Place, int]:
-        """Forget the places that were not read to their end; how many of their samples were used."""
-        again = {place: num for place, num in self.places.items() if num != FINISHED}
-        self.places = {place: num for place, num in self.places.items() if num == FINISHED}
-        return again
 
 
 @dataclass(frozen=True)
@@ -89,9 +76,7 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
         )
     order = loader.build_order(pool, settings.data, settings.release, settings.seed)
     num_samples = sum(len(part.rows) for part in order.strata)
-    if isinstance(order, StreamOrder):
-        order.require_shards(ranks.world_size * max(1, settings.data.num_workers))
-    elif settings.data.batch_size > num_samples and not resumes:  # earlier versions began such runs
+    if settings.data.batch_size > num_samples and not resumes:  # earlier versions began such runs
         raise ConfigError(
             f"data.batch_size {settings.data.batch_size:,} is above the {num_samples:,} samples of split "
             f"'{settings.data.split}': a batch would hold samples more than once, and compare them with themselves; "
@@ -141,7 +126,6 @@ def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
         "wait_seconds": progress.wait_seconds,
         "corrupt": dict(progress.corrupt),
         "skipped": progress.skipped,
-        "places": [list(part.items()) for part in gather_from_ranks(progress.places, trainer.ranks)],
     }
     on_main(trainer.ranks, lambda: run.save(progress.step, content))
 
@@ -169,7 +153,6 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
         content["wait_seconds"],
         dict(content["corrupt"]),
         content.get("skipped", 0),
-        {place: num for part in content.get("places", ()) for place, num in part},
     )
 
 

@@ -127,6 +127,8 @@ def _predict(options: argparse.Namespace) -> int:
         else read_labels(options.labels, options.rank)
     )
     listing = list_pictures(options.images)
+    for note in listing.notes:
+        print(note)
     encoder = Encoder.open(options.model, options.device, options.architecture)
     predict_options = PredictOptions(
         tuple(options.template or PredictOptions.templates), options.text, options.features, options.top,
@@ -161,6 +163,8 @@ def _embed(options: argparse.Namespace) -> int:
     from training.using.pictures import list_pictures
 
     listing = list_pictures(options.images)
+    for note in listing.notes:
+        print(note)
     encoder = Encoder.open(options.model, options.device, options.architecture)
     record, reused = embed_pictures(
         encoder, listing, options.out, options.features, options.batch_size, options.num_workers

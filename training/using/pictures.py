@@ -28,8 +28,10 @@ from torch import Tensor
 from manifests.contract import records
 from manifests.contract.release import Release, is_release
 from manifests.errors import ConfigError, words_of
+from manifests.samples.endings import PICTURES, is_picture, not_read
+from manifests.samples.tars import samples_in
 from manifests.services.masking import PIPE
-from manifests.services.untrusted import BrokenTarError, tar_members
+from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from training.data import loader
 from training.data.foreign import shown, stamp_of
@@ -40,7 +42,6 @@ from training.data.shard_index import index_shards
 from training.data.shards import SamplePool
 from training.evaluation.set_layouts import Item
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 PATH_COLUMNS = ("filepath", "path", "file", "image", "picture", "filename")
 TABLES = (".csv", ".tsv", ".parquet")
 _SCHEMA = pa.schema(
@@ -68,6 +69,7 @@ class Listing:
     files: tuple[str, ...] = ()  # all that are read, but those of releases
     places: tuple[str, ...] = ()  # as they were given
     releases: tuple[Release, ...] = ()  # that hold some of them
+    notes: tuple[str, ...] = ()  # what was left out
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -118,32 +120,60 @@ def list_pictures(places: Sequence[str]) -> Listing:
 
     Raises: ConfigError for a place that is not there, or in which no picture is.
     """
-    digest, files = hashlib.sha256(), list[str]()
-    batches, waiting, num = list[pa.RecordBatch](), list[_Row](), 0
-    releases, ends = list[Release](), list[int]()
-    for place in places:
-        num_before = num
-        if (release := _release_in(place)) is not None:
-            releases.append(release)
-            digest.update(json.dumps(release.record["files"], sort_keys=True).encode())
-        for row in map(_in_utf8, _rows_of(place) if release is None else _rows_of_release(release)):
-            num += 1
-            name, path, *where = row
-            if release is None and path is not None and row[-1] is None and files[-1:] != [path]:
-                files.append(path)
-            digest.update(f"{name!r} {len(files)} {where}\n".encode())
-            waiting.append(row)
-            if len(waiting) == _BLOCK_ROWS:
-                batches.append(_batch(waiting))
-                waiting = []
-        if num == num_before:
-            raise ConfigError(f"{place}: no picture here ({', '.join(ENDINGS)}, or shards: .tar)")
-        ends.append(num)
-    table = pa.Table.from_batches([*batches, _batch(waiting)], _SCHEMA).combine_chunks()
-    if len(set(places)) > 1 and pc.count_distinct(table["name"]).as_py() < num:
-        table = table.set_column(0, "name", _names_with_places(table["name"], places, ends))
-        digest.update(b"names with places\n")
-    return Listing(table, digest.hexdigest(), tuple(files), tuple(places), tuple(releases))
+    lister = _Lister()
+    for path in places:
+        lister.take(path)
+    return lister.listing()
+
+
+class _Lister:
+    """Collects the rows of paths, and a digest of what names them."""
+
+    def __init__(self) -> None:
+        self._paths, self._ends = list[str](), list[int]()
+        self._files, self._releases, self._notes = list[str](), list[Release](), list[str]()
+        self._digest = hashlib.sha256()
+        self._batches, self._waiting = list[pa.RecordBatch](), list[_Row]()
+
+    def take(self, path: str) -> None:
+        """Add the pictures at a path. Raises: ConfigError where there are none."""
+        others: list[str] = []
+        num_before, release = self._num_rows, _release_in(path)
+        if release is not None:
+            self._releases.append(release)
+            self._digest.update(json.dumps(release.record["files"], sort_keys=True).encode())
+        for row in map(_in_utf8, _rows_of(path, others) if release is None else _rows_of_release(release)):
+            self._add(row, is_listed=release is not None)
+        if self._num_rows == num_before:
+            raise ConfigError(f"{path}: no picture here ({', '.join(PICTURES)}, or shards: .tar)")
+        if left_out := not_read(others):
+            self._notes.append(f"{path}: {left_out}")
+        self._paths.append(path)
+        self._ends.append(self._num_rows)
+
+    @property
+    def _num_rows(self) -> int:
+        return len(self._batches) * _BLOCK_ROWS + len(self._waiting)
+
+    def _add(self, row: _Row, is_listed: bool) -> None:
+        """Add a row; the shards of a release are listed in it."""
+        name, path, *where = row
+        if not is_listed and path is not None and row[-1] is None and self._files[-1:] != [path]:
+            self._files.append(path)
+        self._digest.update(f"{name!r} {len(self._files)} {where}\n".encode())
+        self._waiting.append(row)
+        if len(self._waiting) == _BLOCK_ROWS:
+            self._batches.append(_batch(self._waiting))
+            self._waiting = []
+
+    def listing(self) -> Listing:
+        """What was collected; equal names of several paths are told apart."""
+        table = pa.Table.from_batches([*self._batches, _batch(self._waiting)], _SCHEMA).combine_chunks()
+        if len(set(self._paths)) > 1 and pc.count_distinct(table["name"]).as_py() < self._num_rows:
+            table = table.set_column(0, "name", _names_with_places(table["name"], self._paths, self._ends))
+            self._digest.update(b"names with places\n")
+        files, releases = tuple(self._files), tuple(self._releases)
+        return Listing(table, self._digest.hexdigest(), files, tuple(self._paths), releases, tuple(self._notes))
 
 
 def _names_with_places(names: pa.ChunkedArray, places: Sequence[str], ends: Sequence[int]) -> pa.ChunkedArray:
@@ -213,12 +243,13 @@ class _Pictures(loader.BatchDataset):
         return (torch.stack(views) if views else None), faults
 
 
-def _rows_of(name: str) -> Iterator[_Row]:
+def _rows_of(name: str, others: list[str]) -> Iterator[_Row]:
+    """The pictures at a path; into `others` go the files of a folder that are none."""
     place = Path(name)
     if storage.is_remote(name) or name.startswith(PIPE) or (re.search(r"[{*?\[]|::", name) and not place.exists()):
         yield from _rows_of_shards(name)
     elif place.is_dir():
-        yield from _rows_of_folder(place)
+        yield from _rows_of_folder(place, others)
     elif not place.exists():
         raise ConfigError(f"{place}: no such file or folder of pictures")
     elif place.suffix.lower() in TABLES:
@@ -245,7 +276,7 @@ def _release_in(place: str) -> Release | None:
     return Release.open(place) if is_release(place) else None
 
 
-def _rows_of_folder(folder: Path) -> Iterator[_Row]:
+def _rows_of_folder(folder: Path, others: list[str]) -> Iterator[_Row]:
     """Pictures and shards at any depth, in the order of their names; links to folders are not followed."""
     for root, folders, names in os.walk(folder):
         folders.sort()
@@ -254,8 +285,10 @@ def _rows_of_folder(folder: Path) -> Iterator[_Row]:
             inner = str(path.relative_to(folder))
             if path.suffix.lower() == ".tar":
                 yield from _rows_of_shard(path, inner)
-            elif path.suffix.lower() in ENDINGS:
+            elif is_picture(name):
                 yield (inner, *_place_of(path))
+            else:
+                others.append(name)
 
 
 def _rows_of_table(path: Path) -> Iterator[_Row]:
@@ -284,9 +317,12 @@ def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
     """The pictures of a tar; of a damaged one those before the damage, then a row that says so."""
     try:
         with path.open("rb") as stream:
-            for member in tar_members(stream):
-                if Path(member.name).suffix.lower() in ENDINGS:
-                    yield f"{name}/{member.name}", str(path), member.offset, member.num_bytes, member.fault
+            for sample in samples_in(stream, ()):
+                if (ending := sample.picture()) is not None:
+                    offset, length = sample.pictures[ending]
+                    yield f"{name}/{sample.key}.{ending}", str(path), offset, length, None
+                for bad, fault in sample.faults.items() if ending is None else ():
+                    yield f"{name}/{sample.key}.{bad}", str(path), 0, None, fault
     except (BrokenTarError, OSError) as error:
         yield name, str(path), 0, None, f"the shard is damaged or cut short: {error}"
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
+from manifests.samples.endings import PICTURES
 from pipeline.judging.captions.patterns import BARE_NAME
 from pipeline.judging.vocabulary.licences import UNKNOWN, normalise_licence
-from pipeline.sources.files import IMAGE_SUFFIXES
 from pipeline.sources.kinds import Place
 
 Trust = Literal["sure", "likely", "guess"]
@@ -65,8 +65,8 @@ _ALSO_OTHER_WORDS = frozenset({"art"})  # German for species, and an English wor
 _TWO_NAMES = re.compile(r"^[A-Z][a-zë-]+ (?:[×x] ?)?[a-zë-]{3,}(?: [A-Z(].*|$)")
 _FEW_ROWS = 20  # fewer rows that all say the same prove nothing
 _ADDRESS = re.compile(r"(?i)^https?://\S+$")
-_PICTURE_NAME = re.compile(rf"(?i)\.(?:{'|'.join(IMAGE_SUFFIXES)})(?:$|[?#])")
-_PICTURE_FILE = re.compile(rf"(?i)^(?!https?://).*\.(?:{'|'.join(IMAGE_SUFFIXES)})$")
+_PICTURE_NAME = re.compile(rf"(?i)\.(?:{'|'.join(PICTURES)})(?:$|[?#])")
+_PICTURE_FILE = re.compile(rf"(?i)^(?!https?://).*\.(?:{'|'.join(PICTURES)})$")
 _NAME_LIKE = re.compile(r"^[\w×.'() -]{1,80}$")
 _MOST = 0.6  # of the sampled values: real columns have empty and odd ones
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.sources.limits import MAX_COLUMNS, MAX_DEPTH, MAX_RECORD_BYTES
-from pipeline.sources.rows import as_text, check_unicode, in_batches, json_object_of, parse_json
+from manifests.services.untrusted import MAX_DEPTH, json_object_of, parse_json
+from pipeline.sources.limits import MAX_COLUMNS, MAX_RECORD_BYTES
+from pipeline.sources.rows import as_text, check_unicode, in_batches
 from pipeline.sources.tables.delimited import MAX_SHOWN_CHARS, Broken, RawBatch, read_lines
 
 JSON_HEAD_ROWS = 10_000  # objects whose keys are looked at: a key may be missing from most of them

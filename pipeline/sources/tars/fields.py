@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.sources.rows import as_text, check_unicode, parse_json
-from pipeline.sources.tars.samples import Sample
+from manifests.samples.tars import Sample
+from manifests.services.untrusted import parse_json
+from pipeline.sources.rows import as_text, check_unicode
 
 _NOTHING = object()
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from manifests.contract.records import look_in_store
 from manifests.errors import ConfigError, PartError, RetryableError, words_of
+from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.services import patience
 from manifests.services.masking import hide_secrets
 from manifests.stores import storage
-from pipeline.sources.limits import MAX_TEXT_BYTES
 
 RANGE_BYTES = 8 << 20
 WAITS_SECONDS = (0.5, 2.0, 8.0)  # before each further try; the client library tries again by itself too
+SENT_WHOLE = "its server sends files whole, not in ranges; download it, and name the local file"
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
 
 
@@ -82,10 +83,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
             self._file.seek(start)
             content = bytes(self._file.read(num_bytes))
         except ValueError as error:
-            raise ConfigError(
-                f"{hide_secrets(self._path)}: its server sends files whole, not in ranges ({error}); download it, "
-                "and name the local file"
-            ) from None
+            raise ConfigError(f"{hide_secrets(self._path)}: {SENT_WHOLE} ({error})") from None
         if not content or len(content) > num_bytes:
             raise RetryableError(f"got {len(content):,} of {num_bytes:,} bytes from byte {start:,} on")
         return content
@@ -93,7 +91,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
     def _passing(self, error: Exception) -> Exception | None:
         """The error after the last try, see `patiently`. The next try opens the file again."""
         self._file = None
-        if isinstance(error, FileNotFoundError) or not patience.may_pass(error):
+        if not patience.may_pass(error):
             return None
         with suppress(OSError):
             self.require_unchanged()

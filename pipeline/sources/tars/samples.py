@@ -1,24 +1,23 @@
-"""Samples of tars: members that lie side by side and share a key, one picture and the texts around it.
+"""Samples of the tars of a store, each read once, front to back (what a sample is: `manifests/samples/tars.py`).
 
-`samples_in` gives them as they lie. `pass_samples` reads a tar of a store once, front to back: it hashes every member
-and hands on the bytes of the picture that counts, so that nothing must be read again. What it learnt of the samples is
-kept as rows of SAMPLES. Memory: one sample. An odd member costs its sample alone. Raises BrokenTarError.
+`pass_samples` hashes every member and hands on the bytes of the picture that counts, so that nothing must be read
+again. What it learnt of the samples is kept as rows of SAMPLES. Memory: one sample. Raises BrokenTarError.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.services.untrusted import BrokenTarError, Member, tar_members
+from manifests.samples.tars import Sample, samples_in
+from manifests.services.untrusted import BrokenTarError, Member
 from pipeline.sources.files import make_locator, split_locator
-from pipeline.sources.limits import MAX_TEXT_BYTES
 
 _CHUNK_BYTES = 1 << 20
 _TEXT = pa.map_(pa.string(), pa.binary())
@@ -37,22 +36,6 @@ SAMPLES = pa.schema(
         ("broken", pa.string()),
     ]
 )
-
-
-@dataclass
-class Sample:
-    """The members of one key by extension: texts, where its pictures lie, and why others are not read."""
-
-    key: str
-    texts: dict[str, bytes] = field(default_factory=dict)
-    pictures: dict[str, tuple[int, int]] = field(default_factory=dict)
-    faults: dict[str, str] = field(default_factory=dict)
-    stop: int | None = None
-    """Where the next sample begins; None: nothing follows."""
-
-    def ending(self, suffixes: Sequence[str]) -> str | None:
-        """The extension of the picture that counts: the first there is."""
-        return next((suffix for suffix in suffixes if suffix in self.pictures), None)
 
 
 KeptSamples = Callable[[str], Iterator[Sample] | None]
@@ -86,39 +69,6 @@ class PassedSample:
     digest: bytes
     sha256: str | None
     body: bytes | None
-
-
-def samples_in(
-    stream: Any,
-    texts: Collection[str],
-    suffixes: Sequence[str],
-    start: int = 0,
-    look: Callable[[Member, str], None] | None = None,
-) -> Iterator[Sample]:
-    """The samples of a tar, in its order, from the header at `start` on; `look` sees every member and its extension.
-
-    Raises: BrokenTarError. The last sample is lost with what lies behind the break, unless another one begins there.
-    """
-    here: Sample | None = None
-    try:
-        for member in tar_members(stream, start):
-            key, extension = _key_of(member.name)
-            if key and (here is None or key != here.key):
-                if here is not None:
-                    here.stop = member.begins
-                    yield here
-                here = Sample(key)
-            if look is not None:
-                look(member, extension)
-            if key and here is not None and (extension in suffixes or extension in texts):
-                _take(member, extension, extension in suffixes, here, stream)
-    except BrokenTarError as error:
-        place = here.key if here else "the first sample"
-        if here is not None and error.member and _key_of(error.member)[0] not in ("", here.key):
-            yield here
-        raise BrokenTarError(f"{error}, in or behind {place}") from None
-    if here is not None:
-        yield here
 
 
 def pass_samples(stream: Any, start: int, tars: StoredTars, max_body_bytes: int) -> Iterator[PassedSample]:
@@ -167,7 +117,7 @@ class _Passing:
 
     def cut(self, sample: Sample) -> PassedSample:
         """What went by since the last cut, as this sample."""
-        sha256, body = self._pictures.get(sample.ending(self._suffixes) or "", (None, None))
+        sha256, body = self._pictures.get(sample.picture(self._suffixes) or "", (None, None))
         passed = PassedSample(sample, self._digest.digest(), sha256, body)
         self._begin()
         return passed
@@ -177,36 +127,13 @@ def _is_plain_text(extension: str) -> bool:
     return extension in ("txt", "json") or extension.endswith(".txt")
 
 
-def _take(member: Member, extension: str, is_picture: bool, sample: Sample, stream: Any) -> None:
-    """Note where a picture lies, read a text, or note why neither can be done."""
-    fault = member.fault
-    if not is_picture and member.num_bytes > MAX_TEXT_BYTES:
-        fault = f"has {member.num_bytes:,} bytes, more than {MAX_TEXT_BYTES:,}"
-    if fault is not None:
-        sample.faults[extension] = fault
-    elif is_picture:
-        sample.pictures[extension] = (member.offset, member.num_bytes)
-    else:
-        stream.seek(member.offset)
-        sample.texts[extension] = stream.read(member.num_bytes)
-
-
-def _key_of(name: str) -> tuple[str, str]:
-    """Key and lower-case extension, cut at the first dot of the base name, as webdataset does; no key for __name__."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    if not stem or not extension or (base.startswith("__") and base.endswith("__")):
-        return "", ""
-    return f"{folder}{slash}{stem}".removeprefix("./"), extension.lower()
-
-
 # ---- samples that are kept
 
 
 def row_of(source: str, tar: str, passed: PassedSample, suffixes: Sequence[str]) -> dict[str, Any]:
     """A sample as a row of SAMPLES."""
     sample = passed.sample
-    ending = sample.ending(suffixes)
+    ending = sample.picture(suffixes)
     return {
         "source": source,
         "tar": tar,

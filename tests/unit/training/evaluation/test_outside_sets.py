@@ -76,7 +76,11 @@ def test_a_folder_that_is_no_evaluation_set_is_refused(writer: ModuleType, tmp_p
         ("short", lambda f: _spoil(f, "classnames.txt", "one\ntwo\n"), r"class \d+, but classnames.txt has 2 lines"),
         ("unnamed", lambda f: _spoil(f, "classnames.txt", ""), "no classnames.txt"),
         ("kind", lambda f: _spoil(f, "dataset_type.txt", "multilabel"), "says 'multilabel'"),
-        ("captions", lambda f: _spoil(f, "dataset_type.txt", "retrieval"), r"no image in them that has a \.txt member"),
+        (
+            "captions",
+            lambda f: _spoil(f, "dataset_type.txt", "retrieval"),
+            r"12 of 12 samples in 2 tars are not whole; first: 0.tar/s0000000 has no \.txt member",
+        ),
     ):
         folder = change(write_tars(tmp_path / name, samples))
         with pytest.raises(ConfigError, match=words):
