@@ -20,7 +20,7 @@ from manifests import __version__
 from manifests.errors import PlantMixError
 from manifests.services import packages
 from manifests.services.printable import WIPE, PrintableStream, is_terminal, shown
-from manifests.stores import storage
+from manifests.stores import faults, storage
 from manifests.stores.folder import patiently, store_of
 
 COMMANDS = (  # in the order in which a run needs them
@@ -76,12 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _stopped()
     except Exception as error:
-        if storage.is_stop(error):
+        if faults.is_stop(error):
             return _stopped()
         text = " ".join(str(error).split())
-        if storage.is_storage_error(error):
+        if faults.is_storage_error(error):
             cure = _WHEN_MENDED
-        elif storage.is_damage(error):
+        elif faults.is_damage(error):
             cure = "a file of the work folder or release is damaged: `plantmix verify` names it, and what mends it"
         else:
             raise

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.names.species import species_of
-from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 
 RECORD_FILE = "release.json"
 LATEST_FILE = "LATEST"

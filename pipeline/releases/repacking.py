@@ -21,6 +21,7 @@ from manifests.contract.records import PartFile, PartRecord
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release, read_record
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
 from manifests.stores import storage
+from manifests.stores.faults import is_damage
 from manifests.stores.folder import place_of, publish_bytes_into, publish_into
 from pipeline.config import RunSettings
 from pipeline.engine.work import PartResult, StageRun
@@ -59,7 +60,7 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
         except (PlantMixError, OSError) as error:
             yield f"releases/{name}: not yet: {error}"
         except Exception as error:
-            if not storage.is_damage(error):
+            if not is_damage(error):
                 raise
             yield f"releases/{name}: not yet: a table that it is made from is damaged: {' '.join(str(error).split())}"
     storage.sweep(storage.join(catalog.workdir, "releases"))  # what a try that failed has left

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from manifests.contract.records import fingerprint
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
 from manifests.errors import ConfigError, IntegrityError
-from manifests.services.patience import read_if_there
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples

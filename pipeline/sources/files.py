@@ -25,10 +25,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from manifests.contract.outcomes import Outcome
-from manifests.contract.records import stamp_in_store, stamps_on_disk
 from manifests.errors import ConfigError
 from manifests.services.masking import hide_secrets
-from manifests.stores import storage
+from manifests.stores import stamps, storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -220,7 +219,7 @@ def walk_files(root: str, hidden: bool = False) -> Iterator[tuple[str, int | Non
 
 
 def look_at(root: str, names: Sequence[str]) -> list[str | None]:
-    """Stamps (manifests/contract/records.py) of files below a folder, None for one that is not there.
+    """Stamps (manifests/stores/stamps.py) of files below a folder, None for one that is not there.
 
     A store is listed once.
 
@@ -229,9 +228,17 @@ def look_at(root: str, names: Sequence[str]) -> list[str | None]:
     if not names:
         return []
     if not storage.is_remote(root):
-        return stamps_on_disk(storage.filesystem(root)[1], names)
+        folder = storage.filesystem(root)[1]
+        return [_stamp_of(f"{folder}/{name}") for name in names]
     listed = {name: entry for name, size, entry in _walk_entries(root, hidden=True) if size is not None}
-    return [stamp_in_store(listed[name]) if name in listed else None for name in names]
+    return [stamps.of_entry(listed[name]) if name in listed else None for name in names]
+
+
+def _stamp_of(path: str) -> str | None:
+    try:
+        return stamps.to_keep(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _walk_entries(root: str, hidden: bool = False) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:

@@ -19,7 +19,8 @@ from misbehaving.object_store import BUCKET, Store, become_user, serving
 from range_server import serving_ranges
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError
-from training.data import foreign, loader, shard_cache, shard_index, streams
+from manifests.stores.web import WebFiles
+from training.data import foreign, loader, shard_index, streams
 from training.data.settings import DataSettings
 from training.data.shards import SamplePool, ShardReader, open_pool
 from training.using.pictures import list_pictures
@@ -65,7 +66,7 @@ def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, P
     server.shutdown()
     server.server_close()
     thread.join()
-    fsspec.filesystem("http").clear_instance_cache()
+    WebFiles.clear_instance_cache()
 
 
 def opened(data: DataSettings) -> SamplePool:
@@ -117,7 +118,7 @@ def test_a_stream_asks_a_web_server_once(web: tuple[str, Path, type[PlainHandler
 
 @pytest.mark.parametrize("fault", ["reset", "short", 503])
 def test_a_stream_that_breaks_off_is_no_damage(fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_RETRY_SECONDS", (0.0, 0.01))
+    monkeypatch.setattr(streams, "WAITS_SECONDS", (0.0, 0.01))
     with serving_ranges() as server:
         server.put("0.tar", write_tar(tmp_path / "0.tar", img2dataset_samples(0, 20)).read_bytes())
         faults = [fault, fault]
@@ -140,7 +141,7 @@ def test_a_real_object_store_gives_the_samples_and_a_changed_shard_is_named(
     served: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     become_user(served, monkeypatch)
-    monkeypatch.setattr(shard_cache, "_RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01,))
     path = write_tar(tmp_path / "0.tar", img2dataset_samples(0, 20))
     s3 = fsspec.filesystem("s3", **served.options)
     s3.put(str(path), f"{BUCKET}/others/0.tar")

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import ConfigError, RetryableError, RunError
+from manifests.stores.faults import WAITS_SECONDS, may_pass
 from training.data.foreign import naming_fault, opened
 from training.data.sampling import Rows, SampleOrder, mix_seed
 from training.data.shard_index import IMAGE_ENDINGS, passing, refuse_compressed
 from training.data.shards import NO_TEXT, SamplePool, source_of, texts_of_members
 
-_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _MAX_MEMBER_BYTES = 1 << 30  # tarfile believes any size that a tar states
 FINISHED = -1  # in place of how many samples of a place were used
 
@@ -118,11 +118,11 @@ def samples_of(source: str, members: Sequence[str]) -> Iterator[Sample]:
 
     Raises: ConfigError, RunError; RetryableError when no sample comes by the last try.
     """
-    num_read, waits = 0, iter(_RETRY_SECONDS)
+    num_read, waits = 0, iter(WAITS_SECONDS)
     while True:
         try:
             for sample in islice(_read_once(source, members), num_read, None):
-                num_read, waits = num_read + 1, iter(_RETRY_SECONDS)
+                num_read, waits = num_read + 1, iter(WAITS_SECONDS)
                 yield sample
             return
         except RetryableError:
@@ -149,7 +149,7 @@ def _read_once(source: str, members: Sequence[str]) -> Iterator[Sample]:
             except tarfile.TarError as error:
                 faults.append(error)
             except Exception as error:
-                raise passing(source, error) or error from None
+                raise (passing(source, error) if may_pass(error) else error) from None
 
         def twice(error: Exception) -> bool:
             faults.append(error)

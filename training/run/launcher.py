@@ -22,8 +22,7 @@ from uuid import uuid4
 from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError, PlantMixError, RetryableError, RunError, words_of
 from manifests.services.local_ray import join_cluster, ray_environment
-from manifests.services.patience import read_if_there
-from manifests.stores.storage import filesystem, is_remote, join, write_file
+from manifests.stores.storage import filesystem, is_remote, join, read_if_there, write_file
 from training.config import TrainSettings
 from training.data import loader
 from training.record.checkpoint import lock_folder

@@ -14,8 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from manifests.errors import RetryableError, RunError
-from manifests.services.patience import read_if_there
-from manifests.stores.storage import is_remote, remove_if_there, write_file
+from manifests.stores.storage import is_remote, read_if_there, remove_if_there, write_file
 
 _LOOK_SECONDS, _LOOK_REMOTE_SECONDS = 1.0, 5.0
 

@@ -1,10 +1,10 @@
-"""Shards of remote releases as whole files on this machine, read ahead of their use.
+"""Shards of a store as whole files on this machine.
 
-A shard is one request: streamed to a private file, compared with the sha256 that the release's record names, then
-published under that sha256. Processes of a machine share the folder; one of them fetches a shard while the others wait
-for it. A shard that changed since is compared again when it is taken up, and fetched anew where it is damaged. The
-shards that were not used for longest are removed when the folder holds more than its bound. Gives up with
-IntegrityError on a shard that is gone or has other content, with RetryableError on a store that does not answer.
+A shard is one request: streamed to a private file, compared with the recorded sha256, then published under that sha256.
+Processes of a machine share the folder; one of them fetches a shard while the others wait for it. A shard that changed
+since is compared again when it is taken up, and fetched anew where it is damaged. The shards that were not used for
+longest are removed when the folder holds more than its bound. Gives up with IntegrityError on a shard that is gone or
+has other content, with RetryableError on a store that does not answer.
 """
 
 from __future__ import annotations
@@ -13,29 +13,18 @@ import errno
 import fcntl
 import os
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
-from manifests.services import patience
-from manifests.stores import storage
+from manifests.stores import faults, storage
 from manifests.stores.storage import WrittenFile
-from training.data.foreign import ForeignShard, copy
 
 DEFAULT_GB = 50.0
-_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _STALE_SECONDS = 600.0  # a private file that nobody has written to for so long belongs to a process that was killed
-_NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
-_BATCHES_AHEAD = 256
-_LOOK_SECONDS = 1.0  # until a thread sees that the batches are over
-SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
 
 
 def local_folder(cache_dir: str | None) -> Path:
@@ -99,14 +88,22 @@ class ShardCache:
 
         def fetch() -> None:
             try:
-                copy(shard.source if isinstance(shard, ForeignShard) else shard.path, temp)
-                require_content(shard, temp)
+                shard.copy_to(temp)
+                shard.require_content(temp)
                 storage.publish(temp, str(path))
                 _mark_whole(path, shard)  # not before: a private file that looks old is removed
             finally:
                 Path(temp).unlink(missing_ok=True)
 
-        patience.patiently(fetch, _RETRY_SECONDS, partial(_passing, shard, path.parent))
+        def passes(error: Exception) -> bool:
+            return isinstance(error, IntegrityError) or faults.may_pass(error)
+
+        try:
+            faults.patiently(fetch, partial(_problem, shard, path.parent), passes)
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{shard.path}: the shard is not there any more; copy or build the release anew"
+            ) from None
 
     def adopt(self, temp: str, shard: WrittenFile) -> None:
         """Take up a copy that was just made and compared; others of the same content stay.
@@ -144,69 +141,6 @@ class ShardCache:
                 total -= num_bytes
 
 
-class ReadAhead:
-    """The batches of a sampler; while they are used, threads fetch the shards of those to come, in their order."""
-
-    def __init__(self, batches: Any, shards_of: Callable[[Any], list[WrittenFile]], cache: ShardCache) -> None:
-        """`batches` can be iterated several times; `shards_of` gives the shards of one batch."""
-        self._batches, self._shards_of, self._cache = batches, shards_of, cache
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        ahead = _Ahead(self._cache)
-        # Begun with the first batch: the loader has forked its workers by then.
-        for _ in range(_NUM_THREADS):
-            threading.Thread(target=ahead.fetch, daemon=True).start()
-        needs = ((number, shard) for number, batch in enumerate(self._batches) for shard in self._shards_of(batch))
-        due = next(needs, None)
-        try:
-            for number, batch in enumerate(self._batches):
-                while due is not None and ahead.takes(*due, position=number):
-                    due = next(needs, None)
-                yield batch
-        finally:
-            ahead.is_over = True
-
-
-class _Ahead:
-    """The shards of the batches ahead that are to be fetched, up to a number of bytes that no batch has used yet."""
-
-    def __init__(self, cache: ShardCache) -> None:
-        self._cache, self.is_over = cache, False
-        self._asked: SimpleQueue[WrittenFile] = SimpleQueue()
-        self._pending: set[str] = set()  # sha256 of those that are asked for and not here yet
-        self._unused: deque[tuple[int, int]] = deque()  # number of the batch, bytes
-
-    def takes(self, number: int, shard: WrittenFile, position: int) -> bool:
-        """Ask for a shard of batch `number`, unless it is here. False where its time has not come."""
-        while self._unused and self._unused[0][0] <= position:
-            self._unused.popleft()
-        room = self._cache.max_bytes // SHARE_AHEAD - sum(num_bytes for _, num_bytes in self._unused)
-        if number > position + _BATCHES_AHEAD or (self._unused and shard.num_bytes > room):
-            return False
-        if shard.sha256 not in self._pending and not self._cache.has(shard):
-            self._unused.append((number, shard.num_bytes))
-            self._pending.add(shard.sha256)
-            self._asked.put(shard)
-        return True
-
-    def fetch(self) -> None:
-        """Fetch one after the other; run by threads."""
-        while not self.is_over:
-            try:
-                shard = self._asked.get(timeout=_LOOK_SECONDS)
-            except Empty:
-                continue
-            try:
-                os.close(self._cache.open(shard))
-            except (PlantMixError, OSError):  # who reads the shard meets it again, and says so
-                continue
-            finally:
-                self._pending.discard(shard.sha256)
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Held by one process of this machine at a time."""
@@ -228,29 +162,10 @@ def _use(place: int | Path, shard: WrittenFile) -> bool:
 def _compare(path: Path, shard: WrittenFile) -> None:
     """Compare a file with the record, and mark it as whole or remove it."""
     with suppress(FileNotFoundError):
-        if has_content(shard, str(path)):
+        if shard.is_content_of(str(path)):
             _mark_whole(path, shard)
         else:
             path.unlink()
-
-
-def has_content(shard: WrittenFile, path: str) -> bool:
-    """Whether a local file holds what the shard did when it was sealed or indexed; every byte is read."""
-    if isinstance(shard, ForeignShard):
-        return shard.is_content_of(path)
-    return storage.hash_file(path).sha256 == shard.sha256
-
-
-def require_content(shard: WrittenFile, path: str) -> None:
-    """Compare a local file with the shard.
-
-    Raises: IntegrityError.
-    """
-    of_others = "it was indexed; put that back, or run the same command again: a shard that changed is indexed anew"
-    of_release = "the release was sealed; take a whole copy, or see what differs with `plantmix verify --deep`"
-    if not has_content(shard, path):
-        what = of_others if isinstance(shard, ForeignShard) else of_release
-        raise IntegrityError(f"{shard.path} has other content than when {what}")
 
 
 def _mark_whole(path: Path, shard: WrittenFile) -> None:
@@ -269,19 +184,15 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _passing(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError | None:
-    """What to say of a fault that may pass, also of bytes that were spoilt on their way; None for another one.
+def _problem(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError:
+    """What to say of a fault that may pass, also of bytes that were spoilt on their way.
 
-    Raises: IntegrityError where the shard is gone; RunError when the disk is full.
+    Raises: RunError when the disk is full.
     """
-    if isinstance(error, FileNotFoundError):
-        raise IntegrityError(f"{shard.path}: the shard is not there any more; copy or build the release anew") from None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise RunError(
             f"{folder}: no room for {shard.path}; lower data.cache_gb, or set data.cache_dir to a larger disk"
         ) from None
     if isinstance(error, IntegrityError):
         return error
-    if not patience.may_pass(error):
-        return None
     return RetryableError(f"{shard.path} cannot be read ({words_of(error)}); run the same command to go on")
