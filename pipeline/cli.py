@@ -105,8 +105,8 @@ def _brought(address: str) -> str:
     from manifests.contract.release import RECORD_FILE
     from manifests.stores.session import at_hand  # takes a third of a second to import
 
-    fs, inner = storage.filesystem(storage.join(address, RECORD_FILE))
-    return address if patiently(address, partial(fs.exists, inner)) else at_hand(address)
+    is_release = patiently(address, partial(storage.exists, storage.join(address, RECORD_FILE)))
+    return address if is_release else at_hand(address)
 
 
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -115,6 +115,12 @@ def sizes_below(folder: str) -> dict[str, int]:
     return {str(path)[prefix:]: int(info["size"]) for path, info in sorted(fs.find(inner, detail=True).items())}
 
 
+def find_matches(pattern: str) -> list[str]:
+    """Paths or addresses of what a glob names, sorted."""
+    fs, inner = filesystem(pattern)
+    return [str(fs.unstrip_protocol(path)) if is_remote(pattern) else str(path) for path in sorted(fs.glob(inner))]
+
+
 def files_in(path: str) -> list[str]:
     """The files that lie in a folder itself; none for what is no folder."""
     fs, inner = filesystem(path)
@@ -126,8 +132,11 @@ def temp_path(path: str) -> str:
     """A private name beside `path`, for a file of a store one on this machine. It holds TEMP_MARK, by which `sweep`
     finds what a crash left.
     """
-    folder, _, name = path.rpartition("/")
-    folder = tempfile.gettempdir() if is_remote(path) else folder
+    folder, _, name = path.removeprefix("file://").rpartition("/")
+    if is_remote(path):
+        folder = tempfile.gettempdir()
+    elif folder.startswith("~"):
+        folder = str(Path(folder).expanduser())
     temp = f".{name}{TEMP_MARK}{uuid.uuid4().hex[:12]}"
     return f"{folder}/{temp}" if folder else temp
 
@@ -291,8 +300,7 @@ def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> Written
         fs.pipe_file(inner, content)
     else:
         temp = temp_path(path)
-        fs, inner = filesystem(temp)
-        with fs.open(inner, "wb") as stream:
+        with Path(temp).open("wb") as stream:
             if is_secret:
                 Path(temp).chmod(0o600)
             stream.write(content)
@@ -335,19 +343,18 @@ def publish_all(files: Iterable[tuple[str, str]]) -> None:
     """
     renamed: dict[str, str] = {}
     for temp, path in files:
-        inner_temp = filesystem(temp)[1]
-        if not Path(inner_temp).exists():
+        if not Path(temp).exists():
             raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it")
         if not is_remote(path):
-            _sync(inner_temp)
-            renamed[inner_temp] = filesystem(path)[1]
+            _sync(temp)
+            renamed[temp] = filesystem(path)[1]
             continue
         try:
-            upload(inner_temp, path)
+            upload(temp, path)
         finally:
-            Path(inner_temp).unlink()
-    for inner_temp, inner in renamed.items():
-        Path(inner_temp).replace(inner)
+            Path(temp).unlink()
+    for temp, inner in renamed.items():
+        Path(temp).replace(inner)
     for folder in dict.fromkeys(str(Path(inner).parent) for inner in renamed.values()):
         _sync(folder)
 
@@ -358,7 +365,7 @@ def link_or_copy(source: str, path: str) -> None:
     try:
         if is_remote(source) or is_remote(path):
             raise OSError("no links between object stores")
-        os.link(filesystem(source)[1], filesystem(temp)[1])
+        os.link(filesystem(source)[1], temp)
     except OSError:
         copy(source, path)
     else:
@@ -375,7 +382,7 @@ def copy(source: str, path: str) -> None:
         fs.cp_file(inner_source, inner)
     else:
         temp = temp_path(path)
-        with fs.open(inner_source, "rb") as reader, Path(filesystem(temp)[1]).open("wb") as writer:
+        with fs.open(inner_source, "rb") as reader, Path(temp).open("wb") as writer:
             try:
                 fcntl.ioctl(writer, _FICLONE, reader.fileno())
             except OSError:  # between disks, on one that shares nothing, out of a store

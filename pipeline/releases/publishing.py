@@ -228,9 +228,7 @@ def publish(plan: Plan) -> list[str]:
 
 def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
     storage.make_folder(folder)
-    fs, inner = storage.filesystem(folder)
-    listing = fs.find(inner, detail=True).items()
-    there = {name[len(inner.rstrip("/")) + 1 :]: int(info["size"]) for name, info in listing}
+    there = storage.sizes_below(folder)
     files = release.record["files"]
     if RECORD_FILE in there and read_record(folder)["fingerprint"] != release.fingerprint:
         raise ConfigError(f"{folder}: holds another release; give a place of its own")

@@ -79,8 +79,7 @@ def write_pointers(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[st
 
 
 def _is_there(folder: str) -> bool:
-    fs, inner = storage.filesystem(folder)
-    return bool(fs.isdir(inner))
+    return storage.is_folder(folder)
 
 
 # ---- releases of builds

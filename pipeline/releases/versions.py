@@ -126,8 +126,7 @@ def _write_shards(release: Release, gone: Sequence[Row], folder: str, record: di
 
 def _write_tables(release: Release, gone: Sequence[Row], moved: Places, folder: str) -> list[storage.WrittenFile]:
     """samples.parquet without the rows that go and with the new places of the others, and attribution.parquet."""
-    fs, inner = storage.filesystem(samples_path(release))
-    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+    with storage.open_file(samples_path(release)) as stream, pq.ParquetFile(stream) as source:
         writer = write.SamplesWriter(folder, "", source.schema_arrow.remove_metadata())
         keys = {(row["split"], row["shard"], row["key"]) for row in gone}
         for batch in source.iter_batches():

@@ -155,7 +155,7 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
         for pattern in _expand(inner):
             some = sorted(fs.glob(pattern)) if re.search(r"[*?\[]", pattern) else [pattern]
             names += [str(name) for name in some]
-        missing = [name for name in names if not exists(fs, name)] if "{" in inner else []
+        missing = [name for name in names if not fs.exists(name)] if "{" in inner else []
         if missing:
             raise ConfigError(
                 f"{where}: {path}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}"
@@ -170,7 +170,7 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
         names = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffix))
     else:
         root = inner.rpartition("/")[0]
-        names = [inner] if exists(fs, inner) else []
+        names = [inner] if fs.exists(inner) else []
     checked = [] if storage.is_remote(path) or names == [inner] else names  # object stores have no links
     if bad := [name for name in checked if not is_file_of(root, name)]:
         raise ConfigError(
@@ -185,16 +185,6 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
     prefix = len(root.rstrip("/")) + 1 if root else 0
     whole_root = str(fs.unstrip_protocol(root)) if storage.is_remote(path) else root or "."
     return Shards(whole_root, [name[prefix:] for name in names])
-
-
-def exists(fs: Any, inner: str) -> bool:
-    """Whether a file is there. A web server is asked for its head: fsspec's own question would begin a download."""
-    if not inner.startswith(("http://", "https://")):
-        return bool(fs.exists(inner))
-    try:
-        return bool(fs.info(inner))
-    except FileNotFoundError:
-        return False
 
 
 def _is_web_file(path: str, suffix: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests.stores import storage
-from pipeline.sources.files import UNREADABLE, Shards, exists, is_file_of
+from pipeline.sources.files import UNREADABLE, Shards, is_file_of
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
 from pipeline.sources.rows import BATCH_ROWS
 from pipeline.store.foreign import read_rows as read_foreign
@@ -64,5 +64,4 @@ def parquet_of(shard: str) -> str | None:
     if not shard.endswith(".tar"):
         return None
     path = shard.removesuffix(".tar") + ".parquet"
-    fs, inner = storage.filesystem(path)
-    return path if exists(fs, inner) else None
+    return path if storage.exists(path) else None
