@@ -1,4 +1,4 @@
-"""Shards of a store as whole files on this machine.
+"""Shards of a store as whole files on this machine, read ahead of their use.
 
 A shard is one request: streamed to a private file, compared with the recorded sha256, then published under that sha256.
 Processes of a machine share the folder; one of them fetches a shard while the others wait for it. A shard that changed
@@ -13,11 +13,15 @@ import errno
 import fcntl
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
 from manifests.stores import faults, storage
@@ -25,6 +29,10 @@ from manifests.stores.storage import WrittenFile
 
 DEFAULT_GB = 50.0
 _STALE_SECONDS = 600.0  # a private file that nobody has written to for so long belongs to a process that was killed
+_NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
+_BATCHES_AHEAD = 256
+_LOOK_SECONDS = 1.0  # until a thread sees that the batches are over
+SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch has used yet
 
 
 def local_folder(cache_dir: str | None) -> Path:
@@ -123,22 +131,86 @@ class ShardCache:
                 f"{self.max_bytes / 1e9:g}; raise it to hold at least the shards that data.shuffle_window spans"
             )
         with locked(self.folder / "lock"):
-            files = [(file, stat) for file in self.folder.iterdir() if (stat := _stat(file)) is not None]
-            now, total = time.time(), shard.num_bytes
-            whole = []
-            for file, stat in files:
-                if file.suffix == ".tar" and not storage.is_private(file.name):
-                    whole.append((stat.st_atime, stat.st_size, file))
-                    total += stat.st_size
-                elif storage.is_private(file.name) and now - stat.st_mtime > _STALE_SECONDS:
-                    file.unlink(missing_ok=True)
-                elif storage.is_private(file.name):
-                    total += max(stat.st_size, shard.num_bytes)  # another process fetches one; shards are of a size
+            now, total, whole = time.time(), shard.num_bytes, []
+            for file in self.folder.iterdir():
+                with suppress(FileNotFoundError):
+                    stat = file.stat()
+                    if not storage.is_private(file.name):
+                        if file.suffix == ".tar":
+                            whole.append((stat.st_atime, stat.st_size, file))
+                            total += stat.st_size
+                    elif now - stat.st_mtime > _STALE_SECONDS:
+                        file.unlink()
+                    else:
+                        total += max(stat.st_size, shard.num_bytes)  # another process fetches one; shards are of a size
             for _, num_bytes, file in sorted(whole):
                 if total <= self.max_bytes:
                     break
                 file.unlink(missing_ok=True)
                 total -= num_bytes
+
+
+class ReadAhead:
+    """The batches of a sampler; while they are used, threads fetch the shards of those to come, in their order."""
+
+    def __init__(self, batches: Any, shards_of: Callable[[Any], list[WrittenFile]], cache: ShardCache) -> None:
+        """`batches` can be iterated several times; `shards_of` gives the shards of one batch."""
+        self._batches, self._shards_of, self._cache = batches, shards_of, cache
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        ahead = _Ahead(self._cache)
+        # Begun with the first batch: the loader has forked its workers by then.
+        for _ in range(_NUM_THREADS):
+            threading.Thread(target=ahead.fetch, daemon=True).start()
+        needs = ((number, shard) for number, batch in enumerate(self._batches) for shard in self._shards_of(batch))
+        due = next(needs, None)
+        try:
+            for number, batch in enumerate(self._batches):
+                while due is not None and ahead.takes(*due, position=number):
+                    due = next(needs, None)
+                yield batch
+        finally:
+            ahead.is_over = True
+
+
+class _Ahead:
+    """The shards of the batches ahead that are to be fetched, up to a number of bytes that no batch has used yet."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self._cache, self.is_over = cache, False
+        self._asked: SimpleQueue[WrittenFile] = SimpleQueue()
+        self._pending: set[str] = set()  # sha256 of those that are asked for and not here yet
+        self._unused: deque[tuple[int, int]] = deque()  # number of the batch, bytes
+
+    def takes(self, number: int, shard: WrittenFile, position: int) -> bool:
+        """Ask for a shard of batch `number`, unless it is here. False where its time has not come."""
+        while self._unused and self._unused[0][0] <= position:
+            self._unused.popleft()
+        room = self._cache.max_bytes // SHARE_AHEAD - sum(num_bytes for _, num_bytes in self._unused)
+        if number > position + _BATCHES_AHEAD or (self._unused and shard.num_bytes > room):
+            return False
+        if shard.sha256 not in self._pending and not self._cache.has(shard):
+            self._unused.append((number, shard.num_bytes))
+            self._pending.add(shard.sha256)
+            self._asked.put(shard)
+        return True
+
+    def fetch(self) -> None:
+        """Fetch one after the other; run by threads."""
+        while not self.is_over:
+            try:
+                shard = self._asked.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                continue
+            try:
+                os.close(self._cache.open(shard))
+            except (PlantMixError, OSError):  # who reads the shard meets it again, and says so
+                continue
+            finally:
+                self._pending.discard(shard.sha256)
 
 
 @contextmanager
@@ -175,13 +247,6 @@ def _mark_whole(path: Path, shard: WrittenFile) -> None:
 def _mark(shard: WrittenFile) -> int:
     """The time of change that a file gets when it was compared. Whatever writes to it later sets another one."""
     return int(shard.sha256[:7], 16) * 1_000_000_000
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
 
 
 def _problem(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError:

@@ -15,6 +15,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from manifests.errors import ConfigError
+from manifests.services.masking import hide_secrets
 from manifests.services.packages import install_line
 
 _S3_PUT_BYTES = 5 << 30  # the most that S3 takes in one request
@@ -28,7 +29,7 @@ def is_remote(path: str) -> bool:
 def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec file system of `path`, and the path within it.
 
-    Raises: ConfigError for an unknown kind of address, and for a client that is not installed.
+    Raises: ConfigError for what is no address of a kind that is known, and for a client that is not installed.
     """
     if is_remote(path):
         _part_at_forks()
@@ -46,9 +47,9 @@ def _naming_client(address: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not str(error).startswith("Protocol not known"):
-            raise
-        raise ConfigError(f"{address.partition('://')[0]}://: no such kind of address; is it misspelt?") from None
+        if str(error).startswith("Protocol not known"):
+            raise ConfigError(f"{address.partition('://')[0]}://: no such kind of address; is it misspelt?") from None
+        raise ConfigError(f"{hide_secrets(address)}: is no address of a file: {error}") from None
     except ImportError:
         client = known_implementations[address.partition("://")[0]]["class"].partition(".")[0]
         raise ConfigError(f"{address} needs {client}, which is not installed: {install_line(client)}") from None
@@ -66,18 +67,11 @@ def put(fs: Any, local: str, inner: str) -> None:
 
     S3 gets up to 5 GiB in one request, so a killed upload leaves nothing behind. Larger files go in several parts.
     """
-    if type(fs).__module__.startswith("s3fs.") and Path(local).stat().st_size <= _S3_PUT_BYTES:
-        _put_into_s3(fs, local, inner)
-    else:
+    if not type(fs).__module__.startswith("s3fs.") or Path(local).stat().st_size > _S3_PUT_BYTES:
         fs.put_file(local, inner)
-
-
-def _put_into_s3(fs: Any, local: str, inner: str) -> None:
-    """One request that sends the file while it is read; `put_file` would have it in memory.
-
-    botocore tries again from the start of the file. s3fs's own retries would go on where the failed request had come
-    to, so they are left out.
-    """
+        return
+    # one request that sends the file while it is read; `put_file` would have it in memory. botocore tries again from
+    # the start of the file; s3fs's own retries would go on where the failed request had come to, and are left out
     from s3fs.errors import translate_boto_error  # an extra
 
     bucket, key, _ = fs.split_path(inner)

@@ -158,10 +158,6 @@ def check_store(address: str) -> None:
         raise ConfigError(
             f"work_dir {address}: name a folder in the bucket, for instance {address.rstrip('/')}/my-build"
         )
-    try:
-        storage.filesystem(address)
-    except ValueError as error:
-        raise ConfigError(f"work_dir {address}: {error}; s3://, gs:// and az:// are stores") from None
     with contextlib.suppress(FileNotFoundError):
         patiently(address, lambda: storage.read_range(storage.join(address, "catalog", "snapshot"), 0, 1))
 

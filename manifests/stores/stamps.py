@@ -30,27 +30,22 @@ def of_entry(entry: Mapping[str, Any]) -> str | None:
     return f"{entry.get('size')}-{version}" if version else None
 
 
-def look(path: str, store: tuple[Any, str] | None = None) -> tuple[str | None, int | None]:
-    """Stamp and size of a file; a listing of the store that was kept counts. None where a store does not tell.
+def look(path: str, store: tuple[Any, str] | None = None, now: bool = False) -> tuple[str | None, int | None]:
+    """Stamp and size of a file; None where a store does not tell.
 
-    `store` is `filesystem(path)`, for a client that keeps its listings a thread.
+    Listings of the store that were kept count, unless it is asked `now`. `store` is `filesystem(path)`, for a client
+    that keeps its listings a thread.
 
     Raises: FileNotFoundError and other errors of the file system or the store.
     """
     fs, inner = store or filesystem(path)
     if is_remote(path):
+        if now:
+            fs.invalidate_cache(inner)
         entry = fs.info(inner)
         return of_entry(entry), entry.get("size")
     info = Path(inner).stat()
     return of_disk(info), info.st_size
-
-
-def look_now(path: str) -> tuple[str | None, int]:
-    """As `look`, whatever listings of the store were kept; of unknown size 0."""
-    fs, inner = filesystem(path)
-    fs.invalidate_cache(inner)
-    stamp, num_bytes = look(path)
-    return stamp, num_bytes or 0
 
 
 def to_keep(path: str) -> str | None:

@@ -95,6 +95,12 @@ def is_folder(path: str) -> bool:
     return bool(fs.isdir(inner))
 
 
+def size_of(path: str) -> int:
+    """How many bytes a file has. Raises: FileNotFoundError; an error of the disk or the store."""
+    fs, inner = filesystem(path)
+    return int(fs.size(inner))
+
+
 def open_file(path: str) -> Any:
     """Open a file to read it.
 

@@ -264,10 +264,7 @@ def _check_folder(release: Release, target: str, public: bool) -> None:
     """Raises: ConfigError for a place that no file system serves, or among sealed releases, and for `public`."""
     if public:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
-    try:
-        storage.filesystem(target)
-    except ValueError as error:
-        raise ConfigError(f"{target}: no file system for this address: {error}") from None
+    storage.filesystem(target)
     parent, beside = (place.rstrip("/").rpartition("/")[0] for place in (_absolute(target), _absolute(release.path)))
     if parent == beside:
         raise ConfigError(f"{target}: lies among the releases of {beside}; choose a place outside of it")

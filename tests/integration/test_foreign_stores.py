@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
 import re
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from misbehaving.object_store import BUCKET, Store, become_user, serving
 from range_server import serving_ranges
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError
+from manifests.stores import storage
 from manifests.stores.web import WebFiles
 from training.data import foreign, loader, shard_index, streams
 from training.data.settings import DataSettings
@@ -238,6 +241,28 @@ def test_a_web_server_that_is_down_is_not_taken_for_a_shard_that_is_gone(
         with pytest.raises(RetryableError, match=r"/0.tar\?token=\*\*\* cannot be read now \(Client") as told:
             opened(data)
         assert "hunter2" not in str(told.value)
+
+
+class WholeHandler(PlainHandler):
+    """Says so beforehand."""
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "none")
+        super().end_headers()
+
+
+@pytest.mark.parametrize("web", [WholeHandler], indirect=True)
+def test_a_server_that_says_that_it_has_no_ranges_is_read_to_the_end(
+    web: tuple[str, Path, type[PlainHandler]], tmp_path: Path
+) -> None:
+    address, folder, _ = web
+    write_tar(folder / "0.tar", img2dataset_samples(0, 20))
+    with storage.open_file(f"{address}/0.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        assert len(tar.getnames()) == 60
+    with storage.open_file(f"{address}/0.tar") as stream, pytest.raises(ConfigError, match=r"0.tar: its server sends"):
+        stream.seek(0, os.SEEK_END)
+    data = DataSettings(shards=f"{address}/0.tar", cache_dir=str(tmp_path / "cache"))
+    assert contents(opened(data), data) == of_samples(20)
 
 
 def test_a_command_that_ends_with_an_error_shows_no_secret(tmp_path: Path) -> None:

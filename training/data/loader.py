@@ -29,11 +29,10 @@ from manifests.contract.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.contract.tables import kind_of
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
-from manifests.stores.cache import ShardCache
+from manifests.stores.cache import ReadAhead, ShardCache
 from manifests.stores.storage import WrittenFile, join
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
-from training.data.read_ahead import ReadAhead
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.settings import PREFETCH_BATCHES, DataSettings, ReleaseShare, TextSettings
 from training.data.shard_groups import JSON

@@ -27,10 +27,9 @@ from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError, tar_members
-from manifests.stores.cache import ShardCache
+from manifests.stores.cache import SHARE_AHEAD, ShardCache
 from manifests.stores.storage import WrittenFile, filesystem, is_remote
 from training.data.foreign import ForeignShard, is_elsewhere, shown
-from training.data.read_ahead import SHARE_AHEAD
 from training.data.sampling import Stratum
 from training.data.shard_groups import JSON, text_name
 from training.data.shard_index import ShardRelease

@@ -65,10 +65,6 @@ class RemoteRun:
 
     def __init__(self, address: str, cache_dir: str | None = None, *, reading: bool = False) -> None:
         self.address, self._reading = address.rstrip("/"), reading
-        try:
-            storage.filesystem(self.address)
-        except ValueError as error:
-            raise ConfigError(f"output_dir {address}: {error}") from None
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         below = local_folder(cache_dir) / ("read" if reading else "runs") / digest
         self.folder = below / self.address.rpartition("/")[2]

@@ -58,7 +58,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
 
     def require_unchanged(self) -> None:
         """Raises: PartError when the store names another version than the one that is read."""
-        stamp, _ = stamps.look_now(self._path)
+        stamp, _ = stamps.look(self._path, now=True)
         if self._stamp is not None and stamp != self._stamp:
             raise PartError(
                 f"{hide_secrets(self._path)}: was changed while it was read ({self._stamp} -> {stamp}); run the same "
