@@ -20,7 +20,7 @@ from manifests import __version__
 from manifests.errors import PlantMixError
 from manifests.services import packages
 from manifests.services.printable import WIPE, PrintableStream, is_terminal, shown
-from manifests.stores import storage
+from manifests.stores import faults, storage
 from manifests.stores.folder import patiently, store_of
 
 COMMANDS = (  # in the order in which a run needs them
@@ -76,12 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _stopped()
     except Exception as error:
-        if storage.is_stop(error):
+        if faults.is_stop(error):
             return _stopped()
         text = " ".join(str(error).split())
-        if storage.is_storage_error(error):
+        if faults.is_storage_error(error):
             cure = _WHEN_MENDED
-        elif storage.is_damage(error):
+        elif faults.is_damage(error):
             cure = "a file of the work folder or release is damaged: `plantmix verify` names it, and what mends it"
         else:
             raise
@@ -105,8 +105,8 @@ def _brought(address: str) -> str:
     from manifests.contract.release import RECORD_FILE
     from manifests.stores.session import at_hand  # takes a third of a second to import
 
-    fs, inner = storage.filesystem(storage.join(address, RECORD_FILE))
-    return address if patiently(address, partial(fs.exists, inner)) else at_hand(address)
+    is_release = patiently(address, partial(storage.exists, storage.join(address, RECORD_FILE)))
+    return address if is_release else at_hand(address)
 
 
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import fsspec
+from manifests.stores.web import WebFiles
 
 
 @dataclass
@@ -30,6 +30,7 @@ class RangeServer:
     busy: int = 0
     """So many requests, of any kind, are answered with 503."""
     address: str = ""
+    fails_heads: bool = False
 
     def put(self, name: str, content: bytes, etag: str = "") -> None:
         self.files[name] = content
@@ -53,7 +54,7 @@ def serving_ranges() -> Iterator[RangeServer]:
         server.shutdown()
         server.server_close()
         thread.join()
-        fsspec.filesystem("http").clear_instance_cache()
+        WebFiles.clear_instance_cache()
 
 
 class _Server(ThreadingHTTPServer):
@@ -82,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         parts = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         start = int(parts[1]) if parts else 0
-        fault = self.served.choose(name, start) if self.command == "GET" else None
+        fault = self.served.choose(name, start) if self.command == "GET" or self.served.fails_heads else None
         if fault == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True

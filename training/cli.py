@@ -21,7 +21,7 @@ from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.services import packages
 from manifests.services.printable import PrintableStream, shown
-from manifests.stores.storage import is_stop
+from manifests.stores.faults import is_stop
 from training.using.commands import COMMANDS, MODEL_HELP, AddCommand, add_architecture
 
 _FIRST_STEPS = """\

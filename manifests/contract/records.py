@@ -1,8 +1,7 @@
 """What the catalogue keeps of a part, of a stage, of a round of fetching and of the files that a build reads.
 
-Of such a file it keeps a stamp beside the sha256: size, time of change, time of the last change of its inode, and
-inode; in a store the version that it names. A stamp answers one question: must this file be hashed again? No
-fingerprint sees it. Single files stand in `inputs`, by their path; pictures, which are many, in `stamps`.
+Of such a file it keeps a stamp (`manifests/stores/stamps.py`) beside the sha256. No fingerprint sees it. Single files
+stand in `inputs`, by their path; pictures, which are many, in `stamps`.
 """
 
 from __future__ import annotations
@@ -10,24 +9,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from manifests.errors import IntegrityError
-from manifests.stores import storage
+from manifests.stores import stamps, storage
 
-_TICK_NS = 20_000_000  # clocks of file systems go in steps of 1 to 10 ms: a second write within one would not show
 _HASHED_AT_A_TIME = 8
 UNREADABLE = ""
 """Stands for the sha256 of a file that cannot be read."""
-_VERSIONS = ("ETag", "etag", "blob_id", "Last-Modified")  # S3 and web servers, Google, the Hub, other web servers
 LOOKED = pa.schema([("place", pa.string()), ("path", pa.string()), ("stamp", pa.string())])
 
 
@@ -152,49 +147,6 @@ def utc_now() -> datetime.datetime:
 # ---- files that a build reads
 
 
-def stamp_of(path: str) -> str | None:
-    """The stamp of a file; None where nothing would show a change.
-
-    Raises: FileNotFoundError and other errors of the file system or the store.
-    """
-    fs, inner = storage.filesystem(path)
-    return stamp_in_store(fs.info(inner)) if storage.is_remote(path) else _stamp_on_disk(inner)
-
-
-def look_in_store(path: str) -> tuple[str | None, int]:
-    """The stamp of a file in a store as it is now, whatever listings of the store were kept, and its size.
-
-    Raises: as `stamp_of`.
-    """
-    fs, inner = storage.filesystem(path)
-    fs.invalidate_cache(inner)
-    info = fs.info(inner)
-    return stamp_in_store(info), int(info.get("size") or 0)
-
-
-def _stamp_on_disk(path: str) -> str | None:
-    info = Path(path).stat()
-    is_settled = time.time_ns() - info.st_ctime_ns > _TICK_NS
-    return f"{info.st_size}-{info.st_mtime_ns}-{info.st_ctime_ns}-{info.st_ino}" if is_settled else None
-
-
-def stamp_in_store(entry: Mapping[str, Any]) -> str | None:
-    """The stamp of a file by its entry in a store's listing: the version that the store names, or size and time."""
-    version = next((entry[name] for name in _VERSIONS if entry.get(name)), None) or storage.changed_ns(entry)
-    return f"{entry.get('size')}-{version}" if version else None
-
-
-def stamps_on_disk(folder: str, names: Iterable[str]) -> list[str | None]:
-    """Stamps of files by their names below a folder; None for one that is not there."""
-    stamps: list[str | None] = []
-    for name in names:
-        try:
-            stamps.append(_stamp_on_disk(f"{folder}/{name}"))
-        except (OSError, ValueError):
-            stamps.append(None)
-    return stamps
-
-
 def hash_or_unreadable(path: str) -> str:
     """The sha256 of a file, or UNREADABLE.
 
@@ -217,17 +169,17 @@ class Stamps:
 
     def sha256_of(self, path: str, name: str) -> str:
         """The hash of one file, which is kept under `name`; it is read again only when its stamp is another one."""
-        fs, inner = storage.filesystem(path)
-        stamp = stamp_of(path)
+        stamp = stamps.to_keep(path)
         stored = self._connection.execute("SELECT sha256 FROM inputs WHERE path = ? AND stamp = ?", [name, stamp])
         for (sha256,) in stored.fetchall():
             return str(sha256)
+        fs, inner = storage.filesystem(path)
         info = fs.info(inner)
         sha256 = storage.hash_file(path).sha256
         self._connection.execute(
             "INSERT OR REPLACE INTO inputs BY NAME "
             "SELECT ? AS path, ? AS num_bytes, ? AS mtime_ns, ? AS sha256, ? AS stamp",
-            [name, int(info["size"]), storage.changed_ns(info), sha256, stamp],
+            [name, int(info["size"]), stamps.changed_ns(info), sha256, stamp],
         )
         return sha256
 

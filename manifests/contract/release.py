@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 
 from manifests.errors import ConfigError, IntegrityError
 from manifests.names.species import species_of
-from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 
 RECORD_FILE = "release.json"
 LATEST_FILE = "LATEST"
@@ -156,8 +156,7 @@ class Release:
 
         Raises: as `samples`.
         """
-        fs, inner = storage.filesystem(self.sound_samples())
-        with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+        with storage.open_file(self.sound_samples()) as stream, pq.ParquetFile(stream) as source:
             for batch in source.iter_batches(_BATCH_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
 
@@ -165,10 +164,9 @@ class Release:
         self, columns: Sequence[str] | None = None, split: str | None = None
     ) -> Iterator[tuple[str, str, pa.Table]]:
         """Stream (split, shard, rows of samples.parquet) of every shard, in the order of the table."""
-        fs, inner = storage.filesystem(storage.join(self.path, SAMPLES_FILE))
         names = None if columns is None else list(dict.fromkeys(("split", "shard", *columns)))
         waiting: pa.Table | None = None
-        with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+        with storage.open_file(storage.join(self.path, SAMPLES_FILE)) as stream, pq.ParquetFile(stream) as source:
             for batch in source.iter_batches(_BATCH_ROWS, columns=names):
                 rows = pa.Table.from_batches([batch])
                 waiting = rows if waiting is None else pa.concat_tables([waiting, rows])
@@ -181,10 +179,9 @@ class Release:
 
     def wrong_sizes(self) -> Iterator[str]:
         """Files whose size is not the recorded one, each as one readable line."""
-        fs, inner = storage.filesystem(self.path)
-        there = {name: int(info["size"]) for name, info in fs.find(inner, detail=True).items()}
+        there = storage.sizes_below(self.path)
         for name, entry in self.record["files"].items():
-            size = there.get(f"{inner.rstrip('/')}/{name}")
+            size = there.get(name)
             if size is None:
                 yield f"{name} is missing"
             elif size != entry["num_bytes"]:
@@ -201,11 +198,9 @@ class Release:
 
     def unknown_files(self) -> Iterator[str]:
         """Files in the folder that neither the record names nor `plantmix publish` puts beside it."""
-        fs, inner = storage.filesystem(self.path)
-        for name in sorted(fs.find(inner)):
-            relative = name[len(inner.rstrip("/")) + 1 :]
-            if relative not in _BESIDE and relative not in self.record["files"]:
-                yield f"{relative} is not part of the release"
+        for name in storage.sizes_below(self.path):
+            if name not in _BESIDE and name not in self.record["files"]:
+                yield f"{name} is not part of the release"
 
     def sound_samples(self) -> str:
         """Path of the samples table.
@@ -284,8 +279,8 @@ def newest_of_several(path: str) -> str | None:
     """A line where a work folder holds releases of several names: a build of another config changes which is read."""
     pointers: list[str] = []
     with suppress(Exception):  # a store may show a release, and list nothing to whom it does not know
-        fs, inner = storage.filesystem(storage.join(path, "releases"))
-        pointers = [str(file).rpartition("/")[2] for file in fs.glob(f"{inner}/*.{LATEST_FILE}")]
+        matches = storage.find_matches(storage.join(path, "releases", f"*.{LATEST_FILE}"))
+        pointers = [file.rpartition("/")[2] for file in matches]
     names = sorted(pointer.removesuffix(f".{LATEST_FILE}") for pointer in pointers)
     if len(names) < 2:
         return None

@@ -29,8 +29,8 @@ from manifests.errors import ConfigError, PlantMixError, RunError, words_of
 from manifests.names.equal import name_key, spellings_of
 from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
 from manifests.services.masking import hide_secrets
-from manifests.services.patience import read_if_there
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 
 KINDS = ("url", "owner", "id")
 PICTURE = "picture"

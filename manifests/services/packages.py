@@ -13,15 +13,11 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
-
-from fsspec.registry import known_implementations
 
 from manifests.errors import ConfigError, PlantMixError
 from manifests.services.masking import hide_secrets
@@ -139,23 +135,6 @@ def _words_for(extra: str) -> str:
         for line in (of_ours.requires if of_ours else None) or ()
         if of_extra.search(line)
     )
-
-
-@contextmanager
-def naming_client(address: str) -> Iterator[None]:
-    """Around the opening of an address: names the client of its store where that is not installed, or none is known.
-
-    Raises: ConfigError.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("Protocol not known"):
-            raise
-        raise ConfigError(f"{address.partition('://')[0]}://: no such kind of address; is it misspelt?") from None
-    except ImportError:
-        client = known_implementations[address.partition("://")[0]]["class"].partition(".")[0]
-        raise ConfigError(f"{address} needs {client}, which is not installed: {install_line(client)}") from None
 
 
 def explain(error: ModuleNotFoundError) -> ConfigError:

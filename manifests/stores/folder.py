@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
-from manifests.services import patience
-from manifests.stores import storage
+from manifests.stores import faults, storage
 
 STORE_FILE = "plantmix-store.json"
 PLACE_VARIABLE = "PLANTMIX_LOCAL_DIR"
-WAITS_SECONDS = (0.5, 2.0, 8.0)  # between tries of the driver; parts are tried again as `run.max_attempts` says
 
 _BESIDE_THE_STORE = "tables/"  # what stays in the local folder too
 
@@ -142,13 +140,11 @@ def sizes_below(folder: str) -> dict[str, int] | None:
         return None
 
     def find() -> dict[str, int]:
-        fs, inner = storage.filesystem(address)
-        fs.invalidate_cache()
-        sizes: dict[str, int] = {}
-        for name in ("tables", "pool", "releases"):
-            for path, info in fs.find(f"{inner}/{name}", detail=True).items():
-                sizes[str(path).removeprefix(inner).lstrip("/")] = int(info["size"])
-        return sizes
+        return {
+            f"{name}/{path}": size
+            for name in ("tables", "pool", "releases")
+            for path, size in storage.sizes_below(storage.join(address, name)).items()
+        }
 
     return patiently(address, find)
 
@@ -162,10 +158,6 @@ def check_store(address: str) -> None:
         raise ConfigError(
             f"work_dir {address}: name a folder in the bucket, for instance {address.rstrip('/')}/my-build"
         )
-    try:
-        storage.filesystem(address)
-    except ValueError as error:
-        raise ConfigError(f"work_dir {address}: {error}; s3://, gs:// and az:// are stores") from None
     with contextlib.suppress(FileNotFoundError):
         patiently(address, lambda: storage.read_range(storage.join(address, "catalog", "snapshot"), 0, 1))
 
@@ -176,12 +168,10 @@ def patiently(address: str, action: Callable[[], T]) -> T:
     Raises: RunError when the store stays away; FileNotFoundError and FileExistsError at once.
     """
 
-    def passing(error: Exception) -> RunError | None:
-        if not patience.may_pass(error):
-            return None
+    def problem(error: Exception) -> RunError:
         return RunError(
             f"{address}: the store cannot be used now ({words_of(error)}). What is committed stays; check "
             "credentials and network, and run the same command again"
         )
 
-    return patience.patiently(action, WAITS_SECONDS, passing)
+    return faults.patiently(action, problem)

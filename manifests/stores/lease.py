@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import RunError
-from manifests.services.patience import read_if_there
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 
 RENEWED_SECONDS = 60.0
 STALE_SECONDS = 300.0
@@ -55,9 +55,8 @@ class Lease:
 
         Raises: RunError when another driver has taken the folder meanwhile.
         """
-        fs, inner = storage.filesystem(storage.join(self._address, "catalog"))
-        fs.invalidate_cache()
-        if max(map(_number, fs.ls(inner, detail=False)), default=0) != self.number:
+        names = storage.sizes_below(storage.join(self._address, "catalog"))
+        if max(map(_number, names), default=0) != self.number:
             raise RunError(
                 f"{self._address}: another driver took this work folder, because this one gave no sign of life for "
                 f"{STALE_SECONDS / 60:.0f} minutes, or its lease was deleted; what it committed until then stays"
@@ -112,5 +111,4 @@ def _path(address: str, number: int) -> str:
 
 
 def _number(name: str) -> int:
-    base = name.rpartition("/")[2]
-    return int(base[6:12]) if base.startswith("lease-") and base[6:12].isdigit() else 0
+    return int(name[6:12]) if name.startswith("lease-") and name[6:12].isdigit() else 0

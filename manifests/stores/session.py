@@ -26,10 +26,10 @@ from manifests.contract.catalog_file import (
     rebuild,
 )
 from manifests.errors import ConfigError, RunError
-from manifests.services.patience import read_if_there
 from manifests.stores import storage
 from manifests.stores.folder import note, notes_of, patiently, stands_for
 from manifests.stores.lease import RENEWED_SECONDS, Lease
+from manifests.stores.storage import read_if_there
 
 log = logging.getLogger("plantmix.store")
 
@@ -51,7 +51,7 @@ def take_up(address: str) -> str:
     with _locked(folder) as is_ours:
         if is_ours:  # else a build of this machine is writing it, and it is up to date
             names = _names(address)
-            if not any(name.endswith("catalog/snapshot") for name in names):
+            if "snapshot" not in names:
                 raise ConfigError(f"{address}: no catalogue here; give the work folder of a build")
             _bring_catalog(address, folder, names)
     return folder
@@ -188,37 +188,31 @@ class Session:
                 self._sent[name] = digest
 
     def _remove_journal(self) -> None:
-        fs, _ = storage.filesystem(self._address)
-        old = [name for name in _names(self._address) if "/catalog/journal/" in name and self._number not in name]
+        fs, inner = storage.filesystem(storage.join(self._address, "catalog"))
+        old = [
+            f"{inner}/{name}"
+            for name in _names(self._address)
+            if name.startswith("journal/") and self._number not in name
+        ]
         with contextlib.suppress(FileNotFoundError):  # the answer to a first try was lost; others go at the next seal
             if old:
                 patiently(self._address, lambda: fs.rm(old))
 
 
 def _names(address: str) -> list[str]:
-    """Paths of the objects of a folder's catalogue."""
-
-    def find() -> list[str]:
-        fs, inner = storage.filesystem(storage.join(address, "catalog"))
-        fs.invalidate_cache()
-        return [str(name) for name in fs.find(inner)]
-
-    return patiently(address, find)
+    """Names of the objects of a folder's catalogue."""
+    return patiently(address, lambda: list(storage.sizes_below(storage.join(address, "catalog"))))
 
 
 def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
     """Make the local catalogue what the store says, unless it is the very one that was last sent from here."""
 
     def read(path: str) -> bytes | None:
-        try:
-            return patiently(address, lambda: b"".join(storage.read_chunks(storage.join(address, path))))
-        except FileNotFoundError:
-            return None
+        return read_if_there(storage.join(address, path))
 
-    there = {name.partition("/catalog/")[2] for name in names}
-    snapshot = read("catalog/snapshot") if "snapshot" in there else None
+    snapshot = read("catalog/snapshot") if "snapshot" in names else None
     digest = hashlib.sha256(snapshot).hexdigest() if snapshot is not None else None
-    batches = sorted(name for name in there if digest and name.startswith(f"journal/{digest[:12]}-"))
+    batches = sorted(name for name in names if digest and name.startswith(f"journal/{digest[:12]}-"))
     notes = notes_of(folder)
     # a driver's own folder notes no batches: it knows all that was sent from it
     is_current = notes.get("snapshot") == digest and notes.get("batches") in (None, len(batches))
@@ -238,7 +232,7 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
             note(folder, address, snapshot=digest, batches=len(batches))
         _drop_other_tables(folder, before, now)
     for name, path in _BESIDE.items():
-        content = read(path) if name == TAKEDOWNS_FILE or name in there else None
+        content = read(path) if name == TAKEDOWNS_FILE or name in names else None
         if content is None:
             Path(folder, name).unlink(missing_ok=True)
         elif content != read_if_there(storage.join(folder, name)):

@@ -6,13 +6,9 @@ Works on local paths and on any fsspec address (s3://, gs://, memory://). No oth
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
-import functools
-import gc
 import hashlib
 import json
-import mimetypes
 import os
 import re
 import shutil
@@ -21,22 +17,20 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import fsspec
+from typing import Any, ClassVar
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, words_of
-from manifests.services import packages
+from manifests.stores import clients
+from manifests.stores.clients import filesystem as filesystem
+from manifests.stores.clients import is_remote as is_remote
+from manifests.stores.faults import check_passing as check_passing
+from manifests.stores.faults import patiently
 
 _CHUNK_BYTES = 4 << 20
 _RANGE_BYTES = 32 << 20  # of an object store, in one request
-_S3_PUT_BYTES = 5 << 30  # the most that S3 takes in one request
 _FICLONE = 0x40049409  # of Linux; no other system knows it
 _PAST_THE_END = re.compile("InvalidRange|range (is )?not satisfiable", re.IGNORECASE)
 TEMP_MARK = ".tmp-"
-_CLIENT_LIBRARIES = {
-    "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
-}  # fmt: skip
 _TEMP_NAME = re.compile(r"\..+\.tmp-[0-9a-f]{12}", re.DOTALL)
 
 
@@ -47,30 +41,28 @@ class WrittenFile:
     path: str
     num_bytes: int
     sha256: str
+    since: ClassVar[str] = (
+        "the release was sealed; take a whole copy, or see what differs with `plantmix verify --deep`"
+    )
 
+    def copy_to(self, local: str) -> None:
+        """Copy it to a file of this machine, in one request.
 
-def is_remote(path: str) -> bool:
-    """True for an fsspec address with a scheme, false for a local path."""
-    return "://" in path and not path.startswith("file://")
+        Raises: an error of the store.
+        """
+        get(self.path, local)
 
+    def is_content_of(self, path: str) -> bool:
+        """Whether a local file holds what was recorded; every byte is read."""
+        return hash_file(path).sha256 == self.sha256
 
-def is_storage_error(error: Exception) -> bool:
-    """True for an error of the operating system, or of a library of object stores, which may be no OSError."""
-    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    of_duckdb = "_duckdb" in libraries and "Could not " in str(error)  # its words for a fault of the disk
-    return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
+    def require_content(self, path: str) -> None:
+        """Compare a local file with the record.
 
-
-def is_damage(error: Exception) -> bool:
-    """True for what DuckDB and Arrow say of a file whose bytes make no sense; a wrong query is something else."""
-    of_duckdb = ("Error", "IOException", "FatalException", "SerializationException", "InvalidInputException")
-    kinds = {"_duckdb": of_duckdb, "pyarrow": ("ArrowInvalid",)}
-    return type(error).__name__ in kinds.get(type(error).__module__.partition(".")[0], ())
-
-
-def is_stop(error: BaseException) -> bool:
-    """True for a Ctrl-C, and for what DuckDB makes of one that falls into a query: an error of its own words."""
-    return isinstance(error, KeyboardInterrupt) or (type(error) is RuntimeError and str(error) == "Query interrupted")
+        Raises: IntegrityError.
+        """
+        if not self.is_content_of(path):
+            raise IntegrityError(f"{self.path} has other content than when {self.since}")
 
 
 @contextlib.contextmanager
@@ -84,15 +76,6 @@ def naming(path: str) -> Iterator[None]:
         raise
 
 
-def check_passing(path: str, error: Exception, what: str = "read") -> None:
-    """Tell a fault of an object store from a file that is not there; call it where reading `path` raised `error`.
-
-    Raises: RetryableError when the store does not give what it has: that says nothing about the file.
-    """
-    if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
-        raise RetryableError(f"{path} cannot be {what} now ({words_of(error)})") from None
-
-
 def join(folder: str, *names: str) -> str:
     """Join names under a local folder or a remote address."""
     if is_remote(folder):
@@ -100,13 +83,48 @@ def join(folder: str, *names: str) -> str:
     return str(Path(folder.removeprefix("file://")).joinpath(*names))
 
 
-def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec file system of `path`, and the path within it."""
-    if is_remote(path):
-        _part_at_forks()
-    with packages.naming_client(path):
-        fs, inner = fsspec.core.url_to_fs(path)
-    return fs, str(inner)
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, inner = filesystem(path)
+    return bool(fs.exists(inner))
+
+
+def is_folder(path: str) -> bool:
+    """Whether a folder is there; a store has no empty ones."""
+    fs, inner = filesystem(path)
+    return bool(fs.isdir(inner))
+
+
+def size_of(path: str) -> int:
+    """How many bytes a file has. Raises: FileNotFoundError; an error of the disk or the store."""
+    fs, inner = filesystem(path)
+    return int(fs.size(inner))
+
+
+def open_file(path: str) -> Any:
+    """Open a file to read it.
+
+    Raises: FileNotFoundError; an error of the disk or the store.
+    """
+    fs, inner = filesystem(path)
+    return fs.open(inner, "rb")
+
+
+def sizes_below(folder: str) -> dict[str, int]:
+    """Names and sizes of the files in a folder and below, as they are now; none for what is not there.
+
+    A store answers one request for each thousand files.
+    """
+    fs, inner = filesystem(folder)
+    fs.invalidate_cache()
+    prefix = len(inner.rstrip("/")) + 1
+    return {str(path)[prefix:]: int(info["size"]) for path, info in sorted(fs.find(inner, detail=True).items())}
+
+
+def find_matches(pattern: str) -> list[str]:
+    """Paths or addresses of what a glob names, sorted."""
+    fs, inner = filesystem(pattern)
+    return [str(fs.unstrip_protocol(path)) if is_remote(pattern) else str(path) for path in sorted(fs.glob(inner))]
 
 
 def files_in(path: str) -> list[str]:
@@ -116,19 +134,15 @@ def files_in(path: str) -> list[str]:
     return sorted(join(path, each["name"].rpartition("/")[2]) for each in listed if each["type"] == "file")
 
 
-@functools.cache
-def _part_at_forks() -> None:
-    # a fork shares the parent's epoll: were a store's client collected in the child, it would take the parent's
-    # connections out of there, and the parent would wait for answers that have come
-    os.register_at_fork(after_in_child=gc.freeze)
-
-
 def temp_path(path: str) -> str:
     """A private name beside `path`, for a file of a store one on this machine. It holds TEMP_MARK, by which `sweep`
     finds what a crash left.
     """
-    folder, _, name = path.rpartition("/")
-    folder = tempfile.gettempdir() if is_remote(path) else folder
+    folder, _, name = path.removeprefix("file://").rpartition("/")
+    if is_remote(path):
+        folder = tempfile.gettempdir()
+    elif folder.startswith("~"):
+        folder = str(Path(folder).expanduser())
     temp = f".{name}{TEMP_MARK}{uuid.uuid4().hex[:12]}"
     return f"{folder}/{temp}" if folder else temp
 
@@ -210,6 +224,24 @@ def read_chunks(path: str) -> Iterator[bytes]:
             return
 
 
+def read_if_there(path: str) -> bytes | None:
+    """The content of a small file; None where it is missing. Asks the store itself, not a listing from before.
+
+    Raises: RetryableError when the store does not answer after the last try.
+    """
+
+    def read() -> bytes:
+        return b"".join(read_chunks(path))
+
+    def problem(error: Exception) -> Exception:
+        return RetryableError(f"{path} cannot be read now ({words_of(error)})")
+
+    try:
+        return patiently(read, problem) if is_remote(path) else read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
 def read_range(path: str, start: int, num_bytes: int) -> bytes:
     """Some bytes of a file, in one read or request; fewer where it ends before.
 
@@ -245,75 +277,26 @@ def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
     return replace(written, path=local)
 
 
+def get(path: str, local: str) -> None:
+    """Copy a file to a local path, in one request; no byte is looked at.
+
+    Raises: FileNotFoundError; an error of the store.
+    """
+    fs, inner = filesystem(path)
+    fs.get_file(inner, local, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
+
+
 def upload(local: str, path: str) -> None:
-    """Put a finished local file into an object store, as `put` does.
+    """Put a finished local file into an object store. A reader sees all of it or what was there before.
 
     Raises: RetryableError when the store does not take it now.
     """
+    fs, inner = filesystem(path)
     try:
-        put(local, path)
+        clients.put(fs, local, inner)
     except Exception as error:
         check_passing(path, error, "written")
         raise
-
-
-def put(local: str, path: str) -> None:
-    """Put a finished local file into an object store. A reader sees all of it or what was there before.
-
-    S3 gets up to 5 GiB in one request, so a killed upload leaves nothing behind. Larger files go in several parts.
-
-    Raises: an error of the store.
-    """
-    fs, inner = filesystem(path)
-    if type(fs).__module__.startswith("s3fs.") and Path(local).stat().st_size <= _S3_PUT_BYTES:
-        _put_into_s3(fs, local, inner)
-    else:
-        fs.put_file(local, inner)
-
-
-def _put_into_s3(fs: Any, local: str, inner: str) -> None:
-    """One request that sends the file while it is read; `put_file` would have it in memory.
-
-    botocore tries again from the start of the file. s3fs's own retries would go on where the failed request had come
-    to, so they are left out.
-    """
-    from s3fs.errors import translate_boto_error  # an extra
-
-    bucket, key, _ = fs.split_path(inner)
-    set_for_all = {**fs.s3_additional_kwargs, **fs.req_kw}  # by the user: encryption, storage class, who pays
-    named = {"Bucket": bucket, "Key": key}
-    if kind := mimetypes.guess_type(key)[0]:
-        named["ContentType"] = kind  # so that a browser shows a page, and does not save it
-
-    async def send() -> None:
-        await fs.set_session()
-        client = await fs.get_s3(bucket)
-        members = client.meta.service_model.operation_model("PutObject").input_shape.members
-        request = {name: value for name, value in set_for_all.items() if name in members} | named
-        with Path(local).open("rb") as stream:
-            await client.put_object(**request, Body=stream)
-
-    try:
-        fsspec.asyn.sync(fs.loop, send)
-    except Exception as error:
-        raise translate_boto_error(error) from error
-    fs.invalidate_cache(inner)
-
-
-def changed_ns(info: Mapping[str, Any]) -> int:
-    """When a file last changed. Each file system names the time in its own way; 0 where it gives none."""
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        value = info.get(name)
-        if isinstance(value, str):
-            try:
-                value = datetime.datetime.fromisoformat(value)
-            except ValueError:
-                continue
-        if isinstance(value, datetime.datetime):
-            value = value.timestamp()
-        if value:
-            return int(float(value) * 1e9)
-    return 0
 
 
 def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> WrittenFile:
@@ -323,8 +306,7 @@ def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> Written
         fs.pipe_file(inner, content)
     else:
         temp = temp_path(path)
-        fs, inner = filesystem(temp)
-        with fs.open(inner, "wb") as stream:
+        with Path(temp).open("wb") as stream:
             if is_secret:
                 Path(temp).chmod(0o600)
             stream.write(content)
@@ -367,19 +349,18 @@ def publish_all(files: Iterable[tuple[str, str]]) -> None:
     """
     renamed: dict[str, str] = {}
     for temp, path in files:
-        inner_temp = filesystem(temp)[1]
-        if not Path(inner_temp).exists():
+        if not Path(temp).exists():
             raise IntegrityError(f"{temp}: the private file to publish is gone; something else removed it")
         if not is_remote(path):
-            _sync(inner_temp)
-            renamed[inner_temp] = filesystem(path)[1]
+            _sync(temp)
+            renamed[temp] = filesystem(path)[1]
             continue
         try:
-            upload(inner_temp, path)
+            upload(temp, path)
         finally:
-            Path(inner_temp).unlink()
-    for inner_temp, inner in renamed.items():
-        Path(inner_temp).replace(inner)
+            Path(temp).unlink()
+    for temp, inner in renamed.items():
+        Path(temp).replace(inner)
     for folder in dict.fromkeys(str(Path(inner).parent) for inner in renamed.values()):
         _sync(folder)
 
@@ -390,7 +371,7 @@ def link_or_copy(source: str, path: str) -> None:
     try:
         if is_remote(source) or is_remote(path):
             raise OSError("no links between object stores")
-        os.link(filesystem(source)[1], filesystem(temp)[1])
+        os.link(filesystem(source)[1], temp)
     except OSError:
         copy(source, path)
     else:
@@ -407,7 +388,7 @@ def copy(source: str, path: str) -> None:
         fs.cp_file(inner_source, inner)
     else:
         temp = temp_path(path)
-        with fs.open(inner_source, "rb") as reader, Path(filesystem(temp)[1]).open("wb") as writer:
+        with fs.open(inner_source, "rb") as reader, Path(temp).open("wb") as writer:
             try:
                 fcntl.ioctl(writer, _FICLONE, reader.fileno())
             except OSError:  # between disks, on one that shares nothing, out of a store

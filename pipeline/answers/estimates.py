@@ -23,10 +23,10 @@ import pyarrow as pa
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.contract.reader import open_reader
-from manifests.contract.records import look_in_store
 from manifests.errors import ConfigError, RunError
 from manifests.stores import storage
 from manifests.stores.session import at_hand
+from manifests.stores.stamps import look
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig
 from pipeline.engine.on_ray import count_cpus
@@ -145,7 +145,9 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
     path = writer.close().temp
     if stored is None:
         return path, None
-    sizes = {name: ask(source, partial(look_in_store, storage.join(stored.root, name)))[1] for name in stored.names}
+    sizes = {
+        name: ask(source, partial(look, storage.join(stored.root, name), now=True))[1] or 0 for name in stored.names
+    }
     num_passed = sum([sizes[name] for name in list(passed)[:-1]] + list(passed.values())[-1:])
     times = sum(sizes.values()) / max(1, num_passed) if rows.is_part else 1.0
     return path, _Tars(len(sizes), sum(sizes.values()), times)

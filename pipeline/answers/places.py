@@ -47,10 +47,9 @@ def list_place(path: str) -> Listing:
     """What lies at a path or behind a glob, by its names."""
     if re.search(r"[*?\[{]", path):
         return Listing(path, "pattern", [path])
-    fs, inner = storage.filesystem(path)
-    if not fs.exists(inner):
+    if not storage.exists(path):
         raise ConfigError(f"{path}: nothing is there{where_it_looked(path)}")
-    if fs.isdir(inner):
+    if storage.is_folder(path):
         return Listing(path, "folder", [name for name, _ in islice(walk_files(path), MAX_LISTED)])
     if not path.lower().endswith(".zip") or TABLE_NAME.search(path.lower()):
         return Listing(path, "file", [path])

@@ -25,6 +25,7 @@ from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.contract.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current
 from manifests.contract.release import RECORD_FILE, Release
 from manifests.errors import ConfigError, RunError
+from manifests.stores import stamps
 from manifests.stores.folder import store_of
 from manifests.stores.storage import hash_file
 from pipeline.releases.opening import open_release, samples_path
@@ -154,12 +155,11 @@ def _copy_catalogue(folder: Path, work: Path) -> None:
     raise RunError(f"{folder / CATALOG_FILE}: a build writes it all the time; try again in a minute")
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
+def _state(path: Path) -> str | None:
     try:
-        stat = path.stat()
+        return stamps.of_disk(path.stat())
     except FileNotFoundError:
         return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _radius(connection: Any) -> int | None:

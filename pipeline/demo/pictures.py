@@ -22,7 +22,6 @@ Gives up with ConfigError where a package cannot be downloaded; the message says
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import logging
@@ -36,6 +35,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.stores.cache import locked
 from manifests.stores.storage import make_folder, publish_bytes
 from pipeline.demo.debian import fetch_package, package_version
 from pipeline.demo.packages import PACKAGES, Picture, read_package
@@ -72,8 +72,7 @@ def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> di
 def _one_at_a_time(web: Path) -> Iterator[None]:
     """Wait until no other process sets up the same web: each would remove what the other has written."""
     make_folder(str(web.parent))
-    with (web.parent / f".{web.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with locked(web.parent / f".{web.name}.lock"):
         yield
 
 

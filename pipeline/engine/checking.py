@@ -1,6 +1,6 @@
 """Whether files still hold what was recorded of them, before a stage reads them.
 
-A file is read once a build: afterwards its size, time and inode stand for its content.
+A file is read once a build: afterwards its stamp stands for its content.
 """
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from manifests.errors import DamageError
-from manifests.stores import storage
+from manifests.stores import stamps, storage
 from manifests.stores.folder import bring, patiently, store_of
 from pipeline.store.files import Files
-
-Stamp = tuple[int, int, int]
 
 
 class ContentChecks:
@@ -21,7 +19,7 @@ class ContentChecks:
     def __init__(self, workdir: str) -> None:
         self._workdir = workdir
         self._store = store_of(workdir)
-        self._checked: dict[str, Stamp] = {}
+        self._checked: dict[str, str] = {}
 
     def require(self, files: Files) -> Files:
         """The same files. Of files that a work folder did not record, nothing is known to compare.
@@ -74,6 +72,5 @@ class ContentChecks:
         return True
 
 
-def _stamp(path: str) -> Stamp:
-    info = Path(path).stat()
-    return info.st_size, info.st_mtime_ns, info.st_ino
+def _stamp(path: str) -> str:
+    return stamps.of_disk(Path(path).stat())

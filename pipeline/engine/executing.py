@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np  # noqa: F401 - its BLAS must be there to be limited
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
-from manifests.stores.storage import is_stop, is_storage_error
+from manifests.stores.faults import is_stop, is_storage_error
 from pipeline.engine.away import brought_here
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, Part, PartResult, Work

@@ -189,7 +189,6 @@ class RayExecutor:
     def _faults_of(self, nodes: Sequence[Any], work_dir: str) -> list[str]:
         """Why nodes cannot do parts of a work folder, a line each."""
         marker = storage.join(work_dir, "scratch", f"node-check-{uuid.uuid4().hex}")
-        fs, inner = storage.filesystem(marker)
         places = list(self._places)
         pickling = importlib.import_module("ray.cloudpickle")
         pickling.register_pickle_by_value(node_check)
@@ -211,7 +210,7 @@ class RayExecutor:
                 try:
                     there = self._ray.get(answer, timeout=max(0.1, until - time.monotonic()))
                     of_node = list(node_check.compare(here, there, work_dir, self._places))
-                    if not of_node and not fs.exists(f"{inner}-{node['NodeID']}"):
+                    if not of_node and not storage.exists(f"{marker}-{node['NodeID']}"):
                         of_node = ["what it writes into the work folder is not seen here; mount one shared disk there"]
                 except self._ray.exceptions.GetTimeoutError:
                     of_node = [f"no worker started within {_NODE_SECONDS:g} s; see Ray's log on that node"]
@@ -223,8 +222,8 @@ class RayExecutor:
                 faults += [f"  {name}: {fault}" for fault in of_node]
         finally:
             pickling.unregister_pickle_by_value(node_check)
-            for path in [inner, *(f"{inner}-{node}" for node in ("driver", *(node["NodeID"] for node in nodes)))]:
-                storage.remove_if_there(str(fs.unstrip_protocol(path)))
+            for mark in ("", "-driver", *(f"-{node['NodeID']}" for node in nodes)):
+                storage.remove_if_there(marker + mark)
         return faults
 
     def _only_on(self, node_id: str) -> Any:

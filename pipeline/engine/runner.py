@@ -33,7 +33,7 @@ from manifests.errors import (
     RunError,
     describe_paths,
 )
-from manifests.stores import storage
+from manifests.stores import stamps, storage
 from manifests.stores.folder import patiently, remove_from
 from pipeline.config import BuildConfig
 from pipeline.engine.checking import ContentChecks
@@ -85,7 +85,7 @@ class Runner:
         self._made_again: frozenset[str] = frozenset()  # stages that this command may do again, and no other
         self._forgotten: set[str] = set()
         self._status_failed, self._status_at = False, 0.0
-        self._shared_scratch: dict[str, int] = {}  # scratch files in the store, and when they were written
+        self._shared_scratch: dict[str, str] = {}  # scratch files in the store, and their stamps
 
     def run(self, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()) -> BuildReport:
         """Bring every stage up to date, in order, from `first` on and up to `last` (both included).
@@ -307,10 +307,10 @@ class Runner:
             return
         for path in {group.path for group in within(inputs, RowGroup)}:
             name = path.removeprefix(f"{execution.workdir}/")
-            changed = Path(path).stat().st_mtime_ns
-            if name.startswith("scratch/") and self._shared_scratch.get(name) != changed:
+            stamp = stamps.of_disk(Path(path).stat())
+            if name.startswith("scratch/") and self._shared_scratch.get(name) != stamp:
                 patiently(execution.store, partial(storage.upload, path, storage.join(execution.store, name)))
-                self._shared_scratch[name] = changed
+                self._shared_scratch[name] = stamp
 
     def _run_jobs(
         self,

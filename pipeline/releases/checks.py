@@ -140,8 +140,7 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
     if row != (0, 0):
         yield f"attribution.parquet: {row[0]:,} images are missing in it, {row[1]:,} are none of the release"
     for table in counts_of(release.record, sql):
-        fs, inner = storage.filesystem(storage.join(release.path, table["file"]))
-        if not fs.exists(inner) or fs.cat_file(inner) != write_counts(table):
+        if storage.read_if_there(storage.join(release.path, table["file"])) != write_counts(table):
             yield f"{table['file']}: not the images of samples.parquet by {table['by']}"
 
 

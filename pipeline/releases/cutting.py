@@ -9,6 +9,7 @@ import hashlib
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from manifests.errors import IntegrityError
@@ -20,8 +21,7 @@ PLACED_MEMBERS = ("jpg", "txt", "json")
 
 def iter_samples(path: str) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     """(key, [(extension, content), ...]) of every sample of a shard, members in their order."""
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with storage.open_file(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         key = ""
         members: list[tuple[str, bytes]] = []
         for info in archive:
@@ -49,10 +49,9 @@ def cut_shard(path: str, target: str, without: set[str], sha256: str) -> dict[st
     if storage.hash_file(path).sha256 != sha256:
         raise IntegrityError(f"{path}: has other content than when it was sealed; take a whole copy, then try again")
     temp = storage.temp_path(target)
-    fs, inner = storage.filesystem(temp)
     places: dict[str, dict[str, Any]] = {}
     missing = set(without)
-    with fs.open(inner, "wb") as stream:
+    with Path(temp).open("wb") as stream:
         archive = ArchiveWriter(stream, digest := hashlib.sha256())
         for key, members in iter_samples(path):
             if key in without:

@@ -206,8 +206,7 @@ def write_img2dataset(release: Release, out: str) -> str:
     Raises: ConfigError when the folder is not empty, and when a takedown left no training samples.
     """
     release.num_samples("train")
-    fs, inner = storage.filesystem(out)
-    if fs.exists(inner) and fs.find(inner):
+    if storage.sizes_below(out):
         raise ConfigError(f"{out}: not empty; give a new folder, so that no file of yours is among them")
     storage.make_folder(out)
     shards = release.shards("train")

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from manifests.contract.records import fingerprints_of_run
 from manifests.contract.release import Release, samples_named
-from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 
 _OF_BUILDS = {"pool", "tables", "releases", "catalog"}  # folders of a work folder that hold neither
 

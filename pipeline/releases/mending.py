@@ -200,9 +200,8 @@ def _find_pictures(workdir: str, rows: pa.Table, damaged: set[str]) -> dict[str,
 
 def _places_in_releases(workdir: str, hashes: Sequence[str], damaged: set[str]) -> Iterator[tuple[str, Place]]:
     folder = place_of(workdir, "releases")
-    fs, inner = storage.filesystem(folder)
-    names = [str(path).split("/")[-2] for path in sorted(fs.glob(f"{inner}/*/{SAMPLES_FILE}"))] if hashes else []
-    for name in names:
+    tables = storage.find_matches(storage.join(folder, "*", SAMPLES_FILE)) if hashes else []
+    for name in (table.split("/")[-2] for table in tables):
         if f"releases/{name}/{SAMPLES_FILE}" in damaged:
             continue
         with open_sql() as sql:

@@ -14,9 +14,9 @@ from typing import Any
 from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.contract.release import RECORD_FILE, SAMPLES_FILE, Release
 from manifests.errors import ConfigError, IntegrityError
-from manifests.services.patience import read_if_there
 from manifests.stores import storage
 from manifests.stores.session import at_hand
+from manifests.stores.storage import read_if_there
 from pipeline.store.sql import open_scratch, view_parquet
 
 MEMORY_GB = 4.0

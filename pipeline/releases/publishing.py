@@ -228,9 +228,7 @@ def publish(plan: Plan) -> list[str]:
 
 def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
     storage.make_folder(folder)
-    fs, inner = storage.filesystem(folder)
-    listing = fs.find(inner, detail=True).items()
-    there = {name[len(inner.rstrip("/")) + 1 :]: int(info["size"]) for name, info in listing}
+    there = storage.sizes_below(folder)
     files = release.record["files"]
     if RECORD_FILE in there and read_record(folder)["fingerprint"] != release.fingerprint:
         raise ConfigError(f"{folder}: holds another release; give a place of its own")
@@ -266,10 +264,7 @@ def _check_folder(release: Release, target: str, public: bool) -> None:
     """Raises: ConfigError for a place that no file system serves, or among sealed releases, and for `public`."""
     if public:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
-    try:
-        storage.filesystem(target)
-    except ValueError as error:
-        raise ConfigError(f"{target}: no file system for this address: {error}") from None
+    storage.filesystem(target)
     parent, beside = (place.rstrip("/").rpartition("/")[0] for place in (_absolute(target), _absolute(release.path)))
     if parent == beside:
         raise ConfigError(f"{target}: lies among the releases of {beside}; choose a place outside of it")

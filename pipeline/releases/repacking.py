@@ -21,6 +21,7 @@ from manifests.contract.records import PartFile, PartRecord
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release, read_record
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
 from manifests.stores import storage
+from manifests.stores.faults import is_damage
 from manifests.stores.folder import place_of, publish_bytes_into, publish_into
 from pipeline.config import RunSettings
 from pipeline.engine.work import PartResult, StageRun
@@ -58,7 +59,7 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
         except (PlantMixError, OSError) as error:
             yield f"releases/{name}: not yet: {error}"
         except Exception as error:
-            if not storage.is_damage(error):
+            if not is_damage(error):
                 raise
             yield f"releases/{name}: not yet: a table that it is made from is damaged: {' '.join(str(error).split())}"
     storage.sweep(storage.join(catalog.workdir, "releases"))  # what a try that failed has left
@@ -77,8 +78,7 @@ def write_pointers(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[st
 
 
 def _is_there(folder: str) -> bool:
-    fs, inner = storage.filesystem(folder)
-    return bool(fs.isdir(inner))
+    return storage.is_folder(folder)
 
 
 # ---- releases of builds

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from manifests.contract.records import fingerprint
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
 from manifests.errors import ConfigError, IntegrityError
-from manifests.services.patience import read_if_there
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import images_of
 from pipeline.releases.opening import open_sql, read_json, samples_path, view_samples
@@ -121,8 +121,7 @@ def _write_shards(release: Release, gone: Sequence[Row], folder: str, record: di
 
 def _write_tables(release: Release, gone: Sequence[Row], moved: Places, folder: str) -> list[storage.WrittenFile]:
     """samples.parquet without the rows that go and with the new places of the others, and attribution.parquet."""
-    fs, inner = storage.filesystem(samples_path(release))
-    with fs.open(inner, "rb") as stream, pq.ParquetFile(stream) as source:
+    with storage.open_file(samples_path(release)) as stream, pq.ParquetFile(stream) as source:
         writer = write.SamplesWriter(folder, "", source.schema_arrow.remove_metadata())
         keys = {(row["split"], row["shard"], row["key"]) for row in gone}
         for batch in source.iter_batches():

@@ -46,7 +46,7 @@ class ClipScorer:
                 f"{self._where}.model: open_clip knows no model '{self._model}'; take a name of "
                 "open_clip.list_models() or the path of a model config (.json)"
             )
-        if self._is_file():
+        if storage.exists(self._pretrained):
             return
         tags = open_clip.list_pretrained_tags_by_model(model)
         if self._pretrained not in tags:
@@ -67,10 +67,6 @@ class ClipScorer:
                 f"GELU: take the model {model}-quickgelu"
             )
 
-    def _is_file(self) -> bool:
-        fs, inner = storage.filesystem(self._pretrained)
-        return bool(fs.exists(inner))
-
     def load(self) -> None:
         """Load the model and its weights on the device."""
         import torch
@@ -79,7 +75,7 @@ class ClipScorer:
             torch.set_num_threads(1)  # the sum of the threads' parts would depend on how many there are
         name = _register_model(self._model)
         with ExitStack() as during:
-            if not self._is_file():
+            if not storage.exists(self._pretrained):
                 during.enter_context(model_hub.cache_without_hub())
                 model_hub.download_weights(name, self._pretrained, f"{self._where}.pretrained")
             try:

@@ -26,13 +26,11 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from manifests.contract.outcomes import Outcome
-from manifests.contract.records import stamp_in_store, stamps_on_disk
-from manifests.errors import ConfigError, RetryableError, words_of
+from manifests.errors import ConfigError
 from manifests.samples.braces import expand, first_pattern, has_braces, split_paths
 from manifests.samples.endings import is_picture
-from manifests.services import patience
 from manifests.services.masking import hide_secrets
-from manifests.stores import storage
+from manifests.stores import stamps, storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
@@ -165,7 +163,7 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
         names = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffix))
     else:
         root = inner.rpartition("/")[0]
-        names = [inner] if exists(fs, inner) else []
+        names = [inner] if fs.exists(inner) else []
     checked = [] if storage.is_remote(path) or names == [inner] else names  # object stores have no links
     if bad := [name for name in checked if not is_file_of(root, name)]:
         raise ConfigError(
@@ -199,28 +197,13 @@ def _files_of_pattern(path: str, where: str) -> tuple[str, list[str]]:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     names = list(dict.fromkeys(names))
-    missing = [name for name in names if not exists(fs, name)] if has_braces(path) else []
+    missing = [name for name in names if not fs.exists(name)] if has_braces(path) else []
     if missing:
         raise ConfigError(
             f"{where}: {path}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}"
         )
     shared = os.path.commonprefix(folders)  # noqa: RUF071  (commonpath would fold the // of an address)
     return shared.rpartition("/")[0], names
-
-
-def exists(fs: Any, inner: str) -> bool:
-    """Whether a file is there. A web server is asked for its head: fsspec's own question would begin a download.
-
-    Raises: RetryableError for a web server that does not say it now.
-    """
-    if not inner.startswith(("http://", "https://")):
-        return bool(fs.exists(inner))
-    try:
-        return bool(fs.info(inner))
-    except FileNotFoundError as error:
-        if (fault := patience.hidden_fault(error)) is not None:
-            raise RetryableError(f"{hide_secrets(inner)} cannot be read now ({words_of(fault)})") from None
-        return False
 
 
 def _is_web_file(path: str, suffix: str) -> bool:
@@ -245,7 +228,7 @@ def walk_files(root: str, hidden: bool = False) -> Iterator[tuple[str, int | Non
 
 
 def look_at(root: str, names: Sequence[str]) -> list[str | None]:
-    """Stamps (manifests/contract/records.py) of files below a folder, None for one that is not there.
+    """Stamps (manifests/stores/stamps.py) of files below a folder, None for one that is not there.
 
     A store is listed once.
 
@@ -254,9 +237,17 @@ def look_at(root: str, names: Sequence[str]) -> list[str | None]:
     if not names:
         return []
     if not storage.is_remote(root):
-        return stamps_on_disk(storage.filesystem(root)[1], names)
+        folder = storage.filesystem(root)[1]
+        return [_stamp_of(f"{folder}/{name}") for name in names]
     listed = {name: entry for name, size, entry in _walk_entries(root, hidden=True) if size is not None}
-    return [stamp_in_store(listed[name]) if name in listed else None for name in names]
+    return [stamps.of_entry(listed[name]) if name in listed else None for name in names]
+
+
+def _stamp_of(path: str) -> str | None:
+    try:
+        return stamps.to_keep(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _walk_entries(root: str, hidden: bool = False) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:

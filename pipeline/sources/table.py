@@ -183,12 +183,14 @@ class TableReader(Reader[TableSettings]):
         """Rows of Parquet, lines of small texts. A text of several lines in quotes counts by its lines."""
         total = 0
         for file in self.files():
-            fs, inner = storage.filesystem(file)
             if file.lower().endswith((".parquet", ".pq")):
-                with fs.open(inner, "rb") as stream:
+                with storage.open_file(file) as stream:
                     total += pq.ParquetFile(stream).metadata.num_rows
-            elif file.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson")) and fs.size(inner) <= MAX_COUNTED_BYTES:
-                with fs.open(inner, "rb") as stream:
+            elif (
+                file.lower().endswith((".csv", ".tsv", ".jsonl", ".ndjson"))
+                and storage.size_of(file) <= MAX_COUNTED_BYTES
+            ):
+                with storage.open_file(file) as stream:
                     total += sum(1 for line in stream if line.strip())
             else:
                 return None

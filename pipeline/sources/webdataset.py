@@ -9,8 +9,6 @@ missing, no tar, compressed, or links that lead elsewhere.
 
 from __future__ import annotations
 
-import io
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +22,6 @@ from manifests.errors import ConfigError
 from manifests.pictures.authors import holder_in, tidy
 from manifests.samples.endings import PICTURES
 from manifests.samples.tars import Sample, compression_of, samples_in
-from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError, parse_json
 from manifests.stores import storage
 from pipeline.sources.files import (
@@ -50,7 +47,6 @@ from pipeline.sources.rows import (
 from pipeline.sources.tables.columns import plain
 from pipeline.sources.tars.beside import first_columns, parquet_of, parquet_rows
 from pipeline.sources.tars.fields import values_of
-from pipeline.sources.tars.front_to_back import SENT_WHOLE
 from pipeline.sources.tars.samples import KeptSamples, StoredTars
 
 _WITH_TAR = "leave `record_key` out, and tables join by record_key, whose values are TAR/KEY"
@@ -295,18 +291,7 @@ def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
     """The samples of a shard, in its order. Raises: BrokenTarError."""
     fs, inner = storage.filesystem(shard)
     with fs.open(inner, "rb") as stream:
-        yield from samples_in(_in_ranges(stream, shard), settings.read_fields.texts(), settings.suffixes)
-
-
-def _in_ranges(stream: Any, shard: str) -> Any:
-    """The stream, if parts of it can be read; of an empty file fsspec gives one whose parts cannot be."""
-    try:
-        stream.seek(0, os.SEEK_END)
-    except ValueError as error:
-        if stream.read(1):
-            raise ConfigError(f"{hide_secrets(shard)}: {SENT_WHOLE} ({error})") from None
-        return io.BytesIO()
-    return stream
+        yield from samples_in(stream, settings.read_fields.texts(), settings.suffixes)
 
 
 # ---- what init sees

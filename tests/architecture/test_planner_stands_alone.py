@@ -18,7 +18,7 @@ OURS = {"manifests.errors", "manifests.services.masking"}  # the errors hide sec
 def modules() -> list[Path]:
     return [
         *sorted((ROOT / "pipeline/planning").rglob("*.py")),
-        *(ROOT / f"{name.replace('.', '/')}.py" for name in OURS),
+        *(ROOT / f"{name.replace('.', '/')}.py" for name in sorted(OURS)),
     ]
 
 

@@ -179,7 +179,7 @@ def test_an_index_that_is_killed_goes_on_without_reading_again(
     code = f"""
 import os, signal
 from training.data import shard_index
-from training.data.shard_cache import ShardCache
+from manifests.stores.cache import ShardCache
 shard_index.SEGMENT_BYTES, shard_index._CHUNK_BYTES = 10_000, 4096
 add, count = shard_index._Segments.add, 0
 def kill_after(self, *rows, **said):
@@ -244,6 +244,47 @@ def test_a_shard_that_changes_is_named(
     os.utime(path, ns=(1, 1))
     with pytest.raises(IntegrityError, match=r"c.tar has other content than when it was indexed"):
         loader.check_shards(sources, "train")
+
+
+def test_a_shard_of_the_same_size_and_time_is_indexed_anew_once(
+    tmp_path: Path, settings: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tar(tmp_path / "c.tar", img2dataset_samples(0, 8))
+    before = path.stat()
+    values = settings | {"shards": str(path)}
+    pool = opened(values)[1]
+    flip_byte(path, 600)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    _, other = opened(values)
+    assert "c.tar: changed since it was indexed (now " in capfd.readouterr().err
+    assert other.fingerprints != pool.fingerprints
+    loader.check_shards(loader.open_sources(None, DataSettings(**values), "train"), "train")
+    assert "indexed" not in capfd.readouterr().err
+
+
+def test_a_content_that_no_stamp_shows_is_indexed_anew_by_the_next_run(
+    tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As of a disk that lost a bit."""
+    monkeypatch.setattr("manifests.stores.stamps.of_disk", lambda info: f"{info.st_size}")
+    path = write_tar(tmp_path / "c.tar", img2dataset_samples(0, 8))
+    values = settings | {"shards": str(path)}
+    opened(values)
+    flip_byte(path, 600)
+    sources = loader.open_sources(None, DataSettings(**values), "train")
+    with pytest.raises(IntegrityError, match=r"c.tar has other content than when it was indexed"):
+        loader.check_shards(sources, "train")
+    assert "indexed" not in capfd.readouterr().err
+    loader.check_shards(loader.open_sources(None, DataSettings(**values), "train"), "train")
+    assert "c.tar: changed since it was indexed (now " in capfd.readouterr().err
+
+
+def test_other_rights_of_a_shard_in_use_end_no_training(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = write_tar(tmp_path / "c.tar", img2dataset_samples(0, 8))
+    _, pool = opened(settings | {"shards": str(path)})
+    path.chmod(0o400)
+    (tmp_path / "backup.tar").hardlink_to(path)
+    assert loader.ShardReader(pool).read([0], with_texts=False)
 
 
 def test_a_moved_shard_keeps_its_fingerprint(tmp_path: Path, settings: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
 import re
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,9 @@ from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError
-from training.data import foreign, loader, shard_cache, shard_index
+from manifests.stores import storage
+from manifests.stores.web import WebFiles
+from training.data import foreign, loader, shard_index
 from training.data.settings import DataSettings
 from training.data.shards import SamplePool, ShardReader, open_pool
 from training.using.pictures import list_pictures
@@ -64,7 +68,7 @@ def web(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, P
     server.shutdown()
     server.server_close()
     thread.join()
-    fsspec.filesystem("http").clear_instance_cache()
+    WebFiles.clear_instance_cache()
 
 
 def opened(data: DataSettings) -> SamplePool:
@@ -115,7 +119,7 @@ def test_a_real_object_store_gives_the_samples_and_a_changed_shard_is_named(
     served: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     become_user(served, monkeypatch)
-    monkeypatch.setattr(shard_cache, "_RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01,))
     path = write_tar(tmp_path / "0.tar", img2dataset_samples(0, 20))
     s3 = fsspec.filesystem("s3", **served.options)
     s3.put(str(path), f"{BUCKET}/others/0.tar")
@@ -210,6 +214,28 @@ def test_a_web_server_that_is_down_is_not_taken_for_a_shard_that_is_gone(
         with pytest.raises(RetryableError, match=r"/0.tar\?token=\*\*\* cannot be read now \(Client") as told:
             opened(data)
         assert "hunter2" not in str(told.value)
+
+
+class WholeHandler(PlainHandler):
+    """Says so beforehand."""
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "none")
+        super().end_headers()
+
+
+@pytest.mark.parametrize("web", [WholeHandler], indirect=True)
+def test_a_server_that_says_that_it_has_no_ranges_is_read_to_the_end(
+    web: tuple[str, Path, type[PlainHandler]], tmp_path: Path
+) -> None:
+    address, folder, _ = web
+    write_tar(folder / "0.tar", img2dataset_samples(0, 20))
+    with storage.open_file(f"{address}/0.tar") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+        assert len(tar.getnames()) == 60
+    with storage.open_file(f"{address}/0.tar") as stream, pytest.raises(ConfigError, match=r"0.tar: its server sends"):
+        stream.seek(0, os.SEEK_END)
+    data = DataSettings(shards=f"{address}/0.tar", cache_dir=str(tmp_path / "cache"))
+    assert contents(opened(data), data) == of_samples(20)
 
 
 def test_a_command_that_ends_with_an_error_shows_no_secret(tmp_path: Path) -> None:

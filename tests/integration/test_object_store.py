@@ -97,7 +97,7 @@ def test_captions_that_cannot_be_read_now_are_not_taken_for_missing(
     store: Store, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it was found: a picture whose text file was refused for a moment had no caption, and was dropped for it."""
-    monkeypatch.setattr("manifests.stores.folder.WAITS_SECONDS", (0.01,))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01,))
     fail_from_the_sixth(store, "expired_403", times=10**9, ending=".txt")
     assert main(["build", str(config)]) == 1
     assert ".txt cannot be read now (PermissionError" in capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_a_source_refused_for_a_moment_is_neither_wrong_nor_short(
     store: Store, config: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it was found: "permission denied", "cannot be read as csv", and a shard without the rows of its Parquet."""
-    monkeypatch.setattr("manifests.stores.folder.WAITS_SECONDS", (0.01,))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01,))
     fs = fsspec.filesystem("s3", **store.options)
     fs.pipe_file(f"{BUCKET}/list/a.csv", b"url,caption\nhttp://host/1,a plant\n")
     rows = [{"key": "0", "url": "http://host/0", "status": "failed_to_download", "error_message": "HTTP Error 404"}]
@@ -181,7 +181,7 @@ def test_a_release_that_is_refused_for_a_moment_opens(
     store: Store, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pointer to it, and its record."""
-    monkeypatch.setattr("manifests.services.patience._READ_AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01,))
     record = {"format": FORMAT, "name": "demo", "version": "abc", "fingerprint": "a", "splits": {}, "files": {}}
     folder = f"{BUCKET}/lab/releases"
     fs = fsspec.filesystem("s3", **store.options)

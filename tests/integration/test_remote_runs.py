@@ -21,7 +21,6 @@ from training_runs import write_values
 
 from manifests.errors import ConfigError, RunError
 from training.cli import main
-from training.record import remote as remote_runs
 from training.record.remote import RemoteRun
 from training.run.loop import train
 from training.run.stopping import StoppedError
@@ -49,7 +48,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, di
 @pytest.fixture
 def store(served: tuple[Store, Any], monkeypatch: pytest.MonkeyPatch) -> Store:
     become_user(served[0], monkeypatch)
-    monkeypatch.setattr(remote_runs, "_RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01, 0.02))
     fs = fsspec.filesystem("s3", **served[0].options, use_listings_cache=False)
     if fs.exists(f"{BUCKET}/run"):
         fs.rm(f"{BUCKET}/run", recursive=True)

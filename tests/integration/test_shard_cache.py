@@ -22,13 +22,12 @@ from misbehaving.object_store import BUCKET, Store, become_user, serving
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, IntegrityError, RetryableError
 from manifests.stores import storage
-from training.data import shard_cache
+from manifests.stores.cache import ShardCache
 from training.data.loader import SampleDataset, build_order, iterate, open_releases
 from training.data.loader import _loader as make_loader
 from training.data.loader import _read_ahead as read_ahead
 from training.data.sampling import BatchPlan, BatchSampler
 from training.data.settings import DataSettings, TextSettings
-from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader, open_pool
 
 NUM = 120
@@ -45,7 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Pa
 @pytest.fixture
 def store(served: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch) -> Store:
     become_user(served[0], monkeypatch)
-    monkeypatch.setattr(shard_cache, "_RETRY_SECONDS", (0.01, 0.02, 0.05))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01, 0.02, 0.05))
     return served[0]
 
 
@@ -181,7 +180,7 @@ def test_the_folder_stays_within_its_bound_and_the_oldest_go(store: Store, tmp_p
 def test_processes_of_a_machine_share_one_request(store: Store, tmp_path: Path) -> None:
     store.choose = lambda method, path: "slow" if path.endswith(".tar") else None
     code = (
-        "import sys; from training.data.shards import *; from training.data.shard_cache import ShardCache\n"
+        "import sys; from training.data.shards import *; from manifests.stores.cache import ShardCache\n"
         f"pool = open_pool([Release.open('s3://{BUCKET}/toy')], 'train')\n"
         f"print(len(ShardReader(pool, ShardCache({str(tmp_path)!r}, 1)).read(range({NUM}), False)))"
     )

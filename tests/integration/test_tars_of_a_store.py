@@ -22,7 +22,7 @@ from waiting import wait_until
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
-from manifests.stores import folder as stores_folder
+from manifests.stores.web import WebFiles
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 
@@ -32,7 +32,7 @@ HEAD = 16 << 10  # bytes that `check` asks for, at most
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front_to_back, "WAITS_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(front_to_back, "RANGE_BYTES", 16 << 10)
     monkeypatch.setattr(ingest_tars, "PIECE_BYTES", 20 << 10)
 
@@ -59,7 +59,7 @@ def config_of(folder: Path, path: str, work: str = "work", **run: Any) -> Path:
 
 
 def build(config: Path, status: int = 0, last: str = "fetch") -> str:
-    fsspec.filesystem("http").clear_instance_cache()
+    WebFiles.clear_instance_cache()
     done = run_here("build", config, "--to", last)
     assert done.returncode == status, done.stderr
     return done.stderr
@@ -126,6 +126,37 @@ def test_faults_that_pass_cost_a_request_and_no_sample(fault: Any, server: Range
     assert len(failed) == 3
     with open_reader(str(tmp_path / "work")) as sql:
         assert sql.execute("SELECT count(*) FROM candidates").fetchall() == [(NUM,)]
+
+
+@pytest.mark.parametrize("path", ["0.tar", "{0..1}.tar"])
+def test_a_busy_web_server_lacks_no_tar(
+    path: str, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers 503 to whatever is asked, to a HEAD too."""
+    server.put("0.tar", tar_of(tmp_path))
+    server.put("1.tar", tar_of(tmp_path, NUM, NUM + 4))
+    server.fails_heads, refusals = True, [503, 503]
+    server.choose = lambda name, start: refusals.pop() if refusals else None
+    config = config_of(tmp_path, f"{server.address}/{path}")
+    build(config, last="ingest")
+    assert not refusals
+    server.choose = lambda name, start: 503
+    assert "the store cannot be used now (ClientResponseError: 503" in (told := build(config, 1, "ingest"))
+    assert f"{server.address}/0.tar" in told
+    assert "no .tar file" not in told
+    assert "missing" not in told
+
+
+def test_an_empty_tar_of_a_web_server_is_named_as_one_of_this_machine(server: RangeServer, tmp_path: Path) -> None:
+    for number, content in enumerate((b"", b"\0" * 1024)):
+        (tmp_path / f"{number}.tar").write_bytes(content)
+        server.put(f"{number}.tar", content)
+        told = [
+            build(config_of(tmp_path, f"{root}/{number}.tar"), 1, "ingest").partition("\n")[2].replace(root, "")
+            for root in (str(tmp_path), server.address)
+        ]
+        assert told[0] == told[1]
+        assert "none of" in told[0]
 
 
 def test_a_server_that_stays_away_costs_no_piece_that_is_committed(
@@ -195,10 +226,7 @@ def test_a_tar_that_breaks_off_is_named(server: RangeServer, tmp_path: Path) -> 
     assert 8 < len(rows_of(tmp_path / "work")) < NUM
 
 
-def test_a_server_that_is_busy_has_lost_no_tar(
-    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stores_folder, "WAITS_SECONDS", (0.01, 0.01))
+def test_a_server_that_is_busy_has_lost_no_tar(server: RangeServer, tmp_path: Path) -> None:
     server.put("0.tar", tar_of(tmp_path, 0, 3))
     config = config_of(tmp_path, f"{server.address}/{{0..0}}.tar")
     server.busy = 2  # a HEAD and the GET after it
@@ -262,7 +290,7 @@ def test_the_hub_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monk
 SMALL = """
 import sys
 from pipeline.cli import main
-from manifests.stores import folder as stores_folder
+from manifests.stores.web import WebFiles
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 front_to_back.RANGE_BYTES, ingest_tars.PIECE_BYTES = 16 << 10, 20 << 10

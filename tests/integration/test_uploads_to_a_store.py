@@ -58,7 +58,7 @@ def test_a_large_file_is_one_request(store: Store, tmp_path: Path) -> None:
 def test_what_one_request_cannot_hold_goes_in_parts(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_S3_PUT_BYTES", 100 * MIB)
+    monkeypatch.setattr("manifests.stores.clients._S3_PUT_BYTES", 100 * MIB)
     local, place = made(tmp_path, 120), f"s3://{BUCKET}/parts"
     storage.upload(local, place)
     assert methods(store) == {"POST": 2, "PUT": 3}

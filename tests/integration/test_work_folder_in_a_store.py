@@ -55,7 +55,7 @@ def at_home(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(remote.PLACE_VARIABLE, str(tmp_path / "local"))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
-    monkeypatch.setattr(remote, "WAITS_SECONDS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01, 0.01, 0.01))
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     store.choose, store.injected = lambda method, path: None, 0
 

@@ -28,7 +28,7 @@ from manifests.contract.release import Release
 from manifests.contract.tables import TAXON_RANKS, kind_of, names_taxon
 from manifests.errors import ConfigError
 from manifests.names.equal import name_key
-from training.data.shard_cache import ShardCache
+from manifests.stores.cache import ShardCache
 from training.data.shards import SamplePool, ShardReader
 
 _READ_ROWS = 256  # whose texts are read at a time

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from manifests.pictures.opening import Unreadable, as_unreadable, is_plain, open_picture, upright_srgb
-from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
-from training.data.shard_cache import ShardCache
+from manifests.stores.cache import ShardCache
+from manifests.stores.storage import read_if_there
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 
 _FORMAT = "dalip-decoded/2"

@@ -7,6 +7,7 @@ and a command, whose output it is. Messages name it by `path`, which holds no se
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -16,16 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
-from manifests.services import patience
+from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.services.masking import PIPE, hide_in
-from manifests.stores import storage
+from manifests.stores import stamps, storage
 from manifests.stores.storage import WrittenFile
+from training.data.sealed import SUMS_FILE
 
 _CHUNK_BYTES = 4 << 20
-_VERSION_KEYS = ("ETag", "etag", "blob_id", "md5Hash", "generation")  # what stores call the version of a file
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,23 @@ class ForeignShard(WrittenFile):
     stamp: str  # of the file when it was indexed; "" for a pipe
     segments: tuple[tuple[int, str], ...]  # bytes and sha256 of each
     has_ranges: bool  # a part of it can be read
+    index: Path  # folder of its index
+    since: ClassVar[str] = (
+        "it was indexed; put that back, or run the same command again: the shard is then indexed anew"
+    )
+
+    def copy_to(self, local: str) -> None:
+        """As of any file; of a pipe, what its command writes."""
+        copy(self.source, local)
+
+    def require_content(self, path: str) -> None:
+        """As of any file. An index of other content counts no more, so the next run makes a new one."""
+        try:
+            super().require_content(path)
+        except IntegrityError:
+            if self.index.is_dir():
+                Path(self.index, SUMS_FILE).write_bytes(b"")
+            raise
 
     def is_content_of(self, path: str) -> bool:
         """Whether a local file holds what was indexed; every byte is read."""
@@ -50,15 +67,22 @@ class ForeignShard(WrittenFile):
             return not stream.read(1)
 
     def require_unchanged(self, stat: os.stat_result) -> None:
-        """Compare an opened file of this machine with the one that was indexed.
+        """Compare an opened file of this machine with the one that was indexed, byte by byte if its stamp is another.
 
         Raises: IntegrityError.
         """
-        if (stamp := stamp_of_stat(stat)) != self.stamp:
+        stamp = stamps.of_disk(stat)
+        if stamp != self.stamp and not _is_same(self, stamp):
             raise IntegrityError(
                 f"{self.path}: was changed while it was in use ({self.stamp} -> {stamp}); run the same command again: "
                 "the shard is then indexed anew"
             )
+
+
+@functools.cache
+def _is_same(shard: ForeignShard, stamp: str) -> bool:
+    """Whether a file with this stamp holds what was indexed: a new hard link or other rights change the stamp too."""
+    return shard.is_content_of(shard.source)
 
 
 def hash_of_segments(segments: Sequence[tuple[int, str]]) -> str:
@@ -90,9 +114,7 @@ def naming_fault(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError as error:
-        if (fault := patience.hidden_fault(error)) is not None:
-            raise RetryableError(f"{shown(source)} cannot be read now ({words_of(fault)})") from None
+    except FileNotFoundError:
         hint = "; a data set of the Hub is hf://datasets/OWNER/NAME" if re.match("hf://(?!datasets/)", source) else ""
         raise ConfigError(f"{shown(source)}: no such shard{hint}") from None
     except (ValueError, NotImplementedError) as error:
@@ -112,18 +134,8 @@ def stamp_of(source: str, store: tuple[Any, str] | None = None) -> tuple[int | N
     if source.startswith(PIPE):
         return None, ""
     with naming_fault(source):
-        if (store := store or store_of(source)) is None:
-            stat = Path(source).stat()
-            return stat.st_size, stamp_of_stat(stat)
-        fs, inner = store
-        info: dict[str, Any] = fs.info(inner)
-    version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "") or storage.changed_ns(info)
-    return info.get("size"), f"{info.get('size')} bytes, version {version}"
-
-
-def stamp_of_stat(stat: os.stat_result) -> str:
-    """What changes when a file of this machine does."""
-    return f"{stat.st_size} bytes, changed at {stat.st_mtime_ns / 1e9:.9f}"
+        stamp, size = stamps.look(source, store)
+    return size, stamp or f"{size}"
 
 
 def copy(source: str, local: str) -> None:
@@ -132,8 +144,7 @@ def copy(source: str, local: str) -> None:
     Raises: RunError for a command that fails; an error of the store.
     """
     if not source.startswith(PIPE):
-        fs, inner = storage.filesystem(source)
-        fs.get_file(inner, local, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
+        storage.get(source, local)
         return
     command, (unread, piped) = source.removeprefix(PIPE), (subprocess.DEVNULL, subprocess.PIPE)
     with subprocess.Popen(command, shell=True, stdin=unread, stdout=piped, stderr=unread) as process:

@@ -27,13 +27,13 @@ from manifests.contract.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.contract.tables import kind_of
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
+from manifests.stores.cache import ReadAhead, ShardCache
 from manifests.stores.storage import WrittenFile, join
 from training.data.columns import text_labels
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
 from training.data.sampling import BatchPlan, BatchSampler, SampleOrder, Stratum, mix_seed
 from training.data.settings import PREFETCH_BATCHES, DataSettings, ReleaseShare, TextSettings
-from training.data.shard_cache import ReadAhead, ShardCache, require_content
 from training.data.shard_index import ShardRelease, open_groups
 from training.data.shards import SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
 from training.data.texts import JSON, NO_TEXT
@@ -249,7 +249,7 @@ def check_shards(releases: Sequence[Release | ShardRelease], *splits: str) -> No
                 files.append(WrittenFile(join(release.path, name), file["num_bytes"], file["sha256"]))
     with ThreadPoolExecutor() as threads:
         here = [file for file in files if not is_elsewhere(source_of(file))]
-        list(threads.map(lambda file: require_content(file, source_of(file)), here))
+        list(threads.map(lambda file: file.require_content(source_of(file)), here))
 
 
 def build_order(

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from manifests.contract.settings import ConfigPath, Settings
+from manifests.stores.cache import DEFAULT_GB, ShardCache
 from training.data.images import AugmentSettings
-from training.data.shard_cache import DEFAULT_GB, ShardCache
 from training.data.shard_groups import ShardGroup
 from training.data.texts import text_name
 

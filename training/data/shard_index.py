@@ -32,13 +32,12 @@ import pyarrow.parquet as pq
 from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
 from manifests.samples.endings import PICTURES
 from manifests.samples.tars import ALL_TEXTS, Sample, compression_of, samples_in
-from manifests.services import patience
 from manifests.services.printable import ProgressLine
 from manifests.services.untrusted import BrokenTarError
-from manifests.stores import storage
+from manifests.stores import faults, storage
+from manifests.stores.cache import ShardCache, local_folder, locked
 from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of, store_of
 from training.data.sealed import SUMS_FILE, SealedFiles
-from training.data.shard_cache import ShardCache, local_folder, locked
 from training.data.shard_groups import ShardGroup, expand
 from training.data.texts import has_any, member_names, text_name
 
@@ -47,7 +46,6 @@ _FORMAT = "dalip-shard-index/2"
 _FORMAT_OF_NAMES = "dalip-shard-index/1"  # in the fingerprint of a group, which runs record
 _CHUNK_BYTES = 8 << 20
 _WHOLE_BYTES = 32 << 20  # up to here fsspec hides that a server without ranges sent the whole file
-_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _NUM_THREADS = 4  # shards that are indexed at the same time
 _NAMED = 10  # samples that a note names
 _SCHEMA = pa.schema(
@@ -148,15 +146,15 @@ def _index(
         return kept.as_index(source)
     if (own_store := store_of(source)) is not None:
         own_store[0].invalidate_cache(own_store[1])  # this thread's listing may be older than the file
-    may_pass = partial(passing, source)
+    problem = partial(passing, source)
     if size is not None:
         with suppress(_NoRangesError):
-            patience.patiently(lambda: _read(source, source, size, kept, say), _RETRY_SECONDS, may_pass)
+            faults.patiently(lambda: _read(source, source, size, kept, say), problem)
             return kept.as_index(source)
     kept.clear()
     temp = storage.temp_path(str(cache.folder / f"{folder.name}.tar"))
     try:
-        patience.patiently(partial(copy, source, temp), _RETRY_SECONDS, may_pass)
+        faults.patiently(partial(copy, source, temp), problem)
         _read(source, temp, Path(temp).stat().st_size, kept, say)
         made = kept.as_index(source)
         cache.adopt(temp, made.shard)
@@ -165,12 +163,10 @@ def _index(
         Path(temp).unlink(missing_ok=True)
 
 
-def passing(source: str, error: Exception) -> PlantMixError | None:
+def passing(source: str, error: Exception) -> PlantMixError:
     """What to say of a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
     if isinstance(error, OSError) and not is_elsewhere(source):
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
-    if not patience.may_pass(error):
-        return None
     return RetryableError(f"{shown(source)} cannot be read ({words_of(error)}); run the same command to go on")
 
 
@@ -228,7 +224,8 @@ class _Segments:
         segments = tuple((said["stop"] - said["start"], str(said["sha256"])) for said in self._said)
         last = self._said[-1]
         shard = ForeignShard(
-            shown(source), self.stop, hash_of_segments(segments), source, self._stamp, segments, last["has_ranges"]
+            *(shown(source), self.stop, hash_of_segments(segments), source, self._stamp, segments),
+            *(last["has_ranges"], self._folder),
         )
         return ShardIndex(shard, pa.concat_tables(tables).unify_dictionaries(), last["broken"])
 

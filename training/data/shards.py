@@ -1,7 +1,7 @@
 """Samples of releases and groups of shards: which rows there are, how they are divided, their bytes out of the shards.
 
 Reads the sample tables and shards of one or several releases: local ones by offset, others out of a cache of whole
-shards (`training.data.shard_cache`) or, for a few samples and for shards too large for it, by fsspec in ranges. A group
+shards (`manifests.stores.cache`) or, for a few samples and for shards too large for it, by fsspec in ranges. A group
 of shards that PlantMix did not build (`training.data.shard_index`) counts as a release. Writes nothing else. Gives up
 with IntegrityError on a shard that is gone or shorter than its table says, with RunError or RetryableError on storage
 that does not answer, and with ConfigError on a split or domain that is not there.
@@ -27,10 +27,10 @@ from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.samples.tars import only_sample_in
 from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError, tar_members
+from manifests.stores.cache import SHARE_AHEAD, ShardCache
 from manifests.stores.storage import WrittenFile, filesystem, is_remote
 from training.data.foreign import ForeignShard, is_elsewhere, shown
 from training.data.sampling import Stratum
-from training.data.shard_cache import SHARE_AHEAD, ShardCache
 from training.data.shard_index import ShardRelease
 from training.data.texts import NO_TEXT, texts_of_sample
 

@@ -136,10 +136,10 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
     with suppress(PlantMixError):
         for newest in loader.open_releases(trained.settings.release or ()) if fingerprints else ():
             there[newest.fingerprint] = newest
-            fs, folder = storage.filesystem(newest.path.rstrip("/").rpartition("/")[0] or ".")
+            folder = newest.path.rstrip("/").rpartition("/")[0] or "."
             for fingerprint in fingerprints:
-                for place in fs.glob(f"{folder}/*-{fingerprint[:12]}"):
-                    other = Release.open(fs.unstrip_protocol(place) if storage.is_remote(newest.path) else place)
+                for path in storage.find_matches(storage.join(folder, f"*-{fingerprint[:12]}")):
+                    other = Release.open(path)
                     there[other.fingerprint] = other
     return there, fingerprints
 

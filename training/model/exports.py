@@ -22,9 +22,9 @@ from torch import Tensor
 from manifests.contract.release import refuse_within
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
-from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP

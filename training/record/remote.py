@@ -19,13 +19,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError, words_of
-from manifests.services import patience
-from manifests.stores import storage
+from manifests.stores import faults, storage
+from manifests.stores.cache import local_folder, locked
 from training.config import SETTINGS_FILE
-from training.data.shard_cache import local_folder, locked
 from training.record import checkpoint, run_files
 from training.record.log import LOG_FILE
 from training.record.run_files import (
@@ -40,8 +39,9 @@ from training.record.run_files import (
 )  # fmt: skip
 from training.record.tracking import TENSORBOARD_FOLDER
 
+T = TypeVar("T")
+
 MAX_FAILED_UPLOADS = 3  # in a row; one more checkpoint interval of a store's outage each
-_RETRY_SECONDS = (2.0, 8.0)  # beside what the client library tries by itself
 _SMALL = (SETTINGS_FILE, RUN_FILE, LOG_FILE)
 _POINTER = f"{CHECKPOINT_FOLDER}/{POINTER_FILE}"
 
@@ -65,10 +65,6 @@ class RemoteRun:
 
     def __init__(self, address: str, cache_dir: str | None = None, *, reading: bool = False) -> None:
         self.address, self._reading = address.rstrip("/"), reading
-        try:
-            storage.filesystem(self.address)
-        except ValueError as error:
-            raise ConfigError(f"output_dir {address}: {error}") from None
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         below = local_folder(cache_dir) / ("read" if reading else "runs") / digest
         self.folder = below / self.address.rpartition("/")[2]
@@ -105,7 +101,7 @@ class RemoteRun:
     def is_finished(self) -> bool:
         """Whether the store holds the end of the run: its summary, and the weights that it speaks of."""
         storage.filesystem(self.address)[0].invalidate_cache()
-        return all(self._patiently(name, lambda fs, inner: fs.exists(inner)) for name in (SUMMARY_FILE, MODEL_FILE))
+        return all(self._ask(name, storage.exists) for name in (SUMMARY_FILE, MODEL_FILE))
 
     def take_checkpoint(self, path: Path) -> Path:
         """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
@@ -150,10 +146,7 @@ class RemoteRun:
 
     def _take_rest(self) -> None:
         """What a finished run has more, for a reader also its weights, and the figures of its evaluations."""
-        fs, inner = storage.filesystem(self.address)
-        fs.invalidate_cache()
-        for path in fs.find(inner):
-            name = path[len(inner) + 1 :]
+        for name in storage.sizes_below(self.address):
             is_needed = name.startswith(f"{EVAL_FOLDER}/") or name in (*_SMALL, SUMMARY_FILE)
             if is_needed or (self._reading and name == MODEL_FILE and not (self.folder / name).exists()):
                 self._get(name)
@@ -162,7 +155,7 @@ class RemoteRun:
         """One file of the run, whole."""
         path = self.folder / name
         try:
-            self._patiently(name, lambda fs, inner: storage.download(f"{self.address}/{name}", str(path)))
+            self._ask(name, lambda address: storage.download(address, str(path)))
         except FileNotFoundError:
             raise IntegrityError(
                 f"{self.address}/{name}: is gone, though the run's {POINTER_FILE} needs it; --no-resume trains anew"
@@ -170,10 +163,8 @@ class RemoteRun:
         return path
 
     def _pointer(self) -> dict[str, Any] | None:
-        try:
-            return _parse(self._patiently(_POINTER, lambda fs, inner: fs.cat_file(inner)), self.address)
-        except FileNotFoundError:
-            return None
+        content = storage.read_if_there(f"{self.address}/{_POINTER}")
+        return None if content is None else _parse(content, self.address)
 
     # -- to the store
 
@@ -184,8 +175,8 @@ class RemoteRun:
         """
         try:
             if anew:
-                for name in self._patiently("", lambda fs, inner: run_files.files_of_run(self.address)):
-                    self._patiently(name, lambda fs, inner: fs.rm_file(inner))
+                for name in self._ask("", run_files.files_of_run):
+                    self._ask(name, storage.remove)
             for name in (RUN_FILE, SETTINGS_FILE):  # the first says that the place is a run's
                 self._put(name)
         except FileNotFoundError as error:
@@ -263,33 +254,29 @@ class RemoteRun:
         entries = [*(old for old in before if old["name"] < newest.name), entry]
         self._point_to({"run": own["run"] if own else uuid.uuid4().hex, "checkpoints": entries[-keep:]})
         for old in entries[:-keep]:
-            with contextlib.suppress(FileNotFoundError):
-                self._patiently(f"{CHECKPOINT_FOLDER}/{old['name']}", lambda fs, inner: fs.rm_file(inner))
+            self._ask(f"{CHECKPOINT_FOLDER}/{old['name']}", storage.remove_if_there)
 
     def _point_to(self, pointer: dict[str, Any]) -> None:
         """Write the pointer; the store has none of a reader's."""
         if not self._reading:
             content = json.dumps(pointer, indent=2).encode()
-            self._patiently(_POINTER, lambda fs, inner: fs.pipe_file(inner, content))
+            self._ask(_POINTER, partial(storage.publish_bytes, content=content))
         self._write_own(pointer)
 
     def _put(self, name: str) -> None:
-        path, target = str(self.folder / name), f"{self.address}/{name}"
-        self._patiently(name, lambda fs, inner: storage.put(path, target))
+        self._ask(name, partial(storage.upload, str(self.folder / name)))
 
-    def _patiently(self, name: str, work: Callable[[Any, str], Any]) -> Any:
-        """Work with a file of the run in the store: `work` gets the file system and the path in it.
+    def _ask(self, name: str, question: Callable[[str], T]) -> T:
+        """What the store answers about a file of the run; `question` gets its address.
 
         Raises: FileNotFoundError; RetryableError when the store does not answer.
         """
         path = f"{self.address}/{name}".rstrip("/")
 
-        def passing(error: Exception) -> RetryableError | None:
-            if not patience.may_pass(error):
-                return None
+        def problem(error: Exception) -> RetryableError:
             return RetryableError(f"{path}: the store does not answer ({words_of(error)})")
 
-        return patience.patiently(partial(work, *storage.filesystem(path)), _RETRY_SECONDS, passing)
+        return faults.patiently(partial(question, path), problem)
 
     # -- on this machine
 

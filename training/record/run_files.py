@@ -14,9 +14,9 @@ from pathlib import Path
 
 from manifests.contract.release import refuse_within
 from manifests.errors import ConfigError, IntegrityError
-from manifests.services.patience import read_if_there
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
+from manifests.stores.storage import read_if_there
 from training.config import SETTINGS_FILE
 from training.record.log import LOG_FILE
 from training.record.tracking import TENSORBOARD_FOLDER, WANDB_FOLDER

@@ -25,9 +25,9 @@ from manifests.contract.settings import ConfigPath, NameOrPath, Settings
 from manifests.errors import ConfigError, RunError
 from manifests.services import open_clip_api as open_clip
 from manifests.stores import storage
+from manifests.stores.cache import ShardCache
 from training.data.images import CorruptSample, EvalView, normalise
 from training.data.loader import check_shards, open_releases
-from training.data.shard_cache import ShardCache
 from training.data.shards import SamplePool, ShardReader, open_pool
 from training.data.tokens import (
     ARCHITECTURE_FILE,

@@ -32,11 +32,11 @@ from manifests.samples.endings import PICTURES, is_picture, not_read
 from manifests.samples.tars import samples_in
 from manifests.services.masking import PIPE
 from manifests.services.untrusted import BrokenTarError
-from manifests.stores import storage
+from manifests.stores import stamps, storage
+from manifests.stores.cache import ShardCache
 from training.data import loader
 from training.data.foreign import shown, stamp_of
 from training.data.images import CorruptSample, View
-from training.data.shard_cache import ShardCache
 from training.data.shard_groups import expand
 from training.data.shard_index import index_shards
 from training.data.shards import SamplePool
@@ -362,11 +362,11 @@ def _place_of(path: Path) -> tuple[str, int, None, str | None]:
 
 
 def _stamp(path: str) -> str | None:
-    """The stamp of a file (manifests/contract/records.py); None where no change would show."""
+    """The stamp of a file (manifests/stores/stamps.py); None where no change would show."""
     if storage.is_remote(path):
         return stamp_of(path)[1]
     try:
-        return records.stamp_of(path)
+        return stamps.to_keep(path)
     except OSError:
         return "is not there"
 

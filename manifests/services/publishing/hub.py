@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from manifests.errors import ConfigError, RunError
-from manifests.services import patience
 from manifests.services.packages import require
-from manifests.stores import storage
+from manifests.stores import faults
 
 SCHEME = "hf:"
 Kind = Literal["dataset", "model"]
 _OWN_FILES = {".gitattributes"}  # the Hub puts it into every repository
-_WAITS_SECONDS = (2.0, 8.0)  # between our tries; huggingface_hub repeats single requests for half a minute by itself
 _REFUSALS = {401: "the token is missing or not valid", 403: "the token may not write there"}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _Result = TypeVar("_Result")
@@ -111,35 +109,26 @@ def _api() -> Any:
 def _call(repository: str, what: str, function: Callable[..., _Result], *args: Any, **options: Any) -> _Result:
     """A call of huggingface_hub, repeated after a passing fault, with its errors as ours."""
 
-    def passing(error: Exception) -> RunError | None:
-        status = _status_of(error)
+    def passes(error: Exception) -> bool:
+        # huggingface_hub raises RuntimeError for a file that did not arrive
+        return faults.status_of(error) is not None or isinstance(error, RuntimeError) or faults.may_pass(error)
+
+    def problem(error: Exception) -> RunError:
+        status = faults.status_of(error)
         if status in _REFUSALS:
             raise ConfigError(
                 f"hf:{repository}: could not {what}, {_REFUSALS[status]} ({status}). Set HF_TOKEN, or run `hf auth "
                 "login`, with a token that may write there"
             ) from None
-        # huggingface_hub raises RuntimeError for a file that did not arrive
-        if status is None and not isinstance(error, RuntimeError) and not storage.is_storage_error(error):
-            return None
-        problem = RunError(
+        explained = RunError(
             f"hf:{repository}: could not {what}: {_words_of(error)}. What arrived stays there; run the same command "
             "again to go on"
         )
-        if status is None or status in (408, 409, 429) or status >= 500:
-            return problem
-        raise problem from error
+        if status is not None and not faults.may_pass(error):
+            raise explained from error
+        return explained
 
-    return patience.patiently(partial(function, *args, **options), _WAITS_SECONDS, passing)
-
-
-def _status_of(error: BaseException | None) -> int | None:
-    """The HTTP status that an error or its cause stands for."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-        error = error.__cause__
-    return None
+    return faults.patiently(partial(function, *args, **options), problem, passes)
 
 
 def _words_of(error: BaseException) -> str:

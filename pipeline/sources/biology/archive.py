@@ -89,13 +89,12 @@ def read_archive(path: str, where: str) -> Archive:
 
     Raises: ConfigError.
     """
-    fs, inner = storage.filesystem(path)
-    if not fs.exists(inner):
+    if not storage.exists(path):
         raise ConfigError(
             f"{where}: {path}: no such archive; give the zip as downloaded, or the folder it was unpacked to"
             f"{where_it_looked(path)}"
         )
-    is_zip = not fs.isdir(inner)
+    is_zip = not storage.is_folder(path)
     with reading(f"{where}: {path}", path):
         try:
             sizes = sizes_in_zip(path) if is_zip else dict(walk_files(path))
@@ -121,7 +120,7 @@ def read_archive(path: str, where: str) -> Archive:
     if is_zip:
         described = {prefix + name for data in (core, *extensions) for name in data.locations}
         with reading(f"{where}: {path}", path):
-            check_packing(int(fs.size(inner)), sum(sizes.get(name) or 0 for name in described))
+            check_packing(storage.size_of(path), sum(sizes.get(name) or 0 for name in described))
     missing = [location for location in core.locations if location not in there]
     if missing:
         raise ConfigError(f"{where}: {path} does not hold {missing[0]}, which its {META_FILE} describes")
@@ -130,8 +129,7 @@ def read_archive(path: str, where: str) -> Archive:
 
 @contextmanager
 def _open(path: str, is_zip: bool, name: str) -> Iterator[Any]:
-    fs, inner = storage.filesystem(path if is_zip else storage.join(path, name))
-    with fs.open(inner, "rb") as stream:
+    with storage.open_file(path if is_zip else storage.join(path, name)) as stream:
         if not is_zip:
             yield stream
             return

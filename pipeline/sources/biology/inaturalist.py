@@ -127,8 +127,7 @@ class InaturalistReader(Reader[InaturalistSettings]):
 
     def _table(self, name: str, more: Sequence[str] = ()) -> TableReader:
         """One of the tables, with `more` columns than the join needs."""
-        fs, inner = storage.filesystem(self.path)
-        ending = next((end for end in _ENDINGS if fs.exists(f"{inner.rstrip('/')}/{name}{end}")), None)
+        ending = next((end for end in _ENDINGS if storage.exists(storage.join(self.path, f"{name}{end}"))), None)
         if ending is None:
             raise ConfigError(f"{self.where}: {self.path} has no {name}.csv.gz; give the folder of the four tables")
         form: TableFormat = "parquet" if ending == ".parquet" else "tsv"

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests.stores import storage
-from pipeline.sources.files import UNREADABLE, Shards, exists, is_file_of
+from pipeline.sources.files import UNREADABLE, Shards, is_file_of
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
 from pipeline.sources.rows import BATCH_ROWS
 from pipeline.store.foreign import read_rows as read_foreign
@@ -26,8 +26,7 @@ def parquet_rows(shards: Shards, shard: str, columns: list[str]) -> dict[str, di
         return {}
     if not storage.is_remote(parquet) and not is_file_of(shards.root, parquet):
         raise ValueError(f"it is no regular file of {shards.root}")
-    fs, inner = storage.filesystem(parquet)
-    with fs.open(inner, "rb") as stream:
+    with storage.open_file(parquet) as stream:
         table = pq.ParquetFile(stream)
         if table.metadata.num_rows > MAX_SIDE_ROWS:
             raise ValueError(f"it has {table.metadata.num_rows:,} rows, more than {MAX_SIDE_ROWS:,}")
@@ -53,8 +52,7 @@ def first_columns(shards: Shards) -> list[str] | None:
         parquet = parquet_of(shards.path(name))
         if parquet is None:
             return None
-        fs, inner = storage.filesystem(parquet)
-        with suppress(*UNREADABLE), fs.open(inner, "rb") as stream:
+        with suppress(*UNREADABLE), storage.open_file(parquet) as stream:
             return list(pq.read_schema(stream).names)
     return []
 
@@ -64,5 +62,4 @@ def parquet_of(shard: str) -> str | None:
     if not shard.endswith(".tar"):
         return None
     path = shard.removesuffix(".tar") + ".parquet"
-    fs, inner = storage.filesystem(path)
-    return path if exists(fs, inner) else None
+    return path if storage.exists(path) else None

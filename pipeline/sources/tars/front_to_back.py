@@ -11,16 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from manifests.contract.records import look_in_store
-from manifests.errors import ConfigError, PartError, RetryableError, words_of
+from manifests.errors import PartError, RetryableError, words_of
 from manifests.samples.tars import MAX_TEXT_BYTES
-from manifests.services import patience
 from manifests.services.masking import hide_secrets
-from manifests.stores import storage
+from manifests.stores import faults, stamps, storage
 
 RANGE_BYTES = 8 << 20
-WAITS_SECONDS = (0.5, 2.0, 8.0)  # before each further try; the client library tries again by itself too
-SENT_WHOLE = "its server sends files whole, not in ranges; download it, and name the local file"
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
 
 
@@ -62,7 +58,7 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
 
     def require_unchanged(self) -> None:
         """Raises: PartError when the store names another version than the one that is read."""
-        stamp, _ = look_in_store(self._path)
+        stamp, _ = stamps.look(self._path, now=True)
         if self._stamp is not None and stamp != self._stamp:
             raise PartError(
                 f"{hide_secrets(self._path)}: was changed while it was read ({self._stamp} -> {stamp}); run the same "
@@ -72,27 +68,22 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
     def _fetch(self, start: int) -> bytes:
         if start >= self._end:
             return b""
-        return patience.patiently(lambda: self._ask(start), WAITS_SECONDS, self._passing)
+        return faults.patiently(lambda: self._ask(start), self._problem)
 
     def _ask(self, start: int) -> bytes:
         num_bytes = min(RANGE_BYTES, self._end - start)
         if self._file is None:
             fs, inner = storage.filesystem(self._path)
             self._file = fs.open(inner, "rb", cache_type="none")
-        try:
-            self._file.seek(start)
-            content = bytes(self._file.read(num_bytes))
-        except ValueError as error:
-            raise ConfigError(f"{hide_secrets(self._path)}: {SENT_WHOLE} ({error})") from None
+        self._file.seek(start)
+        content = bytes(self._file.read(num_bytes))
         if not content or len(content) > num_bytes:
             raise RetryableError(f"got {len(content):,} of {num_bytes:,} bytes from byte {start:,} on")
         return content
 
-    def _passing(self, error: Exception) -> Exception | None:
+    def _problem(self, error: Exception) -> Exception:
         """The error after the last try, see `patiently`. The next try opens the file again."""
         self._file = None
-        if not patience.may_pass(error):
-            return None
         with suppress(OSError):
             self.require_unchanged()
         return RetryableError(f"{hide_secrets(self._path)} cannot be read now ({words_of(error)})")

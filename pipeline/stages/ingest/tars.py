@@ -24,10 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.contract.outcomes import Outcome
-from manifests.contract.records import LOOKED, PartRecord, look_in_store
+from manifests.contract.records import LOOKED, PartRecord
 from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
+from manifests.stores.stamps import look
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun
 from pipeline.fetching.part import PartWriter
 from pipeline.fetching.pictures.image import Rejected, StoredImage, measure_image
@@ -204,12 +205,12 @@ def look_at_tars(source: SourceSettings, context: BuildContext) -> dict[str, tup
         return {}
     paths = [storage.join(tars.root, name) for name in tars.names]
     with ThreadPoolExecutor(_LOOKED_AT_A_TIME) as threads:
-        seen = list(threads.map(lambda path: ask(source, partial(look_in_store, path)), paths))
+        seen = list(threads.map(lambda path: ask(source, partial(look, path, now=True)), paths))
     hashed = context.catalog.stamps.is_hashed
     return {
-        name: each
-        for name, path, each in zip(tars.names, paths, seen, strict=True)
-        if not hashed(hide_secrets(path), each[0])
+        name: (stamp, num_bytes or 0)
+        for name, path, (stamp, num_bytes) in zip(tars.names, paths, seen, strict=True)
+        if not hashed(hide_secrets(path), stamp)
     }
 
 

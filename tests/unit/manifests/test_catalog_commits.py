@@ -23,7 +23,8 @@ from manifests.contract.catalog_file import CATALOG_FILE, JOURNAL_FILE, transact
 from manifests.contract.reader import open_reader, read_status
 from manifests.contract.records import Funnel, PartFile, StageRecord
 from manifests.errors import ConfigError, IntegrityError
-from manifests.stores.storage import changed_ns
+from manifests.stores import stamps
+from manifests.stores.stamps import changed_ns
 
 SCHEMA = Path(sys.modules[Catalog.__module__].__file__ or "").parent / "schema.sql"
 
@@ -207,7 +208,7 @@ def test_every_file_system_tells_time_its_own_way(info: dict[str, Any]) -> None:
 def test_input_hash_is_kept_until_the_stamp_changes(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_TICK_NS", 0)
+    monkeypatch.setattr(stamps, "_TICK_NS", 0)
     path = tmp_path / "source.csv"
     path.write_text("url\nhttp://a/1.jpg\n")
     os.utime(path, ns=(10**18, 10**18))

@@ -23,7 +23,7 @@ MORE = {"croissant.json": b"{}"}
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    monkeypatch.setattr(uploads, "_WAITS_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.0, 0.0))
     monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
     with fake_hub() as hub:
         use_hub(hub, monkeypatch)

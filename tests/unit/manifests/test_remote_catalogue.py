@@ -156,7 +156,7 @@ def test_a_journal_may_be_gone_when_its_removal_is_tried_again(address: str, mon
         catalog.seal_stage(StageRecord("fetch", "version", Funnel(0, 0), {}))
         catalog.commit_parts("version", {0: part(0)})
         wait_for_journal(address, 1)
-        patch.setattr(remote, "WAITS_SECONDS", (0.01,))
+        patch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01,))
         patch.setattr(type(fs), "rm", lambda _, paths: lose_the_answer(paths))
         catalog.seal_stage(StageRecord("dedup", "another", Funnel(0, 0), {}))
         assert tried

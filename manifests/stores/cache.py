@@ -1,10 +1,10 @@
-"""Shards of remote releases as whole files on this machine, read ahead of their use.
+"""Shards of a store as whole files on this machine, read ahead of their use.
 
-A shard is one request: streamed to a private file, compared with the sha256 that the release's record names, then
-published under that sha256. Processes of a machine share the folder; one of them fetches a shard while the others wait
-for it. A shard that changed since is compared again when it is taken up, and fetched anew where it is damaged. The
-shards that were not used for longest are removed when the folder holds more than its bound. Gives up with
-IntegrityError on a shard that is gone or has other content, with RetryableError on a store that does not answer.
+A shard is one request: streamed to a private file, compared with the recorded sha256, then published under that sha256.
+Processes of a machine share the folder; one of them fetches a shard while the others wait for it. A shard that changed
+since is compared again when it is taken up, and fetched anew where it is damaged. The shards that were not used for
+longest are removed when the folder holds more than its bound. Gives up with IntegrityError on a shard that is gone or
+has other content, with RetryableError on a store that does not answer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,10 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RetryableError, RunError, words_of
-from manifests.services import patience
-from manifests.stores import storage
+from manifests.stores import faults, storage
 from manifests.stores.storage import WrittenFile
-from training.data.foreign import ForeignShard, copy
 
 DEFAULT_GB = 50.0
-_RETRY_SECONDS = (1.0, 4.0, 15.0)  # beside what the client library tries by itself
 _STALE_SECONDS = 600.0  # a private file that nobody has written to for so long belongs to a process that was killed
 _NUM_THREADS = 4  # shards fetched at the same time, ahead of their use
 _BATCHES_AHEAD = 256
@@ -99,14 +96,22 @@ class ShardCache:
 
         def fetch() -> None:
             try:
-                copy(shard.source if isinstance(shard, ForeignShard) else shard.path, temp)
-                require_content(shard, temp)
+                shard.copy_to(temp)
+                shard.require_content(temp)
                 storage.publish(temp, str(path))
                 _mark_whole(path, shard)  # not before: a private file that looks old is removed
             finally:
                 Path(temp).unlink(missing_ok=True)
 
-        patience.patiently(fetch, _RETRY_SECONDS, partial(_passing, shard, path.parent))
+        def passes(error: Exception) -> bool:
+            return isinstance(error, IntegrityError) or faults.may_pass(error)
+
+        try:
+            faults.patiently(fetch, partial(_problem, shard, path.parent), passes)
+        except FileNotFoundError:
+            raise IntegrityError(
+                f"{shard.path}: the shard is not there any more; copy or build the release anew"
+            ) from None
 
     def adopt(self, temp: str, shard: WrittenFile) -> None:
         """Take up a copy that was just made and compared; others of the same content stay.
@@ -126,17 +131,18 @@ class ShardCache:
                 f"{self.max_bytes / 1e9:g}; raise it to hold at least the shards that data.shuffle_window spans"
             )
         with locked(self.folder / "lock"):
-            files = [(file, stat) for file in self.folder.iterdir() if (stat := _stat(file)) is not None]
-            now, total = time.time(), shard.num_bytes
-            whole = []
-            for file, stat in files:
-                if file.suffix == ".tar" and not storage.is_private(file.name):
-                    whole.append((stat.st_atime, stat.st_size, file))
-                    total += stat.st_size
-                elif storage.is_private(file.name) and now - stat.st_mtime > _STALE_SECONDS:
-                    file.unlink(missing_ok=True)
-                elif storage.is_private(file.name):
-                    total += max(stat.st_size, shard.num_bytes)  # another process fetches one; shards are of a size
+            now, total, whole = time.time(), shard.num_bytes, []
+            for file in self.folder.iterdir():
+                with suppress(FileNotFoundError):
+                    stat = file.stat()
+                    if not storage.is_private(file.name):
+                        if file.suffix == ".tar":
+                            whole.append((stat.st_atime, stat.st_size, file))
+                            total += stat.st_size
+                    elif now - stat.st_mtime > _STALE_SECONDS:
+                        file.unlink()
+                    else:
+                        total += max(stat.st_size, shard.num_bytes)  # another process fetches one; shards are of a size
             for _, num_bytes, file in sorted(whole):
                 if total <= self.max_bytes:
                     break
@@ -228,29 +234,10 @@ def _use(place: int | Path, shard: WrittenFile) -> bool:
 def _compare(path: Path, shard: WrittenFile) -> None:
     """Compare a file with the record, and mark it as whole or remove it."""
     with suppress(FileNotFoundError):
-        if has_content(shard, str(path)):
+        if shard.is_content_of(str(path)):
             _mark_whole(path, shard)
         else:
             path.unlink()
-
-
-def has_content(shard: WrittenFile, path: str) -> bool:
-    """Whether a local file holds what the shard did when it was sealed or indexed; every byte is read."""
-    if isinstance(shard, ForeignShard):
-        return shard.is_content_of(path)
-    return storage.hash_file(path).sha256 == shard.sha256
-
-
-def require_content(shard: WrittenFile, path: str) -> None:
-    """Compare a local file with the shard.
-
-    Raises: IntegrityError.
-    """
-    of_others = "it was indexed; put that back, or run the same command again: a shard that changed is indexed anew"
-    of_release = "the release was sealed; take a whole copy, or see what differs with `plantmix verify --deep`"
-    if not has_content(shard, path):
-        what = of_others if isinstance(shard, ForeignShard) else of_release
-        raise IntegrityError(f"{shard.path} has other content than when {what}")
 
 
 def _mark_whole(path: Path, shard: WrittenFile) -> None:
@@ -262,26 +249,15 @@ def _mark(shard: WrittenFile) -> int:
     return int(shard.sha256[:7], 16) * 1_000_000_000
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
+def _problem(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError:
+    """What to say of a fault that may pass, also of bytes that were spoilt on their way.
 
-
-def _passing(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError | None:
-    """What to say of a fault that may pass, also of bytes that were spoilt on their way; None for another one.
-
-    Raises: IntegrityError where the shard is gone; RunError when the disk is full.
+    Raises: RunError when the disk is full.
     """
-    if isinstance(error, FileNotFoundError):
-        raise IntegrityError(f"{shard.path}: the shard is not there any more; copy or build the release anew") from None
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise RunError(
             f"{folder}: no room for {shard.path}; lower data.cache_gb, or set data.cache_dir to a larger disk"
         ) from None
     if isinstance(error, IntegrityError):
         return error
-    if not patience.may_pass(error):
-        return None
     return RetryableError(f"{shard.path} cannot be read ({words_of(error)}); run the same command to go on")

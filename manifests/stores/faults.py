@@ -1,0 +1,91 @@
+"""Which errors of disks, stores and web servers may pass, and the one way to ask again. No other module lists them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from manifests.errors import RetryableError, words_of
+from manifests.stores.clients import is_remote
+
+T = TypeVar("T")
+
+WAITS_SECONDS = (0.5, 2.0, 6.0, 12.0)
+"""Between tries, beside what client libraries repeat. A part of a build is tried again as `run.max_attempts` says."""
+
+_CLIENT_LIBRARIES = {
+    "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
+}  # fmt: skip
+_PASSING_STATUSES = {401, 403, 408, 409, 425, 429}  # and all from 500 on; credentials may be renewed
+
+
+def is_storage_error(error: Exception) -> bool:
+    """True for an error of the operating system, or of a library of object stores, which may be no OSError."""
+    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    of_duckdb = "_duckdb" in libraries and "Could not " in str(error)  # its words for a fault of the disk
+    return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
+
+
+def is_damage(error: Exception) -> bool:
+    """True for what DuckDB and Arrow say of a file whose bytes make no sense; a wrong query is something else."""
+    of_duckdb = ("Error", "IOException", "FatalException", "SerializationException", "InvalidInputException")
+    kinds = {"_duckdb": of_duckdb, "pyarrow": ("ArrowInvalid",)}
+    return type(error).__name__ in kinds.get(type(error).__module__.partition(".")[0], ())
+
+
+def is_stop(error: BaseException) -> bool:
+    """True for a Ctrl-C, and for what DuckDB makes of one that falls into a query: an error of its own words."""
+    return isinstance(error, KeyboardInterrupt) or (type(error) is RuntimeError and str(error) == "Query interrupted")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether asking again may help. A store that says that a file is missing, or there already, has answered."""
+    if isinstance(error, RetryableError):
+        return True
+    if isinstance(error, FileNotFoundError | FileExistsError):
+        return False
+    status = status_of(error)
+    return is_storage_error(error) if status is None else status >= 500 or status in _PASSING_STATUSES
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error or its cause stands for; None where the client does not tell it."""
+    while error is not None:
+        for value in (getattr(getattr(error, "response", None), "status_code", None), getattr(error, "status", None)):
+            if isinstance(value, int):
+                return value
+        error = error.__cause__
+    return None
+
+
+def check_passing(path: str, error: Exception, what: str = "read") -> None:
+    """Tell a fault of an object store from a file that is not there; call it where reading `path` raised `error`.
+
+    Raises: RetryableError when the store does not give what it has: that says nothing about the file.
+    """
+    if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
+        raise RetryableError(f"{path} cannot be {what} now ({words_of(error)})") from None
+
+
+def patiently(
+    action: Callable[[], T],
+    problem: Callable[[Exception], Exception],
+    passes: Callable[[Exception], bool] = may_pass,
+) -> T:
+    """Call `action`, and call it again after each wait while it fails for a reason that may pass.
+
+    `problem` turns such an error into the one that is raised after the last try; what it raises itself is raised at
+    once.
+    """
+    for wait_seconds in (*WAITS_SECONDS, None):
+        try:
+            return action()
+        except Exception as error:
+            if not passes(error):
+                raise
+            explained = problem(error)
+            if wait_seconds is None:
+                raise explained from None
+        time.sleep(wait_seconds)
+    raise AssertionError("the last try returns or raises")
