@@ -48,12 +48,15 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec
         return opened
 
 
+def no_ranges(address: str) -> NoRangesError:
+    """The error of a server that does not send a part of a file."""
+    cure = "its server sends files whole, not in ranges; download it, and name the local file"
+    return NoRangesError(f"{hide_secrets(address)}: {cure}")
+
+
 def _seek(stream: Any, offset: int, whence: int = os.SEEK_SET) -> int:
     try:
         HTTPStreamFile.seek(stream, offset, whence)
     except ValueError:
-        raise NoRangesError(
-            f"{hide_secrets(stream.url)}: its server sends files whole, not in ranges; download it, and name the local "
-            "file"
-        ) from None
+        raise no_ranges(stream.url) from None
     return int(stream.loc)

@@ -15,6 +15,7 @@ from manifests.errors import PartError, RetryableError, words_of
 from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.services.masking import hide_secrets
 from manifests.stores import faults, stamps, storage
+from manifests.stores.web import no_ranges
 
 RANGE_BYTES = 8 << 20
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
@@ -75,8 +76,11 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
         if self._file is None:
             fs, inner = storage.filesystem(self._path)
             self._file = fs.open(inner, "rb", cache_type="none")
-        self._file.seek(start)
-        content = bytes(self._file.read(num_bytes))
+        try:
+            self._file.seek(start)
+            content = bytes(self._file.read(num_bytes))
+        except ValueError:
+            raise no_ranges(self._path) from None
         if not content or len(content) > num_bytes:
             raise RetryableError(f"got {len(content):,} of {num_bytes:,} bytes from byte {start:,} on")
         return content
