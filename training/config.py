@@ -240,7 +240,7 @@ class TrainSettings(Settings):
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
 # `tokens` is a place: the architecture beside the tokens holds what they are of.
 _EXECUTION_DATA = ("num_workers", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
-                   "cache_gb", "shards", "index")  # fmt: skip
+                   "cache_gb", "shards")  # fmt: skip
 _EXECUTION_COMPUTE = ("device", "num_threads", "compile")
 
 

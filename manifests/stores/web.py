@@ -9,14 +9,9 @@ from typing import Any
 
 from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 
-from manifests.errors import ConfigError
-from manifests.services.masking import hide_secrets
+from manifests.stores.clients import no_ranges
 
 _MISSING = (404, 410)
-
-
-class NoRangesError(ConfigError, ValueError):
-    """The server gives a file whole or not at all."""
 
 
 class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec has no types
@@ -46,12 +41,6 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec
             return io.BytesIO()
         opened.seek = functools.partial(_seek, opened)
         return opened
-
-
-def no_ranges(address: str) -> NoRangesError:
-    """The error of a server that does not send a part of a file."""
-    cure = "its server sends files whole, not in ranges; download it, and name the local file"
-    return NoRangesError(f"{hide_secrets(address)}: {cure}")
 
 
 def _seek(stream: Any, offset: int, whence: int = os.SEEK_SET) -> int:

@@ -15,7 +15,7 @@ from manifests.errors import PartError, RetryableError, words_of
 from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.services.masking import hide_secrets
 from manifests.stores import faults, stamps, storage
-from manifests.stores.web import no_ranges
+from manifests.stores.clients import no_ranges
 
 RANGE_BYTES = 8 << 20
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
