@@ -250,12 +250,14 @@ def _train(options: argparse.Namespace) -> int:
 
     summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
     if is_first:
+        first, final = (summary[name] for name in ("first_loss", "final_loss"))
+        losses = "not known, the log of its steps is lost" if first is None else f"{first:.3f} -> {final:.3f}"
+        losses += f" (chance {summary['chance_loss']:.3f})"
         print(
             f"{'finished before, reused' if reused else 'finished'}: {summary['steps']:,} steps, "
             f"{summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) in {summary['seconds']:.0f} s, "
             f"{summary['samples_per_second']:.0f} samples/s, data wait {summary['data_wait_share']:.0%}\n"
-            f"training loss: {summary['first_loss']:.3f} -> {summary['final_loss']:.3f} "
-            f"(chance {summary['chance_loss']:.3f}); broken samples: {summary['corrupt_samples']}\n"
+            f"training loss: {losses}; broken samples: {summary['corrupt_samples']}\n"
             f"model: {settings.output_dir.rstrip('/')}/{MODEL_FILE}\n"
             f"run: {settings.output_dir}"
         )

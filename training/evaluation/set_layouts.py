@@ -56,7 +56,7 @@ class Item:
 
         Raises: OSError; CorruptSample for a file that is too large, and for a pipe or a device.
         """
-        if not stat.S_ISREG(os.stat(self.path).st_mode):  # a pipe would be waited for, and /dev/zero has no end
+        if not stat.S_ISREG(Path(self.path).stat().st_mode):  # a pipe would be waited for, and /dev/zero has no end
             raise CorruptSample("is no regular file")
         with Path(self.path).open("rb") as stream:
             if self.length is None and os.fstat(stream.fileno()).st_size > MOST_FILE_BYTES:
