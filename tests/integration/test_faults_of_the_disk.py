@@ -17,6 +17,7 @@ import yaml
 from building import folder_source, release_of, write_small_config
 from misbehaving.answers import encode, pixels
 
+from manifests.errors import ConfigError
 from manifests.stores import storage
 from pipeline.cli import main
 from pipeline.engine.executing import no_room
@@ -57,6 +58,15 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path, capsys: pytest.Cap
     assert "a file would be larger than this process may write: " in last
     assert "Raise the limit (ulimit -f)" in last
     assert main(["build", config, "--to", "fetch"]) == 0
+
+
+def test_a_small_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(9000))
+    with largest_file(5000), pytest.raises(ConfigError, match=r"figures\.json: cannot be written: File too large"):
+        storage.write_file(str(tmp_path / "out/figures.json"), bytes(9000))
+    with largest_file(5000), pytest.raises(OSError, match="File too large"):
+        storage.copy(str(tmp_path / "source"), str(tmp_path / "out/copy"))
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_inodes_and_quotas_are_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
