@@ -21,7 +21,7 @@ from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.services import packages
 from manifests.services.printable import PrintableStream, shown
-from manifests.stores.faults import is_stop
+from manifests.stores.faults import is_stop, no_room
 from training.using.commands import COMMANDS, MODEL_HELP, AddCommand, add_architecture
 
 _FIRST_STEPS = """\
@@ -95,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if is_stop(error):
             print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+            return 1
+        if why := no_room(error):
+            print(shown(f"dalip: error: {why}, then run the same command again"), file=sys.stderr)
             return 1
         if (mistake := packages.mistake_in(error)) is None:
             raise
