@@ -21,7 +21,7 @@ from manifests import __version__
 from manifests.errors import ConfigError, PlantMixError
 from manifests.services import packages
 from manifests.services.printable import PrintableStream, shown
-from manifests.stores.faults import is_stop
+from manifests.stores.faults import is_stop, no_room
 from training.using.commands import COMMANDS, MODEL_HELP, AddCommand, add_architecture
 
 _FIRST_STEPS = """\
@@ -95,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if is_stop(error):
             print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
+            return 1
+        if why := no_room(error):
+            print(shown(f"dalip: error: {why}, then run the same command again"), file=sys.stderr)
             return 1
         if (mistake := packages.mistake_in(error)) is None:
             raise
@@ -250,12 +253,14 @@ def _train(options: argparse.Namespace) -> int:
 
     summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
     if is_first:
+        first, final = (summary[name] for name in ("first_loss", "final_loss"))
+        losses = "not known, the log of its steps is lost" if first is None else f"{first:.3f} -> {final:.3f}"
+        losses += f" (chance {summary['chance_loss']:.3f})"
         print(
             f"{'finished before, reused' if reused else 'finished'}: {summary['steps']:,} steps, "
             f"{summary['samples_seen']:,} samples ({summary['epochs']:.1f} epochs) in {summary['seconds']:.0f} s, "
             f"{summary['samples_per_second']:.0f} samples/s, data wait {summary['data_wait_share']:.0%}\n"
-            f"training loss: {summary['first_loss']:.3f} -> {summary['final_loss']:.3f} "
-            f"(chance {summary['chance_loss']:.3f}); broken samples: {summary['corrupt_samples']}\n"
+            f"training loss: {losses}; broken samples: {summary['corrupt_samples']}\n"
             f"model: {settings.output_dir.rstrip('/')}/{MODEL_FILE}\n"
             f"run: {settings.output_dir}"
         )

@@ -361,6 +361,14 @@ def read_record(folder: str) -> dict[str, Any]:
         raise IntegrityError(
             f"{folder}/{RECORD_FILE}: {error}; `plantmix` did not write this record, so it is not used"
         ) from None
+    shards = [
+        f"{SPLIT_FOLDERS[name]}/{s['shard']}" for name, split in record["splits"].items() for s in split["shards"]
+    ]
+    if unlisted := [path for path in shards if path not in record["files"]]:
+        raise IntegrityError(
+            f"{folder}/{RECORD_FILE}: not a whole record, {len(unlisted)} of {len(shards)} shards are not among its "
+            f"files, first: {unlisted[0]}. {WHEN_DAMAGED}"
+        )
     return record
 
 

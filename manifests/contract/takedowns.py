@@ -177,15 +177,15 @@ def _read_lines(workdir: str) -> set[Entry | Picture]:
     path = storage.join(workdir, TAKEDOWNS_FILE)
     lines: set[Entry | Picture] = set()
     # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
-    for number, line in enumerate((read_if_there(path) or b"").decode("utf-8").split("\n"), 1):
+    for number, line in enumerate((read_if_there(path) or b"").split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            lines.add(_parse(json.loads(line)))
+            lines.add(_parse(json.loads(line.decode())))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(
-                f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object with 'by' "
-                f"({', '.join(KINDS)}), 'value' and 'reason'"
+                f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object in UTF-8 with "
+                f"'by' ({', '.join(KINDS)}), 'value' and 'reason'"
             ) from None
     return lines
 

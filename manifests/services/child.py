@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -29,7 +30,12 @@ class Child:
         self.process = context.Process(target=_run, args=(self._sends, memory_mb, work, arguments), daemon=True)
 
     def __enter__(self) -> Self:
-        self.process.start()
+        main = sys.modules["__main__"]
+        script, main.__file__ = getattr(main, "__file__", None), None
+        try:  # the script of the user is not run again: it may be gone, be standard input, or have no guard
+            self.process.start()
+        finally:
+            main.__file__ = script
         self._sends.close()  # the process alone holds that end now, so its death is seen
         return self
 

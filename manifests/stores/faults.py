@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from manifests.errors import RetryableError, words_of
@@ -25,6 +28,26 @@ def is_storage_error(error: Exception) -> bool:
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     of_duckdb = "_duckdb" in libraries and "Could not " in str(error)  # its words for a fault of the disk
     return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
+
+
+def no_room(error: BaseException, folder: str = "") -> str | None:
+    """Why a file cannot be written where no further try helps, and the first cure; None for any other error."""
+    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    by_words = (number for number in reasons if os.strerror(number) in str(error))  # of libraries without an errno
+    number = error.errno if isinstance(error, OSError) and error.errno in reasons else next(by_words, None)
+    if number is None:
+        return None
+    place, mend = getattr(error, "filename", None) or folder or words_of(error), "Make room"
+    disk = os.statvfs(folder) if folder and Path(folder).is_dir() else None
+    if number == errno.EDQUOT:
+        why = "the user's share of the disk (quota) is used up"
+    elif number == errno.EFBIG:
+        why, mend = "a file would be larger than this process may write", "Raise the limit (ulimit -f)"
+    elif disk and disk.f_files and not disk.f_favail:
+        why, mend = "the disk can hold no more files (its inodes are used up)", "Remove files that nobody needs"
+    else:
+        why = "the disk is full" + (f" ({disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB free)" if disk else "")
+    return f"{why}: {place}. {mend}"
 
 
 def is_damage(error: Exception) -> bool:

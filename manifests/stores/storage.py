@@ -306,11 +306,14 @@ def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> Written
         fs.pipe_file(inner, content)
     else:
         temp = temp_path(path)
-        with Path(temp).open("wb") as stream:
-            if is_secret:
-                Path(temp).chmod(0o600)
-            stream.write(content)
-        publish(temp, path)
+        try:
+            with Path(temp).open("wb") as stream:
+                if is_secret:
+                    Path(temp).chmod(0o600)
+                stream.write(content)
+            publish(temp, path)
+        finally:
+            Path(temp).unlink(missing_ok=True)  # of a full disk
     return WrittenFile(path, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -388,12 +391,15 @@ def copy(source: str, path: str) -> None:
         fs.cp_file(inner_source, inner)
     else:
         temp = temp_path(path)
-        with fs.open(inner_source, "rb") as reader, Path(temp).open("wb") as writer:
-            try:
-                fcntl.ioctl(writer, _FICLONE, reader.fileno())
-            except OSError:  # between disks, on one that shares nothing, out of a store
-                shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
-        publish(temp, path)
+        try:
+            with fs.open(inner_source, "rb") as reader, Path(temp).open("wb") as writer:
+                try:
+                    fcntl.ioctl(writer, _FICLONE, reader.fileno())
+                except OSError:  # between disks, on one that shares nothing, out of a store
+                    shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
+            publish(temp, path)
+        finally:
+            Path(temp).unlink(missing_ok=True)
 
 
 def remove(path: str) -> None:

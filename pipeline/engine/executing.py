@@ -5,8 +5,6 @@ An error of a part comes back as a value. The driver alone decides what it means
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np  # noqa: F401 - its BLAS must be there to be limited
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
-from manifests.stores.faults import is_stop, is_storage_error
+from manifests.stores.faults import is_stop, is_storage_error, no_room
 from pipeline.engine.away import brought_here
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, Part, PartResult, Work
@@ -116,29 +114,9 @@ def _explain(error: Exception, job: Job) -> PlantMixError:
             "unexpected; please report it with this line"
         )
     if why := no_room(error, job.execution.workdir):
-        return RunError(why)  # another try would only ask all hosts again
+        return RunError(  # another try would only ask all hosts again
+            f"{why}, or move the work folder to a larger disk (`plantmix estimate` says how much a build needs). What "
+            "is committed stays; run the same command again"
+        )
     unnamed = isinstance(error, OSError) and error.errno and not error.filename  # of a read or write
     return RetryableError(f"{type(error).__name__}: {error}" + (f": {job.execution.workdir}" if unnamed else ""))
-
-
-def no_room(error: Exception, folder: str) -> str | None:
-    """Why a file cannot be written where no further try helps, and what to do; None for any other error."""
-    reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    text = str(error) if "Could not " in str(error) else ""  # DuckDB's words, which has no errno
-    by_words = (number for number in reasons if os.strerror(number) in text)
-    number = error.errno if isinstance(error, OSError) and error.errno in reasons else next(by_words, None)
-    if number is None:
-        return None
-    place = getattr(error, "filename", None) or folder
-    mend = "Make room (`plantmix estimate` says how much a build needs)"
-    disk = os.statvfs(folder) if Path(folder).is_dir() else None
-    if number == errno.EDQUOT:
-        why = "the user's share of the disk (quota) is used up"
-    elif number == errno.EFBIG:
-        why, mend = "a file would be larger than this process may write", "Raise the limit (ulimit -f)"
-    elif disk and disk.f_files and not disk.f_favail:
-        why, mend = "the disk can hold no more files (its inodes are used up)", "Remove files that nobody needs"
-    else:
-        why = "the disk is full" + (f" ({disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB free)" if disk else "")
-    again = "or move the work folder to a larger disk, and run the same command again"
-    return f"{why}: {place}. What is committed stays. {mend}, {again}"

@@ -245,4 +245,6 @@ def write_img2dataset(release: Release, out: str) -> str:
         }
         storage.publish_bytes(f"{stem}_stats.json", json_bytes(stats))
     pattern = f"{{00000..{len(shards) - 1:05d}}}.tar"
-    return f"{len(shards):,} shards as img2dataset leaves them: {storage.join(out, pattern)}"
+    left_out = sum(release.num_samples(split) for split in release.splits if split != "train")
+    without = f"; the {left_out:,} held-out samples are left out, as img2dataset knows no splits" if left_out else ""
+    return f"{len(shards):,} shards as img2dataset leaves them: {storage.join(out, pattern)}{without}"

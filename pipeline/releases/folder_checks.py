@@ -223,7 +223,8 @@ class FolderCheck:
     def _check_pointers(self, releases: Sequence[str]) -> Iterator[Finding]:
         """The newest release of all and the newest of each name are pointed at, as `pack` and takedowns leave it."""
         there = {path for path in self._files_below("releases") if path.count("/") == 1 and path.endswith(LATEST_FILE)}
-        of_names = {f"releases/{name.rpartition('-')[0]}.{LATEST_FILE}" for name in releases}
+        # a release without "-" in its folder's name was renamed by hand: it belongs to no name
+        of_names = {f"releases/{name}.{LATEST_FILE}" for name in (each.rpartition("-")[0] for each in releases) if name}
         expected = {f"releases/{LATEST_FILE}", *of_names} if releases else set()
         for path in sorted(there | expected):
             self._num_files += 1
@@ -261,7 +262,7 @@ class FolderCheck:
         mend = f"take {TAKEDOWNS_FILE} from a backup, or compare it with the takedowns in each {RECORD_FILE}"
         try:
             read_list(self._workdir)
-        except (ConfigError, ValueError) as error:
+        except ConfigError as error:
             yield Finding("takedowns", TAKEDOWNS_FILE, str(error).partition(": ")[2] or str(error), cost, mend)
             return
         info = Path(path).stat()

@@ -110,15 +110,22 @@ def find_boxes(detector: Any, images: Sequence[Any]) -> tuple[list[float], list[
 
     Raises: PartError for a box that is none.
     """
-    boxes = [each for _, each in zip(images, detector.boxes(images), strict=True)]
-    for image, box in ((image, box) for image, each in zip(images, boxes, strict=True) for box in each):
+    given = detector.boxes(images)
+    try:
+        boxes = [[Box(*map(float, box)) for box in found] for _, found in zip(images, given, strict=True)]
+    except (TypeError, ValueError) as error:
+        raise PartError(
+            f"score: the scorer {detector.name} gave no list of boxes, of five numbers each, for each of {len(images)} "
+            f"pictures: {error}. Mend the scorer, then build again"
+        ) from None
+    for image, box in ((image, box) for image, found in zip(images, boxes, strict=True) for box in found):
         if not box.is_place(*image.size):
             raise PartError(
                 f"score: the scorer {detector.name} gave {box} for a picture of {image.width} x {image.height} pixels. "
                 "Sides are shares from 0 to 1, left before right and top before bottom, a pixel apart or more. Mend "
                 "the scorer, then build again"
             )
-    return [max((box.confidence for box in each), default=0.0) for each in boxes], boxes
+    return [max((box.confidence for box in found), default=0.0) for found in boxes], list(boxes)
 
 
 def score_batch(
@@ -133,10 +140,14 @@ def score_batch(
     """
     num = len(images)
     missing = batch_size - num
-    scores = scorer.score([*images, *[images[-1]] * missing], [*texts, *[texts[-1]] * missing])
+    given = scorer.score([*images, *[images[-1]] * missing], [*texts, *[texts[-1]] * missing])
+    try:
+        scores = [round(float(score), decimals) for score in given]
+    except (TypeError, ValueError) as error:
+        raise PartError(
+            f"score: the scorer {scorer.name} gave something that is no number: {error}. Mend the scorer, then build "
+            "again"
+        ) from None
     if len(scores) != batch_size:
         raise ConfigError(f"score: the scorer {scorer.name} gave {len(scores)} scores for {batch_size} images")
-    try:
-        return [round(float(score), decimals) for score in list(scores)[:num]]
-    except (TypeError, ValueError) as error:
-        raise PartError(f"score: the scorer {scorer.name} gave something that is no number: {error}") from None
+    return scores[:num]

@@ -278,6 +278,8 @@ def test_the_layout_of_img2dataset(releases: dict[str, Release], tmp_path: Path)
     release = releases["mixed"]
     done = run_here("export", release.path, "--for", "img2dataset", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
+    num_heldout = release.num_samples("heldout")
+    assert f"; the {num_heldout:,} held-out samples are left out, as img2dataset knows no splits" in done.stdout
     told = []
     for number, shard in enumerate(release.shards("train")):
         stem = tmp_path / "out" / f"{number:05d}"

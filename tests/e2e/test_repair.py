@@ -125,6 +125,15 @@ def test_a_file_of_every_kind_is_found_and_mended_without_the_web(
     assert small.requests == []
 
 
+def test_a_release_in_a_folder_of_another_name_gets_no_pointer(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = (work / "releases/LATEST").read_text().strip()
+    shutil.copytree(work / "releases" / newest, work / "releases/mine")
+    code, out = verify(work, capsys)
+    assert (code, "LATEST" in out) == (0, False), out
+    assert main(["repair", str(work)]) == 0
+    assert not (work / "releases/.LATEST").exists()
+
+
 @pytest.mark.slow
 def test_an_older_takedown_that_is_made_again_does_not_become_the_newest(work: Path, small: Small) -> None:
     cuts = []

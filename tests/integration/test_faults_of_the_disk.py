@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
@@ -12,14 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import folder_source, release_of, write_small_config
 from misbehaving.answers import encode, pixels
 
+from manifests.errors import ConfigError
 from manifests.stores import storage
+from manifests.stores.faults import no_room
 from pipeline.cli import main
-from pipeline.engine.executing import no_room
+from training import cli as dalip
+from training.using.embed import METADATA_KEY
 
 
 @contextmanager
@@ -57,6 +64,31 @@ def test_a_file_that_may_not_grow_is_one_line(tmp_path: Path, capsys: pytest.Cap
     assert "a file would be larger than this process may write: " in last
     assert "Raise the limit (ulimit -f)" in last
     assert main(["build", config, "--to", "fetch"]) == 0
+
+
+def test_a_small_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(bytes(9000))
+    with largest_file(5000), pytest.raises(ConfigError, match=r"figures\.json: cannot be written: File too large"):
+        storage.write_file(str(tmp_path / "out/figures.json"), bytes(9000))
+    with largest_file(5000), pytest.raises(OSError, match="File too large"):
+        storage.copy(str(tmp_path / "source"), str(tmp_path / "out/copy"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_index_that_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors, made = (
+        np.random.default_rng(0).random((2000, 64), np.float32),
+        {"model": "m", "features": "f", "width": 64},
+    )
+    columns = {"name": list(map(str, range(2000))), "error": pa.nulls(2000, pa.string()), "vector": list(vectors)}
+    table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(made)})
+    pq.write_table(table, tmp_path / "v.parquet")
+    with largest_file(10_000):
+        assert dalip.main(["index", str(tmp_path / "v.parquet"), "--out", str(tmp_path / "index")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("dalip: error: a file would be larger than this process may write: ")
+    assert line.endswith("Raise the limit (ulimit -f), then run the same command again")
+    assert [path.name for path in tmp_path.iterdir()] == ["v.parquet"]
 
 
 def test_inodes_and_quotas_are_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

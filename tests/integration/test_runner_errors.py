@@ -95,9 +95,7 @@ def test_a_full_disk_stops_the_build_and_says_what_to_do(tmp_path: Path, trace: 
         if inputs["place"] == 1:
             raise OSError(28, "No space left on device", "pool/x.tar")
 
-    with pytest.raises(
-        RunError, match=r"the disk is full \([\d,]+ MB free\): pool/x.tar. What is committed stays. Make"
-    ):
+    with pytest.raises(RunError, match=r"the disk is full \([\d,]+ MB free\): pool/x.tar. Make room, or move"):
         run(tmp_path / "w", InlineExecutor(), stage_of(traced(behave), trace=str(trace)))
     assert tries(trace) == {0: 1, 1: 1}, "another try would ask all hosts again"
     assert len(tables_of(tmp_path / "w")) == 1

@@ -37,7 +37,7 @@ from training.data import loader
 from training.data.shards import open_pool
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import evaluation_device, feature_kinds
-from training.evaluation.evaluate import measure, open_measured, seen_in_training
+from training.evaluation.evaluate import groups_with_loss, measure, open_judge, open_measured, seen_in_training
 from training.evaluation.metrics import Figure, mean_figure
 from training.evaluation.trained_model import TrainedModel
 from training.model.architecture import architecture_config, forward_settings
@@ -49,6 +49,7 @@ from training.record.run_files import require_own
 
 TABLE_FILE, PLOT_FILE = "blend.json", "blend.png"
 MADE_BY = "dalip blend"
+_MOST_ALPHAS = 101  # each is a whole evaluation
 RULE = "the largest geometric mean of both figures; a loss counts by its inverse; of equal ones the smaller alpha"
 _LEAST_LOSS = 1e-12  # below which losses count as equal
 
@@ -72,12 +73,14 @@ def parse_alphas(text: str) -> list[float]:
         numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
         if ":" in text:
             first, last, step = numbers
-            numbers = [first + step * i for i in range(math.floor((last - first) / step + 1e-9) + 1)]
+            count = math.floor((last - first) / step + 1e-9) + 1
+            numbers = [first + step * i for i in range(count)] if count <= _MOST_ALPHAS else []
     except (ValueError, ZeroDivisionError, OverflowError):
         numbers = []
     alphas = sorted({round(number, 10) for number in numbers})
-    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas) or len(alphas) > 101:
-        raise ConfigError(f"--alpha {text}: give FIRST:LAST:STEP or a list like 0,0.5,1, of numbers from 0 to 1")
+    if not alphas or not all(0 <= alpha <= 1 for alpha in alphas) or len(alphas) > _MOST_ALPHAS:
+        kinds = "FIRST:LAST:STEP or a list like 0,0.5,1"
+        raise ConfigError(f"--alpha {text}: give {kinds}, of at most {_MOST_ALPHAS} numbers from 0 to 1")
     return alphas
 
 
@@ -115,7 +118,10 @@ def blend(
     domains = list[str]()
     if chosen is not None:
         loader.check_shards(opened, chosen)
-        domains = open_pool(opened, chosen).domains
+        pool = open_pool(opened, chosen)
+        with_loss = groups_with_loss(pool, loader.split_rows(pool)) if open_judge(model, pool, settings)[0] else {}
+        with_task = {task.domain for task in settings.eval.zero_shot}
+        domains = [name for name in pool.domains if name in with_loss or name in with_task]
     groups = _choose_groups(expert, general, list(dict.fromkeys(of_sets)), domains)
     identity = {
         "start": Encoder(start).fingerprint, "end": Encoder(end).fingerprint, "groups": groups,
@@ -238,8 +244,8 @@ def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], 
     if expert is not None and general is not None:
         if unknown := [name for name in (expert, general) if name not in there]:
             raise ConfigError(
-                f"'{unknown[0]}' is neither a group of eval.sets nor a domain of the split; there are "
-                f"{', '.join(there) or 'none'}"
+                f"'{unknown[0]}' is neither a group of eval.sets nor a domain of the split that can be judged (by a "
+                f"zero-shot task of its own, or the loss of two pairs or more); there are {', '.join(there) or 'none'}"
             )
         return {"expert": expert, "general": general}
     for names in (of_sets, domains):

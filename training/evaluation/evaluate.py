@@ -327,12 +327,8 @@ def _domain_losses(
     columns = {name: values[rows] for name, values in judge[1].items()}
     if KIND in columns:
         images = Encoded(model.project(images.f, columns.pop(KIND)).detach(), images.z)
-    domains = pool.table["domain"].to_pylist()
-    of_domains = {name: [i for i, row in enumerate(rows) if domains[row] == name] for name in pool.domains}
-    groups, figures = {"all": list(range(len(rows)))} | of_domains, {}
-    for domain, members in groups.items():
-        if len(members) < 2:
-            continue
+    figures = {}
+    for domain, members in groups_with_loss(pool, rows).items():
         size = min(settings.eval.batch_size, len(members))
         features = pair_features(images.rows(members), texts.rows(members)) | scales
         losses = judged(task, features, {name: values[members] for name, values in columns.items()}, size)
@@ -340,6 +336,14 @@ def _domain_losses(
         figure = metrics.loss_figure(losses.numpy(), task.chance(size), BOOTSTRAP_ROUNDS)
         figures[domain] = {**figure, "left_out": len(members) - len(losses)}
     return figures
+
+
+def groups_with_loss(pool: SamplePool, rows: Sequence[int]) -> dict[str, list[int]]:
+    """Positions in `rows` of `all` pairs and of those of each domain; one pair alone has no loss."""
+    domains = pool.table["domain"].to_pylist()
+    of_domains = {name: [i for i, row in enumerate(rows) if domains[row] == name] for name in pool.domains}
+    groups = {"all": list(range(len(rows)))} | of_domains
+    return {name: members for name, members in groups.items() if len(members) > 1}
 
 
 def open_measured(

@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -53,8 +54,10 @@ class Item:
     def read(self) -> bytes:
         """The bytes of the picture.
 
-        Raises: OSError; CorruptSample for a file that is too large.
+        Raises: OSError; CorruptSample for a file that is too large, and for a pipe or a device.
         """
+        if not stat.S_ISREG(Path(self.path).stat().st_mode):  # a pipe would be waited for, and /dev/zero has no end
+            raise CorruptSample("is no regular file")
         with Path(self.path).open("rb") as stream:
             if self.length is None and os.fstat(stream.fileno()).st_size > MOST_FILE_BYTES:
                 raise CorruptSample(f"{Outcome.BODY_TOO_LARGE}: more than {MOST_FILE_BYTES:,} bytes")

@@ -396,16 +396,16 @@ def _finish(trainer: Trainer, progress: Progress, run: RunFolder) -> dict[str, A
     weights = dict(trainer.model.state_dict())
     preprocess, architecture = dict(trainer.model.clip.visual.preprocess_cfg), run.identity["model"]["architecture"]
     path = save_model(run.folder, weights, trainer.settings, preprocess, architecture)
-    steps = read_log(run.folder / LOG_FILE, "step")
-    tail = [item["loss"] for item in steps[-max(1, len(steps) // 10) :]]
+    losses = [item["loss"] for item in read_log(run.folder / LOG_FILE, "step")]  # none where the log was lost
+    tail = losses[-max(1, len(losses) // 10) :]
     seen = progress.step * trainer.settings.data.batch_size
     seconds = max(progress.seconds, 1e-9)
     summary = {
         "steps": progress.step,
         "samples_seen": seen,
         "epochs": seen / trainer.order.epoch_size,
-        "first_loss": steps[0]["loss"],
-        "final_loss": sum(tail) / len(tail),
+        "first_loss": losses[0] if losses else None,
+        "final_loss": sum(tail) / len(tail) if tail else None,
         "chance_loss": trainer.task.chance(trainer.settings.data.batch_size),
         "logit_scale": float(trainer.model.clip.logit_scale.detach().exp()),
         "seconds": progress.seconds,

@@ -46,7 +46,9 @@ _COUNTS = """
         (SELECT min(left(nullif(key, ''), 80), 3) FROM pictures) AS keys_of_pictures,
         (SELECT count(*) FROM pictures) AS num_pictures,
         (SELECT count(*) FROM pictures SEMI JOIN (SELECT DISTINCT key FROM usable) USING (key)) AS num_joined,
-        (SELECT max({'num': n, 'key': left(key, 80)}) FROM (SELECT key, count(*) AS n FROM usable GROUP BY key)) AS most
+        (SELECT max({'num': n, 'key': left(key, 80)}) FROM (
+            SELECT key, count(*) AS n FROM usable SEMI JOIN (SELECT DISTINCT key FROM pictures) USING (key) GROUP BY key
+        )) AS most
     FROM texts
 """
 

@@ -185,6 +185,15 @@ def test_a_split_without_shards_is_no_split(tmp_path: Path) -> None:
         Release.open(str(folder))
 
 
+def test_a_shard_that_is_not_among_the_files_is_named(tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "demo-abc")
+    record = json.loads((folder / RECORD_FILE).read_text())
+    del record["files"]["heldout/demo-heldout-000000.tar"]
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+    with pytest.raises(IntegrityError, match=r"1 of 3 shards .*first: heldout/demo-heldout-000000\.tar"):
+        Release.open(str(folder))
+
+
 def test_opens_from_an_object_store(tmp_path: Path) -> None:
     import fsspec
 
@@ -203,7 +212,7 @@ def test_a_small_file_of_a_release_counts_as_it_was_sealed(tmp_path: Path) -> No
     """One of the same size would pass for it; a ratio of other samples would be published."""
     sealed_bytes, other = b'{"law": 1}', b'{"law": 2}'
     files = {"mixture.json": {"num_bytes": 10, "sha256": hashlib.sha256(sealed_bytes).hexdigest()}}
-    folder = sealed(tmp_path / "demo-abc", files=files)
+    folder = sealed(tmp_path / "demo-abc", splits={}, files=files)
     (folder / "mixture.json").write_bytes(sealed_bytes)
     assert read_json(Release.open(str(folder)), "mixture.json") == {"law": 1}
     (folder / "mixture.json").write_bytes(other)

@@ -55,6 +55,11 @@ def test_a_line_that_is_no_entry_is_named(tmp_path: Path) -> None:
     (tmp_path / TAKEDOWNS_FILE).write_text('{"by": "owner", "value": "A"}\n{"by": "url", "value": 7}\n')
     with pytest.raises(ConfigError, match="line 2: not an entry"):
         read_list(str(tmp_path))
+    (tmp_path / TAKEDOWNS_FILE).write_bytes(
+        '{"by": "id", "value": "0"}\n{"by": "owner", "value": "Mü"}\n'.encode("latin1")
+    )
+    with pytest.raises(ConfigError, match=r"line 2: not an entry .*in UTF-8"):
+        read_list(str(tmp_path))
 
 
 def _picture(number: int, **hashes: str) -> Picture:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_no_file_outside_the_tables_is_read(workdir: str) -> None:
     with pytest.raises(ConfigError, match="query: "):
         print_query(workdir, OUTSIDE[0], "table")
     assert everything() == before
+
+
+def test_a_script_that_comes_by_a_pipe_may_query(workdir: str) -> None:
+    """The process of a query would run the script again, from a file called <stdin>."""
+    script = f"from pipeline.commands.query import print_query\nprint_query({workdir!r}, 'SELECT 42 AS a', 'json')"
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == [{"a": 42}]
 
 
 WRITING = (

@@ -162,7 +162,7 @@ def test_a_scorer_that_loses_images_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="lazy gave 1 scores for 4 images"):
         score_batch(Lazy([0.5]), [None], ["a"], 4)
-    for answer in ([None], ["high"]):
+    for answer in ([None], ["high"], None, 0.5):
         with pytest.raises(PartError, match="the scorer lazy gave something that is no number"):
             score_batch(Lazy(answer), [None], ["a"], 1)
 
@@ -186,3 +186,15 @@ def test_a_box_that_is_none_is_named_with_its_scorer(box: Box) -> None:
     assert find_boxes(Faulty(whole), [image]) == ([0.9], [[whole]])
     with pytest.raises(PartError, match=r"the scorer faulty gave Box\(left=.* for a picture of 100 x 80 pixels"):
         find_boxes(Faulty(box), [image])
+
+
+@pytest.mark.parametrize("answer", [None, [], [None], [[None]], [[(0, 0, 1, 1)]], [[(0, 0, 1, 1, "high")]]], ids=repr)
+def test_what_is_no_list_of_boxes_is_named_with_its_scorer(answer: Any) -> None:
+    class Other:
+        name = "other"
+
+        def boxes(self, images: Any) -> Any:
+            return answer
+
+    with pytest.raises(PartError, match="the scorer other gave no list of boxes, of five numbers each, for each of 1"):
+        find_boxes(Other(), [Image.new("RGB", (100, 80))])

@@ -17,7 +17,7 @@ from manifests.contract.tables import CANDIDATES
 from manifests.errors import RunError
 from pipeline.sources.reading import read_rows
 from pipeline.sources.settings import SourceSettings
-from pipeline.sources.tables.captions import JoinedCaptions, describe_join, join_captions
+from pipeline.sources.tables.captions import MAX_TEXTS, JoinedCaptions, describe_join, fault_of, join_captions
 from pipeline.sources.tables.joining import staging
 from pipeline.store.sql import open_scratch
 
@@ -83,3 +83,15 @@ def test_a_key_with_blanks_does_not_join_the_row_of_another_key(tmp_path: Path) 
     assert joined == [(f"{0:032x}", "a pear"), (f"{1:032x}", "a plum")]
     assert "; 1 keys are met without" in describe_join(counts)
     assert "rows left out: 1 differ in blanks from another key" in describe_join(counts)
+
+
+def test_many_rows_of_a_key_that_no_picture_has_stop_nothing(tmp_path: Path) -> None:
+    rows = [{"sample_id": f"{0:032x}", "record_key": "7"}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=CANDIDATES), tmp_path / "c.parquet")
+    (tmp_path / "t.csv").write_text("id,words\n7,a pear\n" + "unknown,a leaf\n" * (MAX_TEXTS + 1))
+    table = JoinedCaptions(join=str(tmp_path / "t.csv"), on={"record_key": "id"}, text="words", kind="caption")
+    with staging(partial(open_scratch, str(tmp_path / "work"), 0.5)) as (sql, folder):
+        query, counts = join_captions(sql, folder, [str(tmp_path / "c.parquet")], "a", 1, table)
+        joined = sql.execute(f"SELECT sample_id, text FROM ({query})").fetchall()
+    assert joined == [(f"{0:032x}", "a pear")]
+    assert fault_of(table, counts) is None

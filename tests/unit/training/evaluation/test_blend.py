@@ -148,9 +148,10 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
     assert blend_of(start, damaged, settings, release_folder, out) == 2
     assert f"{weights}: cannot be read as a checkpoint" in refusal(capsys)
     assert blend_of(start, start, settings, release_folder, out, "--expert", "moss", "--general", "general") == 2
-    assert "'moss' is neither a group of eval.sets nor a domain of the split; there are general, plant" in refusal(
-        capsys
+    assert "'moss' is neither a group of eval.sets nor a domain of the split that can be judged" in (
+        said := refusal(capsys)
     )
+    assert said.endswith("there are general, plant")
     before = (start / "open_clip_model.safetensors").read_bytes()
     assert blend_of(start, start, settings, release_folder, start) == 2
     assert "is one of the models to blend; choose another --out" in refusal(capsys)
@@ -160,6 +161,22 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
     (out / "blend.png").write_text("mine")
     assert blend_of(start, start, settings, release_folder, out) == 2
     assert "blend.png: is there, and `dalip blend` did not write it" in refusal(capsys)
+
+
+def test_a_domain_of_one_pair_is_refused_before_anything_is_measured(
+    architecture: Path, settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = release_writer.drawn_samples(8, 8)
+    samples[-1].domain = "tree"
+    release = release_writer.write_work_folder(tmp_path / "work", samples)
+    start, end = (model_folder(tmp_path / str(seed), architecture, seed) for seed in (1, 2))
+    names = ("--expert", "tree", "--general", "general")
+    assert blend_of(start, end, write_values(tmp_path, EVAL | {"zero_shot": []}, "losses"), release, tmp_path / "out",
+                    *names) == 2  # fmt: skip
+    said = refusal(capsys)
+    assert "'tree' is neither a group of eval.sets nor a domain of the split that can be judged" in said
+    assert "two pairs or more); there are general, plant" in said
+    assert not (tmp_path / "out/blend.json").exists()
 
 
 @pytest.fixture
@@ -295,7 +312,9 @@ def test_alphas_are_a_range_or_a_list(text: str, alphas: list[float]) -> None:
     assert parse_alphas(text) == alphas
 
 
-@pytest.mark.parametrize("text", ["", "0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "-1", "a", "0:1:0.0001", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "0:1", "0:1:0", "1:0:0.1", "0:2:0.5", "-1", "a", "0:1:0.0001", "0:1:1e-300", "nan"]
+)
 def test_alphas_outside_the_line_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--alpha .*: give FIRST:LAST:STEP or a list like 0,0\.5,1"):
         parse_alphas(text)

@@ -143,6 +143,18 @@ def test_a_finished_run_whose_weights_are_gone_makes_them_again(
         train(make_settings(config))
 
 
+def test_a_finished_run_that_kept_its_last_checkpoint_alone_is_finished_again(
+    config: dict[str, Any], run: Path, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("summary.json", "model.pt", "log.jsonl"):
+        (run / name).unlink()
+    assert main(["train", write_values(tmp_path, config)]) == 0
+    assert "training loss: not known, the log of its steps is lost (chance " in capsys.readouterr().out
+    assert checkpoint.read_summary(run)["steps"] == 6
+    ours, theirs = final_weights(str(run)), final_weights(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_weights_of_another_run_are_handed_on_by_no_command_when_the_summary_is_gone(
     config: dict[str, Any], run: Path, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

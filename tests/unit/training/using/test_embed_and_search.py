@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_vectors_of_pictures_are_those_of_the_api(
     np.testing.assert_allclose(np.linalg.norm(_vectors(out), axis=1), 1, atol=1e-5)
 
 
-def test_the_api_takes_files_bytes_and_pictures(run_folder: Path, pictures: Path) -> None:
+def test_the_api_takes_files_bytes_and_pictures(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
     model = api.load(run_folder, device="cpu")
     file = pictures / "red" / "circle.jpg"
     vectors = api.encode_images(model, [file, str(file), file.read_bytes(), Image.open(io.BytesIO(file.read_bytes()))])
@@ -55,6 +56,11 @@ def test_the_api_takes_files_bytes_and_pictures(run_folder: Path, pictures: Path
     np.testing.assert_allclose(np.concatenate([f, z], axis=1) * 0.5**0.5, vectors[:1], atol=1e-6)
     with pytest.raises(RunError, match=r"picture 1 \(.*page.jpg\) cannot be read: not_an_image: HTML"):
         api.encode_images(model, [file, pictures / "page.jpg"])
+    os.mkfifo(tmp_path / "pipe.jpg")  # nobody writes into it
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "endless.jpg"):
+        with pytest.raises(RunError, match=rf"picture 0 \(.*{name}\) cannot be read: is no regular file"):
+            api.encode_images(model, [tmp_path / name])
     unknown: Any = "y"
     with pytest.raises(ConfigError, match="has no features 'y'; it has f, z, both"):
         api.encode_texts(model, ["a"], features=unknown)
