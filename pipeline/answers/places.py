@@ -36,10 +36,10 @@ def look_at(path: str) -> Place:
     """
     listing = list_place(path)
     for name in sorted(KINDS, key=lambda name: KINDS[name].init_order):
-        place = KINDS[name].guess(listing)
-        if place is not None:
-            place.kind = name
-            return place
+        guess = KINDS[name].guess(listing)
+        if guess is not None:
+            guess.kind = name
+            return guess
     raise ConfigError(f"{path}{what_it_is(listing)}")
 
 
@@ -77,7 +77,7 @@ def what_it_is(listing: Listing) -> str:
     return ": a compressed tar; unpack it, since pictures are read in place"
 
 
-def keys_of(place: Place) -> dict[str, Any]:
+def keys_of(guess: Place) -> dict[str, Any]:
     """The keys of a source in YAML that name the place."""
-    keys = place.settings if KINDS[place.kind].is_flat else {place.kind: place.settings}
-    return keys | ({"captions": place.captions} if place.captions else {})
+    keys = guess.settings if KINDS[guess.kind].is_flat else {guess.kind: guess.settings}
+    return keys | ({"captions": guess.captions} if guess.captions else {})

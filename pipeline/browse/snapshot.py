@@ -89,7 +89,7 @@ def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb:
             index = kept / key
         connection.execute("SET preserve_insertion_order = false")
         # DuckDB follows links before it compares
-        allowed = [str(place.resolve()) for place in (tables, index, private)]
+        allowed = [str(readable.resolve()) for readable in (tables, index, private)]
         lock_down(
             connection, memory_mb, str(private.resolve() / f"spill-{os.getpid()}"), "allowed_directories", allowed
         )

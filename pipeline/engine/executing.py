@@ -110,9 +110,9 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
 def _explain(error: Exception, job: Job) -> PlantMixError:
     """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
     if not is_storage_error(error):
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         return PartError(
-            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
+            f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno}); "
             "unexpected; please report it with this line"
         )
     if why := no_room(error, job.execution.workdir):
@@ -129,7 +129,7 @@ def no_room(error: Exception, folder: str) -> str | None:
     number = error.errno if isinstance(error, OSError) and error.errno in reasons else next(by_words, None)
     if number is None:
         return None
-    place = getattr(error, "filename", None) or folder
+    path = getattr(error, "filename", None) or folder
     mend = "Make room (`plantmix estimate` says how much a build needs)"
     disk = os.statvfs(folder) if Path(folder).is_dir() else None
     if number == errno.EDQUOT:
@@ -141,4 +141,4 @@ def no_room(error: Exception, folder: str) -> str | None:
     else:
         why = "the disk is full" + (f" ({disk.f_bavail * disk.f_frsize / 1e6:,.0f} MB free)" if disk else "")
     again = "or move the work folder to a larger disk, and run the same command again"
-    return f"{why}: {place}. What is committed stays. {mend}, {again}"
+    return f"{why}: {path}. What is committed stays. {mend}, {again}"

@@ -161,7 +161,7 @@ class StageRun(Generic[How]):
 
     def made_of(self, step: str, reuse: Any) -> list[PartRecord]:
         """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first."""
-        step_now = next(each for each in self.stage.steps if each.name == step)
+        step_now = next(declared for declared in self.stage.steps if declared.name == step)
         return self.catalog.parts_like(self.stage.name, step, step_now.reuse_key(reuse))
 
     def files(self, step: str, table: str) -> Files:
@@ -295,7 +295,7 @@ class Step(Generic[StageInputs, How]):
             tables = {name: read.pop(name) for name in names}
             columns = {name: run.stage.columns_of(name) for name, files in tables.items() if not files}
             buckets = run.buckets(tables[self.cut[0]]) if self.cut else [None]
-            complete += [replace(part, inputs=Inputs(tables, read, each, self.cut, columns)) for each in buckets]
+            complete += [replace(part, inputs=Inputs(tables, read, bucket, self.cut, columns)) for bucket in buckets]
         return complete
 
     def reuse_key(self, reuse: Any) -> str:

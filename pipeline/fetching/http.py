@@ -115,9 +115,9 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
 
     def _refuse(self, headers: Headers) -> tuple[list[str], str | None]:
         """What headers say about use, and the statement of it that forbids us the picture; None when none does."""
-        said = statements_of(headers)
-        refusal = self.consent.refusal({HEADERS: said})
-        return said, refusal[1] if refusal else None
+        statements = statements_of(headers)
+        refusal = self.consent.refusal({HEADERS: statements})
+        return statements, refusal[1] if refusal else None
 
 
 def client_of_this_program(settings: NetworkSettings) -> HttpClient:

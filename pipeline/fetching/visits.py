@@ -98,10 +98,10 @@ class Visit:
             self.said,
         )
 
-    def hear(self, said: Said) -> None:
+    def hear(self, heard: Said) -> None:
         """Note statements about use, also those of earlier steps of the way."""
-        for place, words in said.items():
-            self.said[place] = sorted({*self.said.get(place, ()), *words})
+        for signal, words in heard.items():
+            self.said[signal] = sorted({*self.said.get(signal, ()), *words})
 
     def give_up(self, detail: str) -> Download:
         """The host is not asked any more: its last failure where there was one, else host_unavailable."""
@@ -147,8 +147,8 @@ class SiteFiles:
         elif visit.start == replace(self.site, path=TDMREP_PATH):
             self.rules = replace(self.rules, tdm=parse_tdmrep(download.body) if came else ())
         elif came:
-            said = parse_rsl(download.body, self.site)
-            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, said))
+            rules = parse_rsl(download.body, self.site)
+            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, rules))
         elif download.outcome.passing:
             return Outcome.HOST_UNAVAILABLE, f"{LICENCE_FAILED}{download.outcome.value} {download.detail}".strip()
         return self._visit() if self._left else self.rules

@@ -110,15 +110,15 @@ def find_boxes(detector: Any, images: Sequence[Any]) -> tuple[list[float], list[
 
     Raises: PartError for a box that is none.
     """
-    boxes = [each for _, each in zip(images, detector.boxes(images), strict=True)]
-    for image, box in ((image, box) for image, each in zip(images, boxes, strict=True) for box in each):
+    boxes = [found for _, found in zip(images, detector.boxes(images), strict=True)]
+    for image, box in ((image, box) for image, found in zip(images, boxes, strict=True) for box in found):
         if not box.is_place(*image.size):
             raise PartError(
                 f"score: the scorer {detector.name} gave {box} for a picture of {image.width} x {image.height} pixels. "
                 "Sides are shares from 0 to 1, left before right and top before bottom, a pixel apart or more. Mend "
                 "the scorer, then build again"
             )
-    return [max((box.confidence for box in each), default=0.0) for each in boxes], boxes
+    return [max((box.confidence for box in found), default=0.0) for found in boxes], boxes
 
 
 def score_batch(

@@ -141,8 +141,8 @@ def _taxa(ranks: Values) -> dict[str, Any]:
         tiles.append(
             {
                 "name": name, "images": num, "tile": tile, "colour": f"var(--series-{at % len(SERIES)})",
-                "inner": [{"name": own, "images": n, "tile": part}
-                          for (own, n), part in zip(inner, parts, strict=True)],
+                "inner": [{"name": inner_name, "images": n, "tile": part}
+                          for (inner_name, n), part in zip(inner, parts, strict=True)],
             }
         )  # fmt: skip
     totals = [max(1, sum(counts.values())) for counts in (images, samples)]

@@ -24,8 +24,8 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 GROUP = "plantmix.sources"
 BUILT_IN = tuple(
-    EntryPoint(name, f"pipeline.sources.{place}", GROUP)
-    for name, place in (
+    EntryPoint(name, f"pipeline.sources.{reader}", GROUP)
+    for name, reader in (
         ("table", "table:TableReader"),
         ("webdataset", "webdataset:WebdatasetReader"),
         ("folder", "folder:FolderReader"),

@@ -105,8 +105,8 @@ def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:
     hashed = ask(origin, lambda: stamps.sha256_of_all(looked_at(origin, names)))
     by_place = dict(zip(hashed["place"].to_pylist(), hashed["sha256"].to_pylist(), strict=True))
     digest = hashlib.sha256()
-    for place in sorted(by_place):
-        digest.update(f"{place}\0{by_place[place]}\n".encode("utf-8", "surrogateescape"))
+    for address in sorted(by_place):
+        digest.update(f"{address}\0{by_place[address]}\n".encode("utf-8", "surrogateescape"))
     return [digest.hexdigest()]
 
 

@@ -49,7 +49,7 @@ else:
 class Origin(_WithKinds):
     """A named list of images that one of the kinds understands."""
 
-    place: ClassVar[str] = "sources"
+    section: ClassVar[str] = "sources"
     """How messages name the part of the config."""
 
     defaults: RowDefaults = RowDefaults()
@@ -78,7 +78,7 @@ class Origin(_WithKinds):
     @property
     def where(self) -> str:
         """How messages name it."""
-        return f"{self.place}.{self.name}"
+        return f"{self.section}.{self.name}"
 
     @property
     def reader(self) -> Reader[Any]:

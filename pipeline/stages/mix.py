@@ -126,7 +126,7 @@ def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dic
         )
     if domain not in settings.sources:
         return {"": num}
-    return apportion({source: own / max(there, 1) for source, own in kept.items()}, num) if num else {}
+    return apportion({source: num_kept / max(there, 1) for source, num_kept in kept.items()}, num) if num else {}
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,9 @@ class SampleDataset(BatchDataset):
     def _substitute(self, row: int) -> int:
         """The next row among those that are drawn together with this one."""
         for part in self.strata:
-            place = int(np.searchsorted(part.rows, row))
-            if place < len(part.rows) and part.rows[place] == row:
-                return int(part.rows[(place + 1) % len(part.rows)])
+            index = int(np.searchsorted(part.rows, row))
+            if index < len(part.rows) and part.rows[index] == row:
+                return int(part.rows[(index + 1) % len(part.rows)])
         return (row + 1) % len(self)
 
     def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> tuple[str, int]:
@@ -274,7 +274,7 @@ def drawn_shares(pool: SamplePool, order: SampleOrder) -> list[dict[str, Any]]:
     keys = pool.releases.astype(np.int64) * len(names) + coded.indices.to_numpy()
     shares, sizes = defaultdict[int, float](float), Counter[int]()
     for part, count in zip(order.strata, order.counts, strict=True):
-        for key, num in zip(*(each.tolist() for each in np.unique(keys[part.rows], return_counts=True)), strict=True):
+        for key, num in zip(*(item.tolist() for item in np.unique(keys[part.rows], return_counts=True)), strict=True):
             sizes[key] += num
             shares[key] += count / order.epoch_size * num / len(part.rows)
     return [

@@ -84,7 +84,7 @@ class DataSettings(Settings):
     @field_validator("shards", mode="before")
     @classmethod
     def _as_groups(cls, shards: Any) -> Any:
-        is_list = isinstance(shards, list | tuple) and len(shards) > 0 and all(isinstance(each, str) for each in shards)
+        is_list = isinstance(shards, list | tuple) and len(shards) > 0 and all(isinstance(path, str) for path in shards)
         return ({"shards": shards},) if isinstance(shards, str) or is_list else shards
 
     @field_validator("shards")

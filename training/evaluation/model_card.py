@@ -174,7 +174,7 @@ def _fit(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _is_of_training(facts: ModelFacts, result: Mapping[str, Any]) -> bool:
-    of_release = {*str(result.get("release_fingerprint")).split("+")} & {each.fingerprint for each in facts.releases}
+    of_release = {*str(result.get("release_fingerprint")).split("+")} & {item.fingerprint for item in facts.releases}
     return bool(of_release) and result["split"] == facts.settings.data.split
 
 

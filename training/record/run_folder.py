@@ -250,6 +250,6 @@ def _by_content(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, An
 
     An earlier version recorded the name alone, and the file may be gone since.
     """
-    models = [each.get("model") or {} for each in (identity, other)]
+    models = [identified.get("model") or {} for identified in (identity, other)]
     left_out = "pretrained" if all("pretrained_sha256" in model for model in models) else "pretrained_sha256"
     return identity | {"model": {key: value for key, value in models[0].items() if key != left_out}}

@@ -58,7 +58,7 @@ class Labels:
         if self.rank is None:
             return ()
         above = enumerate(TAXON_RANKS[: TAXON_RANKS.index(self.rank)])
-        ranks = [rank for place, rank in above if any(taxon and taxon.ranks[place] for taxon in self.taxa)]
+        ranks = [rank for index, rank in above if any(taxon and taxon.ranks[index] for taxon in self.taxa)]
         return tuple(reversed(ranks))
 
 

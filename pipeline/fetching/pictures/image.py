@@ -168,14 +168,14 @@ def _measure_open(
             authors = authors_of(image)  # of a PNG, some lie behind the pixels
             original = replace(original, file_creator=authors.creator, file_rights=authors.rights)
             simple = simplify(image)
-            said = refusal_of(image)
+            statement = refusal_of(image)
     except Unreadable as why:
         return Rejected(why.outcome, why.detail, original)
     fits = simple.size == target
     if fits and image.format == "JPEG" and is_plain(image):
         kept = body if settings.keep_metadata else without_metadata(body)
         if kept is not None:
-            return _store(kept, simple, original, said)
+            return _store(kept, simple, original, statement)
     if not fits:
         simple = shrink(simple, target)
         image.close()  # what comes next uses its memory, which still lies in the core's cache
@@ -187,7 +187,7 @@ def _measure_open(
     final.close()
     again = Image.new("RGB", size, None)  # not filled with black: the decoder sets every pixel
     again.frombytes(stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
-    return _store(stored, again, original, said)
+    return _store(stored, again, original, statement)
 
 
 def _encode(image: Image.Image, quality: int) -> bytes:

@@ -46,8 +46,8 @@ class RuleSet(Thresholds):
     def thresholds(self) -> dict[str, Any]:
         """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""
         base = PRESETS[self.preset] if self.preset else {}
-        own = {name: getattr(self, name) for name in self.model_fields_set}
-        merged = {name: own.get(name) if name in own else base.get(name) for name in RULE_NAMES}
+        stated = {name: getattr(self, name) for name in self.model_fields_set}
+        merged = {name: stated.get(name) if name in stated else base.get(name) for name in RULE_NAMES}
         return {name: threshold for name, threshold in merged.items() if threshold not in (None, False, ())}
 
     def identity(self) -> dict[str, Any]:

@@ -201,5 +201,5 @@ def _bounds(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> list[tupl
         pool, weights = pools[domain], pools[domain].weights or {}
         bounds.append((pool.capacity, share))
         whole = sum(weights.values())
-        bounds += [(pool.source_capacity(source), share * own / whole) for source, own in weights.items()]
+        bounds += [(pool.source_capacity(source), share * weight / whole) for source, weight in weights.items()]
     return bounds

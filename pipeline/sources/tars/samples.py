@@ -168,8 +168,8 @@ def _read_kept(paths: Sequence[str], tars: StoredTars) -> Iterator[Sample]:
                 texts, faults = (
                     {name: value for name, value in row[part] if name in members} for part in ("texts", "faults")
                 )
-                place = {row["ending"]: split_locator(row["locator"])[1:]} if row["ending"] else {}
-                yield Sample(row["key"], texts, place, faults)
+                pictures = {row["ending"]: split_locator(row["locator"])[1:]} if row["ending"] else {}
+                yield Sample(row["key"], texts, pictures, faults)
 
 
 def content_of(paths: Iterable[str]) -> str:

@@ -226,11 +226,11 @@ def compare(inputs: Inputs, run: Execution[None], first: int, last: int, thresho
             some = batch["pixels_sha256"].to_pylist()
             mine = (label >= first) & (label < last) & np.array([name in alive for name in some])
             here = np.flatnonzero(mine)
-            names += [some[place] for place in here.tolist()]
+            names += [some[index] for index in here.tolist()]
             kept.append(vectors[here])
             labels.append(label[here])
     order = sorted(range(len(names)), key=names.__getitem__)
-    names = [names[place] for place in order]
+    names = [names[index] for index in order]
     writer = run.writer("semantic_pairs")
     pairs: list[tuple[str, str, float]] = []
     for i, j, cosine in close_pairs(np.concatenate(kept)[order], np.concatenate(labels)[order], threshold):

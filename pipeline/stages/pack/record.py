@@ -150,8 +150,8 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
         recipe["caption"]["backbone"]["file"] = file_as(config.caption.backbone.path)
     recipe["sources"] = []
     for source in config.sources:
-        said = {"cites": source.reader.cites(), "counts": source.reader.counts()}
-        recipe["sources"].append(source.recipe() | {name: value for name, value in said.items() if value is not None})
+        stated = {"cites": source.reader.cites(), "counts": source.reader.counts()}
+        recipe["sources"].append(source.recipe() | {name: value for name, value in stated.items() if value is not None})
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):
             semantic[name] = file_as(getattr(config.dedup.semantic, name))
@@ -170,9 +170,9 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
 def _shown(value: Any, hidden: Any, file_as: Callable[[Any], Any]) -> Any:
     """Options of a plug-in: secrets stay hidden, and what may name a file is what stands for it."""
     if isinstance(value, dict):
-        return {key: _shown(each, hidden[key], file_as) for key, each in value.items()}
+        return {key: _shown(inner, hidden[key], file_as) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_shown(each, other, file_as) for each, other in zip(value, hidden, strict=True)]
+        return [_shown(inner, other, file_as) for inner, other in zip(value, hidden, strict=True)]
     return file_as(value) if hidden == value else hidden
 
 
