@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Snapshot:
-    """What the snapshot and the journal of a work folder hold together."""
+    """The content of the snapshot and the journal of a work folder together."""
 
     catalog_id: str
     number: int
@@ -269,7 +269,7 @@ def _hashed(text: bytes) -> bytes:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line holds; None when a byte of it has changed."""
+    """The value in a line; None when a byte of it has changed."""
     digest, _, text = line.partition(b" ")
     return json.loads(text) if hashlib.sha256(text).hexdigest()[:16].encode() == digest else None
 

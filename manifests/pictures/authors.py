@@ -35,7 +35,7 @@ class Authors(NamedTuple):
 
 
 def authors_of(image: Image.Image) -> Authors:
-    """What an open picture says of its authors; several creators are parted by `; `."""
+    """Read from an open picture who made it; several creators are parted by `; `."""
     stated = [_in_xmp(image)]
     for read in (_in_iptc, _in_exif):
         with suppress(Exception):  # Pillow names no errors of its own for broken metadata

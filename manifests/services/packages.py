@@ -54,7 +54,7 @@ def require(what: str, *modules: str) -> None:
 
 
 def load_named(where: str, spec: str) -> Any:
-    """What `spec`, MODULE:NAME, stands for; the module may be anyone's, and `mistake_in` knows it from then on.
+    """Load what `spec`, MODULE:NAME, names; the module may be anyone's, and `mistake_in` knows it from then on.
 
     Raises: ConfigError that begins with `where`.
     """
@@ -88,7 +88,7 @@ def mistake_in(error: BaseException) -> ConfigError | None:
 
 
 def code_of(plugin: object) -> str:
-    """What tells results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
+    """Tell results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
 
     Those of this package raise their version.
     """
@@ -111,7 +111,7 @@ def extra_of(module: str) -> str | None:
 
 
 def _words_for(extra: str) -> str:
-    """What pip installs an extra from: whence this copy came, as its installer has noted (PEP 610).
+    """The words from which pip installs an extra: whence this copy came, as its installer has noted (PEP 610).
 
     No index has the name. Where nothing is noted, or the file is gone, the packages of the extra are named.
     """

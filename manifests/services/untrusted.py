@@ -227,7 +227,7 @@ def _next_place(content: int, size: int, end: int, offset: int, name: str | None
 
 
 def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, str]:
-    """What an extended header says of the member behind it: `path`, `size`, and `fault` where it must not be read."""
+    """Read an extended header of the member behind it: `path`, `size`, and `fault` where it must not be read."""
     if size > MAX_TAR_HEADER_BYTES:
         return {"fault": f"has a header of {size:,} bytes, more than {MAX_TAR_HEADER_BYTES:,}"}
     stream.seek(content)

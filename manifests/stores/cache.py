@@ -250,7 +250,7 @@ def _mark(shard: WrittenFile) -> int:
 
 
 def _problem(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError:
-    """What to say of a fault that may pass, also of bytes that were spoilt on their way.
+    """The error for a fault that may pass, also of bytes that were spoilt on their way.
 
     Raises: RunError when the disk is full.
     """

@@ -43,7 +43,7 @@ def local_place(workdir: str) -> str:
 
 
 def notes_of(folder: str) -> dict[str, Any]:
-    """What STORE_FILE says; empty where there is no store behind the folder."""
+    """Read STORE_FILE; empty where there is no store behind the folder."""
     try:
         return dict(json.loads(Path(folder, STORE_FILE).read_bytes()))
     except (FileNotFoundError, NotADirectoryError):

@@ -158,7 +158,7 @@ def _source_name(path: str, taken: Sequence[str]) -> str:
 
 
 def _head(places: Sequence[tuple[str, str, Place]], notes: Sequence[str]) -> list[str]:
-    """What only the user can decide, and what is no source, as comments."""
+    """Comments on what only the user can decide, and on what is no source."""
     decisions: list[str] = []
     if not all(KINDS[guess.kind].on_disk for *_, guess in places):
         decisions.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
@@ -266,7 +266,7 @@ def _join_table(path: str, guess: Place) -> None:
 
 
 def _keys_of(guess: Place) -> dict[str, list[str]]:
-    """What tells the first pictures of a place apart: the distinct values of their keys, fields and addresses."""
+    """Names that tell the first pictures of a path apart: the distinct values of their keys, fields and addresses."""
     mapped: dict[str, Any] = guess.settings.get(guess.mapping) or guess.fields
     names = [name for name in guess.could_keep if name not in mapped.values()]
     settings = guess.settings | {guess.mapping: mapped | {"extra": names}} if names else guess.settings

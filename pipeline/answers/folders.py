@@ -41,7 +41,7 @@ _MANY_FILES = 50  # more tables in one folder are files of one; more texts besid
 
 @dataclass
 class Found:
-    """What lies at a path: sources; tables that may hold texts for them, else what each is; what is no source."""
+    """The findings at a path: sources; tables that may hold texts for them, else what each is; what is no source."""
 
     places: list[Place] = field(default_factory=list)
     tables: dict[str, Place | ConfigError] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class _Folder:
         self.stems = {_stem(file) for folder, file in pictures if not _thumbs_in(folder)}
 
     def part(self) -> Found:
-        """What becomes of each file."""
+        """Decide what becomes of each file."""
         self._take_archives()
         self._set_tests_apart()
         tables = self._take(lambda _, file: bool(TABLE_NAME.search(file.lower())))
@@ -233,7 +233,7 @@ class _Folder:
         return thumbs
 
     def _name_others(self) -> None:
-        """What is neither a source nor beside a picture."""
+        """Name the files that are neither a source nor beside a picture."""
         others: dict[str, list[str]] = {}
         for folder, some in sorted(self.files.items()):
             stems = {_stem(file) for file in some if is_picture(file)}

@@ -30,7 +30,7 @@ from pipeline.sources.settings import KINDS
 
 
 def look_at(path: str) -> Place:
-    """What lies at a path or behind a glob.
+    """Find out what lies at a path or behind a glob.
 
     Raises: ConfigError that says what it is instead, and what to do.
     """
@@ -44,7 +44,7 @@ def look_at(path: str) -> Place:
 
 
 def list_place(path: str) -> Listing:
-    """What lies at a path or behind a glob, by its names."""
+    """List the names at a path or behind a glob."""
     if re.search(r"[*?\[{]", path):
         return Listing(path, "pattern", [path])
     if not storage.exists(path):
@@ -60,7 +60,7 @@ def list_place(path: str) -> Listing:
 
 
 def what_it_is(listing: Listing) -> str:
-    """What to say of a place that no kind takes."""
+    """Describe a path that no kind takes."""
     pictures, names = listing.ends(*PICTURE_SUFFIXES), listing.names
     if listing.form == "folder":
         seen = sorted({PurePosixPath(name).suffix or name for name in names})

@@ -380,7 +380,7 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 
 
 def _about_files(config: BuildConfig) -> Iterator[Finding]:
-    """What readers have to say of their files, such as those that are not read."""
+    """Remarks of the readers on their files, such as those that are not read."""
     for origin in (*config.sources, *config.evaluation):
         for remark in ask(origin, origin.reader.remarks):
             yield Finding(False, f"{origin.where}: {remark}")

@@ -144,7 +144,7 @@ class Pages:
         )
 
     def _nearest(self, filters: Filters) -> Response:
-        """What a trained model finds most like the words or the image."""
+        """Show the images that a trained model finds most like the words or the image."""
         status, message, num_here, among = 200, "", 0, None
         images: list[dict[str, Any]] = []
         try:

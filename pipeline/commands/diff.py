@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def describe_incoming(comparison: Mapping[str, Any]) -> list[str]:
-    """What became of the source rows, as lines that a person reads."""
+    """Describe what became of the source rows, in lines that a person reads."""
     rows = []
     for row in comparison["incoming"]:
         became = (row["reason"] or "kept", row["stage"] or "")

@@ -180,7 +180,7 @@ def _way_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """What each round of fetching saw, once there is more than one."""
+    """Describe each round of fetching, once there is more than one."""
     if len(rows) < 2:
         return []
     return [

@@ -110,7 +110,7 @@ def _verify_release(path: str, deep: bool) -> int:
 
 
 def describe(checked: FolderChecked, workdir: str, deep: bool) -> list[str]:
-    """What was found in a work folder, as lines that a person reads."""
+    """Describe the findings in a work folder, in lines that a person reads."""
     findings = checked.findings
     read = f"({checked.num_bytes_read / 1e6:,.1f} MB read"
     read += ")" if deep else "; of pool and shards only the sizes: --deep reads them)"

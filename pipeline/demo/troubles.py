@@ -100,7 +100,7 @@ def _tracking_pixel(victim: Picture, number: int) -> Picture:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What it is, how many of it there are in (plant, general), and how a picture gets it."""
+    """A kind of trouble: how many of it there are in (plant, general), and how a picture gets it."""
 
     meaning: str
     counts: tuple[int, int]

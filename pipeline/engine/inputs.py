@@ -25,7 +25,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a part reads, as its step declares it: tables, and values that its work gets by their names."""
+    """The inputs of a part, as its step declares them: tables, and values that its work gets by their names."""
 
     tables: Mapping[str, Files] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Inputs:
         return self.tables[table]
 
     def identity(self) -> dict[str, Any]:
-        """What a fingerprint sees: tables, values and bucket."""
+        """The values for a fingerprint: tables, values and bucket."""
         read = {**self.tables, **self.values}
         return {name: identity_of(value) for name, value in read.items()} | (
             {"bucket": identity_of(self.bucket)} if self.bucket else {}

@@ -29,7 +29,7 @@ _SHARED_DISK = "mount one shared disk at this path on every node"
 
 
 def look(folder: str, marker: str, own_mark: str, places: Sequence[str]) -> dict[str, Any]:
-    """What this machine sees from `folder`, where the build was started.
+    """Report what this machine sees from `folder`, where the build was started.
 
     `marker` is a file in the work folder; its name, with `own_mark` behind it, is written beside it. The answer is
     plain data: `versions` by name, `work_dir` ("" when it is the same folder and can be written), and `places`.
@@ -76,7 +76,7 @@ def _why_not_used(marker: str, own_mark: str) -> str:
 
 
 def _describe(address: str) -> str:
-    """What lies at a place: two machines that see the same one say the same."""
+    """Describe an address: two machines that see the same one say the same."""
     fixed = re.split(r"[*?\[{]", address, maxsplit=1)[0]  # of a pattern, the folder that it begins in
     address = address if fixed == address else fixed.rpartition("/")[0] or "."
     try:
@@ -95,7 +95,7 @@ def _describe(address: str) -> str:
 
 
 def _asked(question: Callable[[], Any]) -> Any:
-    """What a store answers; asked a second time after a second, since it may refuse for a moment."""
+    """The answer of a store; asked a second time after a second, since it may refuse for a moment."""
     try:
         return question()
     except (FileNotFoundError, ImportError):

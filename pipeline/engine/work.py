@@ -41,7 +41,7 @@ How = TypeVar("How")
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a worker returns: files in the order of publication, counts, and notes in plain JSON values.
+    """The result of a worker: files in the order of publication, counts, and notes in plain JSON values.
 
     A part whose work takes long may yield several results, each about other rows; they are its pieces. Every piece is
     committed as it comes. What no piece holds is planned again by the next build.
@@ -139,7 +139,7 @@ def brought(files: Files) -> Files:
 
 @dataclass
 class StageRun(Generic[How]):
-    """What plans may look at besides the inputs of their stage: committed parts, and how the build runs."""
+    """The view that plans have besides the inputs of their stage: committed parts, and how the build runs."""
 
     stage: Stage[Any]
     fingerprint: str
@@ -275,7 +275,7 @@ class Step(Generic[StageInputs, How]):
 
     @property
     def values(self) -> dict[str, bool]:
-        """What its work gets by name besides tables, and whether it must be given."""
+        """The values that its work gets by name besides tables, and whether each must be given."""
         more = list(inspect.signature(self.work).parameters.values())[2:]
         return {parameter.name: parameter.default is parameter.empty for parameter in more}
 
@@ -331,7 +331,7 @@ class Stage(Generic[StageInputs]):
         return self.tables[table] if table in self.tables else SAMPLE_VIEWS[table][1]
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:
-        """What the fingerprint of a version of this stage stands for."""
+        """The values for the fingerprint of a version of this stage."""
         versions = {step.name: step.version for step in self.steps if not step.prepares}
         return {"versions": versions, **identity_of(inputs)}
 
@@ -348,7 +348,7 @@ class Stage(Generic[StageInputs]):
 
 @dataclass
 class BuildContext:
-    """What the inputs of a stage are made from: the configuration and the sealed stages before it."""
+    """The material for the inputs of a stage: the configuration and the sealed stages before it."""
 
     config: BuildConfig
     workdir: str

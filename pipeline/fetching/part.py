@@ -77,7 +77,7 @@ def require_facts(missing: Sequence[str], num_rows: int) -> None:
 
 
 def fact_of_download(download: Download) -> Fact:
-    """What a finished download adds to the fact of its row."""
+    """The fields that a finished download adds to the fact of its row."""
     return {
         "outcome": download.outcome.value,
         "detail": download.detail or None,

@@ -395,7 +395,7 @@ class Scheduler:
 
 
 def _report(job: _Job, answer: Answer | None) -> HostReport:
-    """What the gate must hear of a request that has ended."""
+    """The report to the gate on a request that has ended."""
     if answer is None:
         return HostReport(job.host, job.lease, "unused")
     result = host_result(answer, job.visit)

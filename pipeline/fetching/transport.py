@@ -48,7 +48,7 @@ Done = Callable[[Answer | BaseException | None], object]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What to ask for, its limits, and what has come so far."""
+    """A request: its target, its limits, and what has come so far."""
 
     target: Target
     method: str
@@ -130,7 +130,7 @@ class Request:
 
     @property
     def refusal(self) -> Answer | None:
-        """What a status of 400 or more says, even where its headers break off."""
+        """The outcome of a status of 400 or more, even where its headers break off."""
         return self._of_head() if self.status >= 400 else None
 
     def cut_off(self) -> Answer:

@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was looked at in a release without a fault."""
+    """The amounts looked at in a release without a fault."""
 
     num_files: int
     num_shards: int

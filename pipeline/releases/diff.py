@@ -105,7 +105,7 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
 
 
 def _chosen(release: Release) -> dict[str, Any]:
-    """What the mixture file of a build chose; it is no part of the recipe."""
+    """The choice in the mixture file of a build; it is no part of the recipe."""
     law = read_json(release, "mixture.json").get("law") or {}
     limits = law.get("limits") or {}
     return {"ratio": law["ratio"], "num_samples": limits.get("num_samples")} if law else {}

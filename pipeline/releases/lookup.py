@@ -44,7 +44,7 @@ _COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split
 
 @dataclass(frozen=True)
 class Known:
-    """What entries name in releases and in the catalogue of their work folder.
+    """The images that entries name in releases and in the catalogue of their work folder.
 
     Rows have by and key of the entry, sample_id, and what is known of the image: `_IMAGE`.
     """
@@ -90,7 +90,7 @@ def images_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release], entries: Sequence[Entry]) -> Known:
-    """What entries name in a release, in others, and in the catalogue.
+    """Find the images that entries name in a release, in others, and in the catalogue.
 
     Of rows whose fetch failed so far only address, owner and id are known. Stand-ins are those of the build that made
     the release, and of the last build.

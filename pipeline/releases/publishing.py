@@ -66,7 +66,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be published, where, and who could see it."""
+    """A plan to publish: the files, the target, and who could see them."""
 
     release: Release
     target: str
@@ -98,7 +98,7 @@ class Plan:
 
 
 def plan_publishing(release: Release, target: str, *, public: bool, authors: Sequence[str]) -> Plan:
-    """What publishing would do; sends nothing and asks nobody. Checks all of the release but its shards.
+    """Plan a publication; sends nothing and asks nobody. Checks all of the release but its shards.
 
     Raises: ConfigError for a target that cannot be, for a release that is not whole, and for `public` where a licence
         does not allow it.

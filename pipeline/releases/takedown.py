@@ -37,7 +37,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class TakenDown:
-    """What a takedown found and wrote."""
+    """The findings and the writings of a takedown."""
 
     cut: Cut  # of the given release
     others: Sequence[Cut]  # other releases of the work folder
@@ -102,7 +102,7 @@ def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
 
 
 def _left_out(release: Release, beside: Sequence[Release]) -> list[Entry]:
-    """What versions of a release left out."""
+    """The entries that versions of a release left out."""
     return [
         Entry("id", image["image_id"], entry["reason"])
         for version in beside
@@ -151,7 +151,7 @@ def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str
 
 
 def _takedowns(release: Release, in_release: Found, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """What the record says: by reason what was taken down before, then what is asked for now."""
+    """The takedowns of a record: by reason what was taken down before, then what is asked for now."""
     earlier: dict[str, list[Any]] = {}
     for row in in_release.rows:
         if row["stored_sha256"] in in_release.before:

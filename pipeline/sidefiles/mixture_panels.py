@@ -56,7 +56,7 @@ def _domains(mixture: Values) -> list[str]:
 
 
 def cautions_of(mixture: Values) -> list[str]:
-    """What the plots say at their top: each warning once, the gravest first."""
+    """The cautions at the top of the plots: each warning once, the gravest first."""
     return sorted(dict.fromkeys(mixture.get("warnings") or ()), key=lambda line: not line.startswith("DO NOT TRUST"))
 
 

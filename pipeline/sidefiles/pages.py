@@ -91,7 +91,7 @@ def write_attribution_page(record: Values, figures: Values) -> str:
 
 
 def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any]:
-    """What card and report both show."""
+    """The entries that card and report both show."""
     counts = record["counts"]["stages"]
     images = {row["domain"]: row["images"] for row in figures["domains"] if row["split"] == "train"}
     return {

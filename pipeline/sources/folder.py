@@ -223,7 +223,7 @@ class FolderReader(Reader[FolderSettings]):
         return {name: size for name, size in self._files_of_table().values() if name}
 
     def _files_of_table(self, num_batches: int | None = None) -> dict[str, tuple[str | None, int | str | None]]:
-        """What the table writes, and the file that is met. A store is listed, not asked for each of them."""
+        """Map the names in the table to the files that they meet. A store is listed, not asked for each of them."""
         table, find = self._table(), name_finder(self.path, is_listed=True)
         written = dict[str, None]()
         for raw in islice(table.batches(), num_batches):  # its first column is that of the files

@@ -130,7 +130,7 @@ def guess_with_table(table: str, folders: Iterable[str]) -> Place | None:
 
 
 def name_finder(folder: str, is_listed: bool = False) -> Callable[[str | None], tuple[str | None, int | str | None]]:
-    """What finds the file below a folder that a table names, and gives its name and what `_size_of` says.
+    """A function that finds the file below a folder that a table names, and gives its name and what `_size_of` says.
 
     A file is met as it is written, else with / for \\ and the other case of its ending, as Windows takes them.
     """

@@ -32,7 +32,7 @@ _BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes longer tha
 
 
 def ask(source: Origin | Reader[Any], question: Callable[[], T]) -> T:
-    """What the driver wants to know of a source; asked again after a passing fault where it lies in a store.
+    """Ask a source what the driver wants to know; again after a passing fault where it lies in a store.
 
     Raises: RunError when the store stays away.
     """

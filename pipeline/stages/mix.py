@@ -279,7 +279,7 @@ def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str,
 
 
 def describe_mixture(config: BuildConfig, quotas: Sequence[Quota], strata: Sequence[Stratum]) -> dict[str, Any]:
-    """What `mixture.json` of a release says: target and realised shares, pools, epochs, and the law if one was used."""
+    """Describe the mixture of a release: target and realised shares, pools, epochs, and the law if one was used."""
     law = config.mix.mixture
     rows = describe_quotas(quotas, strata)
     return {

@@ -60,7 +60,7 @@ class ScorerInputs:
     options: tuple[tuple[str, Named], ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """What the scores are kept under, for every later build."""
+        """The values under which the scores are kept, for every later build."""
         values: dict[str, Any] = {"scorer": self.name, "batch_size": self.batch_size}
         if self.model is not None and self.weights is not None:
             clip = {"model": self.model.content, "weights": self.weights.content, "precision": self.precision}
@@ -223,7 +223,7 @@ def _invalid(number: int, rule: ScoreRule) -> str:
 
 
 def _marking(rules: Sequence[ScoreRule]) -> str:
-    """What is packed with a mark (MARKS): rows that fail a rule which does not drop them, and the boxes to blur."""
+    """Describe rows packed with a mark (MARKS): those that fail a rule, yet are not dropped, and the boxes to blur."""
     done = {"blur": "blurred", "flag": "flagged"}
     failing = [
         f"SELECT sample_id, '{rule.scorer}' AS scorer, '{rule.scorer}:{done[rule.action]}' AS mark, "
@@ -314,7 +314,7 @@ def named_file(context: BuildContext, value: Any) -> Named:
 
 
 def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> list[Part[dict[str, Any]]]:
-    """What no part has scored yet, by scorer, in the order in which it lies in the pool."""
+    """Plan parts for what none has scored yet, by scorer, in the order in which it lies in the pool."""
     parts: list[Part[dict[str, Any]]] = []
     if not inputs.scorers:
         return parts

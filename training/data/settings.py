@@ -48,7 +48,7 @@ class TextSettings(Settings):
 
 
 class DataSettings(Settings):
-    """What is read, and how batches are drawn from it."""
+    """The data that are read, and how batches are drawn from them."""
 
     shards: tuple[ShardGroup, ...] = ()
     """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""

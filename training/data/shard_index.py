@@ -104,7 +104,7 @@ def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: Sha
 
 
 def _place_of(source: str) -> str:
-    """What a shard named in two ways has in common: where it lies when links are followed."""
+    """The address that a shard named in two ways has in common: where it lies when links are followed."""
     return source if is_elsewhere(source) else os.path.realpath(source.removeprefix("file://"))
 
 
@@ -165,7 +165,7 @@ def _index(
 
 
 def passing(source: str, error: Exception) -> PlantMixError:
-    """What to say of a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
+    """The error for a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
     if isinstance(error, OSError) and not is_elsewhere(source):
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
     return RetryableError(f"{shown(source)} cannot be read ({words_of(error)}); run the same command to go on")
@@ -176,7 +176,7 @@ class _NoRangesError(Exception):
 
 
 class _Segments:
-    """What is committed of the index of one shard."""
+    """The committed part of the index of one shard."""
 
     def __init__(self, folder: Path, stamp: str) -> None:
         self._folder, self._stamp, self._sealed = folder, stamp, SealedFiles(folder)

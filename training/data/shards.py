@@ -74,7 +74,7 @@ class SamplePool:
         ]
 
     def cure_of(self, rows: Sequence[int]) -> str:
-        """What to do about broken samples."""
+        """The cure for broken samples."""
         numbers = self.releases[np.asarray(rows, np.int64)].tolist()
         if any(self.members[number] is not None for number in numbers):
             return "mend or leave out these samples of data.shards"
@@ -87,7 +87,7 @@ class SamplePool:
 
 
 def source_of(file: WrittenFile) -> str:
-    """What is opened to read a shard."""
+    """The address that is opened to read a shard."""
     return file.source if isinstance(file, ForeignShard) else file.path
 
 

@@ -46,7 +46,7 @@ def has_stores(folder: Path) -> bool:
 
 
 def pool_identity(pool: SamplePool) -> dict[str, Any]:
-    """What tells one pool from another: its releases, and its samples in their order."""
+    """The identity of a pool: its releases, and its samples in their order."""
     samples = "".join(f"{sample}\n" for sample in pool.table["sample_id"].to_pylist())
     return {"releases": list(pool.fingerprints), "samples": hashlib.sha256(samples.encode()).hexdigest()}
 

@@ -92,7 +92,7 @@ class Encoder:
 
     @property
     def logit_scale(self) -> float:
-        """What the training multiplied similarities by before its softmax."""
+        """The scale by which the training multiplied similarities before its softmax."""
         return float(self.model.clip.logit_scale.detach().exp())
 
     def width(self, kind: FeatureKind | None = None) -> int:

@@ -31,7 +31,7 @@ class TrainedOn:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a card says of a model. `summary` is that of its run, empty without one; `results` are of `dalip eval`."""
+    """The facts of a model card. `summary` is that of its run, empty without one; `results` are of `dalip eval`."""
 
     settings: TrainSettings
     weights: str

@@ -77,7 +77,7 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 
 
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
-    """What the run was trained on, by the fingerprints that it recorded."""
+    """The releases that the run was trained on, by the fingerprints that it recorded."""
     there, fingerprints = releases_of_run(trained)
     record, data = _read(trained.folder / run_files.RUN_FILE), trained.settings.data
     keys = record["identity"]["releases"]["fingerprints"] if fingerprints else []

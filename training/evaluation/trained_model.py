@@ -145,7 +145,7 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
 
 
 def notes_on_takedowns(trained: TrainedModel) -> list[str]:
-    """What was taken down since of the releases that a run was trained on: it goes out with the model.
+    """Note what was taken down since of the releases that a run was trained on: it goes out with the model.
 
     Of a release that was deleted, what its later versions say.
     """
@@ -204,7 +204,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]
 
 
 def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:
-    """What the run was trained with; what to measure, on what and where comes from the config."""
+    """The settings that the run was trained with; what to measure, on what and where comes from the config."""
     if not (folder / SETTINGS_FILE).is_file():
         return config, ()
     try:

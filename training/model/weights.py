@@ -59,7 +59,7 @@ _RELEASED_BRANCHES = {
 
 
 def content_of(source: str) -> str | None:
-    """What the files of weights hold that `source` names, by sha256; None for a tag, and for what is gone."""
+    """The content of the files of weights that `source` names, by sha256; None for a tag, and for what is gone."""
     path = Path(source)
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in _ENDINGS)
     return "+".join(hash_file(str(file)).sha256 for file in files) or None
@@ -282,7 +282,7 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a file holds beside its tensors; nothing is known of one in another format than ours."""
+    """The metadata of a file beside its tensors; nothing is known of one in another format than ours."""
     content = None if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=True)
     return content if isinstance(content, dict) else {}
 
@@ -296,7 +296,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def said_of(file: Path) -> dict[str, Any]:
-    """What a file of weights, or one beside it, says of its model: `model_settings`, `architecture`, `preprocess`.
+    """Read what a file of weights, or one beside it, says of its model: `model_settings`, `architecture`, `preprocess`.
 
     A file of open_clip says nothing. Its architecture may lie beside it: in a JSON file of its name, as `dalip export`
     writes one, or in the config of its folder.

@@ -54,7 +54,7 @@ StartTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int,
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `run_proxies` did: results in the order of the list, and each failed run with its message."""
+    """The outcome of `run_proxies`: results in the order of the list, and each failed run with its message."""
 
     results: list[dict[str, Any]]
     num_reused: int

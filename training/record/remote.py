@@ -146,7 +146,7 @@ class RemoteRun:
         )
 
     def _take_rest(self) -> None:
-        """What a finished run has more, for a reader also its weights, and the figures of its evaluations."""
+        """Take what a finished run has more: for a reader also its weights, and the figures of its evaluations."""
         for name in storage.sizes_below(self.address):
             is_needed = name.startswith(f"{EVAL_FOLDER}/") or name in (*_SMALL, SUMMARY_FILE)
             if is_needed or (self._reading and name == MODEL_FILE and not (self.folder / name).exists()):
@@ -268,7 +268,7 @@ class RemoteRun:
         self._ask(name, partial(storage.upload, str(self.folder / name)))
 
     def _ask(self, name: str, question: Callable[[str], T]) -> T:
-        """What the store answers about a file of the run; `question` gets its address.
+        """Ask the store about a file of the run; `question` gets its address.
 
         Raises: FileNotFoundError; RetryableError when the store does not answer.
         """
@@ -290,7 +290,7 @@ class RemoteRun:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """What the pointer says of a checkpoint."""
+    """The entry of a checkpoint in the pointer."""
     written = storage.hash_file(str(path))
     return {"name": path.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
 

@@ -103,7 +103,7 @@ def refuse_within_run(target: str) -> None:
 
 
 def files_of_run(path: str) -> list[str]:
-    """What a training wrote into a place, except `run.json`; first the two that vouch for the others."""
+    """The files that a training wrote into a folder, except `run.json`; first the two that vouch for the others."""
     names = [name for name in _names_in(path) if name in _FILES or _BY_NAME.fullmatch(name)]
     first = (f"{CHECKPOINT_FOLDER}/{POINTER_FILE}", SUMMARY_FILE)
     return sorted((name for name in names if name != RUN_FILE), key=lambda name: (name not in first, name))

@@ -43,7 +43,7 @@ class Labels:
     rank: str | None = None
 
     def texts(self, kind: ClassText) -> list[str]:
-        """What each label is called in a prompt."""
+        """The name of each label in a prompt."""
         return [class_text(name, taxon, kind) for name, taxon in zip(self.names, self.taxa, strict=True)]
 
     @property

@@ -69,7 +69,7 @@ class Consent:
 
     @cached_property
     def counting(self) -> tuple[tuple[str, str, Outcome], ...]:
-        """What refuses a picture before its body is read: place, words and outcome of each. The first counts."""
+        """The refusals before a picture's body is read: signal, words and outcome of each. The first counts."""
         refusals = []
         if self.robots_txt:
             refusals.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
@@ -114,7 +114,7 @@ class Consent:
 
 
 def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
-    """What the headers of an answer say about use, each statement once: for all, or for the agent that it names.
+    """Collect statements on use from the headers of an answer, each once: for all, or for the agent that it names.
 
     A directive of X-Robots-Tag after `agent:` is for that agent only, and so are those that follow in the same header,
     up to the next agent's name.
@@ -155,7 +155,7 @@ def no_training(usage: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class RobotsRules:
-    """What one host's robots.txt says to one agent."""
+    """The rules of one host's robots.txt for one agent."""
 
     parsed: Protego | None
     """None allows every path."""
@@ -170,7 +170,7 @@ class RobotsRules:
     """Rules of its tdmrep.json: a pattern of paths, and whether their rights are reserved."""
 
     def statements(self, path: str, consent: Consent) -> dict[str, list[str]]:
-        """What the files that `consent` asks for say of `path`."""
+        """Collect what the files that `consent` asks for say of `path`."""
         heard: dict[str, list[str]] = {}
         if consent.robots_txt:
             usage = [] if self.allows_training(path) else [_USAGE]

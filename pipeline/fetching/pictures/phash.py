@@ -44,7 +44,7 @@ _REACH, _WEIGHT_BITS = 3.0, 22  # of Pillow's LANCZOS; pixels of the result, and
 
 @dataclass(frozen=True, slots=True)
 class LightMeasures:
-    """What is computed from the luminance: hashes, and its exact standard deviation."""
+    """Measures of the luminance: hashes, and its exact standard deviation."""
 
     phash: int
     phash_mirrored: int

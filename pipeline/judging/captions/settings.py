@@ -60,9 +60,9 @@ class RuleSet(Thresholds):
 
 
 class TextChoice(Settings):
-    """What `txt` is for the rows of some domains and sources (empty: all).
+    """The choice of `txt` for the rows of some domains and sources (empty: all).
 
-    It is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
+    `txt` is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
     that has none of them gets the first of OTHERWISE that it has.
     """
 
@@ -106,7 +106,7 @@ class CaptionSettings(Settings):
     text: TextSettings = TextSettings()
 
     def measure_identity(self) -> dict[str, Any]:
-        """What the measurements depend on, as plain values for a fingerprint; no threshold is part of it.
+        """The values that the measurements depend on, plain for a fingerprint; no threshold is part of it.
 
         Whoever reads the backbone adds the hash of its content.
         """
@@ -118,5 +118,5 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """What the verdicts depend on besides the measurements: the rules that are on, as plain values."""
+        """The values that the verdicts depend on besides the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]

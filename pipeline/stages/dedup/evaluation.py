@@ -69,7 +69,7 @@ class ListInputs:
     set: SetInputs
 
     def identity(self) -> dict[str, Any]:
-        """What the images of a set depend on."""
+        """The values that the images of a set depend on."""
         return {**self.set.settings.identity(), "inputs": list(self.set.content)}
 
 

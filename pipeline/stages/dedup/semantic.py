@@ -51,7 +51,7 @@ class SetInputs:
     content: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
+        """The values that leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
         return {
             **self.settings.identity(),
             "inputs": list(self.content),
@@ -107,7 +107,7 @@ def _loaded(model: str, weights: str, device: str) -> ClipScorer:
 
 
 def inputs_of(context: BuildContext) -> SemanticInputs | None:
-    """What semantic duplicates depend on; None while they are off."""
+    """The inputs of semantic duplicates; None while they are off."""
     settings = context.config.dedup.semantic
     if settings is None:
         return None

@@ -112,7 +112,7 @@ def ids_of(part: PartRecord) -> tuple[str, str] | None:
 
 
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
-    """What parts fetched, grouped by which of their outcomes are outdated."""
+    """The files that parts fetched, grouped by which of their outcomes are outdated."""
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[PartRecord]] = {}
     now = dict(inputs.deciding)
     for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
@@ -129,7 +129,7 @@ def _values(deciding: str) -> list[Any]:
 
 
 def consent_of(deciding: Mapping[str, str]) -> Consent:
-    """What counted when parts were fetched that noted these settings."""
+    """The consent that counted when parts were fetched that noted these settings."""
     robots_txt, agent_token = _values(deciding[Outcome.ROBOTS_DISALLOWED])
     directives, signals, _ = _values(deciding[Outcome.OPTED_OUT])
     return Consent(agent_token, robots_txt, tuple(directives), tuple(signals))

@@ -75,7 +75,7 @@ class TarsHow:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the catalogue has of one tar in its present version."""
+    """The pieces that the catalogue has of one tar in its present version."""
 
     number: int
     pieces: tuple[PartRecord, ...]
@@ -83,7 +83,7 @@ class _Reading:
     """No other version was read to its end: its pictures are decoded."""
 
     def gaps(self) -> Iterator[tuple[int, int | None]]:
-        """What is still to be read: from, and up to; None for the end of the tar."""
+        """The spans that are still to be read: from, and up to; None for the end of the tar."""
         position = 0
         for piece in self.pieces:
             if piece.notes["start"] > position:
@@ -236,7 +236,7 @@ def how_to_read(context: BuildContext) -> TarsHow:
 
 
 def plan(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[Part[TarInputs]]:
-    """What no piece holds of the tars as they are now."""
+    """Plan the parts of the tars, as they are now, that no piece holds."""
     parts: list[Part[TarInputs]] = []
     for source, name, reading in _readings(sources, run):
         num_bytes = run.how.seen[_place(source, name)][1]

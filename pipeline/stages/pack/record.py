@@ -134,7 +134,7 @@ def name_of(value: Any) -> Any:
 
 
 def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of) -> dict[str, Any]:
-    """What the release was made by: the config without paths, secrets, workers, rates.
+    """The recipe of the release: the config without paths, secrets, workers, rates.
 
     `file_as` gives what stands for a value that may name a file: its content; in earlier releases the file's name.
     """
@@ -186,7 +186,7 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a release says of how it came about."""
+    """The statements of a release on how it came about."""
 
     name: str
     kind: str
@@ -202,7 +202,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class RecordInputs(Stated):
-    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples.
+    """The inputs of a release's record. `folder` is relative to the work folder; `shards` are in the order of samples.
 
     `members` are the extra text members that every sample has.
     """
@@ -310,7 +310,7 @@ _COUNTS_OF_DUPLICATES = {
 
 
 def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
-    """What was dropped for another image, in counts. `largest` names images that stayed for most others, `conflicts`
+    """Count the images dropped for another one. `largest` names images that stayed for most others, `conflicts`
     those of the release that a copy contradicts.
     """
     view_parquet(sql, "packed", [samples])

@@ -53,7 +53,7 @@ from pipeline.store.writing import PrivateFile
 
 @dataclass(frozen=True)
 class PackInputs(record.Stated):
-    """What a release is packed from. What release.json states counts too."""
+    """The inputs that a release is packed from, with what release.json states."""
 
     max_samples: int | None
     max_bytes: int | None
