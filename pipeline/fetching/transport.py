@@ -130,7 +130,7 @@ class Request:
 
     @property
     def refusal(self) -> Answer | None:
-        """The outcome of a status of 400 or more, even where its headers break off."""
+        """The answer where a status is 400 or more, even where its headers break off."""
         return self._of_head() if self.status >= 400 else None
 
     def cut_off(self) -> Answer:
