@@ -47,7 +47,7 @@ class RunError(PlantMixError):
 
 
 class IntegrityError(PlantMixError):
-    """What is stored contradicts its record: stop at once and touch nothing more."""
+    """Stored data contradict their record: stop at once and touch nothing more."""
 
 
 class DamageError(IntegrityError):

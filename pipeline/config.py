@@ -53,7 +53,7 @@ MAX_RADIUS = 16  # bits of 64: beyond it unlike photos count as the same, see pi
 class EvaluationSet(Origin):
     """Images that no training sample may show: a folder or webdataset, or a list of URLs that is matched by name."""
 
-    place: ClassVar[str] = "evaluation"
+    section: ClassVar[str] = "evaluation"
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of pHashes that counts as a leak."""
     match_names: bool = False
@@ -325,16 +325,16 @@ class BuildConfig(Settings):
         parted = [source.name for source in self.sources if source.other_domain]
         if parted and self.caption.backbone is None:
             raise ValueError(f"sources.{parted[0]}.other_domain: name the archive of a backbone in caption.backbone")
-        for place, domains in named:
+        for key, domains in named:
             unknown = [domain for domain in domains if domain not in self.domains]
             if unknown:
                 raise ValueError(
-                    f"{place}: unknown domain {', '.join(unknown)}; the sources have {', '.join(self.domains)}"
+                    f"{key}: unknown domain {', '.join(unknown)}; the sources have {', '.join(self.domains)}"
                 )
-        for place, shares in (("mix.ratio", self.mix.ratio), ("mix.by_size", self.mix.by_size)):
+        for key, shares in (("mix.ratio", self.mix.ratio), ("mix.by_size", self.mix.by_size)):
             missing = [domain for domain in self.domains if shares is not None and domain not in shares]
             if missing:
-                raise ValueError(f"{place}: no share for the domain {', '.join(missing)}; write 0 to leave it out")
+                raise ValueError(f"{key}: no share for the domain {', '.join(missing)}; write 0 to leave it out")
         if self.pack.kind == "stratified" and "heldout" in self.domains:
             raise ValueError(
                 "sources: rename the domain 'heldout': a stratified release names shards by domain or split"
@@ -360,10 +360,10 @@ class BuildConfig(Settings):
         if self.mix.sources and self.pack.kind == "stratified":
             raise ValueError("mix.sources: a stratified release takes pools whole; weights of sources need kind: mixed")
         for domain, weights in self.mix.sources.items():
-            own = [source.name for source in self.sources if domain in source.domains]
-            if sorted(own) != sorted(weights):
+            names = [source.name for source in self.sources if domain in source.domains]
+            if sorted(names) != sorted(weights):
                 raise ValueError(
-                    f"mix.sources: {domain} has the sources {', '.join(own)}, weights are given for "
+                    f"mix.sources: {domain} has the sources {', '.join(names)}, weights are given for "
                     f"{', '.join(weights)}; name each of them, with 0 to leave it out"
                 )
 

@@ -247,8 +247,8 @@ def _train(options: argparse.Namespace) -> int:
         if line is not None:
             print(shown(f"dalip: {line}"), file=sys.stderr, flush=True)
     for release in open_releases(settings.release or ()) if is_first else ():
-        if said := say_taken_down(release):
-            print(shown(f"dalip: {said}"), file=sys.stderr, flush=True)
+        if warning := say_taken_down(release):
+            print(shown(f"dalip: {warning}"), file=sys.stderr, flush=True)
     from training.run.loop import train
 
     summary, reused = train(settings, resume=options.resume, allow_changed=options.allow_changed)
@@ -376,8 +376,8 @@ def _publish(options: argparse.Namespace) -> int:
         if options.dry_run:
             print(f"\n{card}\nnothing was sent (--dry-run)")
         else:
-            said = upload_folder(str(folder), repository, "model", public=options.public, marker=CONFIG_FILE)
-            print("\n".join(said))
+            lines = upload_folder(str(folder), repository, "model", public=options.public, marker=CONFIG_FILE)
+            print("\n".join(lines))
     return 0
 
 

@@ -174,7 +174,7 @@ class FewShotSettings(Settings):
 
 
 class EvalSettings(Settings):
-    """What `dalip eval` measures: on a held-out split of the release, and on sets from outside."""
+    """The measurements of `dalip eval`: on a held-out split of the release, and on sets from outside."""
 
     split: str | None = "heldout"
     """Split of the release that is measured; null: only the sets are."""

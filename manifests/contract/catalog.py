@@ -271,11 +271,11 @@ class Catalog(AbstractContextManager["Catalog"]):
             for _, path, *_ in rows
         }
         check_losses(self.workdir, {path: size is not None for path, size in sizes.items()})
-        resized = sorted({path for _, path, num_bytes, own in rows if own and sizes[path] not in (None, num_bytes)})
+        resized = sorted({path for _, path, num_bytes, ours in rows if ours and sizes[path] not in (None, num_bytes)})
         resized = [path for path in resized if not path.startswith("releases/")]  # no build reads a sealed release
         if resized:
             raise DamageError(self.workdir, resized)
-        return self.forget_parts({key for key, path, _, own in rows if own and sizes[path] is None})
+        return self.forget_parts({key for key, path, _, ours in rows if ours and sizes[path] is None})
 
     def parts_with(self, paths: Sequence[str]) -> list[PartRecord]:
         """The committed parts that wrote any of these files."""

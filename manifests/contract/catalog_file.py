@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Snapshot:
-    """What the snapshot and the journal of a work folder hold together."""
+    """The content of the snapshot and the journal of a work folder together."""
 
     catalog_id: str
     number: int
@@ -188,14 +188,14 @@ def _refuse_other(connection: Any, workdir: str, snapshot: Snapshot | None) -> N
     """Raises: IntegrityError when the database belongs to another work folder or is older than the snapshot."""
     path = storage.join(workdir, CATALOG_FILE)
     rows = connection.execute("SELECT catalog_id, format, number FROM snapshots").fetchall()
-    own, made_with, number = rows[0] if rows else (None, FORMAT, 0)
+    catalog_id, made_with, number = rows[0] if rows else (None, FORMAT, 0)
     if made_with > FORMAT:
         raise IntegrityError(f"{path}: written by a newer version of PlantMix (format {made_with}); use that version")
-    if snapshot is not None and own not in (None, snapshot.catalog_id):
+    if snapshot is not None and catalog_id not in (None, snapshot.catalog_id):
         raise IntegrityError(f"{path}: the catalogue of another work folder; {_advice(workdir)}")
     if snapshot is not None and number < snapshot.number:
         raise IntegrityError(f"{path}: older than its snapshot ({number} of {snapshot.number}); {_advice(workdir)}")
-    if own is None:
+    if catalog_id is None:
         connection.execute("INSERT INTO snapshots VALUES (?, ?, 0)", [uuid.uuid4().hex, FORMAT])
 
 
@@ -241,7 +241,7 @@ def read_snapshot(workdir: str) -> Snapshot:
     if not path.is_file():
         raise IntegrityError(f"{path}: there is no snapshot")
     # after the last line of each comes nothing, or one that was cut
-    rows, entries = (each.read_bytes().split(b"\n") if each.is_file() else [b""] for each in (path, journal))
+    rows, entries = (file.read_bytes().split(b"\n") if file.is_file() else [b""] for file in (path, journal))
     head = _parsed(rows[0])
     if head is None or head.get("sha256") != hashlib.sha256(b"\n".join(rows[1:])).hexdigest():
         raise IntegrityError(f"{path}: the snapshot is damaged")
@@ -269,7 +269,7 @@ def _hashed(text: bytes) -> bytes:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line holds; None when a byte of it has changed."""
+    """The value in a line; None when a byte of it has changed."""
     digest, _, text = line.partition(b" ")
     return json.loads(text) if hashlib.sha256(text).hexdigest()[:16].encode() == digest else None
 

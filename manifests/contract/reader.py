@@ -94,7 +94,7 @@ def open_sandbox(workdir: str, memory_gb: float, spill: str) -> Iterator[Any]:
 
 
 def kinds_of(connection: Any, sql: str) -> list[str]:
-    """What kinds of statements these are. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
+    """The kinds of these statements. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
     statements = connection.extract_statements(sql)
     if [statement.type.name for statement in statements] == ["EXPLAIN"]:
         statements = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))

@@ -225,5 +225,5 @@ class Stamps:
 
 def fingerprints_of_run(record: Mapping[str, Any]) -> list[str]:
     """The releases that a run was trained on, by its run.json: first those of its last configuration."""
-    own = (record.get("identity") or {}).get("releases") or {}
-    return [*own.get("fingerprints", ()), *record.get("earlier_releases", ())]
+    releases = (record.get("identity") or {}).get("releases") or {}
+    return [*releases.get("fingerprints", ()), *record.get("earlier_releases", ())]

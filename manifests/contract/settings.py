@@ -68,15 +68,15 @@ def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
     if folder is None or not value or "://" in value or "\\" in value:  # a later check names a Windows path
         return value
     path = str(Path(value).expanduser()) if value.startswith("~") else value
-    own = os.path.normpath(Path(folder) / path)
+    beside = os.path.normpath(Path(folder) / path)
     if Path(path).is_absolute():
         return path
-    if not _lies_there(own) and _lies_there(path):
+    if not _lies_there(beside) and _lies_there(path):
         raise ValueError(
-            f"{own} is not there, but {path} in the current folder is; paths begin at the config's folder: write "
+            f"{beside} is not there, but {path} in the current folder is; paths begin at the config's folder: write "
             f"{os.path.relpath(path, folder)}"
         )
-    return value if is_name and not _lies_there(own) else own
+    return value if is_name and not _lies_there(beside) else beside
 
 
 def _lies_there(path: str) -> bool:
@@ -173,7 +173,7 @@ def parse_settings(
 
 
 def _explain(item: dict[str, Any], model: type[Settings]) -> str:
-    place = ".".join(str(step) for step in item["loc"]) or "(top level)"
+    key_path = ".".join(str(step) for step in item["loc"]) or "(top level)"
     if item["type"] == "extra_forbidden":
         name = str(item["loc"][-1])
         sections = _sections_at(item["loc"][:-1], model)
@@ -182,23 +182,23 @@ def _explain(item: dict[str, Any], model: type[Settings]) -> str:
         near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.8)
         elsewhere = [key.place for key in keys_of(model) if key.place.endswith(f".{name}")]
         if name in model.model_fields and not near:
-            return f"unknown key '{place}'; '{name}' is a key of the top level: mind the indentation"
+            return f"unknown key '{key_path}'; '{name}' is a key of the top level: mind the indentation"
         if elsewhere and not near:
             places = [key.rpartition(".")[0] for key in elsewhere[:3]]
-            return f"unknown key '{place}'; '{name}' is a key of {' or '.join(places)}"
+            return f"unknown key '{key_path}'; '{name}' is a key of {' or '.join(places)}"
         near = near or difflib.get_close_matches(name, keys, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         listed = f" (known here: {', '.join(keys)})" if keys and not near else ""
-        return f"unknown key '{place}'{hint}{listed}"
+        return f"unknown key '{key_path}'{hint}{listed}"
     if item["type"] == "missing":
-        return f"missing key '{place}'"
+        return f"missing key '{key_path}'"
     if item["type"] == "value_error":
-        return f"'{place}': {str(item['msg']).removeprefix('Value error, ')}"
+        return f"'{key_path}': {str(item['msg']).removeprefix('Value error, ')}"
     if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] == NAME_PATTERN:
-        return f"'{place}': {item['input']!r:.80} is no name; use small letters, digits, - and _"
+        return f"'{key_path}': {item['input']!r:.80} is no name; use small letters, digits, - and _"
     if item["type"] == "too_short":
-        return f"'{place}': the list is empty; it needs {item['ctx']['min_length']} or more"
-    return f"'{place}': {item['msg']} (given: {item['input']!r:.80})"
+        return f"'{key_path}': the list is empty; it needs {item['ctx']['min_length']} or more"
+    return f"'{key_path}': {item['msg']} (given: {item['input']!r:.80})"
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def names_like(name: str, counts: Mapping[str, int]) -> dict[str, int]:
 
     Accents do not count here, and an initial stands for a word that begins with it.
     """
-    own, met = _words(name), spellings_of([name_key(name)], counts)
-    like = {other: num for other, num in counts.items() if other not in met and _may_be_one(own, _words(other))}
+    words, met = _words(name), spellings_of([name_key(name)], counts)
+    like = {other: num for other, num in counts.items() if other not in met and _may_be_one(words, _words(other))}
     return dict(sorted(like.items(), key=lambda row: (-row[1], row[0])))
 
 

@@ -35,13 +35,13 @@ class Authors(NamedTuple):
 
 
 def authors_of(image: Image.Image) -> Authors:
-    """What an open picture says of its authors; several creators are parted by `; `."""
-    said = [_in_xmp(image)]
+    """Read from an open picture who made it; several creators are parted by `; `."""
+    stated = [_in_xmp(image)]
     for read in (_in_iptc, _in_exif):
         with suppress(Exception):  # Pillow names no errors of its own for broken metadata
-            said.append(read(image))
-    creators = (tidy(creator) for creator, _ in said)
-    notices = (holder_in(tidy(notice)) for _, notice in said)
+            stated.append(read(image))
+    creators = (tidy(creator) for creator, _ in stated)
+    notices = (holder_in(tidy(notice)) for _, notice in stated)
     return Authors(next(filter(None, creators), ""), next(filter(None, notices), ""))
 
 
@@ -66,7 +66,7 @@ def _in_iptc(image: Image.Image) -> tuple[str, str]:
         return "", ""
     records: dict[Any, Any] = getiptcinfo(image) or {}  # type: ignore[arg-type]
     values = (records.get(kind, []) for kind in (_BYLINE, _NOTICE))
-    bylines, notices = (map(_decoded, each if isinstance(each, list) else [each]) for each in values)
+    bylines, notices = (map(_decoded, value if isinstance(value, list) else [value]) for value in values)
     return "; ".join(bylines), next(notices, "")
 
 

@@ -58,7 +58,7 @@ def without_metadata(body: bytes) -> bytes | None:
 
 
 def _shortened(marker: int, content: bytes) -> bytes:
-    """What is kept of an application segment or comment: the part that defines the colour space, or nothing."""
+    """The kept part of an application segment or comment: the one that defines the colour space, or nothing."""
     signature = _KEPT_APPLICATION.get(marker)
     if signature is None or not content.startswith(signature):
         return b""

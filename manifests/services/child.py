@@ -45,7 +45,7 @@ class Child:
         self._messages.close()
 
     def receive(self, seconds: float | None = None) -> Any:
-        """What `work` sends next; None when it has ended.
+        """The next value that `work` sends; None when it has ended.
 
         Raises: what `work` raised; TimeoutError after so many seconds; EOFError when the process was killed.
         """

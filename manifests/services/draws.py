@@ -21,9 +21,9 @@ def largest_remainders(exact: Sequence[float], total: int) -> list[int]:
     first one wins.
     """
     counts = [math.floor(value + 1e-9) for value in exact]
-    by_remainder = sorted(range(len(counts)), key=lambda place: counts[place] - exact[place])
-    for place in by_remainder[: total - sum(counts)]:
-        counts[place] += 1
+    by_remainder = sorted(range(len(counts)), key=lambda index: counts[index] - exact[index])
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
     return counts
 
 

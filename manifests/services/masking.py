@@ -60,9 +60,9 @@ def hide_in(value: Any, named: str | None = None) -> Any:
     behind `pipe:` the program and the name of a tar are left.
     """
     if isinstance(value, Mapping):
-        return {key: hide_in(each, _named_within(named, str(key))) for key, each in value.items()}
+        return {key: hide_in(inner, _named_within(named, str(key))) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [hide_in(each, named) for each in value]
+        return [hide_in(inner, named) for inner in value]
     if named is not None and not isinstance(value, bool) and value not in (None, "") and _names_secret(named):
         return MASK
     if not isinstance(value, str):

@@ -96,16 +96,16 @@ def _why_silent(endpoint: str) -> str:
     from huggingface_hub import utils
 
     client: Any = utils  # half typed
-    said: list[str] = []
+    answers: list[str] = []
 
     def ask() -> None:
         try:
             client.get_session().head(endpoint, timeout=PATIENCE_SECONDS)
-            said.append("")
+            answers.append("")
         except Exception as error:  # of whichever HTTP library the client uses
-            said.append(f"{endpoint} does not answer: {error}")
+            answers.append(f"{endpoint} does not answer: {error}")
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PATIENCE_SECONDS)
-    return said[0] if said else f"{endpoint} does not answer within {PATIENCE_SECONDS:g} seconds"
+    return answers[0] if answers else f"{endpoint} does not answer within {PATIENCE_SECONDS:g} seconds"

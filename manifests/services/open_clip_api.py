@@ -41,9 +41,9 @@ def __getattr__(name: str) -> Any:
     if name not in MODULE_OF:
         raise AttributeError(name)
     require("this", "open_clip", "torch")
-    for each, module in MODULE_OF.items():
+    for constant, module in MODULE_OF.items():
         with suppress(ModuleNotFoundError, AttributeError):
-            globals()[each] = getattr(_import_module(module), each)
+            globals()[constant] = getattr(_import_module(module), constant)
     if name in globals():
         return globals()[name]
     raise ConfigError(

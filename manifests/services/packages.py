@@ -53,12 +53,12 @@ def require(what: str, *modules: str) -> None:
             raise ConfigError(f"{what} needs {module}, which is not installed: {install_line(module)}")
 
 
-def load_named(where: str, place: str) -> Any:
-    """What `place`, MODULE:NAME, stands for; the module may be anyone's, and `mistake_in` knows it from then on.
+def load_named(where: str, spec: str) -> Any:
+    """Load what `spec`, MODULE:NAME, names; the module may be anyone's, and `mistake_in` knows it from then on.
 
     Raises: ConfigError that begins with `where`.
     """
-    module, _, name = place.partition(":")
+    module, _, name = spec.partition(":")
     try:
         loaded = importlib.import_module(module)
     except ImportError as error:
@@ -68,11 +68,11 @@ def load_named(where: str, place: str) -> Any:
         at: Any = error if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(f"{where}: {at.filename}, line {at.lineno}: {type(error).__name__}: {error}") from None
     if module.partition(".")[0] not in _OURS and (file := getattr(loaded, "__file__", None)):
-        _PLUGINS[file] = f"{where}: {place}"
+        _PLUGINS[file] = f"{where}: {spec}"
     try:
         return getattr(loaded, name)
     except AttributeError as error:
-        raise ConfigError(f"{where}: {place} cannot be loaded: {error}") from None
+        raise ConfigError(f"{where}: {spec} cannot be loaded: {error}") from None
 
 
 def mistake_in(error: BaseException) -> ConfigError | None:
@@ -88,7 +88,7 @@ def mistake_in(error: BaseException) -> ConfigError | None:
 
 
 def code_of(plugin: object) -> str:
-    """What tells results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
+    """Tell results of changed code apart: the version that a plug-in gives itself, and the hash of its file.
 
     Those of this package raise their version.
     """
@@ -111,12 +111,12 @@ def extra_of(module: str) -> str | None:
 
 
 def _words_for(extra: str) -> str:
-    """What pip installs an extra from: whence this copy came, as its installer has noted (PEP 610).
+    """The words from which pip installs an extra: whence this copy came, as its installer has noted (PEP 610).
 
     No index has the name. Where nothing is noted, or the file is gone, the packages of the extra are named.
     """
     # an egg-info, which builds of older versions left in a clone, has no METADATA
-    of_ours = next((each for each in distributions(name="plantmix") if each.read_text("METADATA")), None)
+    of_ours = next((installed for installed in distributions(name="plantmix") if installed.read_text("METADATA")), None)
     if of_ours is not None:
         origin: dict[str, Any] = json.loads(of_ours.read_text("direct_url.json") or "{}")
     else:  # a clone that is run as it is

@@ -87,7 +87,7 @@ class ProgressLine:
             print(line, file=self._stream, flush=True)
 
     def end(self, is_wiped: bool = False) -> None:
-        """What is printed next stands below the last state of the line, or in its place."""
+        """Let the next print stand below the last state of the line, or in its place."""
         if self._stands:
             print(WIPE if is_wiped else "\n", end="", file=self._stream, flush=True)
             self._stands = False

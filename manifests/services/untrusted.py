@@ -174,60 +174,60 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
     Raises: BrokenTarError where it cannot be told any more where the next member begins.
     """
     end = stream.seek(0, os.SEEK_END)
-    place = start
+    offset = start
     for_all: dict[str, str] = {}  # what a pax header says of all that follow
     for_next: dict[str, str] = {}
     begins = start
-    while (header := _header_at(stream, place)) is not None:
-        content = place + tarfile.BLOCKSIZE
+    while (header := _header_at(stream, offset)) is not None:
+        content = offset + tarfile.BLOCKSIZE
         if header.type in _EXTENDED:
-            place = _next_place(content, header.size, end, place)
+            offset = _next_place(content, header.size, end, offset)
             header_fields = _extended(header.type, stream, content, header.size)
             if header.type == tarfile.XGLTYPE:
                 for_all |= header_fields
             else:
                 for_next |= header_fields
             continue
-        said = for_all | for_next
+        extended = for_all | for_next
         for_next = {}
         if header.type == tarfile.GNUTYPE_SPARSE:
-            said["fault"] = _SPARSE
-            content = _behind_sparse_map(stream, place)
-        size = int(said.get("size", header.size))
+            extended["fault"] = _SPARSE
+            content = _behind_sparse_map(stream, offset)
+        size = int(extended.get("size", header.size))
         # of a link or a folder the size is not that of any content
         has_content = header.isreg() or header.type not in tarfile.SUPPORTED_TYPES
-        name = said.get("path", header.name)
-        place = _next_place(content, size if has_content else 0, end, place, name)
+        name = extended.get("path", header.name)
+        offset = _next_place(content, size if has_content else 0, end, offset, name)
         if not header.isdir():
-            fault = said.get("fault") if header.isreg() else "is no regular file"
+            fault = extended.get("fault") if header.isreg() else "is no regular file"
             yield _member(name, content, size if has_content else 0, fault, begins)
-        begins = place
+        begins = offset
 
 
-def _header_at(stream: Any, place: int) -> tarfile.TarInfo | None:
+def _header_at(stream: Any, offset: int) -> tarfile.TarInfo | None:
     """The header at a byte; None for the end mark."""
-    stream.seek(place)
+    stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
             return None
-        raise BrokenTarError(f"no tar member and no end mark at byte {place:,}") from None
+        raise BrokenTarError(f"no tar member and no end mark at byte {offset:,}") from None
 
 
-def _next_place(content: int, size: int, end: int, place: int, name: str | None = None) -> int:
+def _next_place(content: int, size: int, end: int, offset: int, name: str | None = None) -> int:
     """Where the next header begins."""
     if not 0 <= size <= end - content:
         raise BrokenTarError(
-            f"the member at byte {place:,} says that it has {size:,} bytes, and {max(0, end - content):,} are left",
+            f"the member at byte {offset:,} says that it has {size:,} bytes, and {max(0, end - content):,} are left",
             name,
         )
     return content + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, str]:
-    """What an extended header says of the member behind it: `path`, `size`, and `fault` where it must not be read."""
+    """Read an extended header of the member behind it: `path`, `size`, and `fault` where it must not be read."""
     if size > MAX_TAR_HEADER_BYTES:
         return {"fault": f"has a header of {size:,} bytes, more than {MAX_TAR_HEADER_BYTES:,}"}
     stream.seek(content)
@@ -237,8 +237,8 @@ def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, st
     if kind == tarfile.GNUTYPE_LONGLINK:
         return {}
     fields: dict[str, str] = {}
-    place = 0
-    while record := _PAX_RECORD.match(text, place):
+    position = 0
+    while record := _PAX_RECORD.match(text, position):
         stop = record.start() + int(record[1])
         if stop <= record.end():
             return fields | {"fault": "has a header that cannot be read"}
@@ -249,23 +249,23 @@ def _extended(kind: bytes, stream: Any, content: int, size: int) -> dict[str, st
             fields |= {"size": value} if re.fullmatch("[0-9]{1,20}", value) else {"fault": "has a size that is none"}
         elif name.startswith(b"GNU.sparse."):
             fields["fault"] = _SPARSE
-        place = stop
+        position = stop
     return fields
 
 
-def _behind_sparse_map(stream: Any, place: int) -> int:
+def _behind_sparse_map(stream: Any, offset: int) -> int:
     """Where the content of a sparse member begins: its map may go on in further blocks."""
-    stream.seek(place)
+    stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
-    place += tarfile.BLOCKSIZE
+    offset += tarfile.BLOCKSIZE
     goes_on = block[482]
     while goes_on:
         block = stream.read(tarfile.BLOCKSIZE)
         if len(block) < tarfile.BLOCKSIZE:
-            raise BrokenTarError(f"no tar member and no end mark at byte {place:,}")
-        place += tarfile.BLOCKSIZE
+            raise BrokenTarError(f"no tar member and no end mark at byte {offset:,}")
+        offset += tarfile.BLOCKSIZE
         goes_on = block[504]
-    return place
+    return offset
 
 
 def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: int) -> Member:

@@ -224,10 +224,10 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_UN)  # a process that was forked meanwhile keeps the file open
 
 
-def _use(place: int | Path, shard: WrittenFile) -> bool:
+def _use(file: int | Path, shard: WrittenFile) -> bool:
     """Note that a shard is used now. False where it changed since it was compared."""
-    stat = os.stat(place)  # noqa: PTH116  (of a descriptor too)
-    os.utime(place, ns=(time.time_ns(), stat.st_mtime_ns))
+    stat = os.stat(file)  # noqa: PTH116  (of a descriptor too)
+    os.utime(file, ns=(time.time_ns(), stat.st_mtime_ns))
     return stat.st_size == shard.num_bytes and stat.st_mtime_ns == _mark(shard)
 
 
@@ -250,7 +250,7 @@ def _mark(shard: WrittenFile) -> int:
 
 
 def _problem(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError:
-    """What to say of a fault that may pass, also of bytes that were spoilt on their way.
+    """The error for a fault that may pass, also of bytes that were spoilt on their way.
 
     Raises: RunError when the disk is full.
     """

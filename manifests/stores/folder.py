@@ -43,7 +43,7 @@ def local_place(workdir: str) -> str:
 
 
 def notes_of(folder: str) -> dict[str, Any]:
-    """What STORE_FILE says; empty where there is no store behind the folder."""
+    """Read STORE_FILE; empty where there is no store behind the folder."""
     try:
         return dict(json.loads(Path(folder, STORE_FILE).read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
@@ -91,11 +91,11 @@ def bring_missing(paths: Iterable[str]) -> None:
         if folder is None:
             continue
         name = path.removeprefix(f"{folder}/")
-        place = place_of(folder, name)
+        address = place_of(folder, name)
         try:
-            patiently(place, partial(bring, folder, name))
+            patiently(address, partial(bring, folder, name))
         except FileNotFoundError:
-            raise IntegrityError(f"{place}: a recorded file is gone; run `plantmix build` again") from None
+            raise IntegrityError(f"{address}: a recorded file is gone; run `plantmix build` again") from None
 
 
 def publish_into(folder: str, temp: str, path: str) -> None:
@@ -114,18 +114,18 @@ def publish_into(folder: str, temp: str, path: str) -> None:
 
 def publish_bytes_into(folder: str, path: str, content: bytes) -> None:
     """Write a small file of a work folder, for all machines."""
-    place = place_of(folder, path)
-    write = partial(storage.publish_bytes, place, content)
-    if storage.is_remote(place):
-        patiently(place, write)
+    address = place_of(folder, path)
+    write = partial(storage.publish_bytes, address, content)
+    if storage.is_remote(address):
+        patiently(address, write)
     else:
         write()
 
 
 def remove_from(folder: str, path: str) -> None:
     """Delete a file of a work folder, unless it is gone already."""
-    for place in {place_of(folder, path), storage.join(folder, path)}:
-        storage.remove_if_there(place)
+    for address in {place_of(folder, path), storage.join(folder, path)}:
+        storage.remove_if_there(address)
 
 
 def sizes_below(folder: str) -> dict[str, int] | None:

@@ -69,14 +69,14 @@ class Lease:
 
     def _content(self, is_released: bool = False) -> bytes:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        said = {
+        content = {
             "host": _host(),
             "pid": os.getpid(),
             "token": self._token,
             "renewed_at": now,
             "is_released": is_released,
         }
-        return json.dumps(said).encode()
+        return json.dumps(content).encode()
 
 
 def _refuse_held(address: str, number: int) -> None:
@@ -96,7 +96,7 @@ def _refuse_held(address: str, number: int) -> None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """What a lease says; nothing when it is not there any more."""
+    """The content of a lease; nothing when it is not there any more."""
     return dict(json.loads(read_if_there(path) or b"{}"))
 
 

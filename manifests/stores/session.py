@@ -242,7 +242,8 @@ def _bring_catalog(address: str, folder: str, names: list[str]) -> None:
 def _drop_other_tables(folder: str, before: Snapshot | None, now: Snapshot | None) -> None:
     """Remove tables that may not be the catalogue's: a part that was done again has files of the same names."""
     hashes_before, hashes_now = (
-        {row["path"]: row["sha256"] for row in each.tables.get("files", ())} if each else {} for each in (before, now)
+        {row["path"]: row["sha256"] for row in state.tables.get("files", ())} if state else {}
+        for state in (before, now)
     )
     for path in Path(folder, "tables").rglob("*.parquet"):
         name = str(path.relative_to(folder))

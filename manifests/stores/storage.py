@@ -131,7 +131,7 @@ def files_in(path: str) -> list[str]:
     """The files that lie in a folder itself; none for what is no folder."""
     fs, inner = filesystem(path)
     listed = fs.ls(inner, detail=True) if fs.isdir(inner) else []
-    return sorted(join(path, each["name"].rpartition("/")[2]) for each in listed if each["type"] == "file")
+    return sorted(join(path, entry["name"].rpartition("/")[2]) for entry in listed if entry["type"] == "file")
 
 
 def temp_path(path: str) -> str:

@@ -172,7 +172,7 @@ def _describe_reasons(
     kept: dict[str, dict[str, int]],
     hosts: Mapping[str, str],
 ) -> list[str]:
-    """What each domain lost, as lines; the setting behind its largest reason, and the hosts that gave most of it."""
+    """Describe each domain's losses; the setting behind its largest reason, and the hosts that gave most of it."""
     lines = []
     for domain in domains:
         rows = reasons.get(domain, [])

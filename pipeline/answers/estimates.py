@@ -154,8 +154,8 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
 
 
 def _sum_of(tars: Collection[_Tars]) -> dict[str, int]:
-    num_requests = sum(-(-each.num_bytes // front_to_back.RANGE_BYTES) + each.num_tars for each in tars)
-    num_tars, num_bytes = (sum(getattr(each, name) for each in tars) for name in ("num_tars", "num_bytes"))
+    num_requests = sum(-(-listed.num_bytes // front_to_back.RANGE_BYTES) + listed.num_tars for listed in tars)
+    num_tars, num_bytes = (sum(getattr(listed, name) for listed in tars) for name in ("num_tars", "num_bytes"))
     return {"num_tars": num_tars, "num_bytes": num_bytes, "num_requests": num_requests}
 
 

@@ -50,7 +50,7 @@ def parse_domains(options: Sequence[str]) -> dict[str, list[str]]:
     for text in options:
         domain, equals, places = text.partition("=")
         split = re.split(r",(?![^{]*\})", places)  # a comma inside braces is part of a place
-        named = [place.strip() for place in split if place.strip()]
+        named = [path.strip() for path in split if path.strip()]
         if not equals or not named:
             raise ConfigError(f"--domain {text}: write DOMAIN=PLACE[,PLACE...], as in plant=observations.zip")
         if not re.fullmatch(NAME_PATTERN, domain):
@@ -78,25 +78,25 @@ def write_first_config(
     for domain, paths in domains.items():
         for found in map(look_below, paths):
             notes += found.notes + _place_tables(found)
-            for place in found.places:
+            for guess in found.places:
                 taken = [source for source, _, _ in places]
-                path = str(place.settings.get("table") or place.settings["path"])
-                places.append((_source_name(path, taken), domain, place))
+                path = str(guess.settings.get("table") or guess.settings["path"])
+                places.append((_source_name(path, taken), domain, guess))
     if not places:
         raise ConfigError("; ".join(notes))
     for path in captions:
-        if len(faults := _join(path, [place for *_, place in places])) == len(places):
+        if len(faults := _join(path, [guess for *_, guess in places])) == len(places):
             raise ConfigError(f"--captions {path}: {faults[0]}")
-    for source, domain, place in places:
-        check_source(SourceSettings(name=source, domain=domain, **keys_of(place)))
+    for source, domain, guess in places:
+        check_source(SourceSettings(name=source, domain=domain, **keys_of(guess)))
     sets: list[tuple[str, Place]] = []
     for path in evaluation:
         sets.append((_source_name(path, [taken for taken, _ in sets]), look_at(path)))
-    for place in [*(place for *_, place in places), *(place for _, place in sets)]:
-        for key in path_keys(KINDS[place.kind].settings_type):
-            if key in place.settings:
-                place.settings[key] = _from_folder(place.settings[key], folder)
-        for entry in place.captions:
+    for guess in [*(guess for *_, guess in places), *(guess for _, guess in sets)]:
+        for key in path_keys(KINDS[guess.kind].settings_type):
+            if key in guess.settings:
+                guess.settings[key] = _from_folder(guess.settings[key], folder)
+        for entry in guess.captions:
             entry["join"] = _from_folder(entry["join"], folder)
     faces = _WITHOUT_FACES if without_faces else []
     body = [*_body(name, list(domains), places), *faces, "", *_evaluation(sets), "", *_RUN]
@@ -127,9 +127,9 @@ def _reason(error: ConfigError, path: str) -> str:
 def _join(path: str, places: Sequence[Place]) -> list[str]:
     """Join a table of texts to each place that it fits; why it does not fit the others."""
     faults = []
-    for place in places:
+    for guess in places:
         try:
-            _join_table(path, place)
+            _join_table(path, guess)
         except ConfigError as error:
             faults.append(_reason(error, path))
     return faults
@@ -158,11 +158,11 @@ def _source_name(path: str, taken: Sequence[str]) -> str:
 
 
 def _head(places: Sequence[tuple[str, str, Place]], notes: Sequence[str]) -> list[str]:
-    """What only the user can decide, and what is no source, as comments."""
+    """Comments on what only the user can decide, and on what is no source."""
     decisions: list[str] = []
-    if not all(KINDS[place.kind].on_disk for *_, place in places):
+    if not all(KINDS[guess.kind].on_disk for *_, guess in places):
         decisions.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
-    unstated = [source for source, _, place in places if not place.states_licence]
+    unstated = [source for source, _, guess in places if not guess.states_licence]
     if unstated:
         states = "state" if len(unstated) > 1 else "states"
         decisions.append(
@@ -170,10 +170,10 @@ def _head(places: Sequence[tuple[str, str, Place]], notes: Sequence[str]) -> lis
             "none is lost before you say what holds. Write it as `defaults: {licence: CC-BY-4.0}` in the source, and "
             "take `unknown` out of select.licences.allow"
         )
-    for source, _, place in places:
-        decisions += [f"{source}: {missing}" for missing in place.missing]
-        if place.left_out:
-            columns = "; ".join(f"{name} ({why})" for name, why in place.left_out.items())
+    for source, _, guess in places:
+        decisions += [f"{source}: {missing}" for missing in guess.missing]
+        if guess.left_out:
+            columns = "; ".join(f"{name} ({why})" for name, why in guess.left_out.items())
             decisions.append(
                 f"{source}: columns that are not read: {columns}. Map them in `columns`, or keep them in `extra`"
             )
@@ -196,19 +196,19 @@ def _wrap(text: str) -> list[str]:
 
 def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Place]]) -> list[str]:
     lines = [f"name: {_scalar(name)}", f"work_dir: data/{name} # catalogue, pool and releases", "", "sources:"]
-    for source, domain, place in places:
-        lines += [f"  - name: {_scalar(source)}", f"    domain: {_scalar(domain)}", f"    # {place.words}"]
-        lines += _yaml(keys_of(place), place.comments, "    ")
-    if not all(KINDS[place.kind].on_disk for *_, place in places):
+    for source, domain, guess in places:
+        lines += [f"  - name: {_scalar(source)}", f"    domain: {_scalar(domain)}", f"    # {guess.words}"]
+        lines += _yaml(keys_of(guess), guess.comments, "    ")
+    if not all(KINDS[guess.kind].on_disk for *_, guess in places):
         lines += ["", "fetch:", "  network:", "    contact: null # decide: mailto:you@example.org"]
     lines += ["", "caption:", "  rules: # the first that fits a row judges it"]
-    with_taxa = {domain for _, domain, place in places if place.has_taxa}
+    with_taxa = {domain for _, domain, guess in places if guess.has_taxa}
     taxonomic = [domain for domain in domains if domain in with_taxa or domain.startswith("plant")]
     if taxonomic:
         lines.append(f"    - {{domains: {_scalar(taxonomic)}, preset: plant}} # a scientific name is a caption")
     if len(taxonomic) < len(domains):
         lines.append("    - {preset: general} # add languages: {allow: [en]} to keep English alone")
-    states_all = all(place.states_licence for *_, place in places)
+    states_all = all(guess.states_licence for *_, guess in places)
     allow = "[known] # every one that is stated" if states_all else "[known, unknown] # unknown: where none is stated"
     lines += ["", "select:", "  licences:", f"    allow: {allow}; or a list: [CC0-1.0, CC-BY]"]
     lines += ["", "mix:", "  ratio:", *[f"    {_scalar(domain)}: 1" for domain in domains]]
@@ -221,12 +221,12 @@ def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
     if not sets:
         return ["# evaluation: # images that must not be trained on", "#   - {name: my-test-set, folder: {path: test}}"]
     lines = ["evaluation: # images that must not be trained on"]
-    for name, place in sets:
-        lines += [f"  - name: {_scalar(name)}", f"    # {place.words}"]
-        if not KINDS[place.kind].on_disk:
-            lines += _yaml({**keys_of(place), "match_names": True}, {"match_names": "a list shows no pictures"}, "    ")
+    for name, guess in sets:
+        lines += [f"  - name: {_scalar(name)}", f"    # {guess.words}"]
+        if not KINDS[guess.kind].on_disk:
+            lines += _yaml({**keys_of(guess), "match_names": True}, {"match_names": "a list shows no pictures"}, "    ")
         else:
-            lines += _yaml({place.kind: {"path": place.settings["path"]}}, {}, "    ")
+            lines += _yaml({guess.kind: {"path": guess.settings["path"]}}, {}, "    ")
     return lines
 
 
@@ -238,7 +238,7 @@ def _yaml(values: Mapping[str, Any], comments: Mapping[str, str], indent: str) -
         if isinstance(value, dict):
             lines += [f"{indent}{key}:{comment}", *_yaml(value, comments, indent + "  ")]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += [f"{indent}{key}:{comment}", *(f"{indent}  - {_scalar(each)}" for each in value)]
+            lines += [f"{indent}{key}:{comment}", *(f"{indent}  - {_scalar(item)}" for item in value)]
         else:
             lines.append(f"{indent}{key}: {_scalar(value)}{comment}")
     return lines
@@ -249,28 +249,28 @@ def _scalar(value: Any) -> str:
     return listed.strip()[1:-1]
 
 
-def _join_table(path: str, place: Place) -> None:
+def _join_table(path: str, guess: Place) -> None:
     """Write into the settings of a place that a table has texts for it: the first values of both decide.
 
     Raises: as `guess_join`.
     """
-    entry, words = guess_join(path, _keys_of(place))
-    place.captions.append(entry)
-    place.comments["captions"] = "; ".join([*([place.comments["captions"]] if len(place.captions) > 1 else []), words])
-    place.missing = [words for words in place.missing if not words.startswith("captions of ")]
+    entry, words = guess_join(path, _keys_of(guess))
+    guess.captions.append(entry)
+    guess.comments["captions"] = "; ".join([*([guess.comments["captions"]] if len(guess.captions) > 1 else []), words])
+    guess.missing = [words for words in guess.missing if not words.startswith("captions of ")]
     (key,) = entry["on"]
     if name := key.partition("extra.")[2]:
-        mapping = place.settings.setdefault(place.mapping, dict(place.fields))
+        mapping = guess.settings.setdefault(guess.mapping, dict(guess.fields))
         mapping["extra"] = list(dict.fromkeys([*mapping.get("extra", ()), name]))
-        place.left_out.pop(name, None)
+        guess.left_out.pop(name, None)
 
 
-def _keys_of(place: Place) -> dict[str, list[str]]:
-    """What tells the first pictures of a place apart: the distinct values of their keys, fields and addresses."""
-    mapped: dict[str, Any] = place.settings.get(place.mapping) or place.fields
-    names = [name for name in place.could_keep if name not in mapped.values()]
-    settings = place.settings | {place.mapping: mapped | {"extra": names}} if names else place.settings
-    source = SourceSettings(name="x", domain="x", **keys_of(replace(place, settings=settings)))
+def _keys_of(guess: Place) -> dict[str, list[str]]:
+    """Names that tell the first pictures of a path apart: the distinct values of their keys, fields and addresses."""
+    mapped: dict[str, Any] = guess.settings.get(guess.mapping) or guess.fields
+    names = [name for name in guess.could_keep if name not in mapped.values()]
+    settings = guess.settings | {guess.mapping: mapped | {"extra": names}} if names else guess.settings
+    source = SourceSettings(name="x", domain="x", **keys_of(replace(guess, settings=settings)))
     rows = read_head(source, _MEMORY_GB).rows
     extras = [json.loads(text) for text in rows["extra"].to_pylist()] if names else []
     values = {key: rows[key].to_pylist() for key in ("url", "record_key")}

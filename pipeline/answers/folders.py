@@ -41,7 +41,7 @@ _MANY_FILES = 50  # more tables in one folder are files of one; more texts besid
 
 @dataclass
 class Found:
-    """What lies at a path: sources; tables that may hold texts for them, else what each is; what is no source."""
+    """The findings at a path: sources; tables that may hold texts for them, else what each is; what is no source."""
 
     places: list[Place] = field(default_factory=list)
     tables: dict[str, Place | ConfigError] = field(default_factory=dict)
@@ -50,14 +50,14 @@ class Found:
     def add(self, kind: str, guess: Callable[[], Place | None]) -> bool:
         """Add a source of a kind, where there is one, or why what is there cannot be read."""
         try:
-            place = guess()
+            guessed = guess()
         except ConfigError as error:
             self.notes.append(str(error))
             return False
-        if place is not None:
-            place.kind = kind or place.kind
-            self.places.append(place)
-        return place is not None
+        if guessed is not None:
+            guessed.kind = kind or guessed.kind
+            self.places.append(guessed)
+        return guessed is not None
 
 
 def look_below(path: str) -> Found:
@@ -86,7 +86,7 @@ class _Folder:
         self.stems = {_stem(file) for folder, file in pictures if not _thumbs_in(folder)}
 
     def part(self) -> Found:
-        """What becomes of each file."""
+        """Decide what becomes of each file."""
         self._take_archives()
         self._set_tests_apart()
         tables = self._take(lambda _, file: bool(TABLE_NAME.search(file.lower())))
@@ -125,7 +125,7 @@ class _Folder:
 
     def _set_tests_apart(self) -> None:
         """Leave out test sets, by the names of their folders: nothing of them may be trained on."""
-        tops = {top for each in self.files for top in _way_to(each) if _TEST_SET.fullmatch(PurePosixPath(top).name)}
+        tops = {top for folder in self.files for top in _way_to(folder) if _TEST_SET.fullmatch(PurePosixPath(top).name)}
         for top in sorted(tops):
             taken = self._take_below(top)
             files = [file for some in taken.values() for file in some]
@@ -146,8 +146,8 @@ class _Folder:
         places = dict[tuple[str, str], list[str]]()
         for folder, some in self._take(lambda _, file: file.lower().endswith(".tar")).items():
             stems = {_stem(file) for file in some}
-            tables[folder] = [each for each in tables.get(folder, ()) if re.split(r"[._]", each)[0] not in stems]
-            top = next((each for each in _way_to(folder) if each not in no_tars), None)
+            tables[folder] = [name for name in tables.get(folder, ()) if re.split(r"[._]", name)[0] not in stems]
+            top = next((parent for parent in _way_to(folder) if parent not in no_tars), None)
             places.setdefault((folder, "*.tar") if top is None else (top, ""), []).extend(some)
         for (folder, pattern), some in sorted(places.items()):
             listing = Listing(self._at(folder, pattern), "pattern" if pattern else "folder", some)
@@ -185,7 +185,7 @@ class _Folder:
                 looked_at[path] = look_at(path)
             except ConfigError as error:
                 looked_at[path] = error
-        columns = [each.settings.get("columns") if isinstance(each, Place) else None for each in looked_at.values()]
+        columns = [seen.settings.get("columns") if isinstance(seen, Place) else None for seen in looked_at.values()]
         if are_all and len(columns) > 1 and columns[0] is not None and columns.count(columns[0]) == len(columns):
             looked_at = {pattern: look_at(pattern)}
         self.found.tables |= looked_at
@@ -194,7 +194,7 @@ class _Folder:
         """Where the pictures of a table may lie: in its own folder, then in those that share most of its path."""
         others = sorted(self.files, key=lambda other: (-len(commonpath([other, folder])), other))
         near = [folder, *others[:_MANY_FILES]] if not storage.is_remote(self.path) else [folder]
-        return [self._at(each) for each in near]
+        return [self._at(path) for path in near]
 
     def _take_pictures(self) -> None:
         """A source for all folders whose pictures are named in one way; thumbnails of other pictures are left out."""
@@ -202,17 +202,17 @@ class _Folder:
         names = [f"{folder}/{file}".removeprefix("/") for folder, some in self.files.items() for file in some]
         namings = name_folders(names)
         for naming in dict.fromkeys(namings.values()):
-            group = {folder for folder, each in namings.items() if each == naming}
+            group = {folder for folder, others in namings.items() if others == naming}
             by_name = naming.endswith("_name")
-            base = commonpath([dirname(each) if by_name else each for each in group])
+            base = commonpath([dirname(member) if by_name else member for member in group])
             inside = [name.removeprefix(f"{base}/") for name in names if name.rpartition("/")[0] in group]
-            place = guess_without_table(Listing(self._at(base), "folder", inside))
+            guess = guess_without_table(Listing(self._at(base), "folder", inside))
             exclude = _globs(base, group, {*namings, *self.apart} - group)
-            exclude += [glob for glob, folders in thumbs.items() if any(base in _way_to(each) for each in folders)]
+            exclude += [glob for glob, folders in thumbs.items() if any(base in _way_to(low) for low in folders)]
             if exclude:
-                place.settings["exclude"] = exclude
-            place.kind = "folder"
-            self.found.places.append(place)
+                guess.settings["exclude"] = exclude
+            guess.kind = "folder"
+            self.found.places.append(guess)
 
     def _take_thumbnails(self) -> dict[str, set[str]]:
         """Take out small copies where each has its picture: the folders of each glob that names them."""
@@ -233,7 +233,7 @@ class _Folder:
         return thumbs
 
     def _name_others(self) -> None:
-        """What is neither a source nor beside a picture."""
+        """Name the files that are neither a source nor beside a picture."""
         others: dict[str, list[str]] = {}
         for folder, some in sorted(self.files.items()):
             stems = {_stem(file) for file in some if is_picture(file)}
@@ -267,10 +267,10 @@ def _way_to(folder: str) -> list[str]:
 
 def _globs(base: str, group: Collection[str], others: Collection[str]) -> list[str]:
     """Globs below a folder that take in the other folders and none of a group."""
-    kept = {each for folder in group for each in _way_to(folder)}
+    kept = {above for folder in group for above in _way_to(folder)}
     globs = set()
-    for folder in (each for each in others if base in _way_to(each)):
-        top = next((each for each in _way_to(folder) if base in _way_to(each) and each not in kept), None)
+    for folder in (other for other in others if base in _way_to(other)):
+        top = next((parent for parent in _way_to(folder) if base in _way_to(parent) and parent not in kept), None)
         inner = (folder if top is None else top).removeprefix(base).removeprefix("/")
         globs.add("/".join([*([escape(inner)] if inner else []), "*" if top is None else "**"]))
     return sorted(globs)

@@ -32,7 +32,7 @@ class Planned:
 
 
 def plan(config: BuildConfig) -> Planned:
-    """What the mixture of a configuration would draw.
+    """Plan what the mixture of a configuration would draw.
 
     Raises: ConfigError when this is not selected yet, or when the pools cannot give the mixture.
     """

@@ -30,21 +30,21 @@ from pipeline.sources.settings import KINDS
 
 
 def look_at(path: str) -> Place:
-    """What lies at a path or behind a glob.
+    """Find out what lies at a path or behind a glob.
 
     Raises: ConfigError that says what it is instead, and what to do.
     """
     listing = list_place(path)
     for name in sorted(KINDS, key=lambda name: KINDS[name].init_order):
-        place = KINDS[name].guess(listing)
-        if place is not None:
-            place.kind = name
-            return place
+        guess = KINDS[name].guess(listing)
+        if guess is not None:
+            guess.kind = name
+            return guess
     raise ConfigError(f"{path}{what_it_is(listing)}")
 
 
 def list_place(path: str) -> Listing:
-    """What lies at a path or behind a glob, by its names."""
+    """List the names at a path or behind a glob."""
     if re.search(r"[*?\[{]", path):
         return Listing(path, "pattern", [path])
     if not storage.exists(path):
@@ -60,7 +60,7 @@ def list_place(path: str) -> Listing:
 
 
 def what_it_is(listing: Listing) -> str:
-    """What to say of a place that no kind takes."""
+    """Describe a path that no kind takes."""
     pictures, names = listing.ends(*PICTURE_SUFFIXES), listing.names
     if listing.form == "folder":
         seen = sorted({PurePosixPath(name).suffix or name for name in names})
@@ -77,7 +77,7 @@ def what_it_is(listing: Listing) -> str:
     return ": a compressed tar; unpack it, since pictures are read in place"
 
 
-def keys_of(place: Place) -> dict[str, Any]:
+def keys_of(guess: Place) -> dict[str, Any]:
     """The keys of a source in YAML that name the place."""
-    keys = place.settings if KINDS[place.kind].is_flat else {place.kind: place.settings}
-    return keys | ({"captions": place.captions} if place.captions else {})
+    keys = guess.settings if KINDS[guess.kind].is_flat else {guess.kind: guess.settings}
+    return keys | ({"captions": guess.captions} if guess.captions else {})

@@ -158,17 +158,17 @@ def check_writable(work_dir: str) -> None:
             f"work_dir {work_dir}: this is the copy of a folder that `ray job submit --working-dir` makes, and Ray "
             "may delete it once the job is over; give an absolute path on the shared disk, or an address as s3://"
         )
-    place = nearest_folder(work_dir)
-    if not place.is_dir():
-        raise ConfigError(f"work_dir {work_dir}: {place} is not a folder; choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"work_dir {work_dir}: {place} is not writable; choose another place or its permissions")
+    folder = nearest_folder(work_dir)
+    if not folder.is_dir():
+        raise ConfigError(f"work_dir {work_dir}: {folder} is not a folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"work_dir {work_dir}: {folder} is not writable; choose another place or its permissions")
 
 
 def nearest_folder(work_dir: str) -> Path:
     """The work folder, or the local one that stands for it; where there is none, the nearest folder above."""
-    place = Path(local_place(work_dir)).absolute()
-    return next(folder for folder in (place, *place.parents) if folder.exists())
+    path = Path(local_place(work_dir)).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _about_waiting(config: BuildConfig) -> Iterator[Finding]:
@@ -191,7 +191,7 @@ def _about_web(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Findi
     missing = None
     for source in config.sources:
         rows = heads[source.name].rows
-        urls = [url for url, place in zip(*(rows[c].to_pylist() for c in ("url", "locator")), strict=True) if not place]
+        urls = [url for url, local in zip(*(rows[c].to_pylist() for c in ("url", "locator")), strict=True) if not local]
         refused = [detail for url in urls if (detail := _refusal(resolver, url))]
         if refused:
             host = refused[0].partition(" ")[0]
@@ -380,7 +380,7 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 
 
 def _about_files(config: BuildConfig) -> Iterator[Finding]:
-    """What readers have to say of their files, such as those that are not read."""
+    """Remarks of the readers on their files, such as those that are not read."""
     for origin in (*config.sources, *config.evaluation):
         for remark in ask(origin, origin.reader.remarks):
             yield Finding(False, f"{origin.where}: {remark}")
@@ -401,9 +401,9 @@ def _about_evaluation(config: BuildConfig) -> Iterator[Finding]:
     """Evaluation sets that are a training source at the same time."""
     places = {str(Path(source.reader.path).absolute()): source.name for source in config.sources}
     for evaluation in config.evaluation:
-        own = Path(evaluation.reader.path).absolute()
-        for place, name in places.items():
-            if own == Path(place) or own in Path(place).parents:
+        set_path = Path(evaluation.reader.path).absolute()
+        for path, name in places.items():
+            if set_path == Path(path) or set_path in Path(path).parents:
                 yield Finding(
                     False,
                     f"evaluation.{evaluation.name}: sources.{name} lies in it, so all of that source will be dropped "

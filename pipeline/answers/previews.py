@@ -124,8 +124,8 @@ def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
     origin = f"{rows.num_rows:,} rows of the sources{first}; no picture is fetched yet"
     same = pc.value_counts(rows["caption"].combine_chunks())
     drawn = rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:num]))
-    place = pc.index_in(drawn["caption"].combine_chunks(), value_set=same.field("values"))
-    counted = drawn.append_column("num_same_text", same.field("counts").take(place))
+    row_of = pc.index_in(drawn["caption"].combine_chunks(), value_set=same.field("values"))
+    counted = drawn.append_column("num_same_text", same.field("counts").take(row_of))
     return Sample(drawn, _besides(counted), origin)
 
 
@@ -161,8 +161,8 @@ def _with_texts(config: BuildConfig, sample: Sample, names: pa.Table | None, scr
         rows = sql.sql(_OF_EACH).to_arrow_table()
         judged = sql.sql(number_texts(sql, [(rows, judge_captions(rows, config.caption))])).to_arrow_table()
     filled = rows.filter(rows["is_caption"]).combine_chunks()
-    place = pc.index_in(candidates["sample_id"].combine_chunks(), value_set=filled["sample_id"].combine_chunks())
-    same = pc.coalesce(filled["num_same_text"].combine_chunks().take(place), sample.besides["num_same_text"])
+    row_of = pc.index_in(candidates["sample_id"].combine_chunks(), value_set=filled["sample_id"].combine_chunks())
+    same = pc.coalesce(filled["num_same_text"].combine_chunks().take(row_of), sample.besides["num_same_text"])
     return replace(
         sample,
         candidates=candidates,

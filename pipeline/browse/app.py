@@ -144,7 +144,7 @@ class Pages:
         )
 
     def _nearest(self, filters: Filters) -> Response:
-        """What a trained model finds most like the words or the image."""
+        """Show the images that a trained model finds most like the words or the image."""
         status, message, num_here, among = 200, "", 0, None
         images: list[dict[str, Any]] = []
         try:
@@ -173,8 +173,8 @@ class Pages:
             raise RunError(NO_MODEL)
         if filters.shows:
             return self._model_search.by_words(filters.shows)
-        place = self._image_index.place(filters.like)
-        content = read_picture(self._snapshot, place) if place else None
+        located = self._image_index.locate(filters.like)
+        content = read_picture(self._snapshot, located) if located else None
         if content is None:
             raise RunError("no picture of that image is stored, so nothing can be compared with it")
         return self._model_search.by_picture(content)
@@ -191,7 +191,7 @@ class Pages:
             "image.html",
             "/",
             image=image,
-            place=self._image_index.place(sample_id),
+            place=self._image_index.locate(sample_id),
             life=life,
             lines=self._lines(life, image),
             leaks=self._leaks_of(sample_id),
@@ -202,8 +202,8 @@ class Pages:
 
     def picture(self, request: Request) -> Response:
         """The stored JPEG of an image."""
-        place = self._image_index.place(request.path_params["id"])
-        return _jpeg(read_picture(self._snapshot, place) if place else None)
+        located = self._image_index.locate(request.path_params["id"])
+        return _jpeg(read_picture(self._snapshot, located) if located else None)
 
     def twin(self, request: Request) -> Response:
         """The picture of an evaluation set that an image leaks, where the user has named the set's place."""

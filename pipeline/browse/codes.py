@@ -71,8 +71,8 @@ class Codes:
         mask = among
         for name, values in chosen.items():
             if name != but:
-                own = self._columns[name].chosen(values, slice(None))
-                mask = own if mask is None else mask & own
+                of_filter = self._columns[name].chosen(values, slice(None))
+                mask = of_filter if mask is None else mask & of_filter
         return mask
 
     def counts(self, name: str, mask: Mask | None) -> list[tuple[str, int]]:

@@ -35,13 +35,13 @@ class EvaluationPictures:
             self._lists = {json.loads(notes)["set"]: path for notes, path in rows}
         self._roots: dict[str, str] = {}
         for one in options:
-            name, _, place = one.partition("=")
+            name, _, set_path = one.partition("=")
             if name not in self._lists:
                 sets = ", ".join(self.known) or "none"
                 raise ConfigError(f"--evaluation {one}: no evaluation set {name!r} was measured here; known: {sets}")
-            if not Path(place).exists() or not place:
-                raise ConfigError(f"--evaluation {one}: {place or 'no place'} is not there; give SET=PLACE")
-            self._roots[name] = str(Path(place) if Path(place).is_dir() else Path(place).parent)
+            if not Path(set_path).exists() or not set_path:
+                raise ConfigError(f"--evaluation {one}: {set_path or 'no place'} is not there; give SET=PLACE")
+            self._roots[name] = str(Path(set_path) if Path(set_path).is_dir() else Path(set_path).parent)
 
     @property
     def known(self) -> list[str]:

@@ -57,11 +57,11 @@ class Filters:
 
     def link(self, **changes: Any) -> str:
         """Address of the grid with these filters, some changed: the first page, unless `changes` name another."""
-        own = replace(self, **{"after": "", "before": "", **changes})
-        pairs = [("q", own.words), ("taxon", own.taxon), ("shows", own.shows), ("like", own.like)]
-        pairs += [("after", own.after), ("before", own.before)]
+        changed = replace(self, **{"after": "", "before": "", **changes})
+        pairs = [("q", changed.words), ("taxon", changed.taxon), ("shows", changed.shows), ("like", changed.like)]
+        pairs += [("after", changed.after), ("before", changed.before)]
         pairs = [(name, value) for name, value in pairs if value]
-        pairs += [(name, value) for name, values in sorted(own.chosen.items()) for value in values]
+        pairs += [(name, value) for name, values in sorted(changed.chosen.items()) for value in values]
         return "/?" + urlencode(pairs) if pairs else "/"
 
     def toggled(self, facet: str, value: str) -> str:

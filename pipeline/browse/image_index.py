@@ -90,16 +90,16 @@ class ImageIndex:
         named = [(as_id(name), score) for name, score in reversed(hits)]  # reversed, so that the first of a name wins
         scores = {sample_id: score for sample_id, score in named if sample_id}
         listed = ", ".join(f"'{one}'" for one in scores) or "NULL"
-        own = self.rows(f"SELECT place, sample_id::VARCHAR AS id FROM {FROM} WHERE i.sample_id IN ({listed})")
-        score_at = {row["place"]: scores[uuid.UUID(row["id"])] for row in own}
+        indexed = self.rows(f"SELECT place, sample_id::VARCHAR AS id FROM {FROM} WHERE i.sample_id IN ({listed})")
+        score_at = {row["place"]: scores[uuid.UUID(row["id"])] for row in indexed}
         among = np.zeros(self.codes.num_images, np.bool_)
         among[list(score_at)] = True
         searched = self._found(filters.searched_words, filters.taxon.lower())
         matching = self.codes.mask(filters.chosen, among if searched is None else among & searched)
-        places = [place for place in score_at if matching is None or matching[place]]
-        places = sorted(places, key=lambda place: (-score_at[place], place))[:PAGE_IMAGES]
+        places = [position for position in score_at if matching is None or matching[position]]
+        places = sorted(places, key=lambda position: (-score_at[position], position))[:PAGE_IMAGES]
         images = dict(zip(sorted(places), self.at(places), strict=True))
-        return [images[place] | {"score": score_at[place]} for place in places], len(own), among
+        return [images[position] | {"score": score_at[position]} for position in places], len(indexed), among
 
     def counts(self, filters: Filters, among: Mask | None = None) -> tuple[int, list[dict[str, Any]]]:
         """How many images match; and for each facet its most frequent values, counted under all other filters."""
@@ -129,15 +129,15 @@ class ImageIndex:
         mask = self.codes.holding(LINEAGE.name, taxon) if taxon else None
         if words:
             condition = " AND ".join(["contains(words, ?)"] * len(words))
-            own = np.zeros(self.codes.num_images, np.bool_)
+            matching = np.zeros(self.codes.num_images, np.bool_)
             with self.snapshot.connection.cursor() as sql:
                 query = f"SELECT place FROM session.images WHERE {condition}"
                 for batch in sql.sql(query, params=list(words)).to_arrow_reader(1 << 17):
-                    own[batch["place"].to_numpy()] = True
-            mask = own if mask is None else mask & own
+                    matching[batch["place"].to_numpy()] = True
+            mask = matching if mask is None else mask & matching
         return mask
 
-    def place(self, sample_id: str) -> dict[str, Any] | None:
+    def locate(self, sample_id: str) -> dict[str, Any] | None:
         """Where the picture of an image lies."""
         parsed = as_id(sample_id)
         if parsed is None:
@@ -151,10 +151,10 @@ class ImageIndex:
 
     def neighbours(self, sample_id: str) -> tuple[str | None, str | None]:
         """The images before and after this one, by sample id."""
-        place = self._first_place(as_id(sample_id) or uuid.UUID(int=0), beyond=False)
+        position = self._first_place(as_id(sample_id) or uuid.UUID(int=0), beyond=False)
         query = "SELECT place, sample_id::VARCHAR AS id FROM session.images WHERE place IN (?, ?)"
-        ids = {row["place"]: row["id"] for row in self.rows(query, [place - 1, place + 1])}
-        return ids.get(place - 1), ids.get(place + 1)
+        ids = {row["place"]: row["id"] for row in self.rows(query, [position - 1, position + 1])}
+        return ids.get(position - 1), ids.get(position + 1)
 
     def duplicates(self, image: dict[str, Any]) -> list[dict[str, Any]]:
         """The group of an image: the one that was kept, then those dropped for it, with distances from the image.

@@ -98,9 +98,9 @@ class ModelSearch:
 
     def _start(self) -> subprocess.Popen[str]:
         answers = self._answers = queue.SimpleQueue()
-        with self._said.open("wb") as said:
+        with self._said.open("wb") as errors:
             process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 text=True, encoding="utf-8", start_new_session=True,
             )  # fmt: skip
 
@@ -122,5 +122,5 @@ class ModelSearch:
     def _why_ended(self, code: int) -> str:
         if code < 0:
             return f"the search process was killed (signal {-code}); the next search starts it again"
-        said = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-        return f"the search process ended (exit code {code}): {said[-1][:SHOWN_CHARS]}"
+        lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        return f"the search process ended (exit code {code}): {lines[-1][:SHOWN_CHARS]}"

@@ -50,9 +50,9 @@ def _read(base: Path, folder: str, name: str, offset: int, length: int) -> bytes
     top, path = (base / folder).resolve(), (base / folder / name).resolve()
     if not path.is_relative_to(top) or not 0 < length <= MAX_PICTURE_BYTES or offset < 0:
         return None
-    place = place_of(str(base), str(path.relative_to(base.resolve()))) if store_of(str(base)) else str(path)
+    address = place_of(str(base), str(path.relative_to(base.resolve()))) if store_of(str(base)) else str(path)
     try:
-        content = read_range(place, offset, length)
+        content = read_range(address, offset, length)
     except Exception as error:
         if not is_storage_error(error):
             raise

@@ -39,7 +39,7 @@ INDEX_FORMAT = 2  # raise it when the same tables would give another index
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a session looks at: one DuckDB with the views, and where the pictures lie."""
+    """The material of a session: one DuckDB with the views, and where the pictures lie."""
 
     connection: Any
     folder: Path  # the work folder or the release
@@ -60,7 +60,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """What the pages call it."""
+        """Its name on the pages."""
         return self.release.name if self.release else self.folder.resolve().name
 
 
@@ -89,7 +89,7 @@ def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb:
             index = kept / key
         connection.execute("SET preserve_insertion_order = false")
         # DuckDB follows links before it compares
-        allowed = [str(place.resolve()) for place in (tables, index, private)]
+        allowed = [str(readable.resolve()) for readable in (tables, index, private)]
         lock_down(
             connection, memory_mb, str(private.resolve() / f"spill-{os.getpid()}"), "allowed_directories", allowed
         )

@@ -63,7 +63,7 @@ def build(config_path: str, first: str | None, last: str | None, ray_address: st
         config = config.model_copy(update={"run": config.run.model_copy(update={"ray": ray})})
     check_span(FLOW, first, last)
     named = ((config.sources, "source"), (config.evaluation, "evaluation set"))
-    checked = [f"{len(each):,} {what if len(each) == 1 else what + 's'}" for each, what in named if each]
+    checked = [f"{len(checks):,} {what if len(checks) == 1 else what + 's'}" for checks, what in named if checks]
     log.info("%s: checking %s before any host is asked", config_path, " and ".join(checked))
     release = build_config(config, first, last)
     if release is not None:

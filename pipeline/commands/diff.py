@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def describe_incoming(comparison: Mapping[str, Any]) -> list[str]:
-    """What became of the source rows, as lines that a person reads."""
+    """Describe what became of the source rows, in lines that a person reads."""
     rows = []
     for row in comparison["incoming"]:
         became = (row["reason"] or "kept", row["stage"] or "")
@@ -85,15 +85,15 @@ def describe(comparison: Mapping[str, Any]) -> list[str]:
 
 def describe_change(change: Mapping[str, Any]) -> str:
     """One changed setting: of a list what came and what went, of a section that it was added or removed."""
-    place, before, after = change["setting"], change["before"], change["after"]
+    key, before, after = change["setting"], change["before"], change["after"]
     if isinstance(before, list) and isinstance(after, list):
         gone = [f"-{_short(value)}" for value in before if value not in after]
         come = [f"+{_short(value)}" for value in after if value not in before]
-        return f"{place}: {' '.join([*gone, *come]) or 'in another order'}"
+        return f"{key}: {' '.join([*gone, *come]) or 'in another order'}"
     for section, other, word in ((after, before, "added"), (before, after, "removed")):
         if isinstance(section, dict) and other is None:
-            return f"{place}: {word}, with {', '.join(section)}"
-    return f"{place}: {_short(before)} -> {_short(after)}"
+            return f"{key}: {word}, with {', '.join(section)}"
+    return f"{key}: {_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:

@@ -81,8 +81,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(lives)
         return 0
-    for place, life in enumerate(lives[:MAX_SHOWN]):
-        print_lines([""] * (place > 0) + describe_life(life))
+    for number, life in enumerate(lives[:MAX_SHOWN]):
+        print_lines([""] * (number > 0) + describe_life(life))
     if len(lives) > MAX_SHOWN:
         print(f"\nand {len(lives) - MAX_SHOWN:,} more rows of this URL")
     return 0
@@ -94,7 +94,7 @@ def taken_down(life: dict[str, Any], taken: Mapping[str, str]) -> str | None:
         return None
     facts = life["facts"] or {}
     ids = [str(life["candidates"]["sample_id"]), *(str(facts.get(name)) for name in ("image_id", "stored_sha256"))]
-    return next((taken[each] for each in ids if each in taken), None)
+    return next((taken[named] for named in ids if named in taken), None)
 
 
 def describe_life(life: dict[str, Any]) -> list[str]:
@@ -180,7 +180,7 @@ def _way_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _round_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """What each round of fetching saw, once there is more than one."""
+    """Describe each round of fetching, once there is more than one."""
     if len(rows) < 2:
         return []
     return [

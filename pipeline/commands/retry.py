@@ -102,7 +102,7 @@ def num_of(stage: StageRecord) -> int:
 
 
 def describe_round(done: RoundDone) -> list[str]:
-    """What a round changed, outcome by outcome, as lines that a person reads."""
+    """Describe the changes of a round, outcome by outcome, in lines that a person reads."""
     before, after = done.before, done.after
     if not done.number:
         nothing = f"nothing to retry: of {before.funnel.num_in:,} rows none failed for a reason that may pass"

@@ -115,7 +115,7 @@ def _conflict_lines(notes: Mapping[str, Any]) -> list[str]:
 
 
 def balance_lines(notes: Mapping[str, Any]) -> list[str]:
-    """What each cap of select did: how many keys it cut, and the head and tail of the keys before and after."""
+    """Describe each cap of select: how many keys it cut, and the head and tail of the keys before and after."""
     lines: list[str] = []
     for cap in notes.get("balance", []):
         before, after = cap["num_before"], cap["num_after"]
@@ -134,7 +134,7 @@ def balance_lines(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _running_lines(status: dict[str, Any]) -> list[str]:
-    """What runs now and how far it is, as of the last second."""
+    """Describe the parts that run and how far they are, as of the last second."""
     running = status.get("running")
     if not running:
         return ["nothing is running"]

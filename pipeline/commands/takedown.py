@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
-    """What a takedown did, as lines; the last one names the release without the images."""
+    """Describe a takedown, in lines; the last one names the release without the images."""
     found, new = done.cut.found, done.cut.new
     images = images_of(found.asked)
     ids = {row["sample_id"] for row in images}

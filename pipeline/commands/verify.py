@@ -110,7 +110,7 @@ def _verify_release(path: str, deep: bool) -> int:
 
 
 def describe(checked: FolderChecked, workdir: str, deep: bool) -> list[str]:
-    """What was found in a work folder, as lines that a person reads."""
+    """Describe the findings in a work folder, in lines that a person reads."""
     findings = checked.findings
     read = f"({checked.num_bytes_read / 1e6:,.1f} MB read"
     read += ")" if deep else "; of pool and shards only the sizes: --deep reads them)"
@@ -185,7 +185,7 @@ def _leave_out_what_differs(catalog: Catalog, plan: Plan, config: BuildConfig) -
     changes = [*compared.changes, *(f"{stage}: {why}" for stage, why in compared.away.items())]
     num_before = len(plan.forgotten) + len(plan.downloads)
     plan.forgotten = [part for part in plan.forgotten if part.stage in compared.same or not changes]
-    plan.downloads = [each for each in plan.downloads if "fetch" in compared.same or not (changes and each.num_to_ask)]
+    plan.downloads = [item for item in plan.downloads if "fetch" in compared.same or not (changes and item.num_to_ask)]
     compared.changes = changes if len(plan.forgotten) + len(plan.downloads) < num_before else []
     return compared
 

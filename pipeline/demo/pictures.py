@@ -63,8 +63,8 @@ def prepare_web(web: Path, packages_folder: Path, port: int | None = None) -> di
             return marker
         port = port or (marker["port"] if marker else PREFERRED_PORT)
         debs = [(package, fetch_package(package.name, packages_folder)) for package in PACKAGES]
-        own = [picture for package, deb in debs for picture in read_package(package, deb)]
-        pictures = plant_troubles(own)
+        packaged = [picture for package, deb in debs for picture in read_package(package, deb)]
+        pictures = plant_troubles(packaged)
         return _write_web(web, pictures, port, {package.name: package_version(deb) for package, deb in debs})
 
 

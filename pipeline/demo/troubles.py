@@ -16,23 +16,23 @@ _RESIZED_TO = 0.75
 _MIN_RESIZED_SIDE_PX = 100
 
 
-def plant_troubles(own: list[Picture]) -> list[Picture]:
+def plant_troubles(packaged: list[Picture]) -> list[Picture]:
     """The packages' own rows with the troubles of TROUBLES among them; the same rows give the same troubles."""
     changed: dict[str, Picture] = {}
     added: list[Picture] = []
-    for place, domain in enumerate(("plant", "general")):
-        pictures = [picture for picture in own if picture.domain == domain and picture.caption]
+    for column, domain in enumerate(("plant", "general")):
+        pictures = [picture for picture in packaged if picture.domain == domain and picture.caption]
         # in a fixed order that has nothing to do with their names
         victims = iter(sorted(pictures, key=lambda picture: hashlib.sha256(picture.record_id.encode()).digest()))
         for kind, trouble in TROUBLES.items():
-            for number in range(1, trouble.counts[place] + 1):
+            for number in range(1, trouble.counts[column] + 1):
                 victim = next(picture for picture in victims if kind != "resized_copies" or _is_large(picture))
                 made = trouble.make(victim, number)
                 if made.record_id == victim.record_id:
                     changed[made.record_id] = made
                 else:
                     added.append(made)
-    return [changed.get(picture.record_id, picture) for picture in own] + added
+    return [changed.get(picture.record_id, picture) for picture in packaged] + added
 
 
 def _is_large(picture: Picture) -> bool:
@@ -100,7 +100,7 @@ def _tracking_pixel(victim: Picture, number: int) -> Picture:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What it is, how many of it there are in (plant, general), and how a picture gets it."""
+    """A kind of trouble: how many of it there are in (plant, general), and how a picture gets it."""
 
     meaning: str
     counts: tuple[int, int]

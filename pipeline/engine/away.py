@@ -71,13 +71,13 @@ def _moved(value: Any, run: Execution[Any], folder: str) -> Any:
         name = _name_of(run, value.path)
         return replace(value, path=storage.join(run.store, name)) if name else value
     if isinstance(value, dict):
-        return {key: _moved(each, run, folder) for key, each in value.items()}
+        return {key: _moved(inner, run, folder) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(each, run, folder) for each in value)
+        return type(value)(_moved(inner, run, folder) for inner in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-        moved = {name: _moved(each, run, folder) for name, each in fields.items()}
-        changed = {name: each for name, each in moved.items() if each is not fields[name]}
+        moved = {name: _moved(inner, run, folder) for name, inner in fields.items()}
+        changed = {name: inner for name, inner in moved.items() if inner is not fields[name]}
         return replace(value, **changed) if changed else value
     return value
 

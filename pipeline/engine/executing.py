@@ -108,9 +108,9 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
 def _explain(error: Exception, job: Job) -> PlantMixError:
     """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
     if not is_storage_error(error):
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         return PartError(
-            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}); "
+            f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno}); "
             "unexpected; please report it with this line"
         )
     if why := no_room(error, job.execution.workdir):

@@ -17,7 +17,7 @@ _GATE_WAIT_SECONDS = 60.0  # a new actor was up 1 to 3 s after the old one was k
 
 
 class GateHandle(ABC):
-    """What driver and workers call of a gate (pipeline.fetching.hosts.HostGate)."""
+    """The methods of a gate that driver and workers call (pipeline.fetching.hosts.HostGate)."""
 
     exchange_interval_seconds = 0.02  # one round trip to an actor took 1.2 ms on a 2-core machine, to a process 0.1 ms
 
@@ -30,7 +30,7 @@ class GateHandle(ABC):
         return bool(self._call("check_in", part, tally, ended))
 
     def progress(self) -> Any:
-        """What all parts have done so far, and what the hosts gave."""
+        """Sum what all parts have done so far, and what the hosts gave."""
         return self._call("progress")
 
     def request_stop(self) -> None:
@@ -39,7 +39,7 @@ class GateHandle(ABC):
 
     @abstractmethod
     def _call(self, method: str, *arguments: Any) -> Any:
-        """Whatever the object's method gives."""
+        """Call the object's method."""
 
 
 class Keeper:
@@ -52,7 +52,7 @@ class Keeper:
             self._thing.start_over()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Whatever the object's method gives."""
+        """Call the object's method."""
         return getattr(self._thing, method)(*arguments)
 
 

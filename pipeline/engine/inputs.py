@@ -25,7 +25,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a part reads, as its step declares it: tables, and values that its work gets by their names."""
+    """The inputs of a part, as its step declares them: tables, and values that its work gets by their names."""
 
     tables: Mapping[str, Files] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Inputs:
         return self.tables[table]
 
     def identity(self) -> dict[str, Any]:
-        """What a fingerprint sees: tables, values and bucket."""
+        """The values for a fingerprint: tables, values and bucket."""
         read = {**self.tables, **self.values}
         return {name: identity_of(value) for name, value in read.items()} | (
             {"bucket": identity_of(self.bucket)} if self.bucket else {}
@@ -75,9 +75,9 @@ def identity_of(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {field.name: identity_of(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): identity_of(each) for key, each in value.items()}
+        return {str(key): identity_of(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [identity_of(each) for each in value]
+        return [identity_of(inner) for inner in value]
     raise TypeError(f"{type(value).__name__} cannot be part of a step's inputs: {value!r}")
 
 
@@ -101,8 +101,8 @@ def within(value: Any, kind: type[Kind]) -> Iterator[Kind]:
     elif isinstance(value, Mapping):
         yield from within(list(value.values()), kind)
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from within(each, kind)
+        for inner in value:
+            yield from within(inner, kind)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield from within(getattr(value, field.name), kind)

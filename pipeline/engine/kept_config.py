@@ -24,7 +24,7 @@ def keep_config(catalog: Catalog, config: BuildConfig) -> None:
 
 
 def dump_config(config: BuildConfig) -> str:
-    """What was set, as JSON that `read_dumped` reads to the same value."""
+    """The settings that were given, as JSON that `read_dumped` reads to the same value."""
     return config.model_dump_json(exclude_unset=True)
 
 

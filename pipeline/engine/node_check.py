@@ -29,7 +29,7 @@ _SHARED_DISK = "mount one shared disk at this path on every node"
 
 
 def look(folder: str, marker: str, own_mark: str, places: Sequence[str]) -> dict[str, Any]:
-    """What this machine sees from `folder`, where the build was started.
+    """Report what this machine sees from `folder`, where the build was started.
 
     `marker` is a file in the work folder; its name, with `own_mark` behind it, is written beside it. The answer is
     plain data: `versions` by name, `work_dir` ("" when it is the same folder and can be written), and `places`.
@@ -39,7 +39,7 @@ def look(folder: str, marker: str, own_mark: str, places: Sequence[str]) -> dict
     versions = {"Python": platform.python_version().rpartition(".")[0], "PlantMix": MISSING}
     with contextlib.suppress(ImportError):
         versions["PlantMix"] = str(importlib.import_module("manifests").__version__)
-    schemes = {_STORAGE_PACKAGES.get(place.partition("://")[0]) for place in (*places, marker) if "://" in place}
+    schemes = {_STORAGE_PACKAGES.get(path.partition("://")[0]) for path in (*places, marker) if "://" in path}
     for name in (*PACKAGES, *sorted(filter(None, schemes))):
         try:
             versions[name] = importlib.metadata.version(name)
@@ -48,7 +48,7 @@ def look(folder: str, marker: str, own_mark: str, places: Sequence[str]) -> dict
     return {
         "versions": versions,
         "work_dir": _why_not_shared(marker, own_mark),
-        "places": {place: _describe(place) for place in places},
+        "places": {path: _describe(path) for path in places},
     }
 
 
@@ -75,15 +75,15 @@ def _why_not_used(marker: str, own_mark: str) -> str:
     return ""
 
 
-def _describe(place: str) -> str:
-    """What lies at a place: two machines that see the same one say the same."""
-    fixed = re.split(r"[*?\[{]", place, maxsplit=1)[0]  # of a pattern, the folder that it begins in
-    place = place if fixed == place else fixed.rpartition("/")[0] or "."
+def _describe(address: str) -> str:
+    """Describe an address: two machines that see the same one say the same."""
+    fixed = re.split(r"[*?\[{]", address, maxsplit=1)[0]  # of a pattern, the folder that it begins in
+    address = address if fixed == address else fixed.rpartition("/")[0] or "."
     try:
-        if "://" in place:
-            fs, inner = importlib.import_module("fsspec").core.url_to_fs(place)
+        if "://" in address:
+            fs, inner = importlib.import_module("fsspec").core.url_to_fs(address)
             return str(_asked(lambda: fs.info(inner))["type"])
-        path = Path(place.removeprefix("file://")).expanduser()
+        path = Path(address.removeprefix("file://")).expanduser()
         if not path.is_dir():
             return f"a file of {path.stat().st_size:,} bytes"
         return "a folder" if any(path.iterdir()) else "an empty folder"  # of a disk that is not mounted
@@ -95,7 +95,7 @@ def _describe(place: str) -> str:
 
 
 def _asked(question: Callable[[], Any]) -> Any:
-    """What a store answers; asked a second time after a second, since it may refuse for a moment."""
+    """The answer of a store; asked a second time after a second, since it may refuse for a moment."""
     try:
         return question()
     except (FileNotFoundError, ImportError):
@@ -118,8 +118,8 @@ def compare(
     if there["work_dir"]:
         cure = _PACKAGES if "://" in work_dir else _SHARED_DISK
         yield f"work_dir {work_dir}: {there['work_dir']}; {cure}"
-    for place, what in here["places"].items():
-        seen = there["places"].get(place)
+    for path, what in here["places"].items():
+        seen = there["places"].get(path)
         if seen != what:
-            cure = _PACKAGES if "://" in place else _SHARED_DISK
-            yield f"{names[place]} {place}: here {what}, there {seen}; {cure}"
+            cure = _PACKAGES if "://" in path else _SHARED_DISK
+            yield f"{names[path]} {path}: here {what}, there {seen}; {cure}"

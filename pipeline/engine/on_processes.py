@@ -96,17 +96,17 @@ class _Worker:
             code = self._process.wait()
         if code >= 0:
             self._hearing.join(_END_SECONDS)
-            said = self._said[0].decode(errors="replace").strip() if self._said else ""
-            return f"exit code {code}" + (f": {said}" if said else "")
+            words = self._said[0].decode(errors="replace").strip() if self._said else ""
+            return f"exit code {code}" + (f": {words}" if words else "")
         name = signal.Signals(-code).name
         hint = "; the system does this when memory runs out: see run.memory_gb and run.num_workers"
         return f"ended by {name}{hint if name == 'SIGKILL' else ''}"
 
 
-def _hear(stream: Any, said: deque[bytes]) -> None:
+def _hear(stream: Any, lines: deque[bytes]) -> None:
     """Keep the last line of what a worker prints, until it ends."""
     with stream:
-        said.extend(line for line in stream if line.strip())
+        lines.extend(line for line in stream if line.strip())
 
 
 def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:

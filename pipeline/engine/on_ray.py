@@ -298,7 +298,7 @@ class RayExecutor:
         return [kind.remote() for _ in range(max(1, min(most, num_jobs)) - num_started)]
 
     def _failure(self, job: Job, error: Exception) -> PartError | RetryableError:
-        """What Ray's error means for the part.
+        """Translate Ray's error for the part.
 
         Raises: RunError when Ray itself is gone, not only a worker.
         """

@@ -101,30 +101,30 @@ class Runner:
         end = names.index(last) if last else len(names) - 1
         self._made_again = frozenset(names[begin : end + 1]).difference(as_sealed)
         redone: dict[str, None] = {}
-        place = 0
+        index = 0
         with self._working():
-            while place < len(self._flow):
-                stage = self._flow[place]
+            while index < len(self._flow):
+                stage = self._flow[index]
                 if stage.name in as_sealed:
                     version = self._catalog.find_current(stage.name)
                     self._context.sealed[stage.name] = self._sealed_or_refuse(stage.name, version)
-                    place += 1
+                    index += 1
                     continue
                 try:
-                    new = self._bring_up_to_date(stage, names[place + 1 :], must_be_done=place < begin)
+                    new = self._bring_up_to_date(stage, names[index + 1 :], must_be_done=index < begin)
                 except DamageError as error:
                     self._forget(error)
-                    place = 0
+                    index = 0
                     continue
                 if new:
                     redone[stage.name] = None
                 if self._after_stage is not None:
                     self._after_stage(self._context, stage.name, new)
-                place += 1
+                index += 1
                 if stage.name == last:
                     break
             keep_config(self._catalog, self._config)
-            is_whole = place == len(self._flow)
+            is_whole = index == len(self._flow)
             release = self._catalog.find_release(self._context.fingerprint) if is_whole else None
         return BuildReport(dict(self._context.sealed), tuple(redone), release, time.monotonic() - started)
 
@@ -137,11 +137,11 @@ class Runner:
         Raises: ConfigError when the stage, or one before it, is not done with this configuration; else as `run`.
         """
         names = [stage.name for stage in self._flow]
-        context, place = self._context, names.index(name)
+        context, index = self._context, names.index(name)
         with self._working():
-            for stage in self._flow[:place]:
+            for stage in self._flow[:index]:
                 context.sealed[stage.name] = self._sealed_or_refuse(stage.name, self._catalog.find_current(stage.name))
-            stage = self._flow[place]
+            stage = self._flow[index]
             before = self._sealed_or_refuse(name, stage.fingerprint(stage.inputs(context)))
             if not change(context, before):
                 return before, before
@@ -274,13 +274,13 @@ class Runner:
             links = [(position, key) for position, key in enumerate(keys) if key in committed]
             links += [(len(keys) + extra, part.key) for extra, part in enumerate(kept)]
             self._catalog.link_parts(context.fingerprint, step.name, links)
-            new = [(place, key) for place, key in enumerate(keys) if key not in committed]
+            new = [(index, key) for index, key in enumerate(keys) if key not in committed]
             if not new:
                 return
             shared = self._ready_executor().share(step.shared(context)) if step.shared else None
-            todo, places = [], {key: place for place, key in new}
-            for place, key in new:
-                part = planned[place]
+            todo, places = [], {key: index for index, key in new}
+            for index, key in new:
+                part = planned[index]
                 self._share_scratch(part.inputs, execution := run.execution(step, key[:16], shared))
                 todo.append(Job(key, part, execution))
             after = itertools.count(len(keys) + len(kept))  # places of pieces, which no plan knows

@@ -41,7 +41,7 @@ How = TypeVar("How")
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a worker returns: files in the order of publication, counts, and notes in plain JSON values.
+    """The result of a worker: files in the order of publication, counts, and notes in plain JSON values.
 
     A part whose work takes long may yield several results, each about other rows; they are its pieces. Every piece is
     committed as it comes. What no piece holds is planned again by the next build.
@@ -139,7 +139,7 @@ def brought(files: Files) -> Files:
 
 @dataclass
 class StageRun(Generic[How]):
-    """What plans may look at besides the inputs of their stage: committed parts, and how the build runs."""
+    """The view that plans have besides the inputs of their stage: committed parts, and how the build runs."""
 
     stage: Stage[Any]
     fingerprint: str
@@ -161,7 +161,7 @@ class StageRun(Generic[How]):
 
     def made_of(self, step: str, reuse: Any) -> list[PartRecord]:
         """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first."""
-        step_now = next(each for each in self.stage.steps if each.name == step)
+        step_now = next(declared for declared in self.stage.steps if declared.name == step)
         return self.catalog.parts_like(self.stage.name, step, step_now.reuse_key(reuse))
 
     def files(self, step: str, table: str) -> Files:
@@ -275,7 +275,7 @@ class Step(Generic[StageInputs, How]):
 
     @property
     def values(self) -> dict[str, bool]:
-        """What its work gets by name besides tables, and whether it must be given."""
+        """The values that its work gets by name besides tables, and whether each must be given."""
         more = list(inspect.signature(self.work).parameters.values())[2:]
         return {parameter.name: parameter.default is parameter.empty for parameter in more}
 
@@ -295,7 +295,7 @@ class Step(Generic[StageInputs, How]):
             tables = {name: read.pop(name) for name in names}
             columns = {name: run.stage.columns_of(name) for name, files in tables.items() if not files}
             buckets = run.buckets(tables[self.cut[0]]) if self.cut else [None]
-            complete += [replace(part, inputs=Inputs(tables, read, each, self.cut, columns)) for each in buckets]
+            complete += [replace(part, inputs=Inputs(tables, read, bucket, self.cut, columns)) for bucket in buckets]
         return complete
 
     def reuse_key(self, reuse: Any) -> str:
@@ -331,7 +331,7 @@ class Stage(Generic[StageInputs]):
         return self.tables[table] if table in self.tables else SAMPLE_VIEWS[table][1]
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:
-        """What the fingerprint of a version of this stage stands for."""
+        """The values for the fingerprint of a version of this stage."""
         versions = {step.name: step.version for step in self.steps if not step.prepares}
         return {"versions": versions, **identity_of(inputs)}
 
@@ -348,7 +348,7 @@ class Stage(Generic[StageInputs]):
 
 @dataclass
 class BuildContext:
-    """What the inputs of a stage are made from: the configuration and the sealed stages before it."""
+    """The material for the inputs of a stage: the configuration and the sealed stages before it."""
 
     config: BuildConfig
     workdir: str

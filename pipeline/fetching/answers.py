@@ -16,7 +16,7 @@ from manifests.contract.outcomes import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request gave: a body, a redirect (`location`), or an outcome that is not ok."""
+    """The end of one request: a body, a redirect (`location`), or an outcome that is not ok."""
 
     outcome: Outcome
     detail: str = ""

@@ -82,10 +82,10 @@ class Decoders:
         if download is None or download.outcome is not Outcome.OK:
             return row, download, None
         result = measure_image(download.body, self._image)
-        said = dict(download.said)
+        heard = dict(download.said)
         if isinstance(result, StoredImage):
-            said[PICTURE] = [result.detail] if result.detail else []
+            heard[PICTURE] = [result.detail] if result.detail else []
         if isinstance(result, StoredImage) and result.detail and counting(result.detail, self._consent_signals):
             result = Rejected(Outcome.OPTED_OUT, result.detail, result.original)
         self._downloads.release(download)
-        return row, replace(download, body=b"", said=said), result
+        return row, replace(download, body=b"", said=heard), result

@@ -73,7 +73,7 @@ class Verdict(NamedTuple):
 
 
 class Gate(Protocol):
-    """What the scheduler needs of a gate; a handle on an actor has the same method."""
+    """The part of a gate that the scheduler needs; a handle on an actor has the same method."""
 
     exchange_interval_seconds: float
     """Shortest time between two calls: 0 for a gate in this process, about 0.02 for a remote one."""
@@ -267,7 +267,7 @@ class HostGate(Board):
             return {host: self._permit(host, num, part, now) for host, num in asked.items()}
 
     def progress(self) -> Tally:
-        """What all parts have done so far, and what the hosts that answered most gave."""
+        """Sum what all parts have done so far, and what the hosts that answered most gave."""
         tally = super().progress()
         with self._lock:
             most = sorted(self._hosts.items(), key=lambda item: (-item[1].num_answers, item[0]))[:_SHOWN_HOSTS]

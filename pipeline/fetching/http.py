@@ -114,10 +114,10 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
             self._transport.send(request)
 
     def _refuse(self, headers: Headers) -> tuple[list[str], str | None]:
-        """What headers say about use, and the statement of it that forbids us the picture; None when none does."""
-        said = statements_of(headers)
-        refusal = self.consent.refusal({HEADERS: said})
-        return said, refusal[1] if refusal else None
+        """The statements of headers about use, and the one that forbids us the picture; None when none does."""
+        statements = statements_of(headers)
+        refusal = self.consent.refusal({HEADERS: statements})
+        return statements, refusal[1] if refusal else None
 
 
 def client_of_this_program(settings: NetworkSettings) -> HttpClient:

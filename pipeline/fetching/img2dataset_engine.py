@@ -98,7 +98,7 @@ def download_with_img2dataset(
 
 
 class _Resizer:
-    """What img2dataset calls with each body: our measurement, in the form of its own resizer's answer."""
+    """Called by img2dataset with each body: our measurement, in the form of its own resizer's answer."""
 
     def __init__(self, settings: ImageSettings) -> None:
         self._settings = settings
@@ -121,7 +121,7 @@ class _Resizer:
 
 
 class _SampleWriter:
-    """What img2dataset calls with each row, failures too: our pool and facts in the place of its tar and Parquet."""
+    """Called by img2dataset with each row, failures too: our pool and facts in the place of its tar and Parquet."""
 
     def __init__(self, part: PartWriter, targets: dict[str, Target], num_attempts: int) -> None:
         self._part = part

@@ -48,10 +48,10 @@ class PartWriter(AbstractContextManager["PartWriter"]):
     def add(self, sample_id: str, fact: Fact, result: StoredImage | Rejected | None = None) -> None:
         """Keep what is known of a row: `fact` is how its bytes were got, `result` what their measurement gave."""
         measured = {**fact, **(fact_of(result) if result else {})}
-        for each in self._same.get(sample_id, (sample_id,)):
+        for same_id in self._same.get(sample_id, (sample_id,)):
             if isinstance(result, StoredImage):
-                self._pool.add(each, result.body)
-            self._facts[each] = {"sample_id": each, **measured}
+                self._pool.add(same_id, result.body)
+            self._facts[same_id] = {"sample_id": same_id, **measured}
 
     def finish(self) -> pa.Table:
         """Write the pool file; gives the facts, sorted by sample_id, with schema MEASURED and `pool_file` null."""
@@ -77,7 +77,7 @@ def require_facts(missing: Sequence[str], num_rows: int) -> None:
 
 
 def fact_of_download(download: Download) -> Fact:
-    """What a finished download adds to the fact of its row."""
+    """The fields that a finished download adds to the fact of its row."""
     return {
         "outcome": download.outcome.value,
         "detail": download.detail or None,

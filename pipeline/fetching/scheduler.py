@@ -231,9 +231,9 @@ class Scheduler:
                 files = host.site_files[target.origin] = SiteFiles(site, consent, [visit])
                 visit, first = files.first(), True
             else:
-                said = rules.statements(target.path, consent)
-                visit.hear(said)
-                if refusal := consent.refusal(said):
+                statements = rules.statements(target.path, consent)
+                visit.hear(statements)
+                if refusal := consent.refusal(statements):
                     self._finish(visit.row, visit.end(*refusal))
                     return
         if not host.in_turns:
@@ -395,7 +395,7 @@ class Scheduler:
 
 
 def _report(job: _Job, answer: Answer | None) -> HostReport:
-    """What the gate must hear of a request that has ended."""
+    """The report to the gate on a request that has ended."""
     if answer is None:
         return HostReport(job.host, job.lease, "unused")
     result = host_result(answer, job.visit)

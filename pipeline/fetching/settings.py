@@ -85,7 +85,7 @@ class HostOverride(HostLimits):
 
 
 class HostProfile(HostLimits):
-    """What the operator of well-known hosts asks of programs, and where that stands.
+    """The requests of an operator of well-known hosts to programs, and where they stand.
 
     Where an operator states nothing, the limits are careful guesses of ours. Unlike an entry of `hosts`, a profile does
     not put a Crawl-delay aside.
@@ -187,7 +187,7 @@ class NetworkSettings(Settings):
 
     @property
     def consent(self) -> Consent:
-        """What counts as the refusal of an owner."""
+        """The rules of what counts as the refusal of an owner."""
         directives, signals = (tuple(sorted({*names})) for names in (self.x_robots_directives, self.consent_signals))
         return Consent(self.agent_token, self.robots_txt, directives, signals)
 
@@ -245,7 +245,7 @@ class FetchSettings(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What a release states: everything that changes a stored byte, and whose refusal counts.
+        """The settings that a release states: everything that changes a stored byte, and whose refusal counts.
 
         The engine is left out. Both engines give the bytes of a download to the same measurement, so a picture that
         either one got has the same stored bytes and the same facts about them. Which rows fail, and what is known of

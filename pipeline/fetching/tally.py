@@ -27,7 +27,7 @@ _SOUND = frozenset(
 
 
 class Given(TypedDict):
-    """What a host gave while one gate watched it."""
+    """The yield of a host while one gate watched it."""
 
     session: str  # of the gate: figures of one session replace each other, those of two add up
     answers: int
@@ -108,7 +108,7 @@ class Board:
             return self._stopping
 
     def progress(self) -> Tally:
-        """What all parts have done so far."""
+        """Sum what all parts have done so far."""
         with self._board_lock:
             total = Tally()
             total.update([self._of_ended, *self._of_part.values()])

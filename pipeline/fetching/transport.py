@@ -48,7 +48,7 @@ Done = Callable[[Answer | BaseException | None], object]
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """What to ask for, its limits, and what has come so far."""
+    """A request: its target, its limits, and what has come so far."""
 
     target: Target
     method: str
@@ -130,7 +130,7 @@ class Request:
 
     @property
     def refusal(self) -> Answer | None:
-        """What a status of 400 or more says, even where its headers break off."""
+        """The answer where a status is 400 or more, even where its headers break off."""
         return self._of_head() if self.status >= 400 else None
 
     def cut_off(self) -> Answer:
@@ -291,13 +291,13 @@ class Transport:
         handle = self._free.pop() if self._free else self._new_handle()
         self._under_way[handle] = request
         target, address = request.target, request.addresses[0]
-        place = f"[{address}]" if ":" in address else address
+        host = f"[{address}]" if ":" in address else address
         headers = ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"]
         if target.authorization:
             headers.append(f"Authorization: {target.authorization}")
         handle.setopt(pycurl.URL, f"{target.origin}/")
         handle.setopt(pycurl.REQUEST_TARGET, target.path)
-        handle.setopt(pycurl.CONNECT_TO, [f"::{place}:{target.port}"])
+        handle.setopt(pycurl.CONNECT_TO, [f"::{host}:{target.port}"])
         handle.setopt(pycurl.NOBODY if request.method == "HEAD" else pycurl.HTTPGET, 1)
         handle.setopt(pycurl.HTTPHEADER, headers)
         request.begun, request.num_sent = time.monotonic(), 0

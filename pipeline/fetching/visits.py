@@ -98,10 +98,10 @@ class Visit:
             self.said,
         )
 
-    def hear(self, said: Said) -> None:
+    def hear(self, heard: Said) -> None:
         """Note statements about use, also those of earlier steps of the way."""
-        for place, words in said.items():
-            self.said[place] = sorted({*self.said.get(place, ()), *words})
+        for signal, words in heard.items():
+            self.said[signal] = sorted({*self.said.get(signal, ()), *words})
 
     def give_up(self, detail: str) -> Download:
         """The host is not asked any more: its last failure where there was one, else host_unavailable."""
@@ -131,7 +131,7 @@ class SiteFiles:
         return self._visit()
 
     def take(self, visit: Visit, download: Download) -> Visit | RobotsRules | tuple[Outcome, str]:
-        """What follows from a file: the visit of the next one, the rules of the site, or how the rows that wait end.
+        """Act on a file: the visit of the next one, the rules of the site, or how the rows that wait end.
 
         A tdmrep.json that does not come says nothing, whatever the reason. A licence that robots.txt names and that
         cannot be read for now allows nothing for now.
@@ -147,8 +147,8 @@ class SiteFiles:
         elif visit.start == replace(self.site, path=TDMREP_PATH):
             self.rules = replace(self.rules, tdm=parse_tdmrep(download.body) if came else ())
         elif came:
-            said = parse_rsl(download.body, self.site)
-            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, said))
+            rules = parse_rsl(download.body, self.site)
+            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, rules))
         elif download.outcome.passing:
             return Outcome.HOST_UNAVAILABLE, f"{LICENCE_FAILED}{download.outcome.value} {download.detail}".strip()
         return self._visit() if self._left else self.rules
@@ -176,7 +176,7 @@ class AskAgain:
 def next_step(
     visit: Visit, answer: Answer, settings: NetworkSettings, jitter: Callable[[], float] = random.random
 ) -> Download | AskAgain:
-    """What to do after an answer; notes the answer in `visit`."""
+    """Decide what to do after an answer; notes the answer in `visit`."""
     visit.last_answer = answer
     visit.active_seconds += answer.seconds
     if answer.said is not None:
@@ -194,7 +194,7 @@ def next_step(
 
 
 def host_result(answer: Answer, visit: Visit) -> Result:
-    """What this answer tells the gate about its host. A store answers 403 for a robots.txt that is not there."""
+    """The result of an answer for the gate of its host. A store answers 403 for a robots.txt that is not there."""
     if not answer.was_sent and answer.outcome is Outcome.REFUSED_TARGET:
         return "unused"
     if answer.outcome in _UNREACHABLE:

@@ -44,5 +44,5 @@ def parse_number(option: str, text: str) -> float:
 
 
 def split_items(parts: Iterable[str] | None) -> list[str]:
-    """What stands between commas, in all parts of an option that may be given again."""
+    """Split at commas all parts of an option that may be given again."""
     return [item.strip() for part in parts or () for item in part.split(",") if item.strip()]

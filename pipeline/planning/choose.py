@@ -172,7 +172,7 @@ def _trade_off(scorer: Scorer, points: Array, box: Box) -> TradeOff | None:
 def _binding(
     law: Law, box: Box, best: Array, losses: dict[str, tuple[float, float, float]], allowed: dict[str, float]
 ) -> tuple[str, ...]:
-    """What holds the optimum where it is, in words."""
+    """Name what holds the optimum where it is."""
     lines, absent = [], []
     for k, domain in enumerate(law.domains):
         if best[k] >= box.high[k] - _EDGE and box.reasons[k]:

@@ -183,7 +183,7 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
 
 
 def _drawn(law: Law) -> dict[str, Any]:
-    """What plots show of a law: its runs and, for up to three domains, its losses on a grid, with intervals."""
+    """The plotted part of a law: its runs and, for up to three domains, its losses on a grid, with intervals."""
     num_domains = len(law.domains)
     grid = np.zeros((0, num_domains)) if law.runs.groups else shares_grid(num_domains)
     predicted = law.predict(grid) if len(grid) else {}

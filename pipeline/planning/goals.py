@@ -35,7 +35,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Goal:
-    """What to minimise and what to keep."""
+    """A goal: the loss to minimise, and the constraints to keep."""
 
     weights: dict[str, float]  # loss -> weight, all > 0
     constraints: tuple[Constraint, ...] = ()
@@ -133,5 +133,5 @@ class Scorer:
 
 
 def most_allowed(constraint: Constraint, least: Array) -> Array:
-    """What a constraint allows when the least possible loss is `least`."""
+    """The highest loss that a constraint allows when the least possible loss is `least`."""
     return least + constraint.limit * np.abs(least) if constraint.relative else np.full_like(least, constraint.limit)

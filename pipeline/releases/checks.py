@@ -41,7 +41,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was looked at in a release without a fault."""
+    """The amounts looked at in a release without a fault."""
 
     num_files: int
     num_shards: int
@@ -97,7 +97,7 @@ def _wrong_counts(release: Release, num_by_shard: dict[tuple[str, str], dict[str
     for split in release.splits:
         shards = record["splits"][split]["shards"]
         in_shards = sum(shard["num_samples"] for shard in shards)
-        in_table = sum(sum(counts.values()) for (own, _), counts in num_by_shard.items() if own == split)
+        in_table = sum(sum(counts.values()) for (of_split, _), counts in num_by_shard.items() if of_split == split)
         if not record["splits"][split]["num_samples"] == in_shards == in_table:
             yield (
                 f"split {split}: the record says {record['splits'][split]['num_samples']:,} samples, its shards "

@@ -81,8 +81,8 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
         kinds = sql.sql(_KINDS).to_arrow_table().to_pylist()
         domains = sql.sql(_COUNTS).to_arrow_table().to_pylist()
         moved = sql.execute(_MOVED).fetchall()[0][0]
-    own, other = (_shards(release) for release in (before, after))
-    shared = [name for name, entry in other.items() if entry["sha256"] in {e["sha256"] for e in own.values()}]
+    earlier, other = (_shards(release) for release in (before, after))
+    shared = [name for name, entry in other.items() if entry["sha256"] in {e["sha256"] for e in earlier.values()}]
     return {
         "before": before.name,
         "after": after.name,
@@ -90,7 +90,7 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
         "texts": kinds,
         "moved_between_splits": moved,
         "shards": {
-            "before": len(own),
+            "before": len(earlier),
             "after": len(other),
             "shared": len(shared),
             "shared_bytes": sum(other[name]["num_bytes"] for name in shared),
@@ -105,7 +105,7 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
 
 
 def _chosen(release: Release) -> dict[str, Any]:
-    """What the mixture file of a build chose; it is no part of the recipe."""
+    """The choice in the mixture file of a build; it is no part of the recipe."""
     law = read_json(release, "mixture.json").get("law") or {}
     limits = law.get("limits") or {}
     return {"ratio": law["ratio"], "num_samples": limits.get("num_samples")} if law else {}
@@ -118,16 +118,16 @@ def _shards(release: Release) -> dict[str, Mapping[str, Any]]:
 
 def _by_name(value: Any) -> Any:
     """A list of named sections (sources, evaluation sets), or of sections, as a mapping: changes show one by one."""
-    if not isinstance(value, list) or not value or not all(isinstance(each, dict) for each in value):
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return value
-    names = [str(each.get("name", number)) for number, each in enumerate(value)]
+    names = [str(item.get("name", number)) for number, item in enumerate(value)]
     return dict(zip(names, value, strict=True)) if len(set(names)) == len(names) else value
 
 
-def _changes(place: str, before: Any, after: Any) -> Iterator[dict[str, Any]]:
+def _changes(path: str, before: Any, after: Any) -> Iterator[dict[str, Any]]:
     before, after = _by_name(before), _by_name(after)
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted({*before, *after}):
-            yield from _changes(f"{place}.{name}" if place else name, before.get(name), after.get(name))
+            yield from _changes(f"{path}.{name}" if path else name, before.get(name), after.get(name))
     elif before != after:
-        yield {"setting": place, "before": before, "after": after}
+        yield {"setting": path, "before": before, "after": after}

@@ -44,7 +44,7 @@ _COLUMNS = "sample_id, copy, image_id, stored_sha256, url, domain, source, split
 
 @dataclass(frozen=True)
 class Known:
-    """What entries name in releases and in the catalogue of their work folder.
+    """The images that entries name in releases and in the catalogue of their work folder.
 
     Rows have by and key of the entry, sample_id, and what is known of the image: `_IMAGE`.
     """
@@ -90,7 +90,7 @@ def images_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release], entries: Sequence[Entry]) -> Known:
-    """What entries name in a release, in others, and in the catalogue.
+    """Find the images that entries name in a release, in others, and in the catalogue.
 
     Of rows whose fetch failed so far only address, owner and id are known. Stand-ins are those of the build that made
     the release, and of the last build.
@@ -144,12 +144,12 @@ def decisions_of(catalog: Catalog, content: str) -> Files:
 def _decided(catalog: Catalog, release: Release) -> Files:
     """The decisions that the release was made by, and those of the last build."""
     identities = catalog.ask("SELECT identity FROM stages WHERE fingerprint = ?", release.origin)
-    own = decisions_of(catalog, json.loads(identities[0][0])["decisions"][0]) if identities else Files()
+    at_build = decisions_of(catalog, json.loads(identities[0][0])["decisions"][0]) if identities else Files()
     last = files_in(catalog.workdir, catalog.parts_of(catalog.find_current("select") or ""), "decisions")
-    decided = own if own.paths == last.paths else own + last
+    decided = at_build if at_build.paths == last.paths else at_build + last
     with contextlib.suppress(IntegrityError):
         bring_missing(decided.paths)
-    if not (own or (last and not identities)) or not all(Path(path).is_file() for path in decided.paths):
+    if not (at_build or (last and not identities)) or not all(Path(path).is_file() for path in decided.paths):
         raise ConfigError(
             f"{release.path}: {catalog.workdir} does not hold the decisions that it was made by, so near copies of "
             f"what is named cannot be found; nothing was written. `plantmix verify {catalog.workdir}` says what is "
@@ -186,8 +186,8 @@ def _copies_in(release: Release, pictures: Sequence[Picture]) -> dict[str, Pictu
     columns = ("stored_sha256", "image_id", "phash", "middle_hash")
     for rows in release.iter_samples(columns) if pictures else ():
         found = find_copies(pictures, rows)
-        for place in (found >= 0).nonzero()[0].tolist():
-            copies.setdefault(rows["stored_sha256"][place].as_py(), pictures[found[place]])
+        for row in (found >= 0).nonzero()[0].tolist():
+            copies.setdefault(rows["stored_sha256"][row].as_py(), pictures[found[row]])
     return copies
 
 

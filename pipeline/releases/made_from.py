@@ -34,7 +34,7 @@ def list_made_from(workdir: str, holding: Sequence[Release], ids: Sequence[str])
             continue
         folder = storage.join(workdir, path[len(top) + 1 :])
         run = json_object(read_if_there(storage.join(folder, "run.json")))
-        if on := [names[each] for each in fingerprints_of_run(run) if each in names]:
+        if on := [names[fingerprint] for fingerprint in fingerprints_of_run(run) if fingerprint in names]:
             found.append((folder, f"trained on {', '.join(on)}"))
         table = storage.join(folder, "names.parquet")
         if "features" in json_object(read_if_there(storage.join(folder, "index.json"))) and (

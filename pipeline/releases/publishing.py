@@ -66,7 +66,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be published, where, and who could see it."""
+    """A plan to publish: the files, the target, and who could see them."""
 
     release: Release
     target: str
@@ -88,8 +88,8 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Bytes of the release's files and of those beside it, without release.json."""
-        own = sum(int(entry["num_bytes"]) for entry in self.release.record["files"].values())
-        return own + sum(len(content) for content in self.more.values())
+        packed = sum(int(entry["num_bytes"]) for entry in self.release.record["files"].values())
+        return packed + sum(len(content) for content in self.more.values())
 
     @property
     def not_public(self) -> tuple[LicenceCount, ...]:
@@ -98,7 +98,7 @@ class Plan:
 
 
 def plan_publishing(release: Release, target: str, *, public: bool, authors: Sequence[str]) -> Plan:
-    """What publishing would do; sends nothing and asks nobody. Checks all of the release but its shards.
+    """Plan a publication; sends nothing and asks nobody. Checks all of the release but its shards.
 
     Raises: ConfigError for a target that cannot be, for a release that is not whole, and for `public` where a licence
         does not allow it.
@@ -163,8 +163,8 @@ def conflicts_of(release: Release, *, needed: bool) -> tuple[Conflict, ...]:
         view_parquet(sql, "own", [samples_path(release)], "copy = 0")
         if newest.fingerprint != release.fingerprint:
             view_parquet(sql, "newest", [samples_path(newest)], "copy = 0")
-            own = {sample_id for (sample_id,) in sql.sql("SELECT sample_id FROM own").fetchall()}
-            rows += [(*row, len(own.intersection(ids))) for row, ids in _conflicts_in(newest)]
+            here = {sample_id for (sample_id,) in sql.sql("SELECT sample_id FROM own").fetchall()}
+            rows += [(*row, len(here.intersection(ids))) for row, ids in _conflicts_in(newest)]
             rows += sql.execute(
                 f"SELECT coalesce(o.licence_id, '{UNKNOWN}'), coalesce(n.licence_id, '{UNKNOWN}'), ?, count(*) "
                 "FROM own o JOIN newest n USING (image_id) GROUP BY ALL ORDER BY ALL",
@@ -265,11 +265,11 @@ def _check_folder(release: Release, target: str, public: bool) -> None:
     if public:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
     storage.filesystem(target)
-    parent, beside = (place.rstrip("/").rpartition("/")[0] for place in (_absolute(target), _absolute(release.path)))
+    parent, beside = (path.rstrip("/").rpartition("/")[0] for path in (_absolute(target), _absolute(release.path)))
     if parent == beside:
         raise ConfigError(f"{target}: lies among the releases of {beside}; choose a place outside of it")
     refuse_within(parent)
 
 
-def _absolute(place: str) -> str:
-    return place if storage.is_remote(place) else str(Path(place).resolve())
+def _absolute(path: str) -> str:
+    return path if storage.is_remote(path) else str(Path(path).resolve())

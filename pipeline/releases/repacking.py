@@ -45,14 +45,14 @@ def repack(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
     damaged_releases = {path.split("/")[1] for path in damaged if path.startswith("releases/")}
     for name, fingerprint in catalog.ask(_RELEASES):  # oldest first: a takedown cuts the version before it
         parts = catalog.parts_of(fingerprint)
-        own = {file.path for part in parts for file in part.files if part.step in ("write", "record")}
-        if not (own & damaged or name in damaged_releases):
+        written = {file.path for part in parts for file in part.files if part.step in ("write", "record")}
+        if not (written & damaged or name in damaged_releases):
             continue
         try:
             if parts:
                 placed = _place_again(catalog, name, parts, damaged)
                 yield from (f"{path}: made again, as recorded" for path in sorted(placed))
-                if any(path in own or path.startswith(f"releases/{name}/") for path in damaged - placed):
+                if any(path in written or path.startswith(f"releases/{name}/") for path in damaged - placed):
                     yield from _pack_again(catalog, fingerprint, parts, damaged - placed)
             else:
                 yield from _cut_again(catalog, name, fingerprint)
@@ -180,7 +180,7 @@ def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs
     """The inputs of a version of pack. Of its tables it needs only the decisions: the first step alone reads others."""
     try:
         values: dict[str, Any] = {
-            each.name: Files() if each.type == "Files" else identity[each.name] for each in fields(pack.PackInputs)
+            item.name: Files() if item.type == "Files" else identity[item.name] for item in fields(pack.PackInputs)
         }
         values["texts"] = TextSettings.of_record(identity["texts"])
         values["decisions"] = decisions_of(catalog, identity["decisions"][0])
@@ -224,8 +224,8 @@ def _cut_again(catalog: Catalog, name: str, fingerprint: str) -> Iterator[str]:
         gone = {image["sample_id"] for entry in last for image in entry["images"]}
         release = Release.open(storage.join(releases, f"{record['name']}-{origin}"))
         sealed = catalog.ask("SELECT record_sha256 FROM releases WHERE name = ?", release.name)
-        own = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
-        is_whole = sealed == [(own,)] and not any(release.wrong_hashes())
+        content = storage.hash_file(storage.join(release.path, RECORD_FILE)).sha256
+        is_whole = sealed == [(content,)] and not any(release.wrong_hashes())
         is_known = is_whole and fingerprint_without(release, last) == fingerprint
     except (ConfigError, IntegrityError, LookupError, TypeError):
         is_known = False

@@ -25,10 +25,10 @@ def report_of(release: Release) -> str:
     with open_sql() as sql:
         figures = collect(sql, samples_path(release), release.path, release.record)
     workdir = work_folder_of(release)
-    own: dict[str, Any] = {}
+    collected: dict[str, Any] = {}
     if workdir is not None and _is_current(release, workdir):
-        own = {"duplicates": collect_duplicates(workdir), "dropped": collect_dropped(workdir)}
-    return write_report(release.record, read_json(release, "mixture.json"), figures, **own)
+        collected = {"duplicates": collect_duplicates(workdir), "dropped": collect_dropped(workdir)}
+    return write_report(release.record, read_json(release, "mixture.json"), figures, **collected)
 
 
 def _is_current(release: Release, workdir: str) -> bool:

@@ -37,7 +37,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class TakenDown:
-    """What a takedown found and wrote."""
+    """The findings and the writings of a takedown."""
 
     cut: Cut  # of the given release
     others: Sequence[Cut]  # other releases of the work folder
@@ -75,16 +75,16 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
             reason = entries[0].reason
             images = [Entry("id", image, reason) for image in sorted({row["image_id"] or "" for row in rows} - {""})]
             add_entries(workdir, [*entries, *images], known.pictures(reason))
-            holding = [each for each in beside if _holders([each], rows)]
+            holding = [other for other in beside if _holders([other], rows)]
             made_from = list_made_from(str(release.workdir), holding, sorted({row["sample_id"] for row in rows}))
         cut_others = [_write(cut, entries, catalog) for cut in cuts[:-1] if cut.found.asked]
-        own = _write(cuts[-1], entries, catalog) if cuts[-1].found.asked else cuts[-1]
-        if isinstance(own.error, ConfigError) and list_path:
-            raise ConfigError(f"{own.error}; later builds leave them out all the same: {list_path}")
-        if own.error:
-            raise own.error
-        held = _holders([*beside, *(cut.new for cut in (*cut_others, own) if cut.new)], rows)
-    return TakenDown(own, [*cut_others, *(damaged if workdir else ())], known, list_path, held, made_from)
+        cut = _write(cuts[-1], entries, catalog) if cuts[-1].found.asked else cuts[-1]
+        if isinstance(cut.error, ConfigError) and list_path:
+            raise ConfigError(f"{cut.error}; later builds leave them out all the same: {list_path}")
+        if cut.error:
+            raise cut.error
+        held = _holders([*beside, *(cut.new for cut in (*cut_others, cut) if cut.new)], rows)
+    return TakenDown(cut, [*cut_others, *(damaged if workdir else ())], known, list_path, held, made_from)
 
 
 def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
@@ -102,7 +102,7 @@ def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
 
 
 def _left_out(release: Release, beside: Sequence[Release]) -> list[Entry]:
-    """What versions of a release left out."""
+    """The entries that versions of a release left out."""
     return [
         Entry("id", image["image_id"], entry["reason"])
         for version in beside
@@ -139,8 +139,8 @@ def require_none_taken_down(release: Release) -> Release:
     Raises: ConfigError when it holds images that the takedown list of its work folder names, or copies of them, and
         when that list is lost.
     """
-    if (workdir := work_folder_of(release)) and (said := taken_down_since(release, workdir)):
-        raise ConfigError(said)
+    if (workdir := work_folder_of(release)) and (warning := taken_down_since(release, workdir)):
+        raise ConfigError(warning)
     return release
 
 
@@ -151,7 +151,7 @@ def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str
 
 
 def _takedowns(release: Release, in_release: Found, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """What the record says: by reason what was taken down before, then what is asked for now."""
+    """The takedowns of a record: by reason what was taken down before, then what is asked for now."""
     earlier: dict[str, list[Any]] = {}
     for row in in_release.rows:
         if row["stored_sha256"] in in_release.before:

@@ -153,7 +153,7 @@ def _new_record(release: Release, gone: Sequence[Row], takedowns: Sequence[Row],
         ids = {row["sample_id"] for row in gone}
         duplicates["largest"] = [group for group in duplicates["largest"] if group["sample_id"] not in ids]
         for row in duplicates.get("conflicts", ()):
-            row["sample_ids"] = [each for each in row["sample_ids"] if each not in ids]
+            row["sample_ids"] = [sample_id for sample_id in row["sample_ids"] if sample_id not in ids]
     record["takedowns"] = [*record.get("takedowns", []), *takedowns]
     return record
 
@@ -163,12 +163,12 @@ def _new_mixture(release: Release, gone: Sequence[Row]) -> dict[str, Any]:
     mixture: dict[str, Any] = read_json(release, "mixture.json")
     mixture["num_samples"] -= len(list(_of(gone, split="train")))
     for quota in mixture["domains"]:
-        own = list(_of(gone, split="train", domain=quota["domain"]))
+        of_domain = list(_of(gone, split="train", domain=quota["domain"]))
         quota["num_heldout"] -= len(list(_of(gone, split="heldout", domain=quota["domain"])))
-        _shrink(quota, own, mixture["num_samples"])
+        _shrink(quota, of_domain, mixture["num_samples"])
         quota["num_epochs"] = round(quota["num_drawn"] / max(quota["num_available"], 1), 6)
         for source in quota.get("sources", ()):
-            _shrink(source, list(_of(own, source=source["source"])), quota["num_drawn"])
+            _shrink(source, list(_of(of_domain, source=source["source"])), quota["num_drawn"])
     return mixture
 
 

@@ -181,7 +181,7 @@ class KindScorer:
 
     def check(self) -> None:
         """Raises: ConfigError when the model or an example cannot be used, or `of` names no kind."""
-        where, folders = "score.plugins.options", [isinstance(each, str) for each in self._kinds.values()]
+        where, folders = "score.plugins.options", [isinstance(value, str) for value in self._kinds.values()]
         if not self._of or set(self._of) - set(self._kinds):
             raise ConfigError(f"{where}.of: {self._of}: name one or more of: {', '.join(sorted(self._kinds))}")
         if len(folders) < 2 or len(set(folders)) > 1:

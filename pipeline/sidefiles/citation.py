@@ -18,7 +18,7 @@ from manifests.contract.reader import rows_of
 
 
 def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What a release says must be cited: `source`, `doi` and `citation` of each source that has them."""
+    """The citations that a release asks for: `source`, `doi` and `citation` of each source that has them."""
     citations = []
     for source in record["recipe"].get("sources", []):
         cites = source.get("cites") or {}

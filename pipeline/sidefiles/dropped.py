@@ -100,7 +100,7 @@ def _scores(sql: Any, pool: PoolReader) -> list[dict[str, Any]]:
 
 
 def _given(sql: Any) -> list[dict[str, Any]]:
-    """What each host gave in all sessions that downloaded into this folder, the most answers first."""
+    """The yield of each host in all sessions that downloaded into this folder, the most answers first."""
     sessions: dict[tuple[str, str], Given] = {}
     for (notes,) in sql.execute("SELECT notes FROM parts WHERE stage = 'fetch' AND step = 'download'").fetchall():
         for host, figures in json.loads(notes).get("hosts", {}).items():

@@ -56,7 +56,7 @@ def _domains(mixture: Values) -> list[str]:
 
 
 def cautions_of(mixture: Values) -> list[str]:
-    """What the plots say at their top: each warning once, the gravest first."""
+    """The cautions at the top of the plots: each warning once, the gravest first."""
     return sorted(dict.fromkeys(mixture.get("warnings") or ()), key=lambda line: not line.startswith("DO NOT TRUST"))
 
 
@@ -146,7 +146,7 @@ def _draw_trade_off(mixture: Values, axis: Any) -> None:
     axis.plot(*places.T, "-o", color=SERIES[2], markersize=3, linewidth=1.8, label="best that can be had", zorder=2)
     steps = np.linalg.norm(np.diff(places / (np.ptp(places, axis=0) + 1e-12), axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(steps)])  # as the eye follows it, not by the number of points
-    for at in {int(np.abs(along - place).argmin()) for place in np.linspace(0, along[-1], _NAMED_MARKS)}:
+    for at in {int(np.abs(along - wanted).argmin()) for wanted in np.linspace(0, along[-1], _NAMED_MARKS)}:
         axis.annotate(f"{points[at]['ratio'][first]:.0%} {_cut(first)}" if first in points[at]["ratio"] else "",
                       places[at], xytext=(5, 4), textcoords="offset points", fontsize=7.5, color=SOFT)  # fmt: skip
     if one in mixture["predicted"] and two in mixture["predicted"]:

@@ -25,8 +25,8 @@ def near_thresholds(sql: Any) -> list[dict[str, Any]]:
     rules = [{name: value for name, value in rule.items() if value is not None} for rule in recorded]
     entries = []
     for (scorer,) in sql.execute("SELECT DISTINCT scorer FROM scores ORDER BY 1").fetchall():
-        own = [rule for rule in rules if rule.get("scorer", "clip") == scorer]
-        entries += [_entry(sql, scorer, rule) for rule in own or [{}]]
+        of_scorer = [rule for rule in rules if rule.get("scorer", "clip") == scorer]
+        entries += [_entry(sql, scorer, rule) for rule in of_scorer or [{}]]
     return entries
 
 

@@ -91,7 +91,7 @@ def write_attribution_page(record: Values, figures: Values) -> str:
 
 
 def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any]:
-    """What card and report both show."""
+    """The entries that card and report both show."""
     counts = record["counts"]["stages"]
     images = {row["domain"]: row["images"] for row in figures["domains"] if row["split"] == "train"}
     return {
@@ -141,8 +141,8 @@ def _taxa(ranks: Values) -> dict[str, Any]:
         tiles.append(
             {
                 "name": name, "images": num, "tile": tile, "colour": f"var(--series-{at % len(SERIES)})",
-                "inner": [{"name": own, "images": n, "tile": part}
-                          for (own, n), part in zip(inner, parts, strict=True)],
+                "inner": [{"name": inner_name, "images": n, "tile": part}
+                          for (inner_name, n), part in zip(inner, parts, strict=True)],
             }
         )  # fmt: skip
     totals = [max(1, sum(counts.values())) for counts in (images, samples)]

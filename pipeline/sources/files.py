@@ -78,7 +78,7 @@ def reading(what: str, path: str, kind: str = "") -> Iterator[None]:
 
 
 def where_it_looked(path: str) -> str:
-    """What may be wrong with a path that is not there: how it is written, or where it was looked for."""
+    """Explain a path that is not there: how it is written, or where it was looked for."""
     if "\\" in path:
         return f" (it is written as Windows writes paths; write {path.replace(chr(92), '/')} as this machine names it)"
     if storage.is_remote(path) or Path(path).is_absolute():
@@ -87,7 +87,7 @@ def where_it_looked(path: str) -> str:
 
 
 def kind_of_place(path: str) -> str | None:
-    """What a path holds, in the words of the config: folder, webdataset, dwca, table; None where it is not clear."""
+    """The kind of a path in the words of the config: folder, webdataset, dwca, table; None where it is not clear."""
     fs, inner = storage.filesystem(path)
     if not fs.exists(inner):
         return None
@@ -294,7 +294,7 @@ def split_locator(locator: str) -> tuple[str, int, int]:
 
 
 def address_of(locator: str, sha256: str) -> str:
-    """What names a picture that was read, as a URL names a download: its locator, and the content of its file."""
+    """The address of a picture that was read, as a download has a URL: its locator, and the content of its file."""
     return f"{locator}#{sha256}"
 
 

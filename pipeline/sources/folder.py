@@ -203,8 +203,8 @@ class FolderReader(Reader[FolderSettings]):
         if listing.form != "folder" or not listing.ends(*PICTURE_SUFFIXES):
             return None
         for name in (name for name in listing.names if "/" not in name and TABLE_NAME.search(name.lower())):
-            if place := guess_with_table(storage.join(listing.path, name), [listing.path]):
-                return place
+            if found := guess_with_table(storage.join(listing.path, name), [listing.path]):
+                return found
         return guess_without_table(listing)
 
     def _table(self) -> TableReader:
@@ -223,7 +223,7 @@ class FolderReader(Reader[FolderSettings]):
         return {name: size for name, size in self._files_of_table().values() if name}
 
     def _files_of_table(self, num_batches: int | None = None) -> dict[str, tuple[str | None, int | str | None]]:
-        """What the table writes, and the file that is met. A store is listed, not asked for each of them."""
+        """Map the names in the table to the files that they meet. A store is listed, not asked for each of them."""
         table, find = self._table(), name_finder(self.path, is_listed=True)
         written = dict[str, None]()
         for raw in islice(table.batches(), num_batches):  # its first column is that of the files
@@ -238,16 +238,16 @@ class FolderReader(Reader[FolderSettings]):
             lost = malformed_rows(raw.malformed)
             locators: list[str] = []
             good: list[int] = []
-            for place, file in enumerate(raw.rows[columns.file].to_pylist()):
+            for index, file in enumerate(raw.rows[columns.file].to_pylist()):
                 name, size = find(file)
                 if isinstance(size, str):
-                    lost.append(Lost(int(raw.numbers[place]), "no_regular_file", f"{file} {size}", record_key=file))
+                    lost.append(Lost(int(raw.numbers[index]), "no_regular_file", f"{file} {size}", record_key=file))
                 elif name is None or size is None:
                     reason = "missing_file" if name or not file else "file_outside_folder"
-                    lost.append(Lost(int(raw.numbers[place]), reason, file, record_key=file))
+                    lost.append(Lost(int(raw.numbers[index]), reason, file, record_key=file))
                 else:
                     locators.append(make_locator(name, 0, size))
-                    good.append(place)
+                    good.append(index)
             rows = raw.rows.take(pa.array(good, pa.int64()))
             mapped = {"record_key": rows[columns.file]} | map_columns(rows, columns)
             mapped["locator"] = pa.array(locators, pa.string())
@@ -332,7 +332,7 @@ def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Ite
 def _files(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
     """The files of the folder but for those that are left out, as `walk_files` gives them."""
     left_out = [re.compile(glob_translate(pattern)) for pattern in settings.exclude or ()]
-    return (each for each in walk_files(settings.path) if not any(pattern.match(each[0]) for pattern in left_out))
+    return (entry for entry in walk_files(settings.path) if not any(pattern.match(entry[0]) for pattern in left_out))
 
 
 def _endings(settings: FolderSettings) -> tuple[str, ...]:

@@ -77,26 +77,26 @@ def guess_without_table(listing: Listing) -> Place:
     pictures, namings = listing.ends(*PICTURE_SUFFIXES), name_folders(listing.names)
     of_folder = [namings[name.rpartition("/")[0]] for name in pictures]
     more = " or more" if len(listing.names) == MAX_LISTED else ""
-    place = Place({"path": listing.path}, f"{len(pictures):,}{more} pictures in a folder (sure)")
-    place.states_licence = False
+    guess = Place({"path": listing.path}, f"{len(pictures):,}{more} pictures in a folder (sure)")
+    guess.states_licence = False
     names = {folder: PurePosixPath(folder).name for folder, naming in namings.items() if naming.endswith("_name")}
     if 2 * of_folder.count("text_file") >= len(pictures):
-        place.settings["captions"] = "text_file"
-        place.comments["captions"] = "sure: most of those looked at have a NAME.txt beside them"
+        guess.settings["captions"] = "text_file"
+        guess.comments["captions"] = "sure: most of those looked at have a NAME.txt beside them"
     elif names:
-        place.settings["captions"] = "folder_name"
-        place.comments["captions"] = f"likely: names of folders, as {', '.join(sorted(set(names.values()))[:3])}"
+        guess.settings["captions"] = "folder_name"
+        guess.comments["captions"] = f"likely: names of folders, as {', '.join(sorted(set(names.values()))[:3])}"
         if all(namings[folder] == "scientific_name" for folder in names):
-            place.settings["folder_name_is"] = "scientific_name"
-            place.comments["folder_name_is"] = "likely: they look like genus and species"
-            place.has_taxa = True
+            guess.settings["folder_name_is"] = "scientific_name"
+            guess.comments["folder_name_is"] = "likely: they look like genus and species"
+            guess.has_taxa = True
     else:
-        place.settings["captions"] = "none"
-        place.missing.append(
+        guess.settings["captions"] = "none"
+        guess.missing.append(
             f"captions of {listing.path}: no text file, no table and no telling folder names are there; "
             "add `defaults: {caption: ...}` or NAME.txt files"
         )
-    return place
+    return guess
 
 
 def guess_with_table(table: str, folders: Iterable[str]) -> Place | None:
@@ -119,18 +119,18 @@ def guess_with_table(table: str, folders: Iterable[str]) -> Place | None:
     inner = table.removeprefix(f"{folder.rstrip('/')}/") if is_remote else os.path.relpath(table, folder)
     settings = {"path": folder, "table": inner, "columns": {f: g.column for f, g in guesses.items()}}
     there = f"{len(met):,} of the first {len(files):,} files are there"
-    place = Place(settings, f"pictures in a folder, named by {inner} (sure: {words}, {there})", left_out=others)
-    describe_columns(place, guesses, table)
+    guess = Place(settings, f"pictures in a folder, named by {inner} (sure: {words}, {there})", left_out=others)
+    describe_columns(guess, guesses, table)
     if spelt := sum(is_respelt(file, name) for file, name in met):
-        place.comments["file"] += f"; {spelt:,} of the first {len(files):,} are met {SPELT}"
-    return place
+        guess.comments["file"] += f"; {spelt:,} of the first {len(files):,} are met {SPELT}"
+    return guess
 
 
 # ---- files that a table names
 
 
 def name_finder(folder: str, is_listed: bool = False) -> Callable[[str | None], tuple[str | None, int | str | None]]:
-    """What finds the file below a folder that a table names, and gives its name and what `_size_of` says.
+    """A function that finds the file below a folder that a table names, and gives its name and what `_size_of` says.
 
     A file is met as it is written, else with / for \\ and the other case of its ending, as Windows takes them.
     """

@@ -24,8 +24,8 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 GROUP = "plantmix.sources"
 BUILT_IN = tuple(
-    EntryPoint(name, f"pipeline.sources.{place}", GROUP)
-    for name, place in (
+    EntryPoint(name, f"pipeline.sources.{reader}", GROUP)
+    for name, reader in (
         ("table", "table:TableReader"),
         ("webdataset", "webdataset:WebdatasetReader"),
         ("folder", "folder:FolderReader"),
@@ -57,7 +57,7 @@ class FirstRows:
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies at a path that a user names. `names` are the files in a folder or a zip, else the path alone."""
+    """The content of a path that a user names. `names` are the files in a folder or a zip, else the path alone."""
 
     path: str
     form: Literal["file", "folder", "zip", "pattern"]
@@ -155,7 +155,7 @@ class Reader(ABC, Generic[SettingsT]):
         return []
 
     def remarks(self) -> list[str]:
-        """What a user should know of the files before a build, such as how many are not read, and the cure."""
+        """Remarks for a user on the files before a build, such as how many are not read, and the cure."""
         return []
 
     @property
@@ -188,7 +188,7 @@ class Reader(ABC, Generic[SettingsT]):
         return self.identity()
 
     def cites(self) -> dict[str, Any] | None:
-        """What a release must say of where the rows came from."""
+        """The statement of a release on where the rows came from."""
         return None
 
     def counts(self) -> dict[str, str] | None:
@@ -206,12 +206,12 @@ class Reader(ABC, Generic[SettingsT]):
         return None
 
     def doubts(self) -> list[str]:
-        """What in its first rows is likely a mistake of the settings, in words with the cure."""
+        """Name what in its first rows is likely a mistake of the settings, in words with the cure."""
         return []
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
-        """What lies at a path, as settings of this kind; None where it is of another kind.
+        """Guess settings of this kind for a path; None where it is of another kind.
 
         Raises: ConfigError, with the cure, for what is of this kind and cannot be read.
         """
@@ -224,11 +224,11 @@ class Reader(ABC, Generic[SettingsT]):
         return self.settings
 
     def waits_for(self) -> str | None:
-        """What is not there yet and `prepare` would bring, in words; a build brings it before the first stage."""
+        """Name what is not there yet and `prepare` would bring; a build brings it before the first stage."""
         return None
 
     def lacks(self, environment: Mapping[str, str]) -> str | None:
-        """What the user must still give before `prepare` can work."""
+        """Name what the user must still give before `prepare` can work."""
         return None
 
     @classmethod

@@ -32,7 +32,7 @@ _BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes longer tha
 
 
 def ask(source: Origin | Reader[Any], question: Callable[[], T]) -> T:
-    """What the driver wants to know of a source; asked again after a passing fault where it lies in a store.
+    """Ask a source what the driver wants to know; again after a passing fault where it lies in a store.
 
     Raises: RunError when the store stays away.
     """
@@ -105,8 +105,8 @@ def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:
     hashed = ask(origin, lambda: stamps.sha256_of_all(looked_at(origin, names)))
     by_place = dict(zip(hashed["place"].to_pylist(), hashed["sha256"].to_pylist(), strict=True))
     digest = hashlib.sha256()
-    for place in sorted(by_place):
-        digest.update(f"{place}\0{by_place[place]}\n".encode("utf-8", "surrogateescape"))
+    for address in sorted(by_place):
+        digest.update(f"{address}\0{by_place[address]}\n".encode("utf-8", "surrogateescape"))
     return [digest.hexdigest()]
 
 

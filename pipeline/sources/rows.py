@@ -217,10 +217,10 @@ def texts_of(value: str) -> list[str] | None:
     except (ValueError, RecursionError):
         return [value]
     items = held if isinstance(held, list) else [held]
-    if any(isinstance(each, dict | list) for each in items):
+    if any(isinstance(item, dict | list) for item in items):
         return None
-    texts = [each for each in items if isinstance(each, str) and each.strip()]
-    return texts if all(each is None or isinstance(each, str) for each in items) else [value]
+    texts = [item for item in items if isinstance(item, str) and item.strip()]
+    return texts if all(item is None or isinstance(item, str) for item in items) else [value]
 
 
 def first_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -49,7 +49,7 @@ else:
 class Origin(_WithKinds):
     """A named list of images that one of the kinds understands."""
 
-    place: ClassVar[str] = "sources"
+    section: ClassVar[str] = "sources"
     """How messages name the part of the config."""
 
     defaults: RowDefaults = RowDefaults()
@@ -78,11 +78,11 @@ class Origin(_WithKinds):
     @property
     def where(self) -> str:
         """How messages name it."""
-        return f"{self.place}.{self.name}"
+        return f"{self.section}.{self.name}"
 
     @property
     def reader(self) -> Reader[Any]:
-        """What reads it."""
+        """Its reader."""
         kind = KINDS[self.kind]
         return kind(self if kind.is_flat else getattr(self, self.kind), self.where)
 
@@ -97,7 +97,7 @@ class Origin(_WithKinds):
         return sample_ids(self.name, texts.cast(pa.binary()).to_pylist())
 
     def caption_tables(self) -> list[TableReader]:
-        """What reads each table of texts that is joined to it."""
+        """A reader for each table of texts that is joined to it."""
         captions: tuple[JoinedCaptions, ...] = getattr(self, "captions", ())
         return [entry.reader(f"{self.where}.captions[{number}]") for number, entry in enumerate(captions, 1)]
 
@@ -108,7 +108,7 @@ class Origin(_WithKinds):
         return self if settings is reader.settings else self.model_copy(update={self.kind: settings})
 
     def identity(self) -> dict[str, Any]:
-        """What its rows depend on besides the bytes it reads; holds no path of a machine."""
+        """The values that its rows depend on besides the bytes it reads; holds no path of a machine."""
         code = code_of(self.reader)
         return self._named(self.reader.identity()) | ({"code": code} if code else {})
 

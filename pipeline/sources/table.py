@@ -142,9 +142,9 @@ class TableReader(Reader[TableSettings]):
             return None
         if listing.form == "file" and is_list_of_addresses(listing.path):
             settings: dict[str, Any] = {"table": listing.path, "format": "urls", "columns": {"url": there[0]}}
-            place = describe_columns(Place(settings, "addresses, one a line (sure)"), {}, listing.path)
+            found = describe_columns(Place(settings, "addresses, one a line (sure)"), {}, listing.path)
             no_texts = f"captions of {listing.path}: a list of addresses has none; add `defaults: {{caption: TEXT}}`"
-            return replace(place, missing=[f"{no_texts}, or join a table of texts with `--captions`"])
+            return replace(found, missing=[f"{no_texts}, or join a table of texts with `--captions`"])
         guesses, words, others = guess_table(listing.path)
         if "file" in guesses:
             raise ConfigError(
@@ -153,8 +153,8 @@ class TableReader(Reader[TableSettings]):
             )
         columns = {field: guess.column for field, guess in guesses.items()}
         settings = {"table": listing.path, "columns": columns}
-        place = Place(settings, f"table of addresses (sure: {words})", left_out=others, could_keep=list(others))
-        return describe_columns(place, guesses, listing.path)
+        found = Place(settings, f"table of addresses (sure: {words})", left_out=others, could_keep=list(others))
+        return describe_columns(found, guesses, listing.path)
 
     def check(self) -> None:
         """Check that every file has the mapped columns; of one that is missing the nearest there is named."""
@@ -329,7 +329,7 @@ def first_values(path: str) -> tuple[str, dict[str, list[str]]]:
     columns = TableReader.of(_INIT, file, named).first_values(*named)
     some = (column[:_SAMPLED_ROWS] for column in columns)
     return file, {
-        name: [text for text in each if text and text.strip()] for name, each in zip(named, some, strict=True)
+        name: [text for text in texts if text and text.strip()] for name, texts in zip(named, some, strict=True)
     }
 
 

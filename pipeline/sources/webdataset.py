@@ -174,9 +174,9 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return StoredTars(shards.root, tuple(shards.names), self.settings.suffixes, tuple(sorted(texts)), self._key_of)
 
     def _key_of(self, tar: str, sample: Sample) -> str | None:
-        fields, place = self.settings.read_fields, f"{tar.removesuffix('.tar')}/{sample.key}"
+        fields, key = self.settings.read_fields, f"{tar.removesuffix('.tar')}/{sample.key}"
         if fields.record_key is None:
-            return place
+            return key
         with suppress(ValueError):
             return values_of(sample, [fields.record_key], {})[fields.record_key]
         return None
@@ -194,9 +194,9 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
             return []
         fields, shards, unseen = self.settings.read_fields, self._shards(), self.settings.own_names()
         num_tars: Counter[str] = Counter()  # by key
-        for place in {0, len(shards.names) // 2, len(shards.names) - 1}:
+        for index in {0, len(shards.names) // 2, len(shards.names) - 1}:
             with suppress(BrokenTarError):  # a build says what it loses
-                some = list(islice(_samples(shards.path(shards.names[place]), self.settings), _LOOKED_AT))
+                some = list(islice(_samples(shards.path(shards.names[index]), self.settings), _LOOKED_AT))
                 num_tars.update({sample.key for sample in some})
                 for sample in some:
                     with suppress(ValueError):
@@ -237,11 +237,11 @@ def _rows(
             yield Lost(-1, "broken_shard", side)
         try:
             for sample in (kept and kept(name)) or _samples(shard, settings):
-                place = f"{stem}/{sample.key}"
-                row = _row(name, place, sample, settings, listed.pop(sample.key, {}), unseen)
+                record_key = f"{stem}/{sample.key}"
+                row = _row(name, record_key, sample, settings, listed.pop(sample.key, {}), unseen)
                 num_rows += not isinstance(row, Lost)
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
-                yield Lost(-1, "malformed_row", f"{place}: {unlisted}", place) if lacks_columns else row
+                yield Lost(-1, "malformed_row", f"{record_key}: {unlisted}", record_key) if lacks_columns else row
         except BrokenTarError as error:
             yield Lost(-1, "broken_shard", f"{name}: {error}")
         for key, row in listed.items():
@@ -259,25 +259,25 @@ def _cure(unseen: set[str], shards: Shards) -> str:
 
 
 def _row(
-    shard: str, place: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any], unseen: set[str]
+    shard: str, record_key: str, sample: Sample, settings: WebdatasetSettings, listed: dict[str, Any], unseen: set[str]
 ) -> dict[str, str | None] | Lost:
     """One sample as a row, or the reason why it is none."""
     ending = sample.picture(settings.suffixes)
     if ending is None:
         faults = [f"{extension}, which {fault}" for extension, fault in sample.faults.items()]
         there = ", ".join(sorted([*sample.texts, *sample.pictures, *faults])) or "no member that is read"
-        return Lost(-1, "no_image", f"{place} has {there}", place)
+        return Lost(-1, "no_image", f"{record_key} has {there}", record_key)
     fields = settings.read_fields
     try:
         values = values_of(sample, [*fields.names(), *_OF_EXIF.values()], listed, unseen)
     except ValueError as error:
-        return Lost(-1, "malformed_row", f"{place}: {error}", place)
+        return Lost(-1, "malformed_row", f"{record_key}: {error}", record_key)
     row = {name: values[mapped] for name in (*PLAIN_COLUMNS, "url") if (mapped := getattr(fields, name)) is not None}
     for name, field in _OF_EXIF.items():
         row[name] = row.get(name) or holder_in(tidy(values[field] or "")) or None
     row["locator"] = make_locator(shard, *sample.pictures[ending])
     row["group_id"] = values[fields.group] if fields.group else None
-    row["record_key"] = values[fields.record_key] if fields.record_key else place
+    row["record_key"] = values[fields.record_key] if fields.record_key else record_key
     names = [fields.caption] if isinstance(fields.caption, str) else fields.caption or []
     captions = [text for name in names if (text := values[name]) and text.strip()]
     captions = captions if len(captions) < 2 else [first_text(text) for text in captions]
@@ -306,29 +306,29 @@ def _guess(listing: Listing) -> Place:
             more_endings, more_keys = _first_samples(files.path(name))
             endings, keys = endings | more_endings, keys | more_keys
     columns = first_columns(files) or []
-    place = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
+    guess = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
     made = " with img2dataset's Parquet beside them" if {"key", "status", "url"} <= set(columns) else ""
-    place.words += f"{made} (sure: the first one was opened)"
-    fields = place.fields
+    guess.words += f"{made} (sure: the first one was opened)"
+    fields = guess.fields
     if "url" in keys:
         fields["url"] = "json.url"
     for caption in [name for name, there in (("txt", "txt" in endings), ("json.caption", "caption" in keys)) if there]:
         fields.setdefault("caption", caption)
     licence = _licence_field(keys, columns)
     if "caption" not in fields:
-        place.missing.append(f"captions of {path}: its samples have neither a .txt nor a json key `caption`")
+        guess.missing.append(f"captions of {path}: its samples have neither a .txt nor a json key `caption`")
     if licence:
         fields["licence"] = licence
-        place.comments["licence"] = "likely, from its name"
+        guess.comments["licence"] = "likely, from its name"
     if licence and "caption" in fields:
-        place.settings["fields"] = fields
-    place.states_licence = licence is not None
-    place.could_keep = ["__key__", *(f"json.{key}" for key in sorted(keys)), *(f"parquet.{name}" for name in columns)]
+        guess.settings["fields"] = fields
+    guess.states_licence = licence is not None
+    guess.could_keep = ["__key__", *(f"json.{key}" for key in sorted(keys)), *(f"parquet.{name}" for name in columns)]
     keyed = WebdatasetSettings(path=path, fields=ShardFields(extra=["__key__"]))
     if doubts := WebdatasetReader(keyed, path).doubts():
-        place.missing += [f"{path}: {doubt}" for doubt in doubts]
-        place.could_keep = [name for name in place.could_keep if name not in _NAMES_OF_SAMPLES]
-    return place
+        guess.missing += [f"{path}: {doubt}" for doubt in doubts]
+        guess.could_keep = [name for name in guess.could_keep if name not in _NAMES_OF_SAMPLES]
+    return guess
 
 
 def _first_samples(shard: str) -> tuple[set[str], set[str]]:

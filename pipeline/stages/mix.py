@@ -126,7 +126,7 @@ def _heldout(settings: MixSettings, domain: str, kept: Mapping[str, int]) -> dic
         )
     if domain not in settings.sources:
         return {"": num}
-    return apportion({source: own / max(there, 1) for source, own in kept.items()}, num) if num else {}
+    return apportion({source: num_kept / max(there, 1) for source, num_kept in kept.items()}, num) if num else {}
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _conclude(inputs: MixInputs, run: StageRun[None]) -> tuple[Funnel, dict[str,
 
 
 def describe_mixture(config: BuildConfig, quotas: Sequence[Quota], strata: Sequence[Stratum]) -> dict[str, Any]:
-    """What `mixture.json` of a release says: target and realised shares, pools, epochs, and the law if one was used."""
+    """Describe the mixture of a release: target and realised shares, pools, epochs, and the law if one was used."""
     law = config.mix.mixture
     rows = describe_quotas(quotas, strata)
     return {

@@ -60,7 +60,7 @@ class ScorerInputs:
     options: tuple[tuple[str, Named], ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """What the scores are kept under, for every later build."""
+        """The values under which the scores are kept, for every later build."""
         values: dict[str, Any] = {"scorer": self.name, "batch_size": self.batch_size}
         if self.model is not None and self.weights is not None:
             clip = {"model": self.model.content, "weights": self.weights.content, "precision": self.precision}
@@ -117,9 +117,9 @@ def measure(_: Inputs, run: Execution[str], rows: RowGroup, scorer: ScorerInputs
     scored = run.write("scored", table)
     if not hasattr(loaded, "boxes"):
         return PartResult((scored,))
-    places = table.drop_columns("score").take(pa.array([at for at, each in enumerate(boxes) for _ in each], pa.int64()))
+    places = table.drop_columns("score").take(pa.array([at for at, some in enumerate(boxes) for _ in some], pa.int64()))
     for number, side in enumerate(Box._fields):
-        places = places.append_column(side, pa.array([box[number] for each in boxes for box in each], pa.float32()))
+        places = places.append_column(side, pa.array([box[number] for some in boxes for box in some], pa.float32()))
     return PartResult((scored, run.write("boxes", places)))
 
 
@@ -223,7 +223,7 @@ def _invalid(number: int, rule: ScoreRule) -> str:
 
 
 def _marking(rules: Sequence[ScoreRule]) -> str:
-    """What is packed with a mark (MARKS): rows that fail a rule which does not drop them, and the boxes to blur."""
+    """Describe rows packed with a mark (MARKS): those that fail a rule, yet are not dropped, and the boxes to blur."""
     done = {"blur": "blurred", "flag": "flagged"}
     failing = [
         f"SELECT sample_id, '{rule.scorer}' AS scorer, '{rule.scorer}:{done[rule.action]}' AS mark, "
@@ -282,9 +282,9 @@ def _option(context: BuildContext, key: str, value: Any) -> Named:
 
 def _content_of(context: BuildContext, value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _content_of(context, each) for key, each in value.items()}
+        return {key: _content_of(context, inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_content_of(context, each) for each in value]
+        return [_content_of(context, inner) for inner in value]
     return named_file(context, value).content
 
 
@@ -307,14 +307,14 @@ def named_file(context: BuildContext, value: Any) -> Named:
                 f"score: {value} has more than {MOST_BELOW:,} files in its sub-folders, and each counts for the "
                 "scores; name the folder that holds what the scorer reads, and nothing else"
             )
-        own = sorted(hash_file(path) for path in storage.files_in(value))
-        if content := own + [f"{name}:{hash_file(storage.join(value, name))}" for name in sorted(below)]:
+        hashes = sorted(hash_file(path) for path in storage.files_in(value))
+        if content := hashes + [f"{name}:{hash_file(storage.join(value, name))}" for name in sorted(below)]:
             return Named(value, content)
     return Named(value, context.catalog.input_sha256(value) if fs.isfile(inner) else value)
 
 
 def _plan_measure(inputs: ScoreInputs, run: StageRun[str]) -> list[Part[dict[str, Any]]]:
-    """What no part has scored yet, by scorer, in the order in which it lies in the pool."""
+    """Plan parts for what none has scored yet, by scorer, in the order in which it lies in the pool."""
     parts: list[Part[dict[str, Any]]] = []
     if not inputs.scorers:
         return parts

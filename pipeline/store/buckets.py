@@ -64,7 +64,7 @@ def cut_buckets(num_rows: int, memory_gb: float) -> list[Bucket]:
 
 
 def spread(items: Iterable[tuple[Item, tuple[str, str] | None]], buckets: Sequence[Bucket]) -> list[list[Item]]:
-    """What each of the buckets of a table has to read, in the order given.
+    """Spread items over the buckets of a table that have to read them, in the order given.
 
     An item comes with the first and the last sample id in it, or with None where that is not known: then every bucket
     reads it.

@@ -26,7 +26,7 @@ class Files:
     sha256: tuple[str, ...] = ()
 
     def identity(self) -> list[str]:
-        """What a fingerprint sees."""
+        """The value for a fingerprint."""
         return list(self.content)
 
     def exact(self) -> Files:
@@ -59,7 +59,7 @@ class RowGroup:
     content: str
 
     def identity(self) -> str:
-        """What a fingerprint sees."""
+        """The value for a fingerprint."""
         return self.content
 
     def read(self) -> pa.Table:
@@ -75,7 +75,7 @@ class Named:
     content: Any
 
     def identity(self) -> Any:
-        """What a fingerprint sees."""
+        """The value for a fingerprint."""
         return self.content
 
 

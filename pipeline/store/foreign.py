@@ -80,9 +80,9 @@ def _check_sizes(file: Any, columns: Sequence[str]) -> None:
 
     DuckDB reads it: pyarrow 26 ends the process at the column of a footer whose parts contradict each other.
     """
-    place = file.seek(max(0, file.size() - 8))
+    position = file.seek(max(0, file.size() - 8))
     length = int.from_bytes(file.read(4), "little")
-    file.seek(max(4, place - length))
+    file.seek(max(4, position - length))
     descriptor = os.memfd_create("footer")
     try:
         os.write(descriptor, b"PAR1" + file.read())

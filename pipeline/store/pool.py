@@ -94,25 +94,25 @@ class PoolReader(AbstractContextManager["PoolReader"]):
         self.read_into(memoryview(content), pool_file, offset, sha256)
         return bytes(content)
 
-    def read_into(self, place: memoryview, pool_file: str, offset: int, sha256: str) -> None:
+    def read_into(self, buffer: memoryview, pool_file: str, offset: int, sha256: str) -> None:
         """Fill a view with the stored bytes of one picture.
 
         Raises: IntegrityError when the part is gone, is shorter than its record says or holds other bytes.
         """
         if storage.is_remote(self._folder):
-            picture = (pool_file, offset, len(place))
+            picture = (pool_file, offset, len(buffer))
             if picture not in self._ahead:
                 self._ahead |= self._from_store([picture])
             content = self._ahead[picture]
             num_read = len(content)
-            place[:num_read] = content
+            buffer[:num_read] = content
         else:
             stream = self._open.get(pool_file) or self._open_file(pool_file)
             stream.seek(offset)
-            num_read = stream.readinto(place)
-        if num_read != len(place):
-            raise IntegrityError(f"pool/{pool_file}: ends before byte {offset + len(place):,}; {self._advice}")
-        if hashlib.sha256(place).hexdigest() != sha256:
+            num_read = stream.readinto(buffer)
+        if num_read != len(buffer):
+            raise IntegrityError(f"pool/{pool_file}: ends before byte {offset + len(buffer):,}; {self._advice}")
+        if hashlib.sha256(buffer).hexdigest() != sha256:
             raise IntegrityError(f"pool/{pool_file}: not the picture stored at byte {offset:,}; {self._advice}")
 
     def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
@@ -142,14 +142,14 @@ class PoolReader(AbstractContextManager["PoolReader"]):
         contents: dict[Place, bytes] = {}
         runs: list[list[Place]] = []
         num_used = 0  # bytes of pictures in the last run
-        for place in places:
-            pool_file, offset, length = place
+        for address in places:
+            pool_file, offset, length = address
             start = runs[-1][0][1] if runs and runs[-1][0][0] == pool_file else None
             if start is not None and offset + length - start <= MOST_READ * (num_used + length):
-                runs[-1].append(place)
+                runs[-1].append(address)
                 num_used += length
             else:
-                runs.append([place])
+                runs.append([address])
                 num_used = length
         spans = [
             (storage.join(self._folder, run[0][0]), run[0][1], max(offset + length for _, offset, length in run))
@@ -159,9 +159,9 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             if content is None:
                 raise IntegrityError(f"pool/{run[0][0]}: a part of the pool is gone; {self._advice}")
             first = run[0][1]
-            for place in run:
-                _, offset, length = place
-                contents[place] = content[offset - first : offset - first + length]
+            for address in run:
+                _, offset, length = address
+                contents[address] = content[offset - first : offset - first + length]
         return contents
 
     def _open_file(self, pool_file: str) -> Any:

@@ -33,8 +33,8 @@ class ArchiveWriter:
 
     def add(self, name: str, content: bytes) -> int:
         """Append a member; gives the offset of its content. Raises as `room` does."""
-        offset, place = self.room(name, len(content))
-        place[:] = content
+        offset, room = self.room(name, len(content))
+        room[:] = content
         return offset
 
     def room(self, name: str, num_bytes: int) -> tuple[int, memoryview]:

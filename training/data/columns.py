@@ -97,7 +97,7 @@ class SampleColumns:
 
 
 class ShardColumns(SampleColumns):
-    """What is known of samples of shards that PlantMix did not build: domain, key, and the text that is read there."""
+    """The columns of samples in shards that PlantMix did not build: domain, key, and the text that is read there."""
 
     def __init__(self, pool: SamplePool, setting: str, cache: ShardCache | None = None) -> None:
         self._table, self._pool, self._setting, self._cache = pool.table, pool, setting, cache

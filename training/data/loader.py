@@ -51,7 +51,7 @@ class Corrupt(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a loader yields; `rows` are row numbers in the pool."""
+    """A batch as a loader yields it; `rows` are row numbers in the pool."""
 
     images: Tensor  # uint8 (B, 3, H, W); of a frozen tower float16 (B, 1 + M, W)
     tokens: Tensor  # int64 (B, context length); of a frozen tower float16 (B, 1 + M, W)
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
 
 class BatchDataset(Dataset[Any], ABC):
-    """What a sampler gives in, a batch out; an error of ours comes back as a value, with its class and message."""
+    """A sampler's rows in, a batch out; an error of ours comes back as a value, with its class and message."""
 
     def __getitems__(self, places: list[Any]) -> Any:
         try:
@@ -140,9 +140,9 @@ class SampleDataset(BatchDataset):
     def _substitute(self, row: int) -> int:
         """The next row among those that are drawn together with this one."""
         for part in self.strata:
-            place = int(np.searchsorted(part.rows, row))
-            if place < len(part.rows) and part.rows[place] == row:
-                return int(part.rows[(place + 1) % len(part.rows)])
+            index = int(np.searchsorted(part.rows, row))
+            if index < len(part.rows) and part.rows[index] == row:
+                return int(part.rows[(index + 1) % len(part.rows)])
         return (row + 1) % len(self)
 
     def _choose_text(self, content: bytes, members: dict[str, str], seed: int) -> tuple[str, int]:
@@ -268,13 +268,13 @@ def build_order(
 
 
 def drawn_shares(pool: SamplePool, order: SampleOrder) -> list[dict[str, Any]]:
-    """What an epoch draws, by release and domain: its share, and the number of samples in its pool."""
+    """The draws of an epoch, by release and domain: the share, and the number of samples in its pool."""
     coded = pool.table["domain"].combine_chunks().dictionary_encode()
     names = coded.dictionary.to_pylist()
     keys = pool.releases.astype(np.int64) * len(names) + coded.indices.to_numpy()
     shares, sizes = defaultdict[int, float](float), Counter[int]()
     for part, count in zip(order.strata, order.counts, strict=True):
-        for key, num in zip(*(each.tolist() for each in np.unique(keys[part.rows], return_counts=True)), strict=True):
+        for key, num in zip(*(item.tolist() for item in np.unique(keys[part.rows], return_counts=True)), strict=True):
             sizes[key] += num
             shares[key] += count / order.epoch_size * num / len(part.rows)
     return [
@@ -358,7 +358,7 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def each_batch(dataset: Dataset[Any], batches: Sequence[Any], num_workers: int) -> Iterator[Any]:
-    """What a data set gives for each of some batches, as it comes."""
+    """Yield a data set's answer for each of some batches, as it comes."""
     num_workers = min(num_workers, len(batches))
     return iterate(DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=_unchanged))
 

@@ -141,7 +141,7 @@ class BatchPlan:
 
 
 class BatchSampler:
-    """What the DataLoader iterates over: lists of (position, row), one for each of some micro-batches."""
+    """The DataLoader's batches: lists of (position, row), one for each of some micro-batches."""
 
     def __init__(self, order: SampleOrder, plan: BatchPlan, batches: range) -> None:
         self.order, self.plan, self.batches = order, plan, batches

@@ -48,7 +48,7 @@ class TextSettings(Settings):
 
 
 class DataSettings(Settings):
-    """What is read, and how batches are drawn from it."""
+    """The data that are read, and how batches are drawn from them."""
 
     shards: tuple[ShardGroup, ...] = ()
     """Webdataset shards of others: a place, a list of places, or a list of groups, each of which is a domain."""
@@ -84,7 +84,7 @@ class DataSettings(Settings):
     @field_validator("shards", mode="before")
     @classmethod
     def _as_groups(cls, shards: Any) -> Any:
-        is_list = isinstance(shards, list | tuple) and len(shards) > 0 and all(isinstance(each, str) for each in shards)
+        is_list = isinstance(shards, list | tuple) and len(shards) > 0 and all(isinstance(path, str) for path in shards)
         return ({"shards": shards},) if isinstance(shards, str) or is_list else shards
 
     @field_validator("shards")

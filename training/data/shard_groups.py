@@ -56,7 +56,7 @@ def expand(places: Iterable[str]) -> list[str]:
     Raises: ConfigError for a place without shards; RetryableError when a store does not answer.
     """
     shards: list[str] = []
-    for part in (part for place in places for part in split_paths(place)):
+    for part in (part for pattern in places for part in split_paths(pattern)):
         names = braces.expand(part)
         if storage.is_remote(part):
             storage.filesystem(part)[0].invalidate_cache()  # a cached listing may be older than the files

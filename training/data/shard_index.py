@@ -98,12 +98,13 @@ def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: Sha
         )
     indexes = iter(index_shards(together, cache))
     return [
-        _release_of(group, [next(indexes) for _ in own], members) for group, own in zip(groups, sources, strict=True)
+        _release_of(group, [next(indexes) for _ in shards], members)
+        for group, shards in zip(groups, sources, strict=True)
     ]
 
 
 def _place_of(source: str) -> str:
-    """What a shard named in two ways has in common: where it lies when links are followed."""
+    """The address that a shard named in two ways has in common: where it lies when links are followed."""
     return source if is_elsewhere(source) else os.path.realpath(source.removeprefix("file://"))
 
 
@@ -120,13 +121,13 @@ def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
     def show(number: int, at: int) -> None:
         line.show(f"indexing shard {number + 1:,} of {len(sources):,}, {at / 1e9:.2f} GB of it")
 
-    def index(place: tuple[int, str]) -> ShardIndex:
-        number, source = place
+    def index(shard: tuple[int, str]) -> ShardIndex:
+        number, source = shard
         key = source if is_elsewhere(source) else str(Path(source.removeprefix("file://")).absolute())
-        own = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
-        own.mkdir(exist_ok=True)
-        with locked(own / "lock"):
-            return _index(source, stores[number], own, cache, partial(show, number))
+        cache_folder = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
+        cache_folder.mkdir(exist_ok=True)
+        with locked(cache_folder / "lock"):
+            return _index(source, stores[number], cache_folder, cache, partial(show, number))
 
     try:
         with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -164,7 +165,7 @@ def _index(
 
 
 def passing(source: str, error: Exception) -> PlantMixError:
-    """What to say of a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
+    """The error for a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
     if isinstance(error, OSError) and not is_elsewhere(source):
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
     return RetryableError(f"{shown(source)} cannot be read ({words_of(error)}); run the same command to go on")
@@ -175,7 +176,7 @@ class _NoRangesError(Exception):
 
 
 class _Segments:
-    """What is committed of the index of one shard."""
+    """The committed part of the index of one shard."""
 
     def __init__(self, folder: Path, stamp: str) -> None:
         self._folder, self._stamp, self._sealed = folder, stamp, SealedFiles(folder)
@@ -184,10 +185,10 @@ class _Segments:
         while self._sealed.is_whole(name := self._name(len(self._said))):
             content = (pq.read_schema(folder / name).metadata or {}).get(_FORMAT.encode())
             is_of_before = content is None
-            said = json.loads(content or "{}")
-            if said.get("stamp") != stamp or said["start"] != self.stop:
+            notes = json.loads(content or "{}")
+            if notes.get("stamp") != stamp or notes["start"] != self.stop:
                 break
-            self._said.append(said)
+            self._said.append(notes)
         self.was_changed = not self._said and (folder / self._name(0)).is_file() and not is_of_before
         if not self._said:
             self.clear()
@@ -209,19 +210,19 @@ class _Segments:
         (self._folder / SUMS_FILE).unlink(missing_ok=True)
         self._said, self._sealed = [], SealedFiles(self._folder)
 
-    def add(self, rows: list[dict[str, Any]], **said: Any) -> None:
+    def add(self, rows: list[dict[str, Any]], **notes: Any) -> None:
         """Commit a segment."""
-        said |= {"stamp": self._stamp, "start": self.stop}
-        table = pa.Table.from_pylist(rows, _SCHEMA).replace_schema_metadata({_FORMAT: json.dumps(said)})
+        notes |= {"stamp": self._stamp, "start": self.stop}
+        table = pa.Table.from_pylist(rows, _SCHEMA).replace_schema_metadata({_FORMAT: json.dumps(notes)})
         stream = io.BytesIO()
         pq.write_table(table, stream, compression="zstd")
         self._sealed.write(self._name(len(self._said)), stream.getvalue())
-        self._said.append(said)
+        self._said.append(notes)
 
     def as_index(self, source: str) -> ShardIndex:
         """All segments together."""
         tables = [pq.read_table(self._folder / self._name(i), schema=_SCHEMA) for i in range(len(self._said))]
-        segments = tuple((said["stop"] - said["start"], str(said["sha256"])) for said in self._said)
+        segments = tuple((notes["stop"] - notes["start"], str(notes["sha256"])) for notes in self._said)
         last = self._said[-1]
         shard = ForeignShard(
             *(shown(source), self.stop, hash_of_segments(segments), source, self._stamp, segments),
@@ -328,7 +329,7 @@ def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Seque
     tables, notes, endings = [], [], Counter[str]()
     without: dict[str, list[str]] = {"picture": [], f"text ({', '.join(members)})": []}
     picture, text = without
-    for number, (shard, table, broken) in enumerate((each.shard, each.table, each.broken) for each in indexes):
+    for number, (shard, table, broken) in enumerate((index.shard, index.table, index.broken) for index in indexes):
         if broken is not None:
             notes.append(f"{shard.path}: damaged or cut short ({broken}); the {len(table):,} samples before are used")
         column = table["members"].combine_chunks()
@@ -352,11 +353,12 @@ def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Seque
             f"data.shards '{group.name}': no sample of {len(indexes):,} shards has a picture "
             f"({', '.join(PICTURES)}) and a text ({', '.join(members)}); their members: {there}. " + " ".join(notes[:1])
         )
-    content = json.dumps([_FORMAT_OF_NAMES, group.name, [each.shard.sha256 for each in indexes]])
+    content = json.dumps([_FORMAT_OF_NAMES, group.name, [index.shard.sha256 for index in indexes]])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()
     return ShardRelease(
         f"data.shards '{group.name}'", f"{group.name}-{fingerprint[:12]}", group.split, fingerprint,
-        tuple(each.shard for each in indexes), whole, tuple(members), tuple(notes), frozenset(map(text_name, endings)),
+        tuple(index.shard for index in indexes), whole, tuple(members), tuple(notes),
+        frozenset(map(text_name, endings)),
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class SamplePool:
         ]
 
     def cure_of(self, rows: Sequence[int]) -> str:
-        """What to do about broken samples."""
+        """The cure for broken samples."""
         numbers = self.releases[np.asarray(rows, np.int64)].tolist()
         if any(self.members[number] is not None for number in numbers):
             return "mend or leave out these samples of data.shards"
@@ -87,7 +87,7 @@ class SamplePool:
 
 
 def source_of(file: WrittenFile) -> str:
-    """What is opened to read a shard."""
+    """The address that is opened to read a shard."""
     return file.source if isinstance(file, ForeignShard) else file.path
 
 
@@ -176,11 +176,11 @@ def strata_of(
         # Without weights each release counts once under a mixture, and each sample once under none.
         share = release_weights[number] if release_weights is not None else within if mixture is None else 1.0
         if not members:
-            own = _distinct(pool.table["domain"].filter(pa.array(pool.releases == number)))
+            domains = _distinct(pool.table["domain"].filter(pa.array(pool.releases == number)))
             wanted = sorted(name for name, share in (mixture or {}).items() if share > 0)
             raise ConfigError(
                 f"{pool.paths[number]}: has no sample of the mixture's domains ({', '.join(wanted)}), so its weight "
-                f"has no effect; take the release out or name one of its domains in data.mixture ({', '.join(own)})"
+                f"has no effect; take the release out or name one of its domains in data.mixture ({', '.join(domains)})"
             )
         for name, weight, rows in members:
             strata.append(Stratum(f"{number}:{name}", rows, pool.shards[rows], share * weight / within))
@@ -250,18 +250,18 @@ class ShardReader:
         self._close_removed(rows)
         pieces: list[bytes] = [b""] * len(rows)
         remote: dict[Any, list[tuple[int, str]]] = {}
-        for place, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+        for index, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
             file = self.pool.files[self.pool.shards[row]]
             if is_read_in_ranges(file, self._cache):
                 fs, inner = filesystem(source_of(file))
-                remote.setdefault(fs, []).append((place, inner))
+                remote.setdefault(fs, []).append((index, inner))
             else:
-                pieces[place] = self._read_local(int(self.pool.shards[row]), start, stop)
+                pieces[index] = self._read_local(int(self.pool.shards[row]), start, stop)
         for fs, places_and_paths in remote.items():
-            places = [place for place, _ in places_and_paths]
-            contents = _read_remote(fs, [inner for _, inner in places_and_paths], [spans[place] for place in places])
-            for place, piece in zip(places, contents, strict=True):
-                pieces[place] = piece
+            places = [index for index, _ in places_and_paths]
+            contents = _read_remote(fs, [inner for _, inner in places_and_paths], [spans[index] for index in places])
+            for index, piece in zip(places, contents, strict=True):
+                pieces[index] = piece
         return pieces
 
     def _read_local(self, shard: int, start: int, stop: int) -> bytes:
@@ -367,12 +367,13 @@ def _groups(
     names, codes = _codes(pool.table["domain"])
     groups: dict[int, list[tuple[str, float, NDArray[np.int64]]]] = {}
     for number in np.unique(pool.releases).tolist():
-        own = rows[pool.releases[rows] == number]
+        here = rows[pool.releases[rows] == number]
         if mixture is None and not pool.stratified[number]:
-            groups[number] = [("all", float(len(own)), own)]
+            groups[number] = [("all", float(len(here)), here)]
             continue
         # Sorted by name: the order in which a config lists its domains must not change what is drawn.
-        parts = [(name, own[codes[own] == names.index(name)]) for name in sorted(names if mixture is None else mixture)]
+        kept = sorted(names if mixture is None else mixture)
+        parts = [(name, here[codes[here] == names.index(name)]) for name in kept]
         weighed = [(name, float(len(rows)) if mixture is None else mixture[name], rows) for name, rows in parts]
         groups[number] = [member for member in weighed if len(member[2]) and member[1] > 0]
     return groups

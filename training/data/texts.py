@@ -18,7 +18,7 @@ _MOST_KEY_BYTES = 4096  # of a json, that an index names
 
 
 def text_name(ending: str) -> str:
-    """What `data.text.members` calls a member: `sci` for `KEY.sci.txt`."""
+    """The name of a member in `data.text.members`: `sci` for `KEY.sci.txt`."""
     return ending if ending == "txt" else ending.removesuffix(".txt")
 
 
@@ -46,7 +46,7 @@ def texts_of_sample(sample: Sample, members: Sequence[str]) -> dict[str, str]:
 
 
 def member_names(sample: Sample) -> list[str]:
-    """What an index names of a sample: its endings without those of blank texts, and of its json the keys of texts.
+    """Members of a sample in an index: its endings without those of blank texts, and of its json the keys of texts.
 
     A json that cannot be read stands by its ending: who asks for its keys is told what is wrong.
     """

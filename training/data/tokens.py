@@ -46,7 +46,7 @@ def has_stores(folder: Path) -> bool:
 
 
 def pool_identity(pool: SamplePool) -> dict[str, Any]:
-    """What tells one pool from another: its releases, and its samples in their order."""
+    """The identity of a pool: its releases, and its samples in their order."""
     samples = "".join(f"{sample}\n" for sample in pool.table["sample_id"].to_pylist())
     return {"releases": list(pool.fingerprints), "samples": hashlib.sha256(samples.encode()).hexdigest()}
 
@@ -92,10 +92,10 @@ def open_stores(folder: Path, pool: SamplePool, members: Sequence[str]) -> tuple
 
     Raises: ConfigError for a member without tokens; IntegrityError for chunks that are missing.
     """
-    own = pool_identity(pool)
+    identity = pool_identity(pool)
     for split in sorted(path.name for path in folder.iterdir() if path.is_dir()):
         mark = store_folder(folder, split) / _MARK_FILE
-        if not mark.is_file() or not own.items() <= _read_mark(mark).items():
+        if not mark.is_file() or not identity.items() <= _read_mark(mark).items():
             continue
         if missing := [name for name in members if not store_folder(folder, split, name).is_dir()]:
             raise ConfigError(f"{folder}: has no tokens of the text {missing[0]}; add it to text_members")
@@ -136,8 +136,8 @@ class TokenStore:
                 raise IntegrityError(f"{self.folder / name}: damaged; run `dalip tokens` again, which makes it anew")
             self._compared.add(number)
         tokens = np.empty((len(rows), *self._chunks[0].shape[1:]), np.float16)
-        for place, row in enumerate(rows):
-            tokens[place] = self._chunks[row // self._chunk][row % self._chunk]
+        for index, row in enumerate(rows):
+            tokens[index] = self._chunks[row // self._chunk][row % self._chunk]
         return tokens
 
 

@@ -92,7 +92,7 @@ class Encoder:
 
     @property
     def logit_scale(self) -> float:
-        """What the training multiplied similarities by before its softmax."""
+        """The scale by which the training multiplied similarities before its softmax."""
         return float(self.model.clip.logit_scale.detach().exp())
 
     def width(self, kind: FeatureKind | None = None) -> int:
@@ -121,12 +121,12 @@ class Encoder:
         view = self.view()
         for start in range(0, len(pictures), batch_size):
             views = []
-            for place, picture in enumerate(pictures[start : start + batch_size], start):
+            for number, picture in enumerate(pictures[start : start + batch_size], start):
                 file = Path(picture) if isinstance(picture, (str, Path)) else None
                 try:
                     views.append(view(picture if file is None else Item(str(file), str(file)).read()))
                 except (CorruptSample, OSError) as error:
-                    what = f"picture {place} ({file or type(picture).__name__})"
+                    what = f"picture {number} ({file or type(picture).__name__})"
                     raise RunError(f"{what} cannot be read: {error}") from None
             yield torch.stack(views)
 

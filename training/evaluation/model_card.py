@@ -31,7 +31,7 @@ class TrainedOn:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a card says of a model. `summary` is that of its run, empty without one; `results` are of `dalip eval`."""
+    """The facts of a model card. `summary` is that of its run, empty without one; `results` are of `dalip eval`."""
 
     settings: TrainSettings
     weights: str
@@ -174,7 +174,7 @@ def _fit(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _is_of_training(facts: ModelFacts, result: Mapping[str, Any]) -> bool:
-    of_release = {*str(result.get("release_fingerprint")).split("+")} & {each.fingerprint for each in facts.releases}
+    of_release = {*str(result.get("release_fingerprint")).split("+")} & {item.fingerprint for item in facts.releases}
     return bool(of_release) and result["split"] == facts.settings.data.split
 
 

@@ -59,7 +59,7 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> tuple[str, 
 
 def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The evaluations beside the model that are of these weights, and notes on the others."""
-    own = Encoder(trained).fingerprint
+    fingerprint = Encoder(trained).fingerprint
     results: dict[str, dict[str, Any]] = {}
     notes = []
     for path in sorted((trained.folder / run_files.EVAL_FOLDER).glob("*.json")):
@@ -69,7 +69,7 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
         except (KeyError, TypeError):
             notes.append(f"{path.name}: not a result of `dalip eval`, left out of the card")
             continue
-        if result.get("model_fingerprint") != own:
+        if result.get("model_fingerprint") != fingerprint:
             notes.append(f"{path.name}: says nothing of these weights, left out of the card; run `dalip eval` again")
         else:
             results[path.stem] = result
@@ -77,13 +77,13 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 
 
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
-    """What the run was trained on, by the fingerprints that it recorded."""
+    """The releases that the run was trained on, by the fingerprints that it recorded."""
     there, fingerprints = releases_of_run(trained)
     record, data = _read(trained.folder / run_files.RUN_FILE), trained.settings.data
-    own = record["identity"]["releases"]["fingerprints"] if fingerprints else []
+    keys = record["identity"]["releases"]["fingerprints"] if fingerprints else []
     groups = [group.name for group in data.shards if group.split == data.split]
-    of_groups = dict(zip(own[len(own) - len(groups) :], groups, strict=True))
-    drawn = record.get("drawn") or _drawn_by(trained.settings, [there[key] for key in own if key in there], len(own))
+    of_groups = dict(zip(keys[len(keys) - len(groups) :], groups, strict=True))
+    drawn = record.get("drawn") or _drawn_by(trained.settings, [there[key] for key in keys if key in there], len(keys))
     releases = []
     for key in fingerprints:
         release = there.get(key)
@@ -91,7 +91,7 @@ def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]
         name = release.name if release is not None else of_groups.get(key)
         law = None if release is None else _law_of(release, {row["domain"]: row["share"] for row in rows})
         licences = {} if release is None else _licences_of(release, data.split)
-        releases.append(TrainedOn(key, name, key in of_groups, key not in own, rows, law, licences))
+        releases.append(TrainedOn(key, name, key in of_groups, key not in keys, rows, law, licences))
     notes = [
         f"the release {release.fingerprint[:12]} that it was trained on is not at its place; the card has no name of it"
         for release in releases
@@ -104,7 +104,7 @@ def _licences_of(release: Release, split: str) -> dict[str, int]:
     """Distinct pictures of a split by licence."""
     rows = release.samples(split, ["licence", "copy"])
     counted = pc.value_counts(pc.fill_null(rows.filter(pc.equal(rows["copy"], 0))["licence"], "not stated"))
-    return {each["values"]: each["counts"] for each in counted.to_pylist()}
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
 
 
 def _base_model(trained: TrainedModel) -> str | None:

@@ -232,7 +232,7 @@ def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[_Mark]:
 
 
 def _notes(item: dict[str, Any], where: str) -> list[str]:
-    """What a reader of the figures has to know: classes that no model can tell apart, and figures left out."""
+    """Notes for a reader of the figures: classes that no model can tell apart, and figures left out."""
     notes = []
     if shared := item.get("shared_names"):
         first = ", ".join(f"'{name}' ({len(numbers)} classes)" for name, numbers in list(shared.items())[:3])

@@ -96,16 +96,16 @@ def open_eval_set(path: str, split: str) -> EvalSet:
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"{path}: no such folder of an evaluation set")
-    place = folder / split if (folder / split).is_dir() else folder
-    tars = sorted(place.glob("*.tar"), key=_by_number)
+    split_folder = folder / split if (folder / split).is_dir() else folder
+    tars = sorted(split_folder.glob("*.tar"), key=_by_number)
     if tars:
         return _open_tars(folder, tars)
     if (folder / _TABLE).is_file():
         return _open_table(folder, split)
-    if place == folder and (splits := _splits_in(folder)):
+    if split_folder == folder and (splits := _splits_in(folder)):
         raise ConfigError(f"{path}: has no split '{split}'; it has {', '.join(splits)}: name one of them as split")
-    if any(child.is_dir() for child in place.iterdir()):
-        return _open_class_folders(place)
+    if any(child.is_dir() for child in split_folder.iterdir()):
+        return _open_class_folders(split_folder)
     raise ConfigError(
         f"{path}: no evaluation set here; expected {split}/*.tar (webdataset as clip_benchmark has it), "
         f"{_TABLE} beside pictures, or one folder of pictures for each class"
@@ -263,17 +263,17 @@ def _open_table(folder: Path, split: str) -> EvalSet:
     return _classification(tuple(items), classes, taxa, as_words=False)
 
 
-def _open_class_folders(place: Path) -> EvalSet:
+def _open_class_folders(root: Path) -> EvalSet:
     """Pictures at any depth; the class is the name of a picture's folder. What begins with a dot is left out."""
-    inner = sorted(path.relative_to(place) for path in place.rglob("*"))
+    inner = sorted(path.relative_to(root) for path in root.rglob("*"))
     named = [path for path in inner if not any(part.startswith(".") for part in path.parts)]
     paths = [path for path in named if is_picture(path.name)]
     if not paths:
-        raise ConfigError(f"{place}: no pictures ({', '.join(PICTURES)}) in its folders")
-    _require_regular(place, list(map(str, paths)))
+        raise ConfigError(f"{root}: no pictures ({', '.join(PICTURES)}) in its folders")
+    _require_regular(root, list(map(str, paths)))
     if stray := [path.name for path in paths if len(path.parts) == 1]:
         raise ConfigError(
-            f"{place}: {len(stray):,} of {len(paths):,} pictures lie beside the class folders; first: {stray[0]}. Move "
+            f"{root}: {len(stray):,} of {len(paths):,} pictures lie beside the class folders; first: {stray[0]}. Move "
             "each into the folder of its class, or away"
         )
     names = [path.parent.name for path in paths]
@@ -282,11 +282,11 @@ def _open_class_folders(place: Path) -> EvalSet:
         folders.setdefault(folder.name, []).append(str(folder))
     if shared := [members for members in folders.values() if len(members) > 1]:
         raise ConfigError(
-            f"{place}: {len(shared):,} classes have several folders of one name; first: {', '.join(shared[0])}. "
+            f"{root}: {len(shared):,} classes have several folders of one name; first: {', '.join(shared[0])}. "
             "Put the pictures of a class into one folder, or rename those of different classes"
         )
-    items = tuple(Item(str(path), str(place / path)) for path in paths)
-    others = not_read(path.name for path in named if (place / path).is_file())
+    items = tuple(Item(str(path), str(root / path)) for path in paths)
+    others = not_read(path.name for path in named if (root / path).is_file())
     opened = _classification(items, names, [taxon_of_folder(name) for name in names], as_words=True)
     return replace(opened, notes=(others,) if others else ())
 

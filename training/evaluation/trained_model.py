@@ -104,17 +104,17 @@ def open_trained_model(path: str, *, output_dir: str | None = None, architecture
         return replace(_from_model_folder(fetch_model(path, *weights.SECOND_FILES)), source=path, named=path)
     if is_remote(path):
         return replace(open_trained_model(str(fetch_run(path))), address=path.rstrip("/"))
-    place = Path(path)
-    if (place / weights.CONFIG_FILE).is_file() and not run_files.is_run(path):
-        return _from_model_folder(place)
-    if place.is_dir() and not (place / SETTINGS_FILE).is_file():
+    local = Path(path)
+    if (local / weights.CONFIG_FILE).is_file() and not run_files.is_run(path):
+        return _from_model_folder(local)
+    if local.is_dir() and not (local / SETTINGS_FILE).is_file():
         raise ConfigError(
             f"{path}: neither a config file nor the folder of a run (no {SETTINGS_FILE} in it) or of a model "
             f"(no {weights.CONFIG_FILE})"
         )
-    config = read_train_settings(path, output_dir=None if place.is_dir() else output_dir)
-    if place.is_dir():
-        return load_run_model(config, place)
+    config = read_train_settings(path, output_dir=None if local.is_dir() else output_dir)
+    if local.is_dir():
+        return load_run_model(config, local)
     folder = fetch_run(config.output_dir, config.data.cache_dir, must_exist=config.model.pretrained is None)
     if config.model.pretrained is not None and not checkpoint.has_weights(folder):
         return _from_pretrained(config, folder)
@@ -145,13 +145,13 @@ def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str
 
 
 def notes_on_takedowns(trained: TrainedModel) -> list[str]:
-    """What was taken down since of the releases that a run was trained on: it goes out with the model.
+    """Note what was taken down since of the releases that a run was trained on: it goes out with the model.
 
     Of a release that was deleted, what its later versions say.
     """
     there, fingerprints = releases_of_run(trained)
     notes = [
-        said for release in there.values() if release.fingerprint in fingerprints and (said := say_taken_down(release))
+        note for release in there.values() if release.fingerprint in fingerprints and (note := say_taken_down(release))
     ]
     for fingerprint in fingerprints:
         taken = [entry for release in there.values() for entry in release.record.get("takedowns", ())]
@@ -204,25 +204,25 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]
 
 
 def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:
-    """What the run was trained with; what to measure, on what and where comes from the config."""
+    """The settings that the run was trained with; what to measure, on what and where comes from the config."""
     if not (folder / SETTINGS_FILE).is_file():
         return config, ()
     try:
-        own = read_train_settings(str(folder))
+        of_run = read_train_settings(str(folder))
     except ConfigError as error:
         return config, (f"what the run was trained with cannot be read, {path} is used instead: {error}",)
-    place = {"device": config.compute.device, "num_threads": config.compute.num_threads}
+    device = {"device": config.compute.device, "num_threads": config.compute.num_threads}
     workers = {"num_workers": config.data.num_workers}
-    settings = own.model_copy(
+    settings = of_run.model_copy(
         update={
             "release": config.release,
             "output_dir": config.output_dir,
             "eval": config.eval,
-            "compute": own.compute.model_copy(update=place),
-            "data": own.data.model_copy(update=workers),
+            "compute": of_run.compute.model_copy(update=device),
+            "data": of_run.data.model_copy(update=workers),
         }
     )
-    changed = differences(_settings_behind_figures(config), _settings_behind_figures(own))
+    changed = differences(_settings_behind_figures(config), _settings_behind_figures(of_run))
     if not changed:
         return settings, ()
     return settings, (f"the run was trained with other settings than {path}, its own are used: {'; '.join(changed)}",)
@@ -251,18 +251,18 @@ def _from_file(file: Path, architecture: str | None) -> TrainedModel:
     run = next((folder for folder in (file.parent, file.parent.parent) if run_files.is_run(str(folder))), None)
     if run == file.parent and file.name == run_files.MODEL_FILE:
         return open_trained_model(str(run), architecture=architecture)
-    said, settings, loss = weights.said_of(file), dict[str, Any](), dict[str, Any]()
+    stated, settings, loss = weights.said_of(file), dict[str, Any](), dict[str, Any]()
     if run is not None:
-        own = read_train_settings(str(run))
-        settings, loss = own.model.model_dump(mode="json"), own.loss.model_dump(mode="json")
-        said["architecture"] = checkpoint.read_architecture(run) or own.model.architecture
-    chosen = architecture or said["architecture"]
+        of_run = read_train_settings(str(run))
+        settings, loss = of_run.model.model_dump(mode="json"), of_run.loss.model_dump(mode="json")
+        stated["architecture"] = checkpoint.read_architecture(run) or of_run.model.architecture
+    chosen = architecture or stated["architecture"]
     if chosen is None:
         raise ConfigError(
             f"{file}: the file does not say of which architecture its weights are; give --architecture NAME, as "
             "open_clip names it, or a .json file in open_clip's format"
         )
-    values = settings or said.get("model_settings") or {"preset": "clip"}
+    values = settings or stated.get("model_settings") or {"preset": "clip"}
     values |= {"architecture": register_architecture(chosen) if isinstance(chosen, dict) else chosen}
     values |= {"pretrained": str(file)}
     model = build_model(parse_settings(values, ModelSettings, where=str(file), is_kept=True))
@@ -270,7 +270,7 @@ def _from_file(file: Path, architecture: str | None) -> TrainedModel:
     for names, what in ((model.unused_tensors, "the model has no place for"), (model.new_parameters, "the file lacks")):
         if names:
             notes.append(f"{len(names)} tensors that {what}: {', '.join(names[:3])}")
-    if "preprocess" not in said:
+    if "preprocess" not in stated:
         notes.append("the file does not say how pictures are prepared: as open_clip does by itself")
     if model.second_order is not None and not loss:
         notes.append("the file does not say how f and z are weighed: as loss.first_order_weight is by itself")

@@ -138,7 +138,7 @@ _NOT_IN_FORWARD = ("image_size", "patch_dropout", "timm_model_pretrained", "hf_m
 
 
 def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides how a model of this architecture computes, with defaults written out.
+    """The settings that decide how a model of this architecture computes, with defaults written out.
 
     Two architectures may have weights of the same names and shapes, and differ here: activation, heads, pooling.
     """

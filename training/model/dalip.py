@@ -182,7 +182,7 @@ class DalipModel(nn.Module):
         return _both_orders(tower, branch)
 
     def scales(self) -> dict[str, Tensor]:
-        """What a loss takes beside the features: the scale (already exp'd), the bias, if there is one, its terms."""
+        """The inputs of a loss beside the features: the scale (already exp'd), the bias, if there is one, its terms."""
         bias = getattr(self.clip, "logit_bias", None)
         scales = {"logit_scale": self.clip.logit_scale.exp(), **self.terms}
         return scales if bias is None else scales | {"logit_bias": bias}

@@ -197,7 +197,7 @@ def _as_images(x_BMHE: Tensor) -> Tensor:
 
 
 def _centring_shift(symmetric_RR: Tensor) -> Tensor:
-    """What double centring takes off each row and column of a symmetric matrix: its mean less half the whole's."""
+    """The shift by double centring of each row and column of a symmetric matrix: its mean less half the whole's."""
     mean_R = symmetric_RR.mean(dim=-1)
     return mean_R - mean_R.mean(dim=-1, keepdim=True) / 2
 

@@ -88,7 +88,7 @@ class FrozenTower(nn.Module):
         return rows_BNW
 
     def output(self, tokens_BNW: Tensor) -> TowerOutput:
-        """What the second branch takes: the tokens as they are kept, and their projection. Padding is always masked.
+        """The input of the second branch: the tokens as they are kept, and their projection. Padding is always masked.
 
         Left to the branch, the projection is one product with its own first layer, and tokens without gradients cost
         two products of their size a step instead of five.
@@ -124,7 +124,7 @@ def load_components(clip: FrozenCLIP, folder: Path) -> None:
 
 
 class FrozenCLIP(nn.Module):
-    """What the rest of the code calls of an open_clip model, on frozen towers."""
+    """The part of an open_clip model that the rest of the code calls, on frozen towers."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()

@@ -47,9 +47,9 @@ def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _of_all_ranks(own: Tensor) -> Tensor:
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own.contiguous())
+def _of_all_ranks(features: Tensor) -> Tensor:
+    parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, features.contiguous())
     return torch.cat(parts)
 
 

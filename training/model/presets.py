@@ -21,7 +21,7 @@ TASKS = {
 
 
 class SecondOrderSettings(Settings):
-    """What may be changed in the second-order branches; a key that is left out or null takes the preset's value."""
+    """The settings of the second-order branches; a key that is left out or null takes the preset's value."""
 
     heads: int | None = Field(default=None, ge=1)
     """Parts that the reduced features are split into."""
@@ -80,7 +80,7 @@ class ModelSettings(Settings):
 
 
 class LossSettings(Settings):
-    """What a training minimises.
+    """The loss of a training.
 
     `first_order_weight` is alpha: f counts alpha and z 1 - alpha. `logit_scale_max` bounds exp(logit_scale) after each
     step; null leaves it free, as released. These defaults go with preset `dalip`. Under preset `released` a config

@@ -59,7 +59,7 @@ _RELEASED_BRANCHES = {
 
 
 def content_of(source: str) -> str | None:
-    """What the files of weights hold that `source` names, by sha256; None for a tag, and for what is gone."""
+    """The content of the files of weights that `source` names, by sha256; None for a tag, and for what is gone."""
     path = Path(source)
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in _ENDINGS)
     return "+".join(hash_file(str(file)).sha256 for file in files) or None
@@ -166,8 +166,8 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
             architecture = _content(path).get("architecture")
         else:  # a checkpoint of open_clip
             of_clip, second = second, {}
-    own, of_clip = model.state_dict(), _in_open_clip_layout(model.clip, of_clip)
-    own_clip = in_parts(own)[0]
+    state_now, of_clip = model.state_dict(), _in_open_clip_layout(model.clip, of_clip)
+    own_clip = in_parts(state_now)[0]
     if problems := _mismatches(own_clip, of_clip):
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(
@@ -179,7 +179,7 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
     elif architecture is not None:  # runs of earlier versions say it in run.json alone
         check_same_forward(architecture, model.settings.architecture, path)
     state = second | {f"clip.{name}": tensor for name, tensor in of_clip.items()}
-    fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
+    fitting = {name: state[name] for name in state_now if name in state and state[name].shape == state_now[name].shape}
     model.load_state_dict(fitting, strict=False)
     return set(fitting), tuple(sorted(set(state) - set(fitting)))
 
@@ -242,8 +242,8 @@ def check_same_forward(stored: dict[str, Any], architecture: str, where: str | P
 
     Raises: ConfigError that names what differs.
     """
-    own = forward_settings(architecture_config(architecture))
-    if changes := differences(forward_settings(stored), own):
+    expected = forward_settings(architecture_config(architecture))
+    if changes := differences(forward_settings(stored), expected):
         raise ConfigError(
             f"{where}: its weights were trained in another architecture than {architecture} "
             f"({'; '.join(changes[:3])}){hint}"
@@ -282,7 +282,7 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """What a file holds beside its tensors; nothing is known of one in another format than ours."""
+    """The metadata of a file beside its tensors; nothing is known of one in another format than ours."""
     content = None if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=True)
     return content if isinstance(content, dict) else {}
 
@@ -296,16 +296,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def said_of(file: Path) -> dict[str, Any]:
-    """What a file of weights, or one beside it, says of its model: `model_settings`, `architecture`, `preprocess`.
+    """Read what a file of weights, or one beside it, says of its model: `model_settings`, `architecture`, `preprocess`.
 
     A file of open_clip says nothing. Its architecture may lie beside it: in a JSON file of its name, as `dalip export`
     writes one, or in the config of its folder.
     """
-    said: dict[str, Any] = {}
+    stated: dict[str, Any] = {}
     with suppress(Exception):  # a file that cannot be read is refused by who reads its tensors
-        said = _content(file)
+        stated = _content(file)
     beside = (str(path) for path in (file.with_suffix(".json"), file.with_name(CONFIG_FILE)) if path.is_file())
-    return {"architecture": next(beside, None), **said}
+    return {"architecture": next(beside, None), **stated}
 
 
 def set_preprocessing(model: DalipModel, values: Mapping[str, Any]) -> None:
@@ -314,12 +314,12 @@ def set_preprocessing(model: DalipModel, values: Mapping[str, Any]) -> None:
     open_clip.set_model_preprocess_cfg(model.clip, {**kept, **values, "size": kept["size"]})
 
 
-def _mismatches(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"missing: {name} {list(own[name].shape)}" for name in own if name not in stored]
-    problems += [f"unknown: {name} {list(stored[name].shape)}" for name in stored if name not in own]
+def _mismatches(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> list[str]:
+    problems = [f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in stored]
+    problems += [f"unknown: {name} {list(stored[name].shape)}" for name in stored if name not in expected]
     problems += [
         f"shape: {name} is {list(stored[name].shape)}, the model has {list(tensor.shape)}"
-        for name, tensor in own.items()
+        for name, tensor in expected.items()
         if name in stored and stored[name].shape != tensor.shape
     ]
     return problems

@@ -129,8 +129,8 @@ def read_proxy_settings(path: str, **changes: Any) -> ProxySettings:
 
 def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
     """The training config of one run. `samples_seen` of the list, where given, sets its length."""
-    own = set(ProxySettings.model_fields) - set(TrainSettings.model_fields)
-    values = settings.model_dump(mode="json", exclude=own)
+    of_proxies = set(ProxySettings.model_fields) - set(TrainSettings.model_fields)
+    values = settings.model_dump(mode="json", exclude=of_proxies)
     values["seed"] = settings.seed + run.seed
     values["output_dir"] = str(Path(settings.output_dir) / RUNS_FOLDER / run.run)
     values["data"] |= {"mixture": run.mixture, "pool_samples": run.pool_samples}

@@ -54,7 +54,7 @@ StartTasks = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int,
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `run_proxies` did: results in the order of the list, and each failed run with its message."""
+    """The outcome of `run_proxies`: results in the order of the list, and each failed run with its message."""
 
     results: list[dict[str, Any]]
     num_reused: int
@@ -185,16 +185,16 @@ def finished_result(settings: ProxySettings, run: ProxyRun, fingerprint: str) ->
 
     Raises: ConfigError when the folder holds a run of another config, list or release.
     """
-    own = run_settings(settings, run)
-    folder = Path(own.output_dir)
-    state = inspect_run(folder, identity_values(own, [fingerprint]))
+    of_run = run_settings(settings, run)
+    folder = Path(of_run.output_dir)
+    state = inspect_run(folder, identity_values(of_run, [fingerprint]))
     path = folder / RESULT_FILE
     if state.kind != "finished" or not path.is_file():
         return None
     result = checkpoint.read_json(path)
     if result["decoded_side_px"] != settings.decoded_side_px:
         raise ConfigError(f"{folder}: was run with another decode_once; choose another output_dir, or set it back")
-    return result if result["validation"] == _validation(own, fingerprint) else None
+    return result if result["validation"] == _validation(of_run, fingerprint) else None
 
 
 def table_row(result: dict[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def is_whole(path: Path) -> bool:
 
 
 def run_id(folder: Path) -> str | None:
-    """What the checkpoints of a run have in common; it stays when the config changes. None where there is no run."""
+    """The id that the checkpoints of a run share; it stays when the config changes. None where there is no run."""
     try:
         record = read_json(folder / RUN_FILE)
     except IntegrityError:

@@ -86,9 +86,10 @@ class RemoteRun:
                 if here is not None:  # the run was removed from the store
                     self._clear()
                 return
-            own, newest = list_checkpoints(self.folder), there["checkpoints"][-1]
-            is_damaged = bool(own) and own[-1].name == newest["name"] and _entry(own[-1])["sha256"] != newest["sha256"]
-            if here is None or here["run"] != there["run"] or not own or step_of(own[-1]) < _step(there) or is_damaged:
+            last, newest = next(reversed(list_checkpoints(self.folder)), None), there["checkpoints"][-1]
+            is_damaged = last is not None and last.name == newest["name"] and _entry(last)["sha256"] != newest["sha256"]
+            is_other = here is None or here["run"] != there["run"]
+            if is_other or last is None or step_of(last) < _step(there) or is_damaged:
                 self._clear()
                 self._take_newest(there)
             elif here != there:
@@ -105,11 +106,11 @@ class RemoteRun:
 
     def take_checkpoint(self, path: Path) -> Path:
         """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
-        own = self.folder / CHECKPOINT_FOLDER / path.name
+        local = self.folder / CHECKPOINT_FOLDER / path.name
         with locked(self.folder.parent / "lock"):
-            if not own.exists():
+            if not local.exists():
                 self._get(f"{CHECKPOINT_FOLDER}/{path.name}")
-        return own
+        return local
 
     def _clear(self) -> None:
         """Empty the copy."""
@@ -145,7 +146,7 @@ class RemoteRun:
         )
 
     def _take_rest(self) -> None:
-        """What a finished run has more, for a reader also its weights, and the figures of its evaluations."""
+        """Take what a finished run has more: for a reader also its weights, and the figures of its evaluations."""
         for name in storage.sizes_below(self.address):
             is_needed = name.startswith(f"{EVAL_FOLDER}/") or name in (*_SMALL, SUMMARY_FILE)
             if is_needed or (self._reading and name == MODEL_FILE and not (self.folder / name).exists()):
@@ -237,8 +238,8 @@ class RemoteRun:
 
     def push(self, keep: int) -> None:
         """Log, settings and the newest checkpoint, then the pointer; then remove all but the newest `keep`."""
-        newest, own = list_checkpoints(self.folder)[-1], self._own_pointer()
-        if self._pointer() != own:
+        newest, pointer = list_checkpoints(self.folder)[-1], self._own_pointer()
+        if self._pointer() != pointer:
             raise RunError(
                 f"{self.address}: another training has written here meanwhile; end one of them, or choose another "
                 "--output"
@@ -246,13 +247,13 @@ class RemoteRun:
         beside = [*_SMALL, "not-finite-*.json", f"{TENSORBOARD_FOLDER}/**/*"]
         for path in (path for pattern in beside for path in self.folder.glob(pattern) if path.is_file()):
             self._put(str(path.relative_to(self.folder)))
-        before = own["checkpoints"] if own else []
+        before = pointer["checkpoints"] if pointer else []
         if before and before[-1]["name"] == newest.name:
             return
         entry = _entry(newest)
         self._put(f"{CHECKPOINT_FOLDER}/{newest.name}")
         entries = [*(old for old in before if old["name"] < newest.name), entry]
-        self._point_to({"run": own["run"] if own else uuid.uuid4().hex, "checkpoints": entries[-keep:]})
+        self._point_to({"run": pointer["run"] if pointer else uuid.uuid4().hex, "checkpoints": entries[-keep:]})
         for old in entries[:-keep]:
             self._ask(f"{CHECKPOINT_FOLDER}/{old['name']}", storage.remove_if_there)
 
@@ -267,7 +268,7 @@ class RemoteRun:
         self._ask(name, partial(storage.upload, str(self.folder / name)))
 
     def _ask(self, name: str, question: Callable[[str], T]) -> T:
-        """What the store answers about a file of the run; `question` gets its address.
+        """Ask the store about a file of the run; `question` gets its address.
 
         Raises: FileNotFoundError; RetryableError when the store does not answer.
         """
@@ -289,7 +290,7 @@ class RemoteRun:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """What the pointer says of a checkpoint."""
+    """The entry of a checkpoint in the pointer."""
     written = storage.hash_file(str(path))
     return {"name": path.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
 

@@ -47,9 +47,9 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def is_run(place: str) -> bool:
+def is_run(path: str) -> bool:
     """Whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
-    record = json_object(read_if_there(storage.join(place, RUN_FILE)))
+    record = json_object(read_if_there(storage.join(path, RUN_FILE)))
     return isinstance(record.get("identity"), dict) and "releases" in record["identity"]
 
 
@@ -68,25 +68,25 @@ def require_own(table: Path, plot: Path, is_own: Callable[[bytes], bool], comman
         raise ConfigError(f"{there[0]}: is there, and `{command}` did not write it; choose another --out")
 
 
-def require_place(place: str) -> None:
+def require_place(path: str) -> None:
     """See that a training may write here.
 
     Raises: ConfigError inside a release, or where it would replace files that no training wrote; IntegrityError for
         a `run.json` that no training wrote.
     """
-    refuse_within(place)
-    if is_run(place):
+    refuse_within(path)
+    if is_run(path):
         return
-    names = _names_in(place)
+    names = _names_in(path)
     if RUN_FILE in names:
         raise IntegrityError(
-            f"{storage.join(place, RUN_FILE)}: is damaged, or not the record of a training; move the folder away, or "
+            f"{storage.join(path, RUN_FILE)}: is damaged, or not the record of a training; move the folder away, or "
             "choose another --output"
         )
     of_a_run = (name for name in names if name in _FILES or name.partition("/")[0] in _FOLDERS)
     if strange := [name for name in of_a_run if not storage.is_private(name)]:
         raise ConfigError(
-            f"{place}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, but no {RUN_FILE} of a "
+            f"{path}: holds {', '.join(strange[:3])}{' and more' if strange[3:] else ''}, but no {RUN_FILE} of a "
             "training: it is not the folder of a run, and a run would write over these files; choose another --output, "
             "or move them away"
         )
@@ -102,11 +102,11 @@ def refuse_within_run(target: str) -> None:
             raise ConfigError(f"{target}: lies in the folder of a run ({folder}); choose a place outside of it")
 
 
-def files_of_run(place: str) -> list[str]:
-    """What a training wrote into a place, except `run.json`; first the two that vouch for the others."""
-    own = [name for name in _names_in(place) if name in _FILES or _BY_NAME.fullmatch(name)]
+def files_of_run(path: str) -> list[str]:
+    """The files that a training wrote into a folder, except `run.json`; first the two that vouch for the others."""
+    names = [name for name in _names_in(path) if name in _FILES or _BY_NAME.fullmatch(name)]
     first = (f"{CHECKPOINT_FOLDER}/{POINTER_FILE}", SUMMARY_FILE)
-    return sorted((name for name in own if name != RUN_FILE), key=lambda name: (name not in first, name))
+    return sorted((name for name in names if name != RUN_FILE), key=lambda name: (name not in first, name))
 
 
 def clear_run(folder: Path) -> None:
@@ -118,9 +118,9 @@ def clear_run(folder: Path) -> None:
             (folder / name).rmdir()
 
 
-def _names_in(place: str) -> list[str]:
+def _names_in(path: str) -> list[str]:
     """The files of a place, and what lies in the folders that a run uses."""
-    fs, inner = storage.filesystem(place)
+    fs, inner = storage.filesystem(path)
     fs.invalidate_cache()
     names = []
     for folder in ("", *(f"{name}/" for name in _FOLDERS)):
@@ -129,7 +129,7 @@ def _names_in(place: str) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except Exception as error:
-            storage.check_passing(place, error)
+            storage.check_passing(path, error)
             raise
         for entry in entries:
             name = str(entry["name"]).rstrip("/").rpartition("/")[2]

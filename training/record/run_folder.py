@@ -37,7 +37,7 @@ _FIXED = ("data.batch_size:",)  # not even --allow-changed may change it
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run's folder holds for a config: nothing, a checkpoint to go on from, or a finished run."""
+    """The state of a run's folder for a config: nothing, a checkpoint to go on from, or a finished run."""
 
     kind: Literal["new", "resume", "finished"]
     checkpoint: Path | None = None
@@ -84,7 +84,7 @@ class RunFolder:
             self._store.take_up()
 
     def inspect(self) -> RunState:
-        """What is there for this run; reads only.
+        """Find out what is there for this run; reads only.
 
         Raises: ConfigError, IntegrityError when it cannot be trained here.
         """
@@ -189,7 +189,7 @@ class RunFolder:
 def inspect_run(
     folder: Path, identity: dict[str, Any], *, allow_changed: bool = False, is_copy: bool = False
 ) -> RunState:
-    """What `folder` holds for a run of this identity; reads only. The copy of a run in a store may lack its weights.
+    """Inspect `folder` for a run of this identity; reads only. The copy of a run in a store may lack its weights.
 
     A finished run whose weights are gone goes on from its last checkpoint, which makes them again.
 
@@ -234,7 +234,7 @@ def inspect_run(
 
 
 def _of_today(stored: dict[str, Any], model: type[Settings]) -> dict[str, Any]:
-    """What a run recorded of `model`, without settings that are gone since."""
+    """The record of a run on `model`, without settings that are gone since."""
     values = {}
     for name, value in stored.items():
         if name in model.model_fields:
@@ -250,6 +250,6 @@ def _by_content(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, An
 
     An earlier version recorded the name alone, and the file may be gone since.
     """
-    models = [each.get("model") or {} for each in (identity, other)]
+    models = [identified.get("model") or {} for identified in (identity, other)]
     left_out = "pretrained" if all("pretrained_sha256" in model for model in models) else "pretrained_sha256"
     return identity | {"model": {key: value for key, value in models[0].items() if key != left_out}}

@@ -45,7 +45,7 @@ _BLOCK_PAIRS = 1024  # side of the largest block of logits of held-out pairs: 8 
 
 
 class Contrastive(Task):
-    """What both forms share. Logs the InfoNCE of each order alone: `first_order_loss` and `second_order_loss`."""
+    """The base of both forms. Logs the InfoNCE of each order alone: `first_order_loss` and `second_order_loss`."""
 
     takes_labels = True
 

@@ -34,7 +34,7 @@ Values = Mapping[str, Tensor]
 
 
 class Task(ABC):
-    """What a model is trained by.
+    """The task that a model is trained by.
 
     `features` are what `DalipModel.forward` returns: `image_features`, `text_features` and `logit_scale`; unless the
     preset is `clip` also `image_second_order` and `text_second_order`; `logit_bias` where the architecture has one; and
@@ -49,11 +49,11 @@ class Task(ABC):
     # -- before the first step
 
     def columns(self) -> Mapping[str, Column]:
-        """What the loss needs of each pair, trained on or held out, beside its features."""
+        """The columns that the loss needs of each pair, trained on or held out, beside its features."""
         return self._labels if self.settings.same_label != "negative" else {}
 
     def logged_columns(self) -> Mapping[str, Column]:
-        """What only the log of a training needs; it is left out where `data.tokens` keeps no texts to read it from."""
+        """Columns for the log of a training alone, left out where `data.tokens` keeps no texts to read it from."""
         return self._labels if self.settings.same_label == "negative" else {}
 
     @property
@@ -147,7 +147,7 @@ def make_task(settings: LossSettings) -> Task:
 
 
 def needed_columns(task: Task, kinds: tuple[str, ...]) -> dict[str, Column]:
-    """What a task needs of each pair and, of a model with projections for several `kinds`, the kind of its text."""
+    """Columns a task needs of each pair and, of a model with projections for several `kinds`, the kind of its text."""
     return {**({KIND: Kinds(kinds)} if kinds else {}), **task.columns()}
 
 
@@ -166,7 +166,7 @@ def open_columns(task: Task, settings: TrainSettings, pool: SamplePool, order: S
 
 
 def losses_of(task: Task, features: Values, columns: Values) -> dict[str, Tensor]:
-    """What a task gives for a batch of a training.
+    """The losses that a task gives for a batch of a training.
 
     Raises: ConfigError unless that is one number of each name, and one of them a loss that follows from the features.
     """
@@ -179,7 +179,7 @@ def losses_of(task: Task, features: Values, columns: Values) -> dict[str, Tensor
 
 
 def judged(task: Task, features: Values, columns: Values, batch_size: int) -> Tensor:
-    """What a task gives for held-out pairs.
+    """The judgement of a task on held-out pairs.
 
     Raises: ConfigError unless that is a number for each pair of some batches.
     """

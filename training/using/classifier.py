@@ -67,9 +67,9 @@ def calibrate(similarity_NK: Tensor, labels_N: Tensor, scale_before: float) -> C
     order = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(0))
     halves = order.tensor_split(2)
     after_NK = torch.empty_like(similarity_NK, dtype=torch.float64)
-    for own, other in (halves, halves[::-1]):
+    for half, other in (halves, halves[::-1]):
         scale = fit_scale(similarity_NK[other], labels_N[other])
-        after_NK[own] = (similarity_NK[own].double() * scale).softmax(1)
+        after_NK[half] = (similarity_NK[half].double() * scale).softmax(1)
     before_NK = (similarity_NK.double() * scale_before).softmax(1)
     return Calibration(
         scale=fit_scale(similarity_NK, labels_N),
@@ -100,8 +100,8 @@ def rank_sums(labels: Labels) -> tuple[RankSums, ...]:
     """How probabilities add up, for each rank above the labels, the nearest first."""
     sums = []
     for rank in labels.ranks_above:
-        place = TAXON_RANKS.index(rank)
-        keys = taxon_keys([(taxon.ranks[0], taxon.ranks[place]) if taxon else ("", "") for taxon in labels.taxa])
+        index = TAXON_RANKS.index(rank)
+        keys = taxon_keys([(taxon.ranks[0], taxon.ranks[index]) if taxon else ("", "") for taxon in labels.taxa])
         taxa = sorted({key for key in keys if key[1]})
         number = {key: i for i, key in enumerate(taxa)}
         members = torch.tensor([number.get(key, len(taxa)) for key in keys])

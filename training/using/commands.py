@@ -220,8 +220,8 @@ def _search(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([hit._asdict() | of_hit for hit, of_hit in zip(hits, more, strict=True)], ensure_ascii=False))
         return 0
-    for place, (hit, of_hit) in enumerate(zip(hits, more, strict=True), start=1):
-        print("\n              ".join([f"{place:4d}  {hit.score:.4f}  {hit.name}", *filter(None, of_hit.values())]))
+    for number, (hit, of_hit) in enumerate(zip(hits, more, strict=True), start=1):
+        print("\n              ".join([f"{number:4d}  {hit.score:.4f}  {hit.name}", *filter(None, of_hit.values())]))
     return 0
 
 

@@ -58,18 +58,18 @@ class SearchIndex:
 
         Raises: ConfigError for a folder that is no index; IntegrityError for one that is damaged.
         """
-        faiss, place = _faiss(), Path(folder)
-        if not (place / _RECORD).is_file():
+        faiss, path = _faiss(), Path(folder)
+        if not (path / _RECORD).is_file():
             raise ConfigError(f"{folder}: no index here (no {_RECORD}); make one with `dalip index`")
         try:
-            record = dict(json.loads((place / _RECORD).read_text(encoding="utf-8")))
-            names = pq.read_table(place / _NAMES)["name"]
-            vectors = faiss.read_index(str(place / _VECTORS))
+            record = dict(json.loads((path / _RECORD).read_text(encoding="utf-8")))
+            names = pq.read_table(path / _NAMES)["name"]
+            vectors = faiss.read_index(str(path / _VECTORS))
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, pa.ArrowInvalid) as error:
             raise IntegrityError(f"{folder}: the index cannot be read ({words_of(error)}); make it anew") from None
         whole = record.keys() >= {"model", "features", "source"} and record.get("format") == FORMAT
         written = record.get("names_sha256")  # an earlier version wrote none
-        whole = whole and written in (None, storage.hash_file(str(place / _NAMES)).sha256)
+        whole = whole and written in (None, storage.hash_file(str(path / _NAMES)).sha256)
         if not whole or not len(names) == vectors.ntotal == record.get("num_rows"):
             raise IntegrityError(f"{folder}: the parts of the index do not belong together; make it anew")
         return cls(folder, record, names, vectors)
@@ -90,16 +90,16 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
     if storage.is_remote(folder) or target.exists():
         raise ConfigError(f"{folder}: an index is made in a new local folder; choose another place or remove it")
     models = [_metadata(path) for path in tables]
-    places = list(dict.fromkeys(place for table in models for place in table.pop("places", ())))
+    places = list(dict.fromkeys(path for table in models for path in table.pop("places", ())))
     if any(other != models[0] for other in models):
         raise ConfigError(
             f"{tables[0]} and another table are of different models or features; an index is of one model"
         )
     index = faiss.index_factory(models[0]["width"], "SQfp16", faiss.METRIC_INNER_PRODUCT)
     names = []
-    for own, vectors in _blocks(tables):
+    for block, vectors in _blocks(tables):
         index.add(vectors)
-        names.append(own)
+        names.append(block)
     if not index.ntotal:
         raise ConfigError(f"{tables[0]}: holds no vector")
     record = {"format": FORMAT, **models[0], "places": places, "num_rows": index.ntotal}

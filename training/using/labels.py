@@ -43,7 +43,7 @@ class Labels:
     rank: str | None = None
 
     def texts(self, kind: ClassText) -> list[str]:
-        """What each label is called in a prompt."""
+        """The name of each label in a prompt."""
         return [class_text(name, taxon, kind) for name, taxon in zip(self.names, self.taxa, strict=True)]
 
     @property
@@ -58,7 +58,7 @@ class Labels:
         if self.rank is None:
             return ()
         above = enumerate(TAXON_RANKS[: TAXON_RANKS.index(self.rank)])
-        ranks = [rank for place, rank in above if any(taxon and taxon.ranks[place] for taxon in self.taxa)]
+        ranks = [rank for index, rank in above if any(taxon and taxon.ranks[index] for taxon in self.taxa)]
         return tuple(reversed(ranks))
 
 

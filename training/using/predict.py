@@ -111,9 +111,9 @@ class Classifier:
         names = [self.labels.names[i] for i in number[:, 0].tolist()]
         answers = [name if ok else NOT_SURE for name, ok in zip(names, sure.tolist(), strict=True)]
         ranks = [self.labels.rank if ok else None for ok in sure.tolist()]
-        for place in range(best.shape[1]):
-            columns[f"label_{place + 1}"] = [self.labels.names[i] for i in number[:, place].tolist()]
-            columns[f"probability_{place + 1}"] = best[:, place].numpy()
+        for column in range(best.shape[1]):
+            columns[f"label_{column + 1}"] = [self.labels.names[i] for i in number[:, column].tolist()]
+            columns[f"probability_{column + 1}"] = best[:, column].numpy()
         for sums in self.sums:
             taxon, probability = sums.best(probability_NK)
             columns[sums.rank] = [sums.names[i] for i in taxon.tolist()]
@@ -126,8 +126,8 @@ class Classifier:
     def schema(self) -> pa.Schema:
         """Of the table."""
         fields = [(name, pa.string()) for name in ("picture", "error", "answer", "answer_rank")]
-        for place in range(1, min(self.options.top, len(self.labels.names)) + 1):
-            fields += [(f"label_{place}", pa.string()), (f"probability_{place}", pa.float32())]
+        for number in range(1, min(self.options.top, len(self.labels.names)) + 1):
+            fields += [(f"label_{number}", pa.string()), (f"probability_{number}", pa.float32())]
         for sums in self.sums:
             fields += [(sums.rank, pa.string()), (f"{sums.rank}_probability", pa.float32())]
         return pa.schema(fields)

@@ -69,8 +69,8 @@ def draw_png(panels: Sequence[Panel], heading: str = "", cautions: Sequence[str]
 
     def paint(figure: Any) -> None:
         for at, (line, colour, size) in enumerate(lines):
-            place = 1 - (at + 0.8) * _HEADING_LINE / height
-            figure.text(0.12 / width, place, line, color=colour, fontsize=size, weight="bold")
+            baseline = 1 - (at + 0.8) * _HEADING_LINE / height
+            figure.text(0.12 / width, baseline, line, color=colour, fontsize=size, weight="bold")
         top = height - _HEADING_LINE * len(lines)
         for row in rows:
             left = 0.0
@@ -102,8 +102,8 @@ def _add(figure: Any, panel: Panel, left: float, bottom: float, width: float, he
     """Put a panel's axes into a figure of this size, its own corner at (left, bottom)."""
     across = panel.width - panel.left - _RIGHT
     up = panel.height - _BOTTOM - _TOP
-    place = ((left + panel.left) / width, (bottom + _BOTTOM) / height, across / width, up / height)
-    axis = figure.add_axes(place)
+    rectangle = ((left + panel.left) / width, (bottom + _BOTTOM) / height, across / width, up / height)
+    axis = figure.add_axes(rectangle)
     axis.set_title(panel.title)
     panel.draw(axis)
 

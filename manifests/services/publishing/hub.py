@@ -68,9 +68,9 @@ def upload_folder(
             f"hf:{repository}: exists and is public, but this upload is private; make it private on its page, choose "
             "another name, or say --public"
         )
-    own = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+    local = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
     there = {file.rfilename for file in info.siblings or ()} - _OWN_FILES
-    old = sorted(there - own - beside.keys())
+    old = sorted(there - local - beside.keys())
     if old and marker not in there:
         raise ConfigError(
             f"hf:{repository}: holds {len(old):,} files that are not of this upload, first: {old[0]}; they would be "
@@ -134,4 +134,4 @@ def _call(repository: str, what: str, function: Callable[..., _Result], *args: A
 def _words_of(error: BaseException) -> str:
     """One line that names the first cause too."""
     causes = filter(None, (error, error.__cause__))
-    return "; ".join(" ".join(str(each).split())[:200] or type(each).__name__ for each in causes).rstrip(".")
+    return "; ".join(" ".join(str(cause).split())[:200] or type(cause).__name__ for cause in causes).rstrip(".")

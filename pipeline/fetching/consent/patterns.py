@@ -35,10 +35,10 @@ def fits(pattern: str, path: str) -> bool:
         return False
     if not pieces:
         return not is_whole or path == first
-    place = len(first)
+    position = len(first)
     for piece in pieces[:-1] if is_whole else pieces:
-        start = path.find(piece, place)
+        start = path.find(piece, position)
         if start < 0:
             return False
-        place = start + len(piece)
-    return not is_whole or (path.endswith(pieces[-1]) and len(path) - len(pieces[-1]) >= place)
+        position = start + len(piece)
+    return not is_whole or (path.endswith(pieces[-1]) and len(path) - len(pieces[-1]) >= position)

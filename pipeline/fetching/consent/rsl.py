@@ -63,7 +63,7 @@ class _Content:
 
 
 def parse_rsl(body: bytes, site: Target) -> Rules:
-    """What a licence says of the paths of a site."""
+    """Read the rules of a licence for the paths of a site."""
     patterns = ((_pattern_of(content.url, site), content.refusal()) for content in _contents(body))
     return tuple((pattern, words) for pattern, words in patterns if pattern is not None)
 

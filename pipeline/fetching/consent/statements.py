@@ -69,7 +69,7 @@ class Consent:
 
     @cached_property
     def counting(self) -> tuple[tuple[str, str, Outcome], ...]:
-        """What refuses a picture before its body is read: place, words and outcome of each. The first counts."""
+        """The refusals before a picture's body is read: signal, words and outcome of each. The first counts."""
         refusals = []
         if self.robots_txt:
             refusals.append((robots_of(self.agent_token), _DISALLOW, Outcome.ROBOTS_DISALLOWED))
@@ -102,19 +102,19 @@ class Consent:
         asked = {ROBOTS_FAILED: self.robots_txt, LICENCE_FAILED: self.reads_licences}
         return tuple(words for words, is_asked in asked.items() if not is_asked)
 
-    def refusal(self, said: Said) -> tuple[Outcome, str] | None:
+    def refusal(self, heard: Said) -> tuple[Outcome, str] | None:
         """Outcome and detail of a row with these statements; None when none of them counts."""
-        fits = ((outcome, words) for place, words, outcome in self.counting if words in said.get(place, ()))
+        fits = ((outcome, words) for signal, words, outcome in self.counting if words in heard.get(signal, ()))
         return next(fits, None)
 
     def unread(self, before: Consent) -> tuple[str, ...]:
         """Places that must still be looked at, for a row that was fetched when `before` counted."""
         new = set(self.counting) - set(before.counting)
-        return tuple(sorted({place for place, *_ in new}))
+        return tuple(sorted({signal for signal, *_ in new}))
 
 
 def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
-    """What the headers of an answer say about use, each statement once: for all, or for the agent that it names.
+    """Collect statements on use from the headers of an answer, each once: for all, or for the agent that it names.
 
     A directive of X-Robots-Tag after `agent:` is for that agent only, and so are those that follow in the same header,
     up to the next agent's name.
@@ -155,7 +155,7 @@ def no_training(usage: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class RobotsRules:
-    """What one host's robots.txt says to one agent."""
+    """The rules of one host's robots.txt for one agent."""
 
     parsed: Protego | None
     """None allows every path."""
@@ -170,17 +170,17 @@ class RobotsRules:
     """Rules of its tdmrep.json: a pattern of paths, and whether their rights are reserved."""
 
     def statements(self, path: str, consent: Consent) -> dict[str, list[str]]:
-        """What the files that `consent` asks for say of `path`."""
-        said: dict[str, list[str]] = {}
+        """Collect what the files that `consent` asks for say of `path`."""
+        heard: dict[str, list[str]] = {}
         if consent.robots_txt:
             usage = [] if self.allows_training(path) else [_USAGE]
-            said[robots_of(consent.agent_token)] = ([] if self.allows(path) else [_DISALLOW]) + usage
+            heard[robots_of(consent.agent_token)] = ([] if self.allows(path) else [_DISALLOW]) + usage
         if consent.reads_licences:
             refusals = (rsl.refusal(rules, path) for rules in self.of_licences)
-            said[rsl_of(consent.agent_token)] = [words for words in refusals if words]
+            heard[rsl_of(consent.agent_token)] = [words for words in refusals if words]
         if "tdmrep_file" in consent.signals:
-            said[TDMREP] = [_RESERVED] if self.reserves(path) else []
-        return said
+            heard[TDMREP] = [_RESERVED] if self.reserves(path) else []
+        return heard
 
     def reserves(self, path: str) -> bool:
         """True when the first rule of tdmrep.json that fits `path` reserves its rights."""
@@ -279,7 +279,7 @@ def _usage_and_licences(lines: Sequence[str], agent_token: str) -> tuple[tuple[t
             groups[-1][1].append((unescaped(match[1] or "/"), no_training(match[2]) is not None))
     name = agent_token if any(agent_token in agents for agents, *_ in groups) else "*"
     ours = [group for group in groups if name in group[0]]
-    licences = dict.fromkeys([*(each for *_, named in ours for each in named), *for_all])
+    licences = dict.fromkeys([*(licence for *_, named in ours for licence in named), *for_all])
     return tuple(rule for _, usage, _ in ours for rule in usage), tuple(licences)[:_MAX_LICENCES]
 
 

@@ -38,10 +38,10 @@ def _blur(image: Image.Image, box: Mapping[str, float]) -> None:
     wide, high = ((box[end] - box[start]) * MARGIN for start, end in (("left", "right"), ("top", "bottom")))
     left, top = max(0.0, box["left"] - wide) * image.width, max(0.0, box["top"] - high) * image.height
     right, bottom = min(1.0, box["right"] + wide) * image.width, min(1.0, box["bottom"] + high) * image.height
-    place = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
-    size = (place[2] - place[0], place[3] - place[1])
+    area = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
+    size = (area[2] - area[0], area[3] - area[1])
     if min(size) < 1:
         return
     cell = max(1.0, max(size) / CELLS)
-    cells = image.crop(place).resize([max(1, round(side / cell)) for side in size], Image.Resampling.BOX)
-    image.paste(cells.resize(size, Image.Resampling.NEAREST).filter(ImageFilter.BoxBlur(cell / 2)), place[:2])
+    cells = image.crop(area).resize([max(1, round(side / cell)) for side in size], Image.Resampling.BOX)
+    image.paste(cells.resize(size, Image.Resampling.NEAREST).filter(ImageFilter.BoxBlur(cell / 2)), area[:2])

@@ -21,7 +21,7 @@ _PROHIBITED = "DMI-PROHIBITED"
 
 
 def refusal_of(image: Image.Image) -> str | None:
-    """What an open picture says against training, such as `XMP plus:DataMining: DMI-PROHIBITED`; None when nothing."""
+    """An open picture's refusal of training, such as `XMP plus:DataMining: DMI-PROHIBITED`; None when nothing."""
     value = data_mining(image.info.get("xmp"))
     return f"{IPTC}: {value}" if value else None
 

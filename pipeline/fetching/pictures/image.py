@@ -42,7 +42,7 @@ _CAMERA_TAGS = (0x010F, 0x0110)  # make and model
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What is known of the bytes as downloaded, stored or not; sizes after EXIF orientation."""
+    """Measures of the bytes as downloaded, stored or not; sizes after EXIF orientation."""
 
     num_bytes: int
     image_id: str
@@ -58,7 +58,7 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class PixelMeasures:
-    """What is computed from stored pixels: here, and again when they are verified."""
+    """Measures of stored pixels, computed twice: here, and again when they are verified."""
 
     pixels_sha256: str
     phash: int
@@ -98,7 +98,7 @@ _OF_STORED = [field.name for field in fields(StoredImage) if field.name not in (
 
 
 def fact_of(result: StoredImage | Rejected) -> Fact:
-    """What a measurement adds to the fact of a row: its fields have the names of the columns."""
+    """The fields that a measurement adds to the fact of a row: its fields have the names of the columns."""
     original = {name: getattr(result.original, name) for name in _OF_ORIGINAL} if result.original is not None else {}
     if isinstance(result, Rejected):
         return {"outcome": result.outcome.value, "detail": result.detail, **original}
@@ -168,14 +168,14 @@ def _measure_open(
             authors = authors_of(image)  # of a PNG, some lie behind the pixels
             original = replace(original, file_creator=authors.creator, file_rights=authors.rights)
             simple = simplify(image)
-            said = refusal_of(image)
+            statement = refusal_of(image)
     except Unreadable as why:
         return Rejected(why.outcome, why.detail, original)
     fits = simple.size == target
     if fits and image.format == "JPEG" and is_plain(image):
         kept = body if settings.keep_metadata else without_metadata(body)
         if kept is not None:
-            return _store(kept, simple, original, said)
+            return _store(kept, simple, original, statement)
     if not fits:
         simple = shrink(simple, target)
         image.close()  # what comes next uses its memory, which still lies in the core's cache
@@ -187,7 +187,7 @@ def _measure_open(
     final.close()
     again = Image.new("RGB", size, None)  # not filled with black: the decoder sets every pixel
     again.frombytes(stored, "jpeg", "RGB", "")  # the decoder alone: its header is our own
-    return _store(stored, again, original, said)
+    return _store(stored, again, original, statement)
 
 
 def _encode(image: Image.Image, quality: int) -> bytes:

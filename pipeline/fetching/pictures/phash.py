@@ -44,7 +44,7 @@ _REACH, _WEIGHT_BITS = 3.0, 22  # of Pillow's LANCZOS; pixels of the result, and
 
 @dataclass(frozen=True, slots=True)
 class LightMeasures:
-    """What is computed from the luminance: hashes, and its exact standard deviation."""
+    """Measures of the luminance: hashes, and its exact standard deviation."""
 
     phash: int
     phash_mirrored: int
@@ -131,11 +131,11 @@ def _weights(num_pixels: int) -> np.ndarray:
     for column in range(_SIDE_PX):
         centre = (column + 0.5) * scale
         places = range(max(0, int(centre - _REACH * wider + 0.5)), min(num_pixels, int(centre + _REACH * wider + 0.5)))
-        shares = [_lanczos((place - centre + 0.5) * (1.0 / wider)) for place in places]
+        shares = [_lanczos((position - centre + 0.5) * (1.0 / wider)) for position in places]
         total = sum(shares)
-        for place, share in zip(places, shares, strict=True):
+        for position, share in zip(places, shares, strict=True):
             scaled = share / total * (1 << _WEIGHT_BITS)
-            weights[place, column] = int(scaled + math.copysign(0.5, scaled))
+            weights[position, column] = int(scaled + math.copysign(0.5, scaled))
     return weights
 
 

@@ -13,7 +13,7 @@ BACKGROUND = (255, 255, 255)  # sRGB colour under transparent pixels
 
 
 class ImageSettings(Settings):
-    """What a stored picture looks like, and which pictures are refused."""
+    """The look of a stored picture, and which pictures are refused."""
 
     size_px: Annotated[int, Field(ge=16, le=8192)] = 256
     """Length of the side that `resize` names. Pictures are made smaller, never larger."""
@@ -34,7 +34,7 @@ class ImageSettings(Settings):
     """A longer body is broken off and ends as body_too_large."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the bytes of a stored picture, and which are refused: the settings, and the background."""
+        """The values behind the bytes of a stored picture, and which are refused: the settings, and the background."""
         return self.model_dump(mode="json") | {"background": list(BACKGROUND)}
 
     def without_limits(self) -> ImageSettings:

@@ -233,8 +233,8 @@ def _run_round(texts: list[str], rows: list[int], changed_by: dict[int, list[str
     changed: set[int] = set()
     for name, step in STEPS.items():
         here = pa.array([texts[row] for row in rows], pa.string())
-        for place in _rows_where(pc.match_substring_regex(here, step.gate)):
-            row = rows[place]
+        for index in _rows_where(pc.match_substring_regex(here, step.gate)):
+            row = rows[index]
             after = step.change(texts[row])
             if after != texts[row]:
                 texts[row] = after

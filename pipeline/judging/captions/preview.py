@@ -160,7 +160,7 @@ def _of_each_domain(kept: list[int], domains: pa.ChunkedArray) -> list[int]:
 
 def _spread(rows: list[int], num: int) -> list[int]:
     """At most `num` of the rows, evenly apart."""
-    return [rows[place * len(rows) // num] for place in range(num)] if len(rows) > num else rows
+    return [rows[index * len(rows) // num] for index in range(num)] if len(rows) > num else rows
 
 
 # ---- as lines

@@ -46,8 +46,8 @@ class RuleSet(Thresholds):
     def thresholds(self) -> dict[str, Any]:
         """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""
         base = PRESETS[self.preset] if self.preset else {}
-        own = {name: getattr(self, name) for name in self.model_fields_set}
-        merged = {name: own.get(name) if name in own else base.get(name) for name in RULE_NAMES}
+        stated = {name: getattr(self, name) for name in self.model_fields_set}
+        merged = {name: stated.get(name) if name in stated else base.get(name) for name in RULE_NAMES}
         return {name: threshold for name, threshold in merged.items() if threshold not in (None, False, ())}
 
     def identity(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class RuleSet(Thresholds):
 
 
 class TextChoice(Settings):
-    """What `txt` is for the rows of some domains and sources (empty: all).
+    """The choice of `txt` for the rows of some domains and sources (empty: all).
 
-    It is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
+    `txt` is one of the texts in `any_of` that the sample has; of several, one is drawn by seed and sample_id. A sample
     that has none of them gets the first of OTHERWISE that it has.
     """
 
@@ -106,7 +106,7 @@ class CaptionSettings(Settings):
     text: TextSettings = TextSettings()
 
     def measure_identity(self) -> dict[str, Any]:
-        """What the measurements depend on, as plain values for a fingerprint; no threshold is part of it.
+        """The values that the measurements depend on, plain for a fingerprint; no threshold is part of it.
 
         Whoever reads the backbone adds the hash of its content.
         """
@@ -118,5 +118,5 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """What the verdicts depend on besides the measurements: the rules that are on, as plain values."""
+        """The values that the verdicts depend on besides the measurements: the rules that are on, as plain values."""
         return [rules.identity() for rules in self.rules]

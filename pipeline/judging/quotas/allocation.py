@@ -19,7 +19,7 @@ Size = str | int | float
 
 @dataclass(frozen=True)
 class Pool:
-    """What can be drawn of a domain.
+    """The supply of a domain.
 
     `num_available` counts its distinct samples, `max_epochs` says how often each may appear on average. Where its
     sources have weights, `weights` holds them and `by_source` the distinct samples of each source.
@@ -58,7 +58,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class SourceQuota:
-    """What one source gives within its domain; `share` is of the domain."""
+    """The quota of one source within its domain; `share` is of the domain."""
 
     source: str
     share: float
@@ -68,7 +68,7 @@ class SourceQuota:
 
 @dataclass(frozen=True)
 class Quota:
-    """What one domain gives: `num_samples` drawn (repeats counted) out of `num_available` distinct ones."""
+    """The quota of one domain: `num_samples` drawn (repeats counted) out of `num_available` distinct ones."""
 
     domain: str
     share: float
@@ -201,5 +201,5 @@ def _bounds(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> list[tupl
         pool, weights = pools[domain], pools[domain].weights or {}
         bounds.append((pool.capacity, share))
         whole = sum(weights.values())
-        bounds += [(pool.source_capacity(source), share * own / whole) for source, own in weights.items()]
+        bounds += [(pool.source_capacity(source), share * weight / whole) for source, weight in weights.items()]
     return bounds

@@ -95,9 +95,9 @@ def judge_cap(table: pa.Table, cap: CapSettings, seed: int) -> pa.Table:
         high, low = _halves(table["sample_id"])
         order = np.lexsort((low, high, draws, codes))
         first = np.cumsum(counts) - counts
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order)) - first[codes[order]]
-        keep = place < cap.most
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order)) - first[codes[order]]
+        keep = rank < cap.most
         threshold = f"<= {cap.at_most} of one {cap.by}"
     keep |= codes == no_key
     shown = pc.utf8_slice_codeunits(pc.cast(table["key"].combine_chunks(), pa.string()), 0, MAX_KEY_CHARS)

@@ -41,7 +41,7 @@ class BackboneSettings(Settings):
     """Languages of vernacular names, as the archive writes them; the most wanted first."""
 
     def identity(self) -> dict[str, Any]:
-        """What a resolved name depends on besides the archive's content: no path."""
+        """The values that a resolved name depends on besides the archive's content: no path."""
         return {"languages": list(self.languages)}
 
 

@@ -297,8 +297,8 @@ class LicenceSettings(Settings):
         for entry in entries:
             licence = normalise_licence(entry)
             if entry not in LICENCE_IDS and licence != entry:
-                near = difflib.get_close_matches(entry.upper(), {each.upper(): each for each in LICENCE_IDS}, n=1)
-                ids = [licence] if licence != UNKNOWN else [each for each in LICENCE_IDS if each.upper() in near]
+                near = difflib.get_close_matches(entry.upper(), {known.upper(): known for known in LICENCE_IDS}, n=1)
+                ids = [licence] if licence != UNKNOWN else [known for known in LICENCE_IDS if known.upper() in near]
                 hint = f"did you mean '{ids[0]}'?" if ids else f"the ids are {', '.join(LICENCE_IDS)}"
                 raise ValueError(f"'{entry}' is not a licence id; {hint}")
         return entries

@@ -191,17 +191,17 @@ def _read_genus(token: str) -> str:
 
 def _read_formula(genus: str, tokens: list[str]) -> Name | None:
     """A name of two parents with a hybrid or graft sign between them; None when this is no formula."""
-    for place in range(1, len(tokens) - 1):
-        if tokens[place] not in {"×", "x", "X", "+"}:
+    for index in range(1, len(tokens) - 1):
+        if tokens[index] not in {"×", "x", "X", "+"}:
             continue
-        sign = "+" if tokens[place] == "+" else "×"
-        following = tokens[place + 1]
+        sign = "+" if tokens[index] == "+" else "×"
+        following = tokens[index + 1]
         if _GENUS.match(following) or _ABBREVIATED_GENUS.match(following):
-            first = parse_name(" ".join(tokens[:place]))
-            second = parse_name(" ".join(tokens[place + 1 :]))
-        elif place >= 2 and _EPITHET.match(following) and _EPITHET.match(tokens[1]):
-            first = parse_name(" ".join(tokens[:place]))
-            second = parse_name(" ".join([genus, *tokens[place + 1 :]]))
+            first = parse_name(" ".join(tokens[:index]))
+            second = parse_name(" ".join(tokens[index + 1 :]))
+        elif index >= 2 and _EPITHET.match(following) and _EPITHET.match(tokens[1]):
+            first = parse_name(" ".join(tokens[:index]))
+            second = parse_name(" ".join([genus, *tokens[index + 1 :]]))
         else:
             continue
         genera = len(tokens) == 3 and bool(_GENUS.match(following))  # Crataegus + Mespilus

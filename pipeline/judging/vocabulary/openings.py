@@ -48,7 +48,7 @@ def view_opening_names(
     pair = f"({genus} || ' ' || {second})"
     openings = sql.sql(f"SELECT DISTINCT unnest([{genus}, {pair}]) AS name FROM {view} WHERE {first} <> ''").fetchall()
     names = [name for (name,) in openings if " " not in name or parse_name(name).species]  # "Malus in" is no pair
-    wanted = pa.table({"name": names * len(kingdoms), "kingdom": [each for each in kingdoms for _ in names]})
+    wanted = pa.table({"name": names * len(kingdoms), "kingdom": [kingdom for kingdom in kingdoms for _ in names]})
     sql.register("resolved_openings", resolve_names(wanted, backbone, scratch, memory_gb))
     sql.execute(
         "CREATE TABLE opening_names AS SELECT name, min_by(accepted_name, kingdom_given) FILTER (is_theirs) AS "

@@ -117,11 +117,11 @@ def derived_ranks(stated: tuple[str | None, ...], ranks: Mapping[str, str]) -> s
     classification and half of another would be no taxon.
     """
     tidy = {rank: tidy_name(value or "") for rank, value in zip(TAXON_RANKS, stated, strict=True)}
-    own = {rank: value for rank, value in tidy.items() if value and not is_no_name(value)}
-    as_texts_use_them = known_ranks(tuple(own.get(rank) for rank in TAXON_RANKS), None)
+    usable = {rank: value for rank, value in tidy.items() if value and not is_no_name(value)}
+    as_texts_use_them = known_ranks(tuple(usable.get(rank) for rank in TAXON_RANKS), None)
     if any(ranks.get(rank) != value for rank, value in as_texts_use_them.items() if " " in value or rank != "species"):
         return None
-    return " ".join(rank for rank in ranks if rank not in own) or None
+    return " ".join(rank for rank in ranks if rank not in usable) or None
 
 
 def taxon_columns(candidates: pa.Table, stated: pa.Table) -> dict[str, pa.Array]:

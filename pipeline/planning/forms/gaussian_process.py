@@ -78,8 +78,8 @@ class GaussianProcess:
             noisy = _noisy_covariance(_kernel(one, anchors, anchors), one, root[[f]])[0]
             cross = _kernel(one, anchors, shares_QK)[0] * root[f][:, None]
             features, _ = _powers(shares_QK, np.exp(one[:, 2]))
-            own = np.exp(one[0, 0]) + np.exp(one[0, 3]) * np.sum(features[0] ** 2, axis=1) + _CONSTANT
-            unexplained = own - np.sum(cross * np.linalg.solve(noisy, cross), axis=0)
+            prior = np.exp(one[0, 0]) + np.exp(one[0, 3]) * np.sum(features[0] ** 2, axis=1) + _CONSTANT
+            unexplained = prior - np.sum(cross * np.linalg.solve(noisy, cross), axis=0)
             variance[f] = np.maximum(unexplained, 0.0) + np.exp(one[0, 4])
         return fitted.arrays["scale"][:, None] * np.sqrt(variance)
 
@@ -151,10 +151,10 @@ def _kernel_slopes(theta: Array, shares: Array) -> tuple[Array, list[Array]]:
     decay = variance * np.exp(-_ROOT_FIVE * distance)
     matern = (1.0 + _ROOT_FIVE * distance + 5.0 / 3.0 * distance**2) * decay
     base = -5.0 / 3.0 * (1.0 + _ROOT_FIVE * distance) * decay  # derivative of matern by distance, over distance
-    own = np.sum(features * by_power, axis=2)
+    squared = np.sum(features * by_power, axis=2)
     crossed = features @ np.swapaxes(by_power, 1, 2)
     crossed = crossed + np.swapaxes(crossed, 1, 2)
-    squared_by_power = 2.0 * (own[:, :, None] + own[:, None, :] - crossed)
+    squared_by_power = 2.0 * (squared[:, :, None] + squared[:, None, :] - crossed)
     by_q = base * squared_by_power / (2.0 * length**2) + linear * crossed
     return matern + linear * product + _CONSTANT, [matern, -base * distance**2, by_q, linear * product]
 

@@ -153,22 +153,22 @@ def parse_meta(content: bytes, what: str) -> tuple[DataFile, tuple[DataFile, ...
     core = root.find("core")
     if core is None:
         raise ConfigError(f"{what} describes no core")
-    return _data_file(core, "id", what), tuple(_data_file(each, "coreid", what) for each in root.findall("extension"))
+    return _data_file(core, "id", what), tuple(_data_file(part, "coreid", what) for part in root.findall("extension"))
 
 
 def _data_file(element: ElementTree.Element, id_tag: str, what: str) -> DataFile:
     row_type = element.get("rowType", "")
-    locations = tuple((each.text or "").strip() for each in element.findall("files/location"))
+    locations = tuple((part.text or "").strip() for part in element.findall("files/location"))
     if not locations or not all(locations):
         raise ConfigError(f"{what}: {row_type or element.tag} names no file")
     if len(set(locations)) < len(locations):
         raise ConfigError(f"{what}: {row_type or element.tag} names a file twice; name each of its files once")
     key = element.find(id_tag)
     fields: dict[str, Term] = {}
-    for each in element.findall("field"):
-        index, address = each.get("index"), each.get("term", "")
+    for part in element.findall("field"):
+        index, address = part.get("index"), part.get("term", "")
         name = address.rstrip("/#").replace("#", "/").rpartition("/")[2].strip()
-        term = Term(_number(index, f"{what}: index of {name}") if index is not None else None, each.get("default"))
+        term = Term(_number(index, f"{what}: index of {name}") if index is not None else None, part.get("default"))
         fields.setdefault(name, term)
     return DataFile(
         row_type,

@@ -137,10 +137,10 @@ class DwcaReader(Reader[DwcaSettings]):
         if not any(name.lower().rpartition("/")[2] == META_FILE for name in listing.names):
             return None
         terms = {term for data in read_archive(listing.path, listing.path).extensions for term in data.fields}
-        place = Place({"path": listing.path}, "Darwin Core Archive (sure: it has a meta.xml)", has_taxa=True)
-        place.states_licence = bool(terms.intersection(_LICENCE))
-        place.comments["path"] = "add `where: {kingdom: [Plantae], licence: [CC0-1.0, CC-BY]}` to take a part of it"
-        return place
+        found = Place({"path": listing.path}, "Darwin Core Archive (sure: it has a meta.xml)", has_taxa=True)
+        found.states_licence = bool(terms.intersection(_LICENCE))
+        found.comments["path"] = "add `where: {kingdom: [Plantae], licence: [CC0-1.0, CC-BY]}` to take a part of it"
+        return found
 
     def _plan(self) -> _Plan:
         archive = read_archive(self.archive, self.where)
@@ -261,10 +261,10 @@ def _columns_of_terms(data: DataFile, terms: list[str], names: list[str]) -> dic
     Raises: ValueError when the description names a column that is not there.
     """
     places: dict[str, int | None] = {"id": data.id_index, **{name: data.fields[name].index for name in terms}}
-    beyond = [name for name, place in places.items() if place is not None and place >= len(names)]
+    beyond = [name for name, index in places.items() if index is not None and index >= len(names)]
     if beyond:
         raise ValueError(f"{beyond[0]} should be column {places[beyond[0]]}, but rows have {len(names)} columns")
-    return {name: names[place] if place is not None else None for name, place in places.items()}
+    return {name: names[index] if index is not None else None for name, index in places.items()}
 
 
 def _with_defaults(rows: pa.Table, data: DataFile, places: dict[str, str | None]) -> dict[str, Any]:
@@ -287,8 +287,8 @@ def _unfold(sql: Any) -> None:
     """Make one row of each address where a record lists several; the same address counts once."""
     sql.execute("ALTER VIEW media RENAME TO listed")
     marked = "regexp_replace(identifier, '[\\s|;,]+(https?://)', '\t\\1', 'g')"  # they separate only before an address
-    each = f"unnest(list_distinct(string_split({marked}, '\t')))"
-    sql.execute(f"CREATE VIEW media AS SELECT n, id, {each} AS identifier FROM listed WHERE identifier IS NOT NULL")
+    urls = f"unnest(list_distinct(string_split({marked}, '\t')))"
+    sql.execute(f"CREATE VIEW media AS SELECT n, id, {urls} AS identifier FROM listed WHERE identifier IS NOT NULL")
 
 
 def _repeated(sql: Any) -> Iterator[Batch]:
@@ -365,11 +365,11 @@ def _pick_vernacular(sql: Any, plan: _Plan) -> None:
     assert plan.vernacular is not None
     has = plan.vernacular.fields
     languages = ", ".join(map(text, VERNACULAR_LANGUAGES))
-    place = f"list_position([{languages}], lower(language))" if "language" in has else "1"
+    preference = f"list_position([{languages}], lower(language))" if "language" in has else "1"
     preferred = (
         "lower(coalesce(\"isPreferredName\", '')) NOT IN ('true', '1', 'yes')" if "isPreferredName" in has else "true"
     )
     sql.execute(
-        f'CREATE TABLE names AS SELECT id, arg_min("vernacularName", ({place}, {preferred}, n)) AS name '
-        f'FROM vernacular WHERE {place} IS NOT NULL AND "vernacularName" IS NOT NULL GROUP BY id'
+        f'CREATE TABLE names AS SELECT id, arg_min("vernacularName", ({preference}, {preferred}, n)) AS name '
+        f'FROM vernacular WHERE {preference} IS NOT NULL AND "vernacularName" IS NOT NULL GROUP BY id'
     )

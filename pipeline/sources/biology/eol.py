@@ -62,7 +62,7 @@ class EolReader(Reader[EolSettings]):
     init_order = 5
 
     def extra_names(self) -> list[str]:
-        """What is kept beside each picture."""
+        """The names of the columns that are kept beside each picture."""
         return ["eol_page_id", "source_url"]
 
     def check(self) -> None:

@@ -104,9 +104,9 @@ class InaturalistReader(Reader[InaturalistSettings]):
         if not all(any(name.startswith(f"{table}.") for name in names) for table in _TABLES):
             return None
         words = "iNaturalist's open data (sure: photos, observations, taxa and observers are there)"
-        place = Place({"path": listing.path}, words, has_taxa=True)
-        place.comments["path"] = "add `where: {kingdom: [Plantae]}` to take a part of it; research grade alone is taken"
-        return place
+        found = Place({"path": listing.path}, words, has_taxa=True)
+        found.comments["path"] = "add `where: {kingdom: [Plantae]}` to take a part of it; research grade alone is taken"
+        return found
 
     def _columns(self) -> dict[str, str]:
         """Names that `where` and `extra` may use, and their SQL."""

@@ -108,11 +108,11 @@ class JoinedCaptions(Settings):
         return self.key.removeprefix("extra.") if self.key.startswith("extra.") else None
 
     def identity(self) -> dict[str, Any]:
-        """What the joined texts depend on besides the two tables."""
+        """The values that the joined texts depend on besides the two tables."""
         return self.model_dump(exclude={"join"})
 
     def reader(self, where: str) -> TableReader:
-        """What reads the table; `where` names it in messages."""
+        """A reader of the table; `where` names it in messages."""
         return TableReader.of(where, self.join, [self.column, self.text])
 
 

@@ -132,17 +132,17 @@ def left_out(names: Sequence[str], values: Values, guesses: Mapping[str, ColumnG
     return reasons
 
 
-def describe_columns(place: Place, guesses: Mapping[str, ColumnGuess], path: str) -> Place:
+def describe_columns(found: Place, guesses: Mapping[str, ColumnGuess], path: str) -> Place:
     """The place, with words on its columns and on what they lack."""
-    place.comments |= {field: f"{guess.trust}, from {guess.why}" for field, guess in guesses.items()}
-    place.states_licence = "licence" in guesses or "licence_url" in guesses
-    place.has_taxa = any(field.startswith("taxon_") for field in guesses)
+    found.comments |= {field: f"{guess.trust}, from {guess.why}" for field, guess in guesses.items()}
+    found.states_licence = "licence" in guesses or "licence_url" in guesses
+    found.has_taxa = any(field.startswith("taxon_") for field in guesses)
     if "caption" not in guesses:
-        place.settings["columns"]["caption"] = []
-        place.comments["caption"] = "none was found; the names of the taxa stand in" if place.has_taxa else "none found"
-        if not place.has_taxa:
-            place.missing.append(f"captions of {path}: no column of words was found; set `columns.caption`")
-    return place
+        found.settings["columns"]["caption"] = []
+        found.comments["caption"] = "none was found; the names of the taxa stand in" if found.has_taxa else "none found"
+        if not found.has_taxa:
+            found.missing.append(f"captions of {path}: no column of words was found; set `columns.caption`")
+    return found
 
 
 def is_address(text: str) -> bool:

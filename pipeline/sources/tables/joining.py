@@ -180,10 +180,10 @@ def make_lineages(sql: Any) -> None:
 
     A taxon whose parent is missing counts as a root; one that is its own ancestor gets no ranks.
     """
-    own = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, NULL) AS "{rank}\"""" for rank in TAXON_RANKS)
+    ranks = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, NULL) AS "{rank}\"""" for rank in TAXON_RANKS)
     inherited = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, p."{rank}")""" for rank in TAXON_RANKS)
     sql.execute(
-        f"CREATE TABLE lineages AS WITH RECURSIVE lineage AS (SELECT t.id, t.name, {own}, 0 AS level FROM tree t "
+        f"CREATE TABLE lineages AS WITH RECURSIVE lineage AS (SELECT t.id, t.name, {ranks}, 0 AS level FROM tree t "
         "WHERE t.parent IS NULL OR t.parent = t.id OR NOT EXISTS (SELECT 1 FROM tree p WHERE p.id = t.parent) "
         f"UNION ALL SELECT t.id, t.name, {inherited}, p.level + 1 FROM tree t JOIN lineage p ON p.id = t.parent "
         f"WHERE t.parent <> t.id AND p.level < {MAX_LEVELS - 1}) FROM lineage"

@@ -116,7 +116,7 @@ class _Passing:
             self._pictures[extension] = (digest.hexdigest(), None if body is None else bytes(body))
 
     def cut(self, sample: Sample) -> PassedSample:
-        """What went by since the last cut, as this sample."""
+        """Cut off the members since the last cut, as this sample."""
         sha256, body = self._pictures.get(sample.picture(self._suffixes) or "", (None, None))
         passed = PassedSample(sample, self._digest.digest(), sha256, body)
         self._begin()
@@ -168,12 +168,12 @@ def _read_kept(paths: Sequence[str], tars: StoredTars) -> Iterator[Sample]:
                 texts, faults = (
                     {name: value for name, value in row[part] if name in members} for part in ("texts", "faults")
                 )
-                place = {row["ending"]: split_locator(row["locator"])[1:]} if row["ending"] else {}
-                yield Sample(row["key"], texts, place, faults)
+                pictures = {row["ending"]: split_locator(row["locator"])[1:]} if row["ending"] else {}
+                yield Sample(row["key"], texts, pictures, faults)
 
 
 def content_of(paths: Iterable[str]) -> str:
-    """What a tar holds, by the files of its samples: names, places and bytes of all members, and where it breaks."""
+    """A digest of a tar by the files of its samples: names, places and bytes of all members, and where it breaks."""
     digest = hashlib.sha256()
     for path in paths:
         for row in pq.read_table(path, columns=["digest", "broken"]).to_pylist():

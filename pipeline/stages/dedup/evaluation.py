@@ -69,7 +69,7 @@ class ListInputs:
     set: SetInputs
 
     def identity(self) -> dict[str, Any]:
-        """What the images of a set depend on."""
+        """The values that the images of a set depend on."""
         return {**self.set.settings.identity(), "inputs": list(self.set.content)}
 
 
@@ -91,7 +91,7 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
 
 
 def _plan_list(inputs: DedupInputs, run: StageRun[None]) -> Sequence[ListInputs]:
-    return [ListInputs(each) for each in inputs.evaluation]
+    return [ListInputs(item) for item in inputs.evaluation]
 
 
 # ---- their measurements
@@ -160,13 +160,13 @@ def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, str]]) -> Sequenc
         return parts
     # an image too small for training may be the original of one that is large enough
     image = inputs.image.of_any_shape()
-    for each, listed in zip(inputs.evaluation, run.parts("list"), strict=True):
+    for item, listed in zip(inputs.evaluation, run.parts("list"), strict=True):
         (file,) = listed.files
         path = run.files_of([listed], "members").path
         for number in range(-(-file.num_rows // PART_ROWS)):
             rows = RowGroup(path, number, f"{file.sha256}-{number}")
             num_rows = min(PART_ROWS, file.num_rows - number * PART_ROWS)
-            parts.append(Part(MeasureInputs(each.settings.name, rows, each.content, image), num_rows=num_rows))
+            parts.append(Part(MeasureInputs(item.settings.name, rows, item.content, image), num_rows=num_rows))
     return parts
 
 
@@ -179,15 +179,15 @@ def _roots(context: BuildContext) -> dict[str, str]:
 
 def describe_sets(inputs: DedupInputs, run: StageRun[Any]) -> list[dict[str, Any]]:
     """One entry a set, as release.json shows it; the leaks step adds what leaked."""
-    return [_describe(each, _measured(each, run)) for each in inputs.evaluation]
+    return [_describe(item, _measured(item, run)) for item in inputs.evaluation]
 
 
-def _measured(each: SetInputs, run: StageRun[Any]) -> list[PartRecord]:
-    return [part for part in run.parts("measure") if part.notes["set"] == each.settings.name]
+def _measured(item: SetInputs, run: StageRun[Any]) -> list[PartRecord]:
+    return [part for part in run.parts("measure") if part.notes["set"] == item.settings.name]
 
 
-def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
-    settings = each.settings
+def _describe(item: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
+    settings = item.settings
     counts = {
         name: sum(part.notes[name] for part in parts)
         for name in ("num_images", "num_measured", "num_flat", "num_unreadable")
@@ -205,9 +205,9 @@ def _describe(each: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
 
 def check_readable(inputs: DedupInputs, run: StageRun[Any]) -> None:
     """Raises: ConfigError for a set without one readable image, or with unreadable ones that it refuses."""
-    for each in inputs.evaluation:
-        settings, parts = each.settings, _measured(each, run)
-        described = _describe(each, parts)
+    for item in inputs.evaluation:
+        settings, parts = item.settings, _measured(item, run)
+        described = _describe(item, parts)
         bad = [line for part in parts for line in part.notes["unreadable"]]
         if described["num_unreadable"] and settings.unreadable == "refuse":
             raise ConfigError(
@@ -330,7 +330,7 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]
             # without files where every set is a list of names
             "evaluation": run.files("measure", "evaluation").digested(*contents),
             "sets": tuple(describe_sets(inputs, run)),
-            "named": tuple(each.settings.name for each in inputs.evaluation if each.settings.match_names),
+            "named": tuple(item.settings.name for item in inputs.evaluation if item.settings.match_names),
         }
     ]
 

@@ -51,7 +51,7 @@ class SetInputs:
     content: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """What leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
+        """The values that leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
         return {
             **self.settings.identity(),
             "inputs": list(self.content),
@@ -107,7 +107,7 @@ def _loaded(model: str, weights: str, device: str) -> ClipScorer:
 
 
 def inputs_of(context: BuildContext) -> SemanticInputs | None:
-    """What semantic duplicates depend on; None while they are off."""
+    """The inputs of semantic duplicates; None while they are off."""
     settings = context.config.dedup.semantic
     if settings is None:
         return None
@@ -226,11 +226,11 @@ def compare(inputs: Inputs, run: Execution[None], first: int, last: int, thresho
             some = batch["pixels_sha256"].to_pylist()
             mine = (label >= first) & (label < last) & np.array([name in alive for name in some])
             here = np.flatnonzero(mine)
-            names += [some[place] for place in here.tolist()]
+            names += [some[index] for index in here.tolist()]
             kept.append(vectors[here])
             labels.append(label[here])
     order = sorted(range(len(names)), key=names.__getitem__)
-    names = [names[place] for place in order]
+    names = [names[index] for index in order]
     writer = run.writer("semantic_pairs")
     pairs: list[tuple[str, str, float]] = []
     for i, j, cosine in close_pairs(np.concatenate(kept)[order], np.concatenate(labels)[order], threshold):

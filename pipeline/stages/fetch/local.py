@@ -242,7 +242,7 @@ def _names(sql: Any, origin: Origin, which: str) -> list[str]:
 
 def _place(origins: Sequence[Origin]) -> str:
     """SQL: what `_place_of` gives, for the file that a candidate lies in."""
-    (prefix,) = {origin.place for origin in origins}
+    (prefix,) = {origin.section for origin in origins}
     return f"'{prefix}.' || c.source || '/' || {_NAME}"
 
 

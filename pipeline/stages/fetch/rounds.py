@@ -112,7 +112,7 @@ def ids_of(part: PartRecord) -> tuple[str, str] | None:
 
 
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
-    """What parts fetched, grouped by which of their outcomes are outdated."""
+    """The files that parts fetched, grouped by which of their outcomes are outdated."""
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[PartRecord]] = {}
     now = dict(inputs.deciding)
     for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
@@ -129,7 +129,7 @@ def _values(deciding: str) -> list[Any]:
 
 
 def consent_of(deciding: Mapping[str, str]) -> Consent:
-    """What counted when parts were fetched that noted these settings."""
+    """The consent that counted when parts were fetched that noted these settings."""
     robots_txt, agent_token = _values(deciding[Outcome.ROBOTS_DISALLOWED])
     directives, signals, _ = _values(deciding[Outcome.OPTED_OUT])
     return Consent(agent_token, robots_txt, tuple(directives), tuple(signals))
@@ -174,16 +174,16 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
             f"[{literals(group.unread)}]::VARCHAR[] AS unread FROM parts_{number}"
         )
     sql.execute(f"CREATE VIEW parts_read AS {' UNION ALL BY NAME '.join(views)}")
-    columns = {name: literals([place]) for name, place in _columns(consent).items()}
+    columns = {name: literals([signal]) for name, signal in _columns(consent).items()}
     heard = "signals[{0}]"
     if any(group.unread for group in fetched):
         heard = "coalesce(signals[{0}], max(signals[{0}]) OVER (PARTITION BY sample_id, url))"
     sql.execute(
         _PARTS.format(
-            heard=", ".join(f"{heard.format(place)} AS {name}" for name, place in columns.items()),
+            heard=", ".join(f"{heard.format(signal)} AS {name}" for name, signal in columns.items()),
             refusal=refusal(consent),
             is_marked=_is_marked(consent),
-            lacks={name: f"(list_contains(unread, {place}) AND {name} IS NULL)" for name, place in columns.items()},
+            lacks={name: f"(list_contains(unread, {signal}) AND {name} IS NULL)" for name, signal in columns.items()},
             not_refused=Outcome.NOT_REFUSED,
             stands=_STANDS if any(group.outdated or group.unread for group in fetched) else "true",
         )
@@ -203,10 +203,10 @@ def _columns(consent: Consent) -> dict[str, str]:
 
 def refusal(consent: Consent) -> str:
     """SQL: outcome and detail of a row of `parts` by what its hosts said; null where nothing of it counts."""
-    columns = {place: name for name, place in _columns(consent).items()}
+    columns = {signal: name for name, signal in _columns(consent).items()}
     cases = " ".join(
-        f"WHEN list_contains({columns[place]}, {literals([words])}) THEN [{literals([outcome.value, words])}]"
-        for place, words, outcome in consent.counting
+        f"WHEN list_contains({columns[signal]}, {literals([words])}) THEN [{literals([outcome.value, words])}]"
+        for signal, words, outcome in consent.counting
     )
     return f"(CASE {cases} END)" if cases else "NULL::VARCHAR[]"
 

@@ -213,7 +213,7 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
 
 
 def fetched_before(config: BuildConfig, catalog: Catalog) -> Sequence[FetchedFiles]:
-    """What a work folder holds of downloads that a build with this configuration would take up."""
+    """The downloads in a work folder that a build with this configuration would take up."""
     fetch = config.fetch
     inputs = FetchInputs(Files(), Files(), None, fetch.image, fetch.deciding(), fetch.network.consent, sys.maxsize)
     run = StageRun[None](STAGE, "", catalog, config.run, None)

@@ -146,7 +146,7 @@ class SourceInputs:
     def identity(self) -> dict[str, Any]:
         """All of it; where nothing more is there, as before there could be."""
         held = fields(self) if self.samples or self.backbone else fields(self)[:2]
-        return {each.name: identity_of(getattr(self, each.name)) for each in held}
+        return {declared.name: identity_of(getattr(self, declared.name)) for declared in held}
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def join(inputs: JoinInputs, run: Execution[None]) -> PartResult:
 
 def _inputs(context: BuildContext) -> IngestInputs:
     catalog, sources, backbone = context.catalog, context.config.sources, context.config.caption.backbone
-    inputs = [_look_at(each, catalog, ingest_tars.hashes_of_tars(each, context)) for each in sources]
+    inputs = [_look_at(source, catalog, ingest_tars.hashes_of_tars(source, context)) for source in sources]
     hashes = tuple(catalog.input_sha256(file) for file in backbone_files(backbone)) if backbone else ()
     captions = []
     for source in sources:
@@ -267,8 +267,8 @@ def _inputs(context: BuildContext) -> IngestInputs:
             content = tuple(ask(table, partial(table.digest, catalog.input_sha256)))
             captions.append(JoinInputs(source.name, number, source.captions[number - 1], content, Files()))
     read = [
-        replace(each, backbone=backbone, backbone_content=hashes) if each.source.other_domain else each
-        for each in inputs
+        replace(held, backbone=backbone, backbone_content=hashes) if held.source.other_domain else held
+        for held in inputs
     ]
     return IngestInputs(tuple(read), tuple(captions))
 
@@ -283,28 +283,28 @@ def _look_at(source: SourceSettings, catalog: Catalog, of_tars: Mapping[str, str
 
 
 def _sources(inputs: IngestInputs) -> list[SourceSettings]:
-    return [each.source for each in inputs.sources]
+    return [held.source for held in inputs.sources]
 
 
 def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
     """The same inputs, with the content of tars that were read for the first time."""
-    learnt = [(each, ingest_tars.learn(each.source, run)) for each in inputs.sources]
+    learnt = [(held, ingest_tars.learn(held.source, run)) for held in inputs.sources]
     return IngestInputs(
         tuple(
-            replace(each, content=_look_at(each.source, run.catalog, of_tars).content) if of_tars else each
-            for each, of_tars in learnt
+            replace(held, content=_look_at(held.source, run.catalog, of_tars).content) if of_tars else held
+            for held, of_tars in learnt
         ),
         inputs.captions,
     )
 
 
 def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
-    return [replace(each, samples=ingest_tars.samples_of(each.source, run)) for each in inputs.sources]
+    return [replace(held, samples=ingest_tars.samples_of(held.source, run)) for held in inputs.sources]
 
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
     parts = {part.notes["source"]: [part] for part in run.parts("read")}
-    tars = {each.source.name: parts[each.source.name] for each in inputs.sources if each.source.kind == "webdataset"}
+    tars = {held.source.name: parts[held.source.name] for held in inputs.sources if held.source.kind == "webdataset"}
     return [
         replace(
             table,

@@ -75,7 +75,7 @@ class TarsHow:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the catalogue has of one tar in its present version."""
+    """The pieces that the catalogue has of one tar in its present version."""
 
     number: int
     pieces: tuple[PartRecord, ...]
@@ -83,22 +83,22 @@ class _Reading:
     """No other version was read to its end: its pictures are decoded."""
 
     def gaps(self) -> Iterator[tuple[int, int | None]]:
-        """What is still to be read: from, and up to; None for the end of the tar."""
-        place = 0
+        """The spans that are still to be read: from, and up to; None for the end of the tar."""
+        position = 0
         for piece in self.pieces:
-            if piece.notes["start"] > place:
-                yield place, piece.notes["start"]
-            place = piece.notes["stop"]
+            if piece.notes["start"] > position:
+                yield position, piece.notes["start"]
+            position = piece.notes["stop"]
         if not self.pieces or not self.pieces[-1].notes["ends"]:
-            yield place, None
+            yield position, None
 
 
 def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
     """Read a stretch; a piece whenever there is enough for one."""
     tars = inputs.source.reader.tars()
     assert tars is not None
-    place = _place(inputs.source, inputs.tar)
-    stamp, num_bytes = run.how.seen[place]
+    address = _place(inputs.source, inputs.tar)
+    stamp, num_bytes = run.how.seen[address]
     before = [path for path in run.pieces if "/samples-" in path]  # of earlier tries
     stops = [pc.max(pq.read_table(path, columns=["stop"])["stop"]).as_py() for path in before]
     start, stop = max(stops, default=inputs.start), inputs.stop or num_bytes
@@ -109,7 +109,7 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
 
         def done(end: int, broken: str | None = None) -> PartResult:
             stream.require_unchanged()
-            notes = {"place": place, "stamp": stamp, "reading": inputs.reading, "start": start, "stop": end}
+            notes = {"place": address, "stamp": stamp, "reading": inputs.reading, "start": start, "stop": end}
             made = pieces.finish(notes | {"ends": end == num_bytes, "broken": broken})
             return replace(made, weight=_in_mb(end - start))
 
@@ -230,13 +230,13 @@ def how_to_read(context: BuildContext) -> TarsHow:
     """For the step of a build."""
     config = context.config
     seen = {
-        _place(source, name): each for source in config.sources for name, each in look_at_tars(source, context).items()
+        _place(source, name): mark for source in config.sources for name, mark in look_at_tars(source, context).items()
     }
     return TarsHow(config.fetch.image, config.run.fetch_part_size, seen)
 
 
 def plan(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[Part[TarInputs]]:
-    """What no piece holds of the tars as they are now."""
+    """Plan the parts of the tars, as they are now, that no piece holds."""
     parts: list[Part[TarInputs]] = []
     for source, name, reading in _readings(sources, run):
         num_bytes = run.how.seen[_place(source, name)][1]
@@ -278,9 +278,9 @@ def _readings(
     for source in sources:
         usable = {piece.key for piece in run.made_of("tars", _members(source))}
         for name in tars.names if (tars := source.reader.tars()) else ():
-            place = _place(source, name)
-            if place in run.how.seen:
-                yield source, name, _reading_of(every.get(place, []), usable, run.how.seen[place][0])
+            address = _place(source, name)
+            if address in run.how.seen:
+                yield source, name, _reading_of(every.get(address, []), usable, run.how.seen[address][0])
 
 
 def _reading_of(every: Sequence[PartRecord], usable: set[str], stamp: str | None) -> _Reading:
@@ -301,9 +301,9 @@ def _by_tar(source: SourceSettings, run: StageRun[Any]) -> dict[str, list[PartRe
     for piece in run.parts("tars") if tars else ():
         by_place.setdefault(piece.notes["place"], []).append(piece)
     return {
-        name: sorted(by_place[place], key=lambda piece: piece.notes["start"])
+        name: sorted(by_place[address], key=lambda piece: piece.notes["start"])
         for name in (tars.names if tars else ())
-        if (place := _place(source, name)) in by_place
+        if (address := _place(source, name)) in by_place
     }
 
 

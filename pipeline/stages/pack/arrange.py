@@ -176,12 +176,12 @@ def gather(inputs: Inputs, run: Execution[None], texts: TextSettings, by_bytes: 
         for name, names in columns.items():
             never = {"text", "text_source", *(["middle_hash"] if inputs["looks"] else ())}
             empty = empty_columns(sql, inputs[name].paths) - never
-            columns[name] = [each for each in names if each not in empty]
+            columns[name] = [column for column in names if column not in empty]
     if inputs["marks"]:
         columns["facts"] += record.MARK_COLUMNS
     if texts.members or inputs["extra_captions"]:
         columns["captions"].append("texts")
-    kept = {each for names in columns.values() for each in names}
+    kept = {column for names in columns.values() for column in names}
     every = (*_JOINED.values(), ("texts",), record.MARK_COLUMNS)
     unread = {name for names in every for name in names if name not in kept}
     without = unread.difference(column for column, of_file in _OWNERS.items() if of_file in kept)
@@ -219,11 +219,11 @@ def _with_derived(rows: pa.Table) -> pa.Table:
 def _with_owners(rows: pa.Table) -> pa.Table:
     """Creator and rights holder: as the source states them, else as the file of the picture says."""
     for column, of_file in _OWNERS.items():
-        stated, said = (
-            pc.if_else(pc.equal(pc.utf8_trim_whitespace(each), ""), None, each)
-            for each in (rows[column].combine_chunks(), rows[of_file].combine_chunks())
+        stated, of_files = (
+            pc.if_else(pc.equal(pc.utf8_trim_whitespace(owners), ""), None, owners)
+            for owners in (rows[column].combine_chunks(), rows[of_file].combine_chunks())
         )
-        rows = rows.set_column(rows.column_names.index(column), column, pc.coalesce(stated, said))
+        rows = rows.set_column(rows.column_names.index(column), column, pc.coalesce(stated, of_files))
     return rows
 
 
@@ -271,7 +271,7 @@ def _read(
     sql.execute(_NUMBERED)
     ((num_drawn,),) = sql.execute("SELECT count(*) FROM drawn").fetchall()
     queries = {
-        name: _OF_DRAWN.format(columns=", ".join(f'{name}."{each}"' for each in names), table=name)
+        name: _OF_DRAWN.format(columns=", ".join(f'{name}."{column}"' for column in names), table=name)
         for name, names in columns.items()
     }
     if most_bytes is not None and num_drawn * _SAMPLE_BYTES > most_bytes:

@@ -134,7 +134,7 @@ def name_of(value: Any) -> Any:
 
 
 def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of) -> dict[str, Any]:
-    """What the release was made by: the config without paths, secrets, workers, rates.
+    """The recipe of the release: the config without paths, secrets, workers, rates.
 
     `file_as` gives what stands for a value that may name a file: its content; in earlier releases the file's name.
     """
@@ -150,8 +150,8 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
         recipe["caption"]["backbone"]["file"] = file_as(config.caption.backbone.path)
     recipe["sources"] = []
     for source in config.sources:
-        said = {"cites": source.reader.cites(), "counts": source.reader.counts()}
-        recipe["sources"].append(source.recipe() | {name: value for name, value in said.items() if value is not None})
+        stated = {"cites": source.reader.cites(), "counts": source.reader.counts()}
+        recipe["sources"].append(source.recipe() | {name: value for name, value in stated.items() if value is not None})
     if semantic := recipe["dedup"]["semantic"]:
         for name in ("model", "pretrained"):
             semantic[name] = file_as(getattr(config.dedup.semantic, name))
@@ -170,9 +170,9 @@ def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of)
 def _shown(value: Any, hidden: Any, file_as: Callable[[Any], Any]) -> Any:
     """Options of a plug-in: secrets stay hidden, and what may name a file is what stands for it."""
     if isinstance(value, dict):
-        return {key: _shown(each, hidden[key], file_as) for key, each in value.items()}
+        return {key: _shown(inner, hidden[key], file_as) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_shown(each, other, file_as) for each, other in zip(value, hidden, strict=True)]
+        return [_shown(inner, other, file_as) for inner, other in zip(value, hidden, strict=True)]
     return file_as(value) if hidden == value else hidden
 
 
@@ -186,7 +186,7 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a release says of how it came about."""
+    """The statements of a release on how it came about."""
 
     name: str
     kind: str
@@ -202,7 +202,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class RecordInputs(Stated):
-    """What a release says of itself. `folder` is relative to the work folder; `shards` are in the order of samples.
+    """The inputs of a release's record. `folder` is relative to the work folder; `shards` are in the order of samples.
 
     `members` are the extra text members that every sample has.
     """
@@ -310,7 +310,7 @@ _COUNTS_OF_DUPLICATES = {
 
 
 def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
-    """What was dropped for another image, in counts. `largest` names images that stayed for most others, `conflicts`
+    """Count the images dropped for another one. `largest` names images that stayed for most others, `conflicts`
     those of the release that a copy contradicts.
     """
     view_parquet(sql, "packed", [samples])

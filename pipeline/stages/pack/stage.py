@@ -53,7 +53,7 @@ from pipeline.store.writing import PrivateFile
 
 @dataclass(frozen=True)
 class PackInputs(record.Stated):
-    """What a release is packed from. What release.json states counts too."""
+    """The inputs that a release is packed from, with what release.json states."""
 
     max_samples: int | None
     max_bytes: int | None
@@ -124,17 +124,17 @@ def _write_samples(
     blurs = rows["blur"].to_pylist()
     for number, (key, txt, described, more) in enumerate(zip(keys, txts, jsons, others, strict=True)):
         if number % ANNOUNCED == 0:
-            pool.announce([place[:3] for place in images[number : number + ANNOUNCED]])
+            pool.announce([image[:3] for image in images[number : number + ANNOUNCED]])
         pool_file, offset, length, sha256 = images[number]
         packed_sha256 = None
         if blurs[number]:
             blurred = blur_boxes(pool.read(pool_file, offset, length, sha256), blurs[number])
             length, packed_sha256 = len(blurred), hashlib.sha256(blurred).hexdigest()
-            place = archive.add(f"{key}.jpg", blurred)
+            jpg_offset = archive.add(f"{key}.jpg", blurred)
         else:
-            place, image = archive.room(f"{key}.jpg", length)
+            jpg_offset, image = archive.room(f"{key}.jpg", length)
             pool.read_into(image, pool_file, offset, sha256)
-        places["jpg_offset"].append(place)
+        places["jpg_offset"].append(jpg_offset)
         places["jpg_length"].append(length)
         places["packed_sha256"].append(packed_sha256)
         places["txt_offset"].append(archive.add(f"{key}.txt", txt))
@@ -190,9 +190,9 @@ def recipe_of(context: BuildContext) -> dict[str, Any]:
         recipe["caption"]["backbone"]["file"] = [
             context.catalog.input_sha256(file) for file in backbone_files(backbone)
         ]
-    for plugin, own in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
-        if not own.scorer.startswith("pipeline."):
-            plugin["scorer"] = f"{own.scorer.partition(':')[2]} {code_of(make_scorer(config.score, own.name))}"
+    for plugin, given in zip(recipe["score"]["plugins"], config.score.plugins, strict=True):
+        if not given.scorer.startswith("pipeline."):
+            plugin["scorer"] = f"{given.scorer.partition(':')[2]} {code_of(make_scorer(config.score, given.name))}"
     return recipe
 
 
@@ -243,8 +243,8 @@ def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGr
         for part in parts:
             if counts := part.notes["shards"].get(group.table):
                 files = run.files_of([part], group.table)
-                for place, num_rows in enumerate(counts):
-                    yield group, next(number), RowGroup(files.path, place, f"{files.content[0]}-{place}"), num_rows
+                for index, num_rows in enumerate(counts):
+                    yield group, next(number), RowGroup(files.path, index, f"{files.content[0]}-{index}"), num_rows
 
 
 def _members(run: StageRun[None]) -> tuple[str, ...]:
@@ -274,7 +274,7 @@ def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.Reco
         rows.append(record.ShardRows(arranged, run.files_of([part], "placements")))
     return [
         record.RecordInputs(
-            **{each.name: getattr(inputs, each.name) for each in fields(record.Stated)},
+            **{declared.name: getattr(inputs, declared.name) for declared in fields(record.Stated)},
             folder=release_path(inputs.name, run.fingerprint),
             fingerprint=run.fingerprint,
             shards=tuple(shards),

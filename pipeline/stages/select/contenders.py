@@ -131,7 +131,7 @@ def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
     """Make `licence_kinds`: the verdict on each licence_id of `captions`, and its family where it is stated."""
     kinds = sql.sql("SELECT DISTINCT licence_id FROM captions ORDER BY 1").to_arrow_table()
     judged = judge_licences(kinds.append_column("sample_id", kinds["licence_id"]), settings)
-    families = [None if each in (None, UNKNOWN) else family_of(each) for each in kinds["licence_id"].to_pylist()]
+    families = [None if code in (None, UNKNOWN) else family_of(code) for code in kinds["licence_id"].to_pylist()]
     columns = {"licence_id": kinds["licence_id"], "family": pa.array(families, pa.string())}
     sql.register("licence_kinds", pa.table(columns | {name: judged[name] for name in judged.column_names[1:]}))
 

@@ -57,7 +57,7 @@ PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucke
 
 @dataclass(frozen=True)
 class Choice:
-    """What decides besides the measurements: settings, and the takedown list of the work folder."""
+    """The choices besides the measurements: settings, and the takedown list of the work folder."""
 
     prefer: tuple[str, ...]
     extra_captions: int
@@ -149,7 +149,7 @@ def _view_rows(sql: Any, inputs: Inputs, licences: LicenceSettings) -> None:
 
 
 def pick_keys(inputs: Inputs, run: Execution[None], licences: LicenceSettings, balance: BalanceSettings) -> PartResult:
-    """What the caps count of the rows of a bucket."""
+    """The keys that the caps count in the rows of a bucket."""
     with run.scratch() as sql:
         _view_rows(sql, inputs, licences)
         query = (

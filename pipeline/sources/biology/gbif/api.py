@@ -213,7 +213,7 @@ class GbifApi:
 
 
 def refused(answer: Answer) -> ConfigError:
-    """What to say of an answer that will stay the same."""
+    """The error for an answer that will stay the same."""
     if answer.status in (401, 403):
         return ConfigError(f"GBIF refuses this user (status {answer.status}); check GBIF_USER and GBIF_PWD")
     return ConfigError(f"GBIF refuses the request (status {answer.status}): {answer.text}")

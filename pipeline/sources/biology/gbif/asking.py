@@ -143,7 +143,7 @@ def is_waiting(settings: GbifSettings) -> bool:
 
 
 def read_download(settings: GbifSettings) -> dict[str, Any]:
-    """What GBIF says of an archive that is there: key, DOI, citation, counts of each data set."""
+    """Read what GBIF said of an archive that is there: key, DOI, citation, counts of each data set."""
     path = archive_path(settings)
     assert path is not None, "an archive that is there has a key"
     download: dict[str, Any] = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -151,7 +151,7 @@ def read_download(settings: GbifSettings) -> dict[str, Any]:
 
 
 def cited(settings: GbifSettings) -> dict[str, Any]:
-    """What a release says of the download: all of `read_download`, with its largest data sets in place of every one."""
+    """Cite the download in a release: all of `read_download`, with its largest data sets in place of every one."""
     download = read_download(settings)
     datasets = [{name: row[name] for name in ("key", "title", "doi", "num_records")} for row in download["datasets"]]
     return download | {"datasets": datasets[:_MOST_CITED], "num_datasets": len(datasets)}

@@ -161,7 +161,7 @@ def _bring(api: GbifApi, source: Source) -> None:
 
 
 def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str) -> dict[str, Any]:
-    """What GBIF says of a download once its file is there. Asks seldom: after 1 s, then ever longer, up to 60 s."""
+    """Wait for the file of a download; GBIF's words on it. Asks seldom: after 1 s, then ever longer, up to 60 s."""
     pause, waited, told = _FIRST_PAUSE_SECONDS, 0.0, ("", 0.0)
     while True:
         download = api.get(f"occurrence/download/{key}")
@@ -185,7 +185,7 @@ def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str) -> dict[str
 
 
 def _ended(settings: GbifSettings, what: str, status: str) -> RunError:
-    """What to say when GBIF has no file for us. A request of our own is forgotten, so that the next build asks anew."""
+    """The error where GBIF has no file for us. A request of our own is forgotten, so that the next build asks anew."""
     why = {"FILE_ERASED": "GBIF has erased its file, as it does after some months"}.get(status, f"it ended as {status}")
     if settings.download:
         return RunError(f"{what}: {why}; give another key, or filters in its place")
@@ -194,7 +194,7 @@ def _ended(settings: GbifSettings, what: str, status: str) -> RunError:
 
 
 def _described(api: GbifApi, key: str, download: Mapping[str, Any]) -> dict[str, Any]:
-    """What a release must say of a download: how to cite it, and how many records came from which data set."""
+    """Describe a download as a release must: how to cite it, and how many records came from which data set."""
     datasets: list[dict[str, Any]] = []
     while True:
         page = api.get(f"occurrence/download/{key}/datasets", limit=_PAGE_ROWS, offset=len(datasets)) or {}
