@@ -195,7 +195,7 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
     from training.data.shards import open_pool
     from training.record.log import RunLog
     from training.run import loop
-    from training.run.distributed import start_ranks
+    from training.run.distributed import this_rank
     from training.run.state import Progress, build_trainer
 
     release = context.scratch / "release"
@@ -214,7 +214,7 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
         }
     )
     trainer = build_trainer(
-        settings, open_pool(loader.open_releases(str(release)), "train"), start_ranks(context.device.type)
+        settings, open_pool(loader.open_releases(str(release)), "train"), this_rank(context.device.type)
     )
     size = trainer.model.preprocess_settings.size
     side_px = size if isinstance(size, int) else size[0]
@@ -301,8 +301,10 @@ def run(context: Context, row: str) -> dict[str, Any]:
     if process.returncode != -signal.SIGKILL:
         raise RuntimeError(f"the run that was to be killed ended with {process.returncode}")
     train(config, killed)
-    train(config, again)
-    resumed, undisturbed = differences(whole, killed), differences(whole, again)
+    resumed = undisturbed = differences(whole, killed)
+    if resumed["losses_apart"] or resumed["weights_apart"]:
+        train(config, again)
+        undisturbed = differences(whole, again)
     figures = {"killed_at": sizes.kill, **resumed, "undisturbed": undisturbed}
     return figures | {"right": resumes_right(resumed, undisturbed)}
 
