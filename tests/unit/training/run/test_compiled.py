@@ -57,7 +57,6 @@ def assert_near(one: str, two: str) -> None:
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"compute": {"accumulate": 3}, "lock": {"lock_text": True}}, marks=pytest.mark.slow),
         pytest.param({"compute": {"accumulate": 2, "grad_checkpointing": True}}, marks=pytest.mark.slow),
-        pytest.param({"compute": {"precision": "bf16"}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_run_is_the_run(config: dict[str, Any], sections: dict[str, Any], calls: list[int]) -> None:
