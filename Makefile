@@ -4,7 +4,7 @@
 # make test-numerics                 the tests of numbers again, as another processor would round them
 # make reference                     configs/REFERENCE.md from the settings classes
 # make pictures                      README's pictures, from the demo's release, with Chromium
-# make gpu-check                     right and how fast on this machine's GPU; without one, a small twin on the CPU
+# make gpu-check                     right and how fast on this machine's GPU; on a machine without one, a small twin on the CPU
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
 #
 # Every target sets up .venv first when pyproject.toml or constraints.txt changed. pip obeys its own settings
@@ -79,7 +79,7 @@ bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do \
 	  echo "$$script"; $(BIN)/python "$$script" || [ $$? -eq 2 ] || exit 1; done
 
-# goes on when it is run again; the rows lie in data/gpu-check.jsonl
+# goes on when it is run again; the rows lie in data/gpu-check.jsonl; a GPU that torch cannot use is an error
 gpu-check: $(STAMP)
 	@$(BIN)/python tests/benchmarks/gpu_check.py
 

@@ -6,16 +6,19 @@ Four steps, each in a process of its own that ends within 8 minutes, all within 
 it is measured, with card, driver, versions, commit and date. So a check that was stopped goes on when it is run again;
 another card, commit or batch begins anew. No network: weights are random, pictures and shards are made here.
 
-golden    the second-order branch and the loss, in float64, float32 and bfloat16, by the golden values of the tests
+golden    the second-order branch and the loss, in float64, float32 and bfloat16, by the golden values of the tests;
+          their gradients, by those of the CPU in float64
+run       `dalip train` on webdataset shards: its share of waiting for data; then a run that is killed with SIGKILL and
+          started again. It must be as near to an undisturbed one as a second undisturbed one is.
 ViT-B-32, ViT-B-16   samples a second and peak memory of a step in bfloat16: presets clip, dalip, released in the
           trainer's own loop, and open_clip in open_clip_train's own; each as it is and compiled. One batch is used
           again and again, so no loader counts. Ten steps are not counted. The clock waits for the card at both ends.
           open_clip_train sets TF32 and cudnn.benchmark for itself; ours has what torch has.
-run       `dalip train` on webdataset shards: its share of waiting for data; then a run that is killed with SIGKILL and
-          started again, beside one that was not. Where they differ, two undisturbed ones are compared as well.
 
-Without CUDA it runs its twin on the CPU: a tiny model and a few steps, nothing compiled. The twin shows that the
-script works; its figures say nothing.
+Compiled rows need a C compiler and Python.h, which Triton builds with; where one is missing, that is said first and the
+other rows are measured. With --twin, or on a machine without an NVIDIA GPU, a twin runs on the CPU: a tiny model and a
+few steps, nothing compiled. The twin shows that the script works; its figures say nothing. A GPU that torch cannot use
+is an error (exit code 2).
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ import importlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -42,6 +47,42 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.gpu_steps import PLAN, ROOT, TESTS, Context, measure_row
 
 STEP_SECONDS, ALL_SECONDS = 480.0, 900.0
+
+
+# -- before anything is measured
+
+
+def nvidia_driver() -> str | None:
+    """Version of the NVIDIA driver, "unknown" where it does not say; None on a machine without an NVIDIA GPU."""
+    if shutil.which("nvidia-smi") or any(Path("/dev").glob("nvidia[0-9]*")):
+        return _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"])
+    return None
+
+
+def unusable_gpu(driver: str) -> str:
+    """Why torch has no CUDA on a machine that has a GPU, and what to do."""
+    torch = importlib.import_module("torch")
+    wheel = f"torch {torch.__version__}, built " + (
+        f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    )
+    try:
+        torch.cuda.init()
+        why = "no reason given"
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip().splitlines()[0]
+    return (
+        f"error: this machine has an NVIDIA GPU (driver {driver}), which this wheel cannot use ({wheel}): {why}\n"
+        "install a newer driver, or the wheel for this driver (https://pytorch.org/get-started/locally); "
+        "--twin checks the script on the CPU"
+    )
+
+
+def missing_for_triton() -> list[str]:
+    """What a compiled row would fail for: Triton builds its launcher with a C compiler, against Python.h."""
+    compiler = os.environ.get("CC") or "gcc"
+    missing = [] if shutil.which(compiler) or shutil.which("clang") else [f"a C compiler ({compiler})"]
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return missing if header.is_file() else [*missing, str(header)]
 
 
 # -- steps in processes, rows in a file
@@ -82,9 +123,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     card = driver = None
     if not options.twin:
         card, cuda = torch.cuda.get_device_name(0), torch.version.cuda
-        driver = (
-            f"{_said(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader', '--id=0'])}, CUDA {cuda}"
-        )
+        driver = f"{nvidia_driver()}, CUDA {cuda}"
     changed = "+changes" if _said(["git", "status", "--porcelain", "--untracked-files=no"]) else ""
     return {
         "card": card or f"CPU twin: {platform.machine()}", "driver": driver, "torch": torch.__version__,
@@ -156,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "data/gpu-check.jsonl")
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--twin", action="store_true", help="on the CPU at small size, as without CUDA")
+    parser.add_argument("--twin", action="store_true", help="on the CPU at small size, as without a GPU")
     parser.add_argument("--step", choices=PLAN, help=argparse.SUPPRESS)
     parser.add_argument("--rows", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=PLAN, nargs="+", default=list(PLAN), help="steps (default: all)")
@@ -165,8 +204,17 @@ def main(arguments: list[str] | None = None) -> int:
         child(options)
         return 0
     if not options.twin and not importlib.import_module("torch").cuda.is_available():
-        print("no CUDA here: this is the twin on the CPU, a tiny model and a few steps; its figures say nothing")
+        if (driver := nvidia_driver()) is not None:
+            print(unusable_gpu(driver), file=sys.stderr)
+            return 2
         options.twin = True
+    if options.twin:
+        print("the twin on the CPU, a tiny model and a few steps; its figures say nothing of a GPU")
+    lacks = [] if options.twin else missing_for_triton()
+    if lacks:
+        print(
+            f"compiled rows are left out, Triton needs {' and '.join(lacks)} (packages gcc and python3-dev)", flush=True
+        )
     options.batch = options.batch or (8 if options.twin else 256)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     here = machine(options)
@@ -186,7 +234,10 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     for step in options.only:
         left = ALL_SECONDS - (time.monotonic() - started)
-        if (missing := [name for name in PLAN[step] if (step, name) not in rows]) and left > 0:
+        missing = [name for name in PLAN[step] if (step, name) not in rows]
+        if lacks:
+            missing = [name for name in missing if not name.endswith("compiled")]
+        if missing and left > 0:
             measure(step, missing, options, min(STEP_SECONDS, left), write)
     print("\n".join(table(rows)))
     missing = [f"{step}, {name}" for step in options.only for name in PLAN[step] if (step, name) not in rows]

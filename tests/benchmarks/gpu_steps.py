@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -22,8 +23,15 @@ TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 PRESETS = ("clip", "dalip", "released")
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5, "bf16": 1e-2}  # of the largest value; see the precision of each type
+GRADIENT_TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 1e-1}  # norm of the error over norm of the gradient, a tensor
 _SPEED = tuple(side + how for how in ("", ", compiled") for side in (*PRESETS, "open_clip"))
-PLAN = {"golden": tuple(TOLERANCE), "ViT-B-32": _SPEED, "ViT-B-16": _SPEED, "run": ("killed and resumed",)}
+PLAN = {
+    "golden": tuple(TOLERANCE),
+    "run": ("undisturbed", "killed and resumed"),
+    "ViT-B-32": _SPEED,
+    "ViT-B-16": _SPEED,
+}
+APART = 4.0  # a resumed run may be this many times as far from an undisturbed one as a second undisturbed one is
 SIZES = {  # steps not counted, steps counted, steps of a run, step of the kill, samples in its shards
     False: SimpleNamespace(warmup=10, counted=30, steps=80, kill=50, checkpoint=20, samples=4096, photo_px=480),
     True: SimpleNamespace(warmup=1, counted=2, steps=6, kill=3, checkpoint=2, samples=48, photo_px=40),
@@ -52,7 +60,29 @@ class Context(SimpleNamespace):
 
 
 def golden(context: Context, precision: str) -> dict[str, Any]:
-    """Largest errors, each over the largest value."""
+    """Largest errors, each over the largest value; gradients are compared with those of the CPU in float64."""
+    torch = importlib.import_module("torch")
+    from golden import golden_arrays
+
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    values, gradients = values_and_gradients(context.device, dtype, precision)
+    exact = golden_arrays()
+    row = {
+        f"{name}_error": float((value - exact[stored]).abs().max() / exact[stored].abs().max())
+        for (name, stored), value in values.items()
+    }
+    _, by_name = values_and_gradients(torch.device("cpu"), torch.float64, "fp64")
+    far = {name: float((gradients[name] - right).norm() / right.norm()) for name, right in by_name.items()}
+    worst = max(far, key=lambda name: math.inf if math.isnan(far[name]) else far[name])
+    right = all(value <= TOLERANCE[precision] for value in row.values()) and far[worst] <= GRADIENT_TOLERANCE[precision]
+    return row | {
+        "within": TOLERANCE[precision], "gradient_error": far[worst], "gradient": worst,
+        "gradient_within": GRADIENT_TOLERANCE[precision], "right": right,
+    }  # fmt: skip
+
+
+def values_and_gradients(device: Any, dtype: Any, precision: str) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
+    """Golden values by name and name of the array, and gradients of all that goes in; in float64 on the CPU."""
     torch = importlib.import_module("torch")
     from golden import SIDES, golden_arrays, golden_branch, golden_features, golden_tokens
 
@@ -60,19 +90,25 @@ def golden(context: Context, precision: str) -> dict[str, Any]:
     from training.model.presets import LossSettings
     from training.tasks.task import make_task
 
-    arrays = golden_arrays()
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    row: dict[str, Any] = {}
-    with torch.no_grad(), autocast("bf16" if precision == "bf16" else "fp32", context.device):
-        for side in SIDES:
-            branch = golden_branch(side, arrays).to(context.device, dtype)
-            anchor, tokens = (part.to(context.device, dtype) for part in golden_tokens(side, arrays))
-            error = (branch.statistics(anchor, tokens).cpu() - arrays[f"{side}_second_order"]).abs().max()
-            row[f"{side}_error"] = float(error / arrays[f"{side}_second_order"].abs().max())
-        features = {name: value.to(context.device, dtype) for name, value in golden_features(arrays).items()}
-        settings = LossSettings(form="sum_of_losses", first_order_weight=float(arrays["loss_alpha"]))
-        row["loss_error"] = abs(float(make_task(settings)(features, {})["loss"]) / float(arrays["loss_value"]) - 1)
-    return row | {"within": TOLERANCE[precision], "right": all(value <= TOLERANCE[precision] for value in row.values())}
+    arrays, values, gradients = golden_arrays(), {}, {}
+    for side in SIDES:
+        branch = golden_branch(side, arrays).to(device, dtype)
+        inputs = [part.to(device, dtype).requires_grad_() for part in golden_tokens(side, arrays)]
+        with autocast("bf16" if precision == "bf16" else "fp32", device):
+            statistics = branch.statistics(*inputs)
+        slope = torch.cos(torch.arange(statistics.numel(), dtype=torch.float64)).reshape(statistics.shape)
+        statistics.backward(slope.to(device, statistics.dtype))
+        values[side, f"{side}_second_order"] = statistics.detach().cpu().double()
+        leaves = dict(zip(("anchor", "tokens"), inputs, strict=True)) | dict(branch.named_parameters())
+        gradients |= {f"{side} {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    features = {name: value.to(device, dtype).requires_grad_() for name, value in golden_features(arrays).items()}
+    settings = LossSettings(form="sum_of_losses", first_order_weight=float(arrays["loss_alpha"]))
+    with autocast("bf16" if precision == "bf16" else "fp32", device):
+        loss = make_task(settings)(features, {})["loss"]
+    loss.backward()
+    values["loss", "loss_value"] = loss.detach().cpu().double()
+    gradients |= {f"loss {name}": leaf.grad for name, leaf in features.items()}
+    return values, {name: gradient.cpu().double() for name, gradient in gradients.items()}
 
 
 # -- a step, ours and open_clip's
@@ -159,7 +195,7 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
     from training.data.shards import open_pool
     from training.record.log import RunLog
     from training.run import loop
-    from training.run.distributed import start_ranks
+    from training.run.distributed import this_rank
     from training.run.state import Progress, build_trainer
 
     release = context.scratch / "release"
@@ -178,7 +214,7 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
         }
     )
     trainer = build_trainer(
-        settings, open_pool(loader.open_releases(str(release)), "train"), start_ranks(context.device.type)
+        settings, open_pool(loader.open_releases(str(release)), "train"), this_rank(context.device.type)
     )
     size = trainer.model.preprocess_settings.size
     side_px = size if isinstance(size, int) else size[0]
@@ -189,7 +225,10 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
         batch = batch._replace(images=batch.images.pin_memory(), tokens=batch.tokens.pin_memory())
     batches = OneBatch(batch, context, ends=False)
     with contextlib.suppress(Counted), _attribute(loop.loader, "train_loader", lambda *_, **__: batches):
-        loop.run_steps(trainer, Progress(), threading.Event(), RunLog(None, 1e9), None)
+        # A loss that is not finite ends the steps with an error, and its batch lies in this folder.
+        run: Any = SimpleNamespace(folder=Path(settings.output_dir))
+        run.folder.mkdir(exist_ok=True)
+        loop.run_steps(trainer, Progress(), threading.Event(), RunLog(None, 1e9), run)
     return batches.row()
 
 
@@ -228,11 +267,15 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 # -- a run
 
 
-def run(context: Context, _: str) -> dict[str, Any]:
-    """Wait for data, kill and resume."""
+def run(context: Context, row: str) -> dict[str, Any]:
+    """Rate and wait for data of an undisturbed run; or how far from it is one that was killed and started again.
+
+    A GPU may add in another order each time. So the killed run may be as far away as a second undisturbed one is, or
+    `APART` times as far; where two undisturbed ones have the same bits, it must have them too.
+    """
     sizes, num_workers = context.sizes, 1 if context.twin else max(1, min(16, (os.cpu_count() or 2) - 1))
     make_shards(context)
-    whole, killed = (context.scratch / name for name in ("whole", "killed"))
+    whole, again, killed = (context.scratch / name for name in ("whole", "again", "killed"))
     model = {"preset": "dalip", "architecture": architecture(context, "ViT-B-32")}
     if context.twin:
         model["second_order"] = {"heads": 2, "reduced_width": 4}
@@ -245,7 +288,11 @@ def run(context: Context, _: str) -> dict[str, Any]:
         "checkpoint": {"every_steps": sizes.checkpoint, "keep": 1},
         "log": {"every_steps": 1},
     }  # fmt: skip
-    train(config, whole)
+    train(config, whole)  # a finished one is used again
+    if row == "undisturbed":
+        finite = all(math.isfinite(loss) for loss in logged(whole, "loss"))
+        waited = waiting(whole, sizes.warmup)
+        return {"steps": sizes.steps, "num_workers": num_workers, **waited, "right": finite}
     process = start(config, killed)
     while process.poll() is None and logged_steps(killed) < sizes.kill:
         time.sleep(0.005)
@@ -254,12 +301,18 @@ def run(context: Context, _: str) -> dict[str, Any]:
     if process.returncode != -signal.SIGKILL:
         raise RuntimeError(f"the run that was to be killed ended with {process.returncode}")
     train(config, killed)
-    row = {"steps": sizes.steps, "killed_at": sizes.kill, "num_workers": num_workers, **waiting(whole, sizes.warmup)}
-    row |= differences(whole, killed)
-    if not row["equal"]:  # a GPU may add in another order: how far are two runs that nobody disturbed?
-        train(config, context.scratch / "again")
-        row["undisturbed"] = differences(whole, context.scratch / "again")
-    return row
+    resumed = undisturbed = differences(whole, killed)
+    if resumed["losses_apart"] or resumed["weights_apart"]:
+        train(config, again)
+        undisturbed = differences(whole, again)
+    figures = {"killed_at": sizes.kill, **resumed, "undisturbed": undisturbed}
+    return figures | {"right": resumes_right(resumed, undisturbed)}
+
+
+def resumes_right(resumed: dict[str, Any], undisturbed: dict[str, Any]) -> bool:
+    """Whether a resumed run is no farther from an undisturbed one than chance explains; false for nan."""
+    near = all(resumed[key] <= APART * undisturbed[key] for key in ("losses_apart", "weights_apart"))
+    return near and bool(resumed["same_samples"])
 
 
 def make_shards(context: Context) -> None:
@@ -315,19 +368,22 @@ def waiting(folder: Path, warmup: int) -> dict[str, float]:
     return {"samples_per_second": round(rate, 1), "data_wait_share": round((waited[1] - waited[0]) / spent, 3)}
 
 
-def differences(one: Path, other: Path) -> dict[str, Any]:
-    """Whether two runs have the same log and weights, and how far they are apart."""
-    torch = importlib.import_module("torch")
+def logged(folder: Path, key: str) -> list[float]:
+    """A figure of every step."""
     from training.record.log import read_log
 
-    lines = [read_log(folder / "log.jsonl", "step") for folder in (one, other)]
-    losses = [[line["loss"] for line in log] for log in lines]
-    same_samples = [[line["samples_seen"] for line in log] for log in lines]
+    return [line[key] for line in read_log(folder / "log.jsonl", "step")]
+
+
+def differences(one: Path, other: Path) -> dict[str, Any]:
+    """Whether two runs saw the same samples, and how far their losses and weights are apart; nan where one is nan."""
+    torch = importlib.import_module("torch")
+    losses, samples = ([logged(folder, key) for folder in (one, other)] for key in ("loss", "samples_seen"))
     weights = [torch.load(folder / "model.pt", weights_only=True)["state_dict"] for folder in (one, other)]
-    apart = max(float((weights[0][name] - value).abs().max()) for name, value in weights[1].items() if value.numel())
-    loss_apart = max(abs(a - b) for a, b in zip(*losses, strict=True))
-    equal = apart == 0 and loss_apart == 0 and same_samples[0] == same_samples[1]
-    return {"equal": equal, "losses_apart": loss_apart, "weights_apart": apart}
+    apart = [(weights[0][name].double() - value).abs().max() for name, value in weights[1].items() if value.numel()]
+    loss_apart = torch.tensor(losses, dtype=torch.float64).diff(dim=0).abs().max()
+    same = samples[0] == samples[1]
+    return {"same_samples": same, "losses_apart": float(loss_apart), "weights_apart": float(torch.stack(apart).max())}
 
 
 def measure_row(context: Context, step: str, row: str) -> dict[str, Any]:

@@ -22,10 +22,16 @@ import torch
 from command_server import Command, CommandServer
 from process_tree import below, is_running, kill
 from ray_nodes import free_port
-from training_runs import assert_same_run, step_lines, tiny_values, with_sections, write_values
+from sealed import flip_byte
+from training_runs import assert_same_run, make_settings, step_lines, tiny_values, with_sections, write_values
 from waiting import wait_until
 
+from manifests.contract.release import Release
 from training.cli import main
+from training.data.loader import open_sources
+from training.data.shards import open_pool
+from training.evaluation.evaluate import domain_losses
+from training.evaluation.trained_model import load_run_model
 from training.record.log import read_log
 
 NUM_STEPS = 24
@@ -264,6 +270,37 @@ def test_two_ranks_of_unlike_runs_do_not_train(
         assert command.poll() == 2
         assert f"rank 1 would train another run than rank 0 ({words}" in said
         assert "the same config and the same release" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_validate_as_one_process_does(undropped: dict[str, Any], start: Start, tmp_path: Path) -> None:
+    """Each of two encodes some of the batches: to the bit the figures of one process, of the weights that are saved."""
+    values = undropped | {
+        "output_dir": str(tmp_path / "run"),
+        "model": undropped["model"] | {"preset": "released"},  # its running statistics are of each rank's own pairs
+        "schedule": {"steps": 2},
+        "eval": {"split": "train", "every_steps": 2, "batch_size": 10},
+    }
+    _finish(start(values, tmp_path, num_ranks=2))
+    settings = make_settings(values)
+    pool = open_pool(open_sources(settings.release, settings.data, "train"), "train")
+    figures = domain_losses(load_run_model(settings, tmp_path / "run").model, pool, settings)
+    (validated,) = read_log(tmp_path / "run" / "log.jsonl", "validation")
+    assert validated["losses"] == {name: figure["value"] for name, figure in figures.items()}
+
+
+def test_a_damaged_shard_of_one_ranks_share_ends_all(values: dict[str, Any], start: Start, tmp_path: Path) -> None:
+    """Each of two looks at its share of the files; both name the damage, and nothing is written."""
+    release = writer.write_release(tmp_path / "release", writer.drawn_samples(40, 0), shard_size=10)
+    names = Release.open(str(release)).shards("train")
+    for name in names[:2]:  # of both shares
+        shutil.copy(release / "shards" / name, tmp_path / name)
+        flip_byte(release / "shards" / name, 600)
+        for rank in start(values | {"release": str(release)}, tmp_path, num_ranks=2):
+            said = rank.communicate(timeout=500)[1]
+            assert f"{name} has other content than when the release was sealed" in said
+            assert rank.returncode == 1
+        shutil.copy(tmp_path / name, release / "shards" / name)
     assert not (tmp_path / "run").exists()
 
 

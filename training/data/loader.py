@@ -229,12 +229,13 @@ def share_weights(release: str | Sequence[ReleaseShare] | None, data: DataSettin
     return given or None
 
 
-def check_shards(releases: Sequence[Release | ShardRelease], *splits: str) -> None:
+def check_shards(releases: Sequence[Release | ShardRelease], *splits: str, share: tuple[int, int] = (0, 1)) -> None:
     """Compare the samples table and the shards of splits with the record of their release, byte for byte.
 
     Shards that PlantMix did not build are compared with their index.
 
-    Only local files are read: a shard of a remote release is checked when it is fetched.
+    Only local files are read: a shard of a remote release is checked when it is fetched. `share` (k, n) is the k-th of
+    n processes that divide the files.
 
     Raises: IntegrityError that names the first file with other content than when the release was sealed.
     """
@@ -248,7 +249,7 @@ def check_shards(releases: Sequence[Release | ShardRelease], *splits: str) -> No
                 file = release.record["files"][name]
                 files.append(WrittenFile(join(release.path, name), file["num_bytes"], file["sha256"]))
     with ThreadPoolExecutor() as threads:
-        here = [file for file in files if not is_elsewhere(source_of(file))]
+        here = [file for file in files if not is_elsewhere(source_of(file))][share[0] :: share[1]]
         list(threads.map(lambda file: file.require_content(source_of(file)), here))
 
 

@@ -88,8 +88,8 @@ def encode_pairs(
             images.append(_encoded(*model.image_orders(pictures)))
             texts.append(_encoded(*model.text_orders(batch.tokens.to(model.device))))
     return (
-        _joined(images).require_finite("held-out samples, picture features"),
-        _joined(texts).require_finite("held-out samples, text features"),
+        join_encoded(images).require_finite("held-out samples, picture features"),
+        join_encoded(texts).require_finite("held-out samples, text features"),
     )
 
 
@@ -99,7 +99,7 @@ def encode_pictures(model: DalipModel, items: Sequence[Item], settings: TrainSet
     view = EvalView(model.preprocess_settings)
     pictures = load_pictures(items, view, settings.eval.batch_size, settings.data.num_workers)
     batches = [encode_views(model, pixels, settings.compute.precision) for pixels in pictures]
-    return _joined(batches).require_finite(f"{where}, picture features")
+    return join_encoded(batches).require_finite(f"{where}, picture features")
 
 
 @torch.inference_mode()
@@ -117,7 +117,7 @@ def encode_texts(model: DalipModel, texts: Sequence[str], batch_size: int, what:
     for start in range(0, len(texts), batch_size):
         tokens = model.tokenizer(list(texts[start : start + batch_size])).to(model.device)
         batches.append(_encoded(*model.text_orders(tokens)))
-    return _joined(batches).require_finite(what)
+    return join_encoded(batches).require_finite(what)
 
 
 def encode_classes(
@@ -153,6 +153,7 @@ def _encoded(f: Tensor, z: Tensor | None) -> Encoded:
     return Encoded(f.float().cpu(), z.float().cpu() if z is not None else None)
 
 
-def _joined(batches: Sequence[Encoded]) -> Encoded:
+def join_encoded(batches: Sequence[Encoded]) -> Encoded:
+    """Those of all batches, in their order."""
     z_parts = [batch.z for batch in batches if batch.z is not None]
     return Encoded(torch.cat([batch.f for batch in batches]), torch.cat(z_parts) if z_parts else None)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,12 +260,17 @@ def evaluate_split(
 
 
 def domain_losses(
-    model: DalipModel, pool: SamplePool, settings: TrainSettings, task: Task | None = None
+    model: DalipModel,
+    pool: SamplePool,
+    settings: TrainSettings,
+    task: Task | None = None,
+    encode: Callable[..., tuple[Encoded, Encoded] | None] = encode_pairs,
 ) -> dict[str, metrics.Figure]:
     """Validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
 
     Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare. A domain
     with a single sample has no loss. The model is left in the mode it came in. `task` None: that of the settings.
+    `encode` makes the features as `encode_pairs` does; where it gives None, another process has them and judges.
 
     Raises: ConfigError for a column of the task that samples do not have; RunError for a broken sample, or features or
         losses that are not finite.
@@ -273,8 +278,8 @@ def domain_losses(
     judge = _judge(task or make_task(settings.loss), model, pool)
     with evaluating(model):
         rows = loader.split_rows(pool)
-        images, texts = encode_pairs(model, pool, rows, settings)
-        return _domain_losses(model, pool, rows, images, texts, settings, judge)
+        encoded = encode(model, pool, rows, settings)
+        return {} if encoded is None else _domain_losses(model, pool, rows, *encoded, settings, judge)
 
 
 def zero_shot_labels(

@@ -10,7 +10,8 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,9 @@ from training.model.device import pick_device
 
 T = TypeVar("T")
 
+# The longest that rank 0 may work alone while the others wait, such as for the upload of a checkpoint.
+GROUP_TIMEOUT = timedelta(hours=1)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -32,6 +36,8 @@ class Ranks:
     rank: int
     world_size: int
     device: torch.device
+    share: tuple[int, int] = (0, 1)
+    """Its number among the processes that divide the files of this machine, and how many they are."""
 
     @property
     def is_main(self) -> bool:
@@ -39,20 +45,30 @@ class Ranks:
         return self.rank == 0
 
 
-def start_ranks(device: str) -> Ranks:
-    """Join the process group if torchrun started several processes; pick this process's device.
+def this_rank(device: str) -> Ranks:
+    """This process among those that torchrun started, with its device; it has not joined them yet.
 
     Raises: ConfigError for a GPU that is not there.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
     # A launcher shows each process all GPUs of the machine, or only its own.
-    place = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    on_gpu = place.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(place)
-    if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", **_meeting_place())
-    return Ranks(rank, world_size, place)
+    picked = pick_device(device, local)
+    if picked.type == "cuda":
+        torch.cuda.set_device(picked)
+    # Without torchrun nobody says how many processes a machine has: then all processes divide the files.
+    on_machine = os.environ.get("LOCAL_WORLD_SIZE")
+    return Ranks(rank, world_size, picked, (local, int(on_machine)) if on_machine else (rank, world_size))
+
+
+def join_ranks(ranks: Ranks) -> None:
+    """Join the process group, if there are several processes.
+
+    Work that takes long is done before: from here on processes wait for each other, for `GROUP_TIMEOUT` at most.
+    """
+    if ranks.world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=GROUP_TIMEOUT, **_meeting_place())
 
 
 def _meeting_place() -> dict[str, Any]:
@@ -64,7 +80,7 @@ def _meeting_place() -> dict[str, Any]:
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         return {}
-    store, rank, world_size = next(rendezvous("env://"))
+    store, rank, world_size = next(rendezvous("env://", timeout=GROUP_TIMEOUT))
     return {"store": PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": world_size}
 
 
@@ -92,17 +108,29 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
     """Run `work` on rank 0 alone and return its result, or raise its error, on every rank."""
     if ranks.world_size == 1:
         return work()
-    outcome: list[Any] = [None]
-    if ranks.is_main:
-        try:
-            outcome = [work()]
-        except PlantMixError as error:
-            outcome = [error]
+    outcome: list[Any] = [attempt(work) if ranks.is_main else None]
     dist.broadcast_object_list(outcome, src=0, device=ranks.device)
     if isinstance(outcome[0], PlantMixError):
         raise outcome[0]
     result: T = outcome[0]
     return result
+
+
+def attempt(work: Callable[[], T]) -> T | PlantMixError:
+    """What `work` returns, or its error, so that this process can tell the others before it ends."""
+    try:
+        return work()
+    except PlantMixError as error:
+        return error
+
+
+def agree(ranks: Ranks, outcome: T | PlantMixError) -> T:
+    """This rank's outcome of an `attempt`, if all ranks were successful; else the first error, raised on every rank."""
+    errors = gather_from_ranks(outcome if isinstance(outcome, PlantMixError) else None, ranks)
+    for error in errors:
+        if error is not None:
+            raise error
+    return cast(T, outcome)
 
 
 def mean_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
@@ -122,6 +150,15 @@ def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
         return [value]
     parts: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(parts, value)
+    return parts
+
+
+def gather_on_main(value: T, ranks: Ranks) -> list[T]:
+    """The values of all ranks, in rank order, on rank 0; an empty list elsewhere."""
+    if ranks.world_size == 1:
+        return [value]
+    parts: list[Any] = [None] * ranks.world_size if ranks.is_main else []
+    dist.gather_object(value, parts if ranks.is_main else None)
     return parts
 
 

@@ -36,10 +36,21 @@ from training.record.checkpoint import lock_folder, save_model
 from training.record.log import LOG_FILE, RunLog, read_log
 from training.record.run_folder import RunFolder, RunState
 from training.run import failures
-from training.run.distributed import Ranks, mean_over_ranks, on_main, require_same, start_ranks, stop_ranks
+from training.run.distributed import (
+    Ranks,
+    agree,
+    attempt,
+    join_ranks,
+    mean_over_ranks,
+    on_main,
+    require_same,
+    stop_ranks,
+    this_rank,
+)
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, restore, save
 from training.run.stopping import StoppedError, stop_event
+from training.run.validation import validate
 from training.tasks.task import KIND, losses_of, make_task, needed_columns
 
 _LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
@@ -81,16 +92,17 @@ def train(
         needed = needed_columns(make_task(settings.loss), settings.model.projectors)
         txt_columns(open_pool(heldout, str(settings.eval.split)), needed)
 
+    # Each process reads its share of the bytes before it joins the others, so none waits in the group meanwhile.
+    ranks = this_rank(settings.compute.device)
+    checked = attempt(lambda: _check_shards(to_check, heldout if to_check else [], settings, ranks))
+
     # -- join the other processes, train, leave them
-    ranks = start_ranks(settings.compute.device)
+    join_ranks(ranks)
     try:
-        together = {
-            "checkpoint.every_steps": settings.checkpoint.every_steps,
-            "eval.every_steps": settings.eval.every_steps,
-        }
+        evaluation = {f"eval.{key}": getattr(settings.eval, key) for key in ("every_steps", "split", "batch_size")}
+        together = {"checkpoint.every_steps": settings.checkpoint.every_steps} | evaluation
         require_same(run.identity | together, ranks)
-        on_main(ranks, lambda: loader.check_shards(to_check, settings.data.split))
-        on_main(ranks, lambda: loader.check_shards(heldout if to_check else [], str(settings.eval.split)))
+        agree(ranks, checked)
         return _train_on(ranks, run, pool, state, _LOST_LOCK_SECONDS if restarted else 0.0)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
@@ -99,6 +111,11 @@ def train(
         raise
     finally:
         stop_ranks(ranks)
+
+
+def _check_shards(training: Sequence[Any], heldout: Sequence[Any], settings: TrainSettings, ranks: Ranks) -> None:
+    loader.check_shards(training, settings.data.split, share=ranks.share)
+    loader.check_shards(heldout, str(settings.eval.split), share=ranks.share)
 
 
 def _train_on(
@@ -205,7 +222,7 @@ def run_steps(trainer: Trainer, progress: Progress, stop: threading.Event, log: 
         if last or progress.step % settings.log.every_steps == 0:
             _log_step(trainer, progress, terms, grad_norm, log)
         if settings.eval.every_steps and (last or progress.step % settings.eval.every_steps == 0):
-            _validate(trainer, progress, log)
+            validate(trainer, progress.step, log)
 
         # -- checkpoint
         if last or stopping > 0 or progress.step % settings.checkpoint.every_steps == 0:
@@ -301,24 +318,6 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
         f"ETA {timedelta(seconds=round(left))}",
         always=progress.step == trainer.num_steps,
     )
-
-
-def _validate(trainer: Trainer, progress: Progress, log: RunLog) -> None:
-    """Validation loss on rank 0, while the other ranks wait at the next step."""
-    if not trainer.ranks.is_main:
-        return
-    from training.evaluation.evaluate import domain_losses
-
-    settings, split = trainer.settings, str(trainer.settings.eval.split)
-    pool = open_pool(loader.open_sources(settings.release, settings.data, split), split)
-    figures = domain_losses(trainer.model, pool, settings, trainer.task)
-    losses = {name: figure["value"] for name, figure in figures.items()}
-    left_out = {name: figure["left_out"] for name, figure in figures.items() if figure["left_out"]}
-    log.event("validation", step=progress.step, losses=losses, **({"left_out": left_out} if left_out else {}))
-    said = "  ".join(
-        f"{k} {v:.4f}" + (f" ({left_out[k]} left out)" if k in left_out else "") for k, v in losses.items()
-    )
-    log.print_line(f"step {progress.step}  validation loss  {said}")
 
 
 def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog) -> None:

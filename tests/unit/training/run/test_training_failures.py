@@ -12,6 +12,7 @@ import shutil
 import signal
 import zipfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from manifests.errors import IntegrityError, PlantMixError, RetryableError, RunE
 from training.record import checkpoint, run_files
 from training.record.log import RunLog, cut_log, read_log
 from training.run import failures, loop
+from training.run.distributed import GROUP_TIMEOUT, this_rank
 from training.run.loop import train
 
 
@@ -276,3 +278,25 @@ def test_a_batch_whose_loader_process_is_gone_is_said(tmp_path: Path) -> None:
     assert "a loader process is gone: it ended before its batch was taken (ConnectionResetError)." in str(explained)
     assert isinstance(explained, RetryableError)
     assert error_of(Gone().detach) is None  # of anything else, a store for one
+
+
+def test_shards_are_checked_before_processes_wait_for_each_other(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them may take hours; a group gives up a process that is awaited for longer than its timeout."""
+    order: list[Any] = []
+    monkeypatch.setattr(loop.loader, "check_shards", lambda *_, share: order.append(share))
+
+    def join(backend: str, *, timeout: timedelta) -> None:
+        order.append(timeout)
+        raise RunError("joined")
+
+    monkeypatch.setattr("torch.distributed.init_process_group", join)
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match="joined"):
+        run_once(config)
+    assert order == [(1, 4), (1, 4), GROUP_TIMEOUT], "each machine has files of its own"
+    assert timedelta(minutes=10) < GROUP_TIMEOUT
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert this_rank("cpu").share == (5, 8)
