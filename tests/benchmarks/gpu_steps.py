@@ -192,6 +192,7 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
 
     from training.config import TrainSettings
     from training.data import loader
+    from training.data.columns import text_labels
     from training.data.shards import open_pool
     from training.record.log import RunLog
     from training.run import loop
@@ -220,7 +221,8 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
     side_px = size if isinstance(size, int) else size[0]
     images = torch.randint(256, (context.batch, 3, side_px, side_px), dtype=torch.uint8)
     rows = torch.arange(context.batch)
-    batch = loader.Batch(images, trainer.model.tokenizer(captions(context.batch)), rows, [], torch.zeros_like(rows))
+    texts = captions(context.batch)
+    batch = loader.Batch(images, trainer.model.tokenizer(texts), rows, [], torch.zeros_like(rows), text_labels(texts))
     if context.device.type == "cuda":  # as the trainer's loader gives them
         batch = batch._replace(images=batch.images.pin_memory(), tokens=batch.tokens.pin_memory())
     batches = OneBatch(batch, context, ends=False)
