@@ -47,7 +47,6 @@ MAY_JUDGE = {
 }
 MAY_WAIT = {
     "pipeline/engine/gates.py": "for an actor of Ray that is started again",
-    "pipeline/engine/on_ray.py": "for a Ray of this machine that is started again",
     "pipeline/sources/biology/gbif/": "polite requests",
     "training/record/checkpoint.py": "for the lock of a folder",
 }
