@@ -27,7 +27,6 @@ from pipeline.engine.gates import ActorGate, Keeper
 from pipeline.engine.work import Work
 
 log = logging.getLogger("plantmix.runner")
-_PAUSE_SECONDS = 1.0  # between two starts of Ray
 
 _TICK_SECONDS = 0.5  # how long the driver waits at most before it looks whether it shall stop
 _SILENT_SECONDS = 20.0  # a Ray that answers no connection for so long is gone; after 60 s Ray ends the driver itself
@@ -67,7 +66,7 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
         if address:
             join_cluster(ray, option, address, **options)
             return ray
-        for is_last in (False, False, True):  # a further start helps where another Ray of this machine starts just then
+        for is_last in (False, True):  # a second start helps where another Ray took its ports just then
             try:
                 ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
                 break
@@ -78,8 +77,6 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
                         f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for "
                         "it: run the same command again, or set `run: {executor: processes}`, which needs no Ray"
                     ) from None
-                log.debug("ray: did not start, and is started once more", exc_info=True)
-                time.sleep(_PAUSE_SECONDS)
     return ray
 
 
