@@ -66,17 +66,13 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
         if address:
             join_cluster(ray, option, address, **options)
             return ray
-        for is_last in (False, True):  # a second start helps where another Ray took its ports just then
-            try:
-                ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
-                break
-            except Exception as error:  # Ray raises a bare one when its processes are not up after half a minute
-                ray.shutdown()
-                if is_last:
-                    raise RunError(
-                        f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for "
-                        "it: run the same command again, or set `run: {executor: processes}`, which needs no Ray"
-                    ) from None
+        try:
+            ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
+        except Exception as error:  # Ray raises a bare one when its processes are not up after half a minute
+            raise RunError(
+                f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for it: "
+                "run the same command again, or set `run: {executor: processes}`, which needs no Ray"
+            ) from None
     return ray
 
 

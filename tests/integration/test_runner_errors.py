@@ -25,8 +25,6 @@ from manifests.contract.reader import open_reader, read_status
 from manifests.contract.records import Funnel
 from manifests.errors import ConfigError, IntegrityError, PartError, RetryableError, RunError
 from manifests.stores import storage
-from pipeline.config import RaySettings
-from pipeline.engine import on_ray
 from pipeline.engine.executing import InlineExecutor
 from pipeline.engine.on_ray import RayExecutor
 from pipeline.engine.work import Execution, PartResult
@@ -184,21 +182,6 @@ def test_what_a_killed_build_left_is_cleared_before_work(tmp_path: Path) -> None
     (tmp_path / "tables" / ".square-000.parquet.tmp-0123456789ab").write_text("half")
     run(tmp_path, InlineExecutor(), stage_of(square_work()))
     assert leftovers(tmp_path) == []
-
-
-def test_a_ray_that_lost_its_ports_to_another_starts_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    started: list[Any] = []
-
-    def init(**options: Any) -> None:
-        started.append(options)
-        if len(started) == 1:
-            raise TypeError("expected bytes, NoneType found")  # Ray's own words then
-
-    monkeypatch.setattr(ray, "init", init)
-    assert on_ray._connect(RaySettings(), 1) is ray
-    assert len(started) == 2
 
 
 @pytest.mark.slow
