@@ -31,11 +31,14 @@ class Child:
 
     def __enter__(self) -> Self:
         main = sys.modules["__main__"]
-        script, main.__file__ = getattr(main, "__file__", None), None
-        try:  # the script of the user is not run again: it may be gone, be standard input, or have no guard
+        script = getattr(main, "__file__", None)
+        if script is not None:  # the script of the user is not run again: it may be gone, or have no guard
+            main.__file__ = None
+        try:
             self.process.start()
         finally:
-            main.__file__ = script
+            if script is not None:  # where there was none, one that is None would stop Ray
+                main.__file__ = script
         self._sends.close()  # the process alone holds that end now, so its death is seen
         return self
 
