@@ -73,3 +73,13 @@ def describe_paths(paths: Sequence[str]) -> str:
 def words_of(error: BaseException) -> str:
     """A library's error with its kind, on one line of bounded length, without the secrets of addresses."""
     return f"{type(error).__name__}: {hide_secrets(' '.join(str(error).split())):.300}"
+
+
+class NoRangesError(ConfigError, ValueError):
+    """The server gives a file whole or not at all."""
+
+
+def no_ranges(address: str) -> NoRangesError:
+    """The error of a server that does not send a part of a file."""
+    cure = "its server sends files whole, not in ranges; download it, and name the local file"
+    return NoRangesError(f"{hide_secrets(address)}: {cure}")

@@ -21,16 +21,6 @@ from manifests.services.packages import install_line
 _S3_PUT_BYTES = 5 << 30  # the most that S3 takes in one request
 
 
-class NoRangesError(ConfigError, ValueError):
-    """The server gives a file whole or not at all."""
-
-
-def no_ranges(address: str) -> NoRangesError:
-    """The error of a server that does not send a part of a file."""
-    cure = "its server sends files whole, not in ranges; download it, and name the local file"
-    return NoRangesError(f"{hide_secrets(address)}: {cure}")
-
-
 def is_remote(path: str) -> bool:
     """True for an fsspec address with a scheme, false for a local path."""
     return "://" in path and not path.startswith("file://")

@@ -9,7 +9,7 @@ from typing import Any
 
 from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
 
-from manifests.stores.clients import no_ranges
+from manifests.errors import no_ranges
 
 _MISSING = (404, 410)
 

@@ -11,11 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from manifests.errors import PartError, RetryableError, words_of
+from manifests.errors import PartError, RetryableError, no_ranges, words_of
 from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.services.masking import hide_secrets
 from manifests.stores import faults, stamps, storage
-from manifests.stores.clients import no_ranges
 
 RANGE_BYTES = 8 << 20
 _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
