@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 
 
 class PlantMixError(Exception):

@@ -103,7 +103,7 @@ def _stopped() -> int:
 def _brought(address: str) -> str:
     """The local folder of a work folder in a store; the address itself where a release lies there."""
     from manifests.contract.release import RECORD_FILE
-    from manifests.stores.session import at_hand  # takes a third of a second to import
+    from manifests.contract.session import at_hand  # takes a third of a second to import
 
     is_release = patiently(address, partial(storage.exists, storage.join(address, RECORD_FILE)))
     return address if is_release else at_hand(address)

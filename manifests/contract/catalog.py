@@ -30,11 +30,11 @@ from manifests.contract.catalog_file import (
 )
 from manifests.contract.catalog_reads import current_stages, read_parts
 from manifests.contract.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
+from manifests.contract.session import Session
 from manifests.errors import ConfigError, DamageError, RunError
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 from manifests.stores import storage
 from manifests.stores.folder import sizes_below, store_of
-from manifests.stores.session import Session
 
 STATUS_FILE = "status.json"
 _ROWS_A_STATEMENT = 100

@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from manifests.errors import ConfigError, IntegrityError, RunError
-from manifests.services.masking import hide_in, hide_secrets
+from manifests.masking import hide_in, hide_secrets
 from manifests.stores import storage
 
 CATALOG_FILE = "catalog.duckdb"

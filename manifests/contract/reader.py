@@ -20,10 +20,10 @@ from manifests.contract import tables
 from manifests.contract.catalog import STATUS_FILE
 from manifests.contract.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
 from manifests.contract.catalog_reads import current_stages
+from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import storage
 from manifests.stores.folder import bring_missing
-from manifests.stores.session import at_hand
 
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),

@@ -26,9 +26,9 @@ from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, PlantMixError, RunError, words_of
+from manifests.masking import hide_secrets
 from manifests.names.equal import name_key, spellings_of
 from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
-from manifests.services.masking import hide_secrets
 from manifests.stores import storage
 from manifests.stores.storage import read_if_there
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.IptcImagePlugin import getiptcinfo
 
+from manifests.masking import hide_secrets
 from manifests.pictures.opening import exif_of
 from manifests.pictures.xmp import values_in
-from manifests.services.masking import hide_secrets
 
 MAX_CHARS = 200
 _CREATOR, _RIGHTS = (f"http://purl.org/dc/elements/1.1/ {name}" for name in ("creator", "rights"))

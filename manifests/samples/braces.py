@@ -11,7 +11,7 @@ import re
 from braceexpand import braceexpand
 
 from manifests.errors import ConfigError
-from manifests.services.masking import hide_in
+from manifests.masking import hide_in
 
 
 def split_paths(text: str) -> list[str]:

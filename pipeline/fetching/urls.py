@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from manifests.contract.outcomes import Outcome
-from manifests.services.masking import mask_secrets
+from manifests.masking import mask_secrets
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _MAX_URL_CHARS = 8192

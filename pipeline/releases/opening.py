@@ -13,9 +13,9 @@ from typing import Any
 
 from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.contract.release import RECORD_FILE, SAMPLES_FILE, Release
+from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import storage
-from manifests.stores.session import at_hand
 from manifests.stores.storage import read_if_there
 from pipeline.store.sql import open_scratch, view_parquet
 

@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError
+from manifests.masking import hide_secrets
 from manifests.samples.braces import expand, first_pattern, has_braces, split_paths
 from manifests.samples.endings import is_picture
-from manifests.services.masking import hide_secrets
 from manifests.stores import stamps, storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 

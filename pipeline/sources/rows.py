@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from manifests.contract.settings import Settings
-from manifests.services.masking import MAY_HOLD_SECRETS, hide_secrets
+from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
 from pipeline.sources.limits import MAX_ROW_BYTES
 from pipeline.store.writing import text_bytes
 

@@ -13,7 +13,7 @@ from pydantic import Field, create_model, model_validator
 
 from manifests.contract.settings import NAME_PATTERN, Settings
 from manifests.contract.tables import sample_ids
-from manifests.services.masking import hide_users
+from manifests.masking import hide_users
 from manifests.services.packages import code_of
 from pipeline.sources.kinds import Reader, all_kinds
 from pipeline.sources.rows import RowDefaults

@@ -19,7 +19,7 @@ from manifests.contract import tables
 from manifests.contract.reader import literals
 from manifests.contract.records import Funnel, PartRecord, fingerprint
 from manifests.errors import ConfigError
-from manifests.services.masking import hide_in
+from manifests.masking import hide_in
 from manifests.services.packages import code_of
 from manifests.stores import storage
 from pipeline.engine.inputs import Inputs

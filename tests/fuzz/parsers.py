@@ -36,9 +36,9 @@ from PIL import Image
 
 from manifests.contract.release import read_record
 from manifests.errors import ConfigError, IntegrityError
+from manifests.masking import hide_secrets
 from manifests.pictures.authors import MAX_CHARS, authors_of
 from manifests.pictures.opening import without_pillow_warnings
-from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError, parse_json, tar_members
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
-from manifests.services.masking import PIPE, hide_in
+from manifests.masking import PIPE, hide_in
 from manifests.stores import stamps, storage
 from manifests.stores.storage import WrittenFile
 from training.data.sealed import SUMS_FILE

@@ -14,9 +14,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from manifests.contract.settings import NAME_PATTERN, Settings, from_config
 from manifests.errors import ConfigError
+from manifests.masking import MASK, PIPE
 from manifests.samples import braces
 from manifests.samples.braces import split_paths
-from manifests.services.masking import MASK, PIPE
 from manifests.stores import storage
 from training.data.foreign import naming_fault, shown
 

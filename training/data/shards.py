@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
+from manifests.masking import hide_secrets
 from manifests.samples.tars import only_sample_in
-from manifests.services.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError, tar_members
 from manifests.stores.cache import SHARE_AHEAD, ShardCache
 from manifests.stores.storage import WrittenFile, filesystem, is_remote

@@ -342,7 +342,7 @@ def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int)
 def _check_catalogue(settings: ProxySettings) -> None:
     """Raises: ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
     from manifests.contract.catalog_file import CATALOG_FILE
-    from manifests.stores.session import take_up
+    from manifests.contract.session import take_up
 
     if settings.catalogue is not None and is_remote(settings.catalogue):
         take_up(settings.catalogue)

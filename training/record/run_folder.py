@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from manifests.contract.settings import Settings, differences, sections_in
 from manifests.errors import ConfigError, IntegrityError
-from manifests.services.masking import hide_in
+from manifests.masking import hide_in
 from manifests.stores import storage
 from training.config import SETTINGS_FILE, TrainSettings, identity_values
 from training.record import checkpoint, run_files

@@ -17,7 +17,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from manifests.errors import ConfigError
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 from manifests.stores.storage import is_remote
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind

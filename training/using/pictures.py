@@ -28,9 +28,9 @@ from torch import Tensor
 from manifests.contract import records
 from manifests.contract.release import Release, is_release
 from manifests.errors import ConfigError, words_of
+from manifests.masking import PIPE
 from manifests.samples.endings import PICTURES, is_picture, not_read
 from manifests.samples.tars import samples_in
-from manifests.services.masking import PIPE
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import stamps, storage
 from manifests.stores.cache import ShardCache

@@ -20,7 +20,7 @@ def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
 
     Raises: ConfigError for an unreadable file, a filter that fails or keeps nothing, and every fault of a row.
     """
-    from manifests.stores.session import at_hand
+    from manifests.contract.session import at_hand
 
     file = Path(at_hand(str(path)))
     if is_csv(file):

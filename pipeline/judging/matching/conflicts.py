@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.contract import tables
-from manifests.services.masking import MASK
+from manifests.masking import MASK
 
 CONTRADICTED = tables.VERDICTS.append(pa.field("other_sample_id", pa.string()))
 CONFLICTS = pa.schema([("sample_id", pa.string()), *tables.CONFLICT])

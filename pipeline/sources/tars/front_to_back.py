@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from manifests.errors import PartError, RetryableError, no_ranges, words_of
+from manifests.masking import hide_secrets
 from manifests.samples.tars import MAX_TEXT_BYTES
-from manifests.services.masking import hide_secrets
 from manifests.stores import faults, stamps, storage
 
 RANGE_BYTES = 8 << 20

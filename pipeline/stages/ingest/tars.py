@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from manifests.contract.outcomes import Outcome
 from manifests.contract.records import LOOKED, PartRecord
-from manifests.services.masking import hide_secrets
+from manifests.masking import hide_secrets
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from manifests.stores.stamps import look

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from manifests.contract import tables
 from manifests.contract.release import FORMAT, RECORD_FILE, SPLIT_FOLDERS
 from manifests.errors import IntegrityError
-from manifests.services.masking import hide_in, hide_secrets
+from manifests.masking import hide_in, hide_secrets
 from manifests.stores.folder import place_of
 from pipeline.config import BuildConfig
 from pipeline.engine.work import Execution, PartResult

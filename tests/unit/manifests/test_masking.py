@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.services.masking import hide_in, hide_secrets, hide_users
+from manifests.masking import hide_in, hide_secrets, hide_users
 
 HIDDEN = [
     ("http://user:pw@a.example/1.jpg", "http://a.example/1.jpg"),

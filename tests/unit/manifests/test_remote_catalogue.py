@@ -14,12 +14,13 @@ import fsspec
 import pytest
 from waiting import wait_until
 
+from manifests.contract import session
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader, read_status
 from manifests.contract.records import Funnel, PartFile, PartRecord, StageRecord
 from manifests.errors import ConfigError, RunError
 from manifests.stores import folder as remote
-from manifests.stores import lease, session, storage
+from manifests.stores import lease, storage
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from manifests.contract.outcomes import Outcome
-from manifests.services.masking import mask_secrets
+from manifests.masking import mask_secrets
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.addresses import LookupFailed, Resolver, TargetRefused, is_public
 from pipeline.fetching.answers import parse_retry_after, refuse_status
