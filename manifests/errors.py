@@ -3,6 +3,7 @@
     PlantMixError
     ├── ConfigError       stop before any work, write nothing, exit code 2
     ├── RetryableError    run this part again, a bounded number of times
+    │   ├── AwayError         a store was asked for as long as it makes sense, and did not answer
     │   └── LostNodeError     run this part again, and do not count the try
     ├── PartError         fail this part, finish the others, exit code 1
     ├── RunError          the run cannot go on, what is committed stays, exit code 1
@@ -32,6 +33,10 @@ class ConfigError(PlantMixError):
 
 class RetryableError(PlantMixError):
     """A passing fault of one part (a lost worker, a full network buffer): run the part again."""
+
+
+class AwayError(RetryableError):
+    """A store did not answer after the last of several tries; its cause is what the client said."""
 
 
 class LostNodeError(RetryableError):
@@ -71,8 +76,9 @@ def describe_paths(paths: Sequence[str]) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """A library's error with its kind, on one line of bounded length, without the secrets of addresses."""
-    return f"{type(error).__name__}: {hide_secrets(' '.join(str(error).split())):.300}"
+    """An error on one line of bounded length, without the secrets of addresses; a library's with its kind."""
+    words = f"{hide_secrets(' '.join(str(error).split())):.300}"
+    return words if isinstance(error, PlantMixError) else f"{type(error).__name__}: {words}"
 
 
 class NoRangesError(ConfigError, ValueError):

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from manifests.errors import IntegrityError
 from manifests.stores import stamps, storage
+from manifests.stores.faults import ask
 
 _HASHED_AT_A_TIME = 8
 UNREADABLE = ""
@@ -150,14 +151,11 @@ def utc_now() -> datetime.datetime:
 def hash_or_unreadable(path: str) -> str:
     """The sha256 of a file, or UNREADABLE.
 
-    Raises: RetryableError when a store does not give what it has.
+    Raises: AwayError when a store does not give what it has.
     """
     try:
         return storage.hash_file(path).sha256
-    except Exception as error:
-        storage.check_passing(path, error)
-        if not isinstance(error, OSError | ValueError):
-            raise
+    except (OSError, ValueError):
         return UNREADABLE
 
 
@@ -174,7 +172,7 @@ class Stamps:
         for (sha256,) in stored.fetchall():
             return str(sha256)
         fs, inner = storage.filesystem(path)
-        info = fs.info(inner)
+        info = ask(path, lambda: fs.info(inner))
         sha256 = storage.hash_file(path).sha256
         self._connection.execute(
             "INSERT OR REPLACE INTO inputs BY NAME "

@@ -25,6 +25,7 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.names.species import species_of
 from manifests.services.untrusted import json_object
 from manifests.stores import storage
+from manifests.stores.faults import ask
 from manifests.stores.storage import read_if_there
 
 RECORD_FILE = "release.json"
@@ -141,11 +142,7 @@ class Release:
         where = None if split is None else pc.field("split") == self._known(split)
         names = None if columns is None else list(columns)
         read = names if names is None or _SPECIES not in names else list(dict.fromkeys((*names, _GENUS)))
-        try:
-            table = pq.read_table(inner, filesystem=fs, filters=where, columns=read)
-        except OSError as error:
-            storage.check_passing(path, error)
-            raise
+        table = ask(path, lambda: pq.read_table(inner, filesystem=fs, filters=where, columns=read))
         if {_GENUS, _SPECIES} <= set(table.column_names):
             place = table.column_names.index(_SPECIES)
             table = table.set_column(place, _SPECIES, species_of(table[_GENUS], table[_SPECIES]))

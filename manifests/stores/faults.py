@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from manifests.errors import RetryableError, words_of
+from manifests.errors import AwayError, RetryableError, words_of
+from manifests.masking import hide_secrets
 from manifests.stores.clients import is_remote
 
 T = TypeVar("T")
@@ -91,6 +92,22 @@ def check_passing(path: str, error: Exception, what: str = "read") -> None:
         raise RetryableError(f"{path} cannot be {what} now ({words_of(error)})") from None
 
 
+def ask(path: str, question: Callable[[], T], done: str = "read") -> T:
+    """Ask for a file or folder: a store again while its fault may pass, a disk once.
+
+    Give it one request, or some that may be made again from the first.
+
+    Raises: FileNotFoundError and FileExistsError at once; AwayError when the store does not answer after the last try.
+    """
+    if not is_remote(path):
+        return question()
+
+    def problem(error: Exception) -> AwayError:
+        return AwayError(f"{hide_secrets(path)} cannot be {done} now ({words_of(error)})")
+
+    return patiently(question, problem, lambda error: may_pass(error) and not no_room(error))
+
+
 def patiently(
     action: Callable[[], T],
     problem: Callable[[Exception], Exception],
@@ -99,16 +116,18 @@ def patiently(
     """Call `action`, and call it again after each wait while it fails for a reason that may pass.
 
     `problem` turns such an error into the one that is raised after the last try; what it raises itself is raised at
-    once.
+    once. Where the action was patient itself, nothing is asked again.
     """
     for wait_seconds in (*WAITS_SECONDS, None):
         try:
             return action()
+        except AwayError as error:
+            raise problem(error) from error
         except Exception as error:
             if not passes(error):
                 raise
             explained = problem(error)
             if wait_seconds is None:
-                raise explained from None
+                raise explained from error
         time.sleep(wait_seconds)
     raise AssertionError("the last try returns or raises")

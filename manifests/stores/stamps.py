@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.stores.clients import filesystem, is_remote
+from manifests.stores.faults import ask
 
 _TICK_NS = 20_000_000  # clocks of file systems go in steps of 1 to 10 ms: a second write within one would not show
 _VERSIONS = ("ETag", "etag", "blob_id", "Last-Modified")  # S3 and web servers, Google, the Hub, other web servers
@@ -42,7 +43,7 @@ def look(path: str, store: tuple[Any, str] | None = None, now: bool = False) -> 
     if is_remote(path):
         if now:
             fs.invalidate_cache(inner)
-        entry = fs.info(inner)
+        entry = ask(path, lambda: fs.info(inner))
         return of_entry(entry), entry.get("size")
     info = Path(inner).stat()
     return of_disk(info), info.st_size

@@ -16,15 +16,16 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from manifests.errors import ConfigError, IntegrityError, RetryableError, words_of
+from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import clients
 from manifests.stores.clients import filesystem as filesystem
 from manifests.stores.clients import is_remote as is_remote
+from manifests.stores.faults import ask
 from manifests.stores.faults import check_passing as check_passing
-from manifests.stores.faults import patiently
 
 _CHUNK_BYTES = 4 << 20
 _RANGE_BYTES = 32 << 20  # of an object store, in one request
@@ -86,28 +87,33 @@ def join(folder: str, *names: str) -> str:
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     fs, inner = filesystem(path)
-    return bool(fs.exists(inner))
+    return ask(path, lambda: bool(fs.exists(inner)))
 
 
 def is_folder(path: str) -> bool:
     """Whether a folder is there; a store has no empty ones."""
     fs, inner = filesystem(path)
-    return bool(fs.isdir(inner))
+    return ask(path, lambda: bool(fs.isdir(inner)))
 
 
 def size_of(path: str) -> int:
     """How many bytes a file has. Raises: FileNotFoundError; an error of the disk or the store."""
     fs, inner = filesystem(path)
-    return int(fs.size(inner))
+    return ask(path, lambda: int(fs.size(inner)))
 
 
-def open_file(path: str) -> Any:
-    """Open a file to read it.
+def open_file(path: str, **options: Any) -> Any:
+    """Open a file to read it; `options` are those of fsspec's `open`. Each piece is asked of a store patiently.
 
-    Raises: FileNotFoundError; an error of the disk or the store.
+    Raises: FileNotFoundError; an error of the disk; AwayError, while it is read too.
     """
     fs, inner = filesystem(path)
-    return fs.open(inner, "rb")
+    stream = ask(path, lambda: fs.open(inner, "rb", **options))
+    cache = getattr(stream, "cache", None)
+    if is_remote(path) and cache is not None and cache.fetcher is not None:
+        fetch = cache.fetcher
+        cache.fetcher = lambda start, end: ask(path, lambda: fetch(start, end))
+    return stream
 
 
 def sizes_below(folder: str) -> dict[str, int]:
@@ -118,19 +124,21 @@ def sizes_below(folder: str) -> dict[str, int]:
     fs, inner = filesystem(folder)
     fs.invalidate_cache()
     prefix = len(inner.rstrip("/")) + 1
-    return {str(path)[prefix:]: int(info["size"]) for path, info in sorted(fs.find(inner, detail=True).items())}
+    found = ask(folder, lambda: fs.find(inner, detail=True))
+    return {str(path)[prefix:]: int(info["size"]) for path, info in sorted(found.items())}
 
 
 def find_matches(pattern: str) -> list[str]:
     """Paths or addresses of what a glob names, sorted."""
     fs, inner = filesystem(pattern)
-    return [str(fs.unstrip_protocol(path)) if is_remote(pattern) else str(path) for path in sorted(fs.glob(inner))]
+    found = sorted(ask(pattern, lambda: fs.glob(inner)))
+    return [str(fs.unstrip_protocol(path)) if is_remote(pattern) else str(path) for path in found]
 
 
 def files_in(path: str) -> list[str]:
     """The files that lie in a folder itself; none for what is no folder."""
     fs, inner = filesystem(path)
-    listed = fs.ls(inner, detail=True) if fs.isdir(inner) else []
+    listed = ask(path, lambda: fs.ls(inner, detail=True) if fs.isdir(inner) else [])
     return sorted(join(path, entry["name"].rpartition("/")[2]) for entry in listed if entry["type"] == "file")
 
 
@@ -185,8 +193,7 @@ def open_unbuffered(path: str) -> Any:
     """
     if not is_remote(path):
         return Path(path.removeprefix("file://")).open("rb", buffering=0)
-    fs, inner = filesystem(path)
-    return fs.open(inner, "rb")
+    return open_file(path)
 
 
 def hash_file(path: str, copy: Any = None) -> WrittenFile:
@@ -210,34 +217,32 @@ def read_chunks(path: str) -> Iterator[bytes]:
         return
     start = 0
     while True:
-        try:
-            chunk = fs.cat_file(inner, start=start, end=start + _RANGE_BYTES)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            if _PAST_THE_END.search(str(error)):
-                return
-            raise
+        chunk = ask(path, partial(_range_of, fs, inner, start, start + _RANGE_BYTES))
         yield chunk
         start += len(chunk)
         if len(chunk) != _RANGE_BYTES:  # the end; or a web server that knows no ranges gave it all
             return
 
 
+def _range_of(fs: Any, inner: str, start: int, end: int) -> bytes:
+    """Some bytes of a file of a store, none from its end on."""
+    try:
+        return bytes(fs.cat_file(inner, start=start, end=end))
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if _PAST_THE_END.search(str(error)):
+            return b""
+        raise
+
+
 def read_if_there(path: str) -> bytes | None:
     """The content of a small file; None where it is missing. Asks the store itself, not a listing from before.
 
-    Raises: RetryableError when the store does not answer after the last try.
+    Raises: AwayError when the store does not answer after the last try.
     """
-
-    def read() -> bytes:
-        return b"".join(read_chunks(path))
-
-    def problem(error: Exception) -> Exception:
-        return RetryableError(f"{path} cannot be read now ({words_of(error)})")
-
     try:
-        return patiently(read, problem) if is_remote(path) else read()
+        return b"".join(read_chunks(path))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
 
@@ -249,7 +254,7 @@ def read_range(path: str, start: int, num_bytes: int) -> bytes:
     """
     if is_remote(path):
         fs, inner = filesystem(path)
-        return bytes(fs.cat_file(inner, start=start, end=start + num_bytes))
+        return ask(path, lambda: bytes(fs.cat_file(inner, start=start, end=start + num_bytes)))
     with Path(path.removeprefix("file://")).open("rb", buffering=0) as stream:
         stream.seek(start)
         return stream.read(num_bytes)
@@ -258,8 +263,8 @@ def read_range(path: str, start: int, num_bytes: int) -> bytes:
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
     """Copy a file to a local path, hashed on the way.
 
-    Raises: FileNotFoundError; IntegrityError when its content is not `sha256`; RetryableError when the store does not
-        give it now.
+    Raises: FileNotFoundError; IntegrityError when its content is not `sha256`; AwayError when the store does not give
+        it now.
     """
     make_parent(local)
     temp = temp_path(local)
@@ -269,9 +274,6 @@ def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
         if sha256 not in (None, written.sha256):
             raise IntegrityError(f"{path}: other content than recorded")
         Path(temp).replace(local)  # a copy: it need not outlive a power failure
-    except Exception as error:
-        check_passing(path, error)
-        raise
     finally:
         Path(temp).unlink(missing_ok=True)
     return replace(written, path=local)
@@ -283,27 +285,24 @@ def get(path: str, local: str) -> None:
     Raises: FileNotFoundError; an error of the store.
     """
     fs, inner = filesystem(path)
-    fs.get_file(inner, local, **({"max_concurrency": 1} if "s3" in fs.protocol else {}))
+    options = {"max_concurrency": 1} if "s3" in fs.protocol else {}
+    ask(path, lambda: fs.get_file(inner, local, **options))
 
 
 def upload(local: str, path: str) -> None:
     """Put a finished local file into an object store. A reader sees all of it or what was there before.
 
-    Raises: RetryableError when the store does not take it now.
+    Raises: AwayError when the store does not take it now.
     """
     fs, inner = filesystem(path)
-    try:
-        clients.put(fs, local, inner)
-    except Exception as error:
-        check_passing(path, error, "written")
-        raise
+    ask(path, lambda: clients.put(fs, local, inner), "written")
 
 
 def publish_bytes(path: str, content: bytes, is_secret: bool = False) -> WrittenFile:
     """Write `content` to `path`. A reader sees all of it or what was there before; others see no secret file."""
     if is_remote(path):  # one request, which a store does as a whole or not at all
         fs, inner = filesystem(path)
-        fs.pipe_file(inner, content)
+        ask(path, lambda: fs.pipe_file(inner, content), "written")
     else:
         temp = temp_path(path)
         try:
@@ -347,8 +346,8 @@ def publish_all(files: Iterable[tuple[str, str]]) -> None:
 
     Folders are made durable at the end, each once: the disk then writes down all renames at a time.
 
-    Raises: IntegrityError when a private file is gone; on a disk none is published then. RetryableError when a store
-        does not take one now.
+    Raises: IntegrityError when a private file is gone; on a disk none is published then. AwayError when a store does
+        not take one now.
     """
     renamed: dict[str, str] = {}
     for temp, path in files:
@@ -388,7 +387,7 @@ def copy(source: str, path: str) -> None:
     if is_remote(path) and not is_remote(source):
         upload(inner_source, path)
     elif is_remote(path) and fs is target:
-        fs.cp_file(inner_source, inner)
+        ask(path, lambda: fs.cp_file(inner_source, inner), "written")
     else:
         temp = temp_path(path)
         try:
@@ -405,7 +404,7 @@ def copy(source: str, path: str) -> None:
 def remove(path: str) -> None:
     """Delete one file."""
     fs, inner = filesystem(path)
-    fs.rm_file(inner)
+    ask(path, lambda: fs.rm_file(inner), "removed")
 
 
 def remove_if_there(path: str) -> None:
@@ -420,7 +419,7 @@ def sweep(folder: str) -> None:
     Only the process that owns the folder may call this, and only before it starts workers.
     """
     fs, inner = filesystem(folder)
-    for name in fs.find(inner):
+    for name in ask(folder, lambda: fs.find(inner)):
         if is_private(name):
             with contextlib.suppress(FileNotFoundError):  # a worker that is still running removed or published it
                 fs.rm_file(name)

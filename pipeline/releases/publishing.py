@@ -30,6 +30,7 @@ from manifests.contract.release import (
 from manifests.errors import ConfigError, RunError
 from manifests.services.publishing import hub
 from manifests.stores import storage
+from manifests.stores.faults import ask
 from manifests.stores.folder import bring_missing, place_of
 from pipeline.judging.vocabulary.licences import REDISTRIBUTABLE, UNKNOWN
 from pipeline.releases.checks import check_release
@@ -116,7 +117,7 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
     check_release(release, deep=False)
     licences = count_licences(release)
     fs, inner = storage.filesystem(samples_path(release))
-    schema = pq.read_schema(inner, filesystem=fs)
+    schema = ask(samples_path(release), lambda: pq.read_schema(inner, filesystem=fs))
     facts: dict[str, Any] = {
         "address": address,
         "authors": authors or [owner],

@@ -20,6 +20,7 @@ from manifests.contract.records import fingerprint
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, SPLIT_FOLDERS, Release, read_record
 from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import storage
+from manifests.stores.faults import ask
 from manifests.stores.storage import read_if_there
 from pipeline.releases.cutting import cut_shard
 from pipeline.releases.lookup import images_of
@@ -36,7 +37,7 @@ def releases_beside(release: Release) -> list[Release]:
     parent = _folder_of(release)
     fs, inner = storage.filesystem(parent)
     releases = []
-    for path in sorted(str(path).rstrip("/") for path in fs.ls(inner, detail=False)):
+    for path in sorted(str(path).rstrip("/") for path in ask(parent, lambda: fs.ls(inner, detail=False))):
         folder = storage.join(parent, path.rpartition("/")[2])
         with contextlib.suppress(ConfigError, IntegrityError, OSError):
             releases.append(Release(folder, read_record(folder)))

@@ -108,15 +108,13 @@ WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that fil
 
 def sizes_in_zip(path: str) -> dict[str, int]:
     """Names of the files in a zip, and their sizes as they are unpacked. Raises: zipfile.BadZipFile."""
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as stream, zipfile.ZipFile(stream) as archive:
+    with storage.open_file(path) as stream, zipfile.ZipFile(stream) as archive:
         return {member.filename: member.file_size for member in archive.infolist()}
 
 
 def zip_fault(path: str) -> str:
     """Why a file cannot be opened as a zip."""
-    fs, inner = storage.filesystem(path)
-    with fs.open(inner, "rb") as stream:
+    with storage.open_file(path) as stream:
         begins_well = stream.read(4) == b"PK\x03\x04"
     if begins_well:
         return "is a zip that breaks off before its end; download it again (compare its size with the server's)"

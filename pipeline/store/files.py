@@ -83,8 +83,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     """A Parquet file; of one in a store only what is asked for is read."""
     if not storage.is_remote(path):
         return pq.ParquetFile(path)
-    fs, inner = storage.filesystem(path)
-    return pq.ParquetFile(fs.open(inner, "rb", cache_type="none"), pre_buffer=True)
+    return pq.ParquetFile(storage.open_file(path, cache_type="none"), pre_buffer=True)
 
 
 def files_of(pairs: Sequence[tuple[str, str]]) -> Files:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from fsspec import AbstractFileSystem
 from manifests.contract.reader import literals
 from manifests.errors import RunError
 from manifests.stores import storage
+from manifests.stores.faults import ask
 from manifests.stores.folder import bring_missing
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.writing import ROW_GROUP_ROWS, PrivateFile, TableWriter, require_columns
@@ -159,7 +161,8 @@ def view_parquet(
             if not protocols & set(connection.list_filesystems()):
                 connection.register_filesystem(_ForDuckDB(fs))
             with suppress(FileNotFoundError):  # then DuckDB says so
-                fs.ls(path.rpartition("/")[0])  # known from now on; else DuckDB asks 256 times about a table of 18 kB
+                # known from now on; else DuckDB asks 256 times about a table of 18 kB
+                ask(path, partial(fs.ls, path.rpartition("/")[0]))
     scan = f"read_parquet([{literals(paths)}], union_by_name = {of_versions})"
     connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {scan} WHERE {where}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections import Counter
@@ -82,7 +83,7 @@ def write_config(folder: Path, work_dir: str, **run: Any) -> str:
         fetch=loopback(threads=2, robots_txt=False, limits={"connections": 2}),
         mix={"ratio": {"plant": 1, "general": 1}, "heldout": {"num_samples": {"plant": 2, "general": 2}}},
         pack={"samples_per_shard": 10},
-        run={"fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.1, **run},
+        run={"fetch_part_size": 4, "max_attempts": 6, "retry_wait_seconds": 0.1} | run,
     )
     return str(config)
 
@@ -151,6 +152,34 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
     assert hash_stored(store, f"{WORK}/releases") == whole
     assert list((tmp_path / "first-1").glob("*/parts")), "the node that was lost had done parts"
     assert not list((tmp_path / "other-0").glob("*/parts/*")), "a node keeps nothing of its parts"
+
+
+@pytest.mark.parametrize("fault", ["expired_403", "unanswered"])
+def test_a_build_goes_on_though_the_first_request_of_each_kind_fails(
+    fault: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become_user(store, monkeypatch)
+    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.0,) * 10)
+    asked: set[tuple[str, str]] = set()
+    lock = threading.Lock()
+
+    def fail_once(method: str, path: str) -> str | None:
+        kind = method, re.sub(r"\w*\d\w*", "*", path)
+        with lock:
+            is_first = kind not in asked
+            asked.add(kind)
+        return fault if is_first else None
+
+    store.choose = fail_once
+    config = write_config(
+        tmp_path, f"s3://{BUCKET}/{WORK}", executor="inline", max_attempts=12, retry_wait_seconds=0.001
+    )
+    for machine in ("first", "other"):
+        monkeypatch.setenv(PLACE_VARIABLE, str(tmp_path / machine))
+        asked.clear()
+        assert main(["build", config]) == 0
+        assert main(["verify", "--deep", f"s3://{BUCKET}/{WORK}"]) == 0
+        assert len(asked) > 8
 
 
 def start_cluster(store: Store, folder: Path, name: str, num_nodes: int) -> Cluster:

@@ -72,15 +72,14 @@ def dialect_of(file: str, form: str) -> Dialect:
 @contextmanager
 def open_table(file: str, compressed: bool = True) -> Iterator[Any]:
     """A stream of the plain bytes of a file, unpacked on the way where its name says so."""
-    fs, inner = storage.filesystem(file)
     packing = COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
     with ExitStack() as stack:
         by_fsspec = packing if packing not in ("zstd", "zip") else None
-        stream = stack.enter_context(fs.open(inner, "rb", compression=by_fsspec))
+        stream = stack.enter_context(storage.open_file(file, compression=by_fsspec))
         if packing is None:
             yield stream
             return
-        num_bytes = fs.size(inner)
+        num_bytes = storage.size_of(file)
         if packing == "zstd":
             stream = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
         if packing != "zip":
