@@ -23,7 +23,7 @@ DATASETS = [
 ]  # fmt: skip
 TAXA = {
     **{name: {"usageKey": key, "matchType": "EXACT", "scientificName": name}
-       for key, name in enumerate(("Rosaceae", "Fagaceae", "Pinaceae"), 10)},
+       for key, name in enumerate(("Rosaceae", "Fagaceae", "Pinaceae", "Quercus"), 10)},
     "Fagus": {"usageKey": 2874569, "matchType": "EXACT", "scientificName": "Fagus L."},
     "Rosa altissima": {"usageKey": 1, "acceptedUsageKey": 8395064, "synonym": True, "matchType": "EXACT",
                        "scientificName": "Rosa altissima"},

@@ -35,9 +35,13 @@ from misbehaving.hub import FakeHub, Repository, StoredFile, fake_hub
 from misbehaving.owners import mining, with_xmp
 from PIL import Image
 from shell_blocks import blocks_of, copy_configs, environment_of, run_block, write_yaml
+from tiny_clip import tiny
 
 from manifests.contract.release import Release
 from pipeline.demo.server import serving
+from training.model.build import build_model
+from training.model.exports import export_hugging_face
+from training.model.presets import ModelSettings
 
 RECIPES = sorted(path.name for path in (ROOT / "configs/recipes").iterdir())
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
@@ -107,6 +111,33 @@ def gbif(data: Path, address: str, folder: str = "gbif", licences: tuple[str, ..
         media.append({"gbifID": str(number), "type": "StillImage", "identifier": url, "license": licence})
     (data / folder).mkdir(parents=True)
     write_zip(data / folder / "archive.zip", gbif_files(occurrences, media))
+
+
+def genus(data: Path, address: str) -> None:
+    """Two turns of each photo are on the web, as oaks; one is for the test, one is of other genera."""
+    occurrences, media, species = [], [], ("Quercus robur", "Quercus petraea", "Quercus rubra")
+    for number, (photo, turn, body) in enumerate(pictures()):
+        name = species[number % 3]
+        if turn > 1:
+            put(data / f"genus/{f'test/{name}' if turn == 2 else f'others/Rosa {number % 2}'}/{number}.jpg", body)
+            continue
+        put(data / f"web/{turn}/{photo.name}", body)
+        taxon = {"kingdom": "Plantae", "family": "Fagaceae", "genus": "Quercus", "species": name}
+        record = {"gbifID": str(number), "scientificName": f"{name} L.", "basisOfRecord": "HUMAN_OBSERVATION"}
+        occurrences.append(record | taxon)
+        url, licence = f"{address}/web/{turn}/{photo.name}", "http://creativecommons.org/licenses/by/4.0/legalcode"
+        media.append({"gbifID": str(number), "type": "StillImage", "identifier": url, "license": licence})
+    write_zip(data / "genus/archive.zip", gbif_files(occurrences, media))
+
+
+def stand_in(folder: Path) -> Repository:
+    """A repository of the layout of BioCLIP 2's, with a small model."""
+    made = folder / "stand-in"
+    export_hugging_face(build_model(ModelSettings(preset="clip", architecture=tiny(folder, "stand-in"))), made)
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    return Repository(
+        False, {name: StoredFile(sha256(body).hexdigest(), len(body), body, True) for name, body in files.items()}
+    )
 
 
 def lab(data: Path, address: str) -> None:
@@ -229,7 +260,9 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "cluster": cluster,
     "published-plantmix-13m": published,
     "continue-a-model": go_on,
+    "fine-tune-bioclip-2": genus,
 }
+ASKED_OF_GBIF = {"archive-to-hub": "lab", "fine-tune-bioclip-2": "genus"}
 
 
 def check_hub(folder: Path, hub: FakeHub, printed: str) -> None:
@@ -280,10 +313,23 @@ def check_table(folder: Path, hub: FakeHub, printed: str) -> None:
         assert blend["alpha"] == max(blend["rows"], key=lambda row: (row["score"], -row["alpha"]))["alpha"]
 
 
+def check_tuned(folder: Path, hub: FakeHub, printed: str) -> None:
+    """Training began with all weights of the hub, and the three models are compared on the same pictures."""
+    assert re.search(r"imageomics/bioclip-2: (\d+) of \1 tensors; new: 0", printed)
+    assert re.search(r"Quercus robur\W+\d+", printed)
+    figures = [json.loads((folder / f"data/genus/{name}.json").read_text()) for name in ("before", "after", "blended")]
+    assert all({"genus", "others"} <= figure["groups"].keys() for figure in figures)
+    blend = json.loads((folder / "data/genus/blended/blend.json").read_text())
+    assert len(blend["rows"]) == 3
+    assert all(row["expert"]["value"] > 0 < row["general"]["value"] for row in blend["rows"])
+    assert (folder / "data/genus/compared.png").read_bytes()[:4] == b"\x89PNG"
+
+
 CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {
     "published-plantmix-13m": check_published,
     "archive-to-hub": check_hub,
     "continue-a-model": check_table,
+    "fine-tune-bioclip-2": check_tuned,
 }
 
 
@@ -335,8 +381,10 @@ def test_a_recipe_runs_as_its_page_says(name: str, hub: FakeHub, commands: Comma
             repository = hub.repositories.setdefault("datasets/HEART77/plantmix", Repository(False))
             repository.files[path.name] = StoredFile(sha256(content).hexdigest(), len(content), content, True)
         robots_txt = (tmp_path / "data/robots.txt").is_file()
-        archive = tmp_path / "data/lab/archive.zip"
-        with GbifServer(archive.read_bytes()) if name == "archive-to-hub" else nullcontext() as of_gbif:
+        if name == "fine-tune-bioclip-2":
+            hub.repositories["models/imageomics/bioclip-2"] = stand_in(tmp_path)
+        archive = tmp_path / f"data/{ASKED_OF_GBIF.get(name)}/archive.zip"
+        with GbifServer(archive.read_bytes()) if name in ASKED_OF_GBIF else nullcontext() as of_gbif:
             allow_loopback(folder / "build.yaml", robots_txt, of_gbif.api if of_gbif else None)
             shorten(folder)
             printed, services = "", hub.environment | store | ACCOUNT
