@@ -360,7 +360,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from manifests.services.publishing.hub import repository_of, upload_folder
+    from manifests.publishing.hub import repository_of, upload_folder
     from training.evaluation.publishing import prepare
     from training.evaluation.trained_model import open_trained_model
     from training.model.weights import CONFIG_FILE

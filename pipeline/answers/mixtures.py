@@ -13,7 +13,7 @@ from typing import Any
 
 from manifests.contract.reader import open_reader
 from manifests.contract.session import at_hand
-from manifests.contract.takedowns import read_pictures, standing_entries
+from manifests.contract.takedowns import standing_list
 from manifests.errors import ConfigError
 from pipeline.config import BuildConfig
 from pipeline.engine.inputs import identity_of
@@ -61,8 +61,7 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
                 "then look at the mixture"
             )
         ((sealed_at, identity),) = sealed
-        entries = standing_entries(workdir, lambda query: connection.sql(query).fetchall())
-        choice = Choice.of(config, entries, read_pictures(workdir))
+        choice = Choice.of(config, standing_list(workdir, lambda query: connection.sql(query).fetchall()))
         if json.loads(json.dumps(identity_of(choice))) != json.loads(identity).get("choice"):
             raise ConfigError(
                 f"{workdir}: takedowns or settings of select have changed since it ran ({sealed_at:%Y-%m-%d %H:%M} "

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.contract.release import require_output
+from manifests.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
 from manifests.errors import ConfigError
-from manifests.services.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
 from manifests.services.packages import require
 
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 0.12, 0.5, 0.34  # inches around the axes
