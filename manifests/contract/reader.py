@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from manifests.contract import tables
 from manifests.contract.catalog import STATUS_FILE
-from manifests.contract.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
+from manifests.contract.catalog_file import CATALOG_FILE, explain_duckdb, gone, refuse_foreign, require_work_folder
 from manifests.contract.catalog_reads import current_stages
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, IntegrityError
@@ -112,10 +112,9 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
     """
     workdir = at_hand(workdir)
     path = storage.join(workdir, CATALOG_FILE)
+    require_work_folder(workdir)
     if not Path(path).is_file():
-        if Path(storage.join(workdir, SNAPSHOT_FILE)).is_file():
-            raise gone(workdir)
-        raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+        raise gone(workdir)
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")

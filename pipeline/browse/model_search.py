@@ -1,8 +1,8 @@
 """Search by words and by picture with a trained model: `dalip search INDEX --serve` in a process of its own.
 
-A question is a line to that process, its answer a line back, so no model and no torch is loaded here. The process ends
-when its input is closed, as it is when browse ends in any way. One that died is started again by the next question.
-A picture is handed over as a file in the session's private folder.
+A question is a line to that process, and the answer a line back. So no model and no torch is loaded here. The process
+ends when its input is closed, so also when browse is killed. If it has died, the next question starts it again.
+A picture is passed as a file in the session's private folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from manifests.services.child import Command
 NEAREST = 1000  # of the index; filters choose among them
 SECONDS = 120.0  # for one answer; the first one waits for the model to load
 KEPT_ANSWERS = 32
-SHOWN_CHARS = 600  # of what the process said last
+SHOWN_CHARS = 600  # of the last line of a process that ended
 
 Hits = Sequence[tuple[str, float]]
 

@@ -118,14 +118,7 @@ def open_pool(releases: Sequence[Release | ShardRelease], split: str) -> SampleP
             table = _split_table(release, split)
             names, codes = _codes(table["shard"])
             shards.append(codes.astype(np.int32) + len(files))
-            for name in names:
-                path = release.shard_path(split, name)
-                record = release.record["files"].get(f"{SPLIT_FOLDERS[split]}/{name}")
-                if record is None:
-                    raise IntegrityError(
-                        f"{path}: the record of the release does not name this shard; take a whole copy"
-                    )
-                files.append(WrittenFile(path, record["num_bytes"], record["sha256"]))
+            files += [release.file(f"{SPLIT_FOLDERS[split]}/{name}") for name in names]
         numbers.append(np.full(len(table), number, np.int16))
         tables.append(table.select(["sample_id", "domain", "key", *OFFSETS]))
     if not tables:
