@@ -2,10 +2,10 @@
 
 Reads a pool of samples. Writes a folder with a tar for each shard (KEY.ppm, KEY.txt, further text members) and a table
 of offsets beside it, each with its sha256 (`training.data.sealed`). So an interrupted decode goes on, and a damaged
-shard is decoded anew. The pool that comes back has the same rows in the same order, so a run draws the same samples from it. All
-processes of a machine share what they read through the system's page cache. A picture no larger than `side_px` keeps
-every pixel. A broken picture keeps its bytes, so that the run finds and names it. Costs about side_px^2 x 4 bytes of
-disk a sample.
+shard is decoded anew. The pool that comes back has the same rows in the same order, so a run draws the same samples
+from it. All processes of a machine share what they read through the system's page cache. A picture no larger than
+`side_px` keeps every pixel. A broken picture keeps its bytes, so that the run finds and names it. Costs about side_px^2
+x 4 bytes of disk a sample.
 """
 
 from __future__ import annotations
