@@ -182,8 +182,8 @@ def read_list(workdir: str) -> Takedowns:
                 f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object in UTF-8 with "
                 f"'by' ({', '.join(KINDS)}), 'value' and 'reason'"
             ) from None
-    entries, pictures = ([line for line in lines if isinstance(line, kind)] for kind in (Entry, Picture))
-    return Takedowns(sorted(entries), each_once(sorted(pictures)))
+    pictures = sorted(line for line in lines if isinstance(line, Picture))
+    return Takedowns(sorted(line for line in lines if isinstance(line, Entry)), each_once(pictures))
 
 
 def _parse(line: dict[str, Any]) -> Entry | Picture:

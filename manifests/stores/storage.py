@@ -14,13 +14,12 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from manifests.errors import ConfigError, IntegrityError, RetryableError, words_of
-from manifests.masking import hide_secrets
 from manifests.stores import clients
 from manifests.stores.clients import filesystem as filesystem
 from manifests.stores.clients import is_remote as is_remote
@@ -241,40 +240,6 @@ def read_if_there(path: str) -> bytes | None:
         return patiently(read, problem) if is_remote(path) else read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
-
-
-def read_range(path: str, start: int, num_bytes: int) -> bytes:
-    """Some bytes of a file, in one read or request; fewer where it ends before.
-
-    Raises: FileNotFoundError; an error of the disk or the store.
-    """
-    if is_remote(path):
-        fs, inner = filesystem(path)
-        return bytes(fs.cat_file(inner, start=start, end=start + num_bytes))
-    with Path(path.removeprefix("file://")).open("rb", buffering=0) as stream:
-        stream.seek(start)
-        return stream.read(num_bytes)
-
-
-def read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
-    """Spans (address, start, stop) of files in stores, one request each, side by side; None where a file is gone.
-
-    Raises: RetryableError when a store does not give what it has.
-    """
-    contents: list[bytes | None] = [None] * len(spans)
-    stores: dict[Any, dict[int, str]] = {}
-    for number, (path, _, _) in enumerate(spans):
-        fs, inner = filesystem(path)
-        stores.setdefault(fs, {})[number] = inner
-    for fs, paths in stores.items():
-        starts, stops = ([spans[number][bound] for number in paths] for bound in (1, 2))
-        answers = fs.cat_ranges(list(paths.values()), starts, stops, on_error="return")
-        for number, answer in zip(paths, answers, strict=True):
-            if not isinstance(answer, Exception):
-                contents[number] = bytes(answer)
-            elif not isinstance(answer, FileNotFoundError):
-                raise RetryableError(f"{hide_secrets(spans[number][0])} cannot be read now ({words_of(answer)})")
-    return contents
 
 
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:

@@ -18,6 +18,7 @@ from typing import Any
 from manifests.errors import IntegrityError
 from manifests.stores import storage
 from manifests.stores.folder import place_of, store_of
+from manifests.stores.ranges import read_ranges
 from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
@@ -155,7 +156,7 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             (storage.join(self._folder, run[0][0]), run[0][1], max(offset + length for _, offset, length in run))
             for run in runs
         ]
-        for run, content in zip(runs, storage.read_ranges(spans), strict=True):
+        for run, content in zip(runs, read_ranges(spans), strict=True):
             if content is None:
                 raise IntegrityError(f"pool/{run[0][0]}: a part of the pool is gone; {self._advice}")
             first = run[0][1]

@@ -36,6 +36,7 @@ from manifests.services.printable import ProgressLine
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import faults, storage
 from manifests.stores.cache import ShardCache, local_folder, locked
+from manifests.stores.ranges import read_range
 from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of, store_of
 from training.data.sealed import SUMS_FILE, SealedFiles
 from training.data.shard_groups import ShardGroup, expand
@@ -234,7 +235,7 @@ class _Segments:
 def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int], None]) -> None:
     """Index the rest of a shard, which is read at `path`."""
     rows, at, broken = list[dict[str, Any]](), kept.stop, None
-    if storage.is_remote(path) and 2 <= size <= _WHOLE_BYTES and len(storage.read_range(path, 1, 1)) != 1:
+    if storage.is_remote(path) and 2 <= size <= _WHOLE_BYTES and len(read_range(path, 1, 1)) != 1:
         raise NoRangesError
     with storage.open_unbuffered(path) as opened:
         stream = _OnePass(opened, size, at, say)

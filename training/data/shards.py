@@ -27,7 +27,8 @@ from manifests.errors import ConfigError, IntegrityError, RetryableError, RunErr
 from manifests.samples.tars import only_sample_in
 from manifests.services.untrusted import BrokenTarError, tar_members
 from manifests.stores.cache import SHARE_AHEAD, ShardCache
-from manifests.stores.storage import WrittenFile, is_remote, read_ranges
+from manifests.stores.ranges import read_ranges
+from manifests.stores.storage import WrittenFile, is_remote
 from training.data.foreign import ForeignShard, is_elsewhere, shown
 from training.data.sampling import Stratum
 from training.data.shard_index import ShardRelease
