@@ -233,6 +233,17 @@ def rows_of(connection: Any, query: str, values: Any = ()) -> list[dict[str, Any
     return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
 
 
+def sealed_version(connection: Any, stage: str) -> dict[str, Any] | None:
+    """`identity`, `notes` and `sealed_at` of a stage as the last build used it; None where it did not seal it."""
+    query = (
+        "SELECT identity, notes, sealed_at FROM stages JOIN current_stages USING (stage, fingerprint) "
+        "WHERE stage = $1 AND sealed_at IS NOT NULL"
+    )
+    for row in rows_of(connection, query, [stage]):
+        return row | {name: json.loads(row[name] or "{}") for name in ("identity", "notes")}
+    return None
+
+
 def lock_down(connection: Any, memory_mb: int, spill: str, what: str, allowed: Iterable[str]) -> None:
     """Let DuckDB reach nothing but `allowed` (`what`: allowed_paths or allowed_directories), with settings that stay.
 
