@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import gc
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 from manifests import __version__
-from manifests.errors import PlantMixError
-from manifests.services import packages
-from manifests.services.printable import WIPE, PrintableStream, is_terminal, shown
-from manifests.stores import faults, storage
+from manifests.command_line import run_command
+from manifests.services.printable import WIPE, is_terminal, shown
+from manifests.stores import storage
 from manifests.stores.folder import patiently, store_of
 
 COMMANDS = (  # in the order in which a run needs them
@@ -43,7 +40,6 @@ COMMANDS = (  # in the order in which a run needs them
     "diff",
     "takedown",
 )
-_WHEN_MENDED = "what is committed stays, run the same command again when it is mended"
 _TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on from the other: one module
 
 
@@ -51,53 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Every error that the program raises on purpose is printed as one readable line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     atexit.register(_leave_garbage)
-    try:
-        args = build_parser(arguments).parse_args(arguments)  # imports the command, where a Ctrl-C may fall too
-        set_up_logging(verbose=args.verbose, quiet=args.quiet)
-        from manifests.services.arrow import without_pandas  # not for --help
+    stopped = "stopped; what is committed stays, run the same command to go on"
+    return run_command("plantmix", partial(_run, arguments), stopped)
 
-        without_pandas()
-        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
-            folder = getattr(args, "dir", None)
-            if folder and (address := store_of(folder)):
-                args.dir = _brought(address)
-            return int(args.func(args))
-    except (PlantMixError, ModuleNotFoundError) as error:
-        explained = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
-        print(shown(f"plantmix: error: {explained}"), file=sys.stderr)
-        return explained.exit_code
-    except OSError as error:  # a full disk, a lost mount, a permission: nothing that a traceback would explain
-        if isinstance(error, BrokenPipeError):  # whoever read the output has left, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        where = f"{error.filename}: " if error.filename else ""
-        print(shown(f"plantmix: error: {where}{error.strerror or error}; {_WHEN_MENDED}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return _stopped()
-    except Exception as error:
-        if faults.is_stop(error):
-            return _stopped()
-        text = " ".join(str(error).split())
-        if faults.is_storage_error(error):
-            cure = _WHEN_MENDED
-        elif faults.is_damage(error):
-            cure = "a file of the work folder or release is damaged: `plantmix verify` names it, and what mends it"
-        else:
-            raise
-        print(shown(f"plantmix: error: {text:.500}; {cure}"), file=sys.stderr)
-        return 1
+
+def _run(arguments: Sequence[str]) -> int:
+    args = build_parser(arguments).parse_args(arguments)  # imports the command, where a Ctrl-C may fall too
+    set_up_logging(verbose=args.verbose, quiet=args.quiet)
+    from manifests.services.arrow import without_pandas  # not for --help
+
+    without_pandas()
+    folder = getattr(args, "dir", None)
+    if folder and (address := store_of(folder)):
+        args.dir = _brought(address)
+    return int(args.func(args))
 
 
 def _leave_garbage() -> None:
     """Python would look for garbage in all modules before it leaves, for a tenth of a second."""
     if "triton" not in sys.modules:  # which complains, in 28 lines, of what nobody collected
         gc.freeze()
-
-
-def _stopped() -> int:
-    print("plantmix: stopped; what is committed stays, run the same command to go on", file=sys.stderr)
-    return 1
 
 
 def _brought(address: str) -> str:

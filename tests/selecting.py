@@ -15,9 +15,9 @@ from hashed_pairs import RADIUS, look_of, pairs_of
 
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
+from manifests.contract.copies import FLAT_BITS
 from manifests.contract.records import Funnel
 from manifests.contract.takedowns import Entry, Picture
-from manifests.pictures.copies import FLAT_BITS
 from pipeline.config import BuildConfig
 from pipeline.engine.runner import Runner
 from pipeline.judging.quotas.balance import BalanceSettings

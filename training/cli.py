@@ -7,7 +7,6 @@ for wrong usage or input. A user's mistake is one line, never a traceback.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from manifests import __version__
-from manifests.errors import ConfigError, PlantMixError
-from manifests.services import packages
-from manifests.services.printable import PrintableStream, shown
-from manifests.stores.faults import is_stop, no_room
+from manifests.command_line import run_command
+from manifests.errors import ConfigError
+from manifests.services.printable import shown
 from training.using.commands import COMMANDS, MODEL_HELP, AddCommand, add_architecture
 
 _FIRST_STEPS = """\
@@ -82,27 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch loads OpenMP: idle threads sleep instead of spinning. On 2 cores shared with other work a step of the
     # demo then takes 1.5 to 2.1 s, and 3 to 11 s when they spin (2026-11).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from manifests.services.arrow import without_pandas  # not for --help
+    stopped = "interrupted; run the same command to go on from the last checkpoint"
+    return run_command("dalip", partial(_run, options), stopped)
 
-        without_pandas()
-        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
-            return int(options.run(options))
-    except (PlantMixError, ModuleNotFoundError) as error:
-        explained = packages.explain(error) if isinstance(error, ModuleNotFoundError) else error
-        print(shown(f"dalip: error: {explained}"), file=sys.stderr)
-        return explained.exit_code
-    except (KeyboardInterrupt, Exception) as error:
-        if is_stop(error):
-            print("dalip: interrupted; run the same command to go on from the last checkpoint", file=sys.stderr)
-            return 1
-        if why := no_room(error):
-            print(shown(f"dalip: error: {why}, then run the same command again"), file=sys.stderr)
-            return 1
-        if (mistake := packages.mistake_in(error)) is None:
-            raise
-        print(shown(f"dalip: error: {mistake}"), file=sys.stderr)
-        return mistake.exit_code
+
+def _run(options: argparse.Namespace) -> int:
+    from manifests.services.arrow import without_pandas  # not for --help
+
+    without_pandas()
+    return int(options.run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -360,7 +346,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from manifests.services.publishing.hub import repository_of, upload_folder
+    from manifests.publishing.hub import repository_of, upload_folder
     from training.evaluation.publishing import prepare
     from training.evaluation.trained_model import open_trained_model
     from training.model.weights import CONFIG_FILE

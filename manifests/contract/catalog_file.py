@@ -144,6 +144,17 @@ def whole_config(workdir: str, key: str, shown: str) -> str:
     return whole
 
 
+def is_work_folder(path: str) -> bool:
+    """Whether a catalogue or its snapshot lies here."""
+    return any(Path(storage.join(path, name)).is_file() for name in (CATALOG_FILE, SNAPSHOT_FILE))
+
+
+def require_work_folder(path: str) -> None:
+    """Raises: ConfigError where neither a catalogue nor its snapshot lies."""
+    if not is_work_folder(path):
+        raise ConfigError(f"{path}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+
+
 def gone(workdir: str) -> IntegrityError:
     """The error to raise when there is a snapshot, and no database."""
     return IntegrityError(f"{storage.join(workdir, CATALOG_FILE)}: the catalogue is gone; {_advice(workdir)}")

@@ -51,7 +51,7 @@ class Outcome(StrEnum):
         return self in PASSING
 
 
-PASSING = frozenset(
+UNREACHABLE = frozenset(
     {
         Outcome.DNS_FAILURE,
         Outcome.CONNECT_FAILED,
@@ -59,14 +59,16 @@ PASSING = frozenset(
         Outcome.CONNECTION_RESET,
         Outcome.READ_TIMEOUT,
         Outcome.DEADLINE_EXCEEDED,
-        Outcome.BODY_TRUNCATED,
-        Outcome.HTTP_429,
-        Outcome.HTTP_5XX,
-        Outcome.HOST_UNAVAILABLE,
-        Outcome.FILE_MISSING,
-        Outcome.FILE_UNREADABLE,
     }
 )
+PASSING = UNREACHABLE | {
+    Outcome.BODY_TRUNCATED,
+    Outcome.HTTP_429,
+    Outcome.HTTP_5XX,
+    Outcome.HOST_UNAVAILABLE,
+    Outcome.FILE_MISSING,
+    Outcome.FILE_UNREADABLE,
+}
 
 FORMER_REASONS = {
     "not_empty": "empty_caption",

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from manifests.contract import tables
 from manifests.contract.catalog import STATUS_FILE
-from manifests.contract.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, explain_duckdb, gone, refuse_foreign
+from manifests.contract.catalog_file import CATALOG_FILE, explain_duckdb, gone, refuse_foreign, require_work_folder
 from manifests.contract.catalog_reads import current_stages
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, IntegrityError
@@ -112,10 +112,9 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
     """
     workdir = at_hand(workdir)
     path = storage.join(workdir, CATALOG_FILE)
+    require_work_folder(workdir)
     if not Path(path).is_file():
-        if Path(storage.join(workdir, SNAPSHOT_FILE)).is_file():
-            raise gone(workdir)
-        raise ConfigError(f"{workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+        raise gone(workdir)
     connection = duckdb.connect()
     try:
         connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")
@@ -232,6 +231,17 @@ def literals(texts: Iterable[str]) -> str:
 def rows_of(connection: Any, query: str, values: Any = ()) -> list[dict[str, Any]]:
     """The rows of a query. `values` are its parameters, in order or by name."""
     return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
+
+
+def sealed_version(connection: Any, stage: str) -> dict[str, Any] | None:
+    """`identity`, `notes` and `sealed_at` of a stage as the last build used it; None where it did not seal it."""
+    query = (
+        "SELECT identity, notes, sealed_at FROM stages JOIN current_stages USING (stage, fingerprint) "
+        "WHERE stage = $1 AND sealed_at IS NOT NULL"
+    )
+    for row in rows_of(connection, query, [stage]):
+        return row | {name: json.loads(row[name] or "{}") for name in ("identity", "notes")}
+    return None
 
 
 def lock_down(connection: Any, memory_mb: int, spill: str, what: str, allowed: Iterable[str]) -> None:

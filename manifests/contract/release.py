@@ -112,16 +112,26 @@ class Release:
         shards = self.record["splits"][self._known(split)]["shards"]
         return [plain_name(shard["shard"]) for shard in shards if domain is None or domain in shard["domains"]]
 
-    def num_by_domain(self, split: str) -> dict[str, int]:
-        """Samples of each domain in a split, repeats counted."""
+    def num_by_domain(self) -> dict[str, int]:
+        """Training samples of each domain, repeats counted."""
         counts: Counter[str] = Counter()
-        for shard in self.record["splits"][self._known(split)]["shards"]:
+        for shard in self.record["splits"][self._known("train")]["shards"]:
             counts.update(shard["domains"])
         return dict(sorted(counts.items()))
 
     def shard_path(self, split: str, shard: str) -> str:
         """Where a shard lies."""
         return path_of_shard(self.path, self._known(split), shard)
+
+    def file(self, name: str) -> storage.WrittenFile:
+        """A file as the record names it.
+
+        Raises: IntegrityError for one that it does not name.
+        """
+        entry = self.record["files"].get(name)
+        if entry is None:
+            raise IntegrityError(f"{self.path}: its record names no {name}; take a whole copy")
+        return storage.WrittenFile(storage.join(self.path, name), entry["num_bytes"], entry["sha256"])
 
     @property
     def workdir(self) -> str | None:
@@ -187,10 +197,9 @@ class Release:
     def wrong_hashes(self, shards: bool = True) -> Iterator[str]:
         """Files whose content is not the recorded one. Reads every byte; leaves shards out unless `shards`."""
         own = {f"{SPLIT_FOLDERS[split]}/{shard}" for split in self.splits for shard in self.shards(split)}
-        for name, entry in self.record["files"].items():
-            if (shards or name not in own) and storage.hash_file(storage.join(self.path, name)).sha256 != entry[
-                "sha256"
-            ]:
+        for name in self.record["files"]:
+            file = self.file(name)
+            if (shards or name not in own) and not file.is_content_of(file.path):
                 yield f"{name} has other content than when it was sealed"
 
     def unknown_files(self) -> Iterator[str]:
@@ -205,11 +214,9 @@ class Release:
         Raises: IntegrityError for one that is not as it was sealed. Arrow reads it only after that: a changed byte can
             make it wait for ever.
         """
-        path = storage.join(self.path, SAMPLES_FILE)
-        recorded = self.record["files"].get(SAMPLES_FILE)
-        if recorded is None or storage.hash_file(path).sha256 != recorded["sha256"]:
-            raise IntegrityError(f"{path}: other content than when it was sealed: take a whole copy of the release")
-        return path
+        table = self.file(SAMPLES_FILE)
+        table.require_content(table.path)
+        return table.path
 
     def _known(self, split: str) -> str:
         if split not in self.record["splits"]:

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 
 from manifests.errors import ConfigError
 
+_MOST_BYTES = 16 << 20  # of a config file
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"  # of sources, domains, evaluation sets and releases
 
 
@@ -127,7 +128,11 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)  # /dev/zero has no end
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{file}: is no config file: it has more than {_MOST_BYTES:,} bytes")
+        text = content.decode()
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:

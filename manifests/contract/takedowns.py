@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, PlantMixError, RunError, words_of
 from manifests.masking import hide_secrets
 from manifests.names.equal import name_key, spellings_of
-from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
 from manifests.stores import storage
 from manifests.stores.storage import read_if_there
 
@@ -134,7 +134,14 @@ def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.i
     return copy_of
 
 
-def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[Entry]:
+class Takedowns(NamedTuple):
+    """The list of a work folder, sorted: who asked for what, and the pictures whose hashes are known, each once."""
+
+    entries: list[Entry]
+    pictures: list[Picture]
+
+
+def standing_list(workdir: str, ask: Callable[[str], Sequence[Any]]) -> Takedowns:
     """What must stay out of builds. `ask` gives the rows of a query to the catalogue.
 
     Raises: ConfigError as `read_list`, and when a list that an earlier command read is gone.
@@ -148,32 +155,20 @@ def standing_entries(workdir: str, ask: Callable[[str], Sequence[Any]]) -> list[
 def require_list(workdir: str) -> None:
     """See that the list of a work folder on this machine is not lost.
 
-    Raises: ConfigError as `standing_entries`; IntegrityError for a damaged catalogue.
+    Raises: ConfigError as `standing_list`; IntegrityError for a damaged catalogue.
     """
     there = {name: Path(storage.join(workdir, name)).is_file() for name in (TAKEDOWNS_FILE, CATALOG_FILE)}
     if storage.is_remote(workdir) or there[TAKEDOWNS_FILE] or not there[CATALOG_FILE]:
         return
     with suppress(RunError), open_reader(workdir, per_sample=False) as catalog:  # a build holds it, and looks itself
-        standing_entries(workdir, lambda query: catalog.sql(query).fetchall())
+        standing_list(workdir, lambda query: catalog.sql(query).fetchall())
 
 
-def read_list(workdir: str) -> list[Entry]:
-    """The entries of a work folder, sorted; none when there is no list.
+def read_list(workdir: str) -> Takedowns:
+    """The list of a work folder; empty where there is none.
 
     Raises: ConfigError that names the first line that is not an entry.
     """
-    return sorted(line for line in _read_lines(workdir) if isinstance(line, Entry))
-
-
-def read_pictures(workdir: str) -> list[Picture]:
-    """The pictures that the list of a work folder holds the hashes of, sorted, each once.
-
-    Raises: ConfigError as `read_list`.
-    """
-    return each_once(sorted(line for line in _read_lines(workdir) if isinstance(line, Picture)))
-
-
-def _read_lines(workdir: str) -> set[Entry | Picture]:
     path = storage.join(workdir, TAKEDOWNS_FILE)
     lines: set[Entry | Picture] = set()
     # not splitlines(): json writes U+2028, U+2029 and U+0085 within a text as they are
@@ -187,7 +182,8 @@ def _read_lines(workdir: str) -> set[Entry | Picture]:
                 f"{path}, line {number}: not an entry of a takedown list; each line is a JSON object in UTF-8 with "
                 f"'by' ({', '.join(KINDS)}), 'value' and 'reason'"
             ) from None
-    return lines
+    pictures = sorted(line for line in lines if isinstance(line, Picture))
+    return Takedowns(sorted(line for line in lines if isinstance(line, Entry)), each_once(pictures))
 
 
 def _parse(line: dict[str, Any]) -> Entry | Picture:
@@ -206,7 +202,7 @@ def _parse(line: dict[str, Any]) -> Entry | Picture:
 
 def add_entries(workdir: str, entries: Sequence[Entry], pictures: Sequence[Picture] = ()) -> None:
     """Add to the list of a work folder what it lacks."""
-    before, held = read_list(workdir), read_pictures(workdir)
+    before, held = read_list(workdir)
     listed = {(entry.by, entry.value) for entry in before}
     new = [entry for entry in dict.fromkeys(entries) if (entry.by, entry.value) not in listed]
     seen = each_once([*held, *pictures])
@@ -263,7 +259,7 @@ def images_taken_down(release: Release, workdir: str) -> pa.Table:
         sealed.
     """
     require_list(workdir)
-    entries, pictures = read_list(workdir), read_pictures(workdir)
+    entries, pictures = read_list(workdir)
     found = [pa.schema([("sample_id", pa.string()), ("url", pa.string())]).empty_table()]
     columns = {"copy", "phash", "middle_hash", *(column for pairs in _KEYS.values() for _, column in pairs)}
     with duckdb.connect() as sql:

@@ -10,7 +10,7 @@ import re
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import ImageFile
 from PIL.IptcImagePlugin import getiptcinfo
 
 from manifests.masking import hide_secrets
@@ -34,7 +34,7 @@ class Authors(NamedTuple):
     rights: str = ""
 
 
-def authors_of(image: Image.Image) -> Authors:
+def authors_of(image: ImageFile.ImageFile) -> Authors:
     """Read from an open picture who made it; several creators are parted by `; `."""
     stated = [_in_xmp(image)]
     for read in (_in_iptc, _in_exif):
@@ -56,21 +56,21 @@ def tidy(text: str) -> str:
     return hide_secrets(" ".join(words))[:MAX_CHARS].strip()
 
 
-def _in_xmp(image: Image.Image) -> tuple[str, str]:
+def _in_xmp(image: ImageFile.ImageFile) -> tuple[str, str]:
     creators, notices = values_in(image.info.get("xmp"), (_CREATOR, _RIGHTS)).values()
     return "; ".join(creators), next(iter(notices), "")
 
 
-def _in_iptc(image: Image.Image) -> tuple[str, str]:
+def _in_iptc(image: ImageFile.ImageFile) -> tuple[str, str]:
     if len(getattr(image, "tag_v2", {}).get(_IPTC_OF_TIFF, b"")) > _MAX_BYTES:
         return "", ""
-    records: dict[Any, Any] = getiptcinfo(image) or {}  # type: ignore[arg-type]
+    records: dict[Any, Any] = getiptcinfo(image) or {}
     values = (records.get(kind, []) for kind in (_BYLINE, _NOTICE))
     bylines, notices = (map(_decoded, value if isinstance(value, list) else [value]) for value in values)
     return "; ".join(bylines), next(notices, "")
 
 
-def _in_exif(image: Image.Image) -> tuple[str, str]:
+def _in_exif(image: ImageFile.ImageFile) -> tuple[str, str]:
     exif = exif_of(image)
     artist, notice, author = (exif.get(tag) for tag in (_ARTIST, _COPYRIGHT, _XP_AUTHOR))
     wide = author.decode("utf-16-le", "ignore") if isinstance(author, bytes) else ""

@@ -1,7 +1,9 @@
-"""A function that runs in a process of its own, which can be killed and whose memory can be limited.
+"""A process beside this one: `Child` runs a function of ours, `Command` a program.
 
-The process starts anew (`spawn`), so the function and its arguments are pickled. It ends with the process that started
-it, however that ends.
+They are two, since they end differently. A `Child` starts anew (`spawn`): its function and arguments are pickled, its
+memory can be limited, and it ends with the process that started it, however that ends. A `Command` speaks by its
+streams, and ends when its input does. The workers of a build are commands too (`pipeline/engine/on_processes.py`): the
+last line that one printed says why it died, and Ctrl-C must not reach it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
+_HEARING_SECONDS = 5.0  # processes that a command left behind may keep its streams open
 _LIBRARIES_MB, _MB_A_CORE = 1_000, 16  # what libraries reserve, and the stacks of their threads, count as taken
 
 
@@ -62,6 +67,54 @@ class Child:
         if isinstance(message, Exception):
             raise message
         return message
+
+
+class Command:
+    """A program in a process of its own; `with` waits until it ends. The last line that it says of errors is kept."""
+
+    def __init__(self, words: Sequence[str] | str, hears_output: bool = False, **options: Any) -> None:
+        """`words` as a text are for the shell, `options` are those of Popen. With `hears_output`, what it prints is
+        heard as what it says of errors.
+
+        Raises: OSError when the program does not start.
+        """
+        errors = subprocess.STDOUT if hears_output else subprocess.PIPE
+        self.process = subprocess.Popen(
+            words, shell=isinstance(words, str), stdout=subprocess.PIPE, stderr=errors,
+            **{"stdin": subprocess.DEVNULL, **options},
+        )  # fmt: skip
+        self.output: Any = self.process.stdout
+        self._last: deque[bytes] = deque(maxlen=1)
+        heard = self.process.stderr or self.output
+        self._hearing = threading.Thread(target=_hear, args=(heard, self._last), daemon=True)
+        self._hearing.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.output.close()  # it can write no more, so it ends
+        self.end()
+
+    def end(self, seconds: float | None = None) -> int:
+        """Wait for its end, at most so long, then kill it. Returns its exit code, or minus the number of a signal."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._hearing.join(_HEARING_SECONDS)
+        return int(self.process.returncode)
+
+    @property
+    def last_line(self) -> str:
+        """The last line that it said of errors."""
+        return self._last[0].decode(errors="replace").strip() if self._last else ""
+
+
+def _hear(stream: Any, lines: deque[bytes]) -> None:
+    with stream:
+        lines.extend(line for line in stream if line.strip())
 
 
 def end_with_parent() -> None:

@@ -56,12 +56,13 @@ def _import_module(name: str) -> Any:
     """A module of open_clip. It brings timm, which would import wandb where that is installed: half a second of every
     process, and two folders in /tmp that a killed one leaves.
     """
-    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # Python's mark of what cannot be imported
+    loaded: dict[str, Any] = sys.modules
+    loaded.setdefault("wandb", None)  # Python's mark of what cannot be imported
     try:
         return importlib.import_module(name)
     finally:
-        if sys.modules["wandb"] is None:
-            del sys.modules["wandb"]
+        if loaded["wandb"] is None:
+            del loaded["wandb"]
 
 
 def config_folder() -> Path:

@@ -1,4 +1,4 @@
-"""What is printed: text from outside, none of which steers a terminal, and a line that says how far things are."""
+"""Safe printing: text from outside cannot steer the terminal. Also the line that shows progress."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shown(text: str) -> str:
-    """A text for the screen or a log: lines and tabs stay, nothing steers, and no URL in it holds a secret."""
+    """A text for the screen or a log: no control characters but line breaks and tabs, and no secrets of URLs."""
     return printable(hide_secrets(text), keep="\n\t")
 
 
 class PrintableStream(io.TextIOBase):
-    """A text stream that writes what `shown` leaves of a text."""
+    """A text stream that passes every text through `shown`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -50,11 +50,11 @@ class PrintableStream(io.TextIOBase):
             self._stream.flush()
 
     def isatty(self) -> bool:
-        """As of the stream below."""
+        """Whether the stream below is a terminal."""
         return bool(not self._stream.closed and self._stream.isatty())
 
     def fileno(self) -> int:
-        """As of the stream below."""
+        """The number of the file below."""
         return int(self._stream.fileno())
 
 
@@ -65,19 +65,19 @@ WIPE = "\r\x1b[K"
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a line there can be written anew."""
+    """Whether a line of this stream can be overwritten."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class ProgressLine:
-    """The line. Not on a terminal, the first is printed at once where `last` says nothing else."""
+    """A line of progress: overwritten on a terminal, else printed every `every_seconds`, counted from `last`."""
 
     def __init__(self, stream: TextIO, every_seconds: float, last: float = float("-inf")) -> None:
         self._stream, self._every, self._last = stream, every_seconds, last
         self._is_live, self._stands = is_terminal(stream), False
 
     def show(self, line: str, *, always: bool = False) -> None:
-        """Show how far it is; `always`: whether the interval is over or not."""
+        """Show a line; with `always` also before the interval is over."""
         if self._is_live:
             width = shutil.get_terminal_size().columns - 1  # a line that goes on below cannot be wiped
             print(WIPE + printable(line)[:width], end="", file=self._stream, flush=True)
@@ -87,21 +87,21 @@ class ProgressLine:
             print(line, file=self._stream, flush=True)
 
     def end(self, is_wiped: bool = False) -> None:
-        """Let the next print stand below the last state of the line, or in its place."""
+        """End the line. What is printed next stands below it or, with `is_wiped`, in its place."""
         if self._stands:
             print(WIPE if is_wiped else "\n", end="", file=self._stream, flush=True)
             self._stands = False
 
 
 def pace(per_second: float, seconds_left: float | None) -> str:
-    """Rate and time left, to stand behind what is done; nothing where they are not known yet."""
+    """Rate and time left, to append to a line of progress; empty while they are not known."""
     if seconds_left is None:
         return ""
     return f", {per_second:,.{0 if per_second >= 10 else 1}f}/s, about {duration(seconds_left)} left"
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: seconds, minutes, hours or days, with the next smaller unit."""
+    """A duration in words: seconds, minutes, hours or days, with the next smaller unit."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:

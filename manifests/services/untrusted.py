@@ -1,7 +1,7 @@
-"""What a stranger may have filled: regular files below a folder, JSON, the members of a tar, and packed files.
+"""What a stranger may have filled: JSON, XML, the members of a tar, and packed files.
 
-No link is followed, no pipe or device opened, and no size is believed before it is checked. What a packed file holds
-is bounded by its own size: 36 kB of bz2 can say one line 17 million times.
+No size is believed before it is checked. What a packed file holds is bounded by its own size: 36 kB of bz2 can say
+one line 17 million times.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import io
 import json
 import os
 import re
-import stat
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 from xml.parsers import expat
 
 from manifests.errors import IntegrityError, PlantMixError
-from manifests.stores import storage
 
 MAX_TAR_HEADER_BYTES = 64 << 10  # of one extended header, which holds a path and a few numbers
 MAX_TAR_NAME_BYTES = 4096  # the longest path that Linux takes
@@ -33,30 +31,6 @@ _EXTENDED = frozenset({*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 _PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=\n]{1,200})=")
 _SPARSE = "is stored as a sparse file"
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
-
-
-def why_not_inside(folder: str | Path, name: str) -> str | None:
-    """None for a regular file of this name below a folder that no link leads to; else what it is, in words.
-
-    The folder itself may be reached by a link. Object stores have no links: all is well there.
-    """
-    if storage.is_remote(str(folder)):
-        return None
-    parts = PurePath(name).parts
-    if "\0" in name:  # no file can have such a name
-        return "is not there"
-    if not parts or PurePath(name).is_absolute() or ".." in parts:
-        return "lies outside the folder"
-    path = Path(folder)
-    for part in parts:
-        path = path / part
-        try:
-            mode = os.lstat(path).st_mode
-        except OSError:
-            return "is not there"
-        if stat.S_ISLNK(mode):
-            return "is a link" if path.name == parts[-1] else f"lies behind the link {part}"
-    return None if stat.S_ISREG(mode) else "is no regular file"
 
 
 def json_object(content: bytes | None) -> dict[str, Any]:

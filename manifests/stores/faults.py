@@ -1,4 +1,4 @@
-"""Which errors of disks, stores and web servers may pass, and the one way to ask again. No other module lists them."""
+"""Which errors of disks, stores and web servers may pass, and the one way to try again. No other module lists them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from manifests.stores.clients import is_remote
 T = TypeVar("T")
 
 WAITS_SECONDS = (0.5, 2.0, 6.0, 12.0)
-"""Between tries, beside what client libraries repeat. A part of a build is tried again as `run.max_attempts` says."""
+"""Between tries. Client libraries repeat requests too, and `run.max_attempts` repeats a part of a build."""
 
 _CLIENT_LIBRARIES = {
     "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx2", "requests", "urllib3",
@@ -32,7 +32,7 @@ def is_storage_error(error: Exception) -> bool:
 
 
 def no_room(error: BaseException, folder: str = "") -> str | None:
-    """Why a file cannot be written where no further try helps, and the first cure; None for any other error."""
+    """Why there is no room for a file (disk, quota, limit of size), and the first cure; None for any other error."""
     reasons = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     by_words = (number for number in reasons if os.strerror(number) in str(error))  # of libraries without an errno
     number = error.errno if isinstance(error, OSError) and error.errno in reasons else next(by_words, None)
@@ -59,12 +59,12 @@ def is_damage(error: Exception) -> bool:
 
 
 def is_stop(error: BaseException) -> bool:
-    """True for a Ctrl-C, and for what DuckDB makes of one that falls into a query: an error of its own words."""
+    """True for a Ctrl-C. DuckDB turns one that falls into a query into a RuntimeError."""
     return isinstance(error, KeyboardInterrupt) or (type(error) is RuntimeError and str(error) == "Query interrupted")
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether asking again may help. A store that says that a file is missing, or there already, has answered."""
+    """Whether another try may help. It does not where a store says that a file is missing, or there already."""
     if isinstance(error, RetryableError):
         return True
     if isinstance(error, FileNotFoundError | FileExistsError):
@@ -74,7 +74,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status that an error or its cause stands for; None where the client does not tell it."""
+    """The HTTP status of an error or of its cause; None where the client does not tell it."""
     while error is not None:
         for value in (getattr(getattr(error, "response", None), "status_code", None), getattr(error, "status", None)):
             if isinstance(value, int):
@@ -84,7 +84,7 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def check_passing(path: str, error: Exception, what: str = "read") -> None:
-    """Tell a fault of an object store from a file that is not there; call it where reading `path` raised `error`.
+    """Tell a fault of a store from a missing file; called where reading `path` raised `error`.
 
     Raises: RetryableError when the store does not give what it has: that says nothing about the file.
     """
@@ -115,8 +115,8 @@ def patiently(
 ) -> T:
     """Call `action`, and call it again after each wait while it fails for a reason that may pass.
 
-    `problem` turns such an error into the one that is raised after the last try; what it raises itself is raised at
-    once. Where the action was patient itself, nothing is asked again.
+    `problem` turns such an error into the one to raise after the last try. What it raises itself is raised at once.
+    Where the action was patient itself, nothing is asked again.
     """
     for wait_seconds in (*WAITS_SECONDS, None):
         try:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.stores import faults, storage
+from manifests.stores.ranges import read_range
 
 STORE_FILE = "plantmix-store.json"
 PLACE_VARIABLE = "PLANTMIX_LOCAL_DIR"
@@ -159,7 +160,7 @@ def check_store(address: str) -> None:
             f"work_dir {address}: name a folder in the bucket, for instance {address.rstrip('/')}/my-build"
         )
     with contextlib.suppress(FileNotFoundError):
-        patiently(address, lambda: storage.read_range(storage.join(address, "catalog", "snapshot"), 0, 1))
+        patiently(address, lambda: read_range(storage.join(address, "catalog", "snapshot"), 0, 1))
 
 
 def patiently(address: str, action: Callable[[], T]) -> T:

@@ -247,19 +247,6 @@ def read_if_there(path: str) -> bytes | None:
         return None
 
 
-def read_range(path: str, start: int, num_bytes: int) -> bytes:
-    """Some bytes of a file, in one read or request; fewer where it ends before.
-
-    Raises: FileNotFoundError; an error of the disk or the store.
-    """
-    if is_remote(path):
-        fs, inner = filesystem(path)
-        return ask(path, lambda: bytes(fs.cat_file(inner, start=start, end=start + num_bytes)))
-    with Path(path.removeprefix("file://")).open("rb", buffering=0) as stream:
-        stream.seek(start)
-        return stream.read(num_bytes)
-
-
 def download(path: str, local: str, sha256: str | None = None) -> WrittenFile:
     """Copy a file to a local path, hashed on the way.
 

@@ -15,15 +15,31 @@ _MISSING = (404, 410)
 
 
 class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec has no types
-    """fsspec's client says of every refusal, also of 503, that the file is missing."""
+    """fsspec's client says of every refusal, also of 503, that the file is missing. And it asks for the same head again
+    and again; here it is kept until `invalidate_cache`, as clients of stores keep their listings.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._heads: dict[str, dict[str, Any]] = {}
 
     async def _info(self, url: str, **options: Any) -> dict[str, Any]:
-        try:
-            return dict(await super()._info(url, **options))
-        except FileNotFoundError as error:
-            if error.__cause__ is None or getattr(error.__cause__, "status", None) in _MISSING:
-                raise
-            raise error.__cause__ from None
+        if url not in self._heads:
+            try:
+                self._heads[url] = dict(await super()._info(url, **options))
+            except FileNotFoundError as error:
+                if error.__cause__ is None or getattr(error.__cause__, "status", None) in _MISSING:
+                    raise
+                raise error.__cause__ from None
+        return dict(self._heads[url])
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget the head of a file, or of all."""
+        super().invalidate_cache(path)
+        if path is None:
+            self._heads.clear()
+        else:
+            self._heads.pop(path, None)
 
     async def _exists(self, path: str, **options: Any) -> bool:
         try:  # its head is enough: fsspec would begin a download

@@ -14,14 +14,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from manifests.contract.catalog import Catalog
-from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.contract.reader import open_reader
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, RunError
@@ -205,9 +203,6 @@ def _count_asked_again(sql: Any) -> dict[str, int]:
 @contextmanager
 def _work_folder(config: BuildConfig) -> Iterator[Catalog | None]:
     """The catalogue of the work folder, to be read; None where there is none, or a build is writing it."""
-    if not storage.is_remote(config.work_dir) and not Path(storage.join(config.work_dir, CATALOG_FILE)).is_file():
-        yield None
-        return
     try:
         connection = open_reader(config.work_dir, per_sample=False)
     except (ConfigError, RunError):

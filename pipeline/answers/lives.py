@@ -14,7 +14,7 @@ from pipeline.fetching.urls import BadURL, parse_url
 
 MIN_PREFIX = 6  # hex digits of an id that are enough to look it up
 
-# What a life says of one sample: first what is one row at most, then what may be more.
+# Queries about one sample: those that give one row at most, then those that may give several.
 _ONE_ROW = {
     "candidates": "SELECT * FROM candidates WHERE sample_id = $1",
     "facts": "SELECT * FROM facts WHERE sample_id = $1",
@@ -42,19 +42,19 @@ _RELEASE = "SELECT name, path FROM releases JOIN current_stages USING (fingerpri
 _BY_PREFIX = (
     "SELECT sample_id FROM facts WHERE starts_with(sample_id, $1) OR starts_with(image_id, $1) ORDER BY sample_id"
 )
-_BY_PATH = (  # a path of a picture on the disk, as the config writes it or absolute, ends with its place in the source
+_BY_PATH = (  # the path of a picture on disk, absolute or as in the config, ends with its path in the source
     "SELECT sample_id FROM candidates WHERE locator IS NOT NULL "
     "AND ends_with('/' || $1, '/' || regexp_replace(locator, '@[0-9]+[+][0-9]+$', '')) ORDER BY sample_id"
 )
 _REJECTED = "SELECT * FROM rejects WHERE $1 IN (url, record_key, value) ORDER BY ALL"
-_REJECTED_BY_PATH = (  # a picture that is not there, or a sample of a tar: its path ends with what the row names
+_REJECTED_BY_PATH = (  # of a missing picture or a sample of a tar: the path ends with what the row names
     "SELECT * FROM rejects WHERE url IS NULL AND (ends_with('/' || $1, '/' || nullif(record_key, '')) "
     "OR ends_with('/' || $1, '/' || nullif(value, ''))) ORDER BY ALL"
 )
 
 
 def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
-    """All that the catalogue knows of the rows that `what` names: one dict a candidate or rejected row.
+    """Everything that the catalogue knows of the rows that `what` names, one dict for each candidate or rejected row.
 
     An address may be given with its secrets or without them. `what` may be pasted from anywhere: with quotes around it,
     as the first digits of an id, as the path of a picture.
@@ -94,7 +94,7 @@ def _find_ids(connection: Any, what: str) -> list[str]:
 
 
 def _as_stored(what: str) -> str:
-    """A URL as final_url holds it: normal spelling, secrets masked; anything else as it is."""
+    """A URL as the column final_url holds it, in normal spelling and without secrets; any other text unchanged."""
     try:
         return parse_url(what).shown_url
     except BadURL:

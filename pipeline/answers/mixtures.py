@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.contract.reader import open_reader
+from manifests.contract.reader import open_reader, sealed_version
 from manifests.contract.session import at_hand
-from manifests.contract.takedowns import read_pictures, standing_entries
+from manifests.contract.takedowns import standing_list
 from manifests.errors import ConfigError
 from pipeline.config import BuildConfig
 from pipeline.engine.inputs import identity_of
@@ -51,19 +51,15 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
     """
     workdir = at_hand(config.work_dir)
     with open_reader(workdir) as connection:
-        sealed: Sequence[Any] = connection.sql(
-            "SELECT sealed_at, identity FROM current_stages JOIN stages USING (fingerprint) "
-            "WHERE stages.stage = 'select' AND sealed_at IS NOT NULL"
-        ).fetchall()
-        if not sealed:
+        version = sealed_version(connection, "select")
+        if version is None:
             raise ConfigError(
                 f"{workdir}: nothing is selected here yet; run `plantmix build CONFIG --to select` first, "
                 "then look at the mixture"
             )
-        ((sealed_at, identity),) = sealed
-        entries = standing_entries(workdir, lambda query: connection.sql(query).fetchall())
-        choice = Choice.of(config, entries, read_pictures(workdir))
-        if json.loads(json.dumps(identity_of(choice))) != json.loads(identity).get("choice"):
+        sealed_at = version["sealed_at"]
+        choice = Choice.of(config, standing_list(workdir, lambda query: connection.sql(query).fetchall()))
+        if json.loads(json.dumps(identity_of(choice))) != version["identity"].get("choice"):
             raise ConfigError(
                 f"{workdir}: takedowns or settings of select have changed since it ran ({sealed_at:%Y-%m-%d %H:%M} "
                 "UTC); run `plantmix build CONFIG --to select` first, then look at the mixture"

@@ -99,11 +99,6 @@ def examine(config: BuildConfig) -> list[Finding]:
             source.name: ask(source, partial(read_head, source, config.run.memory_gb)) for source in config.sources
         }
         findings += _about_empty_sources(config, heads)
-        findings += [
-            Finding(False, f"{source.where}: {doubt}")
-            for source in (*config.sources, *config.evaluation)
-            for doubt in source.reader.doubts()
-        ]
         findings += _about_web(config, heads)
         findings += _about_nested_captions(config, heads)
         findings += _about_licences(config, heads)
@@ -380,7 +375,7 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 
 
 def _about_files(config: BuildConfig) -> Iterator[Finding]:
-    """Remarks of the readers on their files, such as those that are not read."""
+    """Remarks of the readers on their files and settings."""
     for origin in (*config.sources, *config.evaluation):
         for remark in ask(origin, origin.reader.remarks):
             yield Finding(False, f"{origin.where}: {remark}")

@@ -1,8 +1,8 @@
 """Search by words and by picture with a trained model: `dalip search INDEX --serve` in a process of its own.
 
-A question is a line to that process, its answer a line back, so no model and no torch is loaded here. The process ends
-when its input is closed, as it is when browse ends in any way. One that died is started again by the next question.
-A picture is handed over as a file in the session's private folder.
+A question is a line to that process, and the answer a line back. So no model and no torch is loaded here. The process
+ends when its input is closed, so also when browse is killed. If it has died, the next question starts it again.
+A picture is passed as a file in the session's private folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import ConfigError, RunError
+from manifests.services.child import Command
 
 NEAREST = 1000  # of the index; filters choose among them
 SECONDS = 120.0  # for one answer; the first one waits for the model to load
 KEPT_ANSWERS = 32
-SHOWN_CHARS = 600  # of what the process said last
+SHOWN_CHARS = 600  # of the last line of a process that ended
 
 Hits = Sequence[tuple[str, float]]
 
@@ -41,18 +42,19 @@ class ModelSearch:
         self._command += ["--model", model] if model else []
         self._folder = private / "search"
         self._folder.mkdir()
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._running: Command | None = None
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._asking = threading.Lock()
         self.by_words = functools.lru_cache(KEPT_ANSWERS)(lambda words: self._ask(text=words))
         self.by_picture = functools.lru_cache(KEPT_ANSWERS)(self._ask_with)
 
     def __enter__(self) -> ModelSearch:
-        self._process = self._start()  # it loads the model while the index of the images is made
+        self._running = self._start()  # it loads the model while the index of the images is made
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._end()
+        if self._running is not None:
+            self._end(self._running)
 
     def _ask_with(self, content: bytes) -> Hits:
         with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".jpg") as picture:
@@ -63,64 +65,54 @@ class ModelSearch:
     def _ask(self, **question: str) -> Hits:
         """Raises: RunError when the process cannot start, ends, is silent for SECONDS, or refuses the question."""
         with self._asking:
-            process = self._process
-            if process is None or process.poll() is not None:
-                if process is not None:
-                    self._end()
-                process = self._process = self._start()
-            assert process.stdin is not None
+            running = self._running
+            if running is None or running.process.poll() is not None:
+                if running is not None:
+                    self._end(running)
+                running = self._running = self._start()
+            questions: Any = running.process.stdin
             try:
-                process.stdin.write(json.dumps(question) + "\n")
-                process.stdin.flush()
+                questions.write(json.dumps(question).encode() + b"\n")
+                questions.flush()
                 line = self._answers.get(timeout=SECONDS)
             except queue.Empty:
-                self._end()
+                self._end(running)
                 raise RunError(f"the search gave no answer in {SECONDS:g} s and was ended; search again") from None
             except OSError:
-                line = ""
-            if not line.endswith("\n"):  # nothing, or a line that was cut short
-                process.wait()
-                raise RunError(self._why_ended(self._end()))
+                line = b""
+            if not line.endswith(b"\n"):  # nothing, or a line that was cut short
+                running.process.wait()
+                raise RunError(self._why_ended(running))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RunError(f"the search refused this: {answer['error']}")
         return [(hit["name"], hit["score"]) for hit in answer["hits"]]
 
-    def _end(self) -> int:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        process.kill()
+    def _end(self, running: Command) -> int:
+        questions: Any = running.process.stdin
+        running.process.kill()
         with contextlib.suppress(OSError):  # what was not read yet cannot be written any more
-            process.stdin.close()
+            questions.close()
         self._reader.join()
-        return process.wait()
+        return running.end()
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> Command:
         answers = self._answers = queue.SimpleQueue()
-        with self._said.open("wb") as errors:
-            process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                text=True, encoding="utf-8", start_new_session=True,
-            )  # fmt: skip
+        running = Command(self._command, stdin=subprocess.PIPE, start_new_session=True)
 
         def read() -> None:
-            assert process.stdout is not None
-            with process.stdout as lines:
+            with running.output as lines:
                 for line in lines:
                     answers.put(line)
-            answers.put("")
+            answers.put(b"")
 
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
-        return process
+        return running
 
-    @property
-    def _said(self) -> Path:
-        return self._folder / "said.txt"
-
-    def _why_ended(self, code: int) -> str:
+    def _why_ended(self, running: Command) -> str:
+        code = self._end(running)
         if code < 0:
             return f"the search process was killed (signal {-code}); the next search starts it again"
-        lines = self._said.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-        return f"the search process ended (exit code {code}): {lines[-1][:SHOWN_CHARS]}"
+        words = running.last_line[:SHOWN_CHARS] or "it said nothing"
+        return f"the search process ended (exit code {code}): {words}"

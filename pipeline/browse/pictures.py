@@ -12,7 +12,7 @@ from typing import Any
 from manifests.contract.release import SPLIT_FOLDERS
 from manifests.stores.faults import is_storage_error
 from manifests.stores.folder import place_of, store_of
-from manifests.stores.storage import read_range
+from manifests.stores.ranges import read_range
 from pipeline.browse.snapshot import Snapshot
 
 MAX_PICTURE_BYTES = 64 << 20

@@ -22,7 +22,7 @@ from typing import Any
 import duckdb
 
 from manifests.contract.catalog_file import CATALOG_FILE
-from manifests.contract.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current
+from manifests.contract.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current, sealed_version
 from manifests.contract.release import RECORD_FILE, Release
 from manifests.errors import ConfigError, RunError
 from manifests.stores import stamps
@@ -82,7 +82,7 @@ def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb:
         folder = Path(release.path)
         connection, tables = _open_samples(release), folder
     try:
-        radius = None if release else _radius(connection)
+        dedup = None if release else sealed_version(connection, "dedup")
         key = _key(connection, release)
         index = private / INDEX_FOLDER
         if kept and (kept / key / FACETS_FILE).is_file():
@@ -93,7 +93,7 @@ def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb:
         lock_down(
             connection, memory_mb, str(private.resolve() / f"spill-{os.getpid()}"), "allowed_directories", allowed
         )
-        yield Snapshot(connection, folder, release, radius, private, key, index)
+        yield Snapshot(connection, folder, release, dedup["notes"]["radius"] if dedup else None, private, key, index)
     finally:
         connection.close()
 
@@ -160,14 +160,6 @@ def _state(path: Path) -> str | None:
         return stamps.of_disk(path.stat())
     except FileNotFoundError:
         return None
-
-
-def _radius(connection: Any) -> int | None:
-    row = connection.execute(
-        "SELECT notes FROM stages JOIN current_stages USING (fingerprint) WHERE current_stages.stage = 'dedup'"
-    ).fetchone()
-    radius = json.loads(row[0] or "{}").get("radius") if row else None
-    return None if radius is None else int(radius)
 
 
 def _key(connection: Any, release: Release | None) -> str:

@@ -68,7 +68,7 @@ def _elsewhere(workdir: str, what: str) -> str:
 def _run(args: argparse.Namespace) -> int:
     with open_reader(args.dir) as connection:
         lives = find_lives(connection, args.what)
-    taken = {entry.value: entry.reason for entry in read_list(args.dir) if entry.by == "id"}
+    taken = {entry.value: entry.reason for entry in read_list(args.dir).entries if entry.by == "id"}
     for life in lives:
         life["taken_down"] = taken_down(life, taken)
         life["packed_text"] = _packed_text(args.dir, life)

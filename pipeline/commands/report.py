@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from manifests.contract.release import require_output
-from manifests.services.drawing.theme import theme_css
+from manifests.drawing.theme import theme_css
 from manifests.stores import storage
 from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.opening import open_release, work_folder_of

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 from manifests.contract.catalog import Catalog
-from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.catalog_file import TAKEDOWNS_FILE, require_work_folder
 from manifests.contract.outcomes import PASSING, Outcome
 from manifests.contract.records import StageRecord
-from manifests.errors import ConfigError
 from manifests.services.packages import require
-from manifests.stores import storage
 from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import WORKDIR_HELP, Commands, add_command
 from pipeline.engine.kept_config import last_config
@@ -46,8 +43,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if not Path(storage.join(args.dir, CATALOG_FILE)).is_file():
-        raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    require_work_folder(args.dir)
     require("a round of fetching", "pycurl", "threadpoolctl")
     stop = StopRequests()
     with stop.listening(), Catalog.open(args.dir) as catalog:

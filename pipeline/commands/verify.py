@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from manifests.contract.catalog import STATUS_FILE, Catalog
-from manifests.contract.catalog_file import CATALOG_FILE, SNAPSHOT_FILE, rebuild
+from manifests.contract.catalog_file import CATALOG_FILE, is_work_folder, rebuild, require_work_folder
 from manifests.errors import ConfigError
-from manifests.stores import storage
 from manifests.stores.folder import local_place, place_of, store_of
 from pipeline.answers.tables import print_lines
 from pipeline.commands import CONFIG_HELP, WORKDIR_HELP, Commands, add_command, add_json_option, print_json
@@ -64,11 +63,6 @@ def add_repair_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("config", metavar="CONFIG", nargs="?", help=f"{CONFIG_HELP} (default: that of the last build)")
     parser.add_argument("--yes", action="store_true", help="download again what no file here holds")
     parser.set_defaults(func=_repair)
-
-
-def is_work_folder(path: str) -> bool:
-    """Whether a catalogue or its snapshot lies here."""
-    return any(Path(storage.join(path, name)).is_file() for name in (CATALOG_FILE, SNAPSHOT_FILE))
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -129,8 +123,7 @@ def describe(checked: FolderChecked, workdir: str, deep: bool) -> list[str]:
 
 
 def _repair(args: argparse.Namespace) -> int:
-    if not is_work_folder(args.dir):
-        raise ConfigError(f"{args.dir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+    require_work_folder(args.dir)
     config = read_config(args.config) if args.config else None
     if config is not None and Path(local_place(config.work_dir)).resolve() != Path(args.dir).resolve():
         raise ConfigError(f"{args.config}: its work_dir is {config.work_dir}, not {args.dir}")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manifests.errors import ConfigError
+from manifests.services.child import Command
 from manifests.stores.storage import make_folder, publish
 
 INSTEAD = (
@@ -84,25 +85,21 @@ def read_members(deb: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises: ConfigError when the file is not a whole Debian package, or dpkg-deb is not there.
     """
-    with tempfile.TemporaryFile() as errors:
+    try:
+        unpacking = Command(["dpkg-deb", "--fsys-tarfile", str(deb)])
+    except FileNotFoundError:
+        raise ConfigError(f"{deb}: dpkg-deb is not on this machine, so this package cannot be read") from None
+    with unpacking:
         try:
-            unpacking = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, stderr=errors)
-        except FileNotFoundError:
-            raise ConfigError(f"{deb}: dpkg-deb is not on this machine, so this package cannot be read") from None
-        with unpacking as process:
-            assert process.stdout is not None
-            try:
-                with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                    for member in archive:
-                        content = archive.extractfile(member) if member.isfile() else None
-                        if content is not None:
-                            yield member.name.removeprefix("./"), content.read()
-            except tarfile.TarError:  # it ends early: dpkg-deb says why
-                process.kill()
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").splitlines()
-    if process.returncode:
-        cause = lines[-1].strip() if lines else "it ends early"
+            with tarfile.open(fileobj=unpacking.output, mode="r|") as archive:
+                for member in archive:
+                    content = archive.extractfile(member) if member.isfile() else None
+                    if content is not None:
+                        yield member.name.removeprefix("./"), content.read()
+        except tarfile.TarError:  # it ends early: dpkg-deb says why
+            unpacking.process.kill()
+    if unpacking.end() != 0:
+        cause = unpacking.last_line or "it ends early"
         raise ConfigError(f"{deb}: not a whole Debian package ({cause}); delete it and run this again")
 
 

@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections import deque
@@ -22,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from manifests.errors import RetryableError
+from manifests.services.child import Command
 from pipeline.engine.executing import Asked, Done, Job, never
 from pipeline.engine.process_worker import Shared
 from pipeline.engine.work import Work
@@ -43,23 +43,18 @@ class _Worker:
     def __init__(self, threads: int, shared: Sequence[Any]) -> None:
         results, results_there = socket.socketpair()
         calls, calls_there = socket.socketpair()
-        self._said: deque[bytes] = deque(maxlen=1)
         fds = (results_there.fileno(), calls_there.fileno())
         with results_there, calls_there:
-            self._process = subprocess.Popen(
+            self._command = Command(
                 [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, fds)],
+                hears_output=True,
                 pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the driver, which asks the parts to store what they have
                 env={"OMP_NUM_THREADS": str(threads), **os.environ},
             )
         self.job: Job | None = None
         self.results: Connection[Any, Any] = Connection(results.detach())
         self._calls: Connection[Any, Any] = Connection(calls.detach())
-        self._hearing = threading.Thread(target=_hear, args=(self._process.stdout, self._said), daemon=True)
-        self._hearing.start()
         threading.Thread(target=_answer, args=(self._calls, shared), daemon=True).start()
 
     def begin(self, work: Work, job: Job) -> None:
@@ -84,29 +79,17 @@ class _Worker:
 
     @property
     def is_gone(self) -> bool:
-        return self._process.poll() is not None
+        return self._command.process.poll() is not None
 
     def end(self) -> str:
         """End the process, whatever it is doing. Returns how it ended, and its last line if it exited by itself."""
         self.results.close()  # it exits at once when it sees that
-        try:
-            code = self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        code, words = self._command.end(_END_SECONDS), self._command.last_line
         if code >= 0:
-            self._hearing.join(_END_SECONDS)
-            words = self._said[0].decode(errors="replace").strip() if self._said else ""
             return f"exit code {code}" + (f": {words}" if words else "")
         name = signal.Signals(-code).name
         hint = "; the system does this when memory runs out: see run.memory_gb and run.num_workers"
         return f"ended by {name}{hint if name == 'SIGKILL' else ''}"
-
-
-def _hear(stream: Any, lines: deque[bytes]) -> None:
-    """Keep the last line of what a worker prints, until it ends."""
-    with stream:
-        lines.extend(line for line in stream if line.strip())
 
 
 def _answer(calls: Connection[Any, Any], shared: Sequence[Any]) -> None:

@@ -24,8 +24,8 @@ _FIRST_LINE_SECONDS = 2.0  # a line by then, whether anything is done or not
 _LOOK_SECONDS = 0.5
 _EARLY_LOOK_SECONDS = 0.2  # until the first line
 _RATE_FROM_SECONDS = 1.0  # no rate is shown before
-_LAST_LOOK_SECONDS = 5.0
-_RATE_SECONDS = 30.0  # the rate is taken over the last ones
+_LAST_LOOK_SECONDS = 5.0  # the end of a step waits so long for a look that has begun
+_RATE_SECONDS = 30.0  # the rate is that of so many last seconds
 
 
 class Progress:
@@ -36,13 +36,13 @@ class Progress:
         self.begin(total)
         self._num_done = 0
         self.has_reported = False
-        """A running part has ended its first row."""
+        """Whether a running part has finished its first row."""
         self._reasons: Mapping[str, int] = {}
         self._worst_hosts: Mapping[str, int] = {}
         self._given: Mapping[str, Any] = {}
 
     def begin(self, total: int) -> None:
-        """Take the planned total. Until then the step has no line."""
+        """Set the planned total. Before that, no line is shown."""
         self._history: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self.total = total
 
@@ -53,7 +53,7 @@ class Progress:
             self._reasons = (Funnel(0, 0, self._reasons) + funnel).reasons
 
     def report(self, tally: Tally) -> None:
-        """Take over what the running parts have counted."""
+        """Replace the figures by the counts of the running parts."""
         if tally.num_rows and not self.has_reported:
             self.has_reported = True
             self._history = deque([(time.monotonic(), tally.num_rows)])  # the start of the workers does not count
@@ -78,7 +78,7 @@ class Progress:
         }
 
     def line(self) -> str:
-        """How far it is, then the most frequent reasons and the hosts that fail most."""
+        """Rows done, rate and time left, then the most frequent reasons and the hosts that fail most."""
         rate = self._rate()
         text = f"{self._title}: {self._num_done:,} of {self.total:,} {self._unit}"
         text += pace(rate, (self.total - self._num_done) / rate if rate else None)
@@ -99,11 +99,11 @@ class Progress:
 
 
 class Watch:
-    """Looks at a step every half second, from a thread of its own: publishes how far it is, and shows it once planned.
+    """A thread that looks at a step twice a second. It publishes the figures, and shows them once the step is planned.
 
-    A log gets a line when a running part ends its first row, one after two seconds, then one an interval.
+    A log gets a line after two seconds, one when a running part has finished its first row, then one an interval.
 
-    `look` brings the figures up to date. `publish` gets them for status.json. Use it as a context manager.
+    `look` updates the figures, `publish` writes them into status.json. Use it as a context manager.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from manifests.contract.outcomes import Outcome
+from manifests.contract.outcomes import UNREACHABLE, Outcome
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.rsl import parse_rsl
@@ -32,19 +32,9 @@ from pipeline.fetching.hosts import Result
 from pipeline.fetching.settings import NetworkSettings
 from pipeline.fetching.urls import BadURL, Target, follow
 
-_UNREACHABLE = frozenset(
-    {
-        Outcome.DNS_FAILURE,
-        Outcome.CONNECT_FAILED,
-        Outcome.CONNECT_TIMEOUT,
-        Outcome.CONNECTION_RESET,
-        Outcome.READ_TIMEOUT,
-        Outcome.DEADLINE_EXCEEDED,
-    }
-)
-_RETRIED = _UNREACHABLE - {Outcome.DEADLINE_EXCEEDED} | {Outcome.BODY_TRUNCATED, Outcome.HTTP_429, Outcome.HTTP_5XX}
+_RETRIED = UNREACHABLE - {Outcome.DEADLINE_EXCEEDED} | {Outcome.BODY_TRUNCATED, Outcome.HTTP_429, Outcome.HTTP_5XX}
 # Failures below HTTP: when a request for robots.txt meets one, every other request to its host would too.
-_WHOLE_HOST = _UNREACHABLE | {Outcome.REFUSED_TARGET, Outcome.TLS_FAILURE}
+_WHOLE_HOST = UNREACHABLE | {Outcome.REFUSED_TARGET, Outcome.TLS_FAILURE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +187,7 @@ def host_result(answer: Answer, visit: Visit) -> Result:
     """The result of an answer for the gate of its host. A store answers 403 for a robots.txt that is not there."""
     if not answer.was_sent and answer.outcome is Outcome.REFUSED_TARGET:
         return "unused"
-    if answer.outcome in _UNREACHABLE:
+    if answer.outcome in UNREACHABLE:
         return "unreachable"
     if answer.outcome is Outcome.HTTP_429 or answer.http_status == 503:
         return "busy"

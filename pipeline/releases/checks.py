@@ -145,7 +145,7 @@ def _wrong_side_files(release: Release, sql: Any) -> Iterator[str]:
 
 
 def _train_counts(release: Release) -> dict[str, int]:
-    return release.num_by_domain("train") if "train" in release.splits else {}
+    return release.num_by_domain() if "train" in release.splits else {}
 
 
 def _still_there(release: Release, sql: Any) -> Iterator[str]:

@@ -43,7 +43,7 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
     Raises: ConfigError for a ratio over a mixed release, for one that names an unknown domain, and when a takedown left
         no training samples.
     """
-    counts = release.num_by_domain("train")
+    counts = release.num_by_domain()
     if release.kind == "mixed":
         if ratio is not None:
             raise ConfigError(
@@ -73,7 +73,7 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
 
 def target_ratio(release: Release) -> dict[str, float]:
     """The target shares of mixture.json, without domains that have no training samples."""
-    counts = release.num_by_domain("train")
+    counts = release.num_by_domain()
     rows = read_json(release, "mixture.json")["domains"]
     return {row["domain"]: float(row["target_share"]) for row in rows if counts.get(row["domain"])}
 

@@ -23,6 +23,7 @@ from manifests.contract.catalog_file import (
     file_size,
     find_snapshot,
     read_snapshot,
+    require_work_folder,
 )
 from manifests.contract.reader import open_reader
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, read_record
@@ -88,8 +89,7 @@ class FolderCheck:
     def _check_catalogue(self) -> tuple[list[Finding], dict[str, list[Row]] | None]:
         """Faults of database and snapshot, and the rows that say what else must be there; None when neither does."""
         path = Path(storage.join(self._workdir, CATALOG_FILE))
-        if not path.exists() and not Path(storage.join(self._workdir, SNAPSHOT_FILE)).exists():
-            raise ConfigError(f"{self._workdir}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
+        require_work_folder(self._workdir)
         self._num_files += 2
         findings = []
         snapshot, cost = find_snapshot(self._workdir), "nothing: it is rebuilt from its snapshot"

@@ -24,6 +24,7 @@ from manifests.contract.release import SAMPLES_FILE, path_of_shard
 from manifests.errors import IntegrityError
 from manifests.stores import storage
 from manifests.stores.folder import bring, place_of, publish_into, remove_from
+from manifests.stores.ranges import read_range
 from pipeline.releases.folder_checks import FROM_THE_WEB, Finding
 from pipeline.releases.opening import open_sql
 from pipeline.store.pool import PoolWriter
@@ -219,7 +220,7 @@ def _read(place: Place, sha256: str) -> bytes | None:
     """The picture at a place; None when it is not there, or a disk does not give it."""
     path, offset, length = place
     try:
-        content = storage.read_range(path, offset, length)
+        content = read_range(path, offset, length)
     except OSError:
         return None
     return content if hashlib.sha256(content).hexdigest() == sha256 else None

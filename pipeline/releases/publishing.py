@@ -28,7 +28,7 @@ from manifests.contract.release import (
     refuse_within,
 )
 from manifests.errors import ConfigError, RunError
-from manifests.services.publishing import hub
+from manifests.publishing import hub
 from manifests.stores import storage
 from manifests.stores.faults import ask
 from manifests.stores.folder import bring_missing, place_of

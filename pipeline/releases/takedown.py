@@ -16,7 +16,7 @@ from typing import Any
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import TAKEDOWNS_FILE
 from manifests.contract.release import RECORD_FILE, Release
-from manifests.contract.takedowns import Entry, add_entries, read_pictures, standing_entries, taken_down_since
+from manifests.contract.takedowns import Entry, Takedowns, add_entries, standing_list, taken_down_since
 from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import storage
 from pipeline.releases.lookup import Found, Known, describe_like, find_in_release, images_of, look_up
@@ -61,10 +61,9 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
         beside, damaged = _sound(release)
         others = _newest_of_others(release, beside) if workdir else []
         known = look_up(catalog, release, beside if workdir else [], entries)
-        standing = standing_entries(workdir, catalog.ask) if workdir and catalog else []
-        pictures = read_pictures(workdir) if workdir else []
+        standing = standing_list(workdir, catalog.ask) if workdir and catalog else Takedowns([], [])
         cuts = [
-            Cut(one, find_in_release(one, known, [*standing, *_left_out(one, beside)], pictures))
+            Cut(one, find_in_release(one, known, [*standing.entries, *_left_out(one, beside)], standing.pictures))
             for one in (*others, release)
         ]
         say(describe_like(entries, known.owners))

@@ -8,12 +8,11 @@ pool has no bytes here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.contract.reader import open_reader
+from manifests.contract.reader import open_reader, sealed_version
 from pipeline.sidefiles.thumbnails import read_thumbnail
 from pipeline.store.pool import PoolReader
 
@@ -48,22 +47,14 @@ def collect_duplicates(work_dir: str) -> dict[str, Any] | None:
     Raises: ConfigError when there is no catalogue; RunError while a build holds it.
     """
     with open_reader(work_dir) as sql:
-        notes = _notes_of_dedup(sql)
-        if notes is None:
+        if (version := sealed_version(sql, "dedup")) is None:
             return None
+        notes = version["notes"]
         sheets = _sheets(sql, notes)
         with PoolReader(work_dir) as pool:
             for picture in (picture for sheet in sheets for group in sheet.groups for picture in group):
                 picture.jpg = read_thumbnail(sql, pool, picture.sample_id)
         return {"evaluation": notes.get("evaluation", []), "sheets": sheets}
-
-
-def _notes_of_dedup(sql: Any) -> dict[str, Any] | None:
-    rows = sql.execute(
-        "SELECT notes FROM stages s JOIN current_stages c USING (fingerprint) "
-        "WHERE c.stage = 'dedup' AND sealed_at IS NOT NULL"
-    ).fetchall()
-    return dict(json.loads(rows[0][0])) if rows else None
 
 
 def _sheets(sql: Any, notes: dict[str, Any]) -> list[Sheet]:

@@ -13,7 +13,7 @@ from typing import Any
 from manifests.contract.reader import rows_of
 from manifests.contract.release import path_of_shard
 from manifests.contract.tables import TAXON_RANKS
-from manifests.stores import storage
+from manifests.stores.ranges import read_range
 from pipeline.sidefiles.citation import counts_of
 from pipeline.store.sql import view_parquet
 
@@ -196,4 +196,4 @@ def _ranks(connection: Any) -> dict[str, Any] | None:
 
 def _picture(row: Mapping[str, Any], folder: str) -> bytes:
     shard = path_of_shard(folder, row["split"], row["shard"])
-    return storage.read_range(shard, row["jpg_offset"], row["jpg_length"])
+    return read_range(shard, row["jpg_offset"], row["jpg_length"])

@@ -1,7 +1,7 @@
 """Draw a choice: the laws over the shares with their runs, the chosen shares, the trade-off.
 
 Takes the values of mixture.json, so that the planner's plots and the report of a release are the same drawing. Gives
-panels, which `manifests.services.drawing` turns into a PNG or SVGs. Two domains are drawn over one share, three in a
+panels, which `manifests.drawing` turns into a PNG or SVGs. Two domains are drawn over one share, three in a
 triangle, more as rows.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from manifests.services.drawing.panels import Panel
-from manifests.services.drawing.theme import INK, LINE, PAPER, SERIES, SOFT
+from manifests.drawing.panels import Panel
+from manifests.drawing.theme import INK, LINE, PAPER, SERIES, SOFT
 from pipeline.planning.arrays import Array
 from pipeline.planning.search import shares_grid
 

@@ -6,22 +6,17 @@ gives the same pictures. Writes nothing.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from manifests.contract.reader import literals
+from manifests.contract.reader import literals, sealed_version
 
 EXAMPLES = 8  # on each side
-
-_RULES = """
-    SELECT json_extract(identity, '$.rules') FROM stages JOIN current_stages USING (stage, fingerprint)
-    WHERE stage = 'score' AND sealed_at IS NOT NULL
-"""
 
 
 def near_thresholds(sql: Any) -> list[dict[str, Any]]:
     """One entry a rule, and one a scorer that no rule judges: `title` and `sides` (title, [(id, score)])."""
-    recorded = [rule for (text,) in sql.execute(_RULES).fetchall() for rule in json.loads(text or "[]")]
+    version = sealed_version(sql, "score")
+    recorded = version["identity"].get("rules") or () if version else ()
     rules = [{name: value for name, value in rule.items() if value is not None} for rule in recorded]
     entries = []
     for (scorer,) in sql.execute("SELECT DISTINCT scorer FROM scores ORDER BY 1").fetchall():

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from manifests.contract.release import SPLIT_FOLDERS
-from manifests.services.drawing.panels import draw_svg
-from manifests.services.drawing.theme import SERIES, theme_css
-from manifests.services.publishing.markdown import markdown_cell, plain_markdown
+from manifests.drawing.panels import draw_svg
+from manifests.drawing.theme import SERIES, theme_css
+from manifests.publishing.markdown import markdown_cell, plain_markdown
 from pipeline.config import STAGES
 from pipeline.sidefiles.mixture_panels import cautions_of, panels_of
 from pipeline.sidefiles.treemap import cut_into_tiles

@@ -26,8 +26,8 @@ from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
 from manifests.samples.endings import PICTURE_SUFFIXES, PICTURES, not_read
 from manifests.samples.tars import MAX_TEXT_BYTES
-from manifests.services.untrusted import why_not_inside
 from manifests.stores import storage
+from manifests.stores.inside import why_not_inside
 from pipeline.sources.files import (
     TABLE_NAME,
     kind_of_place,

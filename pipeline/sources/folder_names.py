@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
 from manifests.samples.endings import PICTURE_SUFFIXES, is_picture
-from manifests.services.untrusted import why_not_inside
 from manifests.stores import storage
+from manifests.stores.inside import why_not_inside
 from pipeline.judging.captions.patterns import BARE_NAME
 from pipeline.sources.files import MAX_LISTED, walk_files
 from pipeline.sources.kinds import Listing, Place

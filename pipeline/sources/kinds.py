@@ -155,7 +155,7 @@ class Reader(ABC, Generic[SettingsT]):
         return []
 
     def remarks(self) -> list[str]:
-        """Remarks for a user on the files before a build, such as how many are not read, and the cure."""
+        """What to tell a user before a build, with the cure: files that are not read, likely mistakes of settings."""
         return []
 
     @property
@@ -204,10 +204,6 @@ class Reader(ABC, Generic[SettingsT]):
     def most_rows(self) -> int | None:
         """The most pictures that there can be, where that is cheap to know."""
         return None
-
-    def doubts(self) -> list[str]:
-        """Name what in its first rows is likely a mistake of the settings, in words with the cure."""
-        return []
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:

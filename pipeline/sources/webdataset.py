@@ -188,7 +188,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
             columns = {name: [row[name] for _, row in good] for name in (good[0][1] if good else {})}
             yield make_batch(columns, [number for number, _ in good], lost)
 
-    def doubts(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """Of tars on this machine: fields that no sample at their starts has, and names that several tars use."""
         if storage.is_remote(self.path):
             return []
@@ -325,7 +325,7 @@ def _guess(listing: Listing) -> Place:
     guess.states_licence = licence is not None
     guess.could_keep = ["__key__", *(f"json.{key}" for key in sorted(keys)), *(f"parquet.{name}" for name in columns)]
     keyed = WebdatasetSettings(path=path, fields=ShardFields(extra=["__key__"]))
-    if doubts := WebdatasetReader(keyed, path).doubts():
+    if doubts := WebdatasetReader(keyed, path).remarks():
         guess.missing += [f"{path}: {doubt}" for doubt in doubts]
         guess.could_keep = [name for name in guess.could_keep if name not in _NAMES_OF_SAMPLES]
     return guess

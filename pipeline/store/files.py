@@ -1,4 +1,4 @@
-"""Tables as inputs: where their files lie, and what they hold. A fingerprint sees what they hold and nothing else."""
+"""Tables as inputs of a step: paths of files, and hashes of their content. A fingerprint sees only the hashes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Files:
         return list(self.content)
 
     def exact(self) -> Files:
-        """The same files, where every byte counts."""
+        """The same files; a fingerprint sees every byte of them."""
         return Files(self.paths, self.sha256, self.sha256)
 
     def digested(self, *digests: str) -> Files:
-        """The same files, counted by these digests of the columns that a step reads."""
+        """The same files; a fingerprint sees these digests of the columns that a step reads."""
         return Files(self.paths, digests, self.sha256)
 
     def __bool__(self) -> bool:
@@ -52,7 +52,7 @@ class Files:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a Parquet file; `content` says what its rows hold, `number` where in the file they lie."""
+    """One row group of a Parquet file: `number` is its position in the file, `content` a hash of its rows."""
 
     path: str
     number: int
@@ -80,7 +80,7 @@ class Named:
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file; of one in a store only what is asked for is read."""
+    """Open a Parquet file. From a store, only the parts that are asked for are read."""
     if not storage.is_remote(path):
         return pq.ParquetFile(path)
     return pq.ParquetFile(storage.open_file(path, cache_type="none"), pre_buffer=True)

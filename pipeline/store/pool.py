@@ -18,6 +18,7 @@ from typing import Any
 from manifests.errors import IntegrityError
 from manifests.stores import storage
 from manifests.stores.folder import place_of, store_of
+from manifests.stores.ranges import read_ranges
 from pipeline.store.tar import BLOCK_BYTES, ArchiveWriter
 
 MAX_OPEN_FILES = 64
@@ -155,7 +156,7 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             (storage.join(self._folder, run[0][0]), run[0][1], max(offset + length for _, offset, length in run))
             for run in runs
         ]
-        for run, content in zip(runs, _read_ranges(spans), strict=True):
+        for run, content in zip(runs, read_ranges(spans), strict=True):
             if content is None:
                 raise IntegrityError(f"pool/{run[0][0]}: a part of the pool is gone; {self._advice}")
             first = run[0][1]
@@ -173,21 +174,3 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             raise IntegrityError(f"pool/{pool_file}: a part of the pool is gone; {self._advice}") from None
         self._open[pool_file] = stream
         return stream
-
-
-def _read_ranges(spans: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
-    """Spans (path, start, stop) of files in one store, one request each, side by side; None where a file is gone.
-
-    Raises: RetryableError when the store does not give what it has.
-    """
-    if not spans:
-        return []
-    paths = [storage.filesystem(path)[1] for path, _, _ in spans]
-    starts, stops = [start for _, start, _ in spans], [stop for _, _, stop in spans]
-    fs, _ = storage.filesystem(spans[0][0])
-    contents = fs.cat_ranges(paths, starts, stops, on_error="return")
-    for (path, _, _), content in zip(spans, contents, strict=True):
-        if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-            storage.check_passing(path, content)
-            raise content
-    return [None if isinstance(content, Exception) else bytes(content) for content in contents]

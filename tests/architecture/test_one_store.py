@@ -23,7 +23,7 @@ MAY_ASK = {
     "pipeline/fetching/": "polite requests",
     "pipeline/sources/biology/gbif/api.py": "polite requests",
     "manifests/services/model_hub.py": "the Hub's own package",
-    "manifests/services/publishing/hub.py": "the Hub's own package",
+    "manifests/publishing/hub.py": "the Hub's own package",
     "manifests/services/packages.py": "url2pathname, which asks nobody",
     "pipeline/sources/folder.py": "glob_translate, which asks nobody",
     "pipeline/store/sql.py": "lends our client to DuckDB",

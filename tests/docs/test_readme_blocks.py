@@ -111,7 +111,7 @@ def test_the_guides_loop_ends_in_the_ratio_that_was_chosen(clone: Path, printed:
     """And a second round of runs goes on where the first one ended."""
     assert printed["configs/GUIDE.md"], "the blocks did not run before in this process: run the whole file"
     chosen = json.loads((clone / "data/demo/proxies/mixture.json").read_text(encoding="utf-8"))["ratio"]
-    drawn = Release.open(str(clone / "data/demo/releases/plantmix-demo-planned")).num_by_domain("train")
+    drawn = Release.open(str(clone / "data/demo/releases/plantmix-demo-planned")).num_by_domain()
     for domain, share in chosen.items():
         assert abs(drawn.get(domain, 0) - share * sum(drawn.values())) <= 1
     more = (clone / "more.csv").read_text(encoding="utf-8").splitlines()

@@ -35,7 +35,7 @@ def test_a_dry_run_tells_the_counts_and_writes_nothing(web: Web, copy: Path) -> 
     told = _rows_by_domain(shown.stdout)
     done = run_here("mix", config)
     assert done.returncode == 0, done.stderr
-    drawn = Release.open(str(release_of(copy / "build"))).num_by_domain("train")
+    drawn = Release.open(str(release_of(copy / "build"))).num_by_domain()
     assert {domain: int(words[3]) for domain, words in told.items()} == drawn
     assert told["plant"][2] == told["plant"][3], "all of the pool"
     assert abs(drawn["general"] - sum(drawn.values()) / 4) < 1
@@ -70,7 +70,7 @@ def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Pa
     assert done.returncode == 0, done.stderr
     release = Release.open(str(work))
     assert not set(gone) & set(release.samples()["sample_id"].to_pylist())
-    assert {domain: int(words[3]) for domain, words in told.items()} == release.num_by_domain("train")
+    assert {domain: int(words[3]) for domain, words in told.items()} == release.num_by_domain()
 
 
 def test_what_must_be_built_first_is_said_with_the_command_that_does_it(web: Web, copy: Path) -> None:

@@ -64,11 +64,11 @@ def test_the_new_version_verifies_and_says_what_went_and_why(old: Release, new: 
     assert [image["sample_id"] for image in entry["images"]] == [gone["sample_id"]]
     assert new.num_samples("train") == old.num_samples("train") - 2
     assert new.record["counts"]["samples"] == new.num_samples("train")
-    assert new.record["counts"]["domains"] == new.num_by_domain("train")
+    assert new.record["counts"]["domains"] == new.num_by_domain()
     sizes = json.loads(Path(new.path, "shards/sizes.json").read_text(encoding="utf-8"))
     assert sum(sizes.values()) == new.num_samples("train") + new.num_samples("heldout")
     mixture = {row["domain"]: row for row in json.loads(Path(new.path, "mixture.json").read_text())["domains"]}
-    assert {domain: row["num_drawn"] for domain, row in mixture.items()} == new.num_by_domain("train")
+    assert {domain: row["num_drawn"] for domain, row in mixture.items()} == new.num_by_domain()
     for name in ("samples.parquet", "attribution.parquet"):
         assert gone["sample_id"].encode() not in Path(new.path, name).read_bytes()
     assert "asked by the owner" in Path(new.path, "README.md").read_text(encoding="utf-8")

@@ -134,16 +134,15 @@ def test_without_a_model_there_is_no_box(open_pages: Open) -> None:
 def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Path) -> None:
     with ModelSearch(str(index), None, tmp_path) as model_search:
         assert model_search.by_words("a tomato")
-        process = model_search._process
-        assert process is not None
+        assert model_search._running is not None
+        process = model_search._running.process
         process.send_signal(signal.SIGSTOP)  # it reads nothing until it is killed
         threading.Timer(0.5, process.kill).start()
         with pytest.raises(RunError, match=r"was killed \(signal 9\); the next search starts it again"):
             model_search.by_words("a pear")
         assert model_search.by_words("a tomato"), "kept"
         assert model_search.by_words("an apple"), "asked of a new process"
-        process = model_search._process
-    assert process is not None
+        process = model_search._running.process
     assert process.poll() is not None, "it ends with browse"
 
 

@@ -14,7 +14,7 @@ from building import ROOT
 from PIL import Image, ImageFilter, ImageOps
 from sheets import draw_sheet
 
-from manifests.pictures.copies import MIDDLE_RADIUS, RADIUS
+from manifests.contract.copies import MIDDLE_RADIUS, RADIUS
 from pipeline.fetching.pictures.image import StoredImage, measure_image
 from pipeline.fetching.pictures.settings import ImageSettings
 

@@ -18,8 +18,8 @@ from hashed_pairs import look_of
 
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
+from manifests.contract.copies import MIDDLE_RADIUS
 from manifests.contract.records import Funnel
-from manifests.pictures.copies import MIDDLE_RADIUS
 from pipeline.config import BuildConfig
 from pipeline.engine.runner import Runner
 from pipeline.engine.work import Execution, Part, PartResult, Stage, StageRun, Step

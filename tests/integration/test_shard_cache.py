@@ -21,8 +21,8 @@ from misbehaving.object_store import BUCKET, Store, become_user, serving
 
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, IntegrityError, RetryableError
-from manifests.stores import storage
 from manifests.stores.cache import ShardCache
+from manifests.stores.ranges import read_range
 from training.data.loader import SampleDataset, build_order, iterate, open_releases
 from training.data.loader import _loader as make_loader
 from training.data.loader import _read_ahead as read_ahead
@@ -98,13 +98,13 @@ def test_one_request_a_shard_and_none_in_the_second_epoch(
 
 def test_a_forked_worker_leaves_the_connections_of_its_parent_alone(store: Store) -> None:
     address = f"s3://{BUCKET}/toy/release.json"
-    storage.read_range(address, 0, 1)  # its connection is kept
+    read_range(address, 0, 1)  # its connection is kept
     worker = multiprocessing.get_context("fork").Process(target=_use_and_collect, args=(address,))
     worker.start()
     worker.join()
     assert worker.exitcode == 0
     begun = time.monotonic()
-    storage.read_range(address, 0, 1)
+    read_range(address, 0, 1)
     assert time.monotonic() - begun < 40, "the answer came, and this process was not told"
 
 
@@ -115,7 +115,7 @@ def _use_and_collect(address: str) -> None:
         gc.collect()
         await asyncio.sleep(0.3)  # whatever that began
 
-    storage.read_range(address, 0, 1)
+    read_range(address, 0, 1)
     fsspec.asyn.sync(fsspec.asyn.get_loop(), collect)
 
 

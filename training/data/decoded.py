@@ -1,11 +1,11 @@
 """The pictures of a split decoded once for many runs: shrunk to what a small model can see, kept uncompressed.
 
-Reads a pool of samples. Writes a folder with a tar for each shard (KEY.ppm, KEY.txt, further text members), a table
-of offsets beside it and, last, the sha256 of both. So an interrupted decode goes on, and a damaged shard is decoded
-anew. The pool that comes back has the same rows in the same order, so a run draws the same samples from it. All
-processes of a machine share what they read through the system's page cache. A picture no larger than `side_px` keeps
-every pixel. A broken picture keeps its bytes, so that the run finds and names it. Costs about side_px^2 x 4 bytes of
-disk a sample.
+Reads a pool of samples. Writes a folder with a tar for each shard (KEY.ppm, KEY.txt, further text members) and a table
+of offsets beside it, each with its sha256 (`training.data.sealed`). So an interrupted decode goes on, and a damaged
+shard is decoded anew. The pool that comes back has the same rows in the same order, so a run draws the same samples
+from it. All processes of a machine share what they read through the system's page cache. A picture no larger than
+`side_px` keeps every pixel. A broken picture keeps its bytes, so that the run finds and names it. Costs about side_px^2
+x 4 bytes of disk a sample.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from manifests.services.untrusted import json_object
 from manifests.stores import storage
 from manifests.stores.cache import ShardCache
 from manifests.stores.storage import read_if_there
+from training.data.sealed import SUMS_FILE, SealedFiles
 from training.data.shards import OFFSETS, SamplePool, ShardReader
 
-_FORMAT = "dalip-decoded/2"
+_FORMAT = "dalip-decoded/3"
 _MARK_FILE = "decoded.json"
 _BATCH = 64
 
@@ -40,11 +41,13 @@ def prepare_decoded(pool: SamplePool, folder: Path, side_px: int) -> list[int]:
     storage.make_folder(str(folder))
     path = folder / _MARK_FILE
     if json_object(read_if_there(str(path))) != mark:
-        for old in (*folder.glob("shard-*"), path):
+        for old in (*folder.glob("shard-*"), folder / SUMS_FILE, path):
             old.unlink(missing_ok=True)
         storage.publish_json(path, mark)
     storage.sweep(str(folder))
-    return [shard for shard in range(len(pool.files)) if not _is_whole(folder, shard)]
+    sealed = SealedFiles(folder)
+    names = (tuple(_file(folder, shard, ending).name for ending in ("tar", "npy")) for shard in range(len(pool.files)))
+    return [shard for shard, files in enumerate(names) if not all(map(sealed.is_whole, files))]
 
 
 def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache: ShardCache | None = None) -> None:
@@ -74,11 +77,12 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache
                         blocks = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                         placed[f"{kind}_offset"].append(tar.offset - blocks)
                         placed[f"{kind}_length"].append(len(content))
-    storage.publish(temp, str(target))
-    offsets = io.BytesIO()
+    offsets, sealed = io.BytesIO(), SealedFiles(folder)
     np.save(offsets, np.array([placed[name] for name in OFFSETS], dtype=np.int64))
-    storage.publish_bytes(str(_file(folder, shard, "npy")), offsets.getvalue())
-    storage.publish_bytes(str(_file(folder, shard, "sha256")), _digest(folder, shard))
+    sha256 = storage.hash_file(temp).sha256
+    storage.publish(temp, str(target))
+    sealed.note(target.name, sha256)
+    sealed.write(_file(folder, shard, "npy").name, offsets.getvalue())
 
 
 def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
@@ -114,16 +118,3 @@ def shrink(content: bytes, side_px: int) -> bytes:
 
 def _file(folder: Path, shard: int, ending: str) -> Path:
     return folder / f"shard-{shard:06d}.{ending}"
-
-
-def _digest(folder: Path, shard: int) -> bytes:
-    files = (_file(folder, shard, "tar"), _file(folder, shard, "npy"))
-    return "".join(f"{storage.hash_file(str(file)).sha256}  {file.name}\n" for file in files).encode()
-
-
-def _is_whole(folder: Path, shard: int) -> bool:
-    """Whether both files of a shard are as they were written."""
-    try:
-        return _file(folder, shard, "sha256").read_bytes() == _digest(folder, shard)
-    except FileNotFoundError:
-        return False

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 
 from manifests.errors import ConfigError, IntegrityError, RunError, words_of
 from manifests.masking import PIPE, hide_in
+from manifests.services.child import Command
 from manifests.stores import stamps, storage
 from manifests.stores.storage import WrittenFile
 from training.data.sealed import SUMS_FILE
@@ -112,14 +112,16 @@ def naming_fault(source: str) -> Iterator[None]:
 
     Raises: ConfigError for what is not there and for no address; RetryableError when the store does not answer.
     """
+    hint = "; a data set of the Hub is hf://datasets/OWNER/NAME" if re.match("hf://(?!datasets/)", source) else ""
     try:
         yield
     except FileNotFoundError:
-        hint = "; a data set of the Hub is hf://datasets/OWNER/NAME" if re.match("hf://(?!datasets/)", source) else ""
         raise ConfigError(f"{shown(source)}: no such shard{hint}") from None
-    except (ValueError, NotImplementedError) as error:
+    except NotImplementedError:
+        raise ConfigError(f"{shown(source)}: its file system cannot list what lies there; name shards{hint}") from None
+    except ValueError as error:
         raise ConfigError(f"{shown(source)}: is no address of shards: {words_of(error)}") from None
-    except Exception as error:
+    except Exception as error:  # the clients of stores share no base class of errors
         storage.check_passing(shown(source), error)
         raise
 
@@ -146,12 +148,7 @@ def copy(source: str, local: str) -> None:
     if not source.startswith(PIPE):
         storage.get(source, local)
         return
-    command, (unread, piped) = source.removeprefix(PIPE), (subprocess.DEVNULL, subprocess.PIPE)
-    with subprocess.Popen(command, shell=True, stdin=unread, stdout=piped, stderr=unread) as process:
-        assert process.stdout is not None
-        with Path(local).open("wb") as file:
-            shutil.copyfileobj(process.stdout, file, _CHUNK_BYTES)
-    if process.returncode != 0:
-        raise RunError(
-            f"{shown(source)}: the command ended with status {process.returncode}; run it by hand to see what it says"
-        )
+    with Command(source.removeprefix(PIPE)) as command, Path(local).open("wb") as file:
+        shutil.copyfileobj(command.output, file, _CHUNK_BYTES)
+    if (code := command.end()) != 0:
+        raise RunError(f"{shown(source)}: the command ended with status {code}; run it by hand to see what it says")

@@ -28,7 +28,7 @@ from manifests.contract.tables import kind_of
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.stores.cache import ReadAhead, ShardCache
-from manifests.stores.storage import WrittenFile, join
+from manifests.stores.storage import WrittenFile
 from training.data.columns import text_labels
 from training.data.foreign import is_elsewhere
 from training.data.images import CorruptSample, EvalView, TrainView, View
@@ -246,8 +246,7 @@ def check_shards(releases: Sequence[Release | ShardRelease], *splits: str, share
         else:
             shards = (f"{SPLIT_FOLDERS[split]}/{shard}" for split in splits for shard in release.shards(split))
             for name in dict.fromkeys([SAMPLES_FILE, *shards]):
-                file = release.record["files"][name]
-                files.append(WrittenFile(join(release.path, name), file["num_bytes"], file["sha256"]))
+                files.append(release.file(name))
     with ThreadPoolExecutor() as threads:
         here = [file for file in files if not is_elsewhere(source_of(file))][share[0] :: share[1]]
         list(threads.map(lambda file: file.require_content(source_of(file)), here))

@@ -29,13 +29,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manifests.errors import ConfigError, PlantMixError, RetryableError, words_of
+from manifests.errors import ConfigError, NoRangesError, PlantMixError, RetryableError, words_of
 from manifests.samples.endings import PICTURES
 from manifests.samples.tars import ALL_TEXTS, Sample, compression_of, samples_in
 from manifests.services.printable import ProgressLine
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import faults, storage
 from manifests.stores.cache import ShardCache, local_folder, locked
+from manifests.stores.ranges import read_range
 from training.data.foreign import ForeignShard, copy, hash_of_segments, is_elsewhere, shown, stamp_of, store_of
 from training.data.sealed import SUMS_FILE, SealedFiles
 from training.data.shard_groups import ShardGroup, expand
@@ -149,7 +150,7 @@ def _index(
         own_store[0].invalidate_cache(own_store[1])  # this thread's listing may be older than the file
     problem = partial(passing, source)
     if size is not None:
-        with suppress(_NoRangesError):
+        with suppress(NoRangesError):
             faults.patiently(lambda: _read(source, source, size, kept, say), problem)
             return kept.as_index(source)
     kept.clear()
@@ -169,10 +170,6 @@ def passing(source: str, error: Exception) -> PlantMixError:
     if isinstance(error, OSError) and not is_elsewhere(source):
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
     return RetryableError(f"{shown(source)} cannot be read ({words_of(error)}); run the same command to go on")
-
-
-class _NoRangesError(Exception):
-    """A web server that gives a file whole or not at all."""
 
 
 class _Segments:
@@ -238,8 +235,8 @@ class _Segments:
 def _read(source: str, path: str, size: int, kept: _Segments, say: Callable[[int], None]) -> None:
     """Index the rest of a shard, which is read at `path`."""
     rows, at, broken = list[dict[str, Any]](), kept.stop, None
-    if storage.is_remote(path) and 2 <= size <= _WHOLE_BYTES and len(storage.read_range(path, 1, 1)) != 1:
-        raise _NoRangesError
+    if storage.is_remote(path) and 2 <= size <= _WHOLE_BYTES and len(read_range(path, 1, 1)) != 1:
+        raise NoRangesError
     with storage.open_unbuffered(path) as opened:
         stream = _OnePass(opened, size, at, say)
         if at == 0 and (packing := compression_of(stream.read(8))):
@@ -279,7 +276,7 @@ class _OnePass:
         try:
             opened.seek(start)
         except ValueError as error:
-            raise _NoRangesError from error
+            raise NoRangesError from error
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._place = offset + (self._size if whence == os.SEEK_END else 0)
@@ -305,7 +302,7 @@ class _OnePass:
             try:
                 chunk = self._opened.read(min(_CHUNK_BYTES, self._size - end))
             except ValueError as error:
-                raise _NoRangesError from error
+                raise NoRangesError from error
             if not chunk:
                 raise RetryableError(f"it ended at byte {end:,} of {self._size:,} while it was read")
             if (surplus := len(self._buffer) - _CHUNK_BYTES) > 0:

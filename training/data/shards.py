@@ -23,12 +23,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.contract.release import SPLIT_FOLDERS, Release
-from manifests.errors import ConfigError, IntegrityError, RunError, words_of
-from manifests.masking import hide_secrets
+from manifests.errors import ConfigError, IntegrityError, RetryableError, RunError
 from manifests.samples.tars import only_sample_in
 from manifests.services.untrusted import BrokenTarError, tar_members
 from manifests.stores.cache import SHARE_AHEAD, ShardCache
-from manifests.stores.storage import WrittenFile, filesystem, is_remote
+from manifests.stores.ranges import read_ranges
+from manifests.stores.storage import WrittenFile, is_remote
 from training.data.foreign import ForeignShard, is_elsewhere, shown
 from training.data.sampling import Stratum
 from training.data.shard_index import ShardRelease
@@ -119,14 +119,7 @@ def open_pool(releases: Sequence[Release | ShardRelease], split: str) -> SampleP
             table = _split_table(release, split)
             names, codes = _codes(table["shard"])
             shards.append(codes.astype(np.int32) + len(files))
-            for name in names:
-                path = release.shard_path(split, name)
-                record = release.record["files"].get(f"{SPLIT_FOLDERS[split]}/{name}")
-                if record is None:
-                    raise IntegrityError(
-                        f"{path}: the record of the release does not name this shard; take a whole copy"
-                    )
-                files.append(WrittenFile(path, record["num_bytes"], record["sha256"]))
+            files += [release.file(f"{SPLIT_FOLDERS[split]}/{name}") for name in names]
         numbers.append(np.full(len(table), number, np.int16))
         tables.append(table.select(["sample_id", "domain", "key", *OFFSETS]))
     if not tables:
@@ -246,22 +239,29 @@ class ShardReader:
         return start, stop
 
     def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each span; one request for each remote file system, since releases may be mixed."""
+        """The bytes of each span; those of stores side by side.
+
+        Raises: IntegrityError for a shard that is gone; RunError when its disk or store does not give it.
+        """
         self._close_removed(rows)
         pieces: list[bytes] = [b""] * len(rows)
-        remote: dict[Any, list[tuple[int, str]]] = {}
-        for index, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+        of_stores: dict[int, tuple[str, int, int]] = {}
+        for index, (row, span) in enumerate(zip(rows, spans, strict=True)):
             file = self.pool.files[self.pool.shards[row]]
             if is_read_in_ranges(file, self._cache):
-                fs, inner = filesystem(source_of(file))
-                remote.setdefault(fs, []).append((index, inner))
+                of_stores[index] = (source_of(file), *span)
             else:
-                pieces[index] = self._read_local(int(self.pool.shards[row]), start, stop)
-        for fs, places_and_paths in remote.items():
-            places = [index for index, _ in places_and_paths]
-            contents = _read_remote(fs, [inner for _, inner in places_and_paths], [spans[index] for index in places])
-            for index, piece in zip(places, contents, strict=True):
-                pieces[index] = piece
+                pieces[index] = self._read_local(int(self.pool.shards[row]), *span)
+        try:
+            contents = read_ranges(list(of_stores.values()))
+        except RetryableError as error:
+            raise RunError(f"{error}; run the same command to go on") from None
+        for (index, (source, _, _)), content in zip(of_stores.items(), contents, strict=True):
+            if content is None:
+                raise IntegrityError(
+                    f"{shown(source)}: the shard is not there any more; copy or build the release anew"
+                )
+            pieces[index] = content
         return pieces
 
     def _read_local(self, shard: int, start: int, stop: int) -> bytes:
@@ -315,26 +315,6 @@ class ShardReader:
             tail = at["txt_offset"] - start + -(-at["txt_length"] // _BLOCK_BYTES) * _BLOCK_BYTES
             texts = text_members(piece[tail:], str(self.pool.table["key"][row].as_py()))
         return image, text, texts
-
-
-def _read_remote(fs: Any, paths: list[str], spans: list[tuple[int, int]]) -> list[bytes]:
-    """Ranges of files of one file system.
-
-    Raises: IntegrityError for a shard that is gone; RunError when the storage does not give it.
-    """
-    starts, stops = zip(*spans, strict=True)
-    try:
-        pieces: list[bytes] = fs.cat_ranges(paths, list(starts), list(stops), on_error="raise")
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"{hide_secrets(str(error))}: the shard is not there any more; copy or build the release anew"
-        ) from None
-    except Exception as error:  # each storage raises its own kinds, and has retried by itself
-        raise RunError(
-            f"{shown(fs.unstrip_protocol(paths[0]))} or another of {len(set(paths))} shards cannot be read "
-            f"({words_of(error)}); run the same command to go on"
-        ) from None
-    return pieces
 
 
 def text_members(block: bytes, key: str) -> dict[str, str]:

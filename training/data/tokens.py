@@ -77,7 +77,6 @@ def fill_store(
     storage.sweep(str(folder))
     starts = range(0, num_rows, CHUNK)
     chunks = SealedFiles(folder)
-    chunks.adopt(_chunk_name(number) for number in range(len(starts)))
     for done, start in enumerate(starts):
         if not chunks.is_whole(_chunk_name(done)):
             tokens = encode(range(start, min(start + CHUNK, num_rows)))

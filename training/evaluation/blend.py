@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from manifests.contract.settings import differences
+from manifests.drawing.panels import Panel, draw_png
+from manifests.drawing.theme import INK, SERIES, WARN
 from manifests.errors import ConfigError
-from manifests.services.drawing.panels import Panel, draw_png
-from manifests.services.drawing.theme import INK, SERIES, WARN
 from manifests.services.packages import require
 from manifests.services.untrusted import json_object
 from manifests.stores import storage

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manifests.services.publishing.markdown import markdown_cell, plain_markdown
+from manifests.publishing.markdown import markdown_cell, plain_markdown
 from training.config import TrainSettings
 from training.evaluation.report import figures_of
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.drawing.panels import Panel, draw_png, require_picture
+from manifests.drawing.theme import INK, SERIES, SOFT, WARN
 from manifests.errors import ConfigError
-from manifests.services.drawing.panels import Panel, draw_png, require_picture
-from manifests.services.drawing.theme import INK, SERIES, SOFT, WARN
 from manifests.stores import storage
 from training.evaluation.metrics import Figure
 from training.evaluation.outside_sets import OVERALL

@@ -30,7 +30,8 @@ from manifests.errors import ConfigError, RunError
 from manifests.pictures.bounds import MOST_FILE_BYTES
 from manifests.samples.endings import PICTURES, is_picture, not_read
 from manifests.samples.tars import samples_in
-from manifests.services.untrusted import BrokenTarError, why_not_inside
+from manifests.services.untrusted import BrokenTarError
+from manifests.stores.inside import why_not_inside
 from training.data import loader
 from training.data.images import CorruptSample, View
 from training.evaluation.class_names import Taxon, class_text, taxon_of, taxon_of_folder

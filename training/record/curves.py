@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.drawing.panels import Panel, draw_png, require_picture
+from manifests.drawing.theme import SERIES
 from manifests.errors import ConfigError
-from manifests.services.drawing.panels import Panel, draw_png, require_picture
-from manifests.services.drawing.theme import SERIES
 from manifests.stores import storage
 from training.record.log import LOG_FILE, read_log
 

@@ -66,7 +66,7 @@ def train(
     """Train as configured; returns the summary, and whether the run was finished before and is reused.
 
     `resume` False trains anew and replaces what the folder holds. `allow_changed` goes on from a checkpoint of another
-    config or release. `pool` holds the samples of the release, row by row, when they lie elsewhere.
+    config or release. `pool` has the rows of the release, read from copies that lie elsewhere.
 
     Raises: ConfigError, IntegrityError before anything is written; RunError when the run cannot go on.
     """
@@ -121,9 +121,9 @@ def _check_shards(training: Sequence[Any], heldout: Sequence[Any], settings: Tra
 def _train_on(
     ranks: Ranks, run: RunFolder, pool: SamplePool, seen: RunState, lock_seconds: float
 ) -> tuple[dict[str, Any], bool]:
-    """The run within its process group; nothing refers to the group when this returns.
+    """Run within the process group; nothing refers to the group when this returns.
 
-    `seen` is the state of the folder before it is locked, which decides how the model is made.
+    `seen` is the state of the folder before it was locked. It decides how the model is made.
     """
     settings = run.settings
     if settings.compute.num_threads is not None:
@@ -310,11 +310,11 @@ def _log_step(trainer: Trainer, progress: Progress, losses: dict[str, float], gr
         samples_per_second_per_device=round(speed / num_devices, 2),
         data_wait_share=round(wait, 4),
     )
-    each = f" ({speed / num_devices:.0f} a device)" if num_devices > 1 else ""
+    per_device = f" ({speed / num_devices:.0f} a device)" if num_devices > 1 else ""
     left = (trainer.num_steps - progress.step) * progress.seconds / progress.step
     log.progress(
         f"step {progress.step}/{trainer.num_steps}  epoch {seen / trainer.order.epoch_size:.2f}  "
-        f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s{each}  data wait {wait:.0%}  "
+        f"loss {losses['loss']:.4f}  lr {lr:.2e}  {speed:.0f} samples/s{per_device}  data wait {wait:.0%}  "
         f"ETA {timedelta(seconds=round(left))}",
         always=progress.step == trainer.num_steps,
     )
@@ -365,7 +365,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
 
 
 def _by_part(names: Sequence[str]) -> str:
-    """How many tensors, and of which parts of the model."""
+    """The number of tensors, in all and in each part of the model."""
     parts = Counter(".".join(name.split(".")[: 2 if name.startswith("clip.") else 1]) for name in names)
     return f"{len(names)}" + (f" ({', '.join(f'{part} {count}' for part, count in parts.items())})" if parts else "")
 

@@ -34,6 +34,7 @@ from manifests.samples.tars import samples_in
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import stamps, storage
 from manifests.stores.cache import ShardCache
+from manifests.stores.ranges import read_range
 from training.data import loader
 from training.data.foreign import shown, stamp_of
 from training.data.images import CorruptSample, View
@@ -102,7 +103,7 @@ class Listing:
             raise CorruptSample(fault)
         try:
             if storage.is_remote(path):
-                content = storage.read_range(path, offset, length)
+                content = read_range(path, offset, length)
             else:
                 content = Item(name, path, offset, length).read()
         except Exception as error:

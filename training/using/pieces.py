@@ -98,7 +98,6 @@ class PiecedTable:
             storage.publish_json(self.folder / _MADE, self.identity | {"stamps": self._stamps})
             pieces = [range(i, min(i + PIECE_ROWS, self.num_rows)) for i in range(0, self.num_rows, PIECE_ROWS)]
             sealed = SealedFiles(self.folder)
-            sealed.adopt(_name(rows) for rows in pieces)
             missing = [rows for rows in pieces if not sealed.is_whole(_name(rows))]
             done = done_before = self.num_rows - sum(map(len, missing))
             started = time.monotonic()

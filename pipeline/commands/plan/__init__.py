@@ -37,7 +37,7 @@ def _write(path: str, content: bytes, is_own: Callable[[bytes], bool]) -> None:
 
 
 def _plotter(path: str) -> Callable[[dict[str, Any]], None]:
-    from manifests.services.drawing.panels import draw_png, require_picture
+    from manifests.drawing.panels import draw_png, require_picture
     from pipeline.sidefiles.mixture_panels import cautions_of, panels_of
 
     require_picture("--plot", path)

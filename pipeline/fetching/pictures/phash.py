@@ -1,7 +1,7 @@
 """The hashes of a picture and of its mirror image, and the spread of its luminance.
 
 `phash` is `imagehash.phash` with its first bit highest. `middle_hash` sees the middle alone, half as wide and half as
-high as the picture: so it tells sheets of one layout apart (manifests/pictures/copies.py).
+high as the picture: so it tells sheets of one layout apart (manifests/contract/copies.py).
 
 Luminance in, numbers out; pure. Source: imagehash 4.3 (32 x 32 pixels, DCT-II both ways, the 8 x 8 lowest frequencies
 against their median). Filter and transform are products of matrices, which is faster.

@@ -1,10 +1,9 @@
-"""Copies that contradict each other: in what licence they state, or in what they are said to show. SQL over tables.
+"""Copies that contradict each other, in their licence or in their label. SQL over tables.
 
-Nobody can tell which of two statements about one picture is true. Rows of one address and copies may state an allowed
-licence and one that is not allowed: then none of them is used (`find_contradicted`). Of copies with other labels one
-stays, by the order of all duplicates, or none, as the settings say (`drop_other_labels`). What contradicts the one that
-stays is listed (`find_conflicts`).
-A row that states nothing contradicts nothing.
+Nobody can tell which of two statements about one picture is true. Where copies, or rows of one address, state an
+allowed licence and a forbidden one, none of them is used (`find_contradicted`). Of copies with different labels one
+stays, by the order of all duplicates; or none, if the settings say so (`drop_other_labels`). `find_conflicts` lists
+what contradicts the one that stays. A row without a licence or label contradicts nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _SHOWN_BY = f"""
 """
 
 
-# The rows of one picture are found over the few that state a licence which is not allowed.
+# Only few rows state a forbidden licence, so the search for rows of the same picture begins with them.
 _CONTRADICTED = """
     CREATE TABLE refused_itself AS SELECT how, key, min(sample_id) AS other,
         arg_min(licence_id, sample_id) AS licence_id
@@ -53,10 +52,10 @@ _CONTRADICTED = """
 
 
 def find_contradicted(sql: Any) -> None:
-    """Make the table `contradicted` (CONTRADICTED): rows of an allowed licence, while a row of the same picture or of a
-    copy states one that is not allowed.
+    """Make the table `contradicted` (CONTRADICTED): rows with an allowed licence of which a row of the same picture, or
+    of a copy, states a forbidden one.
 
-    Rows that failed or that a rule dropped state their licence too. Reads `captions`, `licence_kinds`, `candidates`,
+    Rows that failed, or that a rule dropped, count as statements too. Reads `captions`, `licence_kinds`, `candidates`,
     `measured_facts`, `shown` and `pairs`.
     """
     if not sql.execute("SELECT 1 FROM licence_kinds WHERE family IS NOT NULL AND NOT keep").fetchall():
@@ -78,13 +77,13 @@ _OTHER_LABEL = """
 """
 
 
-# Rows of one look that say the same are looked at once.
+# Rows of one look with the same label are compared once.
 _OTHER_LABELS = f"""
-    CREATE TABLE said AS SELECT look, taxon, lineage, class, folder, min(sample_id) AS sample_id FROM competing
+    CREATE TABLE labels AS SELECT look, taxon, lineage, class, folder, min(sample_id) AS sample_id FROM competing
         GROUP BY ALL;
     CREATE TABLE contradicted_labels AS SELECT s.look, s.taxon, s.lineage, s.class, s.folder,
         min(r.sample_id) AS other_sample_id, arg_min(coalesce(r.taxon, r.folder), r.sample_id) AS other_label
-        FROM said s JOIN near USING (look) JOIN said r ON r.look = near.other WHERE {_OTHER_LABEL} GROUP BY ALL;
+        FROM labels s JOIN near USING (look) JOIN labels r ON r.look = near.other WHERE {_OTHER_LABEL} GROUP BY ALL;
     CREATE TABLE conflicting_labels AS SELECT c.sample_id, other_sample_id, NULL::UTINYINT AS distance,
         'conflicting_label' AS reason, coalesce(c.taxon, c.folder) || ' here, ' || other_label || ' there' AS value,
         'one label for copies' AS threshold, NULL::VARCHAR AS kept_because
@@ -96,9 +95,9 @@ _OTHER_LABELS = f"""
 
 
 def drop_other_labels(sql: Any) -> None:
-    """Take rows out of `competing` that have a copy there of another label; `conflicting_labels` (DUPLICATES) has them.
+    """Move the rows of `competing` that have a copy there with another label to `conflicting_labels` (DUPLICATES).
 
-    Reads `near` (companies.py), too.
+    Also reads `near` (companies.py).
     """
     sql.execute(_OTHER_LABELS)
 
@@ -123,7 +122,7 @@ _CONFLICTS = f"""
 
 
 def find_conflicts(sql: Any) -> None:
-    """Make the table `conflicts` (CONFLICTS): rows that stay, with what their copies say otherwise.
+    """Make the table `conflicts` (CONFLICTS): each row that stays, with copies that state another licence or label.
 
     Reads `rivals`, `near`, `competing` and `duplicates` (companies.py).
     """

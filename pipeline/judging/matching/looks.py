@@ -1,7 +1,7 @@
 """The look of a picture, and pairs of looks: both pictures as they are, or one mirrored. SQL over a scratch database.
 
 A look is the pHash and the hash of the middle, as one number. Pictures of one look are copies, and so are those whose
-hashes are near (manifests/pictures/copies.py). A flat picture, whose hashes say nothing, has a look of its pixels.
+hashes are near (manifests/contract/copies.py). A flat picture, whose hashes say nothing, has a look of its pixels.
 
 One search goes over the pHashes of pictures and of mirror images together. So it finds three kinds of pairs: two
 pictures, a picture and a mirror image, and two mirror images. The first two count, where the middles are near too.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD, near_middles
+from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD, near_middles
 from pipeline.judging.matching.cross import cross_pairs
 from pipeline.judging.matching.search import Hashes, distinct_of
 

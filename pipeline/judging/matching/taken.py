@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from manifests.contract.copies import RADIUS
 from manifests.contract.takedowns import Entry, Picture, each_once, find_named
-from manifests.pictures.copies import RADIUS
 from pipeline.judging.matching.looks import find_near_looks
 
 TAKEN = pa.schema(

@@ -20,7 +20,9 @@ Objective = Callable[[Array, Index], tuple[Array, Array, Array]]
 Model = Callable[[Array], tuple[Array, Callable[[], Array]]]
 """theta_FP -> predictions FN, and a function that gives their derivatives FNP."""
 
+_MOST_STEPS = 40
 _LARGEST_STEP = 2.0
+_TOLERANCE = 1e-5
 _HOPELESS_DAMPING = 1e6
 
 
@@ -34,9 +36,7 @@ class Prior:
     upper: Array
 
 
-def minimise(
-    objective: Objective, start_FP: Array, prior: Prior, max_steps: int = 40, tolerance: float = 1e-5
-) -> tuple[Array, Array]:
+def minimise(objective: Objective, start_FP: Array, prior: Prior) -> tuple[Array, Array]:
     """Minimise the objective plus the prior's penalty for each fit; returns theta_FP and cost_F."""
     theta = np.clip(start_FP, prior.lower, prior.upper)
     open_fits = np.arange(len(theta))
@@ -51,7 +51,7 @@ def minimise(
 
     cost, downhill, curvature = penalised(theta, open_fits)
     damping = np.full(len(theta), 1e-2)
-    for _ in range(max_steps):
+    for _ in range(_MOST_STEPS):
         here = theta[open_fits]
         step = _newton_step(here, downhill[open_fits], curvature[open_fits], damping[open_fits], prior)
         trial = np.clip(here + np.clip(step, -_LARGEST_STEP, _LARGEST_STEP), prior.lower, prior.upper)
@@ -62,7 +62,7 @@ def minimise(
         theta[won] = trial[better]
         cost[won], downhill[won], curvature[won] = (part[better] for part in tried)
         damping[open_fits] = np.clip(damping[open_fits] * np.where(better, 0.25, 6.0), 1e-7, None)
-        converged = better & (gain < tolerance * (1e-3 + np.abs(cost[open_fits])))
+        converged = better & (gain < _TOLERANCE * (1e-3 + np.abs(cost[open_fits])))
         open_fits = open_fits[~(converged | (damping[open_fits] > _HOPELESS_DAMPING))]
         if open_fits.size == 0:
             break

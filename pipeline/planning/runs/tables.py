@@ -25,6 +25,7 @@ Columns = dict[str, list[Any]]
 
 _SEPARATORS = ",;\t|"
 _DECIMAL_COMMA = re.compile(r"\s*-?\d+,\d+\s*")
+_NO_NUMBER = re.compile(r"_|^\s*[+-]?0\d")  # Python alone takes 1_0 for a number, and 007 is a name
 
 
 def read_csv(file: Path) -> tuple[Columns, str]:
@@ -92,12 +93,12 @@ def _typed(cells: list[str]) -> list[Any]:
 
 def _whole(cell: str) -> int:
     number = int(cell)
-    if "_" in cell or abs(number) >= 1 << 63:  # Python alone takes 1_0 for a number; SQL has no wider type
+    if _NO_NUMBER.search(cell) or abs(number) >= 1 << 63:  # SQL has no wider type
         raise ValueError(cell)
     return number
 
 
 def _number(cell: str) -> float:
-    if "_" in cell:
+    if _NO_NUMBER.search(cell):
         raise ValueError(cell)
     return float(cell)

@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 
 from manifests.errors import ConfigError
 from manifests.samples.tars import MAX_TEXT_BYTES
-from manifests.services.untrusted import check_packing, why_not_inside
+from manifests.services.untrusted import check_packing
 from manifests.stores import storage
+from manifests.stores.inside import why_not_inside
 from pipeline.sources.files import reading, sizes_in_zip, walk_files, where_it_looked, zip_fault
 from pipeline.sources.limits import MAX_COLUMNS
 from pipeline.sources.tables.delimited import Dialect

@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.contract import tables
+from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD
 from manifests.contract.reader import literals
 from manifests.contract.records import PartRecord, fingerprint
 from manifests.errors import ConfigError
-from manifests.pictures.copies import FLAT_BITS, FLAT_PIXEL_STD
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.fetching.pictures.settings import ImageSettings

@@ -1,12 +1,12 @@
 """The steps of dedup that find semantic duplicates: embed every image once, cluster, compare within clusters.
 
-Off unless the config says `dedup.semantic`. Reads facts and the pool through an open_clip model. Writes `embeddings`
-(one row a distinct picture, stored once for a model and its weights, for every build) and `semantic_pairs`. A picture
-already embedded is not embedded again; another threshold compares again. Pictures of earlier builds that are no longer
-part of this one count for nothing. Embeddings are floating-point: their last bits may depend on the machine, so
-byte-identity of releases holds for the same embeddings.
+Off unless the config has `dedup.semantic`. Reads facts, and pictures of the pool through an open_clip model. Writes
+`embeddings`, one row for each distinct picture, and `semantic_pairs`. A picture is embedded once for a model and its
+weights, by whichever build comes first. Another threshold only compares again. Pictures that are no longer part of the
+build are ignored. The last bits of an embedding may depend on the machine, so releases have equal bytes only where
+they come from the same embeddings.
 
-The inputs of all steps of dedup stand here too.
+This file also holds the inputs of all steps of dedup.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from pipeline.store.files import Files, Named, RowGroup
 from pipeline.store.pool import STORED_COLUMNS, PoolReader
 from pipeline.store.sql import cut_rows, view_parquet, view_table
 
-VERSION = 1
 PART_ROWS = 2_000
 SAMPLES_PER_CLUSTER = 256  # at most; k-means learns a cluster from them
 EMBEDDINGS = pa.schema([("pixels_sha256", pa.string()), ("embedding", pa.binary())])  # float16, length 1
@@ -87,7 +86,7 @@ class DedupInputs:
 
 
 def check_semantic(settings: SemanticSettings) -> None:
-    """Check before any work that the model and the library are there.
+    """Check, before any work, that the model and the library can be loaded.
 
     Raises: ConfigError.
     """
@@ -118,10 +117,6 @@ def inputs_of(context: BuildContext) -> SemanticInputs | None:
         config.IMAGES_PER_CLUSTER,
         config.CLUSTER_SEED,
     )
-
-
-def _settings_of(context: BuildContext) -> SemanticSettings | None:
-    return context.config.dedup.semantic
 
 
 # ---- embeddings
@@ -188,7 +183,7 @@ _ALIVE = "SELECT DISTINCT pixels_sha256 FROM facts WHERE outcome = 'ok'"
 
 
 def cluster(inputs: Inputs, run: Execution[None], images_per_cluster: int, seed: int) -> PartResult:
-    """Centroids learnt from an even sample of the pictures of this build, in the order of their pixels."""
+    """Learn centroids from an even sample of the pictures of this build, sorted by the hash of their pixels."""
     with run.views(inputs) as sql:
         sql.execute(
             f"CREATE TABLE alive AS SELECT *, row_number() OVER (ORDER BY pixels_sha256) AS place FROM ({_ALIVE})"
@@ -210,7 +205,7 @@ def cluster(inputs: Inputs, run: Execution[None], images_per_cluster: int, seed:
 
 
 def compare(inputs: Inputs, run: Execution[None], first: int, last: int, threshold: float) -> PartResult:
-    """Pairs within the clusters from `first` up to `last`, the latter left out; each in the order of its pixels."""
+    """Pairs within the clusters `first` to `last` - 1. The two of a pair are sorted by the hash of their pixels."""
     held = pq.read_table(inputs["centroids"].path)["centroid"].to_pylist()
     centroids = np.frombuffer(b"".join(held), np.float32).reshape(len(held), -1)
     with run.scratch() as sql:
@@ -258,10 +253,9 @@ def _plan_compare(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, An
 EMBED = Step(
     "embed",
     embed,
-    version=VERSION,
     gives=("embeddings",),
     plan=_plan_embed,
-    how=_settings_of,
+    how=lambda context: context.config.dedup.semantic,
     unit="images",
     committed=_embedded,
 )

@@ -23,8 +23,8 @@ import pyarrow as pa
 from PIL import Image
 
 from manifests.contract import tables
+from manifests.contract.copies import FLAT_BITS
 from manifests.contract.records import Funnel, PartRecord
-from manifests.pictures.copies import FLAT_BITS
 from manifests.pictures.opening import open_stored
 from pipeline import config
 from pipeline.engine.inputs import Inputs

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
 from manifests.contract.records import Funnel, PartRecord
-from manifests.contract.takedowns import find_named, standing_entries
+from manifests.contract.takedowns import find_named, standing_list
 from manifests.stores import storage
 from pipeline.config import BuildConfig
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -159,7 +159,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
         _view_candidates(sql, inputs.candidates, inputs.secrets, None)
         view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs), inputs.consent)
         # a build has to see the pictures that were taken down, to know their copies; a round asks for none of them
-        taken = standing_entries(run.catalog.workdir, run.catalog.ask) if run.fetch_round else []
+        taken = standing_list(run.catalog.workdir, run.catalog.ask).entries if run.fetch_round else []
         sql.execute("CREATE VIEW facts AS FROM parts")
         find_named(sql, taken)
         groups = cut_rows(

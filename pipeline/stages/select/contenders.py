@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.contract.copies import FLAT_PIXEL_STD
 from manifests.contract.takedowns import Entry, Picture
-from manifests.pictures.copies import FLAT_PIXEL_STD
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, PartResult
 from pipeline.judging.matching import companies

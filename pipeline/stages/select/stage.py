@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from manifests.contract import tables
 from manifests.contract.outcomes import Outcome
 from manifests.contract.records import Funnel
-from manifests.contract.takedowns import Entry, Picture, add_entries, read_pictures, standing_entries
+from manifests.contract.takedowns import Entry, Picture, Takedowns, add_entries, standing_list
 from pipeline.config import PREFER, BuildConfig
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
@@ -72,7 +71,7 @@ class Choice:
     """Outcomes of fetch that a limit decides, each with its limit."""
 
     @classmethod
-    def of(cls, config: BuildConfig, takedowns: Sequence[Entry], pictures: Sequence[Picture]) -> Choice:
+    def of(cls, config: BuildConfig, takedowns: Takedowns) -> Choice:
         """The choice that a configuration makes."""
         return cls(
             PREFER,
@@ -82,8 +81,8 @@ class Choice:
             config.select.licences,
             config.select.other_labels,
             config.select.balance,
-            tuple(takedowns),
-            tuple(pictures),
+            tuple(takedowns.entries),
+            tuple(takedowns.pictures),
             {limit.outcome.value: limit.shown(config.fetch.image) for limit in LIMITS},
         )
 
@@ -267,11 +266,7 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
 
 def _inputs(context: BuildContext) -> SelectInputs:
     return SelectInputs(
-        choice=Choice.of(
-            context.config,
-            standing_entries(context.workdir, context.catalog.ask),
-            read_pictures(context.workdir),
-        ),
+        choice=Choice.of(context.config, standing_list(context.workdir, context.catalog.ask)),
         radius=context.config.dedup.radius,
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),

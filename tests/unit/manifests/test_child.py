@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from manifests.services.child import Child
+from manifests.services.child import Child, Command
 
 
 def _say(connection: Connection) -> None:
@@ -24,3 +24,11 @@ def test_the_script_of_the_process_is_as_before(script: str | None, monkeypatch:
     with Child(_say):
         pass
     assert ("__file__" in vars(main), vars(main).get("__file__")) == before
+
+
+def test_a_command_says_its_last_line_and_how_it_ended() -> None:
+    with Command(["sh", "-c", "echo first >&2; echo last >&2; echo; echo out; exit 3"]) as command:
+        assert command.output.read() == b"\nout\n"
+    assert (command.end(), command.last_line) == (3, "last")
+    printing = Command("echo printed; sleep 60", hears_output=True)
+    assert (printing.end(0.2), printing.last_line) == (-9, "printed")

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from manifests.services.drawing.panels import Panel, draw_png, draw_svg
-from manifests.services.drawing.theme import INK
+from manifests.drawing.panels import Panel, draw_png, draw_svg
+from manifests.drawing.theme import INK
 
 HOSTILE = "<script>alert(1)</script> $\\frac{1}{$ \u202e"
 

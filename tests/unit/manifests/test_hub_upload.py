@@ -9,7 +9,7 @@ import pytest
 from misbehaving.hub import CUT, FakeHub, Repository, fake_hub, use_hub
 
 from manifests.errors import ConfigError, RunError
-from manifests.services.publishing import hub as uploads
+from manifests.publishing import hub as uploads
 
 # huggingface_hub 2.4 sends LFS files in a way that its own HTTP client deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -123,6 +123,8 @@ def test_missing_folder_and_binary_files(tmp_path: Path) -> None:
         read_settings(tmp_path / "absent.yaml", Tree)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_settings(tmp_path, Tree)
+    with pytest.raises(ConfigError, match=r"/dev/zero: is no config file: it has more than 16,777,216 bytes"):
+        read_settings("/dev/zero", Tree)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_settings(tmp_path / "binary.yaml", Tree)

@@ -19,7 +19,6 @@ from manifests.contract.takedowns import (
     add_entries,
     find_copies,
     read_list,
-    read_pictures,
     say_taken_down,
 )
 from manifests.errors import ConfigError
@@ -32,23 +31,23 @@ def test_a_reason_with_any_line_break_stops_no_later_build(tmp_path: Path, line_
     """As it was found: the takedown succeeded, then every build and takedown on the folder failed."""
     entry = Entry("owner", f"A.{line_break}Photographer", f"asked by mail{line_break}on Monday")
     add_entries(str(tmp_path), [entry])
-    assert read_list(str(tmp_path)) == [entry]
+    assert read_list(str(tmp_path)).entries == [entry]
     other = Entry("id", "0" * 32)
     add_entries(str(tmp_path), [entry, other])
-    assert read_list(str(tmp_path)) == sorted([entry, other])
+    assert read_list(str(tmp_path)).entries == sorted([entry, other])
 
 
 @given(value=st.text(min_size=1), reason=st.text(min_size=1))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, value: str, reason: str) -> None:
     folder = str(tmp_path_factory.mktemp("work"))
     add_entries(folder, [Entry("owner", value, reason)])
-    assert read_list(folder) == [Entry("owner", value, reason)]
+    assert read_list(folder).entries == [Entry("owner", value, reason)]
 
 
 def test_a_list_written_by_hand_on_windows_is_read(tmp_path: Path) -> None:
     lines = [{"by": "owner", "value": "A"}, {"by": "url", "value": "http://u:pw@a.example/1?token=x"}]
     (tmp_path / TAKEDOWNS_FILE).write_bytes("\r\n".join(map(json.dumps, lines)).encode() + b"\r\n\r\n")
-    assert read_list(str(tmp_path)) == [Entry("owner", "A"), Entry("url", "http://a.example/1?token=***")]
+    assert read_list(str(tmp_path)).entries == [Entry("owner", "A"), Entry("url", "http://a.example/1?token=***")]
 
 
 def test_a_line_that_is_no_entry_is_named(tmp_path: Path) -> None:
@@ -71,12 +70,11 @@ def test_hashes_of_pictures_stay_beside_the_entries(tmp_path: Path) -> None:
     pictures = [_picture(2, phash="00ff00ff00ff00ff", middle_hash="1" * 16), _picture(1, pixels_sha256="ab")]
     add_entries(folder, [entry], pictures)
     add_entries(folder, [Entry("owner", "B")], [_picture(2, phash="0" * 16)])
-    assert read_list(folder) == [entry, Entry("owner", "B")]
-    assert read_pictures(folder) == sorted(pictures)
+    assert read_list(folder) == ([entry, Entry("owner", "B")], sorted(pictures))
     line = (tmp_path / TAKEDOWNS_FILE).read_text().splitlines()[-1]
     (tmp_path / TAKEDOWNS_FILE).write_text(line.replace("00ff00ff00ff00ff", "a picture"))
     with pytest.raises(ConfigError, match="line 1: not an entry"):
-        read_pictures(folder)
+        read_list(folder)
 
 
 def test_copies_are_told_by_both_hashes_mirrored_or_not() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from manifests.services.publishing.markdown import plain_markdown as plain
+from manifests.publishing.markdown import plain_markdown as plain
 from pipeline.sidefiles.pages import write_attribution_page
 
 FORGED = "Eve\n\n## cc0-1.0: 9,999 images\n\n- Mallory: 9,999"

@@ -1,8 +1,8 @@
-"""What GBIF is asked for, and where what it gave lies. Reads and writes nothing but JSON of one folder.
+"""The request to GBIF, and the folder of its answer. Reads and writes only the small JSON files of that folder.
 
 A source has a folder of its own:
 
-    asked-HASH.json   what was asked (HASH is of it), a token that names the request, and GBIF's key once it is known
+    asked-HASH.json   a token that names the request, and GBIF's key once it is known; HASH is of what was asked
     KEY.json          what GBIF says of the download: DOI, citation, counts of each data set
     KEY.zip           the archive; KEY.zip.part while it comes
 
@@ -29,7 +29,7 @@ _LICENCES = {"CC0-1.0": "CC0_1_0", "CC-BY-4.0": "CC_BY_4_0", "CC-BY-NC-4.0": "CC
 
 
 REQUEST_FIELDS = ("taxon", "country", "licence", "basis_of_record", "years", "refresh", "download", "api")
-"""What GBIF is asked for decides which archive comes; the rows depend on its bytes alone."""
+"""The settings of a request. They decide which archive comes; the rows depend on the bytes of the archive alone."""
 
 
 class GbifSettings(DwcaSettings):
@@ -103,15 +103,15 @@ def _one_of(key: str, values: list[Any]) -> list[dict[str, Any]]:
 
 
 def request_path(settings: GbifSettings) -> Path:
-    """The file that remembers this very request; another filter or another `refresh` has another one."""
+    """The file of this request. Another filter or another `refresh` gives another file."""
     asked = settings.model_dump(mode="json", include=set(REQUEST_FIELDS))
     return Path(settings.path, f"asked-{fingerprint(asked)[:12]}.json")
 
 
 def read_request(settings: GbifSettings) -> Request | None:
-    """The request as it was written down; None when GBIF was not asked yet.
+    """The request that `write_request` wrote; None when GBIF was not asked yet.
 
-    Raises: ConfigError for a file that somebody else has written.
+    Raises: ConfigError for a file of other content.
     """
     if settings.download:
         return Request("", settings.download)
@@ -125,7 +125,7 @@ def read_request(settings: GbifSettings) -> Request | None:
 
 
 def write_request(settings: GbifSettings, request: Request) -> None:
-    """Remember a request, before and after GBIF has given its key."""
+    """Write a request down: before GBIF is asked, and again with the key that it gave."""
     content = json.dumps({"token": request.token, "key": request.key})
     storage.publish_bytes(str(request_path(settings)), content.encode())
 

@@ -11,6 +11,7 @@ import pytest
 from manifests.errors import ConfigError
 from pipeline.commands.plan.tables import read_runs
 from pipeline.planning.runs.checks import check_runs, noise_floor, outside_hull, require_one_setting
+from pipeline.planning.runs.tables import read_csv
 
 DATA = Path(__file__).parent / "data"
 LARGE = "model_size = '410M' AND step = 60000"
@@ -47,6 +48,12 @@ def test_the_public_table_reads_whole_and_filtered():
     whole = read_runs(DATA / "3mix.csv")
     assert whole.num_runs == 1088
     assert np.isnan(whole.loss_values).sum() == 37  # empty cells are not measured, not wrong
+
+
+def test_a_run_called_007_keeps_its_name(tmp_path):
+    (tmp_path / "runs.csv").write_text("run,seed,mix_a,mix_b,loss_a\n007,7,0.5,0.5,1\n010,8,1,0,0.25\n")
+    columns, _ = read_csv(tmp_path / "runs.csv")
+    assert (columns["run"], columns["seed"], columns["mix_a"]) == (["007", "010"], [7, 8], [0.5, 1.0])
 
 
 def test_parquet_gives_what_csv_gives(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.services.drawing.panels import draw_png, draw_svg
+from manifests.drawing.panels import draw_png, draw_svg
 from pipeline.planning.search import shares_grid
 from pipeline.sidefiles.mixture_panels import cautions_of, panels_of
 

@@ -266,7 +266,7 @@ def test_a_field_that_no_sample_has_is_named_with_those_that_are_there(tmp_path:
     there = "they have json, json.a.b, json.exif, json.null"
     with pytest.raises(ConfigError, match=rf"sources.old: none of 4 samples has {name}, and `fields` asks .*{there}"):
         read(given)
-    assert given.reader.doubts() == [f"none of the first samples has {name}, and `fields` asks for it; {there}"]
+    assert given.reader.remarks() == [f"none of the first samples has {name}, and `fields` asks for it; {there}"]
 
 
 def test_a_field_that_some_samples_have_is_no_mistake(tmp_path: Path) -> None:
@@ -274,13 +274,13 @@ def test_a_field_that_some_samples_have_is_no_mistake(tmp_path: Path) -> None:
     write_tar(tmp_path / "2.tar", ("a.jpg", b"p"), ("a.json", b'{"caption": "a rose"}'))
     rows, _ = read(given)
     assert [row.get("caption") for row in rows] == [None] * 4 + ["a rose"]
-    assert given.reader.doubts() == []
+    assert given.reader.remarks() == []
 
 
 def test_a_key_that_several_tars_have_is_a_doubt_where_it_is_used(tmp_path: Path) -> None:
     folder = with_exif(tmp_path)
-    assert source(folder, fields={"creator": "json.exif.Image Artist"}).reader.doubts() == []
+    assert source(folder, fields={"creator": "json.exif.Image Artist"}).reader.remarks() == []
     said = "__key__: samples of several tars have the same, such as '0'; leave `record_key` out"
     for fields in ({"record_key": "__key__"}, {"extra": ["__key__"]}):
-        (doubt,) = source(folder, fields=fields).reader.doubts()
+        (doubt,) = source(folder, fields=fields).reader.remarks()
         assert doubt.startswith(said)

@@ -378,7 +378,7 @@ def test_storage_that_fails_is_an_error_of_ours(remote_release: str, monkeypatch
     memory = fsspec.filesystem("memory")
     pool = open_pool([Release.open(remote_release)], "train")
     with monkeypatch.context() as patch:
-        patch.setattr(memory, "cat_ranges", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        patch.setattr(memory, "cat_file", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
         with pytest.raises(RunError, match=r"loader-test/shards/toy-0.*TimeoutError: no answer"):
             ShardReader(pool).read([0], with_texts=False)
     memory.rm("/loader-test/shards/toy-000000.tar")

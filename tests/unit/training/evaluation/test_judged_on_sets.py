@@ -16,7 +16,7 @@ from evaluation_sets import classes_of, write_folders, write_table, write_tars
 from PIL import Image
 from training_runs import Finished, write_values
 
-from manifests.services.drawing.panels import draw_svg
+from manifests.drawing.panels import draw_svg
 from training.cli import main
 from training.evaluation.report import result_panels
 

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 from hashed_pairs import look_of
 
-from manifests.pictures.copies import MIDDLE_RADIUS
+from manifests.contract.copies import MIDDLE_RADIUS
 from pipeline.judging.matching.looks import LOOKS, distinct_hashes, find_near_looks, make_pairs, view_shown
 
 A, B, C = 0x0F0F_3C3C_5A5A_9966, 0x1234_5678_9ABC_DEF0, 0xFEDC_BA98_7654_3210

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from manifests.contract.release import require_output
+from manifests.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
 from manifests.errors import ConfigError
-from manifests.services.drawing.theme import INK, LINE, NAMES, PAPER, SOFT, WARN
 from manifests.services.packages import require
 
 _LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 0.12, 0.5, 0.34  # inches around the axes
 MADE_BY = "PlantMix"  # in a picture, so that the next one may replace it
 _HEADING_LINE = 0.24  # inches
+_COLUMNS = 3
 _SETTINGS: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "plantmix", "text.parse_math": False, "font.size": 9.0,
     "axes.titlesize": 10.0, "axes.titlelocation": "left", "axes.edgecolor": SOFT, "axes.labelcolor": SOFT,
@@ -53,15 +54,14 @@ def require_picture(option: str, out: str) -> None:
     require_output(out, lambda content: content.startswith(b"\x89PNG") and MADE_BY.encode() in content[:400])
 
 
-def draw_png(panels: Sequence[Panel], heading: str = "", cautions: Sequence[str] = (), columns: int = 3) -> bytes:
-    """All panels in one picture, `columns` beside each other, under a heading and the cautions.
+def draw_png(panels: Sequence[Panel], heading: str = "", cautions: Sequence[str] = ()) -> bytes:
+    """All panels in one picture, up to three beside each other, under a heading and the cautions.
 
     Raises: ConfigError without matplotlib.
     """
     from textwrap import wrap
 
-    columns = max(1, min(columns, len(panels)))
-    rows = [panels[at : at + columns] for at in range(0, len(panels), columns)]
+    rows = [panels[at : at + _COLUMNS] for at in range(0, len(panels), _COLUMNS)]
     width = max(sum(panel.width for panel in row) for row in rows)
     lines = [(line, INK, 12) for line in wrap(heading, int(width * 10))]
     lines += [(line, WARN, 9) for text in cautions for line in wrap(text, int(width * 13))]
