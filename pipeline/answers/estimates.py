@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import CATALOG_FILE
-from manifests.contract.reader import open_reader
+from manifests.contract.reader import literals, open_reader
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, RunError
 from manifests.stores import storage
@@ -206,10 +206,10 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, 
 def _count_licences(sql: Any, source: str, tars: Mapping[str, _Tars], policy: LicenceSettings) -> list[dict[str, Any]]:
     """Pictures of a source by the id of their licence, the most first, and whether the policy lets it pass."""
     query = (
-        "SELECT licence, licence_url, count(*) AS num FROM rows WHERE reason IS NULL AND source = $1 GROUP BY ALL "
-        "ORDER BY ALL"
+        "SELECT licence, licence_url, count(*) AS num FROM rows "
+        f"WHERE reason IS NULL AND source = {literals([source])} GROUP BY ALL ORDER BY ALL"
     )
-    stated = sql.execute(query, [source]).to_arrow_table()
+    stated = sql.sql(query).to_arrow_table()
     times = tars[source].times if source in tars else 1
     counts: Counter[str] = Counter()
     ids = normalise_licences(stated["licence"], stated["licence_url"]).to_pylist()

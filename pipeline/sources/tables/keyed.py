@@ -170,8 +170,8 @@ def pair_rows(sql: Any, odd: Mapping[str, int], shared: str, is_usable: str = "t
     (counts,) = rows_of(sql, _COUNTS.format(is_usable=is_usable))
     (of_shared,) = rows_of(sql, _SHARED)
     ((num_other,),) = sql.execute("SELECT count(spelt) FROM partners SEMI JOIN others USING (key)").fetchall()
-    counts |= most | (of_shared if of_shared["num_sharing"] else {}) | odd
-    counts |= {"trimmed": odd["trimmed"] - num_other, "differ_in_blanks_from_another_key": num_other}
+    counts |= most | (of_shared if of_shared["num_sharing"] else {})
+    counts |= {**odd, "trimmed": odd["trimmed"] - num_other, "differ_in_blanks_from_another_key": num_other}
     for name in ("keys_of_rows", "keys_of_pictures"):
         counts[name] = [hide_secrets(key) for key in counts[name] or []]
     return counts

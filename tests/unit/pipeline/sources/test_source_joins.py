@@ -97,9 +97,9 @@ def test_rows_with_one_key_give_what_they_agree_on_and_all_that_finds_no_partner
     ]
     (counts,) = counts_of(given, tmp_path)
     assert describe_join(counts) == (
-        "join 1 of ours: 1 of 4 pictures (25.0%) have no partner among 7 rows; 1 keys are met without the blanks around "
-        "them; 2 keys stand on several rows, which say different things for 1 of them (such as '1'): where they do, a "
-        "field stays empty; rows left out: 1 without key"
+        "join 1 of ours: 1 of 4 pictures (25.0%) have no partner among 7 rows; 1 keys are met without the blanks "
+        "around them; 2 keys stand on several rows, which say different things for 1 of them (such as '1'): where they "
+        "do, a field stays empty; rows left out: 1 without key"
     )
     assert fault_of(given.join[0], counts) is None
 
@@ -109,8 +109,8 @@ def test_a_join_that_fits_no_row_is_a_fault_that_shows_both_sides(tmp_path: Path
     given = list_of(tmp_path / "l.csv", "id,url,text\n1,http://a/1,x\n", join=[table])
     (counts,) = counts_of(given, tmp_path)
     assert fault_of(given.join[0], counts) == (
-        f"sources.ours.join[1]: none of 1 pictures has a row: record_key of the source ('1') and key of {tmp_path}/t.csv "
-        "('x-1') have no value in common; name other columns in `on`"
+        "sources.ours.join[1]: none of 1 pictures has a row: record_key of the source ('1') and key of "
+        f"{tmp_path}/t.csv ('x-1') have no value in common; name other columns in `on`"
     )
 
 
@@ -181,7 +181,7 @@ def test_where_takes_any_column_of_a_row_as_it_will_stand_there(tmp_path: Path, 
     assert kept(kind="CITIZEN_SCIENCE") == ["1"]
     assert kept(kind={"not": ["museum specimen: plant"]}) == ["1", "3"]
     assert kept(taxon_genus="quercus", record_key={"not": [1]}) == ["3"]
-    assert kept(**{"kind": {"not": ["Citizen Science"]}, "genus": ["Quercus"]}) == ["3"]
+    assert kept(kind={"not": ["Citizen Science"]}, genus=["Quercus"]) == ["3"]
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_where_takes_any_column_of_a_row_as_it_will_stand_there(tmp_path: Path, 
     [
         (
             {"where": {"img_typ": ["a"]}},
-            "where: its rows have no 'img_typ' (did you mean 'img_type'?); they have img_type, record_key, url, caption, "
-            "kingdom. A column of a table counts once it is mapped or named in `extra`",
+            "where: its rows have no 'img_typ' (did you mean 'img_type'?); they have img_type, record_key, url, "
+            "caption, kingdom. A column of a table counts once it is mapped or named in `extra`",
         ),
         ({"where": {"family": ["Fagaceae"]}}, "where: its rows have no 'family'"),
         ({"where": {"kingdom": {"no": ["Plantae"]}}}, "kingdom: write values, or `{not: [VALUE, ...]}`"),
