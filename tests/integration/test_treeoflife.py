@@ -72,6 +72,8 @@ def test_the_tars_get_ranks_licences_and_owners_of_their_tables(tars: Path) -> N
     record = json.loads((release_of(work) / "release.json").read_text())
     assert [row["num_joined"] for row in record["counts"]["stages"]["ingest"]["join"]] == [12, 11]
     assert record["counts"]["stages"]["ingest"]["reasons"] == {"where_split": 1}
+    page = (release_of(work) / "report.html").read_text(encoding="utf-8")
+    assert "Joined fields, table 2: 1 of 12 pictures of treeoflife have no partner among 14 rows." in page
     assert "join 1 of treeoflife" in done("preview", recipe("treeoflife-10m", tars, work_dir=str(tars / "none")))
 
 

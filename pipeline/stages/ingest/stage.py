@@ -1,9 +1,9 @@
 """ingest: turn the rows of every source into candidates with an identity. Other rows end here with a reason.
 
 Reads the sources through their readers, and tars of a store once for fetch too (tars.py). Writes `candidates`
-(sorted by sample_id) and `rejects`, one part a source. A source is read again only when its bytes or its settings
-change. Then it joins the texts of other tables to candidates (`joined`, one part an entry of `captions`): before any
-picture is fetched, a join that fits nothing shows.
+(sorted by sample_id) and `rejects`, one part a source. A source is read again only when its bytes, its settings or the
+tables whose fields are joined to its rows change. Then it joins the texts of other tables to candidates (`joined`, one
+part an entry of `captions`): before any picture is fetched, a join that fits nothing shows.
 
 This is the one place where secrets in addresses (passwords, tokens, signatures) are taken out. Every text of a row is
 written without them. The whole address of such a row stands in `secrets`, which only fetch reads.
