@@ -171,15 +171,14 @@ class SourceSettings(Origin):
 
     @model_validator(mode="after")
     def _has_what_is_asked(self) -> Self:
-        there = self.terms()
-        for name in self.where:
-            if name not in self.where_columns():
-                near = difflib.get_close_matches(name, there, n=1, cutoff=0.4)
-                hint = f" (did you mean '{near[0]}'?)" if near else ""
-                raise ValueError(
-                    f"where: its rows have no '{name}'{hint}; they have {', '.join(there)}. A column of a table counts "
-                    "once it is mapped or named in `extra`"
-                )
+        if missing := [name for name in self.where if name not in self.where_columns()]:
+            there = self.terms()
+            near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.4)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ValueError(
+                f"where: its rows have no '{missing[0]}'{hint}; they have {', '.join(there)}. A column of a table "
+                "counts once it is mapped or named in `extra`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -220,9 +219,9 @@ class SourceSettings(Origin):
 
     def where_columns(self) -> dict[str, str]:
         """SQL of what `where` names; a rank may be written as in `columns`, with `taxon_` in front."""
-        there = self.terms()
-        short = {name: name.removeprefix("taxon_") for name in self.where}
-        return {name: there.get(name) or there[short[name]] for name in self.where if {name, short[name]} & {*there}}
+        there = self.terms() if self.where else {}
+        found = {name: there.get(name) or there.get(name.removeprefix("taxon_")) for name in self.where}
+        return {name: column for name, column in found.items() if column}
 
     def identity(self) -> dict[str, Any]:
         """The identity of the origin, and the domains; the priority belongs to select."""
