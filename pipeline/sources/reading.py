@@ -71,8 +71,10 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
 
     Raises: as `check_source`.
     """
-    readers = (source.reader, *source.field_tables())
-    return [sha256 for reader in readers for sha256 in ask(reader, partial(reader.digest, hash_file))]
+    hashes = ask(source, partial(source.reader.digest, hash_file))
+    for number, table in enumerate(source.field_tables(), 1):
+        hashes += [f"join {number}: {sha256}" for sha256 in ask(table, partial(table.digest, hash_file))]
+    return hashes
 
 
 def read_rows(

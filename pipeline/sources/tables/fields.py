@@ -93,23 +93,23 @@ def join_fields(
     `of_tars`: the rows are samples of tars, whose names may stand in several.
     """
     with staging(scratch) as (sql, folder):
-        with StagedTable(folder, "rows", ROWS.names) as own:
+        with StagedTable(folder, "rows", ROWS.names) as rows:
             for batch in batches:
-                own.write(batch.numbers, {name: batch.rows[name] for name in ROWS.names})
+                rows.write(batch.numbers, {name: batch.rows[name] for name in ROWS.names})
                 if batch.lost.num_rows:
                     yield Batch(ROWS.empty_table(), np.arange(0), batch.lost)
         found = []
         for entry, joined in enumerate(joins, 1):
             key = f"SELECT file_row_number AS id, {joined.sql_of_key()} AS key"
             sql.execute(
-                f"CREATE OR REPLACE VIEW pictures AS {key} FROM read_parquet({text(own.path)}, file_row_number = true)"
+                f"CREATE OR REPLACE VIEW pictures AS {key} FROM read_parquet({text(rows.path)}, file_row_number = true)"
             )
             Path(of_entry := f"{folder}/{entry}").mkdir()
             table = joined.reader(f"sources.{source}.join[{entry}]")
             values, counts = _values_by_row(sql, of_entry, table, joined, of_tars)
             found.append(_InOrder(values))
             tell({"source": source, "entry": entry, **counts})
-        yield from _filled(own.path, joins, found)
+        yield from _filled(rows.path, joins, found)
 
 
 def _values_by_row(
@@ -154,11 +154,11 @@ def _filled(path: str, joins: Sequence[JoinedFields], found: Sequence[_InOrder])
         yield make_batch(filled, rows["n"].to_numpy())
 
 
-def _first_value(own: pa.ChunkedArray, joined: pa.ChunkedArray) -> Any:
-    """The own values; where a row has none, the joined one."""
-    if own.null_count == len(own):
+def _first_value(given: pa.ChunkedArray, joined: pa.ChunkedArray) -> Any:
+    """The given values; where a row has none, the joined one."""
+    if given.null_count == len(given):
         return joined
-    return pc.if_else(pc.equal(pc.fill_null(pc.utf8_trim_whitespace(own), ""), ""), joined, own)
+    return pc.if_else(pc.equal(pc.fill_null(pc.utf8_trim_whitespace(given), ""), ""), joined, given)
 
 
 def _with_kept(extra: pa.ChunkedArray, values: Mapping[str, pa.ChunkedArray]) -> pa.Array:
@@ -166,9 +166,9 @@ def _with_kept(extra: pa.ChunkedArray, values: Mapping[str, pa.ChunkedArray]) ->
     columns = [values[name].to_pylist() for name in values]
     texts = []
     for held, *row in zip(extra.to_pylist(), *columns, strict=True):
-        own = json.loads(held) if held else {}
-        missing = {name: value for name, value in zip(values, row, strict=True) if own.get(name) in (None, "")}
-        texts.append(extra_json(own | missing))
+        record = json.loads(held) if held else {}
+        missing = {name: value for name, value in zip(values, row, strict=True) if record.get(name) in (None, "")}
+        texts.append(extra_json(record | missing))
     return pa.array(texts, pa.string())
 
 
@@ -191,6 +191,6 @@ class _InOrder:
         numbers = values["n"].to_numpy()
         num = int(np.searchsorted(numbers, stop))
         self._held = values.slice(num)
-        place_of = np.full(stop - start, -1)
-        place_of[numbers[:num] - start] = np.arange(num)
-        return values.take(pa.array(place_of, pa.int64(), mask=place_of < 0))
+        index = np.full(stop - start, -1)
+        index[numbers[:num] - start] = np.arange(num)
+        return values.take(pa.array(index, pa.int64(), mask=index < 0))
