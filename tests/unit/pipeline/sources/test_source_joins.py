@@ -184,6 +184,15 @@ def test_where_takes_any_column_of_a_row_as_it_will_stand_there(tmp_path: Path, 
     assert kept(kind={"not": ["Citizen Science"]}, genus=["Quercus"]) == ["3"]
 
 
+def test_the_where_of_an_archive_is_the_same_one(tmp_path: Path, read: Read) -> None:
+    """Its terms may be those that no row keeps."""
+    keys = archive(tmp_path / "there")
+    keys["dwca"]["where"] = {"gbifID": {"not": ["p"]}, "kingdom": "plantae"}
+    rows, lost = read(source(**keys, where={"record_key": {"not": ["r/https://a.b/r.jpg"]}}))
+    assert [json.loads(row["extra"])["gbifID"] for row in rows] == ["q"]
+    assert sorted(reason for _, reason, *_ in lost) == ["where_gbifID", "where_record_key"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
