@@ -348,7 +348,7 @@ class BuildConfig(Settings):
                 raise ValueError(f"caption.text.choices: no text is called '{name}'; there are {', '.join(there)}")
 
     def _check_caps(self) -> None:
-        kept = {name for source in self.sources for name in source.reader.extra_names()}
+        kept = {name for source in self.sources for name in source.extra_names()}
         for cap in self.select.balance.caps:
             if cap.extra_column and cap.extra_column not in kept:
                 raise ValueError(

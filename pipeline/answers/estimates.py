@@ -10,6 +10,7 @@ import os
 import shutil
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from manifests.contract.catalog import Catalog
-from manifests.contract.reader import open_reader
+from manifests.contract.reader import literals, open_reader
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, RunError
 from manifests.stores import storage
@@ -31,10 +32,13 @@ from pipeline.engine.on_ray import count_cpus
 from pipeline.fetching.hosts import MOST_TIMES
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import NetworkSettings
+from pipeline.judging.vocabulary.licences import LicenceSettings, normalise_licences
 from pipeline.sources.files import split_locator
 from pipeline.sources.kinds import FirstRows
-from pipeline.sources.reading import ask, check_source, read_rows
+from pipeline.sources.reading import ask, check_source, complete
+from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.keyed import describe_join, fault_of
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.fetch.rounds import addresses_to_fetch, view_fetched
 from pipeline.stages.fetch.stage import fetched_before
@@ -52,7 +56,8 @@ _STORED_BYTES_PER_PIXEL = {30: 0.1, 80: 0.23, 90: 0.33, 95: 0.46, 100: 1.2}  # b
 _SIDE_RATIO = 4 / 3
 _ROW_BYTES = 1_700  # all tables of the work folder, a candidate: 2 M synthetic ones, each drawn 1.4 times (2026-11-27)
 
-_COUNTED = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "url", "asked_url", "locator", "reason")])
+_COUNTED_COLUMNS = ("source", "sample_id", "url", "asked_url", "locator", "reason", "licence", "licence_url")
+_COUNTED = pa.schema([(name, pa.string()) for name in _COUNTED_COLUMNS])
 
 
 def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
@@ -62,18 +67,22 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
             check_source(source)
     with tempfile.TemporaryDirectory(prefix="plantmix-estimate-") as folder:
         scratch = partial(open_scratch, folder, config.run.memory_gb)
-        read = [_read_source(source, folder, scratch) for source in config.sources]
+        joins: list[dict[str, Any]] = []
+        read = [_read_source(source, folder, scratch, joins) for source in config.sources]
         paths = [path for path, _ in read]
         tars = {source.name: of_tars for source, (_, of_tars) in zip(config.sources, read, strict=True) if of_tars}
         with scratch() as sql, _work_folder(config) as catalog:
             view_parquet(sql, "rows", paths)
             sources = _count_rows(sql, config.sources, tars)
+            for entry in sources:
+                entry["licences"] = _count_licences(sql, entry["source"], tars, config.select.licences)
             view_fetched(sql, fetched_before(config, catalog) if catalog else (), config.fetch.network.consent)
             hosts = host_times(_count_addresses(sql), config.fetch.network)
             asked_again = _count_asked_again(sql)
             local = _count_local(sql, tars)
             heads = _ask_heads(sql, config.fetch.network, num_heads) if num_heads else None
-    return _figures(config, sources, hosts, local, heads, asked_again) | {"tars": _sum_of(tars.values())}
+    figures = _figures(config, sources, hosts, local, heads, asked_again)
+    return figures | {"tars": _sum_of(tars.values()), "joins": joins}
 
 
 def host_times(hosts: Sequence[tuple[str, int]], network: NetworkSettings) -> list[dict[str, Any]]:
@@ -124,22 +133,33 @@ class _Tars:
     times: float
 
 
-def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]) -> tuple[str, _Tars | None]:
+def _read_source(
+    source: SourceSettings, folder: str, scratch: Callable[[], Any], joins: list[dict[str, Any]]
+) -> tuple[str, _Tars | None]:
     """Every row of a source, judged as ingest does, as a Parquet file; gives its path. Of tars in a store, the first.
 
-    A source that still waits for its data has no rows.
+    A source that still waits for its data has no rows. `joins` gets words on each table of fields.
     """
+
+    def tell(counts: dict[str, Any]) -> None:
+        fault = fault_of(source.join[counts["entry"] - 1], counts)
+        joins.append({"source": source.name, "words": describe_join(counts), "fault": fault})
+
+    def passing(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            for locator in batch.rows["locator"].to_pylist() if stored else ():
+                name, offset, length = split_locator(locator)
+                passed[name] = offset + length
+            yield batch
+
     writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
     stored, passed = source.reader.tars(), dict[str, int]()
     if source.reader.waits_for():
         rows = FirstRows(iter(()))
     else:
-        rows = source.reader.first_rows(scratch) if stored else FirstRows(read_rows(source, scratch))
-    for batch in rows.batches:
+        rows = source.reader.first_rows(scratch) if stored else FirstRows(source.reader.rows(scratch))
+    for batch in complete(source, passing(rows.batches), scratch, tell):
         writer.write(map_rows(batch, source))
-        for locator in batch.rows["locator"].to_pylist() if stored else ():
-            name, offset, length = split_locator(locator)
-            passed[name] = offset + length
     path = writer.close().temp
     if stored is None:
         return path, None
@@ -179,6 +199,24 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, 
         counts = {"num_rows": round(times * num_rows), "num_pictures": round(times * num_kept), "reasons": reasons}
         entries.append({"source": source.name, "domain": source.domain, **counts})
     return entries
+
+
+def _count_licences(sql: Any, source: str, tars: Mapping[str, _Tars], policy: LicenceSettings) -> list[dict[str, Any]]:
+    """Pictures of a source by the id of their licence, the most first, and whether the policy lets it pass."""
+    query = (
+        "SELECT licence, licence_url, count(*) AS num FROM rows "
+        f"WHERE reason IS NULL AND source = {literals([source])} GROUP BY ALL ORDER BY ALL"
+    )
+    stated = sql.sql(query).to_arrow_table()
+    times = tars[source].times if source in tars else 1
+    counts: Counter[str] = Counter()
+    ids = normalise_licences(stated["licence"], stated["licence_url"]).to_pylist()
+    for licence, num in zip(ids, stated["num"].to_pylist(), strict=True):
+        counts[licence] += round(times * num)
+    return [
+        {"licence": licence, "num_pictures": num, "allowed": policy.allows(licence)}
+        for licence, num in counts.most_common()
+    ]
 
 
 def _count_addresses(sql: Any) -> list[tuple[str, int]]:

@@ -96,8 +96,9 @@ def write_first_config(
         for key in path_keys(KINDS[guess.kind].settings_type):
             if key in guess.settings:
                 guess.settings[key] = _from_folder(guess.settings[key], folder)
-        for entry in guess.captions:
-            entry["join"] = _from_folder(entry["join"], folder)
+        for key, entries in (("join", guess.captions), ("table", guess.join)):
+            for entry in entries:
+                entry[key] = _from_folder(entry[key], folder)
     faces = _WITHOUT_FACES if without_faces else []
     body = [*_body(name, list(domains), places), *faces, "", *_evaluation(sets), "", *_RUN]
     text = "\n".join([*_head(places, notes), "", *body]) + "\n"
@@ -250,15 +251,21 @@ def _scalar(value: Any) -> str:
 
 
 def _join_table(path: str, guess: Place) -> None:
-    """Write into the settings of a place that a table has texts for it: the first values of both decide.
+    """Write into the settings of a place what a table has for it: the first values of both decide.
 
     Raises: as `guess_join`.
     """
-    entry, words = guess_join(path, _keys_of(guess))
-    guess.captions.append(entry)
-    guess.comments["captions"] = "; ".join([*([guess.comments["captions"]] if len(guess.captions) > 1 else []), words])
-    guess.missing = [words for words in guess.missing if not words.startswith("captions of ")]
-    (key,) = entry["on"]
+    found = guess_join(path, _keys_of(guess), guess.settings.get(guess.mapping) or guess.fields)
+    for section, (entry, words) in found.items():
+        entries = getattr(guess, section)
+        entries.append(entry)
+        guess.comments[section] = "; ".join([*([guess.comments[section]] if len(entries) > 1 else []), words])
+        (key,) = entry["on"]
+    joined = {name for entry in guess.join for name in entry["columns"]}
+    guess.states_licence |= bool(joined & {"licence", "licence_url"})
+    guess.has_taxa |= any(name.startswith("taxon_") for name in joined)
+    if guess.captions or guess.has_taxa:
+        guess.missing = [words for words in guess.missing if not words.startswith("captions of ")]
     if name := key.partition("extra.")[2]:
         mapping = guess.settings.setdefault(guess.mapping, dict(guess.fields))
         mapping["extra"] = list(dict.fromkeys([*mapping.get("extra", ()), name]))

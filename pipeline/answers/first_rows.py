@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from manifests.contract import tables
 from pipeline.sources.kinds import HEAD_ROWS, FirstRows
+from pipeline.sources.reading import complete
 from pipeline.sources.rows import make_batch, texts_of
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.ingest.stage import map_rows
@@ -40,10 +41,13 @@ def read_head(source: SourceSettings, memory_gb: float) -> Head:
     with tempfile.TemporaryDirectory(prefix="plantmix-head-") as temp:
         scratch = partial(open_scratch, temp, memory_gb)
         first = FirstRows(iter(()), False, True) if reader.waits_for() else reader.first_rows(scratch)
-        batches = list(islice(first.batches, 1))
+        rest = first.batches
+        if first.has_captions and not source.join:  # else `where` may ask for what is not there yet
+            rest = complete(source, rest, scratch)
+        batches = list(islice(rest, 1))
         mapped = [map_rows(batch, source) for batch in batches]
         rows = mapped[0] if mapped else map_rows(make_batch({}, []), source)
-        whole = not first.is_part and next(first.batches, None) is None and rows.num_rows <= HEAD_ROWS
+        whole = not first.is_part and next(rest, None) is None and rows.num_rows <= HEAD_ROWS
     rows = rows.slice(0, HEAD_ROWS)
     candidates = rows.filter(rows["reason"].is_null()).select(tables.CANDIDATES.names).cast(tables.CANDIDATES)
     captions = [text for batch in batches for text in batch.rows["caption"].slice(0, HEAD_ROWS).to_pylist() if text]

@@ -80,4 +80,5 @@ def what_it_is(listing: Listing) -> str:
 def keys_of(guess: Place) -> dict[str, Any]:
     """The keys of a source in YAML that name the place."""
     keys = guess.settings if KINDS[guess.kind].is_flat else {guess.kind: guess.settings}
-    return keys | ({"captions": guess.captions} if guess.captions else {})
+    joined = {"join": guess.join, "captions": guess.captions}
+    return keys | {name: entries for name, entries in joined.items() if entries}

@@ -174,7 +174,7 @@ def _about_waiting(config: BuildConfig) -> Iterator[Finding]:
         if waits_for and (lacks := reader.lacks(os.environ)):
             yield Finding(True, lacks)
         elif waits_for:
-            yield Finding(False, f"{origin.where}: {waits_for}, so its rows are not counted; `build` asks")
+            yield Finding(False, f"{origin.config_key}: {waits_for}, so its rows are not counted; `build` asks")
 
 
 # ---- what the first rows show
@@ -267,7 +267,7 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
     findings: list[tuple[SourceSettings, str, tuple[str, ...]]] = []
     for source in config.sources:
         rows = heads[source.name].rows
-        if not rows.num_rows:
+        if not rows.num_rows or source.joined_columns() & {"licence", "licence_url"}:
             continue
         ids = normalise_licences(rows["licence"], rows["licence_url"]).to_pylist()
         dropped = Counter(licence for licence in ids if not policy.allows(licence))
@@ -313,6 +313,7 @@ def _about_captions(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
         head = heads[source.name]
         num = head.rows.num_rows
         is_joined = any(captions.kind == "caption" for captions in source.captions)
+        is_joined |= any(name == "caption" or name.startswith("taxon_") for name in source.joined_columns())
         if not head.has_captions or is_joined or not num:
             continue
         try:
@@ -378,7 +379,7 @@ def _about_files(config: BuildConfig) -> Iterator[Finding]:
     """Remarks of the readers on their files and settings."""
     for origin in (*config.sources, *config.evaluation):
         for remark in ask(origin, origin.reader.remarks):
-            yield Finding(False, f"{origin.where}: {remark}")
+            yield Finding(False, f"{origin.config_key}: {remark}")
 
 
 def _about_disk(config: BuildConfig) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,9 +27,12 @@ from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, numb
 from pipeline.judging.captions.preview import preview_captions
 from pipeline.judging.captions.verdicts import judge_captions
 from pipeline.judging.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
-from pipeline.sources.reading import check_source, read_rows
-from pipeline.sources.tables.captions import describe_join, join_captions
+from pipeline.sources.reading import check_source, complete
+from pipeline.sources.rows import Batch, Scratch
+from pipeline.sources.settings import SourceSettings
+from pipeline.sources.tables.captions import join_captions
 from pipeline.sources.tables.joining import staging
+from pipeline.sources.tables.keyed import describe_join
 from pipeline.stages.ingest.stage import map_rows
 from pipeline.store.sql import open_scratch
 
@@ -106,27 +110,36 @@ def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
 
 def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
     read: list[pa.Table] = []
-    whole = True
+    cut: list[str] = []
+    joins: list[str] = []
+    new_scratch = partial(open_scratch, scratch, config.run.memory_gb)
     for source in config.sources:
         check_source(source)
-        scanned = 0
-        for batch in read_rows(source, partial(open_scratch, scratch, config.run.memory_gb)):
+        some = _first_batches(source, new_scratch, cut)
+        for batch in complete(source, some, new_scratch, lambda counts: joins.append(describe_join(counts))):
             mapped = map_rows(batch, source)
             read.append(mapped.filter(mapped["reason"].is_null()).select(tables.CANDIDATES.names))
-            scanned += mapped.num_rows
-            if scanned >= MAX_SCANNED_ROWS:
-                whole = False
-                break
     rows = pa.concat_tables(read).cast(tables.CANDIDATES).combine_chunks() if read else tables.CANDIDATES.empty_table()
     if not rows.num_rows:
         raise ConfigError("the sources give no usable row; check what each source says of its columns")
-    first = "" if whole else f" (the first {MAX_SCANNED_ROWS:,} of each source are read)"
+    first = "" if not cut else f" (the first {MAX_SCANNED_ROWS:,} of each source are read)"
     origin = f"{rows.num_rows:,} rows of the sources{first}; no picture is fetched yet"
     same = pc.value_counts(rows["caption"].combine_chunks())
     drawn = rows.take(np.sort(np.random.default_rng(0).permutation(rows.num_rows)[:num]))
     row_of = pc.index_in(drawn["caption"].combine_chunks(), value_set=same.field("values"))
     counted = drawn.append_column("num_same_text", same.field("counts").take(row_of))
-    return Sample(drawn, _besides(counted), origin)
+    return Sample(drawn, _besides(counted), origin, joins=tuple(joins))
+
+
+def _first_batches(source: SourceSettings, scratch: Scratch, cut: list[str]) -> Iterator[Batch]:
+    """The first rows of a source; `cut` gets its name where it has more."""
+    scanned = 0
+    for batch in source.reader.rows(scratch):
+        yield batch
+        scanned += batch.rows.num_rows + batch.lost.num_rows
+        if scanned >= MAX_SCANNED_ROWS:
+            cut.append(source.name)
+            return
 
 
 def _besides(rows: pa.Table) -> dict[str, pa.Array]:
@@ -139,7 +152,7 @@ def _besides(rows: pa.Table) -> dict[str, pa.Array]:
 
 def _with_texts(config: BuildConfig, sample: Sample, names: pa.Table | None, scratch: str) -> Sample:
     """The sample with the texts of other tables, of which some stand in for captions that the source does not give."""
-    joined, joins = [], []
+    joined, joins = [], list(sample.joins)
     new_scratch = partial(open_scratch, scratch, config.run.memory_gb)
     for source in config.sources:
         of_source = sample.candidates.filter(pc.equal(sample.candidates["source"], source.name))

@@ -9,7 +9,7 @@ from typing import Any
 from manifests.errors import ConfigError
 from manifests.services.printable import duration
 from pipeline.answers.estimates import estimate
-from pipeline.answers.preflight import about_mixture, examine, refuse_errors
+from pipeline.answers.preflight import Finding, about_mixture, examine, refuse_errors
 from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
@@ -51,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     uncounted = {source.name for source in config.sources if source.reader.waits_for()}
     counts = {row["source"]: None if row["source"] in uncounted else row["num_pictures"] for row in figures["sources"]}
     texts = {finding.text for finding in findings}
+    findings += [Finding(True, join["fault"]) for join in figures["joins"] if join["fault"]]
     findings += [finding for finding in about_mixture(config, counts) if finding.text not in texts]
     if args.json:
         print_json(figures)
@@ -77,6 +78,8 @@ def describe(figures: dict[str, Any]) -> list[str]:
             if tars["num_tars"]
             else f"{local:,} pictures of {size} are on this machine; no host is asked for them"
         )
+    lines += [join["words"] for join in figures["joins"]]
+    lines += ["", *_licence_lines(figures["sources"])]
     return [*lines, "", *_size_lines(figures), *_time_lines(figures), *_disk_lines(figures["disk"])]
 
 
@@ -86,6 +89,22 @@ def _in_bytes(num: float) -> str:
             return f"{num:.3g} {unit}" if unit != "B" else f"{num:.0f} B"
         num /= 1000
     return f"{num:,.3g} TB" if num < 1000 else f"{num:,.0f} TB"
+
+
+def _licence_lines(sources: list[dict[str, Any]]) -> list[str]:
+    """The licences of each source, those apart that the policy drops."""
+    lines = []
+    for row in sources:
+        kept, dropped = (
+            joined_counts(
+                (held["licence"], held["num_pictures"]) for held in row["licences"] if held["allowed"] is passes
+            )
+            for passes in (True, False)
+        )
+        if kept or dropped:
+            left = f"; left out by select.licences: {dropped}" if dropped else ""
+            lines.append(f"licences  {row['source']}: {kept or 'none that passes'}{left}")
+    return lines
 
 
 def _host_lines(web: dict[str, Any]) -> list[str]:

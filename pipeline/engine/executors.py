@@ -18,5 +18,5 @@ def start_executor(config: BuildConfig, workdir: str) -> Executor:
         return InlineExecutor()
     if run.executor == "processes":
         return ProcessExecutor(run.num_workers)
-    places = {origin.reader.path: origin.where for origin in (*config.sources, *config.evaluation)}
+    places = {origin.reader.path: origin.config_key for origin in (*config.sources, *config.evaluation)}
     return RayExecutor(run.num_workers, run.ray, workdir, places)

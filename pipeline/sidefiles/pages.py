@@ -102,7 +102,7 @@ def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any
         "law": _law(mixture["law"]) if mixture.get("law") else None,
         "evaluation": record.get("evaluation") or [],
         "takedowns": record.get("takedowns") or [],
-        "joins": counts.get("ingest", {}).get("captions", []),
+        "joins": [join for name in ("join", "captions") for join in counts.get("ingest", {}).get(name, [])],
     }
 
 

@@ -109,9 +109,10 @@ class FolderReader(Reader[FolderSettings]):
         """Whether captions come from the names of folders."""
         return self.settings.table is None and self.settings.captions in (None, "folder_name")
 
-    def extra_names(self) -> list[str]:
-        """Columns of the table, or the name of the folder."""
-        return self.settings.columns.extra if self.settings.columns else ["folder"]
+    def mapping(self) -> RowColumns:
+        """The columns of the table; without one the folder's name is kept, and names each picture."""
+        words = {_COLUMN_OF_WORDS[self.settings.folder_name_is]: "folder"}
+        return self.settings.columns or RowColumns.model_validate({**words, "extra": ["folder"]})
 
     def identity(self) -> dict[str, Any]:
         """The settings without the folder and the place of the table."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 import pyarrow as pa
 
 from manifests.contract.settings import ConfigPath, Settings
-from pipeline.sources.rows import Batch, Scratch, make_batch
+from pipeline.sources.rows import ROWS, Batch, RowColumns, Scratch, make_batch
 from pipeline.sources.tars.samples import KeptSamples, StoredTars
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -74,7 +74,7 @@ class Place:
 
     `comments` holds words for single settings, keyed by the setting's name. `missing` says what only the user can add,
     `left_out` why a column of the table is not read. `could_keep` names what `extra` of the key `mapping` may hold, and
-    `fields` are read where that key is absent. `captions` are tables of texts.
+    `fields` are read where that key is absent. `captions` are tables of texts, `join` tables of fields.
     """
 
     settings: dict[str, Any]
@@ -88,6 +88,7 @@ class Place:
     fields: dict[str, Any] = field(default_factory=dict)
     could_keep: Sequence[str] = ()
     captions: list[dict[str, Any]] = field(default_factory=list)
+    join: list[dict[str, Any]] = field(default_factory=list)
     kind: str = ""
     """The name of the kind that took the place; `init` sets it."""
 
@@ -174,9 +175,18 @@ class Reader(ABC, Generic[SettingsT]):
 
     # ---- what a build is told and records
 
+    def mapping(self) -> RowColumns | None:
+        """How the settings map what the source has to the columns of its rows; None where the kind knows by itself."""
+        return None
+
+    def fills(self) -> set[str]:
+        """The columns of ROWS, but for `extra`, that some row may have a value in."""
+        mapping = self.mapping()
+        return (mapping.fills() | {"record_key", "url"} if mapping else set(ROWS.names)) - {"locator", "extra"}
+
     def extra_names(self) -> list[str]:
         """Keys of the json in the column `extra` of the rows."""
-        return list(getattr(self.settings, "extra", ()))
+        return list(getattr(self.mapping() or self.settings, "extra", ()))
 
     def identity(self) -> dict[str, Any]:
         """The settings that the rows depend on; holds no path of a machine."""

@@ -23,10 +23,13 @@ from manifests.stores.storage import is_remote
 from pipeline.sources.files import look_at
 from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch
-from pipeline.sources.settings import Origin
+from pipeline.sources.settings import Origin, SourceSettings
+from pipeline.sources.tables.fields import join_fields
+from pipeline.sources.tables.joining import where_rows
 from pipeline.sources.tars.samples import KeptSamples
 
 T = TypeVar("T")
+Tell = Callable[[dict[str, Any]], None]
 
 _BATCHES_AHEAD = 2  # the first batch of a row group of Parquet takes longer than those after it
 
@@ -55,11 +58,11 @@ def prepare(origins: Sequence[Origin], user_agent: str, environment: Mapping[str
 
 
 def check_source(source: Origin) -> None:
-    """Check that a source and the tables of its captions are there, and are what the config says, by their heads.
+    """Check that a source and the tables that are joined to it are there, and are what the config says, by their heads.
 
     Raises: ConfigError that names the source, what is wrong, and what is there; RunError when its store stays away.
     """
-    for reader in (source.reader, *source.caption_tables()):
+    for reader in (source.reader, *source.field_tables(), *source.caption_tables()):
         ask(reader, reader.check)
 
 
@@ -68,19 +71,40 @@ def digest_inputs(source: Origin, hash_file: Callable[[str], str]) -> list[str]:
 
     Raises: as `check_source`.
     """
-    return ask(source, partial(source.reader.digest, hash_file))
+    hashes = ask(source, partial(source.reader.digest, hash_file))
+    for number, table in enumerate(source.field_tables(), 1):
+        hashes += [f"join {number}: {sha256}" for sha256 in ask(table, partial(table.digest, hash_file))]
+    return hashes
 
 
-def read_rows(source: Origin, scratch: Scratch, kept: KeptSamples | None = None) -> Iterator[Batch]:
-    """Every row of a source in a fixed order, in batches of bounded size; `kept` holds samples of tars read before."""
+def read_rows(
+    source: Origin, scratch: Scratch, kept: KeptSamples | None = None, tell: Tell = lambda counts: None
+) -> Iterator[Batch]:
+    """Every row of a source in a fixed order, in batches of bounded size; `kept` holds samples of tars read before.
+
+    `tell` gets the counts of each table of fields that is joined.
+    """
     reader = source.reader
     reader.kept_samples = kept
-    return reader.rows(scratch)
+    return complete(source, reader.rows(scratch), scratch, tell)
 
 
-def read_ahead(source: Origin, scratch: Scratch, kept: KeptSamples | None = None) -> Iterator[Batch]:
+def complete(
+    origin: Origin, batches: Iterator[Batch], scratch: Scratch, tell: Tell = lambda counts: None
+) -> Iterator[Batch]:
+    """Rows of a source with the fields of other tables; those that its `where` leaves out are lost."""
+    if isinstance(origin, SourceSettings) and origin.join:
+        batches = join_fields(batches, origin.name, origin.join, origin.kind == "webdataset", scratch, tell)
+    if isinstance(origin, SourceSettings) and origin.where:
+        batches = where_rows(batches, origin.where, origin.where_columns(), scratch)
+    return batches
+
+
+def read_ahead(
+    source: Origin, scratch: Scratch, kept: KeptSamples | None = None, tell: Tell = lambda counts: None
+) -> Iterator[Batch]:
     """The same, while a thread reads the next batches: a source that is ingested alone keeps two cores busy."""
-    batches = read_rows(source, scratch, kept)
+    batches = read_rows(source, scratch, kept, tell)
     with ThreadPoolExecutor(1) as thread:
         coming = deque(thread.submit(next, batches, None) for _ in range(_BATCHES_AHEAD))
         while (batch := coming.popleft().result()) is not None:
@@ -112,7 +136,7 @@ def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:
 
 def places_of(origin: Origin, names: Sequence[str]) -> pa.Array:
     """The keys of `stamps` for files of these names: they stay when the folder is moved."""
-    return pa.array([f"{origin.where}/{name}" for name in names], pa.string())
+    return pa.array([f"{origin.config_key}/{name}" for name in names], pa.string())
 
 
 def looked_at(origin: Origin, names: Sequence[str]) -> pa.Table:
@@ -122,7 +146,7 @@ def looked_at(origin: Origin, names: Sequence[str]) -> pa.Table:
     """
     root = root_of(origin) or ""
     if names and not is_remote(root) and not Path(root).is_dir():
-        raise ConfigError(f"{origin.where}: {root}: no such folder")
+        raise ConfigError(f"{origin.config_key}: {root}: no such folder")
     stamps = ask(origin, lambda: look_at(root, names))
     paths = [storage.join(root, name) for name in names]
     return pa.table([places_of(origin, names), paths, stamps], schema=LOOKED)

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from manifests.contract.settings import Settings
 from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
+from manifests.names.species import species_of
 from pipeline.sources.limits import MAX_ROW_BYTES
 from pipeline.store.writing import text_bytes
 
@@ -103,6 +104,11 @@ class RowColumns(RowFields):
             names.extend([values[name]] if isinstance(values[name], str) else values[name] or [])
         return list(dict.fromkeys(names))
 
+    def fills(self) -> set[str]:
+        """The columns of ROWS that a row may have of these, but for `extra`."""
+        filled = {"group_id" if name == "group" else name for name, value in self.model_dump().items() if value}
+        return filled & set(ROWS.names) - {"extra"}
+
 
 class RowDefaults(RowFields):
     """Values of a row where its source has none."""
@@ -177,6 +183,15 @@ def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
     if columns.extra:
         mapped["extra"] = pa.array([extra_json(row) for row in rows.select(columns.extra).to_pylist()], pa.string())
     return mapped
+
+
+def binomials(rows: Any) -> Any:
+    """The species of rows as binomials; the scientific name may state the genus of an epithet."""
+    stated = pc.extract_regex(rows["taxon_scientific_name"], r"^\s*(?P<genus>\p{Lu}[\p{L}-]+) (?P<epithet>[\p{L}-]+)")
+    of_epithet = pc.equal(pc.struct_field(stated, "epithet"), pc.utf8_trim_whitespace(rows["taxon_species"]))
+    genus = pc.if_else(of_epithet, pc.struct_field(stated, "genus"), None)
+    given = pc.utf8_trim_whitespace(rows["taxon_genus"])
+    return species_of(pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), genus), rows["taxon_species"])
 
 
 def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
@@ -16,9 +17,12 @@ from manifests.contract.tables import sample_ids
 from manifests.masking import hide_users
 from manifests.services.packages import code_of
 from pipeline.sources.kinds import Reader, all_kinds
-from pipeline.sources.rows import RowDefaults
+from pipeline.sources.rows import ROWS, RowDefaults
 from pipeline.sources.table import TableReader
 from pipeline.sources.tables.captions import JoinedCaptions
+from pipeline.sources.tables.fields import JoinedFields
+from pipeline.sources.tables.joining import WhereTerms, text
+from pipeline.sources.tables.keyed import sql_of_extra
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 KINDS, _FAULTS = all_kinds()
@@ -76,7 +80,7 @@ class Origin(_WithKinds):
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
-    def where(self) -> str:
+    def config_key(self) -> str:
         """How messages name it."""
         return f"{self.section}.{self.name}"
 
@@ -84,7 +88,7 @@ class Origin(_WithKinds):
     def reader(self) -> Reader[Any]:
         """Its reader."""
         kind = KINDS[self.kind]
-        return kind(self if kind.is_flat else getattr(self, self.kind), self.where)
+        return kind(self if kind.is_flat else getattr(self, self.kind), self.config_key)
 
     def ids_of(self, record_keys: Any) -> pa.Array:
         """Sample ids of whole keys, in an array or a list. Passwords are left out: a short one could be guessed from
@@ -99,7 +103,12 @@ class Origin(_WithKinds):
     def caption_tables(self) -> list[TableReader]:
         """A reader for each table of texts that is joined to it."""
         captions: tuple[JoinedCaptions, ...] = getattr(self, "captions", ())
-        return [entry.reader(f"{self.where}.captions[{number}]") for number, entry in enumerate(captions, 1)]
+        return [entry.reader(f"{self.config_key}.captions[{number}]") for number, entry in enumerate(captions, 1)]
+
+    def field_tables(self) -> list[TableReader]:
+        """A reader for each table of fields that is joined to it."""
+        joins: tuple[JoinedFields, ...] = getattr(self, "join", ())
+        return [joined.reader(f"{self.config_key}.join[{number}]") for number, joined in enumerate(joins, 1)]
 
     def in_work_folder(self, work_dir: str) -> Self:
         """The source with the place where it keeps what is brought for it."""
@@ -141,16 +150,35 @@ class SourceSettings(Origin):
     """Where nothing but the captions tells two domains apart; needs `caption.backbone`."""
     priority: int = 0
     """Of two duplicates the one from the source with the higher priority stays."""
+    join: tuple[JoinedFields, ...] = ()
+    """Fields of other tables for its rows: ranks, licence, owner, whatever `columns` maps."""
+    where: WhereTerms = Field(default_factory=dict)
+    """By column of a row (kingdom, licence, what `extra` keeps, what `join` brings), the values of which it must have
+    one; or `{not: [...]}` for all but these. A row without a value passes `not` alone."""
     captions: tuple[JoinedCaptions, ...] = ()
     """Texts of other tables for its pictures."""
 
     @model_validator(mode="after")
     def _keeps_what_is_joined(self) -> Self:
         kept = self.reader.extra_names()
-        for name in (captions.extra_name for captions in self.captions):
-            if name is not None and name not in kept:
-                has = f"it keeps {', '.join(kept)}" if kept else "it keeps none"
-                raise ValueError(f"captions: the source keeps no column '{name}' ({has}); name it in its `extra`")
+        for joined, there in [(entry, kept) for entry in self.join] + [(e, self.extra_names()) for e in self.captions]:
+            if (name := joined.extra_name) is not None and name not in there:
+                has = f"it keeps {', '.join(there)}" if there else "it keeps none"
+                raise ValueError(
+                    f"{joined.section}: the source keeps no column '{name}' ({has}); name it in its `extra`"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_is_asked(self) -> Self:
+        if missing := [name for name in self.where if name not in self.where_columns()]:
+            there = self.terms()
+            near = difflib.get_close_matches(missing[0], there, n=1, cutoff=0.4)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ValueError(
+                f"where: its rows have no '{missing[0]}'{hint}; they have {', '.join(there)}. A column of a table "
+                "counts once it is mapped or named in `extra`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -168,10 +196,39 @@ class SourceSettings(Origin):
         """The domains that its rows may have."""
         return [self.domain, *([self.other_domain.name] if self.other_domain else [])]
 
+    def extra_names(self) -> list[str]:
+        """The names under which `extra` of its rows keeps something, its own and those of joined tables."""
+        joined = (name for entry in self.join for name in entry.columns.extra)
+        return list(dict.fromkeys([*self.reader.extra_names(), *joined]))
+
+    def joined_columns(self) -> set[str]:
+        """The columns of a row, but for `extra`, that other tables may fill."""
+        return {name for entry in self.join for name in entry.columns.fills()}
+
+    def terms(self) -> dict[str, str]:
+        """What `where` may name, and its SQL in rows of the contract."""
+        defaults = self.defaults.values()
+        filled = self.reader.fills().union(defaults, self.joined_columns())
+        terms: dict[str, str] = {}
+        for name in (name for name in ROWS.names if name in filled):
+            columns = {"taxon_species": ("binomial",), "licence": ("licence", "licence_url")}.get(name, (name,))
+            values = [f"nullif(trim(\"{column}\"), '')" for column in columns]
+            default = text(defaults[name]) if name in defaults else "NULL"
+            terms[name.removeprefix("taxon_").removesuffix("_id")] = f"coalesce({', '.join(values)}, {default})"
+        return {name: sql_of_extra(name) for name in self.extra_names()} | terms
+
+    def where_columns(self) -> dict[str, str]:
+        """SQL of what `where` names; a rank may be written as in `columns`, with `taxon_` in front."""
+        there = self.terms() if self.where else {}
+        found = {name: there.get(name) or there.get(name.removeprefix("taxon_")) for name in self.where}
+        return {name: column for name, column in found.items() if column}
+
     def identity(self) -> dict[str, Any]:
         """The identity of the origin, and the domains; the priority belongs to select."""
         other = {"other_domain": self.other_domain.model_dump(mode="json")} if self.other_domain else {}
-        return super().identity() | {"domain": self.domain} | other
+        joined = {"join": [entry.identity() for entry in self.join]} if self.join else {}
+        asked = {"where": self.where} if self.where else {}
+        return super().identity() | {"domain": self.domain} | other | joined | asked
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the origin, with everything that the build uses."""

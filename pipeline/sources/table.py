@@ -126,9 +126,9 @@ class TableReader(Reader[TableSettings]):
         """The table, or a folder or glob of tables."""
         return self._table
 
-    def extra_names(self) -> list[str]:
-        """The columns that are kept beside the sample."""
-        return self.mapped.extra
+    def mapping(self) -> ColumnMap:
+        """The columns."""
+        return self.mapped
 
     def identity(self) -> dict[str, Any]:
         """How the columns are read."""

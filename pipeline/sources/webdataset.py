@@ -112,9 +112,13 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
     on_disk = True
     init_order = 3
 
-    def extra_names(self) -> list[str]:
-        """The fields that are kept beside the sample."""
-        return self.settings.fields.extra if self.settings.fields else []
+    def mapping(self) -> ShardFields:
+        """The fields."""
+        return self.settings.read_fields
+
+    def fills(self) -> set[str]:
+        """Those of the fields, and what img2dataset left of the files."""
+        return super().fills() | set(_OF_EXIF)
 
     def check(self) -> None:
         """Check that the tars are there, that the first can be read, and that Parquet columns asked for exist."""

@@ -47,12 +47,13 @@ def tar_of(folder: Path, start: int = 0, stop: int = NUM) -> bytes:
     return write_tar(folder / "made.tar", img2dataset_samples(start, stop)).read_bytes()
 
 
-def config_of(folder: Path, path: str, work: str = "work", **run: Any) -> Path:
+def config_of(folder: Path, path: str, work: str = "work", more: dict[str, Any] | None = None, **run: Any) -> Path:
     source = {
         "name": "theirs",
         "domain": "plant",
         "defaults": {"licence": "CC0-1.0"},
         "webdataset": {"path": path},
+        **(more or {}),
     }
     run = {"max_attempts": 2, "retry_wait_seconds": 0.01, **run}
     return write_small_config(folder, source, name="tars", file=work, work_dir=str(folder / work), run=run)
@@ -105,6 +106,30 @@ def test_a_tar_is_read_once_and_gives_what_it_gives_here(
     server.asked.clear()
     assert "ingest: reused" in build(config)
     assert ranges(server) == []
+
+
+def test_a_table_that_is_joined_to_it_and_another_where_read_no_tar_again(server: RangeServer, tmp_path: Path) -> None:
+    server.put("0.tar", tar_of(tmp_path))
+    path, table = f"{server.address}/0.tar", tmp_path / "ranks.csv"
+
+    def config(where: dict[str, Any], *genera: str) -> Path:
+        keys = [f"0/{n:09d},{genera[n % len(genera)]}" for n in range(NUM)]
+        table.write_text("\n".join(["key,genus", *keys]) + "\n")
+        join = {"table": str(table), "on": {"record_key": "key"}, "columns": {"taxon_genus": "genus"}}
+        return config_of(tmp_path, path, more={"join": [join], "where": where})
+
+    first = config({"genus": ["Poa"]}, "Poa", "Rosa")
+    said = run_here("estimate", first).stdout
+    assert f"{NUM}        {NUM // 2}  {NUM // 2} where_genus" in said
+    assert "join 1 of theirs: 0 of 24 pictures (0.0%) have no partner" in said
+    build(first)
+    assert len(rows_of(tmp_path / "work")) == NUM // 2
+    server.asked.clear()
+    build(config({"genus": {"not": ["Poa"]}}, "Poa", "Rosa", "Malus"))
+    assert ranges(server) == []
+    rows = rows_of(tmp_path / "work")
+    assert len(rows) == 2 * NUM // 3
+    assert {outcome for _, _, _, outcome, *_ in rows.values()} == {"ok"}
 
 
 @pytest.mark.parametrize(

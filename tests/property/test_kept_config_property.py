@@ -20,6 +20,7 @@ from pipeline.judging.captions.settings import RuleSet
 from pipeline.judging.quotas.balance import CapSettings
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.captions import JoinedCaptions
+from pipeline.sources.tables.fields import FieldColumns, JoinedFields
 from pipeline.stages.pack.record import release_recipe
 
 TEXTS = [
@@ -60,6 +61,8 @@ BASES: dict[type[Settings], list[dict[str, Any]]] = {  # what a section that nee
     EvaluationSet: [{"name": "e", "folder": {"path": "p"}}, {"name": "e", "match_names": True} | TABLE],
     CapSettings: [{"by": "species", "about": 3}, {"by": "extra.x", "at_most": 1}],
     JoinedCaptions: [{"join": "t.csv", "on": "extra.id", "text": "words", "kind": "trait"}],
+    JoinedFields: [{"table": "t.csv", "on": "extra.id", "columns": {"licence": "rights"}}],
+    FieldColumns: [{"licence": "rights"}, {"extra": ["split"]}],
     MixSettings: [{"ratio": {"plant": 1}}, {"mixture": "m.json"}, {"by_size": {"plant": "all"}}],
     BuildConfig: [{"name": "n", "work_dir": "w", "sources": [{"name": "s", "domain": "plant"} | TABLE]}],
 }

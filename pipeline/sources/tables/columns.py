@@ -45,7 +45,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "taxon_scientific_name": ("scientificname", "taxonname", "taxon", "speciesname", "latinname", "binomial",
                               "canonicalname", "wissenschaftlichername", "art", "artname", "nomscientifique", "espece",
                               "espèce", "nombrecientifico", "nombrecientífico", "especie"),
-    "taxon_vernacular_name": ("vernacularname", "commonname", "englishname", "popularname", "deutschername",
+    "taxon_vernacular_name": ("vernacularname", "commonname", "common", "englishname", "popularname", "deutschername",
                               "trivialname", "nomvernaculaire", "nomcommun", "nombrecomun", "nombrecomún"),
     "taxon_species": ("species",),
     "taxon_genus": ("genus", "gattung", "género"),
@@ -98,6 +98,12 @@ def guess_columns(names: Sequence[str], values: Values, of_files: bool = False) 
             "Texts for the pictures of another source belong there: `captions: [{join: TABLE, on: record_key, "
             "text: COLUMN, kind: caption}]`"
         )
+    return guess_fields(names, values, guesses)
+
+
+def guess_fields(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> dict[str, ColumnGuess]:
+    """The columns that are `taken`, and those of licences, owners, taxa and captions."""
+    guesses = dict(taken)
     checks: dict[str, Callable[[Sequence[str]], float]] = {
         "licence_url": lambda some: _share_of_licences(some) if _share_of(_ADDRESS)(some) >= _MOST else 0.0,
         "licence": _share_of_licences,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,17 @@ from pydantic import BeforeValidator, Field
 
 from manifests.contract.tables import TAXON_RANKS
 from pipeline.judging.vocabulary.licences import LicenceSettings, normalise_licence
-from pipeline.sources.rows import BATCH_ROWS, LOST, MAX_VALUE_CHARS, ROWS, Batch, Scratch, make_batch, malformed_rows
+from pipeline.sources.rows import (
+    BATCH_ROWS,
+    LOST,
+    MAX_VALUE_CHARS,
+    ROWS,
+    Batch,
+    Scratch,
+    binomials,
+    make_batch,
+    malformed_rows,
+)
 from pipeline.sources.table import TableReader
 
 _STAGED_GROUP_ROWS = 50_000
@@ -31,19 +41,26 @@ def _as_texts(where: Any) -> Any:
     """Lists of values as texts; a single value is a list of one."""
     if not isinstance(where, dict):
         return where
-    texts: dict[Any, list[str]] = {}
+    texts: dict[Any, Any] = {}
     for term, values in where.items():
+        negated = isinstance(values, dict) and list(values) == [_NOT]
+        values = values[_NOT] if negated else values
         listed = values if isinstance(values, list) else [values]
         if any(isinstance(value, bool) for value in listed):
             raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
+        if any(isinstance(value, dict) for value in listed):
+            raise ValueError(f"{term}: write values, or `{{not: [VALUE, ...]}}` for all rows without these")
         if term == "licence":
             LicenceSettings(allow=tuple(str(value) for value in listed))  # its error names the right spelling
-        texts[term] = [str(value) for value in listed]
+        texts[term] = {_NOT: [str(value) for value in listed]} if negated else [str(value) for value in listed]
     return texts
 
 
-WhereTerms = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], BeforeValidator(_as_texts)]
-"""The filter of a source: of each term the values of which a row must have one."""
+_NOT: Literal["not"] = "not"
+_Values = Annotated[list[str], Field(min_length=1)]
+Where = dict[str, _Values | dict[Literal["not"], _Values]]
+WhereTerms = Annotated[Where, BeforeValidator(_as_texts)]
+"""The filter of a source: of each term the values of which a row must have one, or `not` any."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ class StagedTable(AbstractContextManager["StagedTable"]):
 
 def view_staged(sql: Any, staged: StagedTable) -> None:
     """Make a staged table known to SQL by its name."""
-    sql.execute(f"CREATE VIEW {staged.name} AS SELECT * FROM {text(staged.path)}")
+    sql.execute(f"CREATE OR REPLACE VIEW {staged.name} AS SELECT * FROM {text(staged.path)}")
 
 
 def stage_table(
@@ -149,30 +166,56 @@ def lost_rows(sql: Any, query: str) -> Iterator[Batch]:
         yield Batch(ROWS.empty_table(), np.arange(0), lost)
 
 
-def where_cases(
-    sql: Any, where: Mapping[str, Sequence[str]], column: Callable[[str], str], licence: str, origin: str
-) -> list[Case]:
+def where_cases(sql: Any, where: Where, column: Callable[[str], str], licence: str, origin: str) -> list[Case]:
     """The filters of a `where`: `column` gives the SQL of a term, `licence` is that of the licence in `origin`."""
     return [
-        _licence_case(sql, licence, origin, allowed) if name == "licence" else where_case(name, column(name), allowed)
-        for name, allowed in where.items()
+        _licence_case(sql, licence, origin, values) if name == "licence" else where_case(name, column(name), values)
+        for name, values in where.items()
     ]
 
 
-def where_case(name: str, column: str, allowed: Sequence[str]) -> Case:
-    """A row must have one of the values; HUMAN_OBSERVATION and HumanObservation are the same."""
-    values = ", ".join(_folded(text(value)) for value in allowed)
-    return Case(f"coalesce({_folded(column)}, '') NOT IN ({values})", f"where_{name}", column)
+def where_case(name: str, column: str, values: Sequence[str] | Mapping[Literal["not"], Sequence[str]]) -> Case:
+    """A row must have one of the values, or none of those in `not`; HUMAN_OBSERVATION and HumanObservation are the
+    same. A row without a value has none of them.
+    """
+    drops, listed = _which_drop(values)
+    folded = ", ".join(_folded(text(value)) for value in listed)
+    return Case(f"coalesce({_folded(column)}, '') {drops} ({folded})", f"where_{name}", column)
 
 
-def _licence_case(sql: Any, column: str, origin: str, allowed: Sequence[str]) -> Case:
-    """A row must have one of the licences, in whatever spelling."""
-    policy = LicenceSettings(allow=tuple(allowed), deny=())
+def _which_drop(values: Sequence[str] | Mapping[Literal["not"], Sequence[str]]) -> tuple[str, Sequence[str]]:
+    """SQL of the comparison that drops a row, and the values that it looks for."""
+    return ("IN", values[_NOT]) if isinstance(values, Mapping) else ("NOT IN", values)
+
+
+def _licence_case(
+    sql: Any, column: str, origin: str, values: Sequence[str] | Mapping[Literal["not"], Sequence[str]]
+) -> Case:
+    """A row must have one of the licences, in whatever spelling; or none of those in `not`."""
+    drops, listed = _which_drop(values)
+    policy = LicenceSettings(allow=tuple(listed), deny=())
     distinct = sql.sql(f"SELECT DISTINCT coalesce({column}, '') FROM {origin}").to_arrow_reader(BATCH_ROWS)
     spellings = (spelling for batch in distinct for spelling in batch.column(0).to_pylist())
-    fine = [spelling for spelling in spellings if policy.allows(normalise_licence(spelling))]
-    sql.register("allowed_licences", pa.table({"licence": pa.array(fine, pa.string())}))
-    return Case(f"coalesce({column}, '') NOT IN (SELECT licence FROM allowed_licences)", "where_licence", column)
+    meant = [spelling for spelling in spellings if policy.allows(normalise_licence(spelling))]
+    sql.register("licences_of_where", pa.table({"licence": pa.array(meant, pa.string())}))
+    found = f"coalesce({column}, '') {drops} (SELECT licence FROM licences_of_where)"
+    return Case(found, "where_licence", column)
+
+
+def where_rows(batches: Iterator[Batch], where: Where, columns: Mapping[str, str], scratch: Scratch) -> Iterator[Batch]:
+    """The rows of any reader that pass a `where`, and the others as lost.
+
+    `columns` gives the SQL of each term, in rows that have the columns of ROWS and `binomial`.
+    """
+    kept = {name: f'"{name}"' for name in ROWS.names}
+    with scratch() as sql:
+        for batch in batches:
+            numbered = batch.rows.append_column("row_number", pa.array(batch.numbers, pa.int64()))
+            sql.register("batch", numbered.append_column("binomial", binomials(batch.rows)))
+            cases = where_cases(sql, where, columns.__getitem__, columns.get("licence", "NULL"), "batch")
+            yield from judged_rows(sql, kept, "batch", "row_number", cases)
+            if batch.lost.num_rows:
+                yield replace(batch, rows=ROWS.empty_table(), numbers=np.arange(0))
 
 
 def make_lineages(sql: Any) -> None:

@@ -211,12 +211,14 @@ def check_readable(inputs: DedupInputs, run: StageRun[Any]) -> None:
         bad = [line for part in parts for line in part.notes["unreadable"]]
         if described["num_unreadable"] and settings.unreadable == "refuse":
             raise ConfigError(
-                f"{settings.where}: {described['num_unreadable']:,} of {described['num_images']:,} images cannot be "
-                f"read, so their leaks would not be seen; first: {bad[0]}. Mend or remove them, or set unreadable: "
+                f"{settings.config_key}: {described['num_unreadable']:,} of {described['num_images']:,} images cannot "
+                f"be read, so their leaks would not be seen; first: {bad[0]}. Mend or remove them, or set unreadable: "
                 "report"
             )
         if not described["num_measured"] and not settings.match_names:
-            raise ConfigError(f"{settings.where}: not one image of this set can be read; first: {(bad or ['none'])[0]}")
+            raise ConfigError(
+                f"{settings.config_key}: not one image of this set can be read; first: {(bad or ['none'])[0]}"
+            )
 
 
 _BEST = "min({'rank': rank, 'distance': distance, 'member': member, 'matched': matched})"

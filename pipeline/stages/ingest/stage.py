@@ -1,9 +1,9 @@
 """ingest: turn the rows of every source into candidates with an identity. Other rows end here with a reason.
 
 Reads the sources through their readers, and tars of a store once for fetch too (tars.py). Writes `candidates`
-(sorted by sample_id) and `rejects`, one part a source. A source is read again only when its bytes or its settings
-change. Then it joins the texts of other tables to candidates (`joined`, one part an entry of `captions`): before any
-picture is fetched, a join that fits nothing shows.
+(sorted by sample_id) and `rejects`, one part a source. A source is read again only when its bytes, its settings or the
+tables whose fields are joined to its rows change. Then it joins the texts of other tables to candidates (`joined`, one
+part an entry of `captions`): before any picture is fetched, a join that fits nothing shows.
 
 This is the one place where secrets in addresses (passwords, tokens, signatures) are taken out. Every text of a row is
 written without them. The whole address of such a row stands in `secrets`, which only fetch reads.
@@ -27,17 +27,17 @@ from manifests.contract.catalog import Catalog
 from manifests.contract.reader import literals
 from manifests.contract.records import Funnel
 from manifests.errors import ConfigError, RunError
-from manifests.names.species import species_of
 from manifests.stores import storage
 from pipeline.engine.inputs import identity_of
 from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_files
 from pipeline.judging.vocabulary.openings import view_opening_names
 from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
-from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, first_texts, hold_objects, without_secrets
+from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, binomials, first_texts, hold_objects, without_secrets
 from pipeline.sources.settings import OtherDomain, SourceSettings
-from pipeline.sources.tables.captions import JOINED, JoinedCaptions, describe_join, fault_of, join_captions
+from pipeline.sources.tables.captions import JOINED, JoinedCaptions, join_captions
 from pipeline.sources.tables.joining import staging
+from pipeline.sources.tables.keyed import JoinedTable, describe_join, fault_of
 from pipeline.sources.tars.samples import SAMPLES, kept_samples
 from pipeline.stages.ingest import tars as ingest_tars
 from pipeline.store.files import Files
@@ -73,7 +73,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     mapped["group_id"] = pc.if_else(pc.equal(group, ""), None, group)
     keys, whole = mapped["record_key"], mapped["url"]
     mapped |= {name: without_secrets(mapped[name]) for name in rows.column_names if name != "locator"}
-    mapped["taxon_species"] = _species(mapped)
+    mapped["taxon_species"] = binomials(mapped)
     mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"], mapped["caption"])
     hidden = pc.and_(pc.is_null(rows["locator"]), pc.not_equal(whole, mapped["url"]))
     mapped |= {
@@ -85,15 +85,6 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     }
     table = pa.table([mapped[name] for name in _STAGED.names], _STAGED.names).cast(_STAGED)
     return pa.concat_tables([table, _lost_rows(batch.lost, source)]) if batch.lost.num_rows else table
-
-
-def _species(rows: Mapping[str, Any]) -> Any:
-    """The species as a binomial; the scientific name may state the genus of an epithet."""
-    stated = pc.extract_regex(rows["taxon_scientific_name"], r"^\s*(?P<genus>\p{Lu}[\p{L}-]+) (?P<epithet>[\p{L}-]+)")
-    of_epithet = pc.equal(pc.struct_field(stated, "epithet"), pc.utf8_trim_whitespace(rows["taxon_species"]))
-    genus = pc.if_else(of_epithet, pc.struct_field(stated, "genus"), None)
-    given = pc.utf8_trim_whitespace(rows["taxon_genus"])
-    return species_of(pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), genus), rows["taxon_species"])
 
 
 def _judge(
@@ -180,7 +171,8 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
         of_tars = kept_samples(inputs.samples.paths, tars)
     stem = f"{source.name}-{run.stem}"
     staged = run.writer("staged", f"{stem}-staged")
-    for batch in read_ahead(source, run.scratch, of_tars):
+    joins: list[dict[str, Any]] = []
+    for batch in read_ahead(source, run.scratch, of_tars, joins.append):
         staged.write(map_rows(batch, source))
     temp = staged.close().temp
     with run.scratch() as sql:
@@ -227,9 +219,8 @@ def read_source(inputs: SourceInputs, run: Execution[None]) -> PartResult:
     storage.remove(temp)
     num_kept = kept.num_rows
     funnel = Funnel(num_kept + rejected.num_rows, num_kept, reasons)
-    return PartResult(
-        (kept, rejected, secrets), funnel, {"source": source.name, "domains": domains, "addresses": addresses}
-    )
+    notes = {"source": source.name, "domains": domains, "addresses": addresses} | ({"join": joins} if joins else {})
+    return PartResult((kept, rejected, secrets), funnel, notes)
 
 
 def _part_domains(
@@ -317,6 +308,10 @@ def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs
 
 def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     parts, funnel = run.parts("read"), run.funnel("read")
+    settings = {source.name: source for source in _sources(inputs)}
+    fields = [dict(counts) for part in parts for counts in part.notes.get("join", ())]
+    for counts in fields:
+        _tell_of_join(settings[counts["source"]].join[counts["entry"] - 1], counts)
     if not funnel.num_kept:
         dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items()))
         raise RunError(
@@ -325,15 +320,20 @@ def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
         )
     joins = [dict(part.notes) for part in run.parts("join")]
     for table, counts in zip(inputs.captions, joins, strict=True):
-        if fault := fault_of(table.captions, counts):
-            raise ConfigError(fault)
-        log.info("ingest: %s", describe_join(counts))
+        _tell_of_join(table.captions, counts)
     by_domain: Counter[str] = Counter()
     for part in parts:
         assert part.funnel is not None
         by_domain.update(part.notes.get("domains", {part.notes.get("domain"): part.funnel.num_kept}))
     notes = {"addresses": [part.notes["addresses"] for part in parts], "domains": dict(by_domain)}
-    return funnel, notes | ({"captions": joins} if joins else {})
+    return funnel, notes | ({"join": fields} if fields else {}) | ({"captions": joins} if joins else {})
+
+
+def _tell_of_join(joined: JoinedTable, counts: dict[str, Any]) -> None:
+    """Log what a join found. Raises: ConfigError where its counts make no sense."""
+    if fault := fault_of(joined, counts):
+        raise ConfigError(fault)
+    log.info("ingest: %s", describe_join(counts))
 
 
 STAGE = Stage(

@@ -151,8 +151,9 @@ def _inputs(context: BuildContext) -> PackInputs:
     joined = caption.notes.get("joined_texts")
     texts = context.files("caption", "joined_texts").digested(joined) if joined else Files()
     counts = {name: _count(stage.funnel) for name, stage in context.sealed.items() if name != "pack"}
-    if joins := context.sealed["ingest"].notes.get("captions"):
-        counts["ingest"]["captions"] = [{k: v for k, v in join.items() if isinstance(v, str | int)} for join in joins]
+    for name in ("join", "captions"):
+        if joins := context.sealed["ingest"].notes.get(name):
+            counts["ingest"][name] = [{k: v for k, v in join.items() if isinstance(v, str | int)} for join in joins]
     return PackInputs(
         name=config.name,
         kind=config.pack.kind,

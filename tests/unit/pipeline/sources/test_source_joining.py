@@ -17,8 +17,9 @@ from manifests.contract.tables import CANDIDATES
 from manifests.errors import RunError
 from pipeline.sources.reading import read_rows
 from pipeline.sources.settings import SourceSettings
-from pipeline.sources.tables.captions import MAX_TEXTS, JoinedCaptions, describe_join, fault_of, join_captions
+from pipeline.sources.tables.captions import JoinedCaptions, join_captions
 from pipeline.sources.tables.joining import staging
+from pipeline.sources.tables.keyed import MAX_TEXTS, describe_join, fault_of
 from pipeline.store.sql import open_scratch
 
 
