@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
-from manifests.samples.endings import COMPRESSED_TARS, PICTURE_SUFFIXES
+from manifests.samples.endings import OTHER_TARS, PICTURE_SUFFIXES, TARS
 from manifests.stores import storage
 from pipeline.sources.files import (
     TABLE_NAME,
@@ -66,7 +66,7 @@ MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to cou
 _SAMPLED_ROWS = 500
 _INIT = "sources.init"
 _NO_TABLES = (
-    *(".tar", *COMPRESSED_TARS, ".zip"),
+    *(*TARS, *OTHER_TARS, ".zip"),
     *WORKBOOK,
     *PICTURE_SUFFIXES,
 )
