@@ -42,7 +42,10 @@ UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
 """What parsers and unpackers raise at a bad file; a zip with a password gives a RuntimeError."""
-TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson)(\.(gz|bz2|xz|zst|zip))?$")
+TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson|xlsx|xlsm)(\.(gz|bz2|xz|zst|zip))?$")
+WORKBOOKS = (".xls", ".xlsb", ".ods")
+"""Workbooks that are not read."""
+WORKBOOK_CURE = "save it as .xlsx and name that file"
 
 
 class BytesUnreadable(Exception):  # noqa: N818
@@ -101,11 +104,17 @@ def kind_of_place(path: str) -> str | None:
         return "webdataset"
     if any(map(is_picture, names)):
         return "folder"
-    return "table" if any(TABLE_NAME.search(name) for name in lowered) else None
+    return "table" if any(map(is_table, lowered)) else None
 
 
-WORKBOOK = (".xlsx", ".xls", ".xlsm", ".ods")
-WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that file"
+def is_table(name: str) -> bool:
+    """Whether a file holds a table, by its name."""
+    return TABLE_NAME.search(name.lower()) is not None and not is_lock(name)
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file only says that a workbook is open: Excel leaves it beside that."""
+    return name.rpartition("/")[2].startswith("~$")
 
 
 def sizes_in_zip(path: str) -> dict[str, int]:

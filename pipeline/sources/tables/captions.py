@@ -20,7 +20,7 @@ from manifests.contract.settings import ConfigPath, Settings
 from manifests.contract.tables import JOINED_TEXTS, REJECTS
 from manifests.errors import ConfigError
 from pipeline.sources.rows import first_texts, hold_objects, without_secrets
-from pipeline.sources.table import TableReader, first_values
+from pipeline.sources.table import SheetOfTable, TableReader, first_values
 from pipeline.sources.tables.columns import ColumnGuess, guess_caption
 from pipeline.sources.tables.joining import StagedTable, text, view_staged
 from pipeline.store.files import Files
@@ -63,7 +63,9 @@ class JoinedCaptions(Settings):
     """A table whose texts belong to the pictures of a source."""
 
     join: ConfigPath
-    """The table: parquet, csv, tsv, json or jsonl; a file, a folder of them, or a glob."""
+    """The table: parquet, csv, tsv, json, jsonl or xlsx; a file, a folder of them, or a glob."""
+    sheet: SheetOfTable = None
+    """Of a workbook: as for a table of addresses."""
     on: Annotated[dict[str, str], Field(min_length=1, max_length=1)]
     """What tells which picture a text is for: `record_key`, `url`, or `extra.NAME` of a column that the source keeps.
     The column of the table has the same name (NAME); else write `{extra.NAME: COLUMN}`."""
@@ -109,11 +111,11 @@ class JoinedCaptions(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The values that the joined texts depend on besides the two tables."""
-        return self.model_dump(exclude={"join"})
+        return self.model_dump(exclude={"join"} | ({"sheet"} if self.sheet is None else set()))
 
     def reader(self, where: str) -> TableReader:
         """A reader of the table; `where` names it in messages."""
-        return TableReader.of(where, self.join, [self.column, self.text])
+        return TableReader.of(where, self.join, [self.column, self.text], sheet=self.sheet)
 
 
 def join_captions(
