@@ -126,17 +126,20 @@ def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
 
 @dataclass(frozen=True)
 class _Tars:
-    """Tars in a store, and how many times the samples that were looked at they hold, by their bytes."""
+    """Tars that are read once, and how many times the samples that were looked at they hold, by their bytes."""
 
     num_tars: int
     num_bytes: int
     times: float
+    num_requests: int
+    """To a store; none for tars of this machine."""
 
 
 def _read_source(
     source: SourceSettings, folder: str, scratch: Callable[[], Any], joins: list[dict[str, Any]]
 ) -> tuple[str, _Tars | None]:
-    """Every row of a source, judged as ingest does, as a Parquet file; gives its path. Of tars in a store, the first.
+    """Every row of a source, judged as ingest does, as a Parquet file; gives its path. Of tars that are read once,
+    the first.
 
     A source that still waits for its data has no rows. `joins` gets words on each table of fields.
     """
@@ -168,13 +171,13 @@ def _read_source(
     }
     num_passed = sum([sizes[name] for name in list(passed)[:-1]] + list(passed.values())[-1:])
     times = sum(sizes.values()) / max(1, num_passed) if rows.is_part else 1.0
-    return path, _Tars(len(sizes), sum(sizes.values()), times)
+    num_ranges = sum(-(-size // front_to_back.RANGE_BYTES) + 1 for size in sizes.values())
+    return path, _Tars(len(sizes), sum(sizes.values()), times, num_ranges if storage.is_remote(stored.root) else 0)
 
 
 def _sum_of(tars: Collection[_Tars]) -> dict[str, int]:
-    num_requests = sum(-(-listed.num_bytes // front_to_back.RANGE_BYTES) + listed.num_tars for listed in tars)
-    num_tars, num_bytes = (sum(getattr(listed, name) for listed in tars) for name in ("num_tars", "num_bytes"))
-    return {"num_tars": num_tars, "num_bytes": num_bytes, "num_requests": num_requests}
+    names = ("num_tars", "num_bytes", "num_requests")
+    return {name: sum(getattr(listed, name) for listed in tars) for name in names}
 
 
 def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, _Tars]) -> list[dict[str, Any]]:

@@ -17,10 +17,10 @@ from pathlib import PurePosixPath
 from posixpath import commonpath, dirname
 
 from manifests.errors import ConfigError
-from manifests.samples.endings import COMPRESSED_TARS, is_picture
+from manifests.samples.endings import OTHER_TARS, TARS, is_picture, is_tar, stem_of_tar
 from manifests.stores import storage
 from pipeline.answers.places import keys_of, list_place, look_at, what_it_is
-from pipeline.sources.files import MAX_LISTED, TABLE_NAME, WORKBOOK, WORKBOOK_CURE, walk_files
+from pipeline.sources.files import MAX_LISTED, WORKBOOK_CURE, WORKBOOKS, is_lock, is_table, walk_files
 from pipeline.sources.folder_names import guess_with_table, guess_without_table, name_folders
 from pipeline.sources.kinds import Listing, Place
 from pipeline.sources.settings import KINDS, SourceSettings
@@ -32,8 +32,8 @@ _TEST_SET = re.compile(
 _THUMBS, _THUMB = re.compile(r"(?i)_?thumb(?:nail)?s?"), re.compile(r"(?i)[-_.]thumb(?:nail)?$")
 _NO_SOURCE = {
     "weights of a model": (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5", ".pkl"),
-    "compressed; unpack it, since pictures are read in place": (*COMPRESSED_TARS, ".7z"),
-    f"an Excel workbook; {WORKBOOK_CURE}": WORKBOOK,
+    "compressed; unpack it, since pictures are read in place": (*OTHER_TARS, ".7z"),
+    f"a workbook that is not read; {WORKBOOK_CURE}": WORKBOOKS,
 }
 _SHOWN_FILES = 5
 _MANY_FILES = 50  # more tables in one folder are files of one; more texts beside no picture are not opened
@@ -78,7 +78,7 @@ class _Folder:
         self.path, self.found = path, Found()
         self.files: dict[str, list[str]] = {}
         self.apart: set[str] = set()  # folders with pictures that are not for a source of the pictures around them
-        names = (name for name, size in walk_files(path) if size is not None)
+        names = (name for name, size in walk_files(path) if size is not None and not is_lock(name))
         for name in islice(names, MAX_LISTED) if storage.is_remote(path) else names:
             folder, _, file = name.rpartition("/")
             self.files.setdefault(folder, []).append(file)
@@ -89,7 +89,7 @@ class _Folder:
         """Decide what becomes of each file."""
         self._take_archives()
         self._set_tests_apart()
-        tables = self._take(lambda _, file: bool(TABLE_NAME.search(file.lower())))
+        tables = self._take(lambda _, file: is_table(file))
         self._take_tars(tables)
         self._take_tables(tables)
         self._take_pictures()
@@ -119,7 +119,7 @@ class _Folder:
             listing = Listing(self._at(folder), "folder", self.files.get(folder, []))
             if any(self.found.add(kind, partial(KINDS[kind].guess, listing)) for kind in kinds):
                 self._take_below(folder)
-        zips = self._take(lambda _, file: file.lower().endswith(".zip") and not TABLE_NAME.search(file.lower()))
+        zips = self._take(lambda _, file: file.lower().endswith(".zip") and not is_table(file))
         for path in (self._at(folder, file) for folder, some in sorted(zips.items()) for file in some):
             self.found.add("", partial(look_at, path))
 
@@ -129,7 +129,7 @@ class _Folder:
         for top in sorted(tops):
             taken = self._take_below(top)
             files = [file for some in taken.values() for file in some]
-            if num := sum(is_picture(file) or file.lower().endswith(".tar") for file in files):
+            if num := sum(is_picture(file) or is_tar(file) for file in files):
                 self.apart |= taken.keys()
                 self.found.notes.append(
                     f"{self._at(top)}: {num:,} pictures or tars, a test set by its name; write `--evaluation "
@@ -144,11 +144,13 @@ class _Folder:
         with_pictures = [folder for folder, some in self.files.items() if any(map(is_picture, some))]
         no_tars = {top for folder in (*with_pictures, *self.apart) for top in _way_to(folder)}
         places = dict[tuple[str, str], list[str]]()
-        for folder, some in self._take(lambda _, file: file.lower().endswith(".tar")).items():
-            stems = {_stem(file) for file in some}
+        for folder, some in self._take(lambda _, file: is_tar(file)).items():
+            stems = {stem_of_tar(file) for file in some}
             tables[folder] = [name for name in tables.get(folder, ()) if re.split(r"[._]", name)[0] not in stems]
             top = next((parent for parent in _way_to(folder) if parent not in no_tars), None)
-            places.setdefault((folder, "*.tar") if top is None else (top, ""), []).extend(some)
+            for file in some:
+                ending = next(ending for ending in TARS if file.lower().endswith(ending))
+                places.setdefault((folder, f"*{ending}") if top is None else (top, ""), []).append(file)
         for (folder, pattern), some in sorted(places.items()):
             listing = Listing(self._at(folder, pattern), "pattern" if pattern else "folder", some)
             self.found.add("webdataset", partial(KINDS["webdataset"].guess, listing))

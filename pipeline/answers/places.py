@@ -17,9 +17,9 @@ from manifests.samples.endings import PICTURE_SUFFIXES
 from manifests.stores import storage
 from pipeline.sources.files import (
     MAX_LISTED,
-    TABLE_NAME,
-    WORKBOOK,
     WORKBOOK_CURE,
+    WORKBOOKS,
+    is_table,
     sizes_in_zip,
     walk_files,
     where_it_looked,
@@ -51,7 +51,7 @@ def list_place(path: str) -> Listing:
         raise ConfigError(f"{path}: nothing is there{where_it_looked(path)}")
     if storage.is_folder(path):
         return Listing(path, "folder", [name for name, _ in islice(walk_files(path), MAX_LISTED)])
-    if not path.lower().endswith(".zip") or TABLE_NAME.search(path.lower()):
+    if not path.lower().endswith(".zip") or is_table(path):
         return Listing(path, "file", [path])
     try:
         return Listing(path, "zip", [name for name in sizes_in_zip(path) if not name.endswith("/")])
@@ -66,12 +66,12 @@ def what_it_is(listing: Listing) -> str:
         seen = sorted({PurePosixPath(name).suffix or name for name in names})
         return f": holds no pictures, tables, tars or archives (its files end in {', '.join(seen[:8]) or 'nothing'})"
     if listing.form == "zip":
-        if len(names) == 1 and TABLE_NAME.search(names[0].lower()):
+        if len(names) == 1 and is_table(names[0]):
             return f": a zip of one table; name it {names[0]}.zip, or unpack it"
         what = "pictures" if pictures else f"{len(names)} files"
         return f": a zip of {what}, without a meta.xml; unpack it and name the folder"
-    if listing.ends(*WORKBOOK):
-        return f" is an Excel workbook; {WORKBOOK_CURE}"
+    if listing.ends(*WORKBOOKS):
+        return f" is a workbook that is not read; {WORKBOOK_CURE}"
     if pictures:
         return ": one picture; name its folder"
     return ": a compressed tar; unpack it, since pictures are read in place"

@@ -378,8 +378,9 @@ def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iter
 def _about_files(config: BuildConfig) -> Iterator[Finding]:
     """Remarks of the readers on their files and settings."""
     for origin in (*config.sources, *config.evaluation):
-        for remark in ask(origin, origin.reader.remarks):
-            yield Finding(False, f"{origin.config_key}: {remark}")
+        for reader in (origin.reader, *origin.field_tables(), *origin.caption_tables()):
+            for remark in ask(reader, reader.remarks):
+                yield Finding(False, f"{reader.where}: {remark}")
 
 
 def _about_disk(config: BuildConfig) -> Iterator[Finding]:

@@ -29,7 +29,9 @@ from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
 from manifests.samples.braces import expand, first_pattern, has_braces, split_paths
-from manifests.samples.endings import is_picture
+from manifests.samples.endings import is_picture, is_tar
+from manifests.samples.unpacking import Unpacked, unpacked
+from manifests.services.untrusted import BrokenTarError
 from manifests.stores import stamps, storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 
@@ -40,7 +42,10 @@ UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
 """What parsers and unpackers raise at a bad file; a zip with a password gives a RuntimeError."""
-TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson)(\.(gz|bz2|xz|zst|zip))?$")
+TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson|xlsx|xlsm)(\.(gz|bz2|xz|zst|zip))?$")
+WORKBOOKS = (".xls", ".xlsb", ".ods")
+"""Workbooks that are not read."""
+WORKBOOK_CURE = "save it as .xlsx and name that file"
 
 
 class BytesUnreadable(Exception):  # noqa: N818
@@ -95,15 +100,21 @@ def kind_of_place(path: str) -> str | None:
     lowered = [name.lower() for name in names]
     if any(name.rpartition("/")[2] == "meta.xml" for name in lowered):
         return "dwca"
-    if any(name.endswith(".tar") for name in lowered):
+    if any(map(is_tar, lowered)):
         return "webdataset"
     if any(map(is_picture, names)):
         return "folder"
-    return "table" if any(TABLE_NAME.search(name) for name in lowered) else None
+    return "table" if any(map(is_table, lowered)) else None
 
 
-WORKBOOK = (".xlsx", ".xls", ".xlsm", ".ods")
-WORKBOOK_CURE = "save the sheet as `CSV UTF-8` (File, Save as) and name that file"
+def is_table(name: str) -> bool:
+    """Whether a file holds a table, by its name."""
+    return TABLE_NAME.search(name.lower()) is not None and not is_lock(name)
+
+
+def is_lock(name: str) -> bool:
+    """Whether a file only says that a workbook is open: Excel leaves it beside that."""
+    return name.rpartition("/")[2].startswith("~$")
 
 
 def sizes_in_zip(path: str) -> dict[str, int]:
@@ -133,7 +144,7 @@ class Shards:
         return storage.join(self.root, name)
 
 
-def find_files(path: str, where: str, suffix: str) -> Shards:
+def find_files(path: str, where: str, *suffixes: str) -> Shards:
     """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of braces and `::`.
 
     A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
@@ -151,14 +162,14 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
     inner = inner.rstrip("/") or "/"
     if not is_here and re.search(r"[*?\[{]|::", path):
         root, names = _files_of_pattern(path, where)
-    elif not _is_web_file(path, suffix) and fs.isdir(inner):
+    elif not _is_web_file(path, suffixes) and fs.isdir(inner):
         root = inner
         listed = [name for name, _ in walk_files(path)]
         if linked := [name for name in listed if name.endswith("/")]:
             raise ConfigError(
                 f"{where}: {path}: {linked[0]} is a link to a folder, and no link is followed; give the folder itself"
             )
-        names = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffix))
+        names = sorted(f"{inner.rstrip('/')}/{name}" for name in listed if name.endswith(suffixes))
     else:
         root = inner.rpartition("/")[0]
         names = [inner] if fs.exists(inner) else []
@@ -170,7 +181,7 @@ def find_files(path: str, where: str, suffix: str) -> Shards:
         )
     if not names:
         raise ConfigError(
-            f"{where}: {path}: no {suffix} file is there; give a file, a folder, a glob or a brace range"
+            f"{where}: {path}: no {suffixes[0]} file is there; give a file, a folder, a glob or a brace range"
             f"{where_it_looked(path)}"
         )
     prefix = len(root.rstrip("/")) + 1 if root else 0
@@ -204,9 +215,9 @@ def _files_of_pattern(path: str, where: str) -> tuple[str, list[str]]:
     return shared.rpartition("/")[0], names
 
 
-def _is_web_file(path: str, suffix: str) -> bool:
+def _is_web_file(path: str, suffixes: tuple[str, ...]) -> bool:
     """Whether an address names a file: asked whether it is a folder, fsspec would read all of it to look for links."""
-    return path.startswith(("http://", "https://")) and urlsplit(path).path.endswith(suffix)
+    return path.startswith(("http://", "https://")) and urlsplit(path).path.endswith(suffixes)
 
 
 def is_file_of(root: str, path: str) -> bool:
@@ -297,7 +308,10 @@ def address_of(locator: str, sha256: str) -> str:
 
 
 class LocalReader(AbstractContextManager["LocalReader"]):
-    """Reads pictures by locator below one root, a few files open at a time; a context manager."""
+    """Reads pictures by locator below one root, a few files open at a time; a context manager.
+
+    A compressed tar is unpacked up to the picture: quick where pictures are asked for in the order in which they lie.
+    """
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -318,11 +332,13 @@ class LocalReader(AbstractContextManager["LocalReader"]):
         if length > max_bytes:
             raise BytesUnreadable(Outcome.BODY_TOO_LARGE, f"{length} bytes, allowed {max_bytes}")
         try:
-            stream = self._stream(name)
+            stream = self._stream(name, offset)
             stream.seek(offset)
             body: bytes = stream.read(length if offset else length + 1)
         except FileNotFoundError:
             raise BytesUnreadable(Outcome.FILE_MISSING, f"{name} is not there") from None
+        except BrokenTarError as error:
+            raise BytesUnreadable(Outcome.FILE_CHANGED, f"{name}: {error}") from None
         except OSError as error:
             self._forget(name, error)
             raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: {error.strerror or error}") from None
@@ -341,8 +357,11 @@ class LocalReader(AbstractContextManager["LocalReader"]):
         self._open.pop(name, None)
         storage.check_passing(storage.join(self._root, name), error)
 
-    def _stream(self, name: str) -> Any:
+    def _stream(self, name: str, offset: int) -> Any:
         stream = self._open.get(name)
+        if isinstance(stream, Unpacked) and offset < stream.kept_from:
+            self._open.pop(name).close()
+            stream = None
         if stream is None:
             if len(self._open) >= MAX_OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
@@ -350,5 +369,5 @@ class LocalReader(AbstractContextManager["LocalReader"]):
             fs, inner = storage.filesystem(path)
             if not storage.is_remote(path) and not stat.S_ISREG(Path(inner).stat().st_mode):
                 raise BytesUnreadable(Outcome.FILE_UNREADABLE, f"{name}: no regular file")
-            stream = self._open[name] = fs.open(inner, "rb")
+            stream = self._open[name] = unpacked(fs.open(inner, "rb"), name)
         return stream

@@ -29,7 +29,7 @@ from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.stores import storage
 from manifests.stores.inside import why_not_inside
 from pipeline.sources.files import (
-    TABLE_NAME,
+    is_table,
     kind_of_place,
     make_locator,
     walk_files,
@@ -38,7 +38,7 @@ from pipeline.sources.files import (
 from pipeline.sources.folder_names import SPELT, guess_with_table, guess_without_table, is_respelt, name_finder
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, make_batch, malformed_rows, map_columns
-from pipeline.sources.table import TableFormat, TableReader
+from pipeline.sources.table import SheetOfTable, TableFormat, TableReader
 
 _TEXT_ENDING = ".txt"
 _COLUMN_OF_WORDS = {
@@ -74,6 +74,8 @@ class FolderSettings(Settings):
     """Table of the pictures, relative to the folder or an address."""
     format: TableFormat = "auto"
     """Of the table; auto: by its ending."""
+    sheet: SheetOfTable = None
+    """Of a workbook: as for a table of addresses."""
     columns: FileColumns | None = None
 
     @field_validator("exclude")
@@ -194,7 +196,7 @@ class FolderReader(Reader[FolderSettings]):
             found = self._files_of_table(1).items()
             met = [file for file, (name, size) in found if size is not None and is_respelt(file, name)]
             first = f"{len(met):,} of the first {len(found):,} names of {self.settings.table}"
-            return [f"{first} are met {SPELT}, such as {met[0]}"] if met else []
+            return [*self._table().remarks(), *([f"{first} are met {SPELT}, such as {met[0]}"] if met else [])]
         others = not_read((name for name, _ in _files(self.settings)), _endings(self.settings))
         return [f"{others}; convert them, or name endings that this machine can decode in `suffixes`"] if others else []
 
@@ -203,7 +205,7 @@ class FolderReader(Reader[FolderSettings]):
         """Pictures in a folder: with a table of their names, texts beside them, or telling names of folders."""
         if listing.form != "folder" or not listing.ends(*PICTURE_SUFFIXES):
             return None
-        for name in (name for name in listing.names if "/" not in name and TABLE_NAME.search(name.lower())):
+        for name in (name for name in listing.names if "/" not in name and is_table(name)):
             if found := guess_with_table(storage.join(listing.path, name), [listing.path]):
                 return found
         return guess_without_table(listing)
@@ -217,7 +219,7 @@ class FolderReader(Reader[FolderSettings]):
             if why_not and "link" in why_not:
                 raise ConfigError(f"{self.where}: {path} {why_not}; put the table itself into {settings.path}")
             path = storage.join(settings.path, path)
-        return TableReader.of(self.where, path, settings.columns.names(), settings.format)
+        return TableReader.of(self.where, path, settings.columns.names(), settings.format, settings.sheet)
 
     def _named_files(self) -> dict[str, int | str | None]:
         """The files that the table names, below the folder, with what `_size_of` gives."""

@@ -1,4 +1,4 @@
-"""The kind `table`: URLs in parquet, csv, tsv, json or jsonl; a file, a folder or a glob; local or fsspec.
+"""The kind `table`: URLs in parquet, csv, tsv, json, jsonl or xlsx; a file, a folder or a glob; local or fsspec.
 
 Rows are streamed as Arrow batches of strings, so memory does not grow with the table. A row that cannot be read is
 given back as malformed. Raises ConfigError, which names the file, for a table that cannot be read at all.
@@ -11,20 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
-from manifests.samples.endings import COMPRESSED_TARS, PICTURE_SUFFIXES
+from manifests.samples.endings import OTHER_TARS, PICTURE_SUFFIXES, TARS
 from manifests.stores import storage
 from pipeline.sources.files import (
-    TABLE_NAME,
-    WORKBOOK,
     WORKBOOK_CURE,
+    WORKBOOKS,
+    is_lock,
+    is_table,
     kind_of_place,
     reading,
     where_it_looked,
@@ -39,18 +40,14 @@ from pipeline.sources.rows import (
     map_columns,
 )
 from pipeline.sources.tables.columns import ColumnGuess, describe_columns, guess_columns, left_out
-from pipeline.sources.tables.delimited import RawBatch, read_header
+from pipeline.sources.tables.delimited import RawBatch
 from pipeline.sources.tables.formats import (
     COMPRESSIONS,
-    DELIMITERS,
-    READERS,
     URL_OF_LINE,
+    TableFile,
     bytes_in,
-    dialect_of,
     is_list_of_addresses,
-    open_table,
 )
-from pipeline.sources.tables.json_items import json_keys
 
 _SUFFIXES = {
     ".parquet": "parquet",
@@ -60,17 +57,20 @@ _SUFFIXES = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".xlsx": "xlsx",
+    ".xlsm": "xlsx",
 }
 
 MAX_COUNTED_BYTES = 200_000_000  # larger texts are not read through only to count their lines
 _SAMPLED_ROWS = 500
 _INIT = "sources.init"
 _NO_TABLES = (
-    *(".tar", *COMPRESSED_TARS, ".zip"),
-    *WORKBOOK,
+    *(*TARS, *OTHER_TARS, ".zip"),
+    *WORKBOOKS,
     *PICTURE_SUFFIXES,
 )
-TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl", "urls"]
+TableFormat = Literal["auto", "parquet", "csv", "tsv", "json", "jsonl", "urls", "xlsx"]
+SheetOfTable = str | Annotated[int, Field(ge=1)] | None
 
 
 class ColumnMap(RowColumns):
@@ -86,9 +86,11 @@ class TableSettings(Settings):
     """A table of URLs, by keys of the source itself."""
 
     table: ConfigPath | None = None
-    """parquet, csv, tsv, json or jsonl file, a folder of them, or a glob."""
+    """parquet, csv, tsv, json, jsonl or xlsx file, a folder of them, or a glob."""
     format: TableFormat = "auto"
     """Of the table; auto: by its ending; urls: an address a line, in a column `url`."""
+    sheet: SheetOfTable = None
+    """Of a workbook: name or number of the sheet, from 1; null: the first one with rows."""
     columns: ColumnMap | None = None
     """For a table: which column holds what."""
 
@@ -108,18 +110,25 @@ class TableReader(Reader[TableSettings]):
         self.columns = settings.columns.names()
 
     @classmethod
-    def of(cls, where: str, path: str, columns: Sequence[str], form: TableFormat = "auto") -> Self:
+    def of(
+        cls,
+        where: str,
+        path: str,
+        columns: Sequence[str],
+        form: TableFormat = "auto",
+        sheet: SheetOfTable = None,
+    ) -> Self:
         """A table that is part of another source: the one at `path`, of which `columns` are read."""
         mapped = ColumnMap(url=columns[0], caption=[], extra=list(columns[1:]))
-        return cls(TableSettings(table=path, format=form, columns=mapped), where)
+        return cls(TableSettings(table=path, format=form, sheet=sheet, columns=mapped), where)
 
     @classmethod
     def check_keys(cls, keys: Any, chosen: str) -> None:
         """Columns go with a table."""
         if chosen == "table" and keys.columns is None:
             raise ValueError("columns is needed with table: name at least the columns of the url and the caption")
-        if chosen != "table" and (keys.columns is not None or keys.format != "auto"):
-            raise ValueError(f"columns and format at this level belong to table, not to {chosen}")
+        if chosen != "table" and (keys.columns is not None or keys.format != "auto" or keys.sheet is not None):
+            raise ValueError(f"columns, format and sheet at this level belong to table, not to {chosen}")
 
     @property
     def path(self) -> str:
@@ -133,7 +142,8 @@ class TableReader(Reader[TableSettings]):
     def identity(self) -> dict[str, Any]:
         """How the columns are read."""
         columns = self.mapped.model_dump(mode="json", exclude_none=True)
-        return {"table": None, "format": self.settings.format, "columns": columns}
+        sheet = {} if self.settings.sheet is None else {"sheet": self.settings.sheet}
+        return {"table": None, "format": self.settings.format, "columns": columns} | sheet
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
@@ -209,9 +219,10 @@ class TableReader(Reader[TableSettings]):
         path = self._table
         fs, inner = storage.filesystem(path)
         if any(sign in path for sign in "*?[") and (storage.is_remote(path) or not fs.exists(inner)):
-            names = sorted(fs.glob(inner))
+            names = sorted(name for name in fs.glob(inner) if not is_lock(str(name)))
         elif fs.isdir(inner):
-            names = sorted(str(name) for name in fs.ls(inner, detail=False) if self._format_of(str(name)))
+            listed = (str(name) for name in fs.ls(inner, detail=False))
+            names = sorted(name for name in listed if self._format_of(name) and not is_lock(name))
             # beside tables of another kind a json file is a side file, as img2dataset's 00000_stats.json
             names = [name for name in names if self._format_of(name) != "json"] or names
         else:
@@ -222,24 +233,29 @@ class TableReader(Reader[TableSettings]):
             raise ConfigError(f"{self.where}: {odd[0]} is no regular file; give a file, a folder or a glob of tables")
         return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in names]
 
+    def remarks(self) -> list[str]:
+        """Of workbooks: which of several sheets is read, and how many errors of formulas count as empty."""
+        remarks = []
+        for table in map(self.open, self.files()):
+            if table.form != "xlsx":
+                continue
+            with self._reading(table.path):
+                sheet = table.open_sheet()
+            if sheet.others and self.settings.sheet is None:
+                others = ", ".join(map(repr, sheet.others))
+                remarks.append(f"{table.path}: its sheet {sheet.name!r} is read; {others} hold rows too (`sheet`)")
+            if num := sheet.num_errors:
+                remarks.append(f"{table.path}: {num:,} cells of {sheet.name!r} hold an error such as #N/A: empty")
+        return remarks
+
     def columns_of(self, file: str) -> list[str]:
-        """Names of the columns of one file; for json and jsonl the keys of its first 10,000 objects.
+        """Names of the columns of one file.
 
         Raises: ConfigError when the file cannot be read as what it should be, or names a column twice.
         """
-        form = self._known_format(file)
+        table = self.open(file)
         with self._reading(file):
-            if form == "urls":
-                return [URL_OF_LINE]
-            if form in ("json", "jsonl"):
-                return json_keys(partial(open_table, file), form)
-            if form == "parquet":
-                with open_table(file, compressed=False) as stream:
-                    names = list(pq.read_schema(stream).names)
-            else:
-                dialect = dialect_of(file, form)
-                with open_table(file) as stream:
-                    names = read_header(stream, dialect, dialect.lines_before)
+            names = table.columns()
         twice = sorted(name for name, num in Counter(names).items() if name and num > 1)
         if twice:
             raise ConfigError(f"{self.where}: {file} names the column {', '.join(map(repr, twice))} twice; rename one")
@@ -252,10 +268,9 @@ class TableReader(Reader[TableSettings]):
         """
         first_row = 0
         for file in self.files():
-            form = self._known_format(file)
-            end = first_row
+            table, end = self.open(file), first_row
             with self._reading(file):
-                for batch in READERS[form](file, form, self.columns):
+                for batch in table.rows(self.columns):
                     batch.numbers = batch.numbers + first_row
                     batch.malformed = [(number + first_row, text) for number, text in batch.malformed]
                     end = max(end, batch.end)
@@ -270,19 +285,22 @@ class TableReader(Reader[TableSettings]):
             name = name.removesuffix(suffix)
         return next((form for suffix, form in _SUFFIXES.items() if name.endswith(suffix)), None)
 
-    def _known_format(self, file: str) -> str:
+    def open(self, file: str) -> TableFile:
+        """A file of the table with its format. Raises: ConfigError where nothing tells that."""
         form = self._format_of(file)
         if form is None:
-            if file.lower().endswith(WORKBOOK):
-                raise ConfigError(f"{self.where}: {file} is an Excel workbook; {WORKBOOK_CURE}")
+            if file.lower().endswith(WORKBOOKS):
+                raise ConfigError(f"{self.where}: {file} is a workbook that is not read; {WORKBOOK_CURE}")
             other = kind_of_place(file)
             if other in ("webdataset", "folder"):
                 raise ConfigError(f"{self.where}: {file} is no table; {_CURE_OF_KIND[other]}")
             raise ConfigError(
                 f"{self.where}: {file}: the name does not tell the format; "
-                "set `format` to parquet, csv, tsv, json, jsonl, or urls (an address a line)"
+                "set `format` to parquet, csv, tsv, json, jsonl, xlsx, or urls (an address a line)"
             )
-        return form
+        if self.settings.sheet is not None and form != "xlsx":
+            raise ConfigError(f"{self.where}: {file} is no workbook, so it has no sheet; leave `sheet` out")
+        return TableFile(file, form, self.settings.sheet)
 
     def _reading(self, file: str) -> AbstractContextManager[None]:
         return reading(f"{self.where}: {file}", file, f"as {self._format_of(file)}")
@@ -307,14 +325,14 @@ def _no_table(path: str) -> str:
 
 def first_columns(listing: Listing) -> list[str] | None:
     """Columns of the first table at a place; None where there is none."""
-    tables = [name for name in listing.names if TABLE_NAME.search(name.lower())]
-    is_table = {
+    tables = [name for name in listing.names if is_table(name)]
+    may_be_one = {
         "pattern": True,
         "folder": any("/" not in name for name in tables),
         "zip": False,
         "file": bool(tables) or not listing.ends(*_NO_TABLES),
     }
-    if not is_table[listing.form]:
+    if not may_be_one[listing.form]:
         return None
     if listing.form == "file" and is_list_of_addresses(listing.path):
         return [URL_OF_LINE]
@@ -350,7 +368,8 @@ def guess_table(path: str, of_files: bool = False) -> tuple[dict[str, ColumnGues
                 "addresses or file names of pictures"
             ) from None
         raise ConfigError(f"{file}: {error}") from None
-    words = f"{len(named)} columns{_how_written(file)}, the first rows were read"
+    words = f"{len(named)} columns{TableReader.of(_INIT, file, named).open(file).how_written()}"
+    words += ", the first rows were read"
     return guesses, words, left_out(named, values, guesses)
 
 
@@ -361,17 +380,6 @@ def _head(path: str) -> tuple[str, list[str]]:
         return file, table.columns_of(file)
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix(f"{_INIT}: ")) from None
-
-
-def _how_written(file: str) -> str:
-    """How a csv is delimited and encoded, where it is not with commas in UTF-8."""
-    form = PurePosixPath(TABLE_NAME.sub(r".\1", file.lower())).suffix.lstrip(".")
-    if form not in DELIMITERS:
-        return ""
-    dialect = dialect_of(file, form)
-    mark = {",": "", ";": "semicolons", "\t": "tabs", "|": "pipes"}.get(dialect.delimiter, dialect.delimiter)
-    words = [f"separated by {mark}"] * bool(mark) + [f"in {dialect.encoding}"] * (dialect.encoding != "utf-8")
-    return f" {' '.join(words)}" if words else ""
 
 
 # ---- rows

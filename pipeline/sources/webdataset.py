@@ -1,10 +1,10 @@
 """The kind `webdataset`, samples of tars as they lie: img2dataset's (with its Parquet), TreeOfLife's, plain jpg + txt.
 
 Reads tar headers and text members, and the Parquet file beside a shard where there is one. Pictures are read once, in
-fetch, by the offset in their locator; a tar in a store is read once, front to back (tars/samples.py). Memory: the
-Parquet rows of one shard. An odd member costs its sample alone. A shard that breaks off loses what lies behind the
-break, and gets one row `broken_shard`; so does one whose Parquet file is damaged. Raises ConfigError for tars that are
-missing, no tar, compressed, or links that lead elsewhere.
+fetch, by the offset in their locator; a tar in a store, or one that is compressed, is read once, front to back
+(tars/samples.py). Memory: the Parquet rows of one shard. An odd member costs its sample alone. A shard that breaks off
+loses what lies behind the break, and gets one row `broken_shard`; so does one whose Parquet file is damaged. Raises
+ConfigError for tars that are missing, no tar, compressed in a way that is not read, or links that lead elsewhere.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
 from manifests.pictures.authors import holder_in, tidy
-from manifests.samples.endings import PICTURES
+from manifests.samples.endings import COMPRESSED_TARS, PICTURES, TARS, stem_of_tar
 from manifests.samples.tars import Sample, compression_of, samples_in
+from manifests.samples.unpacking import packing_of, unpacked
 from manifests.services.untrusted import BrokenTarError, parse_json
 from manifests.stores import storage
 from pipeline.sources.files import (
@@ -84,11 +85,14 @@ _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # 
 class WebdatasetSettings(Settings):
     """Tars of an existing dataset. Members that follow one another and have one key, the name up to its first dot,
     are a sample. A member that comes again begins another sample, which ends as `duplicate_record`. Of several
-    pictures the first of `suffixes` counts; a sample without one ends as `no_image`. A blank text is none.
+    pictures the first of `suffixes` counts; a sample without one ends as `no_image`. A blank text is none. A compressed
+    tar is read once, front to back: a build that goes on unpacks it again up to where it was, and measures nothing of
+    that again.
     """
 
     path: ConfigPath
-    """A tar, a folder of them, a glob, braces such as {00000..00012}.tar, or several of these with `::` between."""
+    """A tar (.tar, .tar.gz, .tgz, .tar.zst), a folder of them, a glob, braces such as {00000..00012}.tar, or several of
+    these with `::` between."""
     suffixes: tuple[str, ...] = PICTURES
     """Members that are the picture; the first there is."""
     fields: ShardFields | None = None
@@ -127,10 +131,12 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         fs, inner = storage.filesystem(first)
         with fs.open(inner, "rb") as stream:
             head = stream.read(tarfile.BLOCKSIZE)
-        if packing := compression_of(head):
-            raise ConfigError(
-                f"{self.where}: {first} is compressed ({packing}); unpack it, since pictures are read in place"
-            )
+            if fault := _misnamed(first, head):
+                raise ConfigError(f"{self.where}: {first} {fault}")
+            if packing_of(first):
+                stream.seek(0)
+                with suppress(BrokenTarError):  # a build says where it breaks off
+                    head = unpacked(stream, first).read(tarfile.BLOCKSIZE)
         if head.strip(b"\0") and head[257:262] != b"ustar":
             try:
                 tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
@@ -164,21 +170,21 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return self._batches(_rows(self.where, self.settings, self._shards(), self.kept_samples))
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
-        """Of a store, the first thousand: `rows` would read on to the end of a batch."""
-        if not storage.is_remote(self.path):
+        """Of tars that are read once, the first thousand: `rows` would read on to the end of a batch."""
+        if self.tars() is None:
             return super().first_rows(scratch)
         rows = list(islice(_rows(self.where, self.settings, self._shards(), None), HEAD_ROWS + 1))
         return FirstRows(self._batches(iter(rows[:HEAD_ROWS])), is_part=len(rows) > HEAD_ROWS)
 
     def tars(self) -> StoredTars | None:
-        """Tars of a store are read once."""
-        if not storage.is_remote(self.path):
-            return None
+        """Tars of a store are read once, and those among which is a compressed one."""
         shards, texts = self._shards(), self.settings.read_fields.texts()
+        if not storage.is_remote(self.path) and not any(map(packing_of, shards.names)):
+            return None
         return StoredTars(shards.root, tuple(shards.names), self.settings.suffixes, tuple(sorted(texts)), self._key_of)
 
     def _key_of(self, tar: str, sample: Sample) -> str | None:
-        fields, key = self.settings.read_fields, f"{tar.removesuffix('.tar')}/{sample.key}"
+        fields, key = self.settings.read_fields, f"{stem_of_tar(tar)}/{sample.key}"
         if fields.record_key is None:
             return key
         with suppress(ValueError):
@@ -214,10 +220,10 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
         """Tars, by their first samples."""
-        return _guess(listing) if listing.form != "zip" and listing.ends(".tar") else None
+        return _guess(listing) if listing.form != "zip" and listing.ends(*TARS) else None
 
     def _shards(self) -> Shards:
-        return find_files(self.path, self.where, ".tar")
+        return find_files(self.path, self.where, *TARS)
 
 
 def _rows(
@@ -229,7 +235,7 @@ def _rows(
     """
     columns, unseen, num_rows = settings.read_fields.columns(), settings.own_names(), 0
     for name in shards.names:
-        shard, stem = shards.path(name), name.removesuffix(".tar")
+        shard, stem = shards.path(name), stem_of_tar(name)
         listed: dict[str, dict[str, Any]] = {}
         unlisted = None
         try:
@@ -295,7 +301,20 @@ def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
     """The samples of a shard, in its order. Raises: BrokenTarError."""
     fs, inner = storage.filesystem(shard)
     with fs.open(inner, "rb") as stream:
-        yield from samples_in(stream, settings.read_fields.texts(), settings.suffixes)
+        yield from samples_in(unpacked(stream, shard), settings.read_fields.texts(), settings.suffixes)
+
+
+def _misnamed(name: str, head: bytes) -> str | None:
+    """Why a tar is not packed as its name says, by its first bytes, and the cure; None where it is."""
+    named, there = packing_of(name), compression_of(head)
+    if named == there or not head:
+        return None
+    if there is not None:
+        endings = [ending for ending, packing in COMPRESSED_TARS.items() if packing == there]
+        return f"is compressed ({there}); {f'name it {endings[0]}' if endings else 'unpack it'}"
+    if head[257:262] == b"ustar":
+        return f"is a tar that is not compressed ({named}), in spite of its name; name it .tar"
+    return f"is not compressed ({named}) as its name says; it begins with {head[:20]!r}: download it again"
 
 
 # ---- what init sees
@@ -303,7 +322,7 @@ def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
 
 def _guess(listing: Listing) -> Place:
     path = listing.path
-    files = find_files(path, path, ".tar")
+    files = find_files(path, path, *TARS)
     endings, keys = _first_samples(files.path(files.names[0]))
     for name in {files.names[len(files.names) // 2], files.names[-1]}:
         with suppress(ConfigError):  # that one breaks off, as a build will say
@@ -346,7 +365,7 @@ def _first_samples(shard: str) -> tuple[set[str], set[str]]:
                 if "json" in sample.texts and not keys:
                     keys = set(parse_json(sample.texts["json"]))
         except BrokenTarError as error:
-            raise ConfigError(f"{shard} cannot be read as a tar: {error}; if it is compressed, unpack it") from None
+            raise ConfigError(f"{shard} cannot be read as a tar: {error}") from None
     return endings, keys
 
 

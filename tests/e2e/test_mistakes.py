@@ -174,8 +174,8 @@ MISTAKES: dict[str, tuple[Callable[[Values, Path], None], list[str]]] = {
     "file as folder": (file_as_folder, ["list.csv is a file, not a folder; write `table:` with it instead"]),
     "picture as table": (other_table("a.jpg", b"\xff\xd8"), ["a.jpg is no table; for pictures write `folder:"]),
     "a workbook": (
-        other_table("u.xlsx", b"PK\x03\x04"),
-        ["u.xlsx is an Excel workbook; save the sheet as `CSV"],
+        other_table("u.xls", b"\xd0\xcf\x11\xe0"),
+        ["u.xls is a workbook that is not read; save it as .xlsx and name that file"],
     ),
     "windows path": (
         set_("sources", 0, "table", to="C:\\data\\list.csv"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Callable
@@ -27,8 +28,10 @@ from fuzz.seeds import (
     XML,
     make_parquet,
     make_picture,
+    make_sheet,
     make_tar,
     make_zip,
+    put_sheet,
 )
 from misbehaving.consent import licence
 from misbehaving.owners import mining, xmp
@@ -39,6 +42,8 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.masking import hide_secrets
 from manifests.pictures.authors import MAX_CHARS, authors_of
 from manifests.pictures.opening import without_pillow_warnings
+from manifests.samples.tars import ALL_TEXTS, samples_in
+from manifests.samples.unpacking import Unpacked
 from manifests.services.untrusted import BrokenTarError, parse_json, tar_members
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl
@@ -56,6 +61,7 @@ from pipeline.sources.files import reading, split_locator
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.delimited import Dialect, read_delimited, read_header
+from pipeline.sources.tables.workbook import open_sheet
 
 _SMALL = ImageSettings(max_pixels=4_000_000)  # 8 bytes a pixel: 32 MB
 
@@ -126,6 +132,15 @@ def _rows(content: bytes) -> None:
         names = [f"f{number}" for number in range(len(read_header(io.BytesIO(content), dialect)))]
         for _ in read_delimited(io.BytesIO(content), names, names[:3], dialect, 1):
             pass
+
+
+def _unpacked(content: bytes) -> None:
+    list(samples_in(Unpacked(io.BytesIO(content), "zstd" if content.startswith(b"(") else "gzip"), ALL_TEXTS))
+
+
+def _sheet(book: bytes) -> None:
+    sheet = open_sheet(book)
+    list(sheet.rows(sheet.columns))
 
 
 def _zipped(folder: Path) -> Callable[[bytes], None]:
@@ -252,6 +267,15 @@ def parsers(folder: Path) -> dict[str, Parser]:
             lambda content: list(tar_members(io.BytesIO(content))),
             (make_tar(), make_tar(tarfile.PAX_FORMAT), make_tar(tarfile.USTAR_FORMAT)), (BrokenTarError,), TAR_WORDS,
         ),
+        "compressed tar": Parser(
+            _unpacked, (gzip.compress(make_tar()), bytes(pa.compress(make_tar(), "zstd", asbytes=True))),
+            (BrokenTarError,), TAR_WORDS,
+        ),
+        "sheet": Parser(
+            lambda content: _sheet(put_sheet(content)), (make_sheet(),), (ValueError,),
+            (*XML, *NUMBERS, b"<c ", b' r="B3"', b' t="s"', b' t="e"', b"</row>", b"<mergeCell ref='A1:C3'/>"),
+        ),
+        "workbook": Parser(_sheet, (put_sheet(make_sheet()),), (ValueError,), (b"PK\3\4", b"PK\1\2", *XML)),
         "webdataset": Parser(
             _shard(folder, side=False), (make_tar(), make_tar(tarfile.PAX_FORMAT)), refused, (*TAR_WORDS, *JSON)
         ),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import tarfile
 import zipfile
+from functools import cache
 from typing import Any
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from tars import tar_of
+
+_SHEET = "xl/worksheets/sheet1.xml"
 
 
 def make_picture(kind: str, mode: str = "RGB", **how: Any) -> bytes:
@@ -22,6 +27,32 @@ def make_picture(kind: str, mode: str = "RGB", **how: Any) -> bytes:
     elif mode == "P":
         image = image.quantize(8)
     image.save(stream, kind, **how)
+    return stream.getvalue()
+
+
+def make_sheet() -> bytes:
+    """The XML of a sheet with all kinds of cells."""
+    with zipfile.ZipFile(io.BytesIO(_book())) as archive:
+        return archive.read(_SHEET)
+
+
+def put_sheet(xml: bytes) -> bytes:
+    """A workbook with this XML as its sheet."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(_book())) as archive, zipfile.ZipFile(stream, "w") as made:
+        for name in archive.namelist():
+            made.writestr(name, xml if name == _SHEET else archive.read(name))
+    return stream.getvalue()
+
+
+@cache
+def _book() -> bytes:
+    book, stream = openpyxl.Workbook(), io.BytesIO()
+    moment = datetime.datetime(2024, 5, 1, 3, 4)
+    for row in (["url", "caption", "n"], ["u", "c", 1.5], [True, "#N/A", moment], [None, "=1+1"]):
+        book.active.append(row)
+    book.active.merge_cells("A3:B4")
+    book.save(stream)
     return stream.getvalue()
 
 

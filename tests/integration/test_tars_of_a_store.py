@@ -13,8 +13,9 @@ from typing import Any
 
 import fsspec
 import pytest
-from building import run_here, write_small_config
+from building import run_here
 from foreign_tars import img2dataset_samples, write_tar
+from ingested import NUM, build, config_of, rows_of, tar_of, versions
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, become_user, serving
 from range_server import RangeServer, serving_ranges
@@ -22,11 +23,9 @@ from waiting import wait_until
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
-from manifests.stores.web import WebFiles
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 
-NUM = 24
 HEAD = 16 << 10  # bytes that `check` asks for, at most
 
 
@@ -41,42 +40,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 def server() -> Iterator[RangeServer]:
     with serving_ranges() as served:
         yield served
-
-
-def tar_of(folder: Path, start: int = 0, stop: int = NUM) -> bytes:
-    return write_tar(folder / "made.tar", img2dataset_samples(start, stop)).read_bytes()
-
-
-def config_of(folder: Path, path: str, work: str = "work", more: dict[str, Any] | None = None, **run: Any) -> Path:
-    source = {
-        "name": "theirs",
-        "domain": "plant",
-        "defaults": {"licence": "CC0-1.0"},
-        "webdataset": {"path": path},
-        **(more or {}),
-    }
-    run = {"max_attempts": 2, "retry_wait_seconds": 0.01, **run}
-    return write_small_config(folder, source, name="tars", file=work, work_dir=str(folder / work), run=run)
-
-
-def build(config: Path, status: int = 0, last: str = "fetch") -> str:
-    WebFiles.clear_instance_cache()
-    done = run_here("build", config, "--to", last)
-    assert done.returncode == status, done.stderr
-    return done.stderr
-
-
-def rows_of(workdir: Path) -> dict[str, list[Any]]:
-    """Record key -> caption, and what was fetched."""
-    with open_reader(str(workdir)) as sql:
-        asked = "caption, url, row_number, outcome, image_id, stored_sha256, locator"
-        query = f"SELECT record_key, {asked} FROM candidates JOIN facts USING (sample_id)"
-        return {key: rest for key, *rest in sql.execute(query).fetchall()}
-
-
-def versions(workdir: Path) -> dict[str, str]:
-    with Catalog.open(str(workdir)) as catalog:
-        return dict(catalog.ask("SELECT stage, fingerprint FROM current_stages"))
 
 
 def ranges(server: RangeServer, name: str = "0.tar") -> list[int]:
@@ -315,7 +278,6 @@ def test_the_hub_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monk
 SMALL = """
 import sys
 from pipeline.cli import main
-from manifests.stores.web import WebFiles
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 front_to_back.RANGE_BYTES, ingest_tars.PIECE_BYTES = 16 << 10, 20 << 10

@@ -17,6 +17,7 @@ from manifests.errors import ConfigError
 from manifests.masking import MASK, PIPE
 from manifests.samples import braces
 from manifests.samples.braces import split_paths
+from manifests.samples.endings import is_tar, plain_tars
 from manifests.stores import storage
 from training.data.foreign import naming_fault, shown
 
@@ -53,7 +54,8 @@ class ShardGroup(Settings):
 def expand(places: Iterable[str]) -> list[str]:
     """The shards of some places, in order: braces and `::`, patterns, folders.
 
-    Raises: ConfigError for a place without shards; RetryableError when a store does not answer.
+    Raises: ConfigError for a place without shards, and for a compressed tar; RetryableError when a store does not
+        answer.
     """
     shards: list[str] = []
     for part in (part for pattern in places for part in split_paths(pattern)):
@@ -68,16 +70,19 @@ def expand(places: Iterable[str]) -> list[str]:
 
 
 def _files_of(name: str) -> list[str]:
-    """The tars in a folder, those of a pattern, or the one file."""
+    """The tars in a folder, those of a pattern, or the one file. Raises: ConfigError for a compressed one."""
     is_pattern = re.search(r"[*\[]" if name.startswith("http") else r"[*?\[]", name) is not None
     with naming_fault(name):
         fs, inner = storage.filesystem(name)
         if not is_pattern and (name.startswith("http") or name.endswith(".tar") or not fs.isdir(inner)):
+            plain_tars([name])
             return [name]
         if is_pattern and not storage.is_remote(name) and fs.exists(inner):  # a file with such a name
             return [name]
-        there = fs.glob(inner if is_pattern else f"{inner.rstrip('/')}/**/*.tar")
+        there = fs.glob(inner if is_pattern else f"{inner.rstrip('/')}/**/*.t*")
         files = [fs.unstrip_protocol(file) if storage.is_remote(name) else file for file in sorted(there)]
+        tars = plain_tars(files)
+        files = [file for file in files if file in tars or not is_tar(file)] if is_pattern else tars
     if not files:
         raise ConfigError(f"{shown(name)}: no shard here (.tar)")
     return files

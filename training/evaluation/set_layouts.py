@@ -28,7 +28,7 @@ from torch import Tensor
 from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError, RunError
 from manifests.pictures.bounds import MOST_FILE_BYTES
-from manifests.samples.endings import PICTURES, is_picture, not_read
+from manifests.samples.endings import PICTURES, is_picture, not_read, plain_tars
 from manifests.samples.tars import samples_in
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores.inside import why_not_inside
@@ -98,7 +98,7 @@ def open_eval_set(path: str, split: str) -> EvalSet:
     if not folder.is_dir():
         raise ConfigError(f"{path}: no such folder of an evaluation set")
     split_folder = folder / split if (folder / split).is_dir() else folder
-    tars = sorted(split_folder.glob("*.tar"), key=_by_number)
+    tars = sorted(map(Path, plain_tars(map(str, split_folder.glob("*.t*")))), key=_by_number)
     if tars:
         return _open_tars(folder, tars)
     if (folder / _TABLE).is_file():

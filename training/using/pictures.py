@@ -29,7 +29,7 @@ from manifests.contract import records
 from manifests.contract.release import Release, is_release
 from manifests.errors import ConfigError, words_of
 from manifests.masking import PIPE
-from manifests.samples.endings import PICTURES, is_picture, not_read
+from manifests.samples.endings import PICTURES, is_picture, not_read, plain_tars
 from manifests.samples.tars import samples_in
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import stamps, storage
@@ -146,6 +146,7 @@ class _Lister:
         for row in map(_in_utf8, _rows_of(path, others) if release is None else _rows_of_release(release)):
             self._add(row, is_listed=release is not None)
         if self._num_rows == num_before:
+            plain_tars(others)
             raise ConfigError(f"{path}: no picture here ({', '.join(PICTURES)}, or shards: .tar)")
         if left_out := not_read(others):
             self._notes.append(f"{path}: {left_out}")
@@ -258,6 +259,7 @@ def _rows_of(name: str, others: list[str]) -> Iterator[_Row]:
     elif place.suffix.lower() == ".tar":
         yield from _rows_of_shard(place, place.name)
     else:
+        plain_tars([name])
         yield (str(place), *_place_of(place))
 
 

@@ -42,7 +42,7 @@ class JoinedCaptions(JoinedTable):
     """A table whose texts belong to the pictures of a source."""
 
     join: ConfigPath
-    """The table: parquet, csv, tsv, json or jsonl; a file, a folder of them, or a glob."""
+    """The table: parquet, csv, tsv, json, jsonl or xlsx; a file, a folder of them, or a glob."""
     text: str
     """Column of the table that holds the texts."""
     kind: Annotated[str, AfterValidator(_check_kind)]
@@ -70,7 +70,7 @@ class JoinedCaptions(JoinedTable):
 
     def identity(self) -> dict[str, Any]:
         """The values that the joined texts depend on besides the two tables."""
-        return self.model_dump(exclude={"join"})
+        return self.model_dump(exclude={"join"} | ({"sheet"} if self.sheet is None else set()))
 
 
 def join_captions(

@@ -47,7 +47,7 @@ class JoinedFields(JoinedTable):
     """
 
     table: ConfigPath
-    """The table: parquet, csv, tsv, json or jsonl; a file, a folder of them, or a glob."""
+    """The table: parquet, csv, tsv, json, jsonl or xlsx; a file, a folder of them, or a glob."""
     columns: FieldColumns
     """Which of its columns holds what."""
 

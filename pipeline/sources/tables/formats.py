@@ -1,6 +1,7 @@
-"""How the rows of one table file are read, by its format: Parquet, delimited text, json, or an address a line.
+"""How one table file is opened, by its format: Parquet, delimited text, json, a workbook, or an address a line.
 
-Streams batches of strings from a file that may be packed. Raises what parsers and unpackers raise.
+`TableFile` is the one answer. It streams batches of strings from a file that may be packed. Raises what parsers and
+unpackers raise.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests.services.untrusted import bounded, check_packing
 from manifests.stores import storage
@@ -20,7 +23,8 @@ from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import BATCH_ROWS, as_text
 from pipeline.sources.tables.columns import is_address
 from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
-from pipeline.sources.tables.json_items import read_json
+from pipeline.sources.tables.json_items import json_keys, read_json
+from pipeline.sources.tables.workbook import MAX_BOOK_BYTES, Sheet, open_sheet
 from pipeline.store.foreign import columns_of_bytes
 from pipeline.store.foreign import read_rows as read_foreign
 
@@ -28,7 +32,59 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip
 URL_OF_LINE = "url"  # what the column of a list of addresses, one a line, is called
 _NO_DELIMITER = "\x1f"  # no address holds it
 _LOOKED_AT = 500  # lines
+_CHUNK_BYTES = 1 << 20
 DELIMITERS = {"csv": ",", "tsv": "\t", "urls": _NO_DELIMITER}
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file that holds a table, its format, and of a workbook the sheet (see `open_sheet`)."""
+
+    path: str
+    form: str
+    sheet: str | int | None = None
+
+    def columns(self) -> list[str]:
+        """The names of the columns; for json and jsonl the keys of the first 10,000 objects."""
+        if self.form == "urls":
+            return [URL_OF_LINE]
+        if self.form in ("json", "jsonl"):
+            return json_keys(partial(open_table, self.path), self.form)
+        if self.form == "xlsx":
+            return self.open_sheet().columns
+        if self.form == "parquet":
+            with open_table(self.path, compressed=False) as stream:
+                return list(pq.read_schema(stream).names)
+        dialect = dialect_of(self.path, self.form)
+        with open_table(self.path) as stream:
+            return read_header(stream, dialect, dialect.lines_before)
+
+    def rows(self, columns: list[str]) -> Iterator[RawBatch]:
+        """Every row, these columns only, in order."""
+        if self.form == "xlsx":
+            return self.open_sheet().rows(columns)
+        return _READERS[self.form](self.path, self.form, columns)
+
+    def how_written(self) -> str:
+        """How a csv is written, where it is not with commas in UTF-8; of a workbook, which sheet is read."""
+        if self.form == "xlsx":
+            sheet = self.open_sheet()
+            more = f", while {', '.join(map(repr, sheet.others))} hold rows too" if sheet.others else ""
+            return f" of the sheet {sheet.name!r}{more}"
+        if self.form not in ("csv", "tsv"):
+            return ""
+        dialect = dialect_of(self.path, self.form)
+        mark = {",": "", ";": "semicolons", "\t": "tabs", "|": "pipes"}.get(dialect.delimiter, dialect.delimiter)
+        words = [f"separated by {mark}"] * bool(mark) + [f"in {dialect.encoding}"] * (dialect.encoding != "utf-8")
+        return f" {' '.join(words)}" if words else ""
+
+    def open_sheet(self) -> Sheet:
+        """The sheet of a workbook. Raises: ValueError."""
+        content = bytearray()
+        with open_table(self.path) as stream:
+            while len(content) <= MAX_BOOK_BYTES and (chunk := stream.read(_CHUNK_BYTES)):
+                content += chunk
+        return open_sheet(bytes(content), self.sheet)
 
 
 def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
@@ -116,7 +172,7 @@ def is_list_of_addresses(file: str) -> bool:
     return bool(lines) and all(is_address(line) for line in lines)
 
 
-READERS = {
+_READERS = {
     "parquet": _read_parquet,
     "csv": _read_delimited,
     "tsv": _read_delimited,

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from manifests.contract.reader import rows_of
 from manifests.contract.settings import Settings
 from manifests.masking import hide_secrets
-from pipeline.sources.table import TableReader
+from pipeline.sources.table import SheetOfTable, TableReader
 from pipeline.sources.tables.joining import StagedTable, text, view_staged
 
 _WITH_TAR = "join by record_key where the table has the tar too, as TAR/KEY"
@@ -59,6 +59,8 @@ class JoinedTable(Settings):
     on: Annotated[dict[str, str], Field(min_length=1, max_length=1)]
     """What tells which picture a row is for: `record_key`, `url`, or `extra.NAME` of a column that the source keeps.
     The column of the table has the same name (NAME); else write `{extra.NAME: COLUMN}`."""
+    sheet: SheetOfTable = None
+    """Of a workbook: as for a table of addresses."""
 
     section: ClassVar[str]
     """Its key in a source, as messages name it."""
@@ -113,7 +115,7 @@ class JoinedTable(Settings):
 
     def reader(self, where: str) -> TableReader:
         """A reader of the table; `where` names it in messages."""
-        return TableReader.of(where, self.path, [self.column, *self.values])
+        return TableReader.of(where, self.path, [self.column, *self.values], sheet=self.sheet)
 
 
 def sql_of_extra(name: str) -> str:

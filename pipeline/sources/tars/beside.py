@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from manifests.samples.endings import stem_of_tar
 from manifests.stores import storage
 from pipeline.sources.files import UNREADABLE, Shards, is_file_of
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
@@ -59,7 +60,7 @@ def first_columns(shards: Shards) -> list[str] | None:
 
 def parquet_of(shard: str) -> str | None:
     """The Parquet file beside a shard, if there is one."""
-    if not shard.endswith(".tar"):
+    if (stem := stem_of_tar(shard)) == shard:
         return None
-    path = shard.removesuffix(".tar") + ".parquet"
+    path = stem + ".parquet"
     return path if storage.exists(path) else None

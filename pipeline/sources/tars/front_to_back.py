@@ -1,4 +1,4 @@
-"""Reads a file of a store once, front to back, in ranges. The next range is fetched while one is used.
+"""Reads a file of a disk or a store once, front to back, in ranges. The next range is fetched while one is used.
 
 Memory: two ranges, and the bytes of one read. A passing fault costs one more request. Raises PartError for a file that
 has changed, ConfigError for a server that sends no ranges, RetryableError when the store does not answer.
@@ -6,27 +6,24 @@ has changed, ConfigError for a server that sends no ranges, RetryableError when 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from manifests.errors import PartError, RetryableError, no_ranges, words_of
 from manifests.masking import hide_secrets
-from manifests.samples.tars import MAX_TEXT_BYTES
+from manifests.samples.unpacking import Window
 from manifests.stores import faults, stamps, storage
 
 RANGE_BYTES = 8 << 20
-_KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
 
 
-class FrontToBack(AbstractContextManager["FrontToBack"]):
+class FrontToBack(Window, AbstractContextManager["FrontToBack"]):
     """The bytes of a file from `start` on; `seek` may go back a little."""
 
     def __init__(self, path: str, stamp: str | None, num_bytes: int, start: int) -> None:
-        self._path, self._stamp, self._end = path, stamp, num_bytes
-        self._place = self._base = start
-        self._held = bytearray()
+        super().__init__(start, num_bytes)
+        self._path, self._stamp = path, stamp
         self._file: Any = None
         self._thread = ThreadPoolExecutor(1)
         self._coming: Future[bytes] = self._thread.submit(self._fetch, start)
@@ -36,24 +33,9 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
         if self._file is not None:
             self._file.close()
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a byte."""
-        self._place = offset + (self._end if whence == os.SEEK_END else 0)
-        return self._place
-
-    def read(self, num_bytes: int) -> bytes:
-        """The next bytes; fewer at the end."""
-        while self._base + len(self._held) < min(self._place + num_bytes, self._end):
-            if (surplus := min(self._place - _KEPT_BYTES - self._base, len(self._held))) > 0:
-                del self._held[:surplus]
-                self._base += surplus
-            self._held += self._coming.result()
-            self._coming = self._thread.submit(self._fetch, self._base + len(self._held))
-        start = self._place - self._base
-        if start < 0:
-            raise ValueError(f"byte {self._place:,} is no longer kept")
-        content = bytes(self._held[start : start + num_bytes])
-        self._place += len(content)
+    def _next(self, position: int) -> bytes:
+        content = self._coming.result()
+        self._coming = self._thread.submit(self._fetch, position + len(content))
         return content
 
     def require_unchanged(self) -> None:
@@ -66,12 +48,12 @@ class FrontToBack(AbstractContextManager["FrontToBack"]):
             )
 
     def _fetch(self, start: int) -> bytes:
-        if start >= self._end:
+        if start >= self.end:
             return b""
         return faults.patiently(lambda: self._ask(start), self._problem)
 
     def _ask(self, start: int) -> bytes:
-        num_bytes = min(RANGE_BYTES, self._end - start)
+        num_bytes = min(RANGE_BYTES, self.end - start)
         if self._file is None:
             fs, inner = storage.filesystem(self._path)
             self._file = fs.open(inner, "rb", cache_type="none")

@@ -1,16 +1,18 @@
-"""The step of ingest that reads tars of a store once, front to back, in pieces that are committed as they come.
+"""The step of ingest that reads tars of a store, and compressed ones, once, front to back, in pieces.
 
-A piece holds samples that lie side by side: rows of SAMPLES (sources/tars/samples.py), from which ingest makes
-candidates, and pool and facts as fetch makes them of local pictures, which fetch takes over. So a tar of any size needs
-the memory and the disk of one piece beside what is kept, and a build that was killed goes on behind the last piece.
+A piece is committed as it comes. It holds samples that lie side by side: rows of SAMPLES (sources/tars/samples.py),
+from which ingest makes candidates, and pool and facts as fetch makes them of local pictures, which fetch takes over. So
+a tar of any size needs the memory and the disk of one piece beside what is kept, and a build that was killed goes on
+behind the last piece. A compressed tar is unpacked up to there again, and nothing of it is measured again.
 
-The content of a tar is known when its last piece is there (`learn`). A stamp of the store only says whether it must be
+The content of a tar is known when its last piece is there (`learn`). A stamp of the file only says whether it must be
 read: other stamps begin another reading, whose pictures are hashed, and none is decoded; if the content is the same,
 nothing else runs. A tar that changes while it is read fails its part.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +28,7 @@ import pyarrow.parquet as pq
 from manifests.contract.outcomes import Outcome
 from manifests.contract.records import LOOKED, PartRecord
 from manifests.masking import hide_secrets
+from manifests.samples.unpacking import UNKNOWN_END, Unpacked, packing_of
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from manifests.stores.stamps import look
@@ -42,6 +45,8 @@ from pipeline.sources.tars.samples import SAMPLES, PassedSample, StoredTars, con
 from pipeline.stages.fetch import local as fetch_local
 from pipeline.store.files import Files
 
+log = logging.getLogger("plantmix.ingest")
+
 PIECE_BYTES = 128 << 20
 """Of a tar, in a piece: what a killed build reads again at most."""
 UNREAD = ""
@@ -53,7 +58,8 @@ _LOOKED_AT_A_TIME = 8
 class TarInputs:
     """A stretch of a tar, from the header at `start` on; it ends where a sample begins at `stop`, or with the tar.
 
-    `reading` counts the versions of the tar that a work folder has seen. Without `image` no picture is decoded.
+    Of a compressed tar these are bytes of the plain one. `reading` counts the versions of the tar that a work folder
+    has seen. Without `image` no picture is decoded.
     """
 
     source: SourceSettings
@@ -99,34 +105,38 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
     assert tars is not None
     address = _place(inputs.source, inputs.tar)
     stamp, num_bytes = run.how.seen[address]
+    packing = packing_of(inputs.tar)
+    end_of_tar = UNKNOWN_END if packing else num_bytes
     before = [path for path in run.pieces if "/samples-" in path]  # of earlier tries
     stops = [pc.max(pq.read_table(path, columns=["stop"])["stop"]).as_py() for path in before]
-    start, stop = max(stops, default=inputs.start), inputs.stop or num_bytes
+    start, stop = max(stops, default=inputs.start), inputs.stop or end_of_tar
     if start >= stop:
         return
     path = storage.join(tars.root, inputs.tar)
-    with FrontToBack(path, stamp, num_bytes, start) as stream, _Pieces(inputs, tars, run, len(before)) as pieces:
+    begins = 0 if packing else start
+    with FrontToBack(path, stamp, num_bytes, begins) as file, _Pieces(inputs, tars, run, len(before)) as pieces:
+        stream = Unpacked(file, packing) if packing else file
 
         def done(end: int, broken: str | None = None) -> PartResult:
-            stream.require_unchanged()
+            file.require_unchanged()
             notes = {"place": address, "stamp": stamp, "reading": inputs.reading, "start": start, "stop": end}
-            made = pieces.finish(notes | {"ends": end == num_bytes, "broken": broken})
-            return replace(made, weight=_in_mb(end - start))
+            made = pieces.finish(notes | {"ends": end == end_of_tar, "broken": broken})
+            return replace(made, weight=_in_mb(file.tell() - begins))
 
         broken = None
         try:
             for passed in pass_samples(stream, start, tars, run.how.image.max_body_bytes):
-                end = pieces.add(passed, num_bytes)
+                end = pieces.add(passed, end_of_tar)
                 is_full = end - start >= PIECE_BYTES or len(pieces.rows) >= run.how.piece_samples
-                if end == stop != num_bytes or (is_full and end != num_bytes):
+                if end == stop != end_of_tar or (is_full and end != end_of_tar):
                     yield done(end)
-                    start = end
+                    start, begins = end, file.tell()
                     if end == stop:
                         return
         except BrokenTarError as error:
             broken = str(error)
-            pieces.rows.append({"source": inputs.source.name, "tar": inputs.tar, "stop": num_bytes, "broken": broken})
-        yield done(num_bytes, broken)
+            pieces.rows.append({"source": inputs.source.name, "tar": inputs.tar, "stop": end_of_tar, "broken": broken})
+        yield done(end_of_tar, broken)
 
 
 class _Pieces(AbstractContextManager["_Pieces"]):
@@ -149,10 +159,10 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         self._addresses: dict[str, str] = {}
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, passed: PassedSample, num_bytes: int) -> int:
-        """Keep a sample, and have its picture measured; gives where the next one begins, or the size of the tar."""
+    def add(self, passed: PassedSample, end_of_tar: int) -> int:
+        """Keep a sample, and have its picture measured; gives where the next one begins, or the end of the tar."""
         row = row_of(self._inputs.source.name, self._inputs.tar, passed, self._tars.suffixes)
-        row["stop"] = end = passed.sample.stop or num_bytes
+        row["stop"] = end = passed.sample.stop or end_of_tar
         self.rows.append(row)
         if row["ending"] is not None:
             self._measure(passed, row)
@@ -243,7 +253,14 @@ def plan(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[Part
         image = run.how.image if reading.is_first else None
         for start, stop in reading.gaps():
             inputs = TarInputs(source, name, reading.number, start, stop, image)
-            parts.append(Part(inputs, _members(source), _in_mb((stop or num_bytes) - start)))
+            if packing_of(name) and start:
+                log.info(
+                    "ingest: %s: a compressed tar cannot be entered midway, so its first %s MB are unpacked again; "
+                    "none of their pictures is measured again",
+                    *(name, f"{_in_mb(start):,}"),
+                )
+            num_read = num_bytes if packing_of(name) else (stop or num_bytes) - start
+            parts.append(Part(inputs, _members(source), _in_mb(num_read)))
     return parts
 
 

@@ -263,6 +263,7 @@ def test_every_table_beside_pictures_is_used_or_named(tmp_path: Path) -> None:
     (lab / "lists/two.csv").write_text("file,url,text\nd.jpg,https://a.example/d.jpg,a daisy\n")
     (lab / "prices.csv").write_text("plant,price\nrose,3\nlily,4\n")
     (lab / "book.xlsx").write_bytes(b"PK")
+    (lab / "old.xls").write_bytes(b"")
     for number in range(3):
         put_table = (lab / f"web/{number}.csv", lab / f"mixed/{number}.csv")
         for path in put_table:
@@ -279,7 +280,8 @@ def test_every_table_beside_pictures_is_used_or_named(tmp_path: Path) -> None:
     assert found["two"]["columns"]["url"] == "url"
     assert f"{lab}/img: 2 of its pictures, which no row of a table names" in head
     assert f"{lab}/prices.csv: not read: no column holds addresses of pictures" in head
-    assert f"{lab}/book.xlsx: an Excel workbook; save the sheet as `CSV UTF-8`" in head
+    assert "book.xlsx cannot be read as xlsx: it is damaged, or no workbook" in head
+    assert f"{lab}/old.xls: a workbook that is not read; save it as .xlsx and name that file" in head
 
 
 def test_small_copies_are_left_out_only_where_each_has_its_picture(tmp_path: Path) -> None:

@@ -249,7 +249,10 @@ def test_mistakes(tmp_path: Path, folder: dict[str, Any], message: str) -> None:
         ({}, r"give exactly one of table, .*folder.* \(found: none\)"),
         ({"table": "t.csv", "folder": {"path": "p"}}, "found: table and folder"),
         ({"table": "t.csv"}, "columns is needed with table"),
-        ({"folder": {"path": "p"}, "format": "csv"}, "columns and format at this level belong to table, not to folder"),
+        (
+            {"folder": {"path": "p"}, "format": "csv"},
+            "columns, format and sheet at this level belong to table, not to folder",
+        ),
         ({"folder": {"path": "p", "sufixes": ["jpg"]}}, "unknown key 'folder.sufixes'; did you mean 'suffixes'"),
     ],
 )

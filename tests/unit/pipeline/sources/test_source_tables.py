@@ -337,8 +337,7 @@ def test_an_object_store_address(tmp_path: Path) -> None:
 def test_the_format_can_be_said(tmp_path: Path) -> None:
     path = tmp_path / "table.txt"
     path.write_text("url\tcaption\nu\tc\n")
-    with pytest.raises(
-        ConfigError, match="the name does not tell the format; set `format` to parquet, csv, tsv, json, jsonl, or urls"
-    ):
+    told = "the name does not tell the format; set `format` to parquet, csv, tsv, json, jsonl, xlsx, or urls"
+    with pytest.raises(ConfigError, match=told):
         check_source(source(path))
     assert read(source(path, format="tsv"))[0] == [{"url": "u", "caption": "c"}]

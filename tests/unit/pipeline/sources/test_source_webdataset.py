@@ -212,7 +212,7 @@ def test_the_digest_covers_tar_and_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "seen"),
     [
-        (gzip.compress(b"tar"), r"is compressed \(gzip\); unpack it"),
+        (gzip.compress(b"tar"), r"is compressed \(gzip\); name it \.tar\.gz"),
         (lzma.compress(b"tar"), r"is compressed \(xz\); unpack it"),
         (b"no tar at all" * 50, r"is no tar file \((invalid header|bad checksum)\)"),
     ],
