@@ -156,7 +156,7 @@ class Reader(ABC, Generic[SettingsT]):
         return []
 
     def remarks(self) -> list[str]:
-        """What to tell a user before a build, with the cure: files that are not read, likely mistakes of settings."""
+        """Tell what a user should know before a build, with the cure: files not read, likely mistakes of settings."""
         return []
 
     @property

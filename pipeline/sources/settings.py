@@ -206,7 +206,7 @@ class SourceSettings(Origin):
         return {name for entry in self.join for name in entry.columns.fills()}
 
     def terms(self) -> dict[str, str]:
-        """What `where` may name, and its SQL in rows of the contract."""
+        """Names that `where` may use, and the SQL of each in rows of the contract."""
         defaults = self.defaults.values()
         filled = self.reader.fills().union(defaults, self.joined_columns())
         terms: dict[str, str] = {}

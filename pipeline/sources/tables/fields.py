@@ -30,7 +30,7 @@ _KEPT = "extra."  # in front of the name of a column that `extra` keeps
 
 
 class FieldColumns(RowColumns):
-    """What a joined table gives a row that the source does not."""
+    """Columns of a joined table, and what they fill where the source says nothing."""
 
     @model_validator(mode="after")
     def _fill_something(self) -> FieldColumns:
