@@ -139,11 +139,11 @@ def _read_source(source: SourceSettings, folder: str, scratch: Callable[[], Any]
         rows = source.reader.first_rows(scratch) if stored else FirstRows(read_rows(source, scratch))
     for batch in rows.batches:
         writer.write(map_rows(batch, source))
-        for locator in batch.rows["locator"].to_pylist() if stored else ():
-            name, offset, length = split_locator(locator)
-            passed[name] = offset + length
+        if stored is not None:
+            for name, *at in map(split_locator, batch.rows["locator"].to_pylist()):
+                passed[name] = stored.end_of(*at)
     path = writer.close().temp
-    if stored is None:
+    if stored is None or not (rows.is_part or storage.is_remote(source.reader.path)):
         return path, None
     sizes = {
         name: ask(source, partial(look, storage.join(stored.root, name), now=True))[1] or 0 for name in stored.names

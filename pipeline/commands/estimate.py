@@ -72,7 +72,7 @@ def describe(figures: dict[str, Any]) -> list[str]:
         size = _in_bytes(figures["local"]["num_bytes"])
         tars = figures["tars"]
         lines.append(
-            f"{local:,} pictures of {size} lie in {tars['num_tars']:,} tars of {_in_bytes(tars['num_bytes'])} in a "
+            f"{local:,} pictures of {size} lie in {tars['num_tars']:,} files of {_in_bytes(tars['num_bytes'])} in a "
             f"store (reckoned from their first samples), read once in {tars['num_requests']:,} requests"
             if tars["num_tars"]
             else f"{local:,} pictures of {size} are on this machine; no host is asked for them"

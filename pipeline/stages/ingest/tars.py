@@ -1,5 +1,7 @@
 """The step of ingest that reads tars of a store once, front to back, in pieces that are committed as they come.
 
+Parquet files with pictures are read in the same way: read "tar" as any file in which samples lie.
+
 A piece holds samples that lie side by side: rows of SAMPLES (sources/tars/samples.py), from which ingest makes
 candidates, and pool and facts as fetch makes them of local pictures, which fetch takes over. So a tar of any size needs
 the memory and the disk of one piece beside what is kept, and a build that was killed goes on behind the last piece.
@@ -37,8 +39,7 @@ from pipeline.fetching.settings import DECODE_THREADS
 from pipeline.sources.files import address_of
 from pipeline.sources.reading import ask, places_of
 from pipeline.sources.settings import SourceSettings
-from pipeline.sources.tars.front_to_back import FrontToBack
-from pipeline.sources.tars.samples import SAMPLES, PassedSample, StoredTars, content_of, pass_samples, row_of
+from pipeline.sources.tars.samples import SAMPLES, PassedSample, StoredTars, content_of, row_of
 from pipeline.stages.fetch import local as fetch_local
 from pipeline.store.files import Files
 
@@ -105,7 +106,8 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
     if start >= stop:
         return
     path = storage.join(tars.root, inputs.tar)
-    with FrontToBack(path, stamp, num_bytes, start) as stream, _Pieces(inputs, tars, run, len(before)) as pieces:
+    passing = tars.passing(path, stamp, num_bytes, start, run.how.image.max_body_bytes)
+    with passing as (stream, samples), _Pieces(inputs, tars, run, len(before)) as pieces:
 
         def done(end: int, broken: str | None = None) -> PartResult:
             stream.require_unchanged()
@@ -115,10 +117,10 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
 
         broken = None
         try:
-            for passed in pass_samples(stream, start, tars, run.how.image.max_body_bytes):
+            for passed in samples:
                 end = pieces.add(passed, num_bytes)
                 is_full = end - start >= PIECE_BYTES or len(pieces.rows) >= run.how.piece_samples
-                if end == stop != num_bytes or (is_full and end != num_bytes):
+                if end == stop != num_bytes or (passed.sample.begins < end != num_bytes and is_full):
                     yield done(end)
                     start = end
                     if end == stop:
