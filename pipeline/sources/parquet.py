@@ -253,18 +253,16 @@ def _no_pictures(file: PictureFile, image: str) -> str | None:
 
 
 def _column_of_pictures(file: PictureFile, stream: Any) -> str | None:
-    """The first column that holds pictures: by its type as a struct of `datasets`, by its first bytes otherwise."""
-    for name in file.schema.names:
+    """The first column that holds pictures: a struct of `datasets` by its type, bytes by those of the first rows."""
+    names: list[str] = file.schema.names
+    for name in names:
         kind = file.kind_of(name)
-        if pa.types.is_struct(kind.value_type if file.is_listed(name) else kind):
-            if holds_pictures(kind.value_type if file.is_listed(name) else kind):
-                return name
-        elif holds_pictures(kind):
-            rows = next(read_long_rows(stream, [name], 0, RANGE_BYTES), None)
-            if (
-                rows
-                and not isinstance(rows[1], Exception)
-                and any(map(image_kind, filter(None, bodies_in(rows[1][name]))))
-            ):
-                return name
+        kind = kind.value_type if file.is_listed(name) else kind
+        if not holds_pictures(kind):
+            continue
+        if pa.types.is_struct(kind) or file.is_listed(name):
+            return name
+        _, rows = next(read_long_rows(stream, [name], 0, RANGE_BYTES), (0, None))
+        if isinstance(rows, pa.RecordBatch) and any(image_kind(body) for body in bodies_in(rows[name]) if body):
+            return name
     return None

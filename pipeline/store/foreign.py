@@ -87,7 +87,7 @@ def read_long_rows(
     Raises: ValueError for a file that unpacks to too much; pyarrow's own errors for one without a footer.
     """
     file = pa.PythonFile(stream, mode="r")
-    parquet = pq.ParquetFile(file, buffer_size=buffer_bytes)
+    parquet = pq.ParquetFile(file, buffer_size=buffer_bytes, pre_buffer=False)  # else it reads a row group at once
     _check_sizes(file, columns)
     end = 0
     for group in range(parquet.metadata.num_row_groups):

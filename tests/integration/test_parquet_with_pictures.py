@@ -31,11 +31,13 @@ from pipeline.stages.ingest import tars as ingest_tars
 NUM = 24
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01, 0.01))
-    monkeypatch.setattr("pipeline.sources.tars.picture_rows.RANGE_BYTES", 4 << 10)
-    monkeypatch.setattr(ingest_tars, "PIECE_BYTES", 16 << 10)
+@pytest.fixture(autouse=True, scope="module")
+def _small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("manifests.stores.faults.WAITS_SECONDS", (0.01, 0.01))
+        patch.setattr("pipeline.sources.tars.picture_rows.RANGE_BYTES", 2 << 10)
+        patch.setattr(ingest_tars, "PIECE_BYTES", 8 << 10)
+        yield
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ def test_odd_pictures_end_one_by_one(tmp_path: Path) -> None:
     build(config_of(tmp_path, write(tmp_path / "a.parquet", table), fetch={"image": {"max_body_bytes": 2900}}))
     rows = rows_of(tmp_path / "work")
     assert {key: row[2] for key, row in rows.items()} == {
-        "a/0": "not_an_image", "a/1": "not_an_image", "a/2": "truncated", "a/3": "ok", "a/5": "body_too_large",
+        "a/0": "empty_body", "a/1": "not_an_image", "a/2": "corrupt_image", "a/3": "ok", "a/5": "body_too_large",
     }  # fmt: skip
     assert rejects_of(tmp_path / "work") == [("a/4", "no_image", "image has no bytes, only the path 4.jpg")]
 
@@ -201,7 +203,7 @@ def test_cut_data_pages_are_named(tmp_path: Path) -> None:
 
 def test_zero_rows_are_said(tmp_path: Path) -> None:
     config = config_of(tmp_path, write(tmp_path / "a.parquet", table_of([])))
-    assert "gives no row" in build(config, 2) or "the tables are empty" in build(config, 1)
+    assert "the tables are empty" in build(config, 1)
 
 
 def test_the_web_gives_its_files_and_a_build_goes_on_behind_the_last_piece(
@@ -210,11 +212,11 @@ def test_the_web_gives_its_files_and_a_build_goes_on_behind_the_last_piece(
     content = (here[0] / "set/a.parquet").read_bytes()
     server.put("a.parquet", content)
     config = config_of(tmp_path, f"{server.address}/a.parquet")
-    server.choose = lambda name, start: 503 if len(content) * 0.7 < start < len(content) * 0.8 else None
+    server.choose = lambda name, start: 503 if len(content) * 0.5 < start < len(content) * 0.8 else None
     assert "a.parquet cannot be read now" in build(config, 1)
     with Catalog.open(str(tmp_path / "work")) as catalog:
         committed = max(piece.notes["stop"] for piece in catalog.parts_like("ingest", "tars"))
-    assert committed > len(content) * 0.4
+    assert committed > len(content) * 0.25
     server.choose = lambda name, start: None
     server.asked.clear()
     build(config)
@@ -239,12 +241,12 @@ def test_an_estimate_reads_no_picture(server: RangeServer, tmp_path: Path, monke
     assert f"{2 * NUM} pictures of" in said
     assert "are on this machine" in said
     told = json.loads(done("preview", config_of(tmp_path, tmp_path / "{0..1}.parquet"), "--json"))
-    assert told["num"] == 2 * NUM or told["kept"]["num"] <= 2 * NUM
+    assert 0 < told["kept"]["num"] <= 2 * NUM
 
 
 def test_no_row_group_is_held_whole(tmp_path: Path) -> None:
-    bodies = [picture(number % 7) + bytes([number % 251]) * 10_000 for number in range(600)]
-    path = write(tmp_path / "a.parquet", pa.table({"image": bodies}), row_group_size=600, data_page_size=1 << 16,
+    bodies = [bytes([number]) * 50_000 for number in range(120)]
+    path = write(tmp_path / "a.parquet", pa.table({"image": bodies}), row_group_size=120, data_page_size=1 << 16,
                  write_batch_size=4, compression="none", use_dictionary=False)  # fmt: skip
     asked: list[int] = []
 
@@ -256,7 +258,7 @@ def test_no_row_group_is_held_whole(tmp_path: Path) -> None:
     num_bytes = path.stat().st_size
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.sources.tars.picture_rows.InAnyOrder", Watched)
-        build(config_of(tmp_path, path), last="ingest")
+        build(config_of(tmp_path, path, columns={"image": "image"}), last="ingest")
     assert num_bytes < sum(asked) < 1.2 * num_bytes, "read once"
     assert max(asked) < num_bytes / 20
 
@@ -334,7 +336,7 @@ def test_datasets_writes_init_reads_and_datasets_opens_the_release(
     assert source["parquet"] == {"path": path, "columns": columns}
     done("build", "my.yaml")
     release = release_of(tmp_path / "data/my")
-    shards = [str(shard) for shard in sorted((release / "shards").rglob("*.tar"))]
+    shards = [str(shard) for shard in sorted(release.rglob("*.tar"))]
     opened = datasets.load_dataset("webdataset", data_files=shards, split="train", cache_dir=str(tmp_path / "cache"))
     assert len(opened) == 26
     assert {row["txt"] for row in opened} == set(captions[:26])

@@ -69,11 +69,11 @@ class PictureFile:
         self.schema, metadata = file.schema_arrow, file.metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self._chunks = [[group.column(number) for number in range(group.num_columns)] for group in groups]
-        self.starts = list(accumulate((group.num_rows for group in groups), initial=0))
+        self.starts: list[int] = list(accumulate((group.num_rows for group in groups), initial=0))
         """The first row of each row group, and the number of all rows."""
         sizes = (sum(chunk.total_compressed_size for chunk in chunks) for chunks in self._chunks)
-        self._positions = list(accumulate(sizes, initial=0))
-        if self._positions[-1] > stream.seek(0, os.SEEK_END):
+        self._positions: list[int] = list(accumulate(sizes, initial=0))
+        if self._positions[-1] > stream.seek(0, os.SEEK_END) - metadata.serialized_size:
             raise ValueError("is shorter than its footer says: a part of it is missing; download it again")
 
     def group_of(self, row: int) -> int:
@@ -100,7 +100,7 @@ class PictureFile:
         """How many bytes a picture has on average, in the row group of a row."""
         group = self.group_of(row)
         chunks = (chunk for chunk in self._chunks[group] if f"{chunk.path_in_schema}.".startswith(f"{image}."))
-        num_bytes = sum(chunk.total_uncompressed_size for chunk in chunks)
+        num_bytes: int = sum(chunk.total_uncompressed_size for chunk in chunks)
         return max(1, num_bytes // (self.starts[group + 1] - self.starts[group]))
 
     def has_paths_alone(self, image: str) -> bool:
@@ -283,7 +283,8 @@ class RowReader(LocalReader):
         try:
             if name not in self._open:
                 self._open[name] = _OpenRows(storage.join(self._root, name), self._image)
-            body = self._open[name].picture(row - 1)
+            rows: _OpenRows = self._open[name]
+            body = rows.picture(row - 1)
         except FileNotFoundError:
             raise BytesUnreadable(Outcome.FILE_MISSING, f"{name} is not there") from None
         except PlantMixError:
