@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -119,24 +119,15 @@ class ParquetReader(Reader[ParquetSettings]):
 
     def rows(self, scratch: Scratch) -> Iterator[Batch]:
         """Every row of every file, in order."""
-        return self._batches(self._samples())
+        return self._batches(enumerate(self._samples()))
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
-        """Of a store, the first thousand: `rows` would read on to the end of a batch."""
-        if not storage.is_remote(self.path):
-            return super().first_rows(scratch)
-        rows = list(islice(self._samples(), HEAD_ROWS + 1))
-        return FirstRows(self._batches(iter(rows[:HEAD_ROWS])), is_part=len(rows) > HEAD_ROWS)
-
-    def most_rows(self) -> int | None:
-        """The rows that the footers of local files count."""
+        """The first thousand; of a disk the others too, in batches behind them."""
+        rows = enumerate(self._samples())
+        first = list(islice(rows, HEAD_ROWS))
         if storage.is_remote(self.path):
-            return None
-        total, files = 0, self._files()
-        for name in files.names:
-            with suppress(ValueError), storage.open_file(files.path(name)) as stream:
-                total += PictureFile(stream).starts[-1]
-        return total
+            return FirstRows(self._batches(iter(first)), is_part=next(rows, None) is not None)
+        return FirstRows(chain(self._batches(iter(first)), self._batches(rows)))
 
     def _samples(self) -> Iterator[tuple[str, Sample] | Lost]:
         files = self._files()
@@ -167,9 +158,9 @@ class ParquetReader(Reader[ParquetSettings]):
                     lengths.append(None if is_null or file.is_listed(image) else file.mean_bytes(image, row))
                 yield from file.samples(image, numbers, some.rows, lengths)
 
-    def _batches(self, rows: Iterator[tuple[str, Sample] | Lost]) -> Iterator[Batch]:
+    def _batches(self, rows: Iterator[tuple[int, tuple[str, Sample] | Lost]]) -> Iterator[Batch]:
         columns = self.settings.columns
-        for some in in_batches(enumerate(rows)):
+        for some in in_batches(rows):
             good: dict[int, dict[str, str | None]] = {}
             lost: list[Lost] = []
             for number, row in some:

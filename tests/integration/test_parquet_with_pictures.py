@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from picture_tables import IMAGE, NAMES, table_of, write
 from PIL import Image
 from range_server import RangeServer, serving_ranges
+from waiting import wait_until
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
@@ -229,6 +232,39 @@ def test_the_web_gives_its_files_and_a_build_goes_on_behind_the_last_piece(
     assert not [start for _, start, _ in server.asked if start], "footers alone, which of a small file are all of it"
 
 
+SLOWLY = """
+import sys, time
+from pipeline.cli import main
+from pipeline.stages.ingest import tars as ingest_tars
+ingest_tars.PIECE_BYTES, measure = 8 << 10, ingest_tars.measure_image
+ingest_tars.measure_image = lambda *arguments: time.sleep(0.3) or measure(*arguments)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_build_keeps_its_pieces(tmp_path: Path, here: tuple[Path, dict[str, list[Any]]]) -> None:
+    shutil.copytree(here[0] / "set", tmp_path / "set")
+    config = config_of(tmp_path, tmp_path / "set")
+    process = subprocess.Popen([sys.executable, "-c", SLOWLY, "build", str(config), "--to", "fetch"])
+    # when the second is there, the first is committed
+    wait_until(lambda: len(list((tmp_path / "work/tables/ingest").glob("samples-*.parquet"))) >= 2, process)
+    process.kill()
+    process.wait()
+
+    def pieces() -> dict[str, int]:
+        with Catalog.open(str(tmp_path / "work")) as catalog:
+            return {piece.key: piece.notes["start"] for piece in catalog.parts_like("ingest", "tars")}
+
+    before = pieces()
+    assert before
+    build(config)
+    after = pieces()
+    assert after.items() > before.items()
+    assert len(set(after.values())) == len(after), "nothing is kept twice"
+    assert rows_of(tmp_path / "work") == here[1]
+
+
 def test_an_estimate_reads_no_picture(server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.sources.parquet.HEAD_ROWS", 6)
     for number in range(2):
@@ -301,6 +337,9 @@ def test_the_recipe_for_a_set_of_the_hub_runs_as_it_stands(tmp_path: Path, monke
         use_hub(hub, monkeypatch)
         hub.repositories["datasets/OWNER/NAME"] = Repository(False, files, [sorted(files)])
         done("build", config)
+        told = done("explain", tmp_path / "data/hub-dataset", "train-00000-of-00002/3")
+    assert "eval_leak" in told
+    assert "hub-test" in told
     release = Release.open(str(release_of(tmp_path / "data/hub-dataset")))
     rows = pa.concat_tables([release.samples("train"), release.samples("heldout")]).to_pylist()
     assert len(rows) == len(shown) - 2, "its own test split is kept out"
