@@ -48,6 +48,7 @@ PIECE_BYTES = 128 << 20
 UNREAD = ""
 """Stands for the content of a tar that nobody has read to its end."""
 _LOOKED_AT_A_TIME = 8
+_IDS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         self._writer = PartWriter(self._pool)
         self._decoding: deque[tuple[str, Future[StoredImage | Rejected]]] = deque()
         self._addresses: dict[str, str] = {}
+        self._waiting: list[tuple[PassedSample, dict[str, Any]]] = []
         self.rows: list[dict[str, Any]] = []
 
     def add(self, passed: PassedSample, num_bytes: int) -> int:
@@ -156,25 +158,27 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         row = row_of(self._inputs.source.name, self._inputs.tar, passed, self._tars.suffixes)
         row["stop"] = end = passed.sample.stop or num_bytes
         self.rows.append(row)
-        if row["ending"] is not None:
-            self._measure(passed, row)
+        if row["ending"] is not None and self._inputs.image is not None:
+            self._waiting.append((passed, row))
+        if len(self._waiting) == _IDS_AT_A_TIME:
+            self._measure(self._inputs.image)
         return end
 
-    def _measure(self, passed: PassedSample, row: Mapping[str, Any]) -> None:
-        inputs, sample = self._inputs, passed.sample
-        key = self._tars.key_of(inputs.tar, sample)
-        if inputs.image is None or key is None:
-            return
-        (sample_id,) = inputs.source.ids_of([key]).to_pylist()
-        if sample_id in self._addresses:
-            return  # a duplicate record
-        self._addresses[sample_id] = address_of(row["locator"], row["sha256"])
-        if passed.body is None:
-            detail = f"{sample.pictures[row['ending']][1]} bytes, allowed {inputs.image.max_body_bytes}"
-            self._writer.add(sample_id, {"outcome": Outcome.BODY_TOO_LARGE.value, "detail": detail, "attempts": 1})
-            return
-        self._decoding.append((sample_id, self._threads.submit(measure_image, passed.body, inputs.image)))
-        self._collect(2 * DECODE_THREADS)
+    def _measure(self, image: ImageSettings | None) -> None:
+        """Have the pictures that wait measured; the ids of several samples cost little more than one."""
+        waiting, self._waiting = self._waiting, []
+        keys = [self._tars.key_of(self._inputs.tar, passed.sample) for passed, _ in waiting]
+        ids = self._inputs.source.ids_of([key or "" for key in keys]).to_pylist() if waiting else []
+        for (passed, row), key, sample_id in zip(waiting, keys, ids, strict=True):
+            if image is None or key is None or sample_id in self._addresses:
+                continue  # without a key, or a duplicate record
+            self._addresses[sample_id] = address_of(row["locator"], row["sha256"])
+            if passed.body is None:
+                detail = f"{passed.sample.pictures[row['ending']][1]} bytes, allowed {image.max_body_bytes}"
+                self._writer.add(sample_id, {"outcome": Outcome.BODY_TOO_LARGE.value, "detail": detail, "attempts": 1})
+                continue
+            self._decoding.append((sample_id, self._threads.submit(measure_image, passed.body, image)))
+            self._collect(2 * DECODE_THREADS)
 
     def _collect(self, most: int) -> None:
         while len(self._decoding) > most:
@@ -183,6 +187,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
 
     def finish(self, notes: Mapping[str, Any]) -> PartResult:
         """The files of the piece."""
+        self._measure(self._inputs.image)
         self._collect(0)
         inputs, run = self._inputs, self._run
         stored_as = fetch_local.stored_as(inputs.image) if inputs.image else None
