@@ -222,8 +222,8 @@ class ParquetReader(Reader[ParquetSettings]):
         columns = {field: guess.column for field, guess in guesses.items()}
         words = f"Parquet with pictures, {len(files.names):,} files (sure: the first one was opened)"
         others = left_out(names, values, guesses)
-        place = Place({"path": listing.path, "columns": columns}, words, left_out=others, could_keep=list(others))
-        return describe_columns(place, guesses, listing.path)
+        found = Place({"path": listing.path, "columns": columns}, words, left_out=others, could_keep=list(others))
+        return describe_columns(found, guesses, listing.path)
 
 
 def _stem(name: str) -> str:

@@ -316,7 +316,7 @@ def _by_tar(source: SourceSettings, run: StageRun[Any]) -> dict[str, list[PartRe
 
 def _members(source: SourceSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     tars = source.reader.tars()
-    return tars.members if tars else ((), ())
+    return ask(source, lambda: tars.members) if tars else ((), ())
 
 
 def _place(source: SourceSettings, name: str) -> str:
