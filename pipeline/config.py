@@ -51,7 +51,7 @@ MAX_RADIUS = 16  # bits of 64: beyond it unlike photos count as the same, see pi
 
 
 class EvaluationSet(Origin):
-    """Images that no training sample may show: a folder or webdataset, or a list of URLs that is matched by name."""
+    """Images that no training sample may show: pictures of any kind of source, or a list of URLs matched by name."""
 
     section: ClassVar[str] = "evaluation"
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
@@ -66,7 +66,7 @@ class EvaluationSet(Origin):
         if not KINDS[self.kind].on_disk and not self.match_names:
             raise ValueError(
                 f"a {self.kind} holds no image bytes and is matched by name alone: set match_names: true, or give the "
-                "images as folder (with a table in it) or webdataset"
+                f"images as {' or '.join(name for name, kind in KINDS.items() if kind.on_disk)}"
             )
         return self
 

@@ -40,6 +40,7 @@ from pipeline.sources.rows import Batch
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.keyed import describe_join, fault_of
 from pipeline.sources.tars import front_to_back
+from pipeline.sources.tars.samples import StoredTars
 from pipeline.stages.fetch.rounds import addresses_to_fetch, view_fetched
 from pipeline.stages.fetch.stage import fetched_before
 from pipeline.stages.ingest.stage import ADDRESS, map_rows
@@ -148,11 +149,11 @@ def _read_source(
         fault = fault_of(source.join[counts["entry"] - 1], counts)
         joins.append({"source": source.name, "words": describe_join(counts), "fault": fault})
 
-    def passing(batches: Iterator[Batch]) -> Iterator[Batch]:
+    def passing(batches: Iterator[Batch], tars: StoredTars) -> Iterator[Batch]:
         for batch in batches:
-            for locator in batch.rows["locator"].to_pylist() if stored else ():
-                name, offset, length = split_locator(locator)
-                passed[name] = offset + length
+            for locator in batch.rows["locator"].to_pylist():
+                name, *at = split_locator(locator)
+                passed[name] = tars.end_of(*at)
             yield batch
 
     writer = TableWriter(folder, "rows", f"{source.name}.parquet", _COUNTED)
@@ -161,10 +162,11 @@ def _read_source(
         rows = FirstRows(iter(()))
     else:
         rows = source.reader.first_rows(scratch) if stored else FirstRows(source.reader.rows(scratch))
-    for batch in complete(source, passing(rows.batches), scratch, tell):
+    batches = rows.batches if stored is None else passing(rows.batches, stored)
+    for batch in complete(source, batches, scratch, tell):
         writer.write(map_rows(batch, source))
     path = writer.close().temp
-    if stored is None:
+    if stored is None or not (rows.is_part or storage.is_remote(source.reader.path)):
         return path, None
     sizes = {
         name: ask(source, partial(look, storage.join(stored.root, name), now=True))[1] or 0 for name in stored.names

@@ -227,7 +227,9 @@ def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
         if not KINDS[guess.kind].on_disk:
             lines += _yaml({**keys_of(guess), "match_names": True}, {"match_names": "a list shows no pictures"}, "    ")
         else:
-            lines += _yaml({guess.kind: {"path": guess.settings["path"]}}, {}, "    ")
+            image = guess.settings.get("columns", {}).get("image")
+            columns = {"columns": {"image": image}} if image else {}
+            lines += _yaml({guess.kind: {"path": guess.settings["path"]} | columns}, {}, "    ")
     return lines
 
 

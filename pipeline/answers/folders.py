@@ -35,6 +35,7 @@ _NO_SOURCE = {
     "compressed; unpack it, since pictures are read in place": (*OTHER_TARS, ".7z"),
     f"a workbook that is not read; {WORKBOOK_CURE}": WORKBOOKS,
 }
+_NUMBERS = re.compile(r"\d+(?:-of-\d+)?(?=[^/]*\.parquet$)")
 _SHOWN_FILES = 5
 _MANY_FILES = 50  # more tables in one folder are files of one; more texts beside no picture are not opened
 
@@ -91,6 +92,7 @@ class _Folder:
         self._set_tests_apart()
         tables = self._take(lambda _, file: is_table(file))
         self._take_tars(tables)
+        self._take_parquet(tables)
         self._take_tables(tables)
         self._take_pictures()
         self._name_others()
@@ -114,7 +116,8 @@ class _Folder:
 
     def _take_archives(self) -> None:
         """Folders and zips that are a source as a whole."""
-        kinds = sorted(KINDS.keys() - {"webdataset", "folder", "table", "eol"}, key=lambda kind: KINDS[kind].init_order)
+        whole = (name for name, kind in KINDS.items() if kind.takes_folders)
+        kinds = sorted(whole, key=lambda kind: (KINDS[kind].init_order, kind))
         for folder in sorted(self.files):
             listing = Listing(self._at(folder), "folder", self.files.get(folder, []))
             if any(self.found.add(kind, partial(KINDS[kind].guess, listing)) for kind in kinds):
@@ -131,10 +134,7 @@ class _Folder:
             files = [file for some in taken.values() for file in some]
             if num := sum(is_picture(file) or is_tar(file) for file in files):
                 self.apart |= taken.keys()
-                self.found.notes.append(
-                    f"{self._at(top)}: {num:,} pictures or tars, a test set by its name; write `--evaluation "
-                    f"{self._at(top)}` to keep them out of the training data, or name it in --domain to train on it"
-                )
+                self._set_apart(self._at(top), f"{num:,} pictures or tars")
 
     def _take_tars(self, tables: dict[str, list[str]]) -> None:
         """A source for the highest folder that holds tars and no pictures; else for the tars of a folder itself.
@@ -154,6 +154,28 @@ class _Folder:
         for (folder, pattern), some in sorted(places.items()):
             listing = Listing(self._at(folder, pattern), "pattern" if pattern else "folder", some)
             self.found.add("webdataset", partial(KINDS["webdataset"].guess, listing))
+
+    def _take_parquet(self, tables: dict[str, list[str]]) -> None:
+        """A source for each split of Parquet files with pictures: files whose names differ in numbers alone."""
+        for folder, some in sorted(tables.items()):
+            splits: dict[str, list[str]] = {}
+            for file in some:
+                splits.setdefault(_NUMBERS.sub("*", file), []).append(file)
+            for pattern, files in splits.items():
+                path = self._at(folder, pattern if len(files) > 1 else files[0])
+                kind = KINDS["parquet"]
+                if not self.found.add("parquet", partial(kind.guess, Listing(path, "pattern", files))):
+                    continue
+                tables[folder] = [file for file in tables[folder] if file not in files]
+                if _TEST_SET.fullmatch(pattern.partition("*")[0].rstrip("-_.")):
+                    self.found.places.pop()
+                    self._set_apart(path, f"{len(files):,} Parquet files")
+
+    def _set_apart(self, path: str, what: str) -> None:
+        self.found.notes.append(
+            f"{path}: {what}, a test set by its name; write `--evaluation {path}` to keep them out of the training "
+            "data, or name it in --domain to train on it"
+        )
 
     def _take_tables(self, tables: Mapping[str, Sequence[str]]) -> None:
         """Tables that name pictures, tables of addresses, and those that may hold texts for pictures."""

@@ -74,7 +74,7 @@ def describe(figures: dict[str, Any]) -> list[str]:
         tars = figures["tars"]
         store, asked = (" in a store", f" in {num:,} requests") if (num := tars["num_requests"]) else ("", "")
         lines.append(
-            f"{local:,} pictures of {size} lie in {tars['num_tars']:,} tars of {_in_bytes(tars['num_bytes'])}{store} "
+            f"{local:,} pictures of {size} lie in {tars['num_tars']:,} files of {_in_bytes(tars['num_bytes'])}{store} "
             f"(reckoned from their first samples), read once{asked}"
             if tars["num_tars"]
             else f"{local:,} pictures of {size} are on this machine; no host is asked for them"

@@ -135,7 +135,7 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
         f"sample    {row['sample_id']}",
         f"source    row {row['row_number'] + 1:,} of {row['source']} (domain {row['domain']}), key {row['record_key']}",
         *([f"          {row['url']}"] if row["url"] else []),
-        *([f"          on this machine: {row['locator']} (file@offset+length)"] if row["locator"] else []),
+        *([f"          on this machine: {row['locator']} (file@offset or row+length)"] if row["locator"] else []),
         f"          caption as given: {row['caption']!r}",
     ]
     if taxon:

@@ -24,11 +24,11 @@ from pipeline.sources.files import BytesUnreadable, LocalReader, address_of, spl
 
 def read_local(
     rows: Sequence[tuple[str, str, str, str | None]],
-    roots: Mapping[str, str],
+    readers: Mapping[str, LocalReader],
     settings: ImageSettings,
     pool_path: str | Path,
 ) -> tuple[pa.Table, dict[str, str]]:
-    """Read, measure and store pictures; `rows` are (sample_id, source, locator, address), `roots` the sources' folders.
+    """Read, measure and store pictures; `rows` are (sample_id, source, locator, address), `readers` those of sources.
 
     An address says which content the locator had when it was looked at (`address_of`); without one the picture is read
     for the first time, and gets the address of what is read. A whole file that has other content by now ends as
@@ -38,7 +38,8 @@ def read_local(
     """
     addresses: dict[str, str] = {}
     with PartWriter(pool_path) as part, ExitStack() as stack:
-        readers = {name: stack.enter_context(LocalReader(root)) for name, root in roots.items()}
+        for reader in readers.values():
+            stack.enter_context(reader)
         for sample_id, source, locator, address in rows:
             sha256 = UNREADABLE
             try:

@@ -103,6 +103,7 @@ class FolderReader(Reader[FolderSettings]):
 
     settings_type = FolderSettings
     on_disk = True
+    takes_folders = False
     init_order = 4
     caption_cures = ("folder: {captions: folder_name}", "folder: {captions: text_file}", "defaults: {caption: TEXT}")
 

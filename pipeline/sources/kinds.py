@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 import pyarrow as pa
 
 from manifests.contract.settings import ConfigPath, Settings
+from pipeline.sources.files import LocalReader
 from pipeline.sources.rows import ROWS, Batch, RowColumns, Scratch, make_batch
 from pipeline.sources.tars.samples import KeptSamples, StoredTars
 
@@ -29,6 +30,7 @@ BUILT_IN = tuple(
         ("table", "table:TableReader"),
         ("webdataset", "webdataset:WebdatasetReader"),
         ("folder", "folder:FolderReader"),
+        ("parquet", "parquet:ParquetReader"),
     )
 )
 HEAD_ROWS = 1000
@@ -105,6 +107,10 @@ class Reader(ABC, Generic[SettingsT]):
     """The settings are keys of the source itself."""
     on_disk: ClassVar[bool] = False
     """Pictures are read in place, below `root`; otherwise they are addresses on the web."""
+    in_shards: ClassVar[bool] = False
+    """A file holds many samples, and two files may use one name for theirs."""
+    takes_folders: ClassVar[bool] = True
+    """`init` gives it a folder as a whole; otherwise other sources may lie there too."""
     init_order: ClassVar[int] = 0
     """`init` asks kinds with a smaller number first."""
     caption_cures: ClassVar[tuple[str, ...]] = ("columns: {caption: COLUMN}", "defaults: {caption: TEXT}")
@@ -147,6 +153,10 @@ class Reader(ABC, Generic[SettingsT]):
         """The folder that locators are relative to; asked only where `on_disk`."""
         return self.path
 
+    def pictures(self) -> LocalReader:
+        """Reads pictures by their locators; asked only where `on_disk`."""
+        return LocalReader(self.root())
+
     def picture_files(self) -> list[str]:
         """Names, below the root, of pictures that lie in files of their own."""
         return []
@@ -164,13 +174,13 @@ class Reader(ABC, Generic[SettingsT]):
         """Whether the name of its folder says what a picture shows."""
         return False
 
-    # ---- tars in a store
+    # ---- tars in a store, and Parquet files with pictures
 
     kept_samples: KeptSamples | None = None
     """What `rows` takes the samples of tars from, where a build has read them before."""
 
     def tars(self) -> StoredTars | None:
-        """Tars in a store, whose samples `rows` takes from `kept_samples`: a build reads each once, front to back."""
+        """Files whose samples `rows` takes from `kept_samples`: a build reads each once, in pieces."""
         return None
 
     # ---- what a build is told and records

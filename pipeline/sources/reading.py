@@ -20,7 +20,7 @@ from manifests.errors import ConfigError
 from manifests.stores import storage
 from manifests.stores.folder import patiently
 from manifests.stores.storage import is_remote
-from pipeline.sources.files import look_at
+from pipeline.sources.files import LocalReader, look_at
 from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin, SourceSettings
@@ -115,6 +115,11 @@ def read_ahead(
 def root_of(source: Origin) -> str | None:
     """The folder that locators of a source are relative to; None when its pictures lie on the web."""
     return ask(source, source.reader.root) if source.reader.on_disk else None
+
+
+def pictures_of(source: Origin) -> LocalReader | None:
+    """What reads the pictures of a source by their locators; None when its pictures lie on the web."""
+    return ask(source, source.reader.pictures) if source.reader.on_disk else None
 
 
 def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:

@@ -100,6 +100,7 @@ class TableReader(Reader[TableSettings]):
 
     settings_type = TableSettings
     is_flat = True
+    takes_folders = False
     init_order = 6
 
     def __init__(self, settings: TableSettings, where: str) -> None:
@@ -363,8 +364,8 @@ def guess_table(path: str, of_files: bool = False) -> tuple[dict[str, ColumnGues
     except ConfigError as error:
         if columns := bytes_in(file):
             raise ConfigError(
-                f"{file}: {', '.join(columns)} holds bytes, and pictures inside a table are not read: write them into "
-                f"files or tars. Beside them it has {', '.join(sorted(set(values) - set(columns))) or 'nothing'}, no "
+                f"{file}: {', '.join(columns)} holds bytes that are no pictures (those inside Parquet are the kind "
+                f"`parquet`). Beside them it has {', '.join(sorted(set(values) - set(columns))) or 'nothing'}, no "
                 "addresses or file names of pictures"
             ) from None
         raise ConfigError(f"{file}: {error}") from None

@@ -113,7 +113,8 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
     """Tars of samples."""
 
     settings_type = WebdatasetSettings
-    on_disk = True
+    on_disk = in_shards = True
+    takes_folders = False
     init_order = 3
 
     def mapping(self) -> ShardFields:

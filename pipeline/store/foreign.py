@@ -25,6 +25,7 @@ from manifests.services.untrusted import MAX_PACKING, check_packing
 MAX_CHUNK_BYTES = 256 << 20
 """Of a column in one row group, and of the texts of all rows, where they are packed more than MAX_PACKING times."""
 MAX_LIST_VALUES = 16_000_000  # within the lists of a column, in one row group
+FEW_ROWS = 8
 _SIZES = (
     "SELECT row_group_id, row_group_num_rows, path_in_schema, num_values, total_compressed_size, "
     "total_uncompressed_size FROM parquet_metadata(?)"
@@ -73,6 +74,36 @@ def read_rows(stream: Any, columns: Sequence[str], batch_rows: int, batch_bytes:
                 check_packing(file.size(), num_bytes, MAX_CHUNK_BYTES)
                 yield some
             first += batch.num_rows
+
+
+def read_long_rows(
+    stream: Any, columns: Sequence[str], start: int, buffer_bytes: int
+) -> Iterator[tuple[int, pa.RecordBatch | Exception]]:
+    """Rows that may hold pictures, from row `start` on, a few at a time, each time with the number of the first.
+
+    Where a row group cannot be read on, the error stands for the rest of its rows. Memory: of each column a page,
+    unpacked, and `buffer_bytes`; and FEW_ROWS rows.
+
+    Raises: ValueError for a file that unpacks to too much; pyarrow's own errors for one without a footer.
+    """
+    file = pa.PythonFile(stream, mode="r")
+    parquet = pq.ParquetFile(file, buffer_size=buffer_bytes, pre_buffer=False)  # else it reads a row group at once
+    _check_sizes(file, columns)
+    end = 0
+    for group in range(parquet.metadata.num_row_groups):
+        first, end = end, end + parquet.metadata.row_group(group).num_rows
+        if end <= start:
+            continue
+        try:
+            for batch in parquet.iter_batches(FEW_ROWS, row_groups=[group], columns=columns, use_threads=False):
+                if first + batch.num_rows > start:
+                    skipped = max(0, start - first)
+                    yield first + skipped, batch.slice(skipped)
+                first += batch.num_rows
+            if first < end:
+                raise pa.ArrowInvalid(f"row group {group} has {end - first:,} rows fewer than the footer says")
+        except (pa.ArrowException, OSError) as error:
+            yield max(first, start), error
 
 
 def _check_sizes(file: Any, columns: Sequence[str]) -> None:

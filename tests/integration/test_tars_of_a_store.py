@@ -312,7 +312,7 @@ def test_an_estimate_reads_the_first_samples_alone(
     config = config_of(tmp_path, f"{server.address}/{{0..1}}.tar")
     done = run_here("estimate", config)
     assert done.returncode == 0, done.stderr
-    num = int(re.search(r"^(\d+) pictures of .* lie in 2 tars of 184 kB in a store", done.stdout, re.M)[1])
+    num = int(re.search(r"^(\d+) pictures of .* lie in 2 files of 184 kB in a store", done.stdout, re.M)[1])
     assert 0.8 < num / (2 * NUM) < 1.2
     assert "read once in 14 requests" in done.stdout
 

@@ -52,6 +52,7 @@ BASES: dict[type[Settings], list[dict[str, Any]]] = {  # what a section that nee
             TABLE,
             {"folder": {"path": "p"}},
             {"webdataset": {"path": "p"}},
+            {"parquet": {"path": "p", "columns": {"image": "img", "extra": ["x"]}}},
             {"dwca": {"path": "p"}},
             {"eol": {"path": "p"}},
             {"inaturalist": {"path": "p"}},

@@ -59,6 +59,7 @@ class EolReader(Reader[EolSettings]):
     """EOL's manifest, with or without the names of its pages."""
 
     settings_type = EolSettings
+    takes_folders = False
     init_order = 5
 
     def extra_names(self) -> list[str]:

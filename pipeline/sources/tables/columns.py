@@ -80,17 +80,19 @@ class ColumnGuess:
     why: str
 
 
-def guess_columns(names: Sequence[str], values: Values, of_files: bool = False) -> dict[str, ColumnGuess]:
+def guess_columns(
+    names: Sequence[str], values: Values, of_files: bool = False, image: ColumnGuess | None = None
+) -> dict[str, ColumnGuess]:
     """Field of the contract to column. `values` holds the non-empty values of some rows, by column.
 
-    Holds `url` or `file`, whichever the table has; of both the first, `of_files` both. What is not recognised is left
-    out.
+    Holds `url` or `file`, whichever the table has; of both the first, `of_files` both. Where the pictures are a column,
+    `image`, it may have neither. What is not recognised is left out.
 
     Raises: ConfigError when no column holds addresses or names of pictures.
     """
-    guesses: dict[str, ColumnGuess] = {}
-    for field, pattern in (("url", _ADDRESS), ("file", _PICTURE_FILE)):
-        if (of_files or not guesses) and (guess := _best(names, values, field, _share_of(pattern), guesses)):
+    guesses: dict[str, ColumnGuess] = {"image": image} if image else {}
+    for field, pattern in (("url", _ADDRESS), *([] if image else [("file", _PICTURE_FILE)])):
+        if (image or of_files or not guesses) and (guess := _best(names, values, field, _share_of(pattern), guesses)):
             guesses[field] = guess
     if not guesses:
         raise ConfigError(

@@ -90,12 +90,13 @@ class TableFile:
 def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
     with open_table(file, compressed=False) as stream:
         for some in read_foreign(stream, columns, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
-            rows = pa.table({name: _as_strings(some.rows.column(name)) for name in columns})
+            rows = pa.table({name: as_strings(some.rows.column(name)) for name in columns})
             too_long = [(number, f"a row of {num_bytes:,} bytes") for number, num_bytes in some.too_long]
             yield RawBatch(rows, some.numbers, too_long)
 
 
-def _as_strings(column: pa.Array) -> pa.Array:
+def as_strings(column: pa.Array) -> pa.Array:
+    """A column of Parquet as texts; lists and structs as json."""
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
     return column.cast(pa.string())

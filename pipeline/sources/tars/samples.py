@@ -1,4 +1,7 @@
-"""Samples of the tars of a store, each read once, front to back (what a sample is: `manifests/samples/tars.py`).
+"""Samples of tars (what a sample is: `manifests/samples/tars.py`) that are read once, front to back.
+
+Rows of Parquet that hold pictures (picture_rows.py) are read, kept and known in the same way: what is said here of a
+tar holds for such a file too.
 
 `pass_samples` hashes every member and hands on the bytes of the picture that counts, so that nothing must be read
 again. What it learnt of the samples is kept as rows of SAMPLES. Memory: one sample. Raises BrokenTarError.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,8 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.samples.tars import Sample, samples_in
+from manifests.samples.unpacking import Unpacked, packing_of
 from manifests.services.untrusted import BrokenTarError, Member
 from pipeline.sources.files import make_locator, split_locator
+from pipeline.sources.tars.front_to_back import FrontToBack, Ranges
 
 _CHUNK_BYTES = 1 << 20
 _TEXT = pa.map_(pa.string(), pa.binary())
@@ -59,6 +65,19 @@ class StoredTars:
     def members(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Pictures and texts that are kept, but for the texts that always are."""
         return self.suffixes, tuple(text for text in self.texts if not _is_plain_text(text))
+
+    @contextmanager
+    def passing(
+        self, path: str, stamp: str | None, num_bytes: int, start: int, max_body_bytes: int
+    ) -> Iterator[tuple[Ranges, Iterator[PassedSample]]]:
+        """The file at `path`, and its samples from a position on."""
+        packing = packing_of(path)
+        with FrontToBack(path, stamp, num_bytes, 0 if packing else start) as file:
+            yield file, pass_samples(Unpacked(file, packing) if packing else file, start, self, max_body_bytes)
+
+    def end_of(self, offset: int, length: int) -> int:
+        """The byte behind a picture, by its locator."""
+        return offset + length
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.judging.matching.looks import find_near_looks, view_shown
 from pipeline.sources.files import BytesUnreadable, LocalReader
-from pipeline.sources.reading import content_of, digest_inputs, read_rows, root_of
+from pipeline.sources.reading import content_of, digest_inputs, pictures_of, read_rows
 from pipeline.sources.rows import without_secrets
 from pipeline.stages.dedup.semantic import DedupInputs, SetInputs
 from pipeline.store.files import Files, RowGroup
@@ -113,14 +113,14 @@ class MeasureInputs:
         return {"set": self.set, "members": self.members.identity(), "inputs": list(self.content), "image": image}
 
 
-def measure(inputs: MeasureInputs, run: Execution[dict[str, str]]) -> PartResult:
+def measure(inputs: MeasureInputs, run: Execution[dict[str, LocalReader]]) -> PartResult:
     """The measurements of the pool on one row group of a set, and the pHash of each mirror image.
 
-    `run.how` is the folder of each set.
+    `run.how` reads the pictures of each set.
     """
     members = inputs.members.read().to_pylist()
     rows = []
-    with LocalReader(run.how.get(inputs.set, "")) as reader:
+    with run.how.get(inputs.set, LocalReader("")) as reader:
         for member in members:
             row = {**member, "evaluation_set": inputs.set}
             rows.append(row if member["locator"] is None else row | _measure(reader, member["locator"], inputs.image))
@@ -154,7 +154,7 @@ def _counts_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[MeasureInputs]]:
+def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, LocalReader]]) -> Sequence[Part[MeasureInputs]]:
     parts: list[Part[MeasureInputs]] = []
     if inputs.image is None:
         return parts
@@ -170,8 +170,8 @@ def _plan_measure(inputs: DedupInputs, run: StageRun[dict[str, str]]) -> Sequenc
     return parts
 
 
-def _roots(context: BuildContext) -> dict[str, str]:
-    return {settings.name: root_of(settings) or "" for settings in context.config.evaluation}
+def _readers(context: BuildContext) -> dict[str, LocalReader]:
+    return {settings.name: reader for settings in context.config.evaluation if (reader := pictures_of(settings))}
 
 
 # ---- what leaks
@@ -338,7 +338,9 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]
 
 
 LIST_SETS = Step("list", list_members, version=VERSION, gives=("members",), plan=_plan_list, unit="sets")
-MEASURE_SETS = Step("measure", measure, version=5, gives=("evaluation",), plan=_plan_measure, how=_roots, unit="images")
+MEASURE_SETS = Step(
+    "measure", measure, version=5, gives=("evaluation",), plan=_plan_measure, how=_readers, unit="images"
+)
 FIND_LEAKS = Step(
     "leaks",
     find_leaks,

@@ -26,7 +26,8 @@ from manifests.stores import storage
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
 from pipeline.fetching.local import read_local
 from pipeline.fetching.pictures.settings import ImageSettings
-from pipeline.sources.reading import looked_at, places_of, root_of
+from pipeline.sources.files import LocalReader
+from pipeline.sources.reading import looked_at, pictures_of, places_of, root_of
 from pipeline.sources.settings import Origin
 from pipeline.sources.tars.samples import SAMPLES
 from pipeline.stages.fetch.rounds import FetchedFiles, FetchInputs, PicturesInputs, rows_to_fetch, view_fetched
@@ -40,12 +41,12 @@ NOTED = pa.schema([(name, pa.string()) for name in ("place", "stamp", "sha256")]
 """What a part has read, for the build after one that was killed. No fingerprint sees it."""
 ADDRESSES = pa.schema([("sample_id", pa.string()), ("address", pa.string())])
 _NAME = "regexp_extract(c.locator, '^(.*)@[0-9]+[+][0-9]+$', 1, 's')"
-_IS_WHOLE = "regexp_matches(c.locator, '@0[+][0-9]+$')"  # a member of a tar lies behind its header
+_IS_WHOLE = "regexp_matches(c.locator, '@0[+][0-9]+$')"  # in a tar a header comes first; rows of Parquet begin at 1
 _WAS_READ = "p.sample_id = c.sample_id AND starts_with(p.url, c.locator || '#')"
 
 
-def read(inputs: PicturesInputs, run: Execution[dict[str, str]]) -> PartResult:
-    """Measure the pictures of one part into a pool tar and a table of facts; `run.how` is the folder of each source."""
+def read(inputs: PicturesInputs, run: Execution[dict[str, LocalReader]]) -> PartResult:
+    """Measure the pictures of one part into a pool tar and a table of facts; `run.how` reads those of each source."""
     todo = inputs.rows.read()
     rows = list(zip(*(todo[name].to_pylist() for name in ("sample_id", "source", "locator", "seen")), strict=True))
     temp = new_pool_file(run)
@@ -95,7 +96,7 @@ def finish(
     return PartResult((pool, table), Funnel(facts.num_rows, num_ok, counts), notes, is_piece)
 
 
-def _plan(inputs: FetchInputs, run: StageRun[dict[str, str]]) -> Sequence[Part[PicturesInputs]]:
+def _plan(inputs: FetchInputs, run: StageRun[dict[str, LocalReader]]) -> Sequence[Part[PicturesInputs]]:
     """The rows that no part has measured, with the pictures of one file together, cut into parts of equal length."""
     if inputs.local is None:
         return []
@@ -136,8 +137,8 @@ def _measured(inputs: FetchInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
     return [part for part in [*made, *passed] if part.notes["round"] <= inputs.round]
 
 
-def _roots(context: BuildContext) -> dict[str, str]:
-    return {source.name: root for source in context.config.sources if (root := root_of(source)) is not None}
+def _readers(context: BuildContext) -> dict[str, LocalReader]:
+    return {source.name: reader for source in context.config.sources if (reader := pictures_of(source)) is not None}
 
 
 # ---- which content the pictures have
@@ -268,7 +269,7 @@ STEP = Step(
     version=VERSION,
     gives=("fetched", "stamps"),
     plan=_plan,
-    how=_roots,
+    how=_readers,
     unit="images",
     committed=_measured,
     learns=learn,

@@ -295,12 +295,12 @@ def _plan(inputs: IngestInputs, run: StageRun[None]) -> Sequence[SourceInputs]:
 
 def _plan_join(inputs: IngestInputs, run: StageRun[None]) -> Sequence[JoinInputs]:
     parts = {part.notes["source"]: [part] for part in run.parts("read")}
-    tars = {held.source.name: parts[held.source.name] for held in inputs.sources if held.source.kind == "webdataset"}
+    shards = {held.source.name: parts[held.source.name] for held in inputs.sources if held.source.reader.in_shards}
     return [
         replace(
             table,
             candidates=run.files_of(parts[table.source], "candidates"),
-            rejects=run.files_of(tars.get(table.source, []), "rejects"),
+            rejects=run.files_of(shards.get(table.source, []), "rejects"),
         )
         for table in inputs.captions
     ]

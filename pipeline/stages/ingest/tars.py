@@ -4,6 +4,7 @@ A piece is committed as it comes. It holds samples that lie side by side: rows o
 from which ingest makes candidates, and pool and facts as fetch makes them of local pictures, which fetch takes over. So
 a tar of any size needs the memory and the disk of one piece beside what is kept, and a build that was killed goes on
 behind the last piece. A compressed tar is unpacked up to there again, and nothing of it is measured again.
+Parquet files with pictures are read in the same way: read "tar" as any file in which samples lie.
 
 The content of a tar is known when its last piece is there (`learn`). A stamp of the file only says whether it must be
 read: other stamps begin another reading, whose pictures are hashed, and none is decoded; if the content is the same,
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 from manifests.contract.outcomes import Outcome
 from manifests.contract.records import LOOKED, PartRecord
 from manifests.masking import hide_secrets
-from manifests.samples.unpacking import UNKNOWN_END, Unpacked, packing_of
+from manifests.samples.unpacking import UNKNOWN_END, packing_of
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from manifests.stores.stamps import look
@@ -40,8 +41,7 @@ from pipeline.fetching.settings import DECODE_THREADS
 from pipeline.sources.files import address_of
 from pipeline.sources.reading import ask, places_of
 from pipeline.sources.settings import SourceSettings
-from pipeline.sources.tars.front_to_back import FrontToBack
-from pipeline.sources.tars.samples import SAMPLES, PassedSample, StoredTars, content_of, pass_samples, row_of
+from pipeline.sources.tars.samples import SAMPLES, PassedSample, StoredTars, content_of, row_of
 from pipeline.stages.fetch import local as fetch_local
 from pipeline.store.files import Files
 
@@ -52,6 +52,7 @@ PIECE_BYTES = 128 << 20
 UNREAD = ""
 """Stands for the content of a tar that nobody has read to its end."""
 _LOOKED_AT_A_TIME = 8
+_IDS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,26 @@ def read(inputs: TarInputs, run: Execution[TarsHow]) -> Iterator[PartResult]:
         return
     path = storage.join(tars.root, inputs.tar)
     begins = 0 if packing else start
-    with FrontToBack(path, stamp, num_bytes, begins) as file, _Pieces(inputs, tars, run, len(before)) as pieces:
-        stream = Unpacked(file, packing) if packing else file
+    passing = tars.passing(path, stamp, num_bytes, start, run.how.image.max_body_bytes)
+    with passing as (file, samples), _Pieces(inputs, tars, run, len(before)) as pieces:
+
+        def reached(end: int) -> int:
+            return file.tell() if packing else min(end, num_bytes)
 
         def done(end: int, broken: str | None = None) -> PartResult:
             file.require_unchanged()
             notes = {"place": address, "stamp": stamp, "reading": inputs.reading, "start": start, "stop": end}
             made = pieces.finish(notes | {"ends": end == end_of_tar, "broken": broken})
-            return replace(made, weight=_in_mb(file.tell() - begins))
+            return replace(made, weight=_in_mb(reached(end) - begins))
 
         broken = None
         try:
-            for passed in pass_samples(stream, start, tars, run.how.image.max_body_bytes):
+            for passed in samples:
                 end = pieces.add(passed, end_of_tar)
                 is_full = end - start >= PIECE_BYTES or len(pieces.rows) >= run.how.piece_samples
-                if end == stop != end_of_tar or (is_full and end != end_of_tar):
+                if end == stop != end_of_tar or (passed.sample.begins < end != end_of_tar and is_full):
                     yield done(end)
-                    start, begins = end, file.tell()
+                    start, begins = end, reached(end)
                     if end == stop:
                         return
         except BrokenTarError as error:
@@ -157,6 +161,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         self._writer = PartWriter(self._pool)
         self._decoding: deque[tuple[str, Future[StoredImage | Rejected]]] = deque()
         self._addresses: dict[str, str] = {}
+        self._waiting: list[tuple[PassedSample, dict[str, Any]]] = []
         self.rows: list[dict[str, Any]] = []
 
     def add(self, passed: PassedSample, end_of_tar: int) -> int:
@@ -164,25 +169,27 @@ class _Pieces(AbstractContextManager["_Pieces"]):
         row = row_of(self._inputs.source.name, self._inputs.tar, passed, self._tars.suffixes)
         row["stop"] = end = passed.sample.stop or end_of_tar
         self.rows.append(row)
-        if row["ending"] is not None:
-            self._measure(passed, row)
+        if row["ending"] is not None and self._inputs.image is not None:
+            self._waiting.append((passed, row))
+        if len(self._waiting) == _IDS_AT_A_TIME:
+            self._measure(self._inputs.image)
         return end
 
-    def _measure(self, passed: PassedSample, row: Mapping[str, Any]) -> None:
-        inputs, sample = self._inputs, passed.sample
-        key = self._tars.key_of(inputs.tar, sample)
-        if inputs.image is None or key is None:
-            return
-        (sample_id,) = inputs.source.ids_of([key]).to_pylist()
-        if sample_id in self._addresses:
-            return  # a duplicate record
-        self._addresses[sample_id] = address_of(row["locator"], row["sha256"])
-        if passed.body is None:
-            detail = f"{sample.pictures[row['ending']][1]} bytes, allowed {inputs.image.max_body_bytes}"
-            self._writer.add(sample_id, {"outcome": Outcome.BODY_TOO_LARGE.value, "detail": detail, "attempts": 1})
-            return
-        self._decoding.append((sample_id, self._threads.submit(measure_image, passed.body, inputs.image)))
-        self._collect(2 * DECODE_THREADS)
+    def _measure(self, image: ImageSettings | None) -> None:
+        """Have the pictures that wait measured; the ids of several samples cost little more than one."""
+        waiting, self._waiting = self._waiting, []
+        keys = [self._tars.key_of(self._inputs.tar, passed.sample) for passed, _ in waiting]
+        ids = self._inputs.source.ids_of([key or "" for key in keys]).to_pylist() if waiting else []
+        for (passed, row), key, sample_id in zip(waiting, keys, ids, strict=True):
+            if image is None or key is None or sample_id in self._addresses:
+                continue  # without a key, or a duplicate record
+            self._addresses[sample_id] = address_of(row["locator"], row["sha256"])
+            if passed.body is None:
+                detail = f"{passed.sample.pictures[row['ending']][1]} bytes, allowed {image.max_body_bytes}"
+                self._writer.add(sample_id, {"outcome": Outcome.BODY_TOO_LARGE.value, "detail": detail, "attempts": 1})
+                continue
+            self._decoding.append((sample_id, self._threads.submit(measure_image, passed.body, image)))
+            self._collect(2 * DECODE_THREADS)
 
     def _collect(self, most: int) -> None:
         while len(self._decoding) > most:
@@ -191,6 +198,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
 
     def finish(self, notes: Mapping[str, Any]) -> PartResult:
         """The files of the piece."""
+        self._measure(self._inputs.image)
         self._collect(0)
         inputs, run = self._inputs, self._run
         stored_as = fetch_local.stored_as(inputs.image) if inputs.image else None
@@ -326,7 +334,7 @@ def _by_tar(source: SourceSettings, run: StageRun[Any]) -> dict[str, list[PartRe
 
 def _members(source: SourceSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     tars = source.reader.tars()
-    return tars.members if tars else ((), ())
+    return ask(source, lambda: tars.members) if tars else ((), ())
 
 
 def _place(source: SourceSettings, name: str) -> str:

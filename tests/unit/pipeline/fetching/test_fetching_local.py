@@ -35,8 +35,8 @@ def test_files_and_members_are_measured_as_downloads_are(tmp_path: Path) -> None
         ("a", "one", make_locator("a.jpg", 0, len(bodies["a"])), None),
         ("b", "two", make_locator("two.tar", 512, len(bodies["b"])), "of the tar"),
     ]
-    roots = {"one": str(tmp_path / "one"), "two": str(tmp_path)}
-    table, addresses = read_local(rows, roots, SETTINGS, tmp_path / "pool.tar")
+    readers = {"one": LocalReader(str(tmp_path / "one")), "two": LocalReader(str(tmp_path))}
+    table, addresses = read_local(rows, readers, SETTINGS, tmp_path / "pool.tar")
     facts = table.to_pylist()
     sha256 = hashlib.sha256(bodies["a"]).hexdigest()
     assert addresses == {"a": f"a.jpg@0+{len(bodies['a'])}#{sha256}", "b": "of the tar", "c": "of the tar"}
@@ -70,7 +70,7 @@ def test_every_trouble_has_an_outcome(tmp_path: Path) -> None:
         "big.jpg@0+60000000": "body_too_large",
     }
     rows = [(f"{number:02d}", "s", locator, None) for number, locator in enumerate(expected)]
-    table, addresses = read_local(rows, {"s": str(tmp_path)}, SETTINGS, tmp_path / "pool.tar")
+    table, addresses = read_local(rows, {"s": LocalReader(str(tmp_path))}, SETTINGS, tmp_path / "pool.tar")
     facts = table.to_pylist()
     assert [addresses[sample_id] for sample_id, _, locator, _ in rows[3:]] == [f"{row[2]}#" for row in rows[3:]]
     assert {rows[int(fact["sample_id"])][2]: fact["outcome"] for fact in facts} == expected
@@ -83,7 +83,7 @@ def test_a_file_that_was_replaced_after_it_was_looked_at_is_not_taken(tmp_path: 
     locator = make_locator("a.jpg", 0, len(body))
     seen = {"0": address_of(locator, "0" * 64), "1": address_of(locator, hashlib.sha256(body).hexdigest())}
     rows = [(sample_id, "s", locator, address) for sample_id, address in seen.items()]
-    table, addresses = read_local(rows, {"s": str(tmp_path)}, SETTINGS, tmp_path / "pool.tar")
+    table, addresses = read_local(rows, {"s": LocalReader(str(tmp_path))}, SETTINGS, tmp_path / "pool.tar")
     assert table["outcome"].to_pylist() == ["file_changed", "ok"]
     assert addresses == seen
 
