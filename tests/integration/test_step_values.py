@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT, write_csv
+from environments import needs_pinned, pins
 from PIL import Image, ImageOps
 
 from manifests.contract.catalog import Catalog
@@ -214,8 +215,10 @@ def test_the_values_of_a_step_change_with_its_version_alone(work: Path) -> None:
         assert "still" not in difference or why == "column" or recorded["libraries"] != _libraries(), difference
         RECORDED.write_text(json.dumps({"libraries": _libraries(), "steps": now}, indent=1) + "\n")
         return
-    if recorded["libraries"] != _libraries() or platform.machine() != "x86_64":
-        pytest.skip(f"recorded with {recorded['libraries']} on x86-64; here are {_libraries()} on {platform.machine()}")
+    assert recorded["libraries"] == {name: pins()[name] for name in LIBRARIES}, "a pin moved; record the values again"
+    needs_pinned(*LIBRARIES)
+    if platform.machine() != "x86_64":
+        pytest.skip(f"recorded on x86-64, this is {platform.machine()}, where floats may be rounded otherwise")
     assert not difference, difference
 
 
