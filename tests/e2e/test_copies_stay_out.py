@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from sealed import lend
 
 from manifests.contract import tables
+from manifests.contract.reader import open_reader
 from pipeline.judging.matching.looks import LOOKS
 from pipeline.stages.fetch import stage as fetch
 
@@ -57,8 +58,9 @@ def _kept(work: Path) -> set[str]:
 
 
 def _id(work: Path, key: str) -> str:
-    query = f"SELECT sample_id FROM candidates WHERE record_key = '{key}'"
-    return done("query", work, query, "--format", "csv").split()[1].strip('"')
+    with open_reader(str(work)) as sql:
+        ((sample_id,),) = sql.execute("SELECT sample_id FROM candidates WHERE record_key = $1", [key]).fetchall()
+    return str(sample_id)
 
 
 def _listed(work: Path) -> list[dict[str, str]]:
@@ -164,7 +166,8 @@ def test_copies_under_two_labels_go_by_the_setting(tmp_path: Path) -> None:
     kept = _kept(work)
     assert len(kept) == 2
     assert len(kept & {"rose", "oak"}) == 1
-    rows = done("query", work, "SELECT about, place, other_place FROM conflicts", "--format", "csv")
+    with open_reader(str(work)) as sql:
+        rows = str(sql.execute("SELECT about, place, other_place FROM conflicts").fetchall())
     assert "oak.jpg" in rows
     assert "rose.jpg" in rows
     told = done("build", write_small_config(tmp_path, source, select={"other_labels": "drop"}))

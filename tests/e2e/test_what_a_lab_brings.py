@@ -22,6 +22,7 @@ from PIL import Image
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 NUM_OF_TAR = 8
+IN_THIS_PROCESS = "\nrun: {executor: inline}\n"
 
 
 def photo(number: int, side_px: int = 0) -> bytes:
@@ -112,7 +113,7 @@ def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) ->
     assert (sources["urls"]["table"], sources["urls"]["format"]) == ("lab/urls.txt", "urls")
     # what only a user can say: who asks, and that this machine may be asked
     known = "contact: mailto:lab@example.org\n    allow_private_addresses: true"
-    Path("my.yaml").write_text(text.replace("contact: null", known))
+    Path("my.yaml").write_text(text.replace("contact: null", known) + IN_THIS_PROCESS)
     built = done("build", "my.yaml")
     assert (
         "sources.kiwi: 4 of the first 4 names of kiwi.csv are met with / for \\ or another case of their ending"
@@ -141,6 +142,8 @@ def test_a_file_name_is_no_caption_where_a_table_has_words(lab: str) -> None:
     write_tar(Path("junk/00000.tar"), samples)
     pq.write_table(pa.table({"id": ["0", "1"], "words": ["a model's words", "other words"]}), "junk/t.parquet")
     done("init", "--domain", "plant=junk", "--out", "junk.yaml")
+    with Path("junk.yaml").open("a") as stream:
+        stream.write(IN_THIS_PROCESS)
     done("build", "junk.yaml")
     rows = pq.read_table(release_of(Path("data/junk")) / "samples.parquet").to_pylist()
     assert {row["text"] for row in rows} == {"a model's words", "a red apple on a table"}
