@@ -18,6 +18,7 @@ from sealed import lend
 from training_runs import tiny_values, write_values
 from walk.web import picture
 
+from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
 from training.cli import main as dalip
 
@@ -231,8 +232,7 @@ def test_a_blurred_picture_is_known_by_the_hash_that_it_has_in_the_shard(
     assert "holds 1 images that were taken down since" in run_here("export", release, "--for", "dalip").stderr
     values = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump(values | {"name": "later"}))
-    done("build", config)
-    assert (
-        row["sample_id"]
-        not in pq.read_table(release_of(tmp_path / "work") / "samples.parquet")["sample_id"].to_pylist()
-    )
+    done("build", config, "--to", "select")
+    with open_reader(str(tmp_path / "work")) as sql:
+        reason = "SELECT reason FROM decisions WHERE sample_id = $1"
+        assert sql.execute(reason, [row["sample_id"]]).fetchall() == [("takedown",)]
