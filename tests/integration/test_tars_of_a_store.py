@@ -145,6 +145,9 @@ def test_a_busy_web_server_lacks_no_tar(
     assert f"{server.address}/0.tar" in told
     assert "no .tar file" not in told
     assert "missing" not in told
+    server.choose, server.fails_heads = lambda name, start: None, False
+    gone = config_of(tmp_path, f"{server.address}/{{1..2}}.tar")
+    assert f"1 of 2 files are missing, the first is {server.address}/2.tar" in build(gone, 2)
 
 
 def test_an_empty_tar_of_a_web_server_is_named_as_one_of_this_machine(server: RangeServer, tmp_path: Path) -> None:
@@ -224,19 +227,6 @@ def test_a_tar_that_breaks_off_is_named(server: RangeServer, tmp_path: Path) -> 
         ((value,),) = sql.execute("SELECT value FROM rejects WHERE reason = 'broken_shard'").fetchall()
     assert value.startswith("0.tar: the member at byte ")
     assert 8 < len(rows_of(tmp_path / "work")) < NUM
-
-
-def test_a_server_that_is_busy_has_lost_no_tar(server: RangeServer, tmp_path: Path) -> None:
-    server.put("0.tar", tar_of(tmp_path, 0, 3))
-    config = config_of(tmp_path, f"{server.address}/{{0..0}}.tar")
-    server.busy = 2  # a HEAD and the GET after it
-    build(config)
-    assert len(rows_of(tmp_path / "work")) == 3
-    server.busy = 1000
-    assert "the store cannot be used now" in build(config, 1)
-    server.busy = 0
-    gone = config_of(tmp_path, f"{server.address}/{{0..1}}.tar")
-    assert "1 of 2 files are missing, the first is http://127.0.0.1" in build(gone, 2)
 
 
 def test_an_empty_tar_is_a_broken_one(server: RangeServer, tmp_path: Path) -> None:
