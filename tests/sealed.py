@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from building import hash_tree
 
 _LINKED = (".tar", ".parquet")  # nearly all of the bytes; builds replace them as a whole and never write into them
 
@@ -25,6 +27,14 @@ def lend(master: Path, copy: Path) -> Path:
             bring = os.link if name.endswith(_LINKED) else shutil.copy2
             bring(Path(folder, name), place / name)
     return copy
+
+
+@contextmanager
+def unwritten(folder: Path) -> Iterator[Path]:
+    """A folder that all tests of a file share: at the end it is as it was."""
+    before = hash_tree(folder)
+    yield folder
+    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from building import ROOT, done, hash_tree, release_of, write_small_config
+from building import ROOT, done, release_of, write_small_config
 from PIL import Image, ImageOps
-from sealed import lend
+from sealed import lend, unwritten
 
 from manifests.contract import tables
 from manifests.contract.reader import open_reader
@@ -81,9 +81,8 @@ OTHERS = {"other", "another", "one-more"}
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sealed")
     done("build", write_small_config(folder, *_sources(folder)))
-    before = hash_tree(folder)
-    yield folder
-    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
+    with unwritten(folder):
+        yield folder
 
 
 def _config(folder: Path, names: str = "first second third", **sections: Any) -> Path:

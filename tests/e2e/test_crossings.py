@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config, write_pictures
-from sealed import lend, part
+from sealed import lend, part, unwritten
 from walk.web import picture
 
 from manifests.contract.release import Release
@@ -33,9 +33,8 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of pictures and a finished build of them (`work/`)."""
     folder = tmp_path_factory.mktemp("sealed")
     done("build", write_folder_config(folder, str(folder / "work"), write_pictures(folder)))
-    before = hash_tree(folder)
-    yield folder
-    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
+    with unwritten(folder):
+        yield folder
 
 
 class Lent:

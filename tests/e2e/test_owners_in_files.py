@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from building import folder_source, release_of, run_here, write_small_config
+from building import done, folder_source, release_of, run_here, write_small_config
 from misbehaving.answers import encode, pixels
 from PIL import Image
 
@@ -26,8 +26,7 @@ def build(folder: Path, *options: str, caps: tuple[dict[str, Any], ...] = (), **
         (folder / f"pictures/{number}.jpg").write_bytes(body)
     source = folder_source(folder / "pictures", caption="a plant beside a path in the garden", **defaults)
     config = write_small_config(folder, source, dedup={"radius": 0}, select={"balance": {"caps": [*caps]}})
-    done = run_here("build", config, *options)
-    assert done.returncode == 0, done.stderr
+    done("build", config, *options)
     return config
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,8 @@ import yaml
 from building import ROOT, done, release_of
 from foreign_tars import write_tar
 from PIL import Image
+
+from pipeline.demo.server import serving
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 NUM_OF_TAR = 8
@@ -84,13 +83,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Path("lab/fruit/kaese.csv").write_text("\r\n".join(["Datei,Beschreibung", *rows]), encoding="cp1252")
     Path("lab/checkpoint.pt").write_bytes(b"weights")
     (tmp_path / "web").mkdir(exist_ok=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    root = f"http://127.0.0.1:{server.server_port}"
-    Path("lab/urls.txt").write_text("".join(f"{root}/{n}.jpg\n" for n in range(4)))
-    yield root
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path / "web") as server:
+        root = f"http://127.0.0.1:{server.port}"
+        Path("lab/urls.txt").write_text("".join(f"{root}/{n}.jpg\n" for n in range(4)))
+        yield root
 
 
 def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import done, hash_tree, release_of, run_here, write_small_config
-from sealed import lend
+from sealed import lend, unwritten
 from training_runs import tiny_values, write_values
 from walk.web import picture
 
@@ -51,9 +51,8 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (folder / f"pics/{number}.jpg").write_bytes(picture(number, "jpg"))
             rows.writerow([f"{number}.jpg", f"a picture with the number {number} and much to see", owner])
     done("build", _config(folder))
-    before = hash_tree(folder)
-    yield folder
-    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
+    with unwritten(folder):
+        yield folder
 
 
 @pytest.fixture

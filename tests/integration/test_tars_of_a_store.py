@@ -13,7 +13,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from building import run_here, write_small_config
+from building import done, run_here, write_small_config
 from foreign_tars import img2dataset_samples, write_tar
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, become_user, serving
@@ -233,8 +233,7 @@ def test_an_empty_tar_is_a_broken_one(server: RangeServer, tmp_path: Path) -> No
     server.put("0.tar", b"")
     server.put("1.tar", tar_of(tmp_path, 0, 3))
     config = config_of(tmp_path, f"{server.address}/{{0..1}}.tar")
-    done = run_here("estimate", config)
-    assert done.returncode == 0, done.stderr
+    done("estimate", config)
     build(config)
     assert len(rows_of(tmp_path / "work")) == 3
     with open_reader(str(tmp_path / "work")) as sql:
