@@ -13,7 +13,7 @@ import matplotlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from building import ROOT, done, release_of, run_here
+from building import ROOT, done, release_of, run_here, run_inline
 from foreign_tars import write_tar
 from PIL import Image
 
@@ -82,8 +82,7 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     entry = "- {join: ../words.parquet, 'on': {url: page}, text: words, kind: caption}"
     assert f"captions: # sure: {NUM - 2} of the first {NUM} pictures have a row there" in text
     assert entry in text
-    with Path("configs/my.yaml").open("a") as stream:
-        stream.write("\nrun: {executor: inline}\n")
+    run_inline(Path("configs/my.yaml"))
     assert "kept" in done("build", "configs/my.yaml", "--to", "ingest")
     pq.write_table(pa.table({"id": ["a", "b"], "words": ["a rose", "a lily"]}), "other.parquet")
     ended = run_here("init", "--domain", "plant=theirs", "--captions", "other.parquet", "--out", "no.yaml")
@@ -100,7 +99,8 @@ def test_diff_tells_what_became_of_what_came_in(theirs: Path) -> None:
     done("init", "--domain", "plant=theirs/00000.tar", "--domain", "general=theirs/00001.tar",
          "--captions", "theirs/blip.parquet", "--out", "my.yaml")  # fmt: skip
     config = Path("my.yaml").read_text().replace("    general: 1", "    general: 3")
-    Path("my.yaml").write_text(f"{config}\nrun: {{executor: inline}}\n")
+    Path("my.yaml").write_text(config)
+    run_inline(Path("my.yaml"))
     done("build", "my.yaml")
     before = json.loads(done("diff", "data/my", "--json"))
     first = release_of(theirs / "data/my")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, done, release_of
+from building import ROOT, done, release_of, run_inline
 from foreign_tars import write_tar
 from PIL import Image
 
@@ -21,7 +21,6 @@ from pipeline.demo.server import serving
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 NUM_OF_TAR = 8
-IN_THIS_PROCESS = "\nrun: {executor: inline}\n"
 
 
 def photo(number: int, side_px: int = 0) -> bytes:
@@ -109,7 +108,8 @@ def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) ->
     assert (sources["urls"]["table"], sources["urls"]["format"]) == ("lab/urls.txt", "urls")
     # what only a user can say: who asks, and that this machine may be asked
     known = "contact: mailto:lab@example.org\n    allow_private_addresses: true"
-    Path("my.yaml").write_text(text.replace("contact: null", known) + IN_THIS_PROCESS)
+    Path("my.yaml").write_text(text.replace("contact: null", known))
+    run_inline(Path("my.yaml"))
     built = done("build", "my.yaml")
     assert (
         "sources.kiwi: 4 of the first 4 names of kiwi.csv are met with / for \\ or another case of their ending"
@@ -138,8 +138,7 @@ def test_a_file_name_is_no_caption_where_a_table_has_words(lab: str) -> None:
     write_tar(Path("junk/00000.tar"), samples)
     pq.write_table(pa.table({"id": ["0", "1"], "words": ["a model's words", "other words"]}), "junk/t.parquet")
     done("init", "--domain", "plant=junk", "--out", "junk.yaml")
-    with Path("junk.yaml").open("a") as stream:
-        stream.write(IN_THIS_PROCESS)
+    run_inline(Path("junk.yaml"))
     done("build", "junk.yaml")
     rows = pq.read_table(release_of(Path("data/junk")) / "samples.parquet").to_pylist()
     assert {row["text"] for row in rows} == {"a model's words", "a red apple on a table"}
