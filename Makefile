@@ -25,6 +25,8 @@ NUMERIC_TESTS := tests/unit/pipeline/planning tests/unit/pipeline/judging/quotas
   tests/unit/training/evaluation/test_metrics.py \
   tests/integration/test_semantic_duplicates.py tests/property/test_planning_property.py
 STAMP := $(VENV)/.installed
+# where it is set, each process that a test starts compiles all our modules again
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -185,6 +185,13 @@ def run_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(given, code, *texts)
 
 
+def run_inline(config: Path) -> None:
+    """Have a config that `init` wrote build in one process."""
+    text = config.read_text()
+    assert "executor: processes" in text
+    config.write_text(text.replace("executor: processes", "executor: inline"))
+
+
 def done(*arguments: str | Path) -> str:
     """What a command says that must succeed."""
     ended = run_here(*arguments)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import os
+import re
 import subprocess
 import sysconfig
 import venv
@@ -20,6 +22,20 @@ def lacks(what: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"this machine lacks {what}")
     pytest.skip(f"this machine lacks {what}")
+
+
+def pins() -> dict[str, str]:
+    """Versions in constraints.txt by the names of packages."""
+    lines = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    return {name.lower().replace("_", "-"): version for name, version in lines}
+
+
+def needs_pinned(*names: str) -> None:
+    """Skip a test whose outcome hangs on these packages, where their versions are not those of constraints.txt."""
+    pinned = pins()
+    here = {name: importlib.metadata.version(name) for name in names}
+    if other := {name: version for name, version in here.items() if version != pinned[name]}:
+        lacks(f"the versions of constraints.txt: here are {', '.join(map(' '.join, other.items()))}")
 
 
 # What tests of other programs need, and nobody's `.venv`: by the environment that holds it.

@@ -27,8 +27,6 @@ class RangeServer:
     etags: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, int, int]] = field(default_factory=list)
     choose: Callable[[str, int], Any] = lambda name, start: None
-    busy: int = 0
-    """So many requests, of any kind, are answered with 503."""
     address: str = ""
     fails_heads: bool = False
 
@@ -74,10 +72,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.lstrip("/").partition("?")[0]
         content = self.served.files.get(name)
-        if self.served.busy:
-            self.served.busy -= 1
-            self._send(503, b"")
-            return
         if content is None:
             self._send(404, b"")
             return

@@ -7,13 +7,14 @@ The same holds for the API of GBIF, and for what the Hub's own package does.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 STORES = "manifests/stores/"
+Find = Callable[[Sequence[ast.AST]], Iterator[str]]
 
 CLIENTS = (
     *("fsspec", "s3fs", "gcsfs", "adlfs", "boto3", "botocore", "aiobotocore", "azure", "smart_open", "pyarrow.fs"),
@@ -52,9 +53,9 @@ MAY_WAIT = {
 }
 
 
-def clients_in(tree: ast.AST) -> Iterator[str]:
+def clients_in(nodes: Sequence[ast.AST]) -> Iterator[str]:
     """What opens a store: an import of a client, or its import by name."""
-    for node in ast.walk(tree):
+    for node in nodes:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -65,25 +66,25 @@ def clients_in(tree: ast.AST) -> Iterator[str]:
         yield from (name for name in names if any(name == one or name.startswith(f"{one}.") for one in CLIENTS))
 
 
-def stamps_in(tree: ast.AST) -> Iterator[str]:
+def stamps_in(nodes: Sequence[ast.AST]) -> Iterator[str]:
     """What tells one content of a file from another: its times, and what stores call its version."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr.startswith(("st_mtime", "st_ctime")):
             yield node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in OF_STAMPS:
             yield node.value
 
 
-def tables_in(tree: ast.AST) -> Iterator[str]:
+def tables_in(nodes: Sequence[ast.AST]) -> Iterator[str]:
     """What sorts errors: names of client packages, and statuses of HTTP."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str | int) and node.value in OF_RETRIES:
             yield str(node.value)
 
 
-def retries_in(tree: ast.AST) -> Iterator[str]:
+def retries_in(nodes: Sequence[ast.AST]) -> Iterator[str]:
     """What asks again: a loop that meets an error and sleeps, and a list of waits."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.For | ast.While):
             inner = list(ast.walk(node))
             sleeps = any(isinstance(one, ast.Call) and ast.unparse(one.func).endswith("sleep") for one in inner)
@@ -98,23 +99,24 @@ def _numbers(value: ast.expr) -> list[float]:
     return [each.value for each in elements if isinstance(each, ast.Constant) and isinstance(each.value, float)]
 
 
-def users(find: Callable[[ast.AST], Iterator[str]], allowed: dict[str, str]) -> dict[str, list[str]]:
-    """Modules in which something is found, beside `manifests/stores` and those that may."""
-    found: dict[str, list[str]] = {}
-    for package in ("pipeline", "manifests", "training"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = str(path.relative_to(ROOT))
-            if not name.startswith((STORES, *allowed)):
-                found[name] = list(find(ast.parse(path.read_text(encoding="utf-8"))))
-    return {name: signs for name, signs in found.items() if signs}
+@pytest.fixture(scope="module")
+def modules() -> dict[str, list[ast.AST]]:
+    """The nodes of each module but those of `manifests/stores`: read and parsed once for all questions."""
+    paths = [path for package in ("pipeline", "manifests", "training") for path in (ROOT / package).rglob("*.py")]
+    return {
+        name: list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in paths
+        if not (name := str(path.relative_to(ROOT))).startswith(STORES)
+    }
 
 
 @pytest.mark.parametrize(
     ("find", "allowed"),
     [(clients_in, MAY_ASK), (stamps_in, MAY_SEE_TIMES), (tables_in, MAY_JUDGE), (retries_in, MAY_WAIT)],
 )
-def test_stores_are_asked_in_one_room(find: Callable[[ast.AST], Iterator[str]], allowed: dict[str, str]) -> None:
-    assert users(find, allowed) == {}, "ask manifests/stores"
+def test_stores_are_asked_in_one_room(find: Find, allowed: dict[str, str], modules: dict[str, list[ast.AST]]) -> None:
+    found = {name: list(find(nodes)) for name, nodes in modules.items() if not name.startswith(tuple(allowed))}
+    assert {name: signs for name, signs in found.items() if signs} == {}, "ask manifests/stores"
 
 
 @pytest.mark.parametrize(
@@ -131,5 +133,5 @@ def test_stores_are_asked_in_one_room(find: Callable[[ast.AST], Iterator[str]], 
         (retries_in, "_WAITS_SECONDS = (0.5, 2.0)"),
     ],
 )
-def test_a_second_answer_is_seen(find: Callable[[ast.AST], Iterator[str]], line: str) -> None:
-    assert list(find(ast.parse(line)))
+def test_a_second_answer_is_seen(find: Find, line: str) -> None:
+    assert list(find(list(ast.walk(ast.parse(line)))))

@@ -26,7 +26,7 @@ from building import ROOT
 from ci_scripts import load_ci_script
 from command_server import serving_commands
 from crawling import make_client, open_image_index
-from environments import lacks
+from environments import lacks, needs_pinned, pins
 from sealed import lend
 from shell_blocks import Block, blocks_of, copy_configs, environment_of, run_block, write_yaml
 
@@ -128,25 +128,16 @@ def test_the_readme_shows_what_a_build_prints(printed: dict[str, str]) -> None:
     assert [line for line in shown if line not in said] == []
 
 
-def other_conditions() -> str:
-    """Why a build on this machine need not be the release that the README names; empty where it must."""
-    if platform.machine() != "x86_64":
-        return f"the release that the README names was made on x86_64, this is {platform.machine()}"
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE):
-        for package in importlib.metadata.distributions(name=name):
-            if package.version != version:
-                return f"{name} is {package.version} here, and {version} in constraints.txt"
-    for package in PACKAGES:
-        deb = find_package(package.name, DEBS)
-        if deb is None or hashlib.sha256(deb.read_bytes()).hexdigest() != PACKAGES_OF_THE_README[package.name]:
-            return f"{package.name} has other pictures here: {deb} is not the file with the recorded sha256"
-    return ""
-
-
 def skip_under_other_conditions(clone: Path) -> None:
     """Skip a test of the very release that the README names, where it cannot be made."""
-    if why := other_conditions():
-        pytest.skip(why)
+    if platform.machine() != "x86_64":
+        pytest.skip(f"the release that the README names was made on x86_64, this is {platform.machine()}")
+    for package in PACKAGES:  # another system may carry other pictures under these names
+        deb = find_package(package.name, DEBS)
+        if deb is None or hashlib.sha256(deb.read_bytes()).hexdigest() != PACKAGES_OF_THE_README[package.name]:
+            pytest.skip(f"{package.name} has other pictures here: {deb} is not the file with the recorded sha256")
+    installed = {found.name.lower().replace("_", "-") for found in importlib.metadata.distributions()}
+    needs_pinned(*(name for name in pins() if name in installed))
     if f"127.0.0.1:{PREFERRED_PORT}/" not in (clone / "data/demo/web/plants.csv").read_text(encoding="utf-8"):
         lacks(f"port {PREFERRED_PORT}, which is part of the addresses in the release: another program has it")
 

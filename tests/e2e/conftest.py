@@ -13,14 +13,14 @@ from building import (
     NUM_PLANTS,
     ROOT,
     Web,
+    done,
     file_hash,
-    hash_tree,
-    run_here,
     thin_out,
     write_build_config,
     write_csv,
     write_parquet,
 )
+from sealed import unwritten
 
 from pipeline.demo.pictures import prepare_web
 from pipeline.demo.server import serving
@@ -49,8 +49,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 def built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished build (`build.yaml`, `build/`), sealed: to change anything, take what `lend` gives."""
     folder = tmp_path_factory.mktemp("built")
-    done = run_here("build", write_build_config(web, folder, "build"))
-    assert done.returncode == 0, done.stderr
-    sealed = hash_tree(folder)
-    yield folder
-    assert hash_tree(folder) == sealed, "a test wrote into the folder that all tests share"
+    done("build", write_build_config(web, folder, "build"))
+    with unwritten(folder):
+        yield folder

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, folder_source, hash_tree, release_of, run_here, write_small_config
+from building import ROOT, done, folder_source, release_of, run_here, write_small_config
 from PIL import Image
-from sealed import lend
+from sealed import lend, unwritten
 
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
@@ -44,9 +44,8 @@ def sealed(own_module: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         photo_text = photo.stem.replace("-", " ")
         (pictures / f"{photo.stem}.txt").write_text(f"a photo of {photo_text} on a table")
     _build(_config(folder, pictures))
-    before = hash_tree(folder)
-    yield folder
-    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
+    with unwritten(folder):
+        yield folder
 
 
 def _config(folder: Path, pictures: Path, action: str = "blur", name: str = "blur", **sections: Any) -> Path:
@@ -58,8 +57,7 @@ def _config(folder: Path, pictures: Path, action: str = "blur", name: str = "blu
 
 
 def _build(config: Path) -> Release:
-    done = run_here("build", config)
-    assert done.returncode == 0, done.stderr
+    done("build", config)
     releases = config.parent / "work/releases"
     return Release.open(str(releases / (releases / f"{config.stem}.LATEST").read_text().strip()))
 
@@ -135,17 +133,14 @@ def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(sealed: 
     shard = Path(release.shard_path("train", release.shards("train")[0]))
     sealed = shard.read_bytes()
     shard.unlink()
-    mended = run_here("repair", tmp_path / "lent/work")
-    assert mended.returncode == 0, mended.stderr
+    done("repair", tmp_path / "lent/work")
     assert shard.read_bytes() == sealed
 
     gone = next(row for row in pq.read_table(f"{release.path}/samples.parquet").to_pylist() if row["packed_sha256"])
-    done = run_here("takedown", release.path, "--id", gone["sample_id"], "--reason", "asked")
-    assert done.returncode == 0, done.stderr
+    done("takedown", release.path, "--id", gone["sample_id"], "--reason", "asked")
     smaller = _newest(tmp_path / "lent")
     assert gone["key"] not in _samples(smaller)
-    told = run_here("verify", smaller.path)
-    assert told.returncode == 0, told.stderr
+    done("verify", smaller.path)
 
 
 def test_another_action_or_threshold_packs_anew_and_scores_nothing(sealed: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import Web, run_here, write_build_config
+from building import Web, done, run_here, write_build_config
 
 from manifests.contract.reader import open_reader
 
@@ -35,8 +35,7 @@ def named(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_backbone(folder / "backbone.zip", "gean")
     caps = [{"by": "family", "at_most": 4, "domains": ["plant"]}]
     changes = {"caption": {"backbone": {"path": str(folder / "backbone.zip")}}, "select": {"balance": {"caps": caps}}}
-    done = run_here("build", write_build_config(web, folder, "build", **changes), "--to", "select")
-    assert done.returncode == 0, done.stderr
+    done("build", write_build_config(web, folder, "build", **changes), "--to", "select")
     return folder
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from building import Web, hash_tree, release_of, run_here, write_build_config
+from building import Web, done, hash_tree, release_of, run_here, write_build_config
 from sealed import lend, part
 
 from manifests.contract.reader import open_reader
@@ -71,8 +71,7 @@ def test_an_edited_caption_downloads_nothing_and_a_new_url_just_that(web: Web, c
         writer.writeheader()
         writer.writerows(rows)
     config = _config(Web(edited, web.general, web.root), copy)
-    done = run_here("build", config)
-    assert done.returncode == 0, done.stderr
+    done("build", config)
     with open_reader(str(copy / "build")) as connection:
         parts = connection.sql(
             "SELECT num_in FROM parts WHERE stage = 'fetch' AND step = 'download' ORDER BY committed_at DESC LIMIT 1"

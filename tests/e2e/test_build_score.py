@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import Web, run_here, write_build_config
+from building import Web, done, run_here, write_build_config
 from tiny_clip import MODEL, save_weights
 
 from manifests.contract.reader import open_reader
@@ -41,8 +41,7 @@ def test_scores_are_stored_once_and_a_threshold_moves_over_them(web: Web, weight
         "rules": [{"min_quantile": 0.25}, {"scorer": "nsfw", "max_score": 0.9}],
     }
     work = tmp_path / "build"
-    done = run_here("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
-    assert done.returncode == 0, done.stderr
+    done("build", write_build_config(web, tmp_path, "build", score=score), "--to", "select")
     measured = _score_parts(work)
     rows = _rows(
         work,

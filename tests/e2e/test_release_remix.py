@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from building import Web, hash_tree, release_of, run_here, write_build_config
+from building import Web, done, hash_tree, release_of, run_here, write_build_config
 from sealed import lend
 
 from manifests.contract.release import Release
@@ -33,8 +33,7 @@ def test_a_dry_run_tells_the_counts_and_writes_nothing(web: Web, copy: Path) -> 
     assert hash_tree(copy) == before
     assert shown.stdout.rstrip().endswith("nothing was written")
     told = _rows_by_domain(shown.stdout)
-    done = run_here("mix", config)
-    assert done.returncode == 0, done.stderr
+    done("mix", config)
     drawn = Release.open(str(release_of(copy / "build"))).num_by_domain()
     assert {domain: int(words[3]) for domain, words in told.items()} == drawn
     assert told["plant"][2] == told["plant"][3], "all of the pool"
@@ -66,8 +65,7 @@ def test_after_a_takedown_another_mixture_is_drawn_without_it(web: Web, copy: Pa
     assert "pools as select left them at" in shown
     told = _rows_by_domain(shown)
     assert {domain: int(words[2]) for domain, words in told.items()} == {name: num - 1 for name, num in pool.items()}
-    done = run_here("mix", config)
-    assert done.returncode == 0, done.stderr
+    done("mix", config)
     release = Release.open(str(work))
     assert not set(gone) & set(release.samples()["sample_id"].to_pylist())
     assert {domain: int(words[3]) for domain, words in told.items()} == release.num_by_domain()
@@ -105,8 +103,7 @@ def test_sources_get_their_weights_within_a_domain(web: Web, copy: Path) -> None
     values["mix"]["sources"] = {"general": {"general": 3, "more": 0}}
     values["caption"] = {"rules": [{"min_words": 0, "not_filename_like": False}]}
     config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    done = run_here("build", config)
-    assert done.returncode == 0, done.stderr
+    done("build", config)
     release = Release.open(str(release_of(copy / "build")))
     sources = Counter(row["source"] for row in release.samples("train").to_pylist() if row["domain"] == "general")
     assert set(sources) == {"general"}

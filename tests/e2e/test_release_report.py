@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from building import release_of, run_here
+from building import done, release_of
 
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
@@ -99,8 +99,7 @@ def test_its_numbers_are_those_of_the_record(release: Release) -> None:
 
 def test_the_command_adds_what_the_work_folder_knows(release: Release, built: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        done = run_here("report", built / "build", "--out", tmp_path / f"{name}.html")
-        assert done.returncode == 0, done.stderr
+        done("report", built / "build", "--out", tmp_path / f"{name}.html")
     page = (tmp_path / "one.html").read_text(encoding="utf-8")
     assert page == (tmp_path / "two.html").read_text(encoding="utf-8")
     reader = read(page)

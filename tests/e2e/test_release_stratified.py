@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import Web, release_of, run_here, write_build_config
+from building import Web, done, release_of, run_here, write_build_config
 
 from manifests.contract.release import Release
 from pipeline.demo import server as web_server
@@ -41,8 +41,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def release(web: Web, copy: Path) -> Release:
     config = write_build_config(web, copy, "strata", copy / "build", pack={"kind": "stratified"})
     config.write_text(config.read_text(encoding="utf-8").replace("name: plantmix-demo", "name: demo-strata"))
-    done = run_here("build", config)
-    assert done.returncode == 0, done.stderr
+    done("build", config)
     return Release.open(str(copy / "build/releases/demo-strata"))
 
 

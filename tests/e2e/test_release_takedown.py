@@ -11,6 +11,7 @@ import pytest
 from building import Web, hash_tree, release_of, run_here, write_build_config
 from sealed import lend
 
+from manifests.contract.reader import open_reader
 from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.contract.takedowns import Entry
 from pipeline.releases.cutting import iter_samples
@@ -199,10 +200,9 @@ def test_outside_a_work_folder_only_the_release_is_asked(old: Release, tmp_path:
     assert "1 of the 2 given are not in this release: id 'no such'; nothing was written" in done.stderr
 
 
-def _query(work: Path, sql: str) -> list[str]:
-    done = run_here("query", work, sql, "--format", "csv")
-    assert done.returncode == 0, done.stderr
-    return [line.strip('"') for line in done.stdout.splitlines()[1:]]
+def _query(work: Path, query: str) -> list[str]:
+    with open_reader(str(work)) as sql:
+        return [value for (value,) in sql.execute(query).fetchall()]
 
 
 def _listed(work: Path) -> list[tuple[str, str]]:

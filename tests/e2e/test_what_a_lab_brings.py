@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from building import ROOT, done, release_of
+from building import ROOT, done, release_of, run_inline
 from foreign_tars import write_tar
 from PIL import Image
+
+from pipeline.demo.server import serving
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 NUM_OF_TAR = 8
@@ -83,13 +82,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Path("lab/fruit/kaese.csv").write_text("\r\n".join(["Datei,Beschreibung", *rows]), encoding="cp1252")
     Path("lab/checkpoint.pt").write_bytes(b"weights")
     (tmp_path / "web").mkdir(exist_ok=True)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    root = f"http://127.0.0.1:{server.server_port}"
-    Path("lab/urls.txt").write_text("".join(f"{root}/{n}.jpg\n" for n in range(4)))
-    yield root
-    server.shutdown()
-    server.server_close()
+    with serving(tmp_path / "web") as server:
+        root = f"http://127.0.0.1:{server.port}"
+        Path("lab/urls.txt").write_text("".join(f"{root}/{n}.jpg\n" for n in range(4)))
+        yield root
 
 
 def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) -> None:
@@ -113,6 +109,7 @@ def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) ->
     # what only a user can say: who asks, and that this machine may be asked
     known = "contact: mailto:lab@example.org\n    allow_private_addresses: true"
     Path("my.yaml").write_text(text.replace("contact: null", known))
+    run_inline(Path("my.yaml"))
     built = done("build", "my.yaml")
     assert (
         "sources.kiwi: 4 of the first 4 names of kiwi.csv are met with / for \\ or another case of their ending"
@@ -141,6 +138,7 @@ def test_a_file_name_is_no_caption_where_a_table_has_words(lab: str) -> None:
     write_tar(Path("junk/00000.tar"), samples)
     pq.write_table(pa.table({"id": ["0", "1"], "words": ["a model's words", "other words"]}), "junk/t.parquet")
     done("init", "--domain", "plant=junk", "--out", "junk.yaml")
+    run_inline(Path("junk.yaml"))
     done("build", "junk.yaml")
     rows = pq.read_table(release_of(Path("data/junk")) / "samples.parquet").to_pylist()
     assert {row["text"] for row in rows} == {"a model's words", "a red apple on a table"}

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 from browsing import PHOTOS
-from building import release_of, run_here, write_small_config
+from building import done, release_of, write_small_config
 from crawling import crawl, make_client, open_image_index
 from PIL import Image, ImageOps
 from starlette.applications import Starlette
@@ -96,8 +96,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         semantic = {"model": str(MODEL), "pretrained": str(save_weights(folder)), "threshold": 0.99}
     with mock.patch.object(sys, "path", [SCORERS, *sys.path]):
         for seed in (0, 1):
-            done = run_here("--quiet", "build", write_config(folder, seed, semantic))
-            assert done.returncode == 0, done.stderr
+            done("--quiet", "build", write_config(folder, seed, semantic))
     return folder
 
 

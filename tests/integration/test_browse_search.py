@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from browsing import build_work_folder, index_release, newest_release
 from command_server import CommandServer
+from sealed import once
 from starlette.testclient import TestClient
 from waiting import wait_until
 
@@ -33,12 +34,12 @@ Open = Callable[..., TestClient]
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_work_folder(tmp_path_factory.mktemp("searched"))
+    return once(tmp_path_factory, "browsed", build_work_folder) / "work"
 
 
 @pytest.fixture(scope="module")
-def index(work: Path) -> Path:
-    return index_release(newest_release(work), work.parent)
+def index(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return index_release(newest_release(work), tmp_path_factory.mktemp("searched"))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_a_picture_finds_itself_and_filters_stay(client: TestClient, work: Path)
 @pytest.mark.slow
 def test_an_index_of_another_release_is_said(open_pages: Open, index: Path, work: Path, tmp_path: Path) -> None:
     vectors, other = tmp_path / "v.parquet", tmp_path / "other"
-    model = str(work.parent / "run")
+    model = str(index.parent / "run")
     assert main(["embed", str(work.parent / "pictures"), "--model", model, "--out", str(vectors)]) == 0
     assert main(["index", str(vectors), "--out", str(other)]) == 0
     page = open_pages(other).get("/", params={"shows": "a tomato"})

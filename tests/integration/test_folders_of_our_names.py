@@ -22,7 +22,7 @@ KINDS = ("plain folder", "package")
 PYTHON = """
 import json, sys
 from manifests import __version__
-import pipeline.cli, training.config
+import pipeline.cli, training.cli
 print(json.dumps([sys.modules[name].__file__ for name in ("manifests", "pipeline", "training")]))
 """
 

@@ -100,8 +100,7 @@ def test_secrets_reach_the_host_and_nothing_that_leaves(
         assert connection.sql("SELECT outcome, count(*) FROM facts GROUP BY ALL").fetchall() == [("ok", 8)]
     views = ("candidates", "rejects", "facts", "fetched", "captions", "samples", "decisions")
     rows = " UNION ALL ".join(f"SELECT to_json({view}) FROM {view}" for view in views)
-    for statement, layout in ((rows, "json"), ("FROM fetched", "table"), ("FROM fetched", "csv")):
-        assert main(["query", work, statement, "--format", layout]) == 0
+    assert main(["query", work, rows, "--format", "json"]) == 0
     for url in (urls[0], urls[4]):
         assert main(["explain", work, url]) == 0
         assert main(["explain", work, url, "--json"]) == 0

@@ -18,10 +18,7 @@ import os
 import platform
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +26,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT, write_csv
+from environments import needs_pinned, pins
 from PIL import Image, ImageOps
 
 from manifests.contract.catalog import Catalog
 from pipeline.cli import main
 from pipeline.config import STAGES
+from pipeline.demo.server import serving
 from pipeline.flow import FLOW
 
 RECORDED = Path(__file__).with_suffix(".json")
@@ -44,23 +43,15 @@ _OF_THIS_RUN = re.compile(r"127\.0\.0\.1:\d+|\b[0-9a-f]{16}(-\d+)?\.tar\b")  # a
 TAXA = ("Persea americana", "Zingiber officinale", "Beta vulgaris", "Prunus persica", "")
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A build that runs nearly every step: a web and a folder, copies, rules that drop, a leak, a cap."""
     folder = tmp_path_factory.mktemp("values")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(ROOT / "tests/photos")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    write_csv(folder, _rows(f"http://127.0.0.1:{server.server_port}"))
-    _write_pictures(folder)
-    (folder / "build.yaml").write_text(yaml.safe_dump(_config()))
-    assert main(["build", str(folder / "build.yaml")]) == 0
-    server.shutdown()
-    server.server_close()
+    with serving(ROOT / "tests/photos") as server:
+        write_csv(folder, _rows(f"http://127.0.0.1:{server.port}"))
+        _write_pictures(folder)
+        (folder / "build.yaml").write_text(yaml.safe_dump(_config()))
+        assert main(["build", str(folder / "build.yaml")]) == 0
     yield folder / "work"
     shutil.rmtree(folder)
 
@@ -214,8 +205,10 @@ def test_the_values_of_a_step_change_with_its_version_alone(work: Path) -> None:
         assert "still" not in difference or why == "column" or recorded["libraries"] != _libraries(), difference
         RECORDED.write_text(json.dumps({"libraries": _libraries(), "steps": now}, indent=1) + "\n")
         return
-    if recorded["libraries"] != _libraries() or platform.machine() != "x86_64":
-        pytest.skip(f"recorded with {recorded['libraries']} on x86-64; here are {_libraries()} on {platform.machine()}")
+    assert recorded["libraries"] == {name: pins()[name] for name in LIBRARIES}, "a pin moved; record the values again"
+    needs_pinned(*LIBRARIES)
+    if platform.machine() != "x86_64":
+        pytest.skip(f"recorded on x86-64, this is {platform.machine()}, where floats may be rounded otherwise")
     assert not difference, difference
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from building import run_here, write_small_config
+from building import done, run_here, write_small_config
 from foreign_tars import picture, write_tar
 
 from manifests.contract.reader import open_reader
@@ -57,8 +57,7 @@ def config_of(folder: Path, **changes: Any) -> Path:
 
 def test_the_name_at_the_start_decides_and_becomes_the_taxon(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    done = run_here("build", config, "--to", "ingest")
-    assert done.returncode == 0, done.stderr
+    done("build", config, "--to", "ingest")
     with open_reader(str(tmp_path / "work")) as sql:
         rows = sql.execute("SELECT caption, domain, taxon_scientific_name FROM candidates").fetchall()
     assert {caption: rest for caption, *rest in map(tuple, rows)} == {c: [*each] for c, each in CAPTIONS.items()}

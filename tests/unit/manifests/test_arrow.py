@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("pandas")
-
 LISTS = """
 import sys
 import pyarrow as pa

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from browsing import build_work_folder
 from crawling import make_client, open_image_index
+from sealed import once
 from starlette.testclient import TestClient
 
 from pipeline.browse.image_index import ImageIndex
@@ -16,7 +17,7 @@ from pipeline.browse.image_index import ImageIndex
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_work_folder(tmp_path_factory.mktemp("browsed"))
+    return once(tmp_path_factory, "browsed", build_work_folder) / "work"
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,6 @@ def test_fit_refuses_runs_of_several_settings(tmp_path):
 
 
 def test_choose_writes_the_mixture_and_a_plot(law, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     code = plan(
         "choose", law, "--objective", "Github", "--constraint", "Pile-CC<=1%", "--pool", "Github=1M",
         "--samples", "10M", "--max-epochs", "4", "--bootstrap", "20", "--out", tmp_path / "mixture.json",

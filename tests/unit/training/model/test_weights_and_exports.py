@@ -381,7 +381,8 @@ def test_a_training_begins_from_weights_in_the_layout_of_bioclip_2(tmp_path: Pat
 
 def test_a_training_begins_from_a_clip_of_transformers(tmp_path: Path) -> None:
     """The same features as transformers computes; another activation or number of heads is refused."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(4)
     text = {"vocab_size": 49408, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
             "num_attention_heads": 2, "max_position_embeddings": 12, "eos_token_id": 49407}  # fmt: skip
