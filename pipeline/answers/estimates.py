@@ -145,8 +145,8 @@ def _read_source(
     """
 
     def tell(counts: dict[str, Any]) -> None:
-        fault = fault_of(source.join[counts["entry"] - 1], counts)
-        joins.append({"source": source.name, "words": describe_join(counts), "fault": fault})
+        fault = None if rows.is_part else fault_of(source.join[counts["entry"] - 1], counts)
+        joins.append({"source": source.name, "words": describe_join(counts, rows.is_part), "fault": fault})
 
     def passing(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

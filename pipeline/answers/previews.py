@@ -113,10 +113,14 @@ def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
     cut: list[str] = []
     joins: list[str] = []
     new_scratch = partial(open_scratch, scratch, config.run.memory_gb)
+
+    def tell(counts: dict[str, Any]) -> None:
+        joins.append(describe_join(counts, is_part=counts["source"] in cut))
+
     for source in config.sources:
         check_source(source)
         some = _first_batches(source, new_scratch, cut)
-        for batch in complete(source, some, new_scratch, lambda counts: joins.append(describe_join(counts))):
+        for batch in complete(source, some, new_scratch, tell):
             mapped = map_rows(batch, source)
             read.append(mapped.filter(mapped["reason"].is_null()).select(tables.CANDIDATES.names))
     rows = pa.concat_tables(read).cast(tables.CANDIDATES).combine_chunks() if read else tables.CANDIDATES.empty_table()
