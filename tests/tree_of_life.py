@@ -1,4 +1,4 @@
-"""TreeOfLife-10M and TreeOfLife-200M as they are laid out, with a few rows of their schemas.
+"""TreeOfLife-10M and TreeOfLife-200M as they are laid out, and a list of a web crawl, with a few rows of their schemas.
 
 Source: the data cards of imageomics/TreeOfLife-10M and imageomics/TreeOfLife-200M on the Hugging Face Hub.
 """
@@ -113,3 +113,14 @@ def write_200m(folder: Path, address: str, num: int = 16) -> None:
     pq.write_table(pa.Table.from_pylist(catalog, texts), folder / "dataset/catalog.parquet")
     texts = pa.schema([(name, pa.string()) for name in provenance[0]])
     pq.write_table(pa.Table.from_pylist(provenance[::-1], texts), folder / "dataset/metadata/provenance.parquet")
+
+
+def write_web_list(folder: Path, address: str, num: int = 9) -> None:
+    """Two files of addresses and texts, as LAION's and CC12M's are handed on: sizes beside them, no licence."""
+    rows = [
+        {"url": f"{address}/web/{n}.jpg", "text": f"a quiet street in town {n}", "width": 640, "height": 480}
+        for n in range(num)
+    ]
+    folder.mkdir(parents=True)
+    for part, some in enumerate((rows[: num // 2], rows[num // 2 :])):
+        pq.write_table(pa.Table.from_pylist(some), folder / f"part-{part:05}.parquet")

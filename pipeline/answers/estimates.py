@@ -200,7 +200,7 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, 
         times = tars[source.name].times if source.name in tars else 1
         reasons = {reason: round(times * num) for reason, num in reasons.items()}
         counts = {"num_rows": round(times * num_rows), "num_pictures": round(times * num_kept), "reasons": reasons}
-        entries.append({"source": source.name, "domain": source.domain, **counts})
+        entries.append({"source": source.name, "domain": source.domain, **counts, "is_part": times != 1})
     return entries
 
 

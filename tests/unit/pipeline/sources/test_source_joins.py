@@ -98,8 +98,8 @@ def test_rows_with_one_key_give_what_they_agree_on_and_all_that_finds_no_partner
     (counts,) = counts_of(given, tmp_path)
     assert describe_join(counts) == (
         "join 1 of ours: 1 of 4 pictures (25.0%) have no partner among 7 rows, 1 of which belong to no picture here; "
-        "1 keys are met without the blanks around them; 2 keys stand on several rows, which say different things for 1 of "
-        "them (such as '1'): where they do, a field stays empty; rows left out: 1 without key"
+        "1 keys are met without the blanks around them; 2 keys stand on several rows, which say different things for 1 "
+        "of them (such as '1'): where they do, a field stays empty; rows left out: 1 without key"
     )
     assert fault_of(given.join[0], counts) is None
 
