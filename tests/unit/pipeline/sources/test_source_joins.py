@@ -203,6 +203,7 @@ def test_the_where_of_an_archive_is_the_same_one(tmp_path: Path, read: Read) -> 
         ),
         ({"where": {"family": ["Fagaceae"]}}, "where: its rows have no 'family'"),
         ({"where": {"kingdom": {"no": ["Plantae"]}}}, "kingdom: write values, or `{not: [VALUE, ...]}`"),
+        ({"where": {"kingdom": {"not": [None]}}}, "kingdom: null is no value; write '' for rows without one"),
         ({"where": {"kingdom": True}}, "kingdom: YAML reads NO, yes, true as truth values; put the value in quotes"),
         ({"join": [{"on": {"uuid": "k"}}]}, "on: a source has no 'uuid'; write record_key, url, or extra.NAME"),
         ({"join": [{"on": {"extra.page": "k"}}]}, "join: the source keeps no column 'page' (it keeps img_type)"),
