@@ -100,7 +100,9 @@ def test_init_finds_the_tables_that_belong_to_tars(tars: Path) -> None:
     done("build", out)
     work = tars / "data/first"
     (oak,) = (row["sample_id"] for key, row in samples_of(work).items() if key.endswith(id_of(0)))
-    assert "licence read as CC-BY-NC-4.0" in done("explain", work, oak)
+    for name in (oak, id_of(0), f"{id_of(0)}.jpg", f"EOL/image_set_01.tar.gz/{id_of(0)}.jpg"):
+        assert "licence read as CC-BY-NC-4.0" in done("explain", work, name), name
+    assert run_here("explain", work, f"EOL/image_set_02.tar.gz/{id_of(0)}.jpg").returncode == 2
     for split in load_dataset(str(release_of(work)), streaming=True).values():
         for row in split:
             assert row["txt"] != "not provided"
