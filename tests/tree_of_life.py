@@ -1,4 +1,4 @@
-"""TreeOfLife-10M and TreeOfLife-200M as they are laid out, with a few rows of their schemas.
+"""TreeOfLife-10M and TreeOfLife-200M as they are laid out, and a list of a web crawl, with a few rows of their schemas.
 
 Source: the data cards of imageomics/TreeOfLife-10M and imageomics/TreeOfLife-200M on the Hugging Face Hub.
 """
@@ -6,6 +6,7 @@ Source: the data cards of imageomics/TreeOfLife-10M and imageomics/TreeOfLife-20
 from __future__ import annotations
 
 import csv
+import gzip
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from foreign_tars import write_tar
+from tars import tar_of
 from walk.web import picture
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
@@ -33,6 +34,7 @@ LICENSES_10M = (
     *("license_name", "copyright_owner", "license_link", "title"),
 )
 NUM_10M = 12
+OF_OTHERS = ("inat21_filename", "bioscan_filename")  # of rows whose pictures are not in the tars
 
 
 def id_of(number: int) -> str:
@@ -49,20 +51,31 @@ def write_csv(path: Path, names: Iterable[str], rows: Iterable[dict[str, Any]]) 
 
 
 def write_10m(folder: Path) -> None:
-    """Two tars of 6 pictures each; the catalogue has all of them, rows of others, and two of train_small twice."""
+    """Two tars of 6 pictures each; the catalogue has all of them, 3 rows of others, and two of train_small twice."""
+    (folder / "dataset/EOL").mkdir(parents=True)
     for tar in range(2):
-        samples = [(id_of(n), {"jpg": picture(n, "jpg")}) for n in range(6 * tar, 6 * tar + 6)]
-        write_tar(folder / f"dataset/EOL/image_set_0{tar + 1}.tar", samples)
+        members = [(f"{id_of(n)}.jpg", picture(n, "jpg")) for n in range(6 * tar, 6 * tar + 6)]
+        packed = gzip.compress(tar_of(members), mtime=0)
+        (folder / f"dataset/EOL/image_set_0{tar + 1}.tar.gz").write_bytes(packed)
     catalog, licenses = [], []
     for n in reversed(range(NUM_10M + 3)):  # in another order than the tars
         *ranks, common = TAXA[n % 4]
-        row = {"treeoflife_id": id_of(n), "eol_content_id": 20_000_000 + n, "eol_page_id": 40_000 + n % 4}
+        is_eol = n < NUM_10M
+        row = {"treeoflife_id": id_of(n)}
+        of_eol = {"eol_content_id": 20_000_000 + n, "eol_page_id": 40_000 + n % 4}
+        origin = of_eol if is_eol else {OF_OTHERS[n % len(OF_OTHERS)]: f"{n}.jpg"}
         catalog.append(
-            {**row, "split": "val" if n == 5 else "train", **dict(zip(RANKS, ranks, strict=True)), "common": common}
+            {
+                **row,
+                **origin,
+                "split": "val" if n == 5 else "train",
+                **dict(zip(RANKS, ranks, strict=True)),
+                "common": common,
+            }
         )
         if n in (1, 2):
             catalog.append({**catalog[-1], "split": "train_small"})
-        if n != 7:  # whose licence nobody knows
+        if is_eol and n != 7:  # whose licence nobody knows
             name, link = (("cc-by-nc", "4.0/"), ("cc-by", "2.0/"), ("cc-by-nc-nd", "4.0/"))[n % 3]
             link = f"https://creativecommons.org/licenses/{name.removeprefix('cc-')}/{link}"
             owner = {
@@ -71,7 +84,7 @@ def write_10m(folder: Path) -> None:
                 "copyright_owner": OWNERS[n % 3],
                 "title": "not provided",
             }
-            licenses.append({**row, "medium_source_url": f"https://www.flickr.com/photos/{n}", **owner})
+            licenses.append({**row, **of_eol, "medium_source_url": f"https://www.flickr.com/photos/{n}", **owner})
     write_csv(folder / "metadata/catalog.csv", CATALOG_10M, catalog)
     write_csv(folder / "metadata/licenses.csv", LICENSES_10M, licenses)
 
@@ -100,3 +113,14 @@ def write_200m(folder: Path, address: str, num: int = 16) -> None:
     pq.write_table(pa.Table.from_pylist(catalog, texts), folder / "dataset/catalog.parquet")
     texts = pa.schema([(name, pa.string()) for name in provenance[0]])
     pq.write_table(pa.Table.from_pylist(provenance[::-1], texts), folder / "dataset/metadata/provenance.parquet")
+
+
+def write_web_list(folder: Path, address: str, num: int = 9) -> None:
+    """Two files of addresses and texts, as LAION's and CC12M's are handed on: sizes beside them, no licence."""
+    rows = [
+        {"url": f"{address}/web/{n}.jpg", "text": f"a quiet street in town {n}", "width": 640, "height": 480}
+        for n in range(num)
+    ]
+    folder.mkdir(parents=True)
+    for part, some in enumerate((rows[: num // 2], rows[num // 2 :])):
+        pq.write_table(pa.Table.from_pylist(some), folder / f"part-{part:05}.parquet")

@@ -146,8 +146,8 @@ def _read_source(
     """
 
     def tell(counts: dict[str, Any]) -> None:
-        fault = fault_of(source.join[counts["entry"] - 1], counts)
-        joins.append({"source": source.name, "words": describe_join(counts), "fault": fault})
+        fault = None if rows.is_part else fault_of(source.join[counts["entry"] - 1], counts)
+        joins.append({"source": source.name, "words": describe_join(counts, rows.is_part), "fault": fault})
 
     def passing(batches: Iterator[Batch], tars: StoredTars) -> Iterator[Batch]:
         for batch in batches:
@@ -202,7 +202,7 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, 
         times = tars[source.name].times if source.name in tars else 1
         reasons = {reason: round(times * num) for reason, num in reasons.items()}
         counts = {"num_rows": round(times * num_rows), "num_pictures": round(times * num_kept), "reasons": reasons}
-        entries.append({"source": source.name, "domain": source.domain, **counts})
+        entries.append({"source": source.name, "domain": source.domain, **counts, "is_part": times != 1})
     return entries
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -38,6 +38,8 @@ _WITHOUT_FACES = [
     "  rules:",
     "    - {scorer: faces, max_score: 0.8} # a picture with a surer face is left out; `action: blur` keeps it blurred",
 ]
+_BELONGS_HERE = ": it says more of pictures here, so its other addresses are not asked for"
+_MOST_OF_LIST = 0.9  # of the first rows of a list: a shorter one with so many of its addresses has hardly any others
 _RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
 
 
@@ -83,7 +85,7 @@ def write_first_config(
                 path = str(guess.settings.get("table") or guess.settings["path"])
                 places.append((_source_name(path, taken), domain, guess))
     if not places:
-        raise ConfigError("; ".join(notes))
+        raise ConfigError("; ".join(_once(notes)))
     for path in captions:
         if len(faults := _join(path, [guess for *_, guess in places])) == len(places):
             raise ConfigError(f"--captions {path}: {faults[0]}")
@@ -106,31 +108,61 @@ def write_first_config(
     return text
 
 
+def _once(notes: Sequence[str]) -> Iterator[str]:
+    """Words on files, each said once for all files that have it."""
+    files: dict[str, set[str]] = {}
+    for note in notes:
+        path, _, words = note.partition(": ")
+        path = os.path.relpath(path) if os.path.lexists(path) else path
+        files.setdefault(words.removeprefix("not read: "), set()).add(path)
+    for words, paths in files.items():
+        more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+        yield f"{min(paths)}{more}: {words}"
+
+
 def _place_tables(found: Found) -> list[str]:
-    """Join each table to the pictures beside it that it has texts for, else take it as a source; words on the rest."""
+    """Join each table to the pictures or the list beside it that it belongs to, else take it as a source; words on the
+    rest. Of lists of the same addresses the longest is the source.
+    """
     notes, pictures = [], list(found.places)
+    lists: dict[str, Place] = {}
+    others: dict[str, tuple[ConfigError, list[str]]] = {}
     for path, otherwise in found.tables.items():
         faults = _join(path, pictures)
         if len(faults) < len(pictures):
-            if isinstance(otherwise, Place):
-                notes.append(f"{path}: it has texts for pictures here, so its other addresses are not asked for")
+            notes += [f"{path}{_BELONGS_HERE}"] if isinstance(otherwise, Place) else []
         elif isinstance(otherwise, Place):
-            found.places.append(otherwise)
+            lists[path] = otherwise
         else:
-            notes.append(f"{path}: not read: {'; no captions: '.join([_reason(otherwise, path), *faults[:1]])}")
+            others[path] = otherwise, faults
+    longest: list[str] = []
+    for path in sorted(lists, key=lambda path: -_num_rows(lists[path])):
+        if len(_join(path, [lists[other] for other in longest], ("url",))) < len(longest):
+            notes.append(f"{path}{_BELONGS_HERE}")
+        else:
+            longest.append(path)
+    found.places += (sources := [lists[path] for path in lists if path in longest])
+    for path, (error, faults) in others.items():
+        faults += (unlike := _join(path, sources, ()))
+        if len(unlike) == len(sources):
+            notes.append(f"{path}: not read: {'; no captions: '.join([_reason(error, path), *faults[:1]])}")
     return notes
+
+
+def _num_rows(guess: Place) -> int:
+    return SourceSettings(name="x", domain="x", **keys_of(guess)).reader.most_rows() or 0
 
 
 def _reason(error: ConfigError, path: str) -> str:
     return str(error).partition(f"{path}: ")[2] or str(error)
 
 
-def _join(path: str, places: Sequence[Place]) -> list[str]:
-    """Join a table of texts to each place that it fits; why it does not fit the others."""
+def _join(path: str, places: Sequence[Place], of_list: Sequence[str] | None = None) -> list[str]:
+    """Join a table to each place that it fits; why it does not fit the others. `of_list` as `_join_table` has it."""
     faults = []
     for guess in places:
         try:
-            _join_table(path, guess)
+            _join_table(path, guess, of_list)
         except ConfigError as error:
             faults.append(_reason(error, path))
     return faults
@@ -241,7 +273,10 @@ def _yaml(values: Mapping[str, Any], comments: Mapping[str, str], indent: str) -
         if isinstance(value, dict):
             lines += [f"{indent}{key}:{comment}", *_yaml(value, comments, indent + "  ")]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines += [f"{indent}{key}:{comment}", *(f"{indent}  - {_scalar(item)}" for item in value)]
+            lines.append(f"{indent}{key}:{comment}")
+            for number, item in enumerate(value, 1):
+                words = [f"{indent}  # {comments[of_item]}"] if (of_item := f"{key} {number}") in comments else []
+                lines += [*words, f"{indent}  - {_scalar(item)}"]
         else:
             lines.append(f"{indent}{key}: {_scalar(value)}{comment}")
     return lines
@@ -252,16 +287,24 @@ def _scalar(value: Any) -> str:
     return listed.strip()[1:-1]
 
 
-def _join_table(path: str, guess: Place) -> None:
+def _join_table(path: str, guess: Place, of_list: Sequence[str] | None) -> None:
     """Write into the settings of a place what a table has for it: the first values of both decide.
+
+    For a list of addresses, most of its first rows must be in the table. `of_list` says by which of its keys; empty: by
+    any. A table that has addresses too must say more than another caption.
 
     Raises: as `guess_join`.
     """
-    found = guess_join(path, _keys_of(guess), guess.settings.get(guess.mapping) or guess.fields)
+    keys, given = _keys_of(guess), guess.settings.get(guess.mapping) or guess.fields
+    if of_list:
+        keys = {name: some for name, some in keys.items() if name in of_list}
+    found = guess_join(path, keys, given, 0.0 if of_list is None else _MOST_OF_LIST)
+    if of_list and given.get("caption") and "join" not in found:
+        raise ConfigError(f"{path}: another list of captions")
     for section, (entry, words) in found.items():
         entries = getattr(guess, section)
         entries.append(entry)
-        guess.comments[section] = "; ".join([*([guess.comments[section]] if len(entries) > 1 else []), words])
+        guess.comments[f"{section} {len(entries)}"] = words
         (key,) = entry["on"]
     joined = {name for entry in guess.join for name in entry["columns"]}
     guess.states_licence |= bool(joined & {"licence", "licence_url"})

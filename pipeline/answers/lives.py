@@ -10,6 +10,7 @@ from typing import Any
 
 from manifests.contract.reader import rows_of
 from manifests.masking import hide_secrets
+from manifests.samples.endings import stem_of_tar
 from pipeline.fetching.urls import BadURL, parse_url
 
 MIN_PREFIX = 6  # hex digits of an id that are enough to look it up
@@ -49,7 +50,10 @@ _BY_PATH = (  # the path of a picture on disk, absolute or as in the config, end
 _REJECTED = "SELECT * FROM rejects WHERE $1 IN (url, record_key, value) ORDER BY ALL"
 _REJECTED_BY_PATH = (  # of a missing picture or a sample of a tar: the path ends with what the row names
     "SELECT * FROM rejects WHERE url IS NULL AND (ends_with('/' || $1, '/' || nullif(record_key, '')) "
-    "OR ends_with('/' || $1, '/' || nullif(value, ''))) ORDER BY ALL"
+    "OR ends_with('/' || $1, '/' || nullif(value, '')) OR ends_with(record_key, '/' || $2)) ORDER BY ALL"
+)
+_BY_END_OF_KEY = (  # a sample of a tar by its name there, with or without the end of the path of the tar
+    "SELECT sample_id FROM candidates WHERE locator IS NOT NULL AND ends_with(record_key, '/' || $1) ORDER BY sample_id"
 )
 
 
@@ -62,7 +66,8 @@ def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
     what = hide_secrets(unquoted(what))
     lives = [_life(connection, sample_id) for sample_id in _find_ids(connection, what)]
     lives += [{"reject": row} for row in rows_of(connection, _REJECTED, [what])]
-    return lives or [{"reject": row} for row in rows_of(connection, _REJECTED_BY_PATH, [what.replace("\\", "/")])]
+    path = what.replace("\\", "/")
+    return lives or [{"reject": row} for row in rows_of(connection, _REJECTED_BY_PATH, [path, _sample_key(path)])]
 
 
 def unquoted(what: str) -> str:
@@ -90,7 +95,13 @@ def _find_ids(connection: Any, what: str) -> list[str]:
         "SELECT DISTINCT sample_id FROM placements WHERE key = $1 AND ($2 = '' OR shard = $2 OR shard = $2 || '.tar')",
         [key.partition(".")[0], shard.rpartition("/")[2]],
     )
-    return [row["sample_id"] for row in placed]
+    return [row["sample_id"] for row in placed or rows_of(connection, _BY_END_OF_KEY, [_sample_key(what)])]
+
+
+def _sample_key(path: str) -> str:
+    """TAR/KEY as a row of a tar has it, of TAR.tar.gz/KEY.jpg; of a file alone its name without the ending."""
+    tar, slash, file = path.rpartition("/")
+    return f"{stem_of_tar(tar)}{slash}{file.partition('.')[0]}"
 
 
 def _as_stored(what: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, numb
 from pipeline.judging.captions.preview import preview_captions
 from pipeline.judging.captions.verdicts import judge_captions
 from pipeline.judging.vocabulary.backbone import check_backbone, names_to_resolve, resolve_names
-from pipeline.sources.reading import check_source, complete
+from pipeline.sources.reading import check_source, complete, none_usable
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.captions import join_captions
@@ -112,16 +113,22 @@ def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
     read: list[pa.Table] = []
     cut: list[str] = []
     joins: list[str] = []
+    reasons: Counter[str] = Counter()
     new_scratch = partial(open_scratch, scratch, config.run.memory_gb)
+
+    def tell(counts: dict[str, Any]) -> None:
+        joins.append(describe_join(counts, is_part=counts["source"] in cut))
+
     for source in config.sources:
         check_source(source)
         some = _first_batches(source, new_scratch, cut)
-        for batch in complete(source, some, new_scratch, lambda counts: joins.append(describe_join(counts))):
+        for batch in complete(source, some, new_scratch, tell):
             mapped = map_rows(batch, source)
             read.append(mapped.filter(mapped["reason"].is_null()).select(tables.CANDIDATES.names))
+            reasons.update(mapped["reason"].drop_null().to_pylist())
     rows = pa.concat_tables(read).cast(tables.CANDIDATES).combine_chunks() if read else tables.CANDIDATES.empty_table()
     if not rows.num_rows:
-        raise ConfigError("the sources give no usable row; check what each source says of its columns")
+        raise ConfigError(none_usable(reasons.total(), reasons))
     first = "" if not cut else f" (the first {MAX_SCANNED_ROWS:,} of each source are read)"
     origin = f"{rows.num_rows:,} rows of the sources{first}; no picture is fetched yet"
     same = pc.value_counts(rows["caption"].combine_chunks())

@@ -67,6 +67,9 @@ def describe(comparison: Mapping[str, Any]) -> list[str]:
     if comparison["texts"]:
         named = ", ".join(f"{row['name']} of {row['images']:,} images" for row in comparison["texts"])
         lines.append(f"other joined texts: {named}")
+    if comparison["fields"]:
+        named = ", ".join(f"{row['name']} of {row['images']:,} images" for row in comparison["fields"])
+        lines.append(f"other fields: {named}")
     if comparison["moved_between_splits"]:
         lines.append(f"{comparison['moved_between_splits']:,} images are in another split than before")
     shards = comparison["shards"]

@@ -14,6 +14,7 @@ from pipeline.answers.tables import aligned, joined_counts
 from pipeline.commands import CONFIG_HELP, Commands, add_command, add_json_option, print_json
 from pipeline.config import read_config
 from pipeline.fetching.hosts import MOST_TIMES
+from pipeline.sources.reading import none_usable
 
 SHOWN_HOSTS = 15
 
@@ -51,6 +52,16 @@ def _run(args: argparse.Namespace) -> int:
     uncounted = {source.name for source in config.sources if source.reader.waits_for()}
     counts = {row["source"]: None if row["source"] in uncounted else row["num_pictures"] for row in figures["sources"]}
     texts = {finding.text for finding in findings}
+    joined = {source.name for source in config.sources if source.join} - uncounted  # `examine` looks at the others
+    for row in figures["sources"]:
+        if row["source"] in joined and not row["num_pictures"]:
+            what = none_usable(row["num_rows"], row["reasons"])
+            if row["is_part"]:
+                what = (
+                    f"none of its first samples can be used ({', '.join(row['reasons'])}); a build reads the others too"
+                )
+                counts[row["source"]] = None
+            findings.append(Finding(False, f"sources.{row['source']}: {what}"))
     findings += [Finding(True, join["fault"]) for join in figures["joins"] if join["fault"]]
     findings += [finding for finding in about_mixture(config, counts) if finding.text not in texts]
     if args.json:

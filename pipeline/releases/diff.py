@@ -7,6 +7,7 @@ from typing import Any
 
 from manifests.contract.reader import open_reader, rows_of
 from manifests.contract.release import Release
+from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
 from pipeline.releases.opening import open_sql, read_json, view_samples, work_folder_of
 
@@ -29,6 +30,10 @@ _KINDS = """
         FROM a JOIN b ON a.sample_id = b.sample_id AND a.split = b.split
     ) WHERE before[name] IS DISTINCT FROM after[name] GROUP BY name ORDER BY name
 """
+_FIELDS = (
+    *(f"taxon_{name}" for name in (*TAXON_RANKS, "scientific_name", "vernacular_name")),
+    *("licence", "licence_url", "rights_holder", "creator", "reference_url", "group_id", "extra"),
+)
 _MOVED = """
     SELECT count(*) FROM (SELECT sample_id, split FROM a) x JOIN (SELECT sample_id, split FROM b) y USING (sample_id)
     WHERE x.split <> y.split
@@ -69,15 +74,21 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
     with open_sql() as sql:
         for name, release in (("a", before), ("b", after)):
             view_samples(sql, release, f"{name}_samples")
+        shared_columns = {*sql.table("a_samples").columns} & {*sql.table("b_samples").columns}
+        names = [name for name in _FIELDS if name in shared_columns]
+        fields = ", ".join(f"any_value(hash({name})) AS {name}" for name in names)  # hashes, to hold little
+        for name in ("a", "b"):
             columns = sql.table(f"{name}_samples").columns
             has_texts = "texts" in columns  # where a source joins some
             packed = f"coalesce({'packed_sha256, ' * ('packed_sha256' in columns)}stored_sha256)"
             texts = "coalesce(any_value(texts), MAP {})" if has_texts else "MAP([]::VARCHAR[], []::VARCHAR[])"
             sql.execute(
                 f"CREATE VIEW {name} AS SELECT sample_id, split, any_value(domain) AS domain, any_value(text) AS text, "
-                f"{texts} AS texts, any_value({packed}) AS packed, count(*) AS copies "
+                f"{texts} AS texts, any_value({packed}) AS packed, count(*) AS copies, {fields} "
                 f"FROM {name}_samples GROUP BY sample_id, split"
             )
+        counted = ", ".join(f"count(*) FILTER (a.{name} <> b.{name}) AS {name}" for name in names)
+        (fields_of,) = rows_of(sql, f"SELECT {counted} FROM a JOIN b USING (sample_id, split)")
         kinds = sql.sql(_KINDS).to_arrow_table().to_pylist()
         domains = sql.sql(_COUNTS).to_arrow_table().to_pylist()
         moved = sql.execute(_MOVED).fetchall()[0][0]
@@ -88,6 +99,7 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
         "after": after.name,
         "domains": domains,
         "texts": kinds,
+        "fields": [{"name": name, "images": num} for name, num in fields_of.items() if num],
         "moved_between_splits": moved,
         "shards": {
             "before": len(earlier),

@@ -211,8 +211,8 @@ class ParquetReader(Reader[ParquetSettings]):
             image = _column_of_pictures(file, stream)
         if image is None:
             return None
-        if fault := IS_LIST if file.is_listed(image) else _no_pictures(file, image):
-            raise ConfigError(f"{first}: {image} {fault}")
+        if fault := f"{image} {IS_LIST}" if file.is_listed(image) else _no_pictures(file, image):
+            raise ConfigError(f"{first}: {fault}")
         names = [*file.texts(image), *file.names(image)[len(file.schema.names) :]]
         reader = cls(ParquetSettings(path=first, columns=PictureColumns(image=image, extra=names)), first)
         some = [item[1] for item in islice(reader._samples(), _LOOKED_AT) if not isinstance(item, Lost)]
@@ -239,7 +239,7 @@ def _no_pictures(file: PictureFile, image: str) -> str | None:
         return f"the column {image!r} holds {kind}, no bytes of pictures; {cure}"
     if file.has_paths_alone(image):
         cure = "for files in a folder write `folder: {path: FOLDER, table: FILE}`, for addresses `table:`"
-        return f"{image}.bytes is empty in each row, and {image}.path names files: these are paths; {cure}"
+        return f"has no pictures: {image}.bytes is empty in each row, and {image}.path names files; {cure}"
     return None
 
 

@@ -100,6 +100,15 @@ def complete(
     return batches
 
 
+def none_usable(num_rows: int, reasons: Mapping[str, int]) -> str:
+    """Words on rows of which none can be used: why, and what to do."""
+    dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(reasons.items()))
+    cure = "check what each source says of its columns"
+    if reasons and all(reason.startswith("where_") for reason in reasons):
+        cure = "`where` leaves all of them out; name other values there"
+    return f"none of {num_rows:,} rows can be used ({dropped or 'the tables are empty'}); {cure}"
+
+
 def read_ahead(
     source: Origin, scratch: Scratch, kept: KeptSamples | None = None, tell: Tell = lambda counts: None
 ) -> Iterator[Batch]:

@@ -23,6 +23,14 @@ def test_every_link_leads_to_a_file(page: str) -> None:
     assert not lost, f"{page} links to files that are not there: {', '.join(lost)}"
 
 
+def test_the_page_of_configs_lists_every_config_of_a_build() -> None:
+    page = (ROOT / "configs/README.md").read_text(encoding="utf-8")
+    unlisted = [
+        path.name for path in (ROOT / "configs/pipeline").glob("*.yaml") if f"](pipeline/{path.name})" not in page
+    ]
+    assert not unlisted
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_anchor_leads_to_a_heading(page: str) -> None:
     for path, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):

@@ -80,7 +80,7 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     done("init", "--domain", "plant=theirs", "--captions", "words.parquet", "--out", "configs/my.yaml")
     text = Path("configs/my.yaml").read_text()
     entry = "- {join: ../words.parquet, 'on': {url: page}, text: words, kind: caption}"
-    assert f"captions: # sure: {NUM - 2} of the first {NUM} pictures have a row there" in text
+    assert f"captions:\n      # sure: {NUM - 2} of the first {NUM} pictures have a row there" in text
     assert entry in text
     run_inline(Path("configs/my.yaml"))
     assert "kept" in done("build", "configs/my.yaml", "--to", "ingest")

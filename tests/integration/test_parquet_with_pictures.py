@@ -399,7 +399,7 @@ def test_init_names_paths_without_bytes_and_takes_what_has_pictures(tmp_path: Pa
     ended = run_here("init", "--domain", f"plant={tmp_path}/paths.parquet", "--out", tmp_path / "my.yaml")
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
-    assert "image.path names files: these are paths; for files in a folder write `folder: " in ended.stderr
+    assert "image.path names files; for files in a folder write `folder: " in ended.stderr
     write(tmp_path / "plain.parquet", pa.table({"digest": [b"\xff\xfe"] * 3, "jpg": [picture(n) for n in range(3)]}))
     done("init", "--domain", f"plant={tmp_path}/plain.parquet", "--out", tmp_path / "my.yaml")
     (source,) = yaml.safe_load((tmp_path / "my.yaml").read_text())["sources"]

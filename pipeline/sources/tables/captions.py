@@ -108,10 +108,13 @@ def join_captions(
     return query, {"source": source, "entry": entry, **counts, "kind": captions.kind}
 
 
-def guess_join(path: str, keys: Mapping[str, Sequence[str]], given: Collection[str]) -> dict[str, tuple[Any, str]]:
+def guess_join(
+    path: str, keys: Mapping[str, Sequence[str]], given: Collection[str], least: float = 0.0
+) -> dict[str, tuple[Any, str]]:
     """A table as an entry of `captions`, of `join`, or both, each with words on it.
 
-    `keys` are what `on` may say, with values of first pictures. Columns of a row that are `given` are not joined.
+    `keys` are what `on` may say, with values of first pictures, of which the share `least` must stand in the table.
+    Columns of a row that are `given` are not joined.
 
     Raises: ConfigError when it holds nothing for a picture, or nothing that tells these pictures apart.
     """
@@ -128,7 +131,8 @@ def guess_join(path: str, keys: Mapping[str, Sequence[str]], given: Collection[s
         if num_rows >= _MOST_ROWS:
             break
     key, column = max(hits, key=lambda pair: len(hits[pair]), default=("", ""))
-    if not (num := len(hits.get((key, column), ()))):
+    num = len(hits.get((key, column), ()))
+    if not num or num < least * len(keys[key]):
         has = f"no column of {', '.join(shown)} has keys of these pictures ({', '.join(keys)})"
         raise ConfigError(f"{path}: {has}, in its first {num_rows:,} rows")
     guesses = guess_fields(list(shown), shown, {"key": ColumnGuess(column, "sure", "its values")})
@@ -143,9 +147,13 @@ def guess_join(path: str, keys: Mapping[str, Sequence[str]], given: Collection[s
     trust = "likely, since a key that several tars have joins nothing" if key in KEYS_OF_SAMPLES[1:] else "sure"
     words, on = f"{trust}: {num:,} of the first {len(keys[key]):,} pictures have a row there", {key: column}
     found: dict[str, tuple[Any, str]] = {}
+    has_texts = caption is not None and (caption.trust != "guess" or not fields)
+    used = {column, *fields.values(), *([caption.column] if caption is not None and has_texts else [])}
+    others = [name for name, some in shown.items() if some and name not in used]
     if fields:
-        found["join"] = {"table": path, "on": on, "columns": fields}, words
-    if caption is not None and (caption.trust != "guess" or not fields):
+        more = f"; not read: {', '.join(others)}" if others else ""
+        found["join"] = {"table": path, "on": on, "columns": fields}, words + more
+    if caption is not None and has_texts:
         entry = {"join": path, "on": on, "text": caption.column, "kind": "caption"}
         found["captions"] = entry, f"{words}; text from {caption.column} ({caption.trust}: {caption.why})"
     return found

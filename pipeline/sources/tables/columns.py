@@ -67,6 +67,9 @@ _FEW_ROWS = 20  # fewer rows that all say the same prove nothing
 _ADDRESS = re.compile(r"(?i)^https?://\S+$")
 _PICTURE_NAME = re.compile(rf"(?i)\.(?:{'|'.join(PICTURES)})(?:$|[?#])")
 _PICTURE_FILE = re.compile(rf"(?i)^(?!https?://).*\.(?:{'|'.join(PICTURES)})$")
+_SAYS_NOTHING = re.compile(
+    r"(?i)^[\[({<]*(?:not (?:provided|given|available|specified|stated)|unknown|untitled|none|null|n/?a)[\])}>.]*$"
+)
 _NAME_LIKE = re.compile(r"^[\w×.'() -]{1,80}$")
 _MOST = 0.6  # of the sampled values: real columns have empty and odd ones
 
@@ -113,10 +116,12 @@ def guess_fields(names: Sequence[str], values: Values, taken: Mapping[str, Colum
         "taxon_scientific_name": _share_of_names,
     }
     others = {field: _share_of(_NAME_LIKE) for field in _NAMES if field not in ("url", "file", "caption", *checks)}
-    for field, check in (checks | others).items():
-        by_values = field in checks and field != "reference_url"
-        if guess := _best(names, values, field, check, guesses, by_values):
-            guesses[field] = guess
+    for by_values in (False, True):  # a column of classes is named, and its values look like those of names
+        for field, check in (checks | others).items():
+            if field in guesses or (by_values and (field not in checks or field == "reference_url")):
+                continue
+            if guess := _best(names, values, field, check, guesses, by_values):
+                guesses[field] = guess
     caption = guess_caption(names, values, guesses)
     return guesses if caption is None else guesses | {"caption": caption}
 
@@ -197,7 +202,8 @@ def _best(
 
 def guess_caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> ColumnGuess | None:
     """The column of words: by its name, else the one with the most words of those that differ from row to row."""
-    free, named = _free(names, "caption", taken)
+    mute = {name for name, some in values.items() if some and _share_of(_SAYS_NOTHING)(some) > 1 - _MOST}
+    free, named = _free([name for name in names if name not in mute], "caption", taken)
     wordy = {name: _mean_words(values[name]) for name in free if values.get(name) and _are_words(values[name])}
     for name in named:
         if name in wordy and not _is_constant(values[name]):

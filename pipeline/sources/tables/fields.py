@@ -128,6 +128,8 @@ def _values_by_row(
     query = "SELECT count(*), count(*) FILTER (differ), min(left(key, 80)) FILTER (differ) FROM agreed"
     ((num_repeated, num_differing, differing_key),) = sql.execute(query).fetchall()
     counts |= {"num_repeated": num_repeated, "num_differing": num_differing}
+    ((num_of_none,),) = sql.execute("SELECT count(*) FROM usable ANTI JOIN pictures USING (key)").fetchall()
+    counts |= {"num_of_no_picture": num_of_none} if num_of_none else {}
     counts |= {"differing_key": hide_secrets(differing_key)} if num_differing else {}
     values = ", ".join(f'if(a.first IS NULL, p."{name}", a."{name}") AS "{name}"' for name in names)
     query = f"SELECT p.n, {values} FROM partners p LEFT JOIN agreed a ON a.first = p.n"

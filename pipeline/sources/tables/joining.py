@@ -48,6 +48,8 @@ def _as_texts(where: Any) -> Any:
         listed = values if isinstance(values, list) else [values]
         if any(isinstance(value, bool) for value in listed):
             raise ValueError(f"{term}: YAML reads NO, yes, true as truth values; put the value in quotes")
+        if None in listed:
+            raise ValueError(f"{term}: null is no value; write '' for rows without one")
         if any(isinstance(value, dict) for value in listed):
             raise ValueError(f"{term}: write values, or `{{not: [VALUE, ...]}}` for all rows without these")
         if term == "licence":

@@ -203,14 +203,19 @@ def fault_of(joined: JoinedTable, counts: Mapping[str, Any]) -> str | None:
     return None
 
 
-def describe_join(counts: Mapping[str, Any]) -> str:
-    """How many pictures found no row in a table, and what of its rows could not be used."""
+def describe_join(counts: Mapping[str, Any], is_part: bool = False) -> str:
+    """How many pictures found no row in a table, and what of its rows could not be used.
+
+    `is_part`: only the first pictures of the source were looked at.
+    """
     num, without = counts["num_pictures"], counts["num_pictures"] - counts["num_joined"]
     lost = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in _LOST if counts.get(name)]
     name = f"captions {{}} of {{}} ({counts['kind']})" if "kind" in counts else "join {} of {}"
+    of_no_picture = 0 if is_part else counts.get("num_of_no_picture", 0)
     return (
-        f"{name.format(counts['entry'], counts['source'])}: {without:,} of {num:,} pictures "
+        f"{name.format(counts['entry'], counts['source'])}: {without:,} of {'the first ' * is_part}{num:,} pictures "
         f"({without / max(num, 1):.1%}) have no partner among {counts['num_rows']:,} rows"
+        + (f", {of_no_picture:,} of which belong to no picture here" if of_no_picture else "")
         + (f"; {counts['trimmed']:,} keys are met without the blanks around them" if counts.get("trimmed") else "")
         + (f"; {counts['num_repeated']:,} keys stand on several rows" if counts.get("num_repeated") else "")
         + (

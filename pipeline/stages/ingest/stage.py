@@ -32,7 +32,7 @@ from pipeline.engine.inputs import identity_of
 from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_files
 from pipeline.judging.vocabulary.openings import view_opening_names
-from pipeline.sources.reading import ask, content_of, digest_inputs, read_ahead
+from pipeline.sources.reading import ask, content_of, digest_inputs, none_usable, read_ahead
 from pipeline.sources.rows import MAX_VALUE_CHARS, Batch, binomials, first_texts, hold_objects, without_secrets
 from pipeline.sources.settings import OtherDomain, SourceSettings
 from pipeline.sources.tables.captions import JOINED, JoinedCaptions, join_captions
@@ -313,11 +313,7 @@ def _conclude(inputs: IngestInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
     for counts in fields:
         _tell_of_join(settings[counts["source"]].join[counts["entry"] - 1], counts)
     if not funnel.num_kept:
-        dropped = ", ".join(f"{num:,} {reason}" for reason, num in sorted(funnel.reasons.items()))
-        raise RunError(
-            f"ingest: none of {funnel.num_in:,} rows of the sources can be used ({dropped or 'the tables are empty'}); "
-            "check what each source says of its columns"
-        )
+        raise RunError(f"ingest: {none_usable(funnel.num_in, funnel.reasons)}")
     joins = [dict(part.notes) for part in run.parts("join")]
     for table, counts in zip(inputs.captions, joins, strict=True):
         _tell_of_join(table.captions, counts)

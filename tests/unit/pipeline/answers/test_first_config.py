@@ -284,6 +284,45 @@ def test_every_table_beside_pictures_is_used_or_named(tmp_path: Path) -> None:
     assert f"{lab}/old.xls: a workbook that is not read; save it as .xlsx and name that file" in head
 
 
+def test_lists_of_the_same_addresses_are_one_source(tmp_path: Path) -> None:
+    """The longest, with what the others and a table without addresses say of its rows."""
+    addresses = [f"https://a.example/{n}.jpg" for n in range(30)]
+    tables = {
+        "a_rights": ["id,link,licence", *(f"x{n},{url},CC0" for n, url in enumerate(addresses[:29]))],
+        "list": ["id,url,caption", *(f"x{n},{url},a rose {n}" for n, url in enumerate(addresses))],
+        "other": ["url,licence", *(f"{url},CC0" for url in [*addresses[:20], *(f"{url}?2" for url in addresses)])],
+        "owners": ["id,owner", *(f"x{n},Ann Lee {n}" for n in range(30))],
+        "prices": ["id,owner", *(f"x{90 + n},Bo Berg {n}" for n in range(30))],
+    }
+    for name, lines in tables.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    found, head = sources_of(tmp_path)
+    assert list(found) == ["list", "other"], "most addresses of the third are others"
+    joined = {Path(entry["table"]).stem: (entry["on"], entry["columns"]) for entry in found["list"]["join"]}
+    assert joined == {
+        "a_rights": ({"url": "link"}, {"licence": "licence"}),
+        "owners": ({"extra.id": "id"}, {"rights_holder": "owner"}),
+    }
+    assert found["list"]["columns"]["extra"] == ["id"]
+    assert f"{tmp_path}/a_rights.csv: it says more of pictures here, so its other addresses are not asked for" in head
+    assert f"{tmp_path}/prices.csv: not read" in head
+
+
+def test_names_of_columns_count_before_values() -> None:
+    values = {
+        "url": ["http://a.org/1.jpg"] * 3,
+        "class": ["Insecta", "Aves", "Liliopsida"],
+        "species": ["Vanessa atalanta", "Pica pica", "Poa annua"],
+        "title": ["not provided", "Not provided.", "a magpie"],
+    }
+    guesses = guess_columns(list(values), values)
+    assert {field: guess.column for field, guess in guesses.items()} == {
+        "url": "url",
+        "taxon_class": "class",
+        "taxon_species": "species",
+    }
+
+
 def test_small_copies_are_left_out_only_where_each_has_its_picture(tmp_path: Path) -> None:
     found, _ = sources_of(put_photos(tmp_path / "a", "rose/1.jpg", "rose/thumbs/1.jpg", "rose/1_thumb.jpg"))
     assert found["a"]["exclude"] == ["**/*_thumb.*", "**/thumbs/**"]

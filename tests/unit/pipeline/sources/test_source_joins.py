@@ -97,9 +97,9 @@ def test_rows_with_one_key_give_what_they_agree_on_and_all_that_finds_no_partner
     ]
     (counts,) = counts_of(given, tmp_path)
     assert describe_join(counts) == (
-        "join 1 of ours: 1 of 4 pictures (25.0%) have no partner among 7 rows; 1 keys are met without the blanks "
-        "around them; 2 keys stand on several rows, which say different things for 1 of them (such as '1'): where they "
-        "do, a field stays empty; rows left out: 1 without key"
+        "join 1 of ours: 1 of 4 pictures (25.0%) have no partner among 7 rows, 1 of which belong to no picture here; "
+        "1 keys are met without the blanks around them; 2 keys stand on several rows, which say different things for 1 "
+        "of them (such as '1'): where they do, a field stays empty; rows left out: 1 without key"
     )
     assert fault_of(given.join[0], counts) is None
 
@@ -203,6 +203,7 @@ def test_the_where_of_an_archive_is_the_same_one(tmp_path: Path, read: Read) -> 
         ),
         ({"where": {"family": ["Fagaceae"]}}, "where: its rows have no 'family'"),
         ({"where": {"kingdom": {"no": ["Plantae"]}}}, "kingdom: write values, or `{not: [VALUE, ...]}`"),
+        ({"where": {"kingdom": {"not": [None]}}}, "kingdom: null is no value; write '' for rows without one"),
         ({"where": {"kingdom": True}}, "kingdom: YAML reads NO, yes, true as truth values; put the value in quotes"),
         ({"join": [{"on": {"uuid": "k"}}]}, "on: a source has no 'uuid'; write record_key, url, or extra.NAME"),
         ({"join": [{"on": {"extra.page": "k"}}]}, "join: the source keeps no column 'page' (it keeps img_type)"),

@@ -115,7 +115,7 @@ def test_a_file_without_its_footer_is_named(is_first: bool, read: Read, tmp_path
     ("values", "words"),
     [
         (["https://a.example/1.jpg"], r"'image' holds string, no bytes of pictures; for addresses write `table:`"),
-        (pa.array([{"bytes": None, "path": "1.jpg"}], IMAGE), r"image\.path names files: these are paths; .*`folder: "),
+        (pa.array([{"bytes": None, "path": "1.jpg"}], IMAGE), r"image\.path names files; .*`folder: "),
         ([5], "'image' holds int64, no bytes of pictures"),
     ],
 )

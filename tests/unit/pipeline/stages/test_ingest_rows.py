@@ -220,7 +220,7 @@ def test_a_source_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
 def test_sources_without_one_usable_row_stop_the_build(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("link,title\nimages/1.jpg,c\n,c\n")
-    with pytest.raises(RunError, match=r"none of 2 rows of the sources can be used \(1 invalid_url, 1 missing_url\)"):
+    with pytest.raises(RunError, match=r"none of 2 rows can be used \(1 invalid_url, 1 missing_url\)"):
         build(tmp_path / "w", path)
     path.write_text("link,title\n")
     with pytest.raises(RunError, match="the tables are empty"):
