@@ -33,7 +33,8 @@ def recipe(file: str, folder: Path, **changes: Any) -> Path:
     for source in values["sources"]:
         for kind in ("dwca", "table", "columns"):
             source.pop(kind, None)
-        source |= {"folder": {"path": str(folder / "pics" / source["domain"]), "captions": "text_file"}, "defaults": {"licence": "CC0-1.0"}}
+        pictures = {"path": str(folder / "pics" / source["domain"]), "captions": "text_file"}
+        source |= {"folder": pictures, "defaults": {"licence": "CC0-1.0"}}
     values["work_dir"] = str(folder / "work")
     values["mix"]["heldout"] = {"num_samples": dict.fromkeys(("plant", "general"), NUM_HELDOUT)}
     values["run"] |= {"executor": "inline"}
