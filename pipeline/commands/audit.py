@@ -62,7 +62,7 @@ def audit(sql: Any, test: str, catalogue: str) -> list[str]:
     both = [(a, b) for a in ADDRESSES for b in ADDRESSES if a in ours and b in theirs]
     pairs = [("address", address_key(ours[a]), address_key(theirs[b])) for a, b in both]
     same = [name for name in SAME if name in ours and name in theirs]
-    pairs += [(name, *(f"nullif(lower({side[name]}), '')" for side in (ours, theirs))) for name in same]
+    pairs += [(name, f"nullif(lower({ours[name]}), '')", f"nullif(lower({theirs[name]}), '')") for name in same]
     if not pairs:
         names = ", ".join((*ADDRESSES, *SAME))
         raise ConfigError(f"audit: {test} and {catalogue} share no column of {names} (case and _ do not count)")
@@ -74,9 +74,9 @@ def audit(sql: Any, test: str, catalogue: str) -> list[str]:
             f"JOIN (SELECT audited, {our_key} AS key FROM test) USING (key)"
         )
     sql.execute(
-        "CREATE TABLE audited AS SELECT coalesce(l.leak, '') AS leak, test.* EXCLUDE audited FROM test LEFT JOIN (SELECT "
-        "audited, string_agg(DISTINCT leak, ', ' ORDER BY leak) AS leak FROM leaks GROUP BY ALL) l USING (audited) "
-        "ORDER BY audited"
+        "CREATE TABLE audited AS SELECT coalesce(l.leak, '') AS leak, test.* EXCLUDE audited FROM test LEFT JOIN "
+        "(SELECT audited, string_agg(DISTINCT leak, ', ' ORDER BY leak) AS leak FROM leaks GROUP BY ALL) l "
+        "USING (audited) ORDER BY audited"
     )
     counts = "SELECT {}, count(*), count(*) FILTER (leak <> '') FROM audited GROUP BY 1 ORDER BY 3 DESC, 1"
     leaks = sql.execute(counts.format("leak")).fetchall()
