@@ -16,7 +16,7 @@ from pipeline.answers.tables import aligned, print_lines
 from pipeline.commands import Commands, add_command
 
 ADDRESSES = ("url", "sourceurl", "imageurl", "identifier", "accessuri")
-SAME = ("gbifid", "occurrenceid", "treeoflifeid", "uuid", "sha256", "md5")  # each names one thing in any table
+SAME = ("treeoflifeid", "uuid", "sha256", "md5")  # each names one thing in any table
 CLASSES = ("label", "species", "scientificname", "category")
 MEMORY_GB = 1.5
 
@@ -28,7 +28,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "audit",
         "find the rows of a test set that were in the training data of a model",
         "plantmix audit test.csv --against catalog.parquet --out audited.csv",
-        reads="two tables, csv or Parquet, with columns such as url, gbifID, uuid, sha256",
+        reads="two tables, csv or Parquet, with columns such as url, uuid, sha256",
         writes="CSV: the rows of TEST; `leak` says what is the same in CATALOGUE, and is empty for a clean row",
     )
     parser.add_argument("test", metavar="TEST", help="table of the test set")
@@ -57,15 +57,17 @@ def audit(sql: Any, test: str, catalogue: str) -> list[str]:
     Raises: ConfigError for a table that cannot be read, and for two tables that share no column.
     """
     from pipeline.judging.matching.addresses import address_key
+    from pipeline.sources.settings import KINDS
 
+    names = list(dict.fromkeys((*(name for kind in KINDS.values() for name in kind.ids), *SAME)))
     (ours, our_table), (theirs, their_table) = _open(sql, test), _open(sql, catalogue)
     both = [(a, b) for a in ADDRESSES for b in ADDRESSES if a in ours and b in theirs]
     pairs = [("address", address_key(ours[a]), address_key(theirs[b])) for a, b in both]
-    same = [name for name in SAME if name in ours and name in theirs]
+    same = [name for name in names if name in ours and name in theirs]
     pairs += [(name, f"nullif(lower({ours[name]}), '')", f"nullif(lower({theirs[name]}), '')") for name in same]
     if not pairs:
-        names = ", ".join((*ADDRESSES, *SAME))
-        raise ConfigError(f"audit: {test} and {catalogue} share no column of {names} (case and _ do not count)")
+        known = ", ".join((*ADDRESSES, *names))
+        raise ConfigError(f"audit: {test} and {catalogue} share no column of {known} (case and _ do not count)")
     sql.execute(f"CREATE TABLE test AS SELECT row_number() OVER () AS audited, * FROM {our_table}")
     sql.execute("CREATE TABLE leaks (audited BIGINT, leak VARCHAR)")
     for leak, our_key, their_key in pairs:
