@@ -38,6 +38,7 @@ COMMANDS = (  # in the order in which a run needs them
     "verify",
     "repair",
     "diff",
+    "audit",
     "takedown",
 )
 _TOGETHER = {"repair": "verify", "publish": "export"}  # one command goes on from the other: one module

@@ -57,7 +57,7 @@ class EvaluationSet(Origin):
     radius: int = Field(4, ge=0, le=MAX_RADIUS)
     """Largest Hamming distance of pHashes that counts as a leak."""
     match_names: bool = False
-    """Match by the same record key (or file name), and by the same URL."""
+    """Match by the same record key (or file name), and by an address of the same picture."""
     unreadable: Literal["refuse", "report"] = "refuse"
     """What a build does when it cannot read images of the set: stop, or name them and go on."""
 

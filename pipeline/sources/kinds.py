@@ -115,6 +115,8 @@ class Reader(ABC, Generic[SettingsT]):
     """`init` asks kinds with a smaller number first."""
     caption_cures: ClassVar[tuple[str, ...]] = ("columns: {caption: COLUMN}", "defaults: {caption: TEXT}")
     """Lines of YAML that give captions to rows without one."""
+    ids: ClassVar[tuple[str, ...]] = ()
+    """Columns, in small letters without `_`, whose values name one thing in every table: `audit` compares them."""
     version: ClassVar[str] = ""
     """Raised when the same input gives other rows; a changed file of a kind outside this package counts by itself."""
 

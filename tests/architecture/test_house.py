@@ -168,6 +168,7 @@ def test_the_command_line_is_frozen() -> None:
         "mix": ["--dry-run", "--json", "config"],
         "export": ["--for", "--out", "--ratio", "release"],
         "diff": ["--json", "after", "before"],
+        "audit": ["--against", "--out", "test"],
         "publish": ["--author", "--dry-run", "--public", "--to", "release"],
         "report": ["--out", "release"],
         "takedown": ["--id", "--owner", "--reason", "--url", "release"],

@@ -206,6 +206,7 @@ def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extr
             {
                 "evaluation_set": "set",
                 "member": key,
+                "url": extra.get("urls", {}).get(key),
                 "outcome": "ok",
                 "image_id": key,
                 "pixels_sha256": key,
@@ -221,10 +222,11 @@ def leaks_of(tmp_path: Path, pool: dict[str, int], shown: dict[str, int], **extr
     pq.write_table(pairs_of(np.array(list(pool.values()), np.uint64), look=look_of), tmp_path / "pairs.parquet")
     for name, schema in schemas.items():
         pq.write_table(pa.Table.from_pylist(rows[name], schema=schema), tmp_path / f"{name}.parquet")
-    pq.write_table(tables.CANDIDATES.empty_table(), tmp_path / "candidates.parquet")
+    candidates = [{"sample_id": key, "url": extra["urls"].get(key)} for key in pool] if "urls" in extra else []
+    pq.write_table(pa.Table.from_pylist(candidates, schema=tables.CANDIDATES), tmp_path / "candidates.parquet")
     files = {name: Files((str(tmp_path / f"{name}.parquet"),)) for name in (*schemas, "candidates", "pairs")}
     sets = [{"name": "set", "radius": 6, "mirrored": True}]
-    result = do_part(STAGE, "leaks", tmp_path, **files, sets=tuple(sets), named=())
+    result = do_part(STAGE, "leaks", tmp_path, **files, sets=tuple(sets), named=extra.get("named", ()))
     return pq.read_table(result.files[0].temp).to_pylist()
 
 
@@ -249,6 +251,15 @@ def test_a_duplicate_of_a_mirror_image_leaks_with_it(tmp_path: Path) -> None:
         ("b", "mirrored", 6, None),
         ("c", "duplicate", 4, "b"),
     ]
+
+
+def test_a_set_that_is_matched_by_names_knows_a_photo_in_any_size(tmp_path: Path) -> None:
+    photo = "https://inaturalist-open-data.s3.amazonaws.com/photos/{}.jpg"
+    urls = {"small": photo.format("12/small"), "other": photo.format("123/small"), "image": photo.format("12/original")}
+    pool, shown = {"small": BASE, "other": BASE}, {"image": BASE ^ (2**64 - 1) ^ 0xFFFF}
+    leaks = leaks_of(tmp_path, pool, shown, urls=urls, named=(("set", 1),))
+    assert {row["sample_id"]: row["matched"] for row in leaks}["small"] == "url"
+    assert not leaks_of(tmp_path, pool, shown, urls=urls), "without names nothing is the same"
 
 
 def test_a_sheet_of_the_same_layout_is_no_leak(tmp_path: Path) -> None:

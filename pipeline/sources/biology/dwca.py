@@ -81,6 +81,7 @@ class DwcaReader(Reader[DwcaSettings]):
 
     settings_type: ClassVar[type[DwcaSettings]] = DwcaSettings
     init_order = 1
+    ids = ("gbifid", "occurrenceid")
     version = "2"  # keeps datasetKey
 
     @property

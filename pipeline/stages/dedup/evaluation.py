@@ -27,6 +27,8 @@ from manifests.errors import ConfigError
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.fetching.pictures.settings import ImageSettings
+from pipeline.judging.matching.addresses import VERSION as ADDRESSES
+from pipeline.judging.matching.addresses import address_key
 from pipeline.judging.matching.looks import find_near_looks, view_shown
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import content_of, digest_inputs, pictures_of, read_rows
@@ -238,7 +240,7 @@ _BY_NAME = """
     SELECT f.sample_id, n.evaluation_set, 4, -1, n.member, 'record_key'
         FROM fetched f JOIN candidates c USING (sample_id) JOIN names n ON n.name = c.record_key
     UNION ALL SELECT f.sample_id, n.evaluation_set, 5, -1, n.member, 'url'
-        FROM fetched f JOIN candidates c USING (sample_id) JOIN names n ON n.url = c.url
+        FROM fetched f JOIN candidates c USING (sample_id) JOIN names n ON n.address = {address}
 """
 _SPREAD = """
     CREATE TABLE spread AS SELECT f.sample_id, b.evaluation_set, b.evaluation_member, 'duplicate' AS matched,
@@ -257,18 +259,20 @@ _SPREAD = """
 
 
 def find_leaks(
-    inputs: Inputs, run: Execution[None], sets: tuple[dict[str, Any], ...], named: tuple[str, ...]
+    inputs: Inputs, run: Execution[None], sets: tuple[dict[str, Any], ...], named: tuple[tuple[str, int], ...]
 ) -> PartResult:
     """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order.
 
-    `named` are the sets that are matched by names too.
+    `named` are the sets that are matched by names too, with the version of how addresses are compared.
     """
     with run.views(inputs) as sql:
         view_shown(sql)
         sql.execute("CREATE VIEW fetched AS FROM shown")
         sql.register("near", _near(sql, sets))
-        sql.register("names", _names(sql, named))
-        by_name = _BY_NAME if named else "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
+        sql.register("named", _names(sql, [name for name, _ in named]))
+        sql.execute(f"CREATE VIEW names AS SELECT *, {address_key('url')} AS address FROM named")
+        none = "SELECT NULL, NULL, 6, -1, NULL, NULL WHERE false"
+        by_name = _BY_NAME.format(address=address_key("c.url")) if named else none
         sql.execute(_DIRECT.format(best=_BEST, by_name=by_name))
         sql.execute(
             "CREATE TABLE leaking AS SELECT d.*, f.look FROM direct d JOIN fetched f USING (sample_id) WHERE f.tells"
@@ -332,7 +336,7 @@ def _plan_leaks(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]
             # without files where every set is a list of names
             "evaluation": run.files("measure", "evaluation").digested(*contents),
             "sets": tuple(describe_sets(inputs, run)),
-            "named": tuple(item.settings.name for item in inputs.evaluation if item.settings.match_names),
+            "named": tuple((item.settings.name, ADDRESSES) for item in inputs.evaluation if item.settings.match_names),
         }
     ]
 
