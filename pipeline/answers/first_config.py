@@ -135,8 +135,9 @@ def _place_tables(found: Found) -> list[str]:
             lists[path] = otherwise
         else:
             others[path] = otherwise, faults
+    readers = {path: SourceSettings(name="x", domain="x", **keys_of(guess)).reader for path, guess in lists.items()}
     longest: list[str] = []
-    for path in sorted(lists, key=lambda path: -_num_rows(lists[path])):
+    for path in sorted(lists, key=lambda path: -(readers[path].most_rows() or 0)):
         if len(_join(path, [lists[other] for other in longest], ("url",))) < len(longest):
             notes.append(f"{path}{_BELONGS_HERE}")
         else:
@@ -147,10 +148,6 @@ def _place_tables(found: Found) -> list[str]:
         if len(unlike) == len(sources):
             notes.append(f"{path}: not read: {'; no captions: '.join([_reason(error, path), *faults[:1]])}")
     return notes
-
-
-def _num_rows(guess: Place) -> int:
-    return SourceSettings(name="x", domain="x", **keys_of(guess)).reader.most_rows() or 0
 
 
 def _reason(error: ConfigError, path: str) -> str:

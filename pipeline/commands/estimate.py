@@ -57,9 +57,7 @@ def _run(args: argparse.Namespace) -> int:
         if row["source"] in joined and not row["num_pictures"]:
             what = none_usable(row["num_rows"], row["reasons"])
             if row["is_part"]:
-                what = (
-                    f"none of its first samples can be used ({', '.join(row['reasons'])}); a build reads the others too"
-                )
+                what = f"none of its first samples can be used ({', '.join(row['reasons'])}); a build reads on"
                 counts[row["source"]] = None
             findings.append(Finding(False, f"sources.{row['source']}: {what}"))
     findings += [Finding(True, join["fault"]) for join in figures["joins"] if join["fault"]]

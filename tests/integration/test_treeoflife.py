@@ -119,7 +119,7 @@ def test_a_part_of_the_tars_foretells_no_stop(tars: Path, monkeypatch: pytest.Mo
     values["sources"][0]["where"] = {"split": ["val"]}  # the sixth picture alone
     config.write_text(yaml.safe_dump(values), encoding="utf-8")
     said = done("estimate", config)
-    assert "warning: sources.treeoflife: none of its first samples can be used (where_split); a build reads" in said
+    assert "warning: sources.treeoflife: none of its first samples can be used (where_split); a build reads on" in said
     monkeypatch.undo()
     ended = run_here(
         "estimate", recipe("treeoflife-10m", tars, sources=[{**values["sources"][0], "where": {"genus": ["Rosa"]}}])

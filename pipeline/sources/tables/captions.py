@@ -147,13 +147,14 @@ def guess_join(
     trust = "likely, since a key that several tars have joins nothing" if key in KEYS_OF_SAMPLES[1:] else "sure"
     words, on = f"{trust}: {num:,} of the first {len(keys[key]):,} pictures have a row there", {key: column}
     found: dict[str, tuple[Any, str]] = {}
-    has_texts = caption is not None and (caption.trust != "guess" or not fields)
-    used = {column, *fields.values(), *([caption.column] if caption is not None and has_texts else [])}
+    if caption is not None and caption.trust == "guess" and fields:
+        caption = None
+    used = {column, *fields.values(), *([caption.column] if caption else [])}
     others = [name for name, some in shown.items() if some and name not in used]
     if fields:
         more = f"; not read: {', '.join(others)}" if others else ""
         found["join"] = {"table": path, "on": on, "columns": fields}, words + more
-    if caption is not None and has_texts:
+    if caption is not None:
         entry = {"join": path, "on": on, "text": caption.column, "kind": "caption"}
         found["captions"] = entry, f"{words}; text from {caption.column} ({caption.trust}: {caption.why})"
     return found
