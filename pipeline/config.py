@@ -66,7 +66,7 @@ class EvaluationSet(Origin):
         if not KINDS[self.kind].on_disk and not self.match_names:
             raise ValueError(
                 f"a {self.kind} holds no image bytes and is matched by name alone: set match_names: true, or give the "
-                f"images as {' or '.join(name for name, kind in KINDS.items() if kind.on_disk)}"
+                f"images as {' or '.join(sorted(name for name, kind in KINDS.items() if kind.on_disk))}"
             )
         return self
 
