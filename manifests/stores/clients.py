@@ -91,5 +91,8 @@ def put(fs: Any, local: str, inner: str) -> None:
     try:
         fsspec.asyn.sync(fs.loop, send)
     except Exception as error:
-        raise translate_boto_error(error) from error
+        translated = translate_boto_error(error)
+        if translated is error:  # an error that is its own cause would have no end
+            raise
+        raise translated from error
     fs.invalidate_cache(inner)

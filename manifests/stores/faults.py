@@ -75,7 +75,9 @@ def may_pass(error: Exception) -> bool:
 
 def status_of(error: BaseException | None) -> int | None:
     """The HTTP status of an error or of its cause; None where the client does not tell it."""
-    while error is not None:
+    passed: list[BaseException] = []
+    while error is not None and all(error is not other for other in passed):
+        passed.append(error)
         for value in (getattr(getattr(error, "response", None), "status_code", None), getattr(error, "status", None)):
             if isinstance(value, int):
                 return value
