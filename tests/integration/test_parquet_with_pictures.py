@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ import yaml
 from building import ROOT, done, release_of, run_here, write_small_config
 from foreign_tars import picture
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
+from misbehaving.object_store import BUCKET, become_user, serving
 from picture_tables import IMAGE, NAMES, table_of, write
 from PIL import Image
 from range_server import RangeServer, serving_ranges
@@ -129,6 +131,22 @@ def test_a_copy_elsewhere_is_the_same_data_set(here: tuple[Path, dict[str, list[
     assert versions(tmp_path / "other") == before, "no fingerprint saw a path or a time"
     assert rows_of(tmp_path / "other") == rows
     assert other.is_file()
+
+
+def test_a_bucket_gives_what_a_disk_gives(
+    here: tuple[Path, dict[str, list[Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows = here
+    with serving() as store:
+        become_user(store, monkeypatch)
+        fs = fsspec.filesystem("s3", **store.options)
+        fs.pipe_file(f"{BUCKET}/set/a.parquet", (folder / "set/a.parquet").read_bytes())
+        left = ["expired_403"]
+        store.choose = lambda method, path: left.pop() if left and "a.parquet" in path else None
+        build(config_of(tmp_path, f"s3://{BUCKET}/set"))
+        assert not left
+    assert rows_of(tmp_path / "work") == rows
+    assert versions(tmp_path / "work") == versions(folder / "work")
 
 
 def test_a_file_that_changes_between_two_builds_is_read_anew(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tree_of_life import NUM_10M, id_of, write_10m, write_200m, write_web_list
 from walk.web import picture
 
 from manifests.contract.reader import open_reader, rows_of
+from manifests.contract.release import Release
 from pipeline.demo.server import serving
 
 
@@ -149,11 +150,14 @@ def test_init_takes_the_catalogue_and_its_provenance_as_one_source(tmp_path: Pat
         assert joined["columns"]["rights_holder"] == "copyright_owner"
         values |= {"fetch": loopback(), "run": {"executor": "inline"}}
         out.write_text(yaml.safe_dump(values), encoding="utf-8")
-        done("build", out, "--to", "ingest")
+        done("build", out)
     whole = "licence IS NOT NULL AND rights_holder IS NOT NULL AND taxon_species IS NOT NULL"
     with open_reader(str(tmp_path / "data/first")) as connection:
         (counts,) = rows_of(connection, f"SELECT count(*) AS num, count(*) FILTER ({whole}) AS whole FROM candidates")
     assert counts == {"num": 16, "whole": 16}
+    release = release_of(tmp_path / "data/first")
+    num_samples = Release.open(str(release)).record["splits"]["train"]["num_samples"]
+    assert len(list(load_dataset(str(release), streaming=True, split="train"))) == num_samples > 8
 
 
 def test_plants_of_a_catalogue_and_a_public_list_are_estimated_from_their_tables(tmp_path: Path) -> None:
