@@ -25,6 +25,18 @@ _NO_EPITHET = rf"(?i)^(?:\S+\s+)?(?:{'|'.join(map(re.escape, (*UNCERTAIN, *UNNAM
 _WHOLE = r"^(?:[×x+]\s?)?\p{Lu}\S*\s"  # begins with a genus
 
 
+_RANKS_OF_FOLDER = re.compile(r"\d+((?:_[^_]+){7})")
+
+
+def ranks_of_folder(name: str) -> tuple[str, ...] | None:
+    """Kingdom to species, from a class folder's name as iNaturalist 2021 writes it; None for any other name.
+
+    It is NUMBER_KINGDOM_PHYLUM_CLASS_ORDER_FAMILY_GENUS_SPECIES; the species is the epithet.
+    """
+    named = _RANKS_OF_FOLDER.fullmatch(name)
+    return None if named is None else tuple(named[1].split("_")[1:])
+
+
 def species_of(genus: Any, species: Any) -> Any:
     """The binomial of each row, from two Arrow columns or scalars of text; null where no species is certain.
 

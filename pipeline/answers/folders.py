@@ -21,7 +21,7 @@ from manifests.samples.endings import OTHER_TARS, TARS, is_picture, is_tar, stem
 from manifests.stores import storage
 from pipeline.answers.places import keys_of, list_place, look_at, what_it_is
 from pipeline.sources.files import MAX_LISTED, WORKBOOK_CURE, WORKBOOKS, is_lock, is_table, walk_files
-from pipeline.sources.folder_names import guess_with_table, guess_without_table, name_folders
+from pipeline.sources.folder_names import BY_FOLDER, guess_with_table, guess_without_table, name_folders
 from pipeline.sources.kinds import Listing, Place
 from pipeline.sources.settings import KINDS, SourceSettings
 from pipeline.sources.tables.formats import is_list_of_addresses
@@ -227,7 +227,7 @@ class _Folder:
         namings = name_folders(names)
         for naming in dict.fromkeys(namings.values()):
             group = {folder for folder, others in namings.items() if others == naming}
-            by_name = naming.endswith("_name")
+            by_name = naming in BY_FOLDER
             base = commonpath([dirname(member) if by_name else member for member in group])
             inside = [name.removeprefix(f"{base}/") for name in names if name.rpartition("/")[0] in group]
             guess = guess_without_table(Listing(self._at(base), "folder", inside))

@@ -23,7 +23,9 @@ from fsspec.utils import glob_translate
 from pydantic import field_validator, model_validator
 
 from manifests.contract.settings import ConfigPath, Settings
+from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
+from manifests.names.species import ranks_of_folder
 from manifests.samples.endings import PICTURE_SUFFIXES, PICTURES, not_read
 from manifests.samples.tars import MAX_TEXT_BYTES
 from manifests.stores import storage
@@ -41,10 +43,11 @@ from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, 
 from pipeline.sources.table import SheetOfTable, TableFormat, TableReader
 
 _TEXT_ENDING = ".txt"
-_COLUMN_OF_WORDS = {
-    "caption": "caption",
-    "scientific_name": "taxon_scientific_name",
-    "vernacular_name": "taxon_vernacular_name",
+_COLUMNS_OF_WORDS = {
+    "caption": ["caption"],
+    "scientific_name": ["taxon_scientific_name"],
+    "vernacular_name": ["taxon_vernacular_name"],
+    "ranks": [f"taxon_{rank}" for rank in TAXON_RANKS],
 }
 
 
@@ -64,8 +67,9 @@ class FolderSettings(Settings):
     """The folder."""
     captions: Literal["folder_name", "text_file", "none"] | None = None
     """folder_name: of the innermost folder; text_file: NAME.txt beside NAME.jpg; not with a table."""
-    folder_name_is: Literal["caption", "scientific_name", "vernacular_name"] = "caption"
-    """What a folder's name says: a caption, or the name of a taxon."""
+    folder_name_is: Literal["caption", "scientific_name", "vernacular_name", "ranks"] = "caption"
+    """What a folder's name says: a caption, or the name of a taxon; ranks: all seven, as iNaturalist 2021 writes them,
+    NUMBER_KINGDOM_PHYLUM_CLASS_ORDER_FAMILY_GENUS_SPECIES."""
     suffixes: tuple[str, ...] = PICTURES
     """Which files are pictures."""
     exclude: tuple[str, ...] | None = None
@@ -114,7 +118,7 @@ class FolderReader(Reader[FolderSettings]):
 
     def mapping(self) -> RowColumns:
         """The columns of the table; without one the folder's name is kept, and names each picture."""
-        words = {_COLUMN_OF_WORDS[self.settings.folder_name_is]: "folder"}
+        words = dict.fromkeys(_COLUMNS_OF_WORDS[self.settings.folder_name_is], "folder")
         return self.settings.columns or RowColumns.model_validate({**words, "extra": ["folder"]})
 
     def identity(self) -> dict[str, Any]:
@@ -280,10 +284,19 @@ def _picture_batch(settings: FolderSettings, some: list[tuple[int, tuple[str, in
     columns = {
         "record_key": pa.array(names, pa.string()),
         "locator": pa.array([make_locator(name, 0, size) for _, name, size, _ in kept], pa.string()),
-        _COLUMN_OF_WORDS[settings.folder_name_is]: pa.array([words for *_, words in kept], pa.string()),
+        **_said_by_words(settings, [words for *_, words in kept]),
         "extra": pa.array([json.dumps({"folder": name.rpartition("/")[0]}) for name in names], pa.string()),
     }
     return make_batch(columns, [number for number, *_ in kept], lost)
+
+
+def _said_by_words(settings: FolderSettings, words: list[str]) -> dict[str, pa.Array]:
+    """Columns of the words of pictures; ranks are empty where a folder is named in another way."""
+    columns = _COLUMNS_OF_WORDS[settings.folder_name_is]
+    if settings.folder_name_is != "ranks":
+        return {columns[0]: pa.array(words, pa.string())}
+    found = [ranks_of_folder("_".join(folder.split())) or [None] * len(columns) for folder in words]
+    return {name: pa.array([ranks[at] for ranks in found], pa.string()) for at, name in enumerate(columns)}
 
 
 def _no_regular_file(number: int, name: str) -> Lost:

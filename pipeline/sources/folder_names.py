@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
+from manifests.names.species import ranks_of_folder
 from manifests.samples.endings import PICTURE_SUFFIXES, is_picture
 from manifests.stores import storage
 from manifests.stores.inside import why_not_inside
@@ -26,7 +27,8 @@ from pipeline.sources.kinds import Listing, Place
 from pipeline.sources.table import first_values, guess_table
 from pipeline.sources.tables.columns import describe_columns
 
-Naming = Literal["text_file", "scientific_name", "folder_name", "none"]
+Naming = Literal["text_file", "scientific_name", "ranks", "folder_name", "none"]
+BY_FOLDER: tuple[Naming, ...] = ("scientific_name", "ranks", "folder_name")
 _NO_WORDS = frozenset(
     {"", "train", "val", "valid", "validation", "test", "images", "image", "img", "pictures", "photos"}
 )
@@ -54,6 +56,8 @@ def name_folders(names: Sequence[str]) -> dict[str, Naming]:
             return "text_file"
         if folder not in telling:
             return "none"
+        if ranks_of_folder(last[folder]):
+            return "ranks"
         return "scientific_name" if folder in taxa else "folder_name"
 
     return {folder: naming(folder) for folder in shown}
@@ -79,7 +83,7 @@ def guess_without_table(listing: Listing) -> Place:
     more = " or more" if len(listing.names) == MAX_LISTED else ""
     guess = Place({"path": listing.path}, f"{len(pictures):,}{more} pictures in a folder (sure)")
     guess.states_licence = False
-    names = {folder: PurePosixPath(folder).name for folder, naming in namings.items() if naming.endswith("_name")}
+    names = {folder: PurePosixPath(folder).name for folder, naming in namings.items() if naming in BY_FOLDER}
     if 2 * of_folder.count("text_file") >= len(pictures):
         guess.settings["captions"] = "text_file"
         guess.comments["captions"] = "sure: most of those looked at have a NAME.txt beside them"
@@ -89,6 +93,10 @@ def guess_without_table(listing: Listing) -> Place:
         if all(namings[folder] == "scientific_name" for folder in names):
             guess.settings["folder_name_is"] = "scientific_name"
             guess.comments["folder_name_is"] = "likely: they look like genus and species"
+            guess.has_taxa = True
+        elif all(namings[folder] == "ranks" for folder in names):
+            guess.settings["folder_name_is"] = "ranks"
+            guess.comments["folder_name_is"] = "sure: each name has seven ranks, as those of iNaturalist 2021"
             guess.has_taxa = True
     else:
         guess.settings["captions"] = "none"

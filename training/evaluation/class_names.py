@@ -8,18 +8,14 @@ Source of the text types: Stevens et al. 2024, "BioCLIP: A Vision Foundation Mod
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from manifests.contract.tables import TAXON_RANKS
-from manifests.names.species import species_of
+from manifests.names.species import ranks_of_folder, species_of
 from training.config import ClassText
-
-# iNaturalist 2021 names its class folders NUMBER_KINGDOM_PHYLUM_CLASS_ORDER_FAMILY_GENUS_SPECIES.
-_INATURALIST_FOLDER = re.compile(r"\d+(_[^_]+){7}")
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,8 @@ def taxon_of(row: Mapping[str, object], prefix: str = "") -> Taxon | None:
 
 def taxon_of_folder(name: str) -> Taxon | None:
     """The taxon in a class folder's name as iNaturalist 2021 writes it; None for any other name."""
-    if not _INATURALIST_FOLDER.fullmatch(name):
-        return None
-    return Taxon(tuple(name.split("_")[1:]))
+    ranks = ranks_of_folder(name)
+    return None if ranks is None else Taxon(ranks)
 
 
 def class_text(name: str, taxon: Taxon | None, kind: ClassText) -> str:

@@ -145,6 +145,9 @@ def test_a_gbif_archive(tmp_path: Path) -> None:
 def test_folders_of_pictures(tmp_path: Path) -> None:
     by_taxon = put_photos(tmp_path / "taxa", "Rosa_canina/1.jpg", "Bellis_perennis/2.jpg")
     assert source_of(by_taxon)[0]["folder"]["folder_name_is"] == "scientific_name"
+    oak = "04001_Plantae_Tracheophyta_Magnoliopsida_Fagales_Fagaceae_Quercus"
+    by_ranks = put_photos(tmp_path / "inat", f"{oak}_robur/1.jpg", f"{oak}_rubra/2.jpg")
+    assert source_of(by_ranks)[0]["folder"]["folder_name_is"] == "ranks"
     by_name = put_photos(tmp_path / "names", "oak tree/1.jpg", "elm/2.jpg")
     assert source_of(by_name)[0]["folder"] == {"path": str(by_name), "captions": "folder_name"}
     beside = put_photos(tmp_path / "beside", "1.jpg")

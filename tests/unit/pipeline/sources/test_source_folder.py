@@ -11,6 +11,7 @@ import fsspec
 import pytest
 
 from manifests.contract.settings import parse_settings
+from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
 from pipeline.sources.files import BytesUnreadable, LocalReader, walk_files
 from pipeline.sources.reading import check_source, digest_inputs, read_rows, root_of
@@ -66,6 +67,16 @@ def test_a_folder_name_may_be_a_scientific_name(tmp_path: Path) -> None:
     rows, _ = read(source(path=str(tmp_path), captions="folder_name", folder_name_is="scientific_name"))
     assert rows[0]["taxon_scientific_name"] == "Quercus robur"
     assert "caption" not in rows[0]
+
+
+def test_a_folder_name_may_hold_all_ranks(tmp_path: Path) -> None:
+    oak = "04001_Plantae_Tracheophyta_Magnoliopsida_Fagales_Fagaceae_Quercus_robur"
+    for folder in (oak, "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(b"1")
+    rows, _ = read(source(path=str(tmp_path), captions="folder_name", folder_name_is="ranks"))
+    assert [rows[0][f"taxon_{rank}"] for rank in TAXON_RANKS] == oak.split("_")[1:]
+    assert not any(name.startswith("taxon_") for name in rows[1])
 
 
 def test_texts_beside_pictures(tmp_path: Path) -> None:
