@@ -85,13 +85,13 @@ def status_of(error: BaseException | None) -> int | None:
     return None
 
 
-def check_passing(path: str, error: Exception, what: str = "read") -> None:
+def check_passing(path: str, error: Exception) -> None:
     """Tell a fault of a store from a missing file; called where reading `path` raised `error`.
 
     Raises: RetryableError when the store does not give what it has: that says nothing about the file.
     """
     if is_remote(path) and is_storage_error(error) and not isinstance(error, FileNotFoundError):
-        raise RetryableError(f"{path} cannot be {what} now ({words_of(error)})") from None
+        raise RetryableError(f"{path} cannot be read now ({words_of(error)})") from None
 
 
 def ask(path: str, question: Callable[[], T], done: str = "read") -> T:

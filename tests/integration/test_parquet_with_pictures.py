@@ -19,6 +19,7 @@ import pytest
 import yaml
 from building import ROOT, done, release_of, run_here, write_small_config
 from foreign_tars import picture
+from ingested import NUM, build, versions
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
 from misbehaving.object_store import BUCKET, become_user, serving
 from picture_tables import IMAGE, NAMES, table_of, write
@@ -29,11 +30,8 @@ from waiting import wait_until
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
-from manifests.stores.web import WebFiles
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
-
-NUM = 24
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,13 +60,6 @@ def config_of(folder: Path, path: Path | str, work: str = "work", columns: Any =
     return write_small_config(folder, source, name=work, work_dir=str(folder / work), run=run, **sections)
 
 
-def build(config: Path, status: int = 0, last: str = "fetch") -> str:
-    WebFiles.clear_instance_cache()
-    ended = run_here("build", config, "--to", last)
-    assert ended.returncode == status, ended.stderr
-    return ended.stderr
-
-
 def rows_of(workdir: Path) -> dict[str, list[Any]]:
     """Record key -> caption, and what was fetched."""
     with open_reader(str(workdir)) as sql:
@@ -80,11 +71,6 @@ def rows_of(workdir: Path) -> dict[str, list[Any]]:
 def rejects_of(workdir: Path) -> list[tuple[Any, ...]]:
     with open_reader(str(workdir)) as sql:
         return sql.execute("SELECT record_key, reason, value FROM rejects ORDER BY row_number").fetchall()
-
-
-def versions(workdir: Path) -> dict[str, str]:
-    with Catalog.open(str(workdir)) as catalog:
-        return dict(catalog.ask("SELECT stage, fingerprint FROM current_stages"))
 
 
 def fetched_parts(workdir: Path) -> list[Any]:

@@ -10,6 +10,7 @@ when the counts make no sense.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -85,14 +86,14 @@ class JoinedTable(Settings):
         return self
 
     @property
+    @abstractmethod
     def path(self) -> str:
         """The table: a file, a folder of them, or a glob."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def values(self) -> list[str]:
         """The columns of the table that are read besides its key."""
-        raise NotImplementedError
 
     @property
     def key(self) -> str:
