@@ -25,6 +25,11 @@ class Taxon:
     ranks: tuple[str, ...]
     common: str = ""
 
+    def up_to(self, rank: str) -> Taxon:
+        """Without the ranks below one."""
+        kept = TAXON_RANKS.index(rank) + 1
+        return Taxon(self.ranks[:kept] + ("",) * (len(TAXON_RANKS) - kept), self.common)
+
     @property
     def scientific(self) -> str:
         """The species, or the lowest rank that is known above it."""

@@ -16,15 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.services.untrusted import bounded, check_packing
+from manifests.services.untrusted import UNREADABLE, bounded, check_packing
+from manifests.services.workbook import MAX_BOOK_BYTES, Sheet, open_sheet
 from manifests.stores import storage
-from pipeline.sources.files import UNREADABLE, zip_fault
+from pipeline.sources.files import zip_fault
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import BATCH_ROWS, as_text
 from pipeline.sources.tables.columns import is_address
 from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
 from pipeline.sources.tables.json_items import json_keys, read_json
-from pipeline.sources.tables.workbook import MAX_BOOK_BYTES, Sheet, open_sheet
+from pipeline.sources.tables.sheets import read_sheet
 from pipeline.store.foreign import columns_of_bytes
 from pipeline.store.foreign import read_rows as read_foreign
 
@@ -62,7 +63,7 @@ class TableFile:
     def rows(self, columns: list[str]) -> Iterator[RawBatch]:
         """Every row, these columns only, in order."""
         if self.form == "xlsx":
-            return self.open_sheet().rows(columns)
+            return read_sheet(self.open_sheet(), columns)
         return _READERS[self.form](self.path, self.form, columns)
 
     def how_written(self) -> str:
