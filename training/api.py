@@ -94,7 +94,7 @@ def predict(
     `dalip predict` prints a calibrated one.
 
     `within` leaves only the labels within a taxon, of `read_taxa`, or a checklist: a file, or names. What falls outside
-    is logged.
+    is logged; names that no label has, as a warning.
 
     Raises: RunError for a picture that cannot be read; ConfigError for a template without one {}, and for a group that
         no label or one lies in.
@@ -104,8 +104,8 @@ def predict(
         labels = Labels(tuple(labels), (None,) * len(labels))
     if within is not None:
         labels, notes = labels.within(within, "within")
-        for note in notes:
-            logger.info(note)
+        for level, note in zip((logging.INFO, logging.WARNING), notes, strict=False):
+            logger.log(level, note)
     classifier = Classifier(model, labels, options)
     predictions = []
     for views in model.views(pictures, batch_size):

@@ -30,7 +30,7 @@ from training.data.columns import SampleColumns, ShardColumns, txt_columns
 from training.data.shard_index import ShardRelease
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
-from training.evaluation.class_names import Taxon, class_text, taxon_of
+from training.evaluation.class_names import Taxon, class_text, most_stated, taxon_of
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import (
     Encoded,
@@ -320,9 +320,11 @@ def classes_within(
     """
     if task.within is None:
         return classes, members, {}
+    taxa_of_rows = ((number, taxon_of(columns.taxon_row(row), "taxon_")) for row, number in members.items())
+    ranks = most_stated((number, taxon.ranks, 1) for number, taxon in taxa_of_rows if taxon)
+    taxa = [Taxon(ranks[number]) if number in ranks else None for number in range(len(classes))]
     rank = task.field.removeprefix("taxon_")
-    is_rank, taxa = rank in TAXON_RANKS, _class_taxa(columns, members)
-    if is_rank:
+    if is_rank := rank in TAXON_RANKS:
         taxa = [taxon and taxon.up_to(rank) for taxon in taxa]
     setting = f"zero-shot over '{task.field}' within"
     within = choose_within(task.within, classes, taxa, rank if is_rank else None, setting)
@@ -334,15 +336,12 @@ def classes_within(
 def class_texts(
     columns: SampleColumns, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
 ) -> list[str]:
-    """What each class is called in the prompt."""
-    taxa = [None] * len(classes) if task.text == "asis" else _class_taxa(columns, members)
-    return [class_text(name, taxon, task.text) for name, taxon in zip(classes, taxa, strict=True)]
-
-
-def _class_taxa(columns: SampleColumns, members: dict[int, int]) -> list[Taxon | None]:
-    """The taxon of each class: that of its first sample."""
+    """What each class is called in the prompt; its taxon is that of its first sample."""
     first = {number: row for row, number in reversed(members.items())}
-    return [taxon_of(columns.taxon_row(first[number]), "taxon_") for number in sorted(first)]
+    return [
+        class_text(name, taxon_of(columns.taxon_row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
+        for k, name in enumerate(classes)
+    ]
 
 
 def _domain_losses(

@@ -22,7 +22,7 @@ from manifests.errors import ConfigError
 from manifests.stores import storage
 from training.config import ClassText, has_one_slot
 from training.data.columns import TAXON_COLUMNS
-from training.evaluation.class_names import Taxon, class_text, taxon_of
+from training.evaluation.class_names import Taxon, class_text, most_stated, taxon_of
 from training.evaluation.encoding import prompt_templates
 from training.evaluation.set_layouts import csv_rows, read_text
 from training.evaluation.within import LABEL_COLUMNS, choose_within, names_of_lines
@@ -101,26 +101,24 @@ def labels_of_release(release: Release, rank: str) -> Labels:
 
     Raises: ConfigError when no sample has a value at that rank.
     """
-    votes: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in columns])
-    columns = [*TAXON_COLUMNS, _COMMON_COLUMN, _GIVEN_COLUMN]
+    columns, of_rank = [*TAXON_COLUMNS, _COMMON_COLUMN], f"taxon_{rank}"
     fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
-    there = [name for name in columns if name in pq.read_schema(inner, filesystem=fs).names]
-    if f"taxon_{rank}" in there:
+    in_file = pq.read_schema(inner, filesystem=fs).names
+    there = [name for name in (*columns, _GIVEN_COLUMN) if name in in_file]
+    rows = []
+    if of_rank in there:
         groups = release.samples(columns=there).group_by(there).aggregate([([], "count_all")])
-        for row in groups.to_pylist():
-            if name := (row[f"taxon_{rank}"] or "").strip():
-                for counter, column in zip(votes[name], columns, strict=True):
-                    if value := (row.get(column) or "").strip():
-                        counter[value] += row["count_all"]
-    if not votes:
+        rows = [row for row in groups.to_pylist() if (row[of_rank] or "").strip()]
+    if not rows:
         raise ConfigError(f"{release.path}: no sample has a {rank}; choose another --rank, or give --labels FILE")
-    names = sorted(votes)
-    taxa = []
-    for name in names:
-        # Most samples first, then the alphabet, so that the order of rows decides nothing.
-        best = [min(votes, key=lambda value: (-votes[value], value)) if votes else "" for votes in votes[name][:-1]]
-        taxa.append(Taxon(tuple(best[:-1]), best[-1] if rank == "species" else "").up_to(rank))
-    return replace(_checked(release.path, names, taxa, rank), given=tuple(tuple(votes[name][-1]) for name in names))
+    stated = most_stated((row[of_rank].strip(), [row.get(name) for name in columns], row["count_all"]) for row in rows)
+    given = defaultdict[str, set[str]](set)
+    for row in rows:
+        given[row[of_rank].strip()].add(row.get(_GIVEN_COLUMN) or "")
+    names = sorted(stated)
+    taxa = [Taxon(stated[name][:-1], stated[name][-1] if rank == "species" else "").up_to(rank) for name in names]
+    labels = _checked(release.path, names, taxa, rank)
+    return replace(labels, given=tuple(tuple(given[name]) for name in names))
 
 
 def label_templates(templates: Sequence[str]) -> list[Callable[[str], str]]:
