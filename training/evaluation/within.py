@@ -1,7 +1,7 @@
 """Which labels lie within a group: a taxon at any rank, or a checklist of names.
 
-Names are equal as `manifests/names` has it, with their authors or without. A checklist also finds a label by a name that
-its source gave, and by a subspecies or cultivar of it. A checklist is a text with a name a line, or a table (csv, tsv,
+Names are equal as `manifests/names` has it, with their authors or without. A label is also found by a name that its
+source gave, and by a subspecies or cultivar of it. A checklist is a text with a name a line, or a table (csv, tsv or
 xlsx) with a column of scientific names. Writes nothing. Gives up with ConfigError on a name that no label has or that
 means several taxa, on a file without names, and on a group of fewer than two labels.
 """
@@ -61,29 +61,28 @@ def choose_within(
     Raises: ConfigError.
     """
     group, listed = names_within(within)
-    is_checklist = listed != [within]
     index = _Index(names, taxa, rank, given)
     matches = {name: index.find(name, setting) for name in listed}
-    unknown = [name for name, labels in matches.items() if not labels]
     chosen = set[int]()
     for labels in sorted(matches.values(), key=len):
         if len(labels) == 1 or chosen.isdisjoint(labels):
             chosen |= labels
-    if unknown and not is_checklist:
-        cure = "" if index.has_ranks else "; the labels have no higher ranks: name a checklist, or take taxa that have some"
-        raise ConfigError(f"{setting}: no label is {index.beside_nearest(within)}, or lies in a taxon of that name{cure}")
-    outside = f"{len(unknown):,} of the {len(listed):,} names of {group} are not among the labels" if unknown else ""
+    unknown = [name for name, labels in matches.items() if not labels]
+    if unknown and listed == [within]:
+        cure = "" if index.has_ranks else "; the labels have no higher ranks: name a checklist, or take taxa with ranks"
+        name = index.beside_nearest(unknown[0])
+        raise ConfigError(f"{setting}: no label is {name}, or lies in a taxon of that name{cure}")
+    num, left_out = len(names), len(names) - len(chosen)
+    notes = [f"within {group}: {len(chosen):,} of {num:,} labels, the other {left_out:,} are left out"]
     if unknown:
         first = ", ".join(map(index.beside_nearest, unknown[:_SHOWN]))
-        outside += f": {first}" + (f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else "")
+        more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
+        of_all = f"{len(unknown):,} of the {len(listed):,} names of {group}"
+        notes.append(f"{of_all} are not among the labels: {first}{more}")
     if len(chosen) < 2:
-        raise ConfigError(
-            f"{setting}: {len(chosen)} of the {len(names):,} labels lie within {group}, two or more are needed to tell "
-            f"pictures apart" + (f"; {outside}" if outside else "")
-        )
-    left_out = len(names) - len(chosen)
-    notes = [f"within {group}: {len(chosen):,} of {len(names):,} labels, the other {left_out:,} are left out"]
-    return Within(sorted(chosen), group, notes + ([outside] if outside else []))
+        words = f"{len(chosen)} of the {num:,} labels lie within {group}, two or more are needed to tell pictures apart"
+        raise ConfigError("; ".join([f"{setting}: {words}", *notes[1:]]))
+    return Within(sorted(chosen), group, notes)
 
 
 def names_within(within: str | Sequence[str]) -> tuple[str, list[str]]:
@@ -93,13 +92,13 @@ def names_within(within: str | Sequence[str]) -> tuple[str, list[str]]:
     """
     if not isinstance(within, str):
         return "the checklist", _distinct(within)
-    path = Path(within)
+    path, forms = Path(within), "a name a line, or a table with a column such as scientificName"
     if path.is_file():
         if names := _distinct(_read_checklist(path)):
             return path.name, names
-        raise ConfigError(f"{within}: lists no names; a name a line, or a table with a column such as scientificName")
+        raise ConfigError(f"{within}: lists no names; {forms}")
     if os.sep in within or path.suffix.lower() in (*_WORKBOOKS, *_DELIMITED, ".txt"):
-        raise ConfigError(f"{within}: no such checklist; a name a line, or a table with a column such as scientificName")
+        raise ConfigError(f"{within}: no such checklist; {forms}")
     return within, [within]
 
 
@@ -132,7 +131,8 @@ def _read_checklist(path: Path) -> list[str]:
     usual = (*NAME_COLUMNS, *reversed(TAXON_RANKS), *map(plain, LABEL_COLUMNS))
     column = next((name for name in usual if name in named), None)
     if column is None:
-        raise ConfigError(f"{path}: has no column of scientific names, such as scientificName; it has {', '.join(columns)}")
+        has = ", ".join(columns)
+        raise ConfigError(f"{path}: has no column of scientific names, such as scientificName; it has {has}")
     values = [row[named[column]] or "" for row in rows]
     if column == "species" and "genus" in named:  # which may hold the epithet alone
         genera = pa.array([row[named["genus"]] for row in rows], pa.string())

@@ -3,7 +3,8 @@
 Reads a model, pictures, and labels or the taxa of a release. Writes a table with a row a picture: the best labels with
 their probabilities, the best taxon of each rank above them with the sum of its labels, and an answer. The answer is
 the best label or, where its probability is below the threshold, the taxon of the lowest rank that reaches it, or "not
-sure". Of labels within a group the probabilities add up to 1 there: a picture of something else is not noticed. A picture that cannot be read has an error and no answer. Gives up with ConfigError before the first picture.
+sure". Within a group the probabilities add up to 1, so a picture of something else is not noticed. A picture that
+cannot be read has an error and no answer. Gives up with ConfigError before the first picture.
 """
 
 from __future__ import annotations

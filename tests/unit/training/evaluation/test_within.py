@@ -94,7 +94,7 @@ def test_a_higher_taxon_of_a_checklist_is_a_heading_where_the_list_goes_on_below
 def test_labels_without_ranks_are_found_by_their_names_alone() -> None:
     changes: dict[str, Any] = {"taxa": [None] * len(NAMES), "rank": None}
     assert chosen(within(["quercus robur L.", "Betula  nana"], **changes)) == ["Quercus robur", "Betula nana"]
-    message = "no label is 'Fagales', or .*; the labels have no higher ranks: name a checklist, or take taxa that have"
+    message = "no label is 'Fagales', or .*; the labels have no higher ranks: name a checklist, or take taxa with"
     with pytest.raises(ConfigError, match=message):
         within("Fagales", **changes)
 
