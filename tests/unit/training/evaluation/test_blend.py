@@ -15,7 +15,7 @@ import release_writer
 import torch
 import yaml
 from PIL import Image
-from training_runs import write_values
+from training_runs import make_settings, tiny_values, write_values
 
 from manifests.errors import ConfigError
 from training.cli import main

@@ -58,7 +58,7 @@ def test_a_taxon_at_any_rank_however_it_is_spelled(group: str, expected: list[st
 
 
 def test_a_name_of_several_taxa_is_refused_with_words_that_tell_them_apart() -> None:
-    with pytest.raises(ConfigError, match="'Oenanthe' means 2 taxa; write one of (.*)$") as refused:
+    with pytest.raises(ConfigError, match="'Oenanthe' means 2 taxa; write one of ") as refused:
         within("Oenanthe")
     choices = str(refused.value).rpartition("write one of ")[2].split(", ")
     assert choices == ["Plantae:genus:Oenanthe", "Animalia:genus:Oenanthe"]
@@ -74,7 +74,8 @@ def test_a_checklist_finds_names_with_authors_subspecies_hybrids_and_given_names
     given = [["Quercus pedunculata Ehrh."] if name == "Quercus robur" else [] for name in NAMES]
     listed = ["Quercus pedunculata", "Quercus alba L.", "Betula nana subsp. exilis (Sukaczev) Hultén",
               "Quercus x rosacea Bechst.", unicodedata.normalize("NFD", "ISOËTES HISTRIX"),
-              "Quercus pedunculata", "Fagus sylvatica L.", "Quercus rober", "Ulmus glabra", "Acer campestre"]  # fmt: skip
+              "Quercus pedunculata", "Fagus sylvatica L.", "Quercus rober", "Ulmus glabra",
+              "Acer campestre"]  # fmt: skip
     found = within(listed, given=given)
     assert chosen(found) == ["Quercus robur", "Quercus alba", "Betula nana", "Isoëtes histrix", "Quercus × rosacea"]
     assert found.notes == [
@@ -104,8 +105,8 @@ def test_labels_without_ranks_are_found_by_their_names_alone() -> None:
     [
         ("Fagale", "--within: no label is 'Fagale' (nearest: 'Fagales'), or lies in a taxon of that name"),
         ("Betula", "1 of the 10 labels lie within Betula, two or more are needed to tell pictures apart"),
-        (["Ulmus", "Betula nana"], "1 of the 10 labels lie within the checklist, two or more are needed to tell pictures "
-         "apart; 1 of the 2 names of the checklist are not among the labels: 'Ulmus'"),
+        (["Ulmus", "Betula nana"], "1 of the 10 labels lie within the checklist, two or more are needed to tell "
+         "pictures apart; 1 of the 2 names of the checklist are not among the labels: 'Ulmus'"),
         ([], "0 of the 10 labels lie within the checklist"),
         ("lists/oaks", "lists/oaks: no such checklist; a name a line"),
         ("oaks.csv", "oaks.csv: no such checklist; a name a line"),

@@ -255,7 +255,7 @@ def test_from_python_a_group_needs_ranks_or_names(run_folder: Path, pictures: Pa
     assert dict(circles) == pytest.approx(expected, abs=1e-5)
     (two,) = predict(model, [picture], LABELS, within=["red circle", "Blue Circle"])
     assert {label for label, _ in two} == {"red circle", "blue circle"}
-    with pytest.raises(ConfigError, match="within: no label is 'circle'.*the labels have no higher ranks"):
+    with pytest.raises(ConfigError, match=r"within: no label is 'circle'.*the labels have no higher ranks"):
         predict(model, [picture], LABELS, within="circle")
 
 
