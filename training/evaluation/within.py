@@ -141,8 +141,10 @@ def _read_checklist(path: Path) -> list[str]:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    spelled = {name_key(name): name.strip() for name in reversed(names)}
-    return [name for key, name in reversed(spelled.items()) if key]
+    spelled = dict[str, str]()
+    for name in names:
+        spelled.setdefault(name_key(name), name.strip())
+    return [name for key, name in spelled.items() if key]
 
 
 class _Index:
