@@ -46,8 +46,8 @@ class Labels:
         Raises: ConfigError for a group that is unknown, or has fewer than two labels.
         """
         numbers, _, notes = choose_within(group, self.names, self.taxa, self.rank, setting, self.given)
-        names, taxa = (tuple(values[i] for i in numbers) for values in (self.names, self.taxa))
-        return Labels(names, taxa, self.rank, whole=self), notes
+        names = tuple(self.names[i] for i in numbers)
+        return Labels(names, tuple(self.taxa[i] for i in numbers), self.rank, whole=self), notes
 
     def texts(self, kind: ClassText) -> list[str]:
         """The name of each label in a prompt."""
