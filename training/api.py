@@ -1,12 +1,13 @@
 """DALIP from Python: load a model, make vectors of pictures and texts, tell pictures apart by labels.
 
-    from training.api import encode_images, encode_texts, load, predict
+    from training.api import encode_images, encode_texts, load, predict, read_taxa
 
 Reads models and pictures; writes nothing. These names and their arguments are stable.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,9 +15,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.contract.release import Release
 from training.evaluation.encoder import Encoder, Picture
-from training.using.labels import Labels
+from training.using.labels import Labels, labels_of_release
 from training.using.predict import Classifier, PredictOptions
+
+logger = logging.getLogger(__name__)
 
 Features = Literal["f", "z", "both"]
 
@@ -65,11 +69,20 @@ def encode_texts(model: Encoder, texts: Sequence[str], *, features: Features | N
     return vectors
 
 
+def read_taxa(release: str | Path, rank: str = "species") -> Labels:
+    """The taxa of a release at a rank, as labels for `predict`, with the ranks above them.
+
+    Raises: ConfigError for no release, and for one without taxa of that rank.
+    """
+    return labels_of_release(Release.open(str(release)), rank)
+
+
 def predict(
     model: Encoder,
     pictures: Sequence[Picture],
-    labels: Sequence[str],
+    labels: Sequence[str] | Labels,
     *,
+    within: str | Sequence[str] | None = None,
     templates: Sequence[str] = ("a photo of a {}.",),
     top: int = 5,
     scale: float | None = None,
@@ -80,14 +93,24 @@ def predict(
     Probabilities are softmax(scale x similarity). `scale` None takes that of the training, which nobody has calibrated;
     `dalip predict` prints a calibrated one.
 
-    Raises: RunError for a picture that cannot be read; ConfigError for a template without one {}.
+    `within` leaves only the labels within a taxon, of `read_taxa`, or a checklist: a file, or names. What falls outside
+    is logged; names that no label has, as a warning.
+
+    Raises: RunError for a picture that cannot be read; ConfigError for a template without one {}, and for a group that
+        no label or one lies in.
     """
     options = PredictOptions(templates=tuple(templates), top=top)
-    classifier = Classifier(model, Labels(tuple(labels), (None,) * len(labels)), options)
+    if not isinstance(labels, Labels):
+        labels = Labels(tuple(labels), (None,) * len(labels))
+    if within is not None:
+        labels, notes = labels.within(within, "within")
+        for level, note in zip((logging.INFO, logging.WARNING), notes, strict=False):
+            logger.log(level, note)
+    classifier = Classifier(model, labels, options)
     predictions = []
     for views in model.views(pictures, batch_size):
         similarity_NK = classifier.similarity(views)
-        best, number = (similarity_NK * (scale or model.logit_scale)).softmax(1).topk(min(top, len(labels)))
+        best, number = (similarity_NK * (scale or model.logit_scale)).softmax(1).topk(min(top, len(labels.names)))
         for values, numbers in zip(best.tolist(), number.tolist(), strict=True):
-            predictions.append([Prediction(labels[i], value) for i, value in zip(numbers, values, strict=True)])
+            predictions.append([Prediction(labels.names[i], value) for i, value in zip(numbers, values, strict=True)])
     return predictions

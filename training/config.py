@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from manifests.contract.settings import ConfigPath, Settings, parse_settings, read_settings
+from manifests.contract.settings import ConfigPath, NameOrPath, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
 from manifests.services.packages import code_of, load_named
 from manifests.services.untrusted import read_object
@@ -143,6 +143,8 @@ class ZeroShotSettings(Settings):
     """Only samples of this domain."""
     min_per_class: int = Field(default=1, ge=1)
     """Classes with fewer held-out samples are left out."""
+    within: NameOrPath | None = None
+    """Only classes within a taxon at any rank, or a checklist: a file with a name a line, or csv, tsv, xlsx."""
 
     _slots = field_validator("templates")(_each_has_one_slot)
 

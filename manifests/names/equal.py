@@ -28,6 +28,11 @@ def name_key(name: str) -> str:
     return " ".join(visible.replace("i\u0307", "i").replace("\u0131", "i").split())
 
 
+def plain(name: str) -> str:
+    """A column's name without case and signs."""
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
 def spellings_of(keys: Iterable[str], names: Iterable[str | None]) -> dict[str, str]:
     """Name -> the key that it has, for those of `names` that have one of `keys`.
 

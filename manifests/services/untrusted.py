@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import re
+import struct
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.parsers import expat
+
+import pyarrow as pa
 
 from manifests.errors import IntegrityError, PlantMixError
 
@@ -26,6 +32,11 @@ MAX_PACKING = 100
 """Bytes that one packed byte may stand for. Tables are packed 3 to 20 times, the most regular text about 50 times."""
 FREE_BYTES = 64 << 20
 """What any packed file may hold, however small it is: half a million rows of a table, read in seconds."""
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, RuntimeError, pa.ArrowException),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+"""What parsers and unpackers raise at a bad file; a zip with a password gives a RuntimeError."""
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
 _EXTENDED = frozenset({*_PAX, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 _PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=\n]{1,200})=")

@@ -8,13 +8,10 @@ for a whole file. Paths are local or fsspec addresses. Raises ConfigError when n
 from __future__ import annotations
 
 import gzip
-import lzma
 import os
 import re
 import stat
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,25 +20,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-
 from manifests.contract.outcomes import Outcome
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
 from manifests.samples.braces import expand, first_pattern, has_braces, split_paths
 from manifests.samples.endings import is_picture, is_tar
 from manifests.samples.unpacking import Unpacked, unpacked
-from manifests.services.untrusted import BrokenTarError
+from manifests.services.untrusted import UNREADABLE, BrokenTarError
 from manifests.stores import stamps, storage
 from pipeline.sources.limits import MAX_OPEN_FILES
 
 _LOCATOR = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
 MAX_LISTED = 2000  # files that are looked at to see what a folder holds
-UNREADABLE = (
-    *(OSError, ValueError, EOFError, RuntimeError, pa.ArrowException),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
-)
-"""What parsers and unpackers raise at a bad file; a zip with a password gives a RuntimeError."""
 TABLE_NAME = re.compile(r"\.(parquet|pq|csv|tsv|json|jsonl|ndjson|xlsx|xlsm)(\.(gz|bz2|xz|zst|zip))?$")
 WORKBOOKS = (".xls", ".xlsb", ".ods")
 """Workbooks that are not read."""

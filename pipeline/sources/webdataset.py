@@ -19,14 +19,14 @@ from typing import Any
 
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
+from manifests.names.equal import plain
 from manifests.pictures.authors import holder_in, tidy
 from manifests.samples.endings import COMPRESSED_TARS, PICTURES, TARS, stem_of_tar
 from manifests.samples.tars import Sample, compression_of, samples_in
 from manifests.samples.unpacking import packing_of, unpacked
-from manifests.services.untrusted import BrokenTarError, parse_json
+from manifests.services.untrusted import UNREADABLE, BrokenTarError, parse_json
 from manifests.stores import storage
 from pipeline.sources.files import (
-    UNREADABLE,
     Shards,
     check_store,
     find_files,
@@ -45,7 +45,6 @@ from pipeline.sources.rows import (
     in_batches,
     make_batch,
 )
-from pipeline.sources.tables.columns import plain
 from pipeline.sources.tars.beside import first_columns, parquet_of, parquet_rows
 from pipeline.sources.tars.fields import values_of
 from pipeline.sources.tars.samples import KeptSamples, StoredTars

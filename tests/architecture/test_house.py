@@ -189,7 +189,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "import": ["--architecture", "checkpoint", "target"],
         "predict": ["--architecture", "--batch-size", "--calibrate", "--device", "--features", "--field", "--labels",
                     "--model", "--num-workers", "--out", "--rank", "--taxa", "--template", "--text", "--threshold",
-                    "--top", "images"],
+                    "--top", "--within", "images"],
         "embed": ["--architecture", "--batch-size", "--device", "--features", "--model", "--num-workers", "--out",
                   "images"],
         "index": ["--out", "tables"],

@@ -40,11 +40,13 @@ from PIL import Image
 from manifests.contract.release import read_record
 from manifests.errors import ConfigError, IntegrityError
 from manifests.masking import hide_secrets
+from manifests.names.scientific import parse_name
 from manifests.pictures.authors import MAX_CHARS, authors_of
 from manifests.pictures.opening import without_pillow_warnings
 from manifests.samples.tars import ALL_TEXTS, samples_in
 from manifests.samples.unpacking import Unpacked
 from manifests.services.untrusted import BrokenTarError, parse_json, tar_members
+from manifests.services.workbook import open_sheet
 from pipeline.fetching.answers import parse_retry_after
 from pipeline.fetching.consent import rsl
 from pipeline.fetching.consent.statements import ALLOW_ALL, no_training, parse_robots, parse_tdmrep, statements_of
@@ -54,14 +56,12 @@ from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.urls import BadURL, follow, parse_url
 from pipeline.judging.captions.clean import clean_captions
 from pipeline.judging.vocabulary.licences import normalise_licence
-from pipeline.judging.vocabulary.names import parse_name
 from pipeline.judging.vocabulary.taxa import taxon_texts
 from pipeline.sources.biology.archive import parse_meta, read_archive
 from pipeline.sources.files import reading, split_locator
 from pipeline.sources.reading import check_source, read_rows
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tables.delimited import Dialect, read_delimited, read_header
-from pipeline.sources.tables.workbook import open_sheet
 
 _SMALL = ImageSettings(max_pixels=4_000_000)  # 8 bytes a pixel: 32 MB
 

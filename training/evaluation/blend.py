@@ -40,6 +40,7 @@ from training.evaluation.encoding import evaluation_device, feature_kinds
 from training.evaluation.evaluate import groups_with_loss, measure, open_judge, open_measured, seen_in_training
 from training.evaluation.metrics import Figure, mean_figure
 from training.evaluation.trained_model import TrainedModel
+from training.evaluation.within import names_within
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 from training.model.exports import export_hugging_face, local_place
@@ -164,6 +165,9 @@ def _measures(settings: TrainSettings) -> dict[str, Any]:
     values = settings.model_dump(mode="json", include={"eval", "loss"})
     for item in values["eval"]["sets"]:
         del item["path"], item["name"], item["split"]
+    for task in values["eval"]["zero_shot"]:
+        if (within := task.pop("within")) is not None:
+            task["within"] = names_within(within)[1]
     return values
 
 

@@ -8,8 +8,10 @@ Source of the text types: Stevens et al. 2024, "BioCLIP: A Vision Foundation Mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -24,6 +26,11 @@ class Taxon:
 
     ranks: tuple[str, ...]
     common: str = ""
+
+    def up_to(self, rank: str) -> Taxon:
+        """Without the ranks below one."""
+        kept = TAXON_RANKS.index(rank) + 1
+        return Taxon(self.ranks[:kept] + ("",) * (len(TAXON_RANKS) - kept), self.common)
 
     @property
     def scientific(self) -> str:
@@ -49,6 +56,22 @@ def taxon_of(row: Mapping[str, object], prefix: str = "") -> Taxon | None:
 
     taxon = Taxon(tuple(text(rank) for rank in TAXON_RANKS), text("vernacular_name", "common_name", "common"))
     return taxon if any(taxon.ranks) or taxon.common else None
+
+
+def most_stated(rows: Iterable[tuple[Any, Sequence[str | None], int]]) -> dict[Any, tuple[str, ...]]:
+    """Of rows with a key, values and a count: the values of each key that most rows state, "" where none does.
+
+    Of equal counts the first of the alphabet counts, so that the order of rows decides nothing.
+    """
+    votes = dict[Any, list[Counter[str]]]()
+    for key, values, count in rows:
+        for counter, value in zip(votes.setdefault(key, [Counter() for _ in values]), values, strict=True):
+            if text := (value or "").strip():
+                counter[text] += count
+    return {
+        key: tuple(min(counter, key=lambda text: (-counter[text], text), default="") for counter in counters)
+        for key, counters in votes.items()
+    }
 
 
 def taxon_of_folder(name: str) -> Taxon | None:

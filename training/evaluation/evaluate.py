@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.contract.release import Release, newest_of_several, refuse_within
+from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
 from manifests.services.packages import require
 from manifests.stores.storage import join, write_file
@@ -29,7 +30,7 @@ from training.data.columns import SampleColumns, ShardColumns, txt_columns
 from training.data.shard_index import ShardRelease
 from training.data.shards import SamplePool, open_pool
 from training.evaluation import metrics
-from training.evaluation.class_names import class_text, taxon_of
+from training.evaluation.class_names import Taxon, class_text, most_stated, taxon_of
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import (
     Encoded,
@@ -49,6 +50,7 @@ from training.evaluation.outside_sets import (
 from training.evaluation.report import plot_result
 from training.evaluation.set_layouts import EvalSet
 from training.evaluation.trained_model import TrainedModel, notes_on_takedowns, releases_of_run
+from training.evaluation.within import choose_within, names_within
 from training.model.dalip import DalipModel
 from training.model.towers import evaluating
 from training.record import run_files
@@ -199,6 +201,7 @@ def check_tasks(settings: TrainSettings) -> None:
             columns = SampleColumns(release, settings.eval.split)
             for task in settings.eval.zero_shot:
                 columns.values(task.field)
+                names_within(task.within or ())
 
 
 def open_judge(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> tuple[Judge | None, list[str]]:
@@ -228,12 +231,12 @@ def evaluate_split(
 
     Raises: ConfigError for a field or domain that is not there; RunError for features or losses that are not finite.
     """
-    labels = [zero_shot_labels(pool, columns, task) for task in settings.eval.zero_shot]
+    labels = [classes_within(columns, *zero_shot_labels(pool, columns, task), task) for task in settings.eval.zero_shot]
     rows = loader.split_rows(pool)
     images, texts = encode_pairs(model, pool, rows, settings)
     place = {row: i for i, row in enumerate(rows)}
     result: dict[str, Any] = {"num_samples": len(rows), "zero_shot": [], "retrieval": {}, "validation_loss": {}}
-    for task, (classes, members) in zip(settings.eval.zero_shot, labels, strict=True):
+    for task, (classes, members, group) in zip(settings.eval.zero_shot, labels, strict=True):
         names = class_texts(columns, classes, members, task)
         chosen, answers = images.rows([place[row] for row in members]), list(members.values())
         templates, where = prompt_templates(task.templates), f"zero-shot over '{task.field}'"
@@ -246,6 +249,7 @@ def evaluate_split(
                 "num_classes": len(classes),
                 "figures": figures,
                 **rest,
+                **group,
             }
         )
     if settings.eval.retrieval:
@@ -305,6 +309,28 @@ def zero_shot_labels(
         )
     number = {value: k for k, value in enumerate(classes)}
     return classes, {row: number[value] for row, value in value_of.items() if value in number}
+
+
+def classes_within(
+    columns: SampleColumns, classes: list[str], members: dict[int, int], task: ZeroShotSettings
+) -> tuple[list[str], dict[int, int], dict[str, Any]]:
+    """The classes within the group of a task, and their samples; and what its result says of the group.
+
+    Raises: ConfigError as `choose_within`.
+    """
+    if task.within is None:
+        return classes, members, {}
+    taxa_of_rows = ((number, taxon_of(columns.taxon_row(row), "taxon_")) for row, number in members.items())
+    ranks = most_stated((number, taxon.ranks, 1) for number, taxon in taxa_of_rows if taxon)
+    taxa = [Taxon(ranks[number]) if number in ranks else None for number in range(len(classes))]
+    rank = task.field.removeprefix("taxon_")
+    if is_rank := rank in TAXON_RANKS:
+        taxa = [taxon and taxon.up_to(rank) for taxon in taxa]
+    setting = f"zero-shot over '{task.field}' within"
+    within = choose_within(task.within, classes, taxa, rank if is_rank else None, setting)
+    number = {old: new for new, old in enumerate(within.numbers)}
+    kept = {row: number[old] for row, old in members.items() if old in number}
+    return [classes[i] for i in within.numbers], kept, {"within": within.group, "notes": within.notes}
 
 
 def class_texts(

@@ -201,7 +201,8 @@ def _held_out(result: dict[str, Any]) -> Iterator[_Mark]:
 
 
 def _title(task: dict[str, Any]) -> str:
-    return ", ".join(filter(None, (task["field"], task["domain"], f"{task['num_classes']} classes")))
+    group = f"within {task['within']}" if "within" in task else ""
+    return ", ".join(filter(None, (task["field"], task["domain"], group, f"{task['num_classes']} classes")))
 
 
 def _of_set(item: dict[str, Any]) -> Iterator[_Mark]:
@@ -233,7 +234,7 @@ def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[_Mark]:
 
 def _notes(item: dict[str, Any], where: str) -> list[str]:
     """Notes for a reader of the figures: classes that no model can tell apart, and figures left out."""
-    notes = []
+    notes = [f"note: {where}: {note}" for note in item.get("notes", ())]
     if shared := item.get("shared_names"):
         first = ", ".join(f"'{name}' ({len(numbers)} classes)" for name, numbers in list(shared.items())[:3])
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""

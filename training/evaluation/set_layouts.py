@@ -353,12 +353,12 @@ def read_text(path: Path) -> str:
                           "example with: iconv -f latin1 -t utf-8") from None  # fmt: skip
 
 
-def csv_rows(path: str | Path, text: str) -> tuple[Sequence[str], list[dict[str, Any]]]:
+def csv_rows(path: str | Path, text: str, delimiter: str = ",") -> tuple[Sequence[str], list[dict[str, Any]]]:
     """The names of the columns, and the rows, of a csv.
 
     Raises: ConfigError that names the line that the parser cannot read, such as one with a quote that is never closed.
     """
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         return reader.fieldnames or (), list(reader)
     except csv.Error as error:

@@ -23,6 +23,7 @@ _PREDICT_EXAMPLE = """\
 example:
   dalip predict pictures/ --model runs/dalip --taxa releases/plantmix-0001 --out answers.csv
   dalip predict photos.csv --model my-model --taxa releases/plantmix-0001 --threshold 0.8 --out answers.parquet
+  dalip predict photos/ --model my-model --taxa releases/plantmix-0001 --within Fagales --out answers.csv
   dalip predict shards/*.tar --model my-model --labels labels.txt --out answers.csv
 
 Run it again after any interruption: it goes on, and the table is the same to the byte."""
@@ -93,6 +94,10 @@ def _add_predict(add: AddCommand) -> None:
     what.add_argument("--labels", metavar="FILE", help="a label a line, or a csv: label, and its ranks where known")
     what.add_argument("--taxa", metavar="RELEASE", help="the taxa of a release, and its held-out split to calibrate on")
     argument("--rank", choices=_RANKS, default="species", help="of the labels (default: species)")
+    argument(
+        "--within", metavar="NAME|FILE",
+        help="only labels within a taxon at any rank, as Fagales, or a checklist: a name a line, or a csv, tsv, xlsx",
+    )  # fmt: skip
     argument("--calibrate", metavar="RELEASE", help="with --labels: release to calibrate on")
     argument("--field", metavar="NAME", help="column of its samples, or extra.KEY, that holds the labels")
     argument("--out", metavar="FILE", required=True, help="table to write: .csv or .parquet")
@@ -126,9 +131,10 @@ def _predict(options: argparse.Namespace) -> int:
         if options.taxa and release is not None
         else read_labels(options.labels, options.rank)
     )
+    labels, notes = labels.within(options.within, "--within") if options.within is not None else (labels, [])
     listing = list_pictures(options.images)
-    for note in listing.notes:
-        print(note)
+    for note in (*notes, *listing.notes):
+        print(shown(note))
     encoder = Encoder.open(options.model, options.device, options.architecture)
     predict_options = PredictOptions(
         tuple(options.template or PredictOptions.templates), options.text, options.features, options.top,
@@ -137,6 +143,8 @@ def _predict(options: argparse.Namespace) -> int:
     on = None if release is None else (release, options.field or f"taxon_{options.rank}")
     record, reused = predict_table(Classifier(encoder, labels, predict_options), listing, options.out, on)
     calibration = record["notes"]["calibration"]
+    if "why_not_within" in calibration:
+        print(f"the scale is that of all labels, not of those within: {calibration['why_not_within']}")
     if "error_after" in calibration:
         print(
             f"calibrated on {calibration['num_pictures']:,} held-out pictures (right: {calibration['accuracy']:.1%}): "

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,12 @@ from manifests.errors import ConfigError
 from manifests.stores import storage
 from training.config import ClassText, has_one_slot
 from training.data.columns import TAXON_COLUMNS
-from training.evaluation.class_names import Taxon, class_text, taxon_of
+from training.evaluation.class_names import Taxon, class_text, most_stated, taxon_of
 from training.evaluation.encoding import prompt_templates
 from training.evaluation.set_layouts import csv_rows, read_text
+from training.evaluation.within import LABEL_COLUMNS, choose_within, names_of_lines
 
-logger = logging.getLogger(__name__)
-
-_LABEL_COLUMNS = ("label", "class", "class_name", "name")
-_COMMON_COLUMN = "taxon_vernacular_name"
+_COMMON_COLUMN, _GIVEN_COLUMN = "taxon_vernacular_name", "taxon_scientific_name"
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,17 @@ class Labels:
     names: tuple[str, ...]
     taxa: tuple[Taxon | None, ...]
     rank: str | None = None
+    given: tuple[tuple[str, ...], ...] = ()  # of each label the scientific names that its samples came with, if known
+    whole: Labels | None = None  # of labels within a group: all that there are
+
+    def within(self, group: str | Sequence[str], setting: str) -> tuple[Labels, list[str]]:
+        """The labels within a taxon or a checklist, and what falls outside, in words.
+
+        Raises: ConfigError for a group that is unknown, or has fewer than two labels.
+        """
+        numbers, _, notes = choose_within(group, self.names, self.taxa, self.rank, setting, self.given)
+        names = tuple(self.names[i] for i in numbers)
+        return Labels(names, tuple(self.taxa[i] for i in numbers), self.rank, whole=self), notes
 
     def texts(self, kind: ClassText) -> list[str]:
         """The name of each label in a prompt."""
@@ -75,18 +82,16 @@ def read_labels(path: str, rank: str) -> Labels:
         raise ConfigError(f"{path}: no such file of labels; a label a line, or a csv with a column 'label'")
     text = read_text(file)
     if file.suffix.lower() != ".csv":
-        names = [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
-        if names and names[0].lower() in (*_LABEL_COLUMNS, "labels", "classes", *TAXON_RANKS):
-            logger.warning("%s: the first line, '%s', is taken for a header and is no label", path, names.pop(0))
+        names = names_of_lines(path, text)
         return _checked(path, names, [None] * len(names), None)
     columns, rows = csv_rows(path, text)
-    column = next((name for name in (*_LABEL_COLUMNS, rank) if name in columns), None)
+    column = next((name for name in (*LABEL_COLUMNS, rank) if name in columns), None)
     if column is None:
         raise ConfigError(f"{path}: needs a column 'label' or '{rank}'; it has {', '.join(columns) or 'none'}")
     names = [(row[column] or "").strip() for row in rows]
     if "" in names:
         raise ConfigError(f"{path}: row {names.index('') + 2} has no {column}: fill the cell or remove the row")
-    taxa = [_up_to(taxon_of(row), rank) for row in rows]
+    taxa = [taxon and taxon.up_to(rank) for taxon in map(taxon_of, rows)]
     has_ranks = any(taxon is not None and any(taxon.ranks) for taxon in taxa)
     return _checked(path, names, taxa, rank if has_ranks else None)
 
@@ -96,26 +101,24 @@ def labels_of_release(release: Release, rank: str) -> Labels:
 
     Raises: ConfigError when no sample has a value at that rank.
     """
-    votes: dict[str, list[Counter[str]]] = defaultdict(lambda: [Counter() for _ in (*TAXON_RANKS, "common")])
-    columns = [*TAXON_COLUMNS, _COMMON_COLUMN]
+    columns, of_rank = [*TAXON_COLUMNS, _COMMON_COLUMN], f"taxon_{rank}"
     fs, inner = storage.filesystem(storage.join(release.path, SAMPLES_FILE))
-    there = [name for name in columns if name in pq.read_schema(inner, filesystem=fs).names]
-    if f"taxon_{rank}" in there:
+    in_file = pq.read_schema(inner, filesystem=fs).names
+    there = [name for name in (*columns, _GIVEN_COLUMN) if name in in_file]
+    rows = []
+    if of_rank in there:
         groups = release.samples(columns=there).group_by(there).aggregate([([], "count_all")])
-        for row in groups.to_pylist():
-            if name := (row[f"taxon_{rank}"] or "").strip():
-                for counter, column in zip(votes[name], columns, strict=True):
-                    if value := (row.get(column) or "").strip():
-                        counter[value] += row["count_all"]
-    if not votes:
+        rows = [row for row in groups.to_pylist() if (row[of_rank] or "").strip()]
+    if not rows:
         raise ConfigError(f"{release.path}: no sample has a {rank}; choose another --rank, or give --labels FILE")
-    names = sorted(votes)
-    taxa = []
-    for name in names:
-        # Most samples first, then the alphabet, so that the order of rows decides nothing.
-        best = [min(votes, key=lambda value: (-votes[value], value)) if votes else "" for votes in votes[name]]
-        taxa.append(_up_to(Taxon(tuple(best[:-1]), best[-1] if rank == "species" else ""), rank))
-    return _checked(release.path, names, taxa, rank)
+    stated = most_stated((row[of_rank].strip(), [row.get(name) for name in columns], row["count_all"]) for row in rows)
+    given = defaultdict[str, set[str]](set)
+    for row in rows:
+        given[row[of_rank].strip()].add(row.get(_GIVEN_COLUMN) or "")
+    names = sorted(stated)
+    taxa = [Taxon(stated[name][:-1], stated[name][-1] if rank == "species" else "").up_to(rank) for name in names]
+    labels = _checked(release.path, names, taxa, rank)
+    return replace(labels, given=tuple(tuple(given[name]) for name in names))
 
 
 def label_templates(templates: Sequence[str]) -> list[Callable[[str], str]]:
@@ -128,14 +131,6 @@ def label_templates(templates: Sequence[str]) -> list[Callable[[str], str]]:
     if wrong := [template for template in templates if not has_one_slot(template)]:
         raise ConfigError(f"template '{wrong[0]}': needs one {{}} for the label, and no other field in braces")
     return prompt_templates(tuple(templates))
-
-
-def _up_to(taxon: Taxon | None, rank: str) -> Taxon | None:
-    """A taxon without the ranks below one."""
-    if taxon is None:
-        return None
-    kept = TAXON_RANKS.index(rank) + 1
-    return Taxon(taxon.ranks[:kept] + ("",) * (len(TAXON_RANKS) - kept), taxon.common)
 
 
 def _checked(where: Any, names: Sequence[str], taxa: Sequence[Taxon | None], rank: str | None) -> Labels:

@@ -23,9 +23,9 @@ from pydantic import Field
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.contract.tables import NAMES, TAXON_RANKS
 from manifests.errors import ConfigError
+from manifests.names.scientific import parse_name
 from manifests.names.species import species_of
 from manifests.services.untrusted import check_packing
-from pipeline.judging.vocabulary.names import parse_name
 
 _MARKS = r"(×|\b(?:f\. ?sp|x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
 _TERMS = ("taxonID", "parentNameUsageID", "acceptedNameUsageID", "canonicalName", "scientificName",

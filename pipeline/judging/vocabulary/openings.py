@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.contract.reader import literals
+from manifests.names.scientific import parse_name
 from manifests.names.species import UNNAMED
 from pipeline.judging.vocabulary.backbone import BackboneSettings, resolve_names
-from pipeline.judging.vocabulary.names import parse_name
 
 # Genera of plants that a text means as something else more often: places, people, things. They are names with an
 # epithet or a mark ("Victoria cruziana", "Lens sp."), not alone.

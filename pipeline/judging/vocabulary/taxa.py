@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from manifests.contract.tables import TAXON_RANKS
+from manifests.names.scientific import EMPTY_NAME, Name, is_no_name, parse_name, tidy_name
 from manifests.names.species import UNNAMED
-from pipeline.judging.vocabulary.names import EMPTY_NAME, Name, is_no_name, parse_name, tidy_name
 
 
 def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vernacular: str | None) -> dict[str, str]:

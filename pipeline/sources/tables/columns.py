@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ConfigError
+from manifests.names.equal import plain
+from manifests.names.scientific import NAME_COLUMNS
 from manifests.samples.endings import PICTURES
 from pipeline.judging.captions.patterns import BARE_NAME
 from pipeline.judging.vocabulary.licences import UNKNOWN, normalise_licence
@@ -42,9 +44,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
                 "fotograf", "fotografin", "urheber", "autor", "auteur", "photographe", "fotografo", "fotógrafo"),
     "reference_url": ("referenceurl", "pageurl", "landingurl", "foreignlandingurl", "sourceurl", "references",
                       "pagelink", "observationurl"),
-    "taxon_scientific_name": ("scientificname", "taxonname", "taxon", "speciesname", "latinname", "binomial",
-                              "canonicalname", "wissenschaftlichername", "art", "artname", "nomscientifique", "espece",
-                              "espèce", "nombrecientifico", "nombrecientífico", "especie"),
+    "taxon_scientific_name": NAME_COLUMNS,
     "taxon_vernacular_name": ("vernacularname", "commonname", "common", "englishname", "popularname", "deutschername",
                               "trivialname", "nomvernaculaire", "nomcommun", "nombrecomun", "nombrecomún"),
     "taxon_species": ("species",),
@@ -161,11 +161,6 @@ def describe_columns(found: Place, guesses: Mapping[str, ColumnGuess], path: str
 def is_address(text: str) -> bool:
     """Whether a text is an address of the web and nothing else."""
     return bool(_ADDRESS.match(text.strip()))
-
-
-def plain(name: str) -> str:
-    """A column's name without case and signs."""
-    return re.sub(r"[\W_]+", "", name.casefold())
 
 
 def _free(names: Sequence[str], field: str, taken: Mapping[str, ColumnGuess]) -> tuple[list[str], list[str]]:

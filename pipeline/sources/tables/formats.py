@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.services.untrusted import bounded, check_packing
+from manifests.services.untrusted import UNREADABLE, bounded, check_packing
+from manifests.services.workbook import MAX_BOOK_BYTES, Sheet, open_sheet
 from manifests.stores import storage
-from pipeline.sources.files import UNREADABLE, zip_fault
+from pipeline.sources.files import zip_fault
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import BATCH_ROWS, as_text
 from pipeline.sources.tables.columns import is_address
 from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
 from pipeline.sources.tables.json_items import json_keys, read_json
-from pipeline.sources.tables.workbook import MAX_BOOK_BYTES, Sheet, open_sheet
 from pipeline.store.foreign import columns_of_bytes
 from pipeline.store.foreign import read_rows as read_foreign
 
@@ -62,7 +63,7 @@ class TableFile:
     def rows(self, columns: list[str]) -> Iterator[RawBatch]:
         """Every row, these columns only, in order."""
         if self.form == "xlsx":
-            return self.open_sheet().rows(columns)
+            return _read_sheet(self.open_sheet(), columns)
         return _READERS[self.form](self.path, self.form, columns)
 
     def how_written(self) -> str:
@@ -85,6 +86,30 @@ class TableFile:
             while len(content) <= MAX_BOOK_BYTES and (chunk := stream.read(_CHUNK_BYTES)):
                 content += chunk
         return open_sheet(bytes(content), self.sheet)
+
+
+def _read_sheet(sheet: Sheet, columns: list[str]) -> Iterator[RawBatch]:
+    """The rows below the header, by their numbers in the sheet; a row that is too long is malformed."""
+    held, numbers, malformed, num_bytes = [], list[int](), list[tuple[int, str]](), 0
+    for number, texts in sheet.rows(columns):
+        length = sum(len(text) for text in texts if text)
+        if length > MAX_RECORD_BYTES:
+            malformed.append((number, f"a row of {length:,} characters"))
+            continue
+        held.append(texts)
+        numbers.append(number)
+        num_bytes += length
+        if len(held) >= BATCH_ROWS or num_bytes > MAX_BATCH_BYTES:
+            yield _batch_of(columns, held, numbers, malformed)
+            held, numbers, malformed, num_bytes = [], [], [], 0
+    yield _batch_of(columns, held, numbers, malformed)
+
+
+def _batch_of(
+    columns: list[str], rows: list[list[str | None]], numbers: list[int], malformed: list[tuple[int, str]]
+) -> RawBatch:
+    table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
+    return RawBatch(table, np.array(numbers, np.int64), malformed)
 
 
 def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:

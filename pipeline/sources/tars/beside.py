@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from manifests.samples.endings import stem_of_tar
+from manifests.services.untrusted import UNREADABLE
 from manifests.stores import storage
-from pipeline.sources.files import UNREADABLE, Shards, is_file_of
+from pipeline.sources.files import Shards, is_file_of
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES, MAX_SIDE_BYTES, MAX_SIDE_ROWS
 from pipeline.sources.rows import BATCH_ROWS
 from pipeline.store.foreign import read_rows as read_foreign

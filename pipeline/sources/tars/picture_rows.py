@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 from manifests.contract.outcomes import Outcome
 from manifests.errors import PlantMixError, words_of
 from manifests.samples.tars import MAX_TEXT_BYTES, Sample
-from manifests.services.untrusted import BrokenTarError
+from manifests.services.untrusted import UNREADABLE, BrokenTarError
 from manifests.stores import storage
-from pipeline.sources.files import UNREADABLE, BytesUnreadable, LocalReader, check_store, split_locator
+from pipeline.sources.files import BytesUnreadable, LocalReader, check_store, split_locator
 from pipeline.sources.tables.formats import as_strings
 from pipeline.sources.tars.front_to_back import RANGE_BYTES, InAnyOrder, Ranges
 from pipeline.sources.tars.samples import PassedSample, StoredTars

@@ -236,6 +236,8 @@ def test_a_run_prepares_pictures_as_the_weights_it_began_from_also_afterwards(
         ({"field": "rank"}, "the release has no field 'rank'; it has extra.KEY and"),
         ({"field": "taxon_genus"}, "0 classes with at least 1 samples, two are needed"),
         ({"field": "extra.category", "domain": "sea"}, "in domain 'sea': 0 classes"),
+        ({"field": "taxon_species", "within": "cross"}, "1 of the 3 labels lie within cross, two or more are needed"),
+        ({"field": "taxon_species", "within": "Rosales"}, "'taxon_species' within: no label is 'Rosales', or lies in"),
     ],
 )
 def test_a_wrong_zero_shot_task_is_named(
@@ -253,6 +255,28 @@ def test_a_wrong_zero_shot_task_is_named(
     assert main(["eval", path]) == 2
     assert words in capsys.readouterr().err
     assert not (Path(config["output_dir"]) / "eval").exists()
+
+
+def test_a_zero_shot_task_within_a_group_has_its_own_chance(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: Finished
+) -> None:
+    """The list lies beside the config; the same pictures are measured over all classes and over two."""
+    config["schedule"] = {"steps": 1}
+    run = finished(config)
+    (tmp_path / "list.txt").write_text("red circle\nred square\nred rectangle\n")
+    tasks = [{"field": "extra.category"}, {"field": "extra.category", "within": "list.txt"}]
+    settings = write_values(tmp_path, config["eval"] | {"zero_shot": tasks, "retrieval": False}, "eval")
+    out = tmp_path / "figures.json"
+    assert main(["eval", str(run), "--settings", settings, "--out", str(out)]) == 0
+    every, two = json.loads(out.read_text())["zero_shot"]
+    assert (every["num_classes"], two["num_classes"], two["within"]) == (12, 2, "list.txt")
+    top1 = two["figures"]["f"]["top1"]
+    assert (top1["chance"], top1["trials"], every["figures"]["f"]["top1"]["trials"]) == (0.5, 6, 36)
+    assert top1["low"] < top1["value"] < top1["high"] or top1["value"] in (0, 1)
+    printed = capsys.readouterr().out
+    assert "extra.category, within list.txt, 2 classes" in printed
+    assert "note: zero-shot over extra.category: within list.txt: 2 of 12 labels, the other 10 are left out" in printed
+    assert "1 of the 3 names of list.txt are not among the labels: 'red rectangle'" in printed
 
 
 def test_another_split_and_release_can_be_evaluated(

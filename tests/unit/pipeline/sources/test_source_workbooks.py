@@ -18,11 +18,12 @@ from PIL import Image
 
 from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
+from manifests.services import workbook
+from manifests.services.workbook import open_sheet
 from pipeline.sources.reading import check_source
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.table import TableReader
-from pipeline.sources.tables import workbook
-from pipeline.sources.tables.workbook import open_sheet
+from pipeline.sources.tables import formats
 
 HEADER = ["url", "caption", "n", "when", "ok"]
 COLUMNS = {"url": "url", "caption": "caption", "extra": ["n", "when", "ok"]}
@@ -262,11 +263,11 @@ def test_a_workbook_is_not_believed_in_how_large_it_is(tmp_path: Path, monkeypat
 def test_one_text_that_many_cells_share_is_read_in_small_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workbook, "MAX_BATCH_BYTES", 100_000)
+    monkeypatch.setattr(formats, "MAX_BATCH_BYTES", 100_000)
     path = write_book(tmp_path / "a.xlsx", rows=[(f"u{n}", "x" * 30_000, n, None, None) for n in range(20)])
     batches = list(TableReader.of("here", str(path), ["url", "caption"]).batches())
     assert [batch.rows.num_rows for batch in batches] == [4, 4, 4, 4, 4, 0]
-    monkeypatch.setattr(workbook, "MAX_RECORD_BYTES", 30_002)
+    monkeypatch.setattr(formats, "MAX_RECORD_BYTES", 30_002)
     (batch,) = list(TableReader.of("here", str(path), ["url", "caption"]).batches())[-1:]
     assert [number for number, _ in batch.malformed] == list(range(11, 21))
 

@@ -15,7 +15,7 @@ import release_writer
 import torch
 import yaml
 from PIL import Image
-from training_runs import write_values
+from training_runs import make_settings, tiny_values, write_values
 
 from manifests.errors import ConfigError
 from training.cli import main
@@ -254,6 +254,19 @@ def test_an_interrupted_blend_goes_on_and_measures_nothing_twice(
     assert blend_of(start, another, str(settings), other, out, *names) == 0
     assert "measured with other releases;" in capsys.readouterr().out
     assert measured() == 3
+
+
+def test_a_checklist_of_a_task_counts_by_its_names_and_a_task_without_one_as_before(tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    tasks = [{"field": "taxon_species"}, {"field": "taxon_species", "within": str(listed)}]
+    settings = make_settings(tiny_values(tmp_path, release="r", eval={"zero_shot": tasks}))
+    measures = []
+    for text in ("Quercus robur\nBetula nana\n", "quercus robur\n\nBetula nana", "Quercus robur\n"):
+        listed.write_text(text)
+        before, within = blend._measures(settings)["eval"]["zero_shot"]
+        assert "within" not in before
+        measures.append(within["within"])
+    assert measures == [["Quercus robur", "Betula nana"], ["quercus robur", "Betula nana"], ["Quercus robur"]]
 
 
 def test_a_run_with_itself_is_the_same_at_every_alpha(

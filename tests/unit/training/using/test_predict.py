@@ -23,6 +23,8 @@ import torch
 from command_server import CommandServer
 from waiting import wait_until
 
+from manifests.errors import ConfigError
+from training.api import load, predict, read_taxa
 from training.cli import main
 from training.using import pieces
 from training.using.labels import read_labels
@@ -147,9 +149,9 @@ def test_a_release_is_named_as_for_every_command(release_folder: Path, tmp_path:
     assert len(names) == 1
 
 
-def _taxa_release(tmp_path: Path) -> Path:
+def _taxa_release(tmp_path: Path, num_heldout: int = 36) -> Path:
     """The shapes as a taxonomy: a species a colour and shape, a genus a shape; crosses have no genus."""
-    folder = release_writer.write_release(tmp_path / "taxa", release_writer.drawn_samples(107, 36))
+    folder = release_writer.write_release(tmp_path / "taxa", release_writer.drawn_samples(12, num_heldout))
     path = folder / "samples.parquet"
     rows = pq.read_table(path).to_pylist()
     for row in rows:
@@ -190,6 +192,71 @@ def test_probabilities_add_up_the_ranks_and_an_answer_climbs_until_it_is_sure(
                 assert (row["answer"], row["answer_rank"]) == ("Plantae", "kingdom")
     genera = _predict(tmp_path / "genus.parquet", *given, "--rank", "genus")
     assert {row["label_1"] for row in genera} | {row["label_2"] for row in genera} == {"circle", "square"}
+
+
+def _scale(out: Path) -> float:
+    return float(json.loads(out.with_name(f"{out.name}.made.json").read_text())["notes"]["calibration"]["scale"])
+
+
+def _shares(row: dict[str, Any], num: int) -> dict[str, float]:
+    return {row[f"label_{i}"]: row[f"probability_{i}"] for i in range(1, num + 1)}
+
+
+@pytest.mark.parametrize("num_heldout", [36, 168])
+def test_within_a_group_probabilities_add_up_to_one_and_are_calibrated_on_its_pictures(
+    num_heldout: int, run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A third of the pictures are circles: 12 of 36 are too few, and the scale is that of all labels."""
+    taxa = _taxa_release(tmp_path, num_heldout)
+    given = (pictures / "red", "--model", run_folder, "--taxa", taxa, "--template", "a {}", "--top", 12)
+    every = _predict(tmp_path / "all.parquet", *given)
+    capsys.readouterr()
+    circles = _predict(tmp_path / "circles.parquet", *given, "--within", "circle", "--threshold", 0.999)
+    printed = capsys.readouterr().out
+    assert "within circle: 4 of 12 labels, the other 8 are left out" in printed
+    is_enough = num_heldout == 168
+    assert ("calibrated on 56 held-out pictures" in printed) == is_enough
+    assert ("the scale is that of all labels, not of those within: 12 held-out pictures of" in printed) != is_enough
+    assert ("calibrated on 36 held-out pictures" in printed) != is_enough
+    scale, of_all = _scale(tmp_path / "circles.parquet"), _scale(tmp_path / "all.parquet")
+    assert (scale == of_all) != is_enough
+    for row, whole in zip(circles, every, strict=True):
+        shares, before = _shares(row, 4), _shares(whole, 12)
+        powers = {name: before[name] ** (scale / of_all) for name in shares}
+        assert shares == pytest.approx({name: power / sum(powers.values()) for name, power in powers.items()}, abs=1e-4)
+        assert (row["genus"], row["genus_probability"]) == ("circle", pytest.approx(1, abs=1e-5))
+        assert (row["answer_rank"] == "species") == (row["probability_1"] >= 0.999)
+        assert row["answer"] == (row["label_1"] if row["answer_rank"] == "species" else "circle")
+
+
+def test_a_checklist_leaves_its_names_and_says_what_labels_do_not_have(
+    run_folder: Path, pictures: Path, labels: Path, tmp_path: Path, capsys: Any
+) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("id,scientific name\n1,Red circle\n2,BLUE CROSS\n3,red cirle\n4,Fagus sylvatica\n")
+    out = tmp_path / "a.parquet"
+    given = (pictures / "red", "--model", run_folder, "--labels", labels)
+    rows = _predict(out, *given, "--within", listed)
+    assert all(set(_shares(row, 2)) == {"red circle", "blue cross"} and "label_3" not in row for row in rows)
+    assert all(sum(_shares(row, 2).values()) == pytest.approx(1, abs=1e-6) for row in rows)
+    printed = capsys.readouterr().out.splitlines()
+    assert "within list.csv: 2 of 12 labels, the other 10 are left out" in printed
+    assert "2 of the 4 names of list.csv are not among the labels: 'red cirle' (nearest: 'red circle'), " in printed[1]
+    assert main(["predict", *map(str, given), "--out", str(out)]) == 2
+    assert "was made or begun from something else (" in capsys.readouterr().err
+
+
+def test_from_python_a_group_needs_ranks_or_names(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    model, taxa = load(run_folder), read_taxa(_taxa_release(tmp_path))
+    picture = pictures / "red" / "circle.jpg"
+    (every,), (circles,) = (predict(model, [picture], taxa, within=group, top=12) for group in (None, "circle"))
+    total = sum(probability for label, probability in every if label.endswith("circle"))
+    expected = {label: probability / total for label, probability in every if label.endswith("circle")}
+    assert dict(circles) == pytest.approx(expected, abs=1e-5)
+    (two,) = predict(model, [picture], LABELS, within=["red circle", "Blue Circle"])
+    assert {label for label, _ in two} == {"red circle", "blue circle"}
+    with pytest.raises(ConfigError, match=r"within: no label is 'circle'.*the labels have no higher ranks"):
+        predict(model, [picture], LABELS, within="circle")
 
 
 def test_without_enough_held_out_pictures_it_says_that_nothing_is_calibrated(
@@ -356,6 +423,8 @@ def test_pictures_are_known_by_their_content(
         (["--template", "a photo"], "template 'a photo': needs one {}"),
         (["--field", "extra.category"], "give --calibrate RELEASE too"),
         (["--model", "nowhere"], "no such config file"),
+        (["--within", "circle"], "--within: no label is 'circle', or lies in a taxon of that name; the labels have no"),
+        (["--within", "list.csv"], "list.csv: no such checklist"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from manifests.contract.tables import MEMBER_NAMES, TAXON_RANKS, TEXT_TYPES
+from manifests.names.scientific import EMPTY_NAME, parse_name
 from manifests.names.species import species_of
-from pipeline.judging.vocabulary.names import EMPTY_NAME, parse_name
 from pipeline.judging.vocabulary.taxa import derived_ranks, taxon_columns, taxon_texts
 
 GOLDEN = Path(__file__).parent / "names_golden.tsv"

@@ -20,14 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from manifests.services.untrusted import check_packing, is_read_xml
-from pipeline.sources.files import UNREADABLE
-from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
-from pipeline.sources.rows import BATCH_ROWS
-from pipeline.sources.tables.delimited import RawBatch
+from manifests.services.untrusted import UNREADABLE, check_packing, is_read_xml
 
 MAX_BOOK_BYTES = 1 << 30
 """Of a workbook, and of the parts of it that are read, unpacked."""
@@ -68,24 +61,13 @@ class Sheet:
         """The names of the columns."""
         return [name for name in self._header[1] if name]
 
-    def rows(self, columns: list[str]) -> Iterator[RawBatch]:
-        """The rows below the header, by their numbers in the sheet; a row that is too long is malformed."""
-        indexes = [self._header[1].index(name) for name in columns]
-        held, numbers, malformed, num_bytes, total = [], list[int](), list[tuple[int, str]](), 0, 0
-        for number, texts in self._texts(indexes):
-            length = sum(len(text) for text in texts if text)
-            total += length
+    def rows(self, columns: list[str]) -> Iterator[tuple[int, list[str | None]]]:
+        """Number in the sheet, and texts, of each row below the header that is not empty."""
+        total = 0
+        for number, texts in self._texts([self._header[1].index(name) for name in columns]):
+            total += sum(len(text) for text in texts if text)
             check_packing(self.packed_bytes, total, MAX_BOOK_BYTES)
-            if length > MAX_RECORD_BYTES:
-                malformed.append((number, f"a row of {length:,} characters"))
-                continue
-            held.append(texts)
-            numbers.append(number)
-            num_bytes += length
-            if len(held) >= BATCH_ROWS or num_bytes > MAX_BATCH_BYTES:
-                yield _batch(columns, held, numbers, malformed)
-                held, numbers, malformed, num_bytes = [], [], [], 0
-        yield _batch(columns, held, numbers, malformed)
+            yield number, texts
 
     def _texts(self, indexes: list[int]) -> Iterator[tuple[int, list[str | None]]]:
         """Number and texts of the rows below the header that are not empty."""
@@ -236,10 +218,3 @@ def _text(value: Any) -> str | None:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value) or None
-
-
-def _batch(
-    columns: list[str], rows: list[list[str | None]], numbers: list[int], malformed: list[tuple[int, str]]
-) -> RawBatch:
-    table = pa.table({name: pa.array([row[at] for row in rows], pa.string()) for at, name in enumerate(columns)})
-    return RawBatch(table, np.array(numbers, np.int64), malformed)

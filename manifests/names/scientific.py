@@ -16,6 +16,12 @@ from manifests.names.species import NOT_A_NAME, UNCERTAIN, UNNAMED
 
 MAX_NAME_CHARS = 500
 """A longer text is no name. Formulas are read again from each of their signs, which takes the cube of their length."""
+NAME_COLUMNS = (
+    "scientificname", "taxonname", "taxon", "speciesname", "latinname", "binomial", "canonicalname",
+    "wissenschaftlichername", "art", "artname", "nomscientifique", "espece", "espèce", "nombrecientifico",
+    "nombrecientífico", "especie",
+)  # fmt: skip
+"""What the column of scientific names is called, without case and signs, the most telling first."""
 _HYBRID_SIGNS = frozenset("×✕✖☓")
 _SPECIES_SIGNS = frozenset({"×", "x", "nothosp", "nothospecies"})  # in front of the epithet of a hybrid species
 _MARKS = {
