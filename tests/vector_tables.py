@@ -36,5 +36,7 @@ def write_vectors(
 def random_vectors(release: str, width: int, splits: Sequence[str] = ("train", "heldout")) -> dict[str, np.ndarray]:
     """A vector for each sample of a release, longer than 1."""
     opened, random = Release.open(release), np.random.default_rng(0)
-    ids = [value for split in splits if split in opened.splits for value in opened.samples(split)["sample_id"].to_pylist()]
+    ids = [
+        value for split in splits if split in opened.splits for value in opened.samples(split)["sample_id"].to_pylist()
+    ]
     return {value: random.normal(size=width) * 9 for value in ids}

@@ -40,7 +40,8 @@ METADATA_KEY = b"dalip"  # in the schema of a table of `dalip embed`: which mode
 
 _FORMAT = "dalip-vectors/1"
 _MADE, _ROWS = "made.json", "rows.npy"
-_BLOCK_ROWS = 16_384
+_BLOCK_ROWS = 16_384  # of a table, with their vectors
+_POOL_ROWS = 1 << 20  # of a pool, whose ids become Python's for a moment
 _IDS = {"sample_id": "sample_id", "name": "sample_id", "uuid": "record_key"}
 """Columns of ids, and the column of samples.parquet that they are compared with; `dalip embed` writes `name`."""
 
@@ -167,41 +168,42 @@ class Vectors(Column):
 
 @dataclass(frozen=True)
 class SortedVectors(OutsideValues):
-    """The vectors of a pool, mapped into memory."""
+    """The vectors of a pool, half floats (N, C) mapped into memory."""
 
-    rows_NC: NDArray[np.float16]
+    rows: NDArray[np.float16]
 
     def __call__(self, shown: Shown) -> Tensor:
         """The vectors of a batch."""
-        return normalize(torch.from_numpy(self.rows_NC[shown.rows.numpy()].astype(np.float32)), dim=1)
+        return normalize(torch.from_numpy(self.rows[shown.rows.numpy()].astype(np.float32)), dim=1)
 
 
 @dataclass(frozen=True)
 class _Ids:
-    """The ids of a pool, sorted, and the row of each; a sample that is there twice has two rows."""
+    """The ids of a pool in their order, and the row of each; a sample that is there twice has two rows."""
 
-    sorted_N: NDArray[np.bytes_]
-    rows_N: NDArray[np.int64]
+    ordered: NDArray[np.bytes_]
+    rows: NDArray[np.int64]
 
     @classmethod
     def of_pool(cls, pool: SamplePool, field: str, setting: str) -> _Ids:
         columns = [pool.table[field]] if field in pool.table.column_names else [
             table.column(field) for table in columns_of(pool, [field], setting)
         ]  # fmt: skip
-        ids = np.concatenate([_as_bytes(chunk) for column in columns for chunk in column.chunks])
+        tables = [pa.table([column], names=["id"]) for column in columns]
+        ids = np.concatenate([_as_bytes(part[0]) for table in tables for part in table.to_batches(_POOL_ROWS)])
         order = np.argsort(ids, kind="stable")
         return cls(ids[order], order)
 
     def find(self, ids: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
         """Positions of the ids that the pool has, and the row of each."""
-        width = self.sorted_N.dtype.itemsize
+        width = self.ordered.dtype.itemsize
         fits = pc.fill_null(pc.less_equal(pc.binary_length(ids.cast(pa.string()).cast(pa.binary())), width), False)
         positions = np.flatnonzero(fits.to_numpy(zero_copy_only=False))
-        asked = _as_bytes(ids.take(pa.array(positions))).astype(self.sorted_N.dtype)
-        start, stop = (np.searchsorted(self.sorted_N, asked, side) for side in ("left", "right"))
+        asked = _as_bytes(ids.take(pa.array(positions))).astype(self.ordered.dtype)
+        start, stop = (np.searchsorted(self.ordered, asked, side) for side in ("left", "right"))
         nums = stop - start
         within = np.arange(nums.sum()) - np.repeat(np.cumsum(nums) - nums, nums)
-        return pa.array(np.repeat(positions, nums)), self.rows_N[np.repeat(start, nums) + within]
+        return pa.array(np.repeat(positions, nums)), self.rows[np.repeat(start, nums) + within]
 
 
 def _as_bytes(ids: pa.Array) -> NDArray[np.bytes_]:

@@ -93,8 +93,9 @@ class DalipModel(nn.Module):
 
         `kinds` (B,) are the numbers of the pairs' kinds of text, with `projectors`; None: `kind` for all.
 
-        Keys: image_features, text_features, logit_scale. Without `trains_texts` no text_features. Unless the preset is `clip` also image_second_order and
-        text_second_order. `logit_bias` where the architecture has one, and the `terms`.
+        Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
+        text_second_order. `logit_bias` where the architecture has one, and the `terms`. Nothing of texts where
+        `trains_texts` is False.
         """
         output = self.scales()
         orders = {"image": self.image_orders(images, kinds)}

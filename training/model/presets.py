@@ -84,8 +84,8 @@ class TeacherSettings(Settings):
     """The vectors of a teacher, for `form: distil`: the picture tower learns to give them."""
 
     vectors: ConfigPath = Field(min_length=1)
-    """Parquet of `dalip embed --features f`, or published: a file, a folder or a pattern. Ids are in a column sample_id,
-    name or uuid (the record_key of a sample)."""
+    """Parquet of `dalip embed --features f`, or published: a file, a folder or a pattern. Ids are in a column
+    sample_id, name or uuid (the record_key of a sample)."""
     column: str = Field(default="vector", min_length=1)
     """Column of the vectors; for a published table, such as bioclip-2_float16."""
     weight: float = Field(default=1.0, gt=0.0, le=1.0)

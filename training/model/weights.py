@@ -170,9 +170,11 @@ def load_weights(
             of_clip, second, view = second, {}, None
     state_now, of_clip = model.state_dict(), _in_open_clip_layout(model.clip, of_clip)
     own_clip = in_parts(state_now)[0]
-    text_alone = may_be_text_alone and bool(_mismatches(*(_visual(state) for state in (own_clip, of_clip))))
+    own_tower, tower = _visual(own_clip), _visual(of_clip)
+    text_alone = may_be_text_alone and bool(_mismatches(own_tower, tower))
     if text_alone:
-        own_clip, of_clip = ({k: v for k, v in state.items() if k not in _visual(state)} for state in (own_clip, of_clip))
+        own_clip = {name: tensor for name, tensor in own_clip.items() if name not in own_tower}
+        of_clip = {name: tensor for name, tensor in of_clip.items() if name not in tower}
     if problems := _mismatches(own_clip, of_clip):
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(
@@ -188,7 +190,8 @@ def load_weights(
     state = second | {f"clip.{name}": tensor for name, tensor in of_clip.items()}
     fitting = {name: state[name] for name in state_now if name in state and state[name].shape == state_now[name].shape}
     model.load_state_dict(fitting, strict=False)
-    return set(fitting), tuple(sorted(set(state) - set(fitting)))
+    left_out = {f"clip.{name}" for name in tower} if text_alone else set()
+    return set(fitting), tuple(sorted((set(state) | left_out) - set(fitting)))
 
 
 def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
