@@ -1,10 +1,9 @@
 """Columns of the sample tables in the row order of a pool, and what a task asks of each pair of a batch.
 
 A task (`training.tasks`) names `Labels`, `Numbers` or `Kinds`, or the `Vectors` of `training.data.vectors`;
-`BatchColumns` gives their values of a batch. A label is
-an int64 hash, so that ranks exchange 8 bytes a pair. Samples with equal texts in a field share one: those that
-`manifests.names.equal` calls equal. A sample without a value shares its label with no other. Reads releases; writes
-nothing. Gives up with ConfigError on a field that no sample has.
+`BatchColumns` gives their values of a batch. A label is an int64 hash, so that ranks exchange 8 bytes a pair. Samples
+with equal texts in a field share one: those that `manifests.names.equal` calls equal. A sample without a value shares
+its label with no other. Reads releases; writes nothing. Gives up with ConfigError on a field that no sample has.
 
 Shape letters: `B` pairs of a batch, `N` rows of a pool.
 """
