@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ class Vectors(Column):
         """Write the vectors of the pool's samples in its order, then the record that says they are whole."""
         space, temp = self.space(), storage.temp_path(str(folder / _ROWS))
         rows_NC = np.lib.format.open_memmap(temp, "w+", np.float16, (len(pool), space.width))
+        with Path(temp).open("r+b") as file:  # a disk that is full ends a process that writes into a map
+            os.posix_fallocate(file.fileno(), 0, Path(temp).stat().st_size)
         found_N, ids = np.zeros(len(pool), bool), dict[str, _Ids]()
         for path in self.files:
             with self._opened(path) as source:
@@ -197,7 +200,8 @@ class _Ids:
     def find(self, ids: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
         """Positions of the ids that the pool has, and the row of each."""
         width = self.ordered.dtype.itemsize
-        fits = pc.fill_null(pc.less_equal(pc.binary_length(ids.cast(pa.string()).cast(pa.binary())), width), False)
+        lengths = pc.fill_null(pc.binary_length(ids.cast(pa.string()).cast(pa.binary())), 0)
+        fits = pc.is_in(lengths, pa.array(range(1, width + 1), lengths.type))
         positions = np.flatnonzero(fits.to_numpy(zero_copy_only=False))
         asked = _as_bytes(ids.take(pa.array(positions))).astype(self.ordered.dtype)
         start, stop = (np.searchsorted(self.ordered, asked, side) for side in ("left", "right"))

@@ -278,7 +278,8 @@ def test_what_does_not_fit_is_refused_by_name(
     other = make_teacher(tmp_path, 1)
     with pytest.raises(ConfigError, match=r"vectors of .* are of the model [0-9a-f]{12}, and the text tower of"):
         run_once(distil, model={"pretrained": str(other)})
-    run_once(with_teacher(distil, weight=0.9), model={"pretrained": str(other)})  # it may learn the other space
+    own = with_teacher(distil, weight=0.9) | {"output_dir": str(tmp_path / "own")}
+    run_once(own, model={"pretrained": str(other)})  # it may learn the other space
     with pytest.raises(ConfigError, match=r"at 1 the second-order branches would learn nothing; set model.preset"):
         run_once(distil | {"model": config["model"]})
     with pytest.raises(ConfigError, match=r"loss.same_label: masked has no effect where loss.teacher.weight is 1"):
