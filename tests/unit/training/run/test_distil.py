@@ -95,7 +95,7 @@ def test_a_student_learns_the_vectors_and_keeps_the_text_tower_of_its_teacher(
     assert read_log(folder / "log.jsonl", "column")[0]["note"] == (
         "loss.teacher: 107 of 107 samples of split 'train' have a vector"
     )
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert re.search(rf"weights from {teacher}: \d+ of \d+ tensors; new: \d+ \(clip.visual \d+\)", printed), printed
     theirs = Encoder.open(str(teacher)).model.state_dict()
     ours = final_weights(str(folder))
