@@ -199,6 +199,10 @@ def go_on(data: Path, address: str) -> None:
 def distilled(data: Path, address: str) -> None:
     for photo, turn, body in pictures():
         put(data / f"distil/pictures/{photo.stem}/{turn}.jpg", body)
+    student = data.parent / "configs/recipes/distil-a-teacher/student.json"
+    vision = json.loads(student.read_text())["vision_cfg"]
+    small = json.loads((data.parent / "configs/models/vit-tiny-demo.json").read_text())
+    student.write_text(json.dumps(small | {"vision_cfg": vision}))  # the teacher is small here
 
 
 TAXA = (
