@@ -287,6 +287,10 @@ def identity_values(settings: TrainSettings, fingerprints: Sequence[str]) -> dic
         del values["model"]["projectors"]
     if settings.loss.same_label == "negative":
         del values["loss"]["same_label"], values["loss"]["label_field"]
+    if settings.loss.teacher is None:
+        del values["loss"]["teacher"]
+    else:  # a path; a checkpoint knows the vectors by their content
+        del values["loss"]["teacher"]["vectors"]
     if ":" in settings.loss.form:  # a class of the user's
         values["loss"]["code"] = code_of(load_named("loss.form", settings.loss.form))
     values["model"]["architecture"] = architecture_config(settings.model.architecture)

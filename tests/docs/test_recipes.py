@@ -196,6 +196,15 @@ def go_on(data: Path, address: str) -> None:
     write_list(data / "continue/general/captions.csv", ["file", "caption"], captions)
 
 
+def distilled(data: Path, address: str) -> None:
+    for photo, turn, body in pictures():
+        put(data / f"distil/pictures/{photo.stem}/{turn}.jpg", body)
+    student = data.parent / "configs/recipes/distil-a-teacher/student.json"
+    vision = json.loads(student.read_text())["vision_cfg"]
+    small = json.loads((data.parent / "configs/models/vit-tiny-demo.json").read_text())
+    student.write_text(json.dumps(small | {"vision_cfg": vision}))  # the teacher is small here
+
+
 TAXA = (
     "taxonID\tparentNameUsageID\tacceptedNameUsageID\tscientificName\tscientificNameAuthorship\tcanonicalName\ttaxonRank\t"
     "taxonomicStatus\tkingdom\tphylum\tclass\torder\tfamily\tgenus\n"
@@ -261,6 +270,7 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "published-plantmix-13m": published,
     "continue-a-model": go_on,
     "fine-tune-bioclip-2": genus,
+    "distil-a-teacher": distilled,
 }
 ASKED_OF_GBIF = {"archive-to-hub": "lab", "fine-tune-bioclip-2": "genus"}
 
@@ -325,11 +335,22 @@ def check_tuned(folder: Path, hub: FakeHub, printed: str) -> None:
     assert (folder / "data/genus/compared.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def check_student(folder: Path, hub: FakeHub, printed: str) -> None:
+    """Every sample had a vector, the text tower is the teacher's, and both were asked for the same names."""
+    num = Release.open(str(folder / "data/distil/build")).record["splits"]["train"]["num_samples"]
+    assert f"loss.teacher: {num} of {num} samples of split 'train' have a vector" in printed
+    assert re.search(r"weights from \S+teacher\S*: \d+ of \d+ tensors; new: \d+ \(clip.visual \d+\)", printed)
+    models = [json.loads((folder / f"data/distil/{name}.json").read_text()) for name in ("teacher", "student")]
+    assert models[0]["zero_shot"][0]["num_classes"] == models[1]["zero_shot"][0]["num_classes"] > 1
+    assert (folder / "data/distil/compared.png").read_bytes()[:4] == b"\x89PNG"
+
+
 CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {
     "published-plantmix-13m": check_published,
     "archive-to-hub": check_hub,
     "continue-a-model": check_table,
     "fine-tune-bioclip-2": check_tuned,
+    "distil-a-teacher": check_student,
 }
 
 

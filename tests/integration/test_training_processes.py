@@ -24,6 +24,7 @@ from process_tree import below, is_running, kill
 from ray_nodes import free_port
 from sealed import flip_byte
 from training_runs import assert_same_run, make_settings, step_lines, tiny_values, with_sections, write_values
+from vector_tables import random_vectors, write_vectors
 from waiting import wait_until
 
 from manifests.contract.release import Release
@@ -187,6 +188,26 @@ def test_two_ranks_see_one_ranks_batches_and_resume_bit_for_bit(
     _kill_after(step, killed, start(undropped, killed, num_ranks=2))
     assert _finish(start(undropped, killed, num_ranks=2)).startswith("finished: 24 steps")
     _assert_same(undisturbed, killed)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_from_a_teacher_as_one_does(values: dict[str, Any], start: Start, tmp_path: Path) -> None:
+    """Both need the sorted copy of the vectors, which one of them makes; killed and resumed, the same bits."""
+    one, two, killed = _places(tmp_path, "one", "two", "killed")
+    known = dict(list(random_vectors(values["release"], 32).items())[:90])
+    teacher = {"vectors": str(write_vectors(tmp_path / "vectors.parquet", known)), "weight": 0.5}
+    distil = values | {"loss": {"form": "distil", "teacher": teacher}}
+    of_one = distil | {"data": values["data"] | {"cache_dir": str(tmp_path / "one/cache")}}
+    of_two = distil | {"data": values["data"] | {"cache_dir": str(tmp_path / "two/cache")}}
+    _train_here(of_one, one)
+    _finish(start(of_two, two, num_ranks=2))
+    losses = [[line["loss"] for line in _lines(place)] for place in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-6)
+    assert any(line["without_vector"] > 0 for line in read_log(two / "run/log.jsonl", "step"))
+    _kill_after(3, killed, start(of_two, killed, num_ranks=2))
+    _finish(start(of_two, killed, num_ranks=2))
+    _assert_same(two, killed)
 
 
 def _back_to(source: Path, target: Path, step: int) -> None:

@@ -1,9 +1,9 @@
 """Columns of the sample tables in the row order of a pool, and what a task asks of each pair of a batch.
 
-A task (`training.tasks`) names `Labels`, `Numbers` or `Kinds`; `BatchColumns` gives their values of a batch. A label is
-an int64 hash, so that ranks exchange 8 bytes a pair. Samples with equal texts in a field share one: those that
-`manifests.names.equal` calls equal. A sample without a value shares its label with no other. Reads releases; writes
-nothing. Gives up with ConfigError on a field that no sample has.
+A task (`training.tasks`) names `Labels`, `Numbers` or `Kinds`, or the `Vectors` of `training.data.vectors`;
+`BatchColumns` gives their values of a batch. A label is an int64 hash, so that ranks exchange 8 bytes a pair. Samples
+with equal texts in a field share one: those that `manifests.names.equal` calls equal. A sample without a value shares
+its label with no other. Reads releases; writes nothing. Gives up with ConfigError on a field that no sample has.
 
 Shape letters: `B` pairs of a batch, `N` rows of a pool.
 """
@@ -137,12 +137,29 @@ class Column(ABC):
         """Whether it needs the text that was drawn, which `data.tokens` does not keep."""
         return False
 
+    @property
+    def takes_long(self) -> bool:
+        """Whether it is opened once before processes wait for each other."""
+        return False
+
     @abstractmethod
     def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
         """Read it for a pool. `members` are `data.text.members`.
 
         Raises: ConfigError for samples that do not have it.
         """
+
+
+@dataclass(frozen=True)
+class OutsideValues(ABC):
+    """Values that come from files beside the releases: a line that says what was found, and their sha256."""
+
+    note: str
+    content: str
+
+    @abstractmethod
+    def __call__(self, shown: Shown) -> Tensor:
+        """As `Values`."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +198,7 @@ class Numbers(Column):
 
     def open(self, pool: SamplePool, members: Sequence[str]) -> Values:
         """As `Column.open`; all lists need one length."""
-        tables = _columns_of(pool, ["extra" if self.field.startswith("extra.") else self.field], self.setting)
+        tables = columns_of(pool, ["extra" if self.field.startswith("extra.") else self.field], self.setting)
         values = [value for table in tables for value in table.values(self.field)]
         if all(value is None for value in values):
             raise ConfigError(f"{self.setting}: no sample of split '{pool.split}' has a value of '{self.field}'")
@@ -250,6 +267,7 @@ class BatchColumns:
                 "such as species, or another field of the samples"
             )
         self._columns = {name: column.open(pool, members) for name, column in columns.items()}
+        self.outside = {name: values for name, values in self._columns.items() if isinstance(values, OutsideValues)}
 
     def of(self, rows: Tensor, members: Tensor, texts: Tensor | None = None) -> dict[str, Tensor]:
         """The values of a batch by the task's names; the arguments are those of `Shown`."""
@@ -285,7 +303,7 @@ def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], in
 
     Raises: ConfigError for a release that does not say what each `txt` is.
     """
-    columns = [columns.column("text_type") for columns in _columns_of(pool, ["text_type"], setting)]
+    columns = [columns.column("text_type") for columns in columns_of(pool, ["text_type"], setting)]
     names = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     coded = pc.fill_null(names, "caption").combine_chunks().dictionary_encode()
     of_name = np.array([value(name) for name in coded.dictionary.to_pylist()], np.int64)
@@ -301,7 +319,7 @@ def _field_labels(pool: SamplePool, field: str, setting: str) -> Tensor:
     of_taxon = field == TAXON or rank in TAXON_RANKS
     needed = TAXON_COLUMNS if of_taxon else ("extra" if field.startswith("extra.") else field,)
     parts = []
-    for columns in _columns_of(pool, needed, setting):
+    for columns in columns_of(pool, needed, setting):
         column = _taxa(columns, rank) if of_taxon else columns.column(field)
         parts += column.chunks
     column = pa.chunked_array(parts, pa.string())
@@ -314,7 +332,8 @@ def _field_labels(pool: SamplePool, field: str, setting: str) -> Tensor:
     return torch.from_numpy(np.where(codes >= 0, hashes[codes], alone))
 
 
-def _columns_of(pool: SamplePool, names: Sequence[str], setting: str) -> Sequence[SampleColumns]:
+def columns_of(pool: SamplePool, names: Sequence[str], setting: str) -> Sequence[SampleColumns]:
+    """The named columns of each release of a pool."""
     if any(pool.members):
         return [ShardColumns(pool, setting)]
     return [SampleColumns(Release.open(path), pool.split, setting, names) for path in pool.paths]

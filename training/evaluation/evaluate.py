@@ -208,7 +208,7 @@ def open_judge(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> 
     """What judges the pairs of a split, and notes: where samples have no labels, other pairs are negatives."""
     notes = list[str]()
     for same_label in dict.fromkeys((settings.loss.same_label, "negative")):
-        task = make_task(settings.loss.model_copy(update={"same_label": same_label}))
+        task = make_task(settings.loss.model_copy(update={"same_label": same_label}), settings.data.cache_dir)
         try:
             return _judge(task, model, pool), notes
         except ConfigError as error:
@@ -279,7 +279,7 @@ def domain_losses(
     Raises: ConfigError for a column of the task that samples do not have; RunError for a broken sample, or features or
         losses that are not finite.
     """
-    judge = _judge(task or make_task(settings.loss), model, pool)
+    judge = _judge(task or make_task(settings.loss, settings.data.cache_dir), model, pool)
     with evaluating(model):
         rows = loader.split_rows(pool)
         encoded = encode(model, pool, rows, settings)

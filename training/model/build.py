@@ -20,10 +20,12 @@ from training.model.frozen import FrozenCLIP
 from training.model.presets import ModelSettings
 
 
-def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch) -> DalipModel:
+def build_model(
+    settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch, *, may_be_text_alone: bool = False
+) -> DalipModel:
     """Build the model on the CPU in float32, with pretrained weights when the settings name some.
 
-    `branch` is the kind of its second branches.
+    `branch` is the kind of its second branches; `may_be_text_alone` as for `weights.load_weights`.
 
     Raises: ConfigError.
     """
@@ -43,7 +45,7 @@ def build_model(settings: ModelSettings, branch: type[SecondOrderBranch] = Secon
     model = DalipModel(clip, settings, branch)
     loaded: set[str] = set()
     if source is not None and has_file:
-        loaded, model.unused_tensors = weights.load_weights(model, source)
+        loaded, model.unused_tensors = weights.load_weights(model, source, may_be_text_alone=may_be_text_alone)
     elif source is not None:
         loaded = {f"clip.{name}" for name, _ in clip.named_parameters()}
     model.new_parameters = tuple(name for name, _ in model.named_parameters() if name not in loaded)

@@ -6,6 +6,7 @@ writes nothing. Gives up with ConfigError on towers without tokens.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -58,6 +59,7 @@ class DalipModel(nn.Module):
         width = architecture_config(settings.architecture)["embed_dim"] if of_kinds else 0
         self.projectors = nn.ParameterDict({kind: torch.eye(width) for kind in of_kinds})
         self.terms = nn.ParameterDict()  # parameters of the loss, by the names that its task gives them
+        self.trains_texts = True  # else `forward` leaves their features out: the loss needs none
         self.kind = 0  # number of the kind that a picture is projected for where nothing else is said
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
         self.image_branch: SecondOrderBranch | None = None
@@ -92,10 +94,13 @@ class DalipModel(nn.Module):
         `kinds` (B,) are the numbers of the pairs' kinds of text, with `projectors`; None: `kind` for all.
 
         Keys: image_features, text_features, logit_scale. Unless the preset is `clip` also image_second_order and
-        text_second_order. `logit_bias` where the architecture has one, and the `terms`.
+        text_second_order. `logit_bias` where the architecture has one, and the `terms`. Nothing of texts where
+        `trains_texts` is False.
         """
         output = self.scales()
-        orders = {"image": self.image_orders(images, kinds), "text": self.text_orders(text_tokens)}
+        orders = {"image": self.image_orders(images, kinds)}
+        if self.trains_texts:
+            orders["text"] = self.text_orders(text_tokens)
         for side, (first, second) in orders.items():
             output[f"{side}_features"] = first
             if second is not None:
@@ -228,6 +233,16 @@ class DalipModel(nn.Module):
     def clamp_logit_scale(self, maximum: float) -> None:
         """Keep the scale, after exp, within 1 and `maximum`; call after each optimiser step."""
         self.clip.logit_scale.clamp_(0.0, math.log(maximum))
+
+    def text_tower_digest(self) -> str:
+        """sha256 of the parameters of the text tower: models that share it share the space of f."""
+        digest = hashlib.sha256()
+        of_texts = {name.removeprefix("clip.").removeprefix("text."): parameter for name, parameter in
+                    self.named_parameters() if parameter_role(name) == "text_tower"}  # fmt: skip
+        for name, parameter in sorted(of_texts.items()):
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every trainable parameter once, by role and by whether weight decay applies.

@@ -101,7 +101,7 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         _write_weights(of_clip, private / WEIGHTS_FILE)
         if second:
             _write_weights(second, private / SECOND_WEIGHTS_FILE)
-        trained = {"loss": loss.model_dump(mode="json")} if loss is not None else {}
+        trained = {"loss": _loss_to_share(loss)} if loss is not None else {}
         storage.publish_json(private / SECOND_CONFIG_FILE, {"model": settings} | trained)
         config = {"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}
         storage.publish_json(private / CONFIG_FILE, config)
@@ -113,6 +113,12 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
     if isinstance(model.clip, FrozenCLIP):
         return f'training.evaluation.encoder.Encoder.open("{target}")'
     return f'open_clip.create_model_and_transforms("local-dir:{target}")'
+
+
+def _loss_to_share(loss: LossSettings) -> dict[str, Any]:
+    """The loss without its teacher, whose vectors stay here; pairs are then judged by the contrastive part."""
+    values = loss.model_dump(mode="json", exclude={"teacher"})
+    return values | ({"form": "sum_of_similarities"} if loss.form == "distil" else {})
 
 
 def _check_loads(model: DalipModel, name: str, arguments: Mapping[str, Any], size: tuple[int, int]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from manifests.contract.settings import NameOrPath, Settings
+from manifests.contract.settings import ConfigPath, NameOrPath, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 
 Preset = Literal["clip", "released", "dalip"]
@@ -16,6 +16,7 @@ TextPadding = Literal["keep", "mask"]
 TASKS = {
     "sum_of_similarities": "training.tasks.contrastive:SumOfSimilarities",
     "sum_of_losses": "training.tasks.contrastive:SumOfLosses",
+    "distil": "training.tasks.distil:Distil",
 }
 """What `loss.form` may name beside MODULE:CLASS."""
 
@@ -79,6 +80,19 @@ class ModelSettings(Settings):
         return self
 
 
+class TeacherSettings(Settings):
+    """The vectors of a teacher, for `form: distil`: the picture tower learns to give them."""
+
+    vectors: ConfigPath = Field(min_length=1)
+    """Parquet of `dalip embed --features f`, or published: a file, a folder or a pattern. Ids are in a column
+    sample_id, name or uuid (the record_key of a sample)."""
+    column: str = Field(default="vector", min_length=1)
+    """Column of the vectors; for a published table, such as bioclip-2_float16."""
+    weight: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of the teacher in the loss; sum_of_similarities has the rest. 1: captions teach nothing, and the text tower
+    stays as it begins. Lower it to learn from captions too."""
+
+
 class LossSettings(Settings):
     """The loss of a training.
 
@@ -93,7 +107,7 @@ class LossSettings(Settings):
     # Alpha was tried with one seed.
     form: str = "sum_of_similarities"
     """sum_of_similarities: one loss over the sum of both similarities. sum_of_losses: the sum of two losses.
-    MODULE:CLASS: a loss of your own."""
+    distil: a teacher's vectors. MODULE:CLASS: a loss of your own."""
     first_order_weight: float = Field(default=0.5, ge=0.0, le=1.0)
     """f counts so much, z the rest."""
     logit_scale_max: float | None = Field(default=100.0, gt=1.0)
@@ -104,6 +118,8 @@ class LossSettings(Settings):
     label_field: str = Field(default="text", min_length=1)
     """What equal labels share. text: the text drawn; taxon: the taxon that it names, and of a caption its text; a rank
     such as species; a column of samples.parquet; extra.KEY."""
+    teacher: TeacherSettings | None = None
+    """The teacher of `distil`."""
 
     @field_validator("form")
     @classmethod
@@ -111,6 +127,14 @@ class LossSettings(Settings):
         if form not in TASKS and ":" not in form:
             raise ValueError(f"no loss is called '{form}'; there are {', '.join(TASKS)}, or MODULE:CLASS of yours")
         return form
+
+    @model_validator(mode="after")
+    def _teacher_of_distil(self) -> LossSettings:
+        if self.form == "distil" and self.teacher is None:
+            raise ValueError("form: distil needs the vectors of a teacher: give teacher: {vectors: FILE.parquet}")
+        if self.form in TASKS and self.form != "distil" and self.teacher is not None:
+            raise ValueError(f"teacher has no effect on form: {self.form}; set form: distil, or take teacher out")
+        return self
 
 
 @dataclass(frozen=True)

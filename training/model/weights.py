@@ -135,12 +135,15 @@ def load_state(model: DalipModel, state: Mapping[str, Tensor], where: str) -> No
     model.new_parameters = ()
 
 
-def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple[str, ...]]:
+def load_weights(
+    model: DalipModel, source: str | Path, *, may_be_text_alone: bool = False
+) -> tuple[set[str], tuple[str, ...]]:
     """Begin with weights that exist; returns the names loaded, and those of the file that the model has no place for.
 
     `source` is a folder of open_clip's or of transformers' CLIP, or a file: an open_clip checkpoint or a `DalipModel`.
     The CLIP part must fit; positions of another picture size are resized. A second-order part that is absent, or of
-    another shape, stays new.
+    another shape, stays new. With `may_be_text_alone` so does a picture tower of another shape; the text tower and the
+    scale must fit, and pictures are prepared as the new tower wants them.
 
     Raises: ConfigError, in one line, for a CLIP part that does not fit, or that was trained to compute something else.
     """
@@ -155,19 +158,23 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
                 f"{path}: holds no {CONFIG_FILE} (open_clip), no {_TRANSFORMERS_CONFIG} (transformers), and is no run"
             )
         view = config if config.name == CONFIG_FILE else path / _TRANSFORMERS_VIEW
-        set_preprocessing(model, preprocessing_of(view))
         of_clip, second = read_state(_weights_in(path)), dict[str, Tensor]()
         if (path / SECOND_WEIGHTS_FILE).is_file():
             second = read_state(path / SECOND_WEIGHTS_FILE)
     else:
         of_clip, second = in_parts(read_state(path))
+        view = path
         if of_clip:
-            set_preprocessing(model, preprocessing_of(path))
             architecture = _content(path).get("architecture")
         else:  # a checkpoint of open_clip
-            of_clip, second = second, {}
+            of_clip, second, view = second, {}, None
     state_now, of_clip = model.state_dict(), _in_open_clip_layout(model.clip, of_clip)
     own_clip = in_parts(state_now)[0]
+    own_tower, tower = _visual(own_clip), _visual(of_clip)
+    text_alone = may_be_text_alone and bool(_mismatches(own_tower, tower))
+    if text_alone:
+        own_clip = {name: tensor for name, tensor in own_clip.items() if name not in own_tower}
+        of_clip = {name: tensor for name, tensor in of_clip.items() if name not in tower}
     if problems := _mismatches(own_clip, of_clip):
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ConfigError(
@@ -175,13 +182,20 @@ def load_weights(model: DalipModel, source: str | Path) -> tuple[set[str], tuple
             f"{'; '.join(problems[:3])}{more}"
         )
     if path.is_dir():
-        _check_folder(model, path)
+        _check_folder(model, path, text_alone)
     elif architecture is not None:  # runs of earlier versions say it in run.json alone
-        check_same_forward(architecture, model.settings.architecture, path)
+        check_same_forward(architecture, model.settings.architecture, path, text_alone=text_alone)
+    if view is not None and not text_alone:
+        set_preprocessing(model, preprocessing_of(view))
     state = second | {f"clip.{name}": tensor for name, tensor in of_clip.items()}
     fitting = {name: state[name] for name in state_now if name in state and state[name].shape == state_now[name].shape}
     model.load_state_dict(fitting, strict=False)
-    return set(fitting), tuple(sorted(set(state) - set(fitting)))
+    left_out = {f"clip.{name}" for name in tower} if text_alone else set()
+    return set(fitting), tuple(sorted((set(state) | left_out) - set(fitting)))
+
+
+def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
 
 
 def _in_open_clip_layout(clip: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -237,20 +251,26 @@ def _weights_in(folder: Path) -> Path:
     return next((folder / name for name in names if (folder / name).is_file()), folder / WEIGHTS_FILE)
 
 
-def check_same_forward(stored: dict[str, Any], architecture: str, where: str | Path, hint: str = "") -> None:
+def check_same_forward(
+    stored: dict[str, Any], architecture: str, where: str | Path, hint: str = "", *, text_alone: bool = False
+) -> None:
     """See that weights that were trained in the architecture `stored` compute the same in the one that is named.
+
+    `text_alone` leaves the picture towers out.
 
     Raises: ConfigError that names what differs.
     """
-    expected = forward_settings(architecture_config(architecture))
-    if changes := differences(forward_settings(stored), expected):
+    both = forward_settings(stored), forward_settings(architecture_config(architecture))
+    for values in both if text_alone else ():
+        values["vision_cfg"], values["custom_text"] = {}, False
+    if changes := differences(*both):
         raise ConfigError(
             f"{where}: its weights were trained in another architecture than {architecture} "
             f"({'; '.join(changes[:3])}){hint}"
         )
 
 
-def _check_folder(model: DalipModel, folder: Path) -> None:
+def _check_folder(model: DalipModel, folder: Path, text_alone: bool) -> None:
     if (folder / CONFIG_FILE).is_file():
         config, hint = architecture_config(str(folder)), ": give the folder as model.architecture too"
     else:  # of transformers
@@ -265,7 +285,7 @@ def _check_folder(model: DalipModel, folder: Path) -> None:
                 config[part]["heads"] = values["num_attention_heads"]
             elif "width" in config[part]:
                 config[part]["head_width"] = config[part]["width"] // values["num_attention_heads"]
-    check_same_forward(config, model.settings.architecture, folder, hint)
+    check_same_forward(config, model.settings.architecture, folder, hint, text_alone=text_alone)
 
 
 def preprocessing_of(path: Path) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def _has_final(folder: Path) -> bool:
     return (folder / SUMMARY_FILE).exists() and (folder / MODEL_FILE).exists()
 
 
-def begin_with(model: ModelSettings) -> ModelSettings:
+def begin_with(model: ModelSettings, *, may_be_text_alone: bool = False) -> ModelSettings:
     """The settings with the file that `model.pretrained` names; of a run, that of its final weights.
 
     Raises: ConfigError for a run that is not finished, and for weights of a run in another architecture;
@@ -227,7 +227,7 @@ def begin_with(model: ModelSettings) -> ModelSettings:
     folder = path if is_run(source) else path.parent if path.name == MODEL_FILE else path.parent.parent
     is_of_run = path in (folder, folder / MODEL_FILE, *list_checkpoints(folder)) and is_run(str(folder))
     if is_of_run and (architecture := read_architecture(folder)) is not None:
-        check_same_forward(architecture, model.architecture, source)
+        check_same_forward(architecture, model.architecture, source, text_alone=may_be_text_alone)
     if not is_run(source):
         return model
     if not _has_final(folder):

@@ -51,7 +51,7 @@ from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, restore, save
 from training.run.stopping import StoppedError, stop_event
 from training.run.validation import validate
-from training.tasks.task import KIND, losses_of, make_task, needed_columns
+from training.tasks.task import KIND, Task, losses_of, make_task, needed_columns
 
 _LOST_LOCK_SECONDS = 120.0  # NFS gives up the locks of a lost machine after 90 s (lease time of Linux's server)
 
@@ -86,15 +86,16 @@ def train(
         return run.finish(), True
     to_check = releases if pool is None and settings.data.check_shards else []
     pool = pool or open_pool(releases, settings.data.split)
+    task = make_task(settings.loss, settings.data.cache_dir)
     heldout: list[Any] = []
     if settings.eval.every_steps:  # a split or column that is missing stops the run now, not at the first validation
         heldout = loader.open_sources(settings.release, settings.data, str(settings.eval.split))
-        needed = needed_columns(make_task(settings.loss), settings.model.projectors)
+        needed = needed_columns(task, settings.model.projectors)
         txt_columns(open_pool(heldout, str(settings.eval.split)), needed)
 
     # Each process reads its share of the bytes before it joins the others, so none waits in the group meanwhile.
     ranks = this_rank(settings.compute.device)
-    checked = attempt(lambda: _check_shards(to_check, heldout if to_check else [], settings, ranks))
+    checked = attempt(lambda: _read_ahead(to_check, heldout if to_check else [], task, pool, settings, ranks))
 
     # -- join the other processes, train, leave them
     join_ranks(ranks)
@@ -113,9 +114,14 @@ def train(
         stop_ranks(ranks)
 
 
-def _check_shards(training: Sequence[Any], heldout: Sequence[Any], settings: TrainSettings, ranks: Ranks) -> None:
+def _read_ahead(
+    training: Sequence[Any], heldout: Sequence[Any], task: Task, pool: SamplePool, settings: TrainSettings, ranks: Ranks
+) -> None:
     loader.check_shards(training, settings.data.split, share=ranks.share)
     loader.check_shards(heldout, str(settings.eval.split), share=ranks.share)
+    for column in task.columns().values() if ranks.world_size > 1 else ():
+        if column.takes_long:
+            column.open(pool, settings.data.text.members)
 
 
 def _train_on(
@@ -348,6 +354,9 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
     for note in pool.notes:
         log.event("left_out", step=progress.step, note=note)
         log.print_line(note)
+    for name, values in trainer.columns.outside.items():
+        log.event("column", step=progress.step, name=name, note=values.note, sha256=values.content)
+        log.print_line(values.note)
     if new is not None:
         total = sum(1 for _ in trainer.model.parameters())
         log.print_line(

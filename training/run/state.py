@@ -83,10 +83,11 @@ def build_trainer(settings: TrainSettings, pool: SamplePool, ranks: Ranks, *, re
             f"set it to {num_samples:,} or less"
         )
     torch.manual_seed(mix_seed(settings.seed, 0x696E6974) >> 1)
-    without = settings.model.model_copy(update={"pretrained": None})
-    model = build_model(without if resumes else begin_with(settings.model))
+    task = make_task(settings.loss, settings.data.cache_dir)
+    without, text_alone = settings.model.model_copy(update={"pretrained": None}), task.takes_text_tower
+    chosen = without if resumes else begin_with(settings.model, may_be_text_alone=text_alone)
+    model = build_model(chosen, may_be_text_alone=text_alone)
     _set_up_towers(model, settings)
-    task = make_task(settings.loss)
     model.terms.update(task.terms(model))
     model.to(ranks.device)
     task.prepare(model)
@@ -127,6 +128,8 @@ def save(trainer: Trainer, progress: Progress, run: RunFolder) -> None:
         "corrupt": dict(progress.corrupt),
         "skipped": progress.skipped,
     }
+    if trainer.columns.outside:
+        content["outside"] = {name: values.content for name, values in trainer.columns.outside.items()}
     on_main(trainer.ranks, lambda: run.save(progress.step, content))
 
 
@@ -139,6 +142,7 @@ def restore(trainer: Trainer, content: dict[str, Any], changed: Sequence[str] = 
     Raises: ConfigError when the weights or the optimiser's state do not fit.
     """
     _check_fit(trainer, content, changed)
+    _check_outside(trainer, content, changed)
     trainer.model.load_state_dict(content["state_dict"])
     set_preprocessing(trainer.model, content["preprocess"])
     configured = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimiser.param_groups]
@@ -168,6 +172,16 @@ def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]
         f"a resume cannot change {listed or 'the model'}: the checkpoint's weights or optimiser state do not fit. "
         "Set it back, or choose another --output and start from the old weights with model.pretrained"
     )
+
+
+def _check_outside(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]) -> None:
+    for name, values in trainer.columns.outside.items():
+        if not changed and content.get("outside", {}).get(name) != values.content:
+            raise ConfigError(
+                f"a resume cannot change the files behind column '{name}', and they hold other values now "
+                f"({values.note}); put them back, or choose another --output and start from the old weights with "
+                "model.pretrained"
+            )
 
 
 def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:

@@ -42,6 +42,8 @@ class Task(ABC):
     """
 
     takes_labels: ClassVar[bool] = False  # whether it does what `loss.same_label` says, by columns["labels"]
+    takes_text_tower: ClassVar[bool] = False  # of `model.pretrained` alone, where its picture tower is another
+    cache_dir: str | None = None  # `data.cache_dir`, for columns that keep copies
 
     def __init__(self, settings: LossSettings) -> None:
         self.settings = settings
@@ -120,8 +122,8 @@ class Task(ABC):
         """The loss of a model that tells nothing apart."""
 
 
-def make_task(settings: LossSettings) -> Task:
-    """The task of a config.
+def make_task(settings: LossSettings, cache_dir: str | None = None) -> Task:
+    """The task of a config; `cache_dir` is `data.cache_dir`.
 
     Raises: ConfigError for a module or class that is not there, or is no whole `Task`.
     """
@@ -131,6 +133,7 @@ def make_task(settings: LossSettings) -> Task:
     if kind.__abstractmethods__:
         raise ConfigError(f"loss.form: {settings.form} must define {', '.join(sorted(kind.__abstractmethods__))}")
     task = kind(settings)
+    task.cache_dir = cache_dir
     for name in ("columns", "logged_columns", "terms", "prepare", "check", "__call__", "bound", "note_on", "of_pairs",
                  "chance"):  # fmt: skip
         parameters = list(inspect.signature(getattr(Task, name)).parameters)[1:]

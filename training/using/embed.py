@@ -19,12 +19,11 @@ from torch import Tensor
 from manifests.errors import ConfigError
 from manifests.masking import hide_secrets
 from manifests.stores.storage import is_remote
+from training.data.vectors import METADATA_KEY
 from training.evaluation.encoder import Encoder
 from training.evaluation.encoding import FeatureKind
 from training.using.pictures import Encoded, Listing, encode_pieces
 from training.using.pieces import PiecedTable
-
-METADATA_KEY = b"dalip"
 
 
 def embed_pictures(
@@ -38,13 +37,14 @@ def embed_pictures(
         raise ConfigError(f"{out}: vectors go into Parquet; end --out in .parquet")
     width = encoder.width(kind)
     model = {"model": encoder.fingerprint, "features": kind or encoder.kinds[-1], "width": width}
-    # where the model and the pictures were, for a search
-    paths = {
+    # where the model and the pictures were, for a search; the text tower, for a student
+    beside = {
         "source": encoder.place,
         "places": [hide_secrets(p) if is_remote(p) else str(Path(p).resolve()) for p in listing.places],
+        "text_tower": encoder.model.text_tower_digest(),
     }
     vector = pa.list_(pa.float32(), width)
-    metadata = {METADATA_KEY: json.dumps(model | paths).encode("utf-8")}
+    metadata = {METADATA_KEY: json.dumps(model | beside).encode("utf-8")}
     schema = pa.schema([("name", pa.string()), ("error", pa.string()), ("vector", vector)], metadata)
     identity = model | {"batch": batch_size, "device": encoder.model.device.type}
     table = PiecedTable(out, identity, listing, schema)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from manifests.errors import ConfigError, IntegrityError, words_of
 from manifests.services.packages import require
 from manifests.stores import storage
-from training.using.embed import METADATA_KEY
+from training.data.vectors import METADATA_KEY
 
 FORMAT = "dalip-index/1"
 _RECORD, _VECTORS, _NAMES = "index.json", "vectors.faiss", "names.parquet"
@@ -121,7 +121,9 @@ def build_index(tables: Sequence[str], folder: str) -> dict[str, Any]:
 def _metadata(path: str) -> dict[str, Any]:
     try:
         metadata = pq.read_schema(path).metadata or {}
-        return dict(json.loads(metadata[METADATA_KEY]))
+        said = dict(json.loads(metadata[METADATA_KEY]))
+        said.pop("text_tower", None)  # earlier versions wrote none, and the model says it too
+        return said
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowInvalid):
         raise ConfigError(f"{path}: no table of vectors here; `dalip embed` writes one") from None
 
