@@ -22,7 +22,6 @@ from training_runs import (
 
 from manifests.errors import ConfigError
 from training.cli import main
-from training.config import identity_values
 from training.evaluation.encoder import Encoder
 from training.model.adapters import merged
 from training.record.checkpoint import load_checkpoint
@@ -176,10 +175,14 @@ def test_a_resume_cannot_change_the_adapters(adapted: dict[str, Any], monkeypatc
             train(make_settings(adapted | {"adapters": changed}), allow_changed=True)
 
 
-def test_a_run_that_was_begun_without_them_is_the_same_run(config: dict[str, Any]) -> None:
-    values = identity_values(make_settings(config), ["a"])
-    assert values["lock"] == {"lock_image": False, "lock_text": False}
-    assert "adapters" not in values
-    adapted = identity_values(make_settings(config, adapters={}, lock={"text_blocks": 1}), ["a"])
-    assert adapted["adapters"] == {"rank": 8, "layers": ["attn", "mlp"]}
-    assert adapted["lock"]["text_blocks"] == 1
+def test_a_run_that_was_recorded_before_there_were_any_is_the_same_run(
+    config: dict[str, Any], finished: Finished
+) -> None:
+    record = finished(config) / "run.json"
+    recorded = json.loads(record.read_text())
+    del recorded["identity"]["adapters"]
+    recorded["identity"]["lock"] = {"lock_image": False, "lock_text": False}
+    record.write_text(json.dumps(recorded))
+    assert train(make_settings(config))[1], "it is finished, and reused"
+    with pytest.raises(ConfigError, match=r"of another config or release \(adapters: null -> "):
+        train(make_settings(config, adapters={}))
