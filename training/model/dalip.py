@@ -209,7 +209,7 @@ class DalipModel(nn.Module):
         return tokens if padding_counts or isinstance(self.clip, FrozenCLIP) else towers.cut_texts(self.clip, tokens)
 
     def lock_tower(self, side: Side, last_blocks: int | None = None) -> None:
-        """Freeze a tower (LiT, as open_clip does), all but its last blocks where these are given; its branch stays free.
+        """Freeze a tower (LiT, as open_clip does), or all but its last blocks; its branch stays free.
 
         Batch norms of what is frozen keep their statistics in training too. open_clip would replace them by modules
         with other tensors, which no checkpoint would fit.

@@ -172,7 +172,7 @@ def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]
 
 
 def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:
-    """Lock or adapt towers and spare their memory as the config says; frozen ones take what `dalip tokens` kept of them.
+    """Lock or adapt towers and spare their memory as the config says; frozen ones take what `dalip tokens` kept.
 
     Raises: ConfigError unless the config names both, such an architecture and its tokens, or locks what is frozen.
     """
@@ -186,7 +186,9 @@ def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:
     if frozen:
         for key, is_set in (("lock", settings.lock != LockSettings()), ("adapters", settings.adapters is not None)):
             if is_set:
-                raise ConfigError(f"{key}: the towers of this architecture are frozen and outside the model; leave it out")
+                raise ConfigError(
+                    f"{key}: the towers of this architecture are frozen and outside the model; leave it out"
+                )
         load_components(model.clip, Path(str(settings.data.tokens)))
         return
     lock, adapters = settings.lock, settings.adapters

@@ -44,10 +44,17 @@ def model_of(folder: Path, kind: str, preset: str = "clip") -> DalipModel:
         path = folder / f"{name}.json"
         path.write_text(json.dumps(config), encoding="utf-8")
         return build_model(ModelSettings.model_validate({"preset": preset, "architecture": str(path)}))
-    extra: dict[str, Any] = {"custom": {"custom_text": True, "text": text | {"embed_cls": True}}}.get(kind, {"text": text})
+    extra: dict[str, Any] = {"custom": {"custom_text": True, "text": text | {"embed_cls": True}}}.get(
+        kind, {"text": text}
+    )
     vision |= {"average": {"pool_type": "avg", "final_ln_after_pool": True}, "resnet": RESNET}.get(kind, {})
     if kind == "timm":
-        vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+        vision = {
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 32,
+        }
     path = tiny(folder, name, vision=vision, **extra)
     second = {} if preset == "clip" else {"second_order": {"heads": 2, "reduced_width": 4}}
     return build_model(ModelSettings.model_validate({"preset": preset, "architecture": path, **second}))
@@ -105,7 +112,9 @@ def test_what_else_is_parametrised_keeps_its_names() -> None:
     assert merged(state) == state
 
 
-@pytest.mark.parametrize(("layers", "names"), [(("attn",), {"attn"}), (("mlp",), {"mlp"}), (("attn", "mlp"), {"attn", "mlp"})])
+@pytest.mark.parametrize(
+    ("layers", "names"), [(("attn",), {"attn"}), (("mlp",), {"mlp"}), (("attn", "mlp"), {"attn", "mlp"})]
+)
 def test_layers_have_adapters_by_name(tmp_path: Path, layers: tuple[str, ...], names: set[str]) -> None:
     model = adapted(model_of(tmp_path, "plain"), layers=layers)
     trained = [name for name, p in model.named_parameters() if p.requires_grad and name != "clip.logit_scale"]
@@ -132,7 +141,9 @@ def test_the_last_blocks_train_and_what_comes_behind_them(tmp_path: Path, kind: 
         assert all(p.requires_grad for p in last.parameters())
     words = {"embed", "token", "conv1", "ln_pre"}
     frozen = {n for n, _ in model.named_parameters()} - trained
-    assert all(any(word in n for word in words) or "blocks." in n or "layer." in n or "cls_emb" in n for n in frozen), frozen
+    assert all(any(word in n for word in words) or "blocks." in n or "layer." in n or "cls_emb" in n for n in frozen), (
+        frozen
+    )
     behind = {"plain": {"clip.visual.proj", "clip.visual.ln_post.weight", "clip.text_projection", "clip.ln_final.bias"},
               "timm": {"clip.visual.head.proj.weight", "clip.visual.trunk.fc_norm.weight"},
               "bert": {"clip.text.proj.weight"}}.get(kind, set())  # fmt: skip

@@ -36,7 +36,9 @@ ANCHOR = "clip.visual.transformer.resblocks.0.mlp.c_fc.weight"
 @pytest.fixture
 def start(config: dict[str, Any], finished: Finished) -> str:
     """A finished run of a plain CLIP."""
-    return str(finished(config, model={"preset": "clip", "second_order": {}}, output_dir=config["output_dir"] + "-start"))
+    return str(
+        finished(config, model={"preset": "clip", "second_order": {}}, output_dir=config["output_dir"] + "-start")
+    )
 
 
 @pytest.fixture
@@ -57,7 +59,9 @@ def test_adapters_and_heads_learn_and_the_weights_below_stay(adapted: dict[str, 
     assert moved == {block + matrix for block in blocks for matrix in matrices} | {"clip.logit_scale"}
     for name in moved - {"clip.logit_scale"}:
         owner, _, attribute = name.rpartition(".")
-        assert torch.equal(raw[f"{owner}.parametrizations.{attribute}.original"], began[name]), "the weight itself stays"
+        assert torch.equal(raw[f"{owner}.parametrizations.{attribute}.original"], began[name]), (
+            "the weight itself stays"
+        )
         assert torch.linalg.matrix_rank(end[name] - began[name], rtol=1e-4) <= 4
     assert not torch.equal(end["projectors.general"], torch.eye(32))
     assert all(torch.equal(tensor, end[name]) for name, tensor in merged(raw).items())
@@ -106,7 +110,10 @@ def test_eval_predict_blend_and_export_read_the_merged_weights(
     assert len({encoder.fingerprint for encoder in encoders}) == 1
     assert Encoder.open(start).fingerprint != encoders[0].fingerprint
     assert main(["eval", str(folder), "--out", str(tmp_path / "run.json")]) == 0
-    assert main(["eval", str(tmp_path / "exported"), "--release", adapted["release"], "--out", str(tmp_path / "x.json")]) == 0
+    assert (
+        main(["eval", str(tmp_path / "exported"), "--release", adapted["release"], "--out", str(tmp_path / "x.json")])
+        == 0
+    )
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "x.json"))
     assert one["validation_loss"] == two["validation_loss"]
     groups = ["--expert", "plant", "--general", "general", "--release", adapted["release"]]
@@ -140,7 +147,9 @@ def test_only_the_last_blocks_move(config: dict[str, Any], tmp_path: Path, finis
     model = {"architecture": str(tmp_path / "dalip-three-blocks.json")}
     began = final_weights(str(finished(config, model=model, output_dir=str(tmp_path / "began"))))
     run_once(config, model=model | {"pretrained": str(tmp_path / "began")}, lock={"image_blocks": 2, "text_blocks": 1})
-    moved = {name for name, tensor in final_weights(config["output_dir"]).items() if not torch.equal(tensor, began[name])}
+    moved = {
+        name for name, tensor in final_weights(config["output_dir"]).items() if not torch.equal(tensor, began[name])
+    }
     blocks = {".".join(name.split(".")[1:-2]).partition(".resblocks.")[::2] for name in moved if ".resblocks." in name}
     assert {(tower, inner.partition(".")[0]) for tower, inner in blocks} == {
         ("visual.transformer", "1"), ("visual.transformer", "2"), ("transformer", "2"),
