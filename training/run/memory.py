@@ -18,8 +18,8 @@ from training.model.adapters import Side, tower_blocks
 from training.model.dalip import DalipModel
 
 _MOMENTS = 2  # of AdamW
-# Tensors of the width of a token that a block keeps: the inputs of both norms, of query, key and value, of the output and
-# of the MLP (5), query, key and value (3), and the inner tensor of the MLP before and after its activation (8).
+# Tensors of the width of a token that a block keeps: the inputs of both norms, of query, key and value, of the output
+# and of the MLP (5), query, key and value (3), and the inner tensor of the MLP before and after its activation (8).
 _KEPT = 16
 
 
