@@ -1,6 +1,5 @@
 """Training a part of a tower: its last blocks, or low-rank adapters in its blocks (LoRA).
 
-
 An adapter adds B A to a weight W, which stays as it was. It is a parametrisation of the weight: a layer computes with
 one matrix, W + B A, as it will when A and B are merged. peft wraps whole layers instead. It knows no layer that takes
 its projections as plain tensors, as open_clip's `Attention` does; the weights of torch's `MultiheadAttention`, of which
