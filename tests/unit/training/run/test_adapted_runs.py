@@ -115,7 +115,7 @@ def test_eval_predict_blend_and_export_read_the_merged_weights(
         == 0
     )
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "x.json"))
-    assert one["validation_loss"] == two["validation_loss"]
+    assert one["retrieval"] == two["retrieval"]
     groups = ["--expert", "plant", "--general", "general", "--release", adapted["release"]]
     assert main(["blend", start, str(folder), "--alpha", "0,1", "--out", str(tmp_path / "blended"), *groups]) == 0
     (folder / "model.pt").unlink()
