@@ -153,7 +153,7 @@ def test_the_last_blocks_train_and_what_comes_behind_them(tmp_path: Path, kind: 
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")  # open_clip's call
-@pytest.mark.parametrize("kind", ["plain", "bert", "timm"])
+@pytest.mark.parametrize("kind", ["plain", "bert", pytest.param("timm", marks=pytest.mark.slow)])
 def test_gradients_of_a_part_are_the_same_with_checkpointing(tmp_path: Path, kind: str) -> None:
     grads = []
     for checkpoints in (False, True):
