@@ -20,6 +20,28 @@ def tiny(folder: Path, name: str, embed_dim: int = 32, *, vision: dict[str, Any]
     return str(path)
 
 
+def hugging_face_text(folder: Path, kind: str) -> str:
+    """A small real text tower and its tokenizer in the layout of transformers, as open_clip names them by folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "leaf", "the", "flower", "of", "an", "iris", "by", "water", "oak"]
+    pad = 0 if kind == "bert" else 1  # RoBERTa's positions start behind its padding id
+    words = words if pad == 0 else ["[UNK]", "[PAD]", *words[2:]]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    place = folder / f"text-{kind}"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(place)
+    values = {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "intermediate_size": 64, "max_position_embeddings": 40, "pad_token_id": pad}  # fmt: skip
+    (BertConfig if kind == "bert" else RobertaConfig)(**values).save_pretrained(place)
+    return str(place)
+
+
 def save_weights(folder: Path) -> Path:
     """The file of the demo's weights, which are the same each time."""
     import open_clip

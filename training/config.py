@@ -81,12 +81,34 @@ class ComputeSettings(Settings):
 
 
 class LockSettings(Settings):
-    """Freezing of towers (LiT), by open_clip's names; the second-order branches stay free."""
+    """Freezing of towers (LiT), whole or all but their last blocks; the second-order branches stay free."""
 
     lock_image: bool = False
     """Freeze the image tower."""
     lock_text: bool = False
     """Freeze the text tower."""
+    image_blocks: int | None = Field(default=None, ge=1)
+    """Train only so many last blocks of the image tower, and what comes behind them: less memory, faster steps."""
+    text_blocks: int | None = Field(default=None, ge=1)
+    """The same of the text tower."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> LockSettings:
+        for side in ("image", "text"):
+            if getattr(self, f"lock_{side}") and getattr(self, f"{side}_blocks") is not None:
+                raise ValueError(f"lock_{side} freezes the whole tower: leave out either it or {side}_blocks")
+        return self
+
+
+class AdapterSettings(Settings):
+    """Low-rank adapters (LoRA) in the blocks of each tower that `lock` does not name, instead of its weights; the
+    second-order branches and `projectors` train whole. A run's `model.pt`, and all that reads a run, has them merged.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    """More learns what is further from the start, and takes more memory."""
+    layers: tuple[Literal["attn", "mlp"], ...] = Field(default=("attn", "mlp"), min_length=1)
+    """The matrices that have one; attn alone, as in the LoRA paper, has three eighths of the parameters of both."""
 
 
 class CheckpointSettings(Settings):
@@ -207,6 +229,7 @@ class TrainSettings(Settings):
     schedule: ScheduleSettings
     compute: ComputeSettings = ComputeSettings()
     lock: LockSettings = LockSettings()
+    adapters: AdapterSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
     eval: EvalSettings = EvalSettings()
@@ -235,6 +258,9 @@ class TrainSettings(Settings):
             )
         if self.eval.every_steps and self.eval.split is None:
             raise ValueError("eval.every_steps needs eval.split: the validation loss is of a split of the release")
+        lock = self.lock
+        if self.adapters and (lock.lock_image or lock.image_blocks) and (lock.lock_text or lock.text_blocks):
+            raise ValueError("adapters go into the towers that lock does not name, and it names both: leave out one")
         return self
 
 

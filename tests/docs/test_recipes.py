@@ -34,6 +34,7 @@ from misbehaving import object_store
 from misbehaving.hub import FakeHub, Repository, StoredFile, fake_hub
 from misbehaving.owners import mining, with_xmp
 from PIL import Image
+from safetensors import safe_open
 from shell_blocks import blocks_of, copy_configs, environment_of, run_block, write_yaml
 from tiny_clip import tiny
 
@@ -205,6 +206,13 @@ def distilled(data: Path, address: str) -> None:
     student.write_text(json.dumps(small | {"vision_cfg": vision}))  # the teacher is small here
 
 
+def large(data: Path, address: str) -> None:
+    """Two turns of each photo are trained on, one is for the test."""
+    for photo, turn, body in pictures():
+        if turn < 3:
+            put(data / f"vit-l/{'test' if turn == 2 else 'plants'}/{photo.stem.replace('-', ' ')}/{turn}.jpg", body)
+
+
 TAXA = (
     "taxonID\tparentNameUsageID\tacceptedNameUsageID\tscientificName\tscientificNameAuthorship\tcanonicalName\ttaxonRank\t"
     "taxonomicStatus\tkingdom\tphylum\tclass\torder\tfamily\tgenus\n"
@@ -271,6 +279,11 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "continue-a-model": go_on,
     "fine-tune-bioclip-2": genus,
     "distil-a-teacher": distilled,
+    "vit-l-24gb": large,
+}
+ON_THE_HUB = {
+    "fine-tune-bioclip-2": "imageomics/bioclip-2",
+    "vit-l-24gb": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
 }
 ASKED_OF_GBIF = {"archive-to-hub": "lab", "fine-tune-bioclip-2": "genus"}
 
@@ -345,12 +358,26 @@ def check_student(folder: Path, hub: FakeHub, printed: str) -> None:
     assert (folder / "data/distil/compared.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def check_adapted(folder: Path, hub: FakeHub, printed: str) -> None:
+    """All weights are the hub's and none of them trains; what leaves the run has no adapter beside it."""
+    assert re.search(r"b82K: (\d+) of \d+ tensors; new: \d+ \(image_branch \d+, text_branch \d+\)", printed)
+    trained = {role: int(num.replace(",", "")) for role, num in re.findall(r"(\w+_tower) ([\d,]+)", printed)}
+    assert trained.keys() == {"image_tower", "text_tower"}
+    assert sum(trained.values()) < 50_000, "adapters alone, of towers of 1.7 M"
+    assert "an estimate, not measured on a card" in printed
+    figures = [json.loads((folder / f"data/vit-l/{name}.json").read_text()) for name in ("before", "after")]
+    assert all("plant" in figure["groups"] for figure in figures)
+    with safe_open(folder / "data/vit-l/model/open_clip_model.safetensors", "pt") as weights:
+        assert not [name for name in weights.keys() if "parametrizations" in name]  # noqa: SIM118
+
+
 CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {
     "published-plantmix-13m": check_published,
     "archive-to-hub": check_hub,
     "continue-a-model": check_table,
     "fine-tune-bioclip-2": check_tuned,
     "distil-a-teacher": check_student,
+    "vit-l-24gb": check_adapted,
 }
 
 
@@ -402,8 +429,8 @@ def test_a_recipe_runs_as_its_page_says(name: str, hub: FakeHub, commands: Comma
             repository = hub.repositories.setdefault("datasets/HEART77/plantmix", Repository(False))
             repository.files[path.name] = StoredFile(sha256(content).hexdigest(), len(content), content, True)
         robots_txt = (tmp_path / "data/robots.txt").is_file()
-        if name == "fine-tune-bioclip-2":
-            hub.repositories["models/imageomics/bioclip-2"] = stand_in(tmp_path)
+        if name in ON_THE_HUB:
+            hub.repositories[f"models/{ON_THE_HUB[name]}"] = stand_in(tmp_path)
         archive = tmp_path / f"data/{ASKED_OF_GBIF.get(name)}/archive.zip"
         with GbifServer(archive.read_bytes()) if name in ASKED_OF_GBIF else nullcontext() as of_gbif:
             allow_loopback(folder / "build.yaml", robots_txt, of_gbif.api if of_gbif else None)

@@ -87,7 +87,7 @@ def test_every_model_that_a_command_reads_from_yaml_is_on_the_page(reference: Mo
         "| `output_dir` | text | required | Folder of the run, also of an object store",
         "### `fetch.network.hosts[]`",
         "| `decode_once` | true or false | `true` | ",
-        "| `output_dir` to `eval` | | | 12 keys, as in a training config |",
+        "| `output_dir` to `eval` | | | 13 keys, as in a training config |",
     ],
 )
 def test_rows_say_type_default_and_meaning(reference: ModuleType, row: str) -> None:

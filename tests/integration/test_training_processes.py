@@ -221,17 +221,22 @@ def _back_to(source: Path, target: Path, step: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", [{}, {"adapters": {"rank": 4}, "lock": {"text_blocks": 1}}], ids=["whole", "adapted"])
 def test_ranks_that_accumulate_see_one_ranks_losses_and_resume(
-    undropped: dict[str, Any], start: Start, tmp_path: Path
+    part: dict[str, Any], undropped: dict[str, Any], start: Start, tmp_path: Path
 ) -> None:
     """Two gloo processes with accumulation, clipping and validation: as one, with which a run goes on."""
     one, two, again, alone = _places(tmp_path, "one", "two", "again", "alone")
-    values = undropped | {
-        "compute": undropped["compute"] | {"accumulate": 2},
-        "optimiser": {"lr": 0.002, "clip_norm": 0.5},
-        "checkpoint": {"every_steps": 12, "keep": 9},
-        "eval": {"split": "train", "every_steps": 8},
-    }
+    values = (
+        undropped
+        | part
+        | {
+            "compute": undropped["compute"] | {"accumulate": 2},
+            "optimiser": {"lr": 0.002, "clip_norm": 0.5},
+            "checkpoint": {"every_steps": 12, "keep": 9},
+            "eval": {"split": "train", "every_steps": 8},
+        }
+    )
     _train_here(values, one)
     _finish(start(values, two, num_ranks=2))
     assert _lines(two)[0]["loss"] == pytest.approx(_lines(one)[0]["loss"], rel=1e-6)

@@ -27,6 +27,7 @@ from manifests.stores.storage import is_remote
 from training.config import SETTINGS_FILE, EvalSettings, TrainSettings, read_train_settings
 from training.data import loader
 from training.model import weights
+from training.model.adapters import merged
 from training.model.architecture import architecture_config, register_architecture
 from training.model.build import build_model, load_hugging_face
 from training.model.dalip import DalipModel
@@ -200,7 +201,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]
             if file.exists():
                 raise
             continue  # a training that is at work has removed it for a newer one
-        return file, content["state_dict"], content["preprocess"]
+        return file, merged(content["state_dict"]), content["preprocess"]
 
 
 def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:

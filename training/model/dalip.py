@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from training.model import towers
+from training.model.adapters import Side, train_last_blocks
 from training.model.architecture import architecture_config, create_tokenizer
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
@@ -212,14 +213,22 @@ class DalipModel(nn.Module):
         padding_counts = second is not None and (second.text_padding == "keep" or second.text_norm == "batch")
         return tokens if padding_counts or isinstance(self.clip, FrozenCLIP) else towers.cut_texts(self.clip, tokens)
 
-    def lock_image_tower(self) -> None:
-        """Freeze the image tower (LiT, as open_clip does); its branch stays free.
+    def lock_tower(self, side: Side, last_blocks: int | None = None) -> None:
+        """Freeze a tower (LiT, as open_clip does), or all but its last blocks; its branch stays free.
 
-        Its batch norms keep their statistics in training too. open_clip would replace them by modules with other
-        tensors, which no checkpoint would fit.
+        Batch norms of what is frozen keep their statistics in training too. open_clip would replace them by modules
+        with other tensors, which no checkpoint would fit.
+
+        Raises: ConfigError for a tower without so many blocks.
         """
-        self.clip.lock_image_tower()
-        self._frozen_norms = [part for part in self.clip.visual.modules() if isinstance(part, _BatchNorm)]
+        if last_blocks is not None:
+            train_last_blocks(self.clip, side, last_blocks)
+        elif side == "image":
+            self.clip.lock_image_tower()
+        else:
+            self.clip.lock_text_tower()
+        norms = (part for part in self.clip.visual.modules() if isinstance(part, _BatchNorm))
+        self._frozen_norms = [part for part in norms if not any(p.requires_grad for p in part.parameters())]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DalipModel:

@@ -20,6 +20,7 @@ from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from manifests.services.untrusted import read_object
 from manifests.stores.storage import hash_file
+from training.model.adapters import merged
 from training.model.architecture import architecture_config, forward_settings
 from training.model.dalip import DalipModel
 
@@ -68,7 +69,8 @@ def content_of(source: str) -> str | None:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file: safetensors, or a PyTorch file read without running its code.
 
-    The tensors may lie under `state_dict` or `model`. A prefix `module.` (data parallel) is taken off.
+    The tensors may lie under `state_dict` or `model`. A prefix `module.` (data parallel) is taken off, and adapters
+    are added to the weights that they adapt.
 
     Raises: ConfigError for a file that is missing, damaged or holds no tensors.
     """
@@ -89,7 +91,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise ConfigError(f"{file}: holds no state dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return merged({name.removeprefix("module."): tensor for name, tensor in content.items()})
 
 
 def in_parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -29,6 +29,7 @@ from training.data.columns import txt_columns
 from training.data.images import model_input
 from training.data.sampling import mix_seed
 from training.data.shards import SamplePool, open_pool
+from training.model.adapters import merged
 from training.model.large_batches import accumulate_backward
 from training.model.precision import autocast
 from training.record import tracking
@@ -47,6 +48,7 @@ from training.run.distributed import (
     stop_ranks,
     this_rank,
 )
+from training.run.memory import memory_of
 from training.run.optimiser import clip_gradients, lr_ratio_at, set_lr
 from training.run.state import Progress, Trainer, build_trainer, restore, save
 from training.run.stopping import StoppedError, stop_event
@@ -331,6 +333,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
     started_from = settings.model.pretrained if state.kind == "new" else None
     new = list(trainer.model.new_parameters) if started_from is not None else None
     unused = list(trainer.model.unused_tensors)
+    memory = memory_of(trainer.model, settings.compute, trainer.plan.batch_size, trainer.ranks.world_size)
     log.event(
         "start" if state.kind == "new" else "resume",
         step=progress.step,
@@ -339,6 +342,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         world_size=trainer.ranks.world_size,
         device=str(trainer.ranks.device),
         changed=list(state.changed),
+        memory=vars(memory),
         **({"damaged": [path.name for path in state.damaged]} if state.damaged else {}),
         **({"pretrained": started_from, "new_parameters": new, "unused_tensors": unused} if new is not None else {}),
     )
@@ -349,7 +353,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
         f"{len(pool):,} samples ({', '.join(pool.domains)}), "
         f"{trainer.num_steps:,} steps of {settings.data.batch_size}"
     )
-    for line in setting_notes(trainer):
+    for line in [*memory.lines(), *setting_notes(trainer)]:
         log.print_line(line)
     for note in pool.notes:
         log.event("left_out", step=progress.step, note=note)
@@ -401,7 +405,7 @@ def setting_notes(trainer: Trainer) -> list[str]:
 
 def _finish(trainer: Trainer, progress: Progress, run: RunFolder) -> dict[str, Any]:
     """Write the final weights and the summary; its final loss is the mean over the last tenth of the logged steps."""
-    weights = dict(trainer.model.state_dict())
+    weights = merged(trainer.model.state_dict())
     preprocess, architecture = dict(trainer.model.clip.visual.preprocess_cfg), run.identity["model"]["architecture"]
     path = save_model(run.folder, weights, trainer.settings, preprocess, architecture)
     losses = [item["loss"] for item in read_log(run.folder / LOG_FILE, "step")]  # none where the log was lost

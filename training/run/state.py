@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -21,6 +21,7 @@ from training.data.columns import BatchColumns
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
 from training.data.tokens import ARCHITECTURE_FILE
+from training.model.adapters import Side, add_adapters
 from training.model.build import build_model
 from training.model.dalip import DalipModel
 from training.model.frozen import FrozenCLIP, load_components
@@ -167,7 +168,7 @@ def _check_fit(trainer: Trainer, content: dict[str, Any], changed: Sequence[str]
     fits = own.keys() == stored.keys() and all(own[name].shape == stored[name].shape for name in own)
     if fits and trained == [(group["role"], len(group["params"])) for group in groups]:
         return
-    listed = "; ".join(text for text in changed if text.startswith(("model.", "lock.")))
+    listed = "; ".join(text for text in changed if text.startswith(("model.", "lock.", "adapters")))
     raise ConfigError(
         f"a resume cannot change {listed or 'the model'}: the checkpoint's weights or optimiser state do not fit. "
         "Set it back, or choose another --output and start from the old weights with model.pretrained"
@@ -185,7 +186,7 @@ def _check_outside(trainer: Trainer, content: dict[str, Any], changed: Sequence[
 
 
 def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:
-    """Lock towers and spare their memory as the config says; frozen ones take what `dalip tokens` kept of them.
+    """Lock or adapt towers and spare their memory as the config says; frozen ones take what `dalip tokens` kept.
 
     Raises: ConfigError unless the config names both, such an architecture and its tokens, or locks what is frozen.
     """
@@ -197,13 +198,20 @@ def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:
                "set data.tokens to the folder of `dalip tokens`")
         )  # fmt: skip
     if frozen:
-        if settings.lock != LockSettings():
-            raise ConfigError("lock: the towers of this architecture are frozen and outside the model; leave lock out")
+        for key, is_set in (("lock", settings.lock != LockSettings()), ("adapters", settings.adapters is not None)):
+            if is_set:
+                raise ConfigError(
+                    f"{key}: the towers of this architecture are frozen and outside the model; leave it out"
+                )
         load_components(model.clip, Path(str(settings.data.tokens)))
         return
-    if settings.lock.lock_image:
-        model.lock_image_tower()
-    if settings.lock.lock_text:
-        model.clip.lock_text_tower()
+    lock, adapters = settings.lock, settings.adapters
+    for side in get_args(Side):
+        is_locked, num_blocks = getattr(lock, f"lock_{side}"), getattr(lock, f"{side}_blocks")
+        if is_locked or num_blocks is not None:
+            model.lock_tower(side, num_blocks)
+        elif adapters is not None:
+            model.lock_tower(side)
+            add_adapters(model.clip, side, adapters.rank, adapters.layers)
     if settings.compute.grad_checkpointing:
         model.clip.set_grad_checkpointing()

@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from golden import SIDES, golden_arrays, golden_branch, golden_tokens
-from tiny_clip import MODEL, VISION, tiny
+from tiny_clip import MODEL, VISION, hugging_face_text, tiny
 from torch import Tensor
 
 from manifests.contract.settings import parse_settings
@@ -248,8 +248,8 @@ def test_parameter_groups_hold_every_trainable_parameter_once_by_role(tmp_path: 
 
 def test_locked_towers_leave_only_the_branches_and_the_scale(tmp_path: Path) -> None:
     model = build_model(settings(tiny(tmp_path, "lock")))
-    model.lock_image_tower()
-    model.clip.lock_text_tower()
+    model.lock_tower("image")
+    model.lock_tower("text")
     assert {group.role for group in model.parameter_groups()} == {"second_order", "scale"}
 
 
@@ -316,28 +316,6 @@ def test_the_demo_architecture_is_small_and_open_clip_takes_it() -> None:
     assert model.tokenizer(["Iris tectorum, commonly known as Wall iris."]).shape == (1, model.clip.context_length)
 
 
-def hugging_face_text(folder: Path, kind: str) -> str:
-    """A small real text tower and its tokenizer in the layout of transformers, as open_clip names them by folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "leaf", "the", "flower", "of", "an", "iris", "by", "water", "oak"]
-    pad = 0 if kind == "bert" else 1  # RoBERTa's positions start behind its padding id
-    words = words if pad == 0 else ["[UNK]", "[PAD]", *words[2:]]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    place = folder / f"text-{kind}"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(place)
-    values = {"vocab_size": len(words), "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "intermediate_size": 64, "max_position_embeddings": 40, "pad_token_id": pad}  # fmt: skip
-    (BertConfig if kind == "bert" else RobertaConfig)(**values).save_pretrained(place)
-    return str(place)
-
-
 @pytest.mark.parametrize(("kind", "pooler"), [("bert", "cls_pooler"), ("roberta", "mean_pooler")])
 def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     tmp_path: Path, kind: str, pooler: str
@@ -366,7 +344,7 @@ def test_a_hugging_face_text_tower_trains_and_its_padding_does_not_count(
     assert {name for name, _ in model.text_branch.named_parameters()} <= {
         n.removeprefix("text_branch.") for n in trained
     }
-    model.clip.lock_text_tower()
+    model.lock_tower("text")
     assert not any(p.requires_grad for n, p in model.clip.text.transformer.named_parameters() if "LayerNorm" not in n)
     assert all(p.requires_grad for p in model.text_branch.parameters())
 

@@ -54,6 +54,7 @@ def assert_near(one: str, two: str) -> None:
     "sections",
     [
         {"compute": {"accumulate": 2}, "lock": {"lock_image": True, "lock_text": True}},
+        {"adapters": {"rank": 4}, "lock": {"text_blocks": 1}},
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"compute": {"accumulate": 3}, "lock": {"lock_text": True}}, marks=pytest.mark.slow),
         pytest.param({"compute": {"accumulate": 2, "grad_checkpointing": True}}, marks=pytest.mark.slow),

@@ -261,6 +261,9 @@ def test_tokens_of_something_else_are_named(on_tokens: dict[str, Any], tokens_ya
     assert main(["tokens", str(tokens_yaml)]) == 2
     with pytest.raises(ConfigError, match=r"data.tokens and the architecture.json in that folder go together"):
         run_once(on_tokens, data={"tokens": None})
+    for key, section in (("adapters", {}), ("lock", {"text_blocks": 1})):
+        with pytest.raises(ConfigError, match=f"{key}: the towers of this architecture are frozen"):
+            run_once(on_tokens, **{key: section})
     settings = make_settings(on_tokens)
     assert open_stores(tmp_path / "tokens", heldout(settings), ("txt",)) is not None
     with pytest.raises(ConfigError, match="no tokens of the text sci"):
