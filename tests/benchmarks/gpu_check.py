@@ -13,7 +13,9 @@ run       `dalip train` on webdataset shards: its share of waiting for data; the
 ViT-B-32, ViT-B-16   samples a second and peak memory of a step in bfloat16: presets clip, dalip, released in the
           trainer's own loop, and open_clip in open_clip_train's own; each as it is and compiled. One batch is used
           again and again, so no loader counts. Ten steps are not counted. The clock waits for the card at both ends.
-          open_clip_train sets TF32 and cudnn.benchmark for itself; ours has what torch has.
+          open_clip_train sets TF32 and cudnn.benchmark for itself; ours has what torch has. Of ViT-B-32 also low-rank
+          adapters in both towers, and a student of stored vectors. Beside our peaks stands the memory that the log of
+          a run says before its first step.
 
 Compiled rows need a C compiler and Python.h, which Triton builds with; where one is missing, that is said first and the
 other rows are measured. With --twin, or on a machine without an NVIDIA GPU, a twin runs on the CPU: a tiny model and a

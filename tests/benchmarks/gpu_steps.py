@@ -25,10 +25,11 @@ PRESETS = ("clip", "dalip", "released")
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-5, "bf16": 1e-2}  # of the largest value; see the precision of each type
 GRADIENT_TOLERANCE = {"fp64": 1e-9, "fp32": 1e-4, "bf16": 1e-1}  # norm of the error over norm of the gradient, a tensor
 _SPEED = tuple(side + how for how in ("", ", compiled") for side in (*PRESETS, "open_clip"))
+_PARTS = ("adapters", "distil")  # low-rank adapters in both towers; a student of stored vectors
 PLAN = {
     "golden": tuple(TOLERANCE),
     "run": ("undisturbed", "killed and resumed"),
-    "ViT-B-32": _SPEED,
+    "ViT-B-32": (*_SPEED, *_PARTS),
     "ViT-B-16": _SPEED,
 }
 APART = 4.0  # a resumed run may be this many times as far from an undisturbed one as a second undisturbed one is
@@ -185,30 +186,42 @@ def speed(context: Context, model: str, row: str) -> dict[str, Any]:
         torch._dynamo.reset()
 
 
-def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[str, Any]:
-    """`run_steps` itself, on one batch."""
+def our_step(context: Context, model: str, side: str, compiled: bool) -> dict[str, Any]:
+    """`run_steps` itself, on one batch; beside the peak the memory that the log of a run says by arithmetic."""
     torch = importlib.import_module("torch")
     from release_writer import drawn_samples, write_release
+    from vector_tables import random_vectors, write_vectors
 
     from training.config import TrainSettings
     from training.data import loader
     from training.data.columns import text_labels
     from training.data.shards import open_pool
+    from training.model.architecture import architecture_config
     from training.record.log import RunLog
     from training.run import loop
     from training.run.distributed import this_rank
+    from training.run.memory import memory_of
     from training.run.state import Progress, build_trainer
 
     release = context.scratch / "release"
     if not release.exists():
         write_release(release, drawn_samples(context.batch, 0), shard_size=100)
+    preset, part = ("clip", side) if side in _PARTS else (side, None)
     small = {"second_order": {"heads": 2, "reduced_width": 4}} if context.twin and preset != "clip" else {}
+    sections: dict[str, Any] = {}
+    if part == "adapters":
+        sections["adapters"] = {"rank": 2 if context.twin else 16}
+    elif part == "distil":
+        vectors = random_vectors(str(release), architecture_config(model)["embed_dim"], ["train"])
+        path = write_vectors(context.scratch / "vectors.parquet", vectors)
+        sections["loss"] = {"form": "distil", "teacher": {"vectors": str(path)}}
     settings = TrainSettings.model_validate(
         {
+            **sections,
             "release": str(release),
             "output_dir": str(context.scratch / "no-run"),
             "model": {"preset": preset, "architecture": model, **small},
-            "data": {"batch_size": context.batch, "num_workers": 0},
+            "data": {"batch_size": context.batch, "num_workers": 0, "cache_dir": str(context.scratch / "cache")},
             "schedule": {"steps": 10**6, "warmup_steps": 100},
             "compute": {"device": context.device.type, "precision": "bf16", "compile": compiled},
             "checkpoint": {"every_steps": 10**6},
@@ -231,7 +244,10 @@ def our_step(context: Context, model: str, preset: str, compiled: bool) -> dict[
         run: Any = SimpleNamespace(folder=Path(settings.output_dir))
         run.folder.mkdir(exist_ok=True)
         loop.run_steps(trainer, Progress(), threading.Event(), RunLog(None, 1e9), run)
-    return batches.row()
+    memory = memory_of(trainer.model, settings.compute, context.batch, 1)
+    by_arithmetic = memory.parameter_bytes + memory.gradient_bytes + memory.optimiser_bytes
+    estimate = by_arithmetic + memory.activation_bytes if memory.activation_bytes is not None else None
+    return batches.row() | {"estimated_mib": estimate and round(estimate / 2**20)}
 
 
 def open_clip_step(context: Context, model: str, _: str, compiled: bool) -> dict[str, Any]:
