@@ -115,8 +115,14 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not mark or up is None or down is None:
             weights[name] = tensor
         elif rest.endswith(".original"):
-            weights[f"{owner}.{rest.removesuffix('.original')}"] = _sum(tensor, up, down)
+            weights[name_of_weight(name)] = _sum(tensor, up, down)
     return weights
+
+
+def name_of_weight(name: str) -> str:
+    """The name of a parameter before it was adapted."""
+    owner, mark, rest = name.partition(_MARK)
+    return f"{owner}.{rest.removesuffix('.original')}" if mark else name
 
 
 def _tower(clip: Any, side: Side) -> nn.Module:

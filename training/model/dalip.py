@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
 from training.model import towers
-from training.model.adapters import Side, train_last_blocks
+from training.model.adapters import Side, merged, name_of_weight, train_last_blocks
 from training.model.architecture import architecture_config, create_tokenizer
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
@@ -247,11 +247,22 @@ class DalipModel(nn.Module):
         """sha256 of the parameters of the text tower: models that share it share the space of f."""
         digest = hashlib.sha256()
         of_texts = {name.removeprefix("clip.").removeprefix("text."): parameter for name, parameter in
-                    self.named_parameters() if parameter_role(name) == "text_tower"}  # fmt: skip
+                    merged(dict(self.named_parameters())).items() if parameter_role(name) == "text_tower"}  # fmt: skip
         for name, parameter in sorted(of_texts.items()):
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+            values = parameter.detach().float().cpu() + 0.0  # a merged -0.0 is 0.0
+            digest.update(values.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def num_left_random(self, *, all_new: bool) -> int:
+        """Parameters of the towers that neither train nor have a pretrained weight; `all_new`: none has one."""
+        return sum(
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if not parameter.requires_grad
+            and parameter_role(name) in ("image_tower", "text_tower")
+            and (all_new or name_of_weight(name) in self.new_parameters)
+        )
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Every trainable parameter once, by role and by whether weight decay applies.

@@ -367,6 +367,11 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
             f"weights from {started_from}: {total - len(new)} of {total} tensors; new: {_by_part(new)}; of the "
             f"weights, not used: {_by_part(unused)} (names: {LOG_FILE})"
         )
+    if state.kind == "new" and (random := trainer.model.num_left_random(all_new=started_from is None)):
+        log.print_line(
+            f"{random:,} parameters of the towers are random and stay so, by lock, adapters or loss.teacher: name "
+            "weights that fit them in model.pretrained, or let them train"
+        )
     if trainer.ranks.is_main and (absent := loader.absent_members(pool, settings.data))[0]:
         log.print_line(
             f"data.text: no sample looked at has {', '.join(absent[0])}; they have: {', '.join(absent[1]) or 'none'}"

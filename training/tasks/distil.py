@@ -68,11 +68,12 @@ class Distil(SumOfSimilarities):
         """
         super().prepare(model)
         if self.weight == 1:
-            if model.second_order is not None:
-                raise ConfigError(
-                    "loss.teacher.weight: at 1 the second-order branches would learn nothing; set model.preset to "
-                    "clip, or lower the weight"
-                )
+            idle = {
+                "the second-order branches would learn nothing; set model.preset to clip": model.second_order,
+                "model.projectors would learn nothing; leave them out": model.settings.projectors,
+            }
+            if words := [text for text, is_there in idle.items() if is_there]:
+                raise ConfigError(f"loss.teacher.weight: at 1 {words[0]}, or lower the weight")
             for name, parameter in model.named_parameters():
                 if parameter_role(name) in ("text_tower", "scale"):
                     parameter.requires_grad_(False)

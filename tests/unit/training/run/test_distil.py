@@ -14,7 +14,15 @@ import pytest
 import release_writer
 import torch
 from torch.nn import functional
-from training_runs import assert_same_run, final_weights, make_settings, run_once, stop_at, write_values
+from training_runs import (
+    assert_same_run,
+    final_weights,
+    make_settings,
+    run_once,
+    stop_at,
+    with_sections,
+    write_values,
+)
 from vector_tables import random_vectors, write_vectors
 
 from manifests.contract.release import Release
@@ -32,6 +40,7 @@ from training.model.presets import LossSettings, ModelSettings
 from training.record.log import read_log
 from training.tasks.task import make_task
 
+SECOND_ORDER = {"heads": 2, "reduced_width": 4}
 WIDTH = 32  # of the teacher and of its students
 TEACHER = release_writer.TINY_ARCHITECTURE | {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
@@ -163,6 +172,56 @@ def test_a_student_that_learns_from_captions_too_resumes_to_the_bit(
         assert last["teacher_cosine"] == pytest.approx(terms[-1], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("weight", "sections"),
+    [
+        (1.0, {"adapters": {"rank": 4}}),
+        (
+            0.5,
+            {
+                "adapters": {"rank": 4},
+                "loss": {"same_label": "positive"},
+                "model": {"preset": "dalip", "second_order": SECOND_ORDER},
+            },
+        ),
+        (1.0, {"lock": {"image_blocks": 1}}),
+    ],
+    ids=["adapters", "adapters, captions, second order", "last blocks"],
+)
+def test_a_student_may_be_the_teacher_with_a_part_that_trains(
+    weight: float, sections: dict[str, Any], distil: dict[str, Any], teacher: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It resumes to the bit, and eval, export, embed and blend take it."""
+    distil["model"] = distil["model"] | {"architecture": str(teacher.parent / "dalip-distil-teacher.json")}
+    distil = with_sections(with_teacher(distil, weight=weight), **sections)
+    run_once(distil)
+    assert "are random and stay so" not in capsys.readouterr().err
+    again = distil | {"output_dir": str(tmp_path / "again")}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(RunError):
+            run_once(again)
+    run_once(again)
+    run = distil["output_dir"]
+    assert_same_run(run, again["output_dir"])
+    exported, vectors = str(tmp_path / "exported"), str(tmp_path / "v.parquet")
+    assert main(["eval", run]) == 0
+    assert main(["export", run, exported, "--format", "huggingface"]) == 0
+    assert Encoder.open(exported).fingerprint == Encoder.open(run).fingerprint
+    assert main(["embed", distil["release"], "--model", exported, "--out", vectors]) == 0
+    groups = ["--expert", "plant", "--general", "general", "--release", distil["release"]]
+    assert main(["blend", str(teacher), run, "--alpha", "0,1", "--out", str(tmp_path / "blended"), *groups]) == 0
+
+
+def test_adapters_on_a_new_tower_are_said(distil: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """The student's picture tower has another shape than the teacher's, so nothing was loaded into it."""
+    run_once(with_sections(distil, adapters={"rank": 4}, schedule={"steps": 1, "warmup_steps": 0}))
+    assert re.search(
+        r"[\d,]+ parameters of the towers are random and stay so, by lock, adapters", capsys.readouterr().err
+    )
+
+
 def test_a_resume_on_other_vectors_is_refused_and_on_moved_ones_is_not(
     distil: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +341,8 @@ def test_what_does_not_fit_is_refused_by_name(
     run_once(own, model={"pretrained": str(other)})  # it may learn the other space
     with pytest.raises(ConfigError, match=r"at 1 the second-order branches would learn nothing; set model.preset"):
         run_once(distil | {"model": config["model"]})
+    with pytest.raises(ConfigError, match=r"at 1 model.projectors would learn nothing; leave them out, or lower the"):
+        run_once(distil, model={"projectors": ["plant", "general"]})
     with pytest.raises(ConfigError, match=r"loss.same_label: masked has no effect where loss.teacher.weight is 1"):
         run_once(distil, loss={"same_label": "masked"})
     with pytest.raises(ConfigError, match="needs the vectors of a teacher: give teacher"):
