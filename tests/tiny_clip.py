@@ -52,3 +52,16 @@ def save_weights(folder: Path) -> Path:
     path = folder / "tiny.pt"
     torch.save(open_clip.create_model(MODEL.stem).state_dict(), path)
     return path
+
+
+def exported_clip(folder: Path, seed: int, architecture: str) -> Path:
+    """A plain CLIP of random weights, in open_clip's layout."""
+    import torch
+
+    from training.model.build import build_model
+    from training.model.exports import export_hugging_face
+    from training.model.presets import ModelSettings
+
+    torch.manual_seed(seed)
+    export_hugging_face(build_model(ModelSettings(preset="clip", architecture=architecture)), folder / f"clip-{seed}")
+    return folder / f"clip-{seed}"

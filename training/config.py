@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
@@ -197,6 +197,24 @@ class FewShotSettings(Settings):
     """Pictures of each class."""
 
 
+class PublishedSettings(Settings):
+    """Figures of a paper, which `dalip table` puts beside those of the models."""
+
+    source: str = Field(min_length=1)
+    """Where they are from."""
+    pictures: dict[str, PositiveInt] = Field(min_length=1)
+    """How many pictures each set had, by name."""
+    top1: dict[str, dict[str, Annotated[float, Field(ge=0, le=100)]]] = Field(min_length=1)
+    """Zero-shot accuracy in percent, by model, by set."""
+
+    @model_validator(mode="after")
+    def _every_set_has_a_size(self) -> PublishedSettings:
+        named = {name for figures in self.top1.values() for name in figures}
+        if unknown := sorted(named - self.pictures.keys()):
+            raise ValueError(f"top1 has '{unknown[0]}', and pictures does not say how many it has")
+        return self
+
+
 class EvalSettings(Settings):
     """The measurements of `dalip eval`: on a held-out split of the release, and on sets from outside."""
 
@@ -211,6 +229,7 @@ class EvalSettings(Settings):
     """Measure recall of images by texts, and of texts by images."""
     every_steps: int | None = Field(default=None, ge=1)
     """How often the validation loss is measured during training; null: never."""
+    published: PublishedSettings | None = None
 
 
 class TrainSettings(Settings):

@@ -196,6 +196,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "search": ["--architecture", "--device", "--image", "--json", "--model", "--serve", "--text", "--top", "index"],
         "blend": ["--alpha", "--architecture", "--expert", "--general", "--out", "--release", "--settings", "--split",
                   "end", "start"],
+        "table": ["--out", "--sets", "models"],
     }  # fmt: skip
 
 

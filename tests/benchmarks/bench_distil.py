@@ -115,7 +115,7 @@ def train(work: Path, arm: str, seed: int) -> dict[str, Any]:
     config["data"] = config["data"] | {"tokens": tokens}
     names = [{"name": name, "path": path, "templates": ["{}", "a photo of {}"]}
              for name, path in (("held_out", "held_out"), ("known", "known/val"))]  # fmt: skip
-    config["eval"] = {"sets": names}
+    config["eval"] = {"split": None, "sets": names}
     if arm == "with_teacher":
         vectors = f"vectors-{seed}.parquet"
         call(work, "training.cli", "embed", "build", "--model", teacher, "--features", "f", "--out", vectors)

@@ -165,8 +165,8 @@ def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[
     places = places_of(similarity_NK, labels_N[:, None] == torch.arange(num_classes, device=labels_N.device))
     top1_N = places.hits(1)
     classes_N = labels_N.cpu().numpy()
-    drawn_top1, drawn_per_class = crossed_bootstrap(top1_N.cpu().numpy()[None], classes_N, rounds)
-    figures = {"top1": _widened(share_figure(float(top1_N.sum()), num_images, 1 / num_classes), drawn_top1)}
+    top1, drawn_per_class = top1_figure(top1_N.cpu().numpy(), classes_N, num_classes, rounds)
+    figures = {"top1": top1}
     if num_classes > 5:
         top5_N = places.hits(5)
         drawn_top5, _ = crossed_bootstrap(top5_N.cpu().numpy()[None], classes_N, rounds)
@@ -179,6 +179,12 @@ def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[
         "value": float(np.mean(per_class)), "low": low, "high": high, "chance": 1 / num_classes
     }  # fmt: skip
     return figures
+
+
+def top1_figure(hits_N: _Values, classes_N: _Values, num_classes: int, rounds: int) -> tuple[Figure, _Values]:
+    """The share of hits with its interval, and draws (rounds,) of its mean over classes."""
+    drawn, drawn_per_class = crossed_bootstrap(hits_N[None], classes_N, rounds)
+    return _widened(share_figure(float(hits_N.sum()), len(hits_N), 1 / num_classes), drawn), drawn_per_class
 
 
 def _widened(figure: Figure, drawn: _Values) -> Figure:

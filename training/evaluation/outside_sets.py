@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from manifests.errors import ConfigError
 from training.config import BOOTSTRAP_ROUNDS, FEW_SHOT_DRAWS, RECALL_AT, EvalSetSettings, TrainSettings, has_one_slot
 from training.evaluation import metrics
 from training.evaluation.class_names import class_text
 from training.evaluation.encoding import (
     Encoded,
+    FeatureKind,
     encode_classes,
     encode_pictures,
     encode_texts,
@@ -74,15 +77,42 @@ def evaluate_set(
         }
         retrieval = {kind: metrics.retrieve_captions(s, owners, RECALL_AT) for kind, s in similarities.items()}
         return result | {"retrieval": retrieval}
+    names, templates = class_prompts(item, eval_set)
+    zero_shot, rest = classification_figures(model, images, eval_set.labels, names, templates, settings, where)
+    return result | {"num_classes": len(names), "text": item.text, "zero_shot": zero_shot} | rest
+
+
+def class_prompts(item: EvalSetSettings, eval_set: EvalSet) -> tuple[list[str], list[Callable[[str], str]]]:
+    """The classes of a set as they stand in a prompt, and its templates."""
     names = [
         name if item.text == "asis" else class_text(name, taxon, item.text)
         for name, taxon in zip(eval_set.classes, eval_set.taxa, strict=True)
     ]
-    templates = prompt_templates(
+    return names, prompt_templates(
         item.templates if item.templates != "own" else eval_set.templates or _DEFAULT_TEMPLATES
     )
-    zero_shot, rest = classification_figures(model, images, eval_set.labels, names, templates, settings, where)
-    return result | {"num_classes": len(names), "text": item.text, "zero_shot": zero_shot} | rest
+
+
+def class_similarities(
+    model: DalipModel,
+    images: Encoded,
+    names: Sequence[str],
+    templates: Sequence[Callable[[str], str]],
+    settings: TrainSettings,
+    where: str,
+) -> dict[FeatureKind, Tensor]:
+    """Similarities (N, K) of pictures and classes by feature kind.
+
+    Classes of one name share one text feature and its similarities, so that rounding cannot separate them.
+
+    Raises: RunError for class features that are not finite.
+    """
+    distinct = list(dict.fromkeys(names))
+    column = {name: i for i, name in enumerate(distinct)}
+    columns = [column[name] for name in names]
+    classes = encode_classes(model, distinct, templates, where)
+    alpha = settings.loss.first_order_weight
+    return {kind: similarity_of(images, classes, kind, alpha)[:, columns] for kind in feature_kinds(model)}
 
 
 def classification_figures(
@@ -96,19 +126,13 @@ def classification_figures(
 ) -> tuple[dict[str, dict[str, metrics.Figure]], dict[str, Any]]:
     """Zero-shot figures by feature kind; then few-shot figures, and what a reader of both has to know.
 
-    `names` are the classes as they stand in a prompt; `where` names the set in messages. Classes of one name share one
-    text feature and its similarities, so that rounding cannot separate them.
+    `names` are the classes as they stand in a prompt; `where` names the set in messages.
 
     Raises: RunError for class features that are not finite.
     """
-    distinct = list(dict.fromkeys(names))
-    column = {name: i for i, name in enumerate(distinct)}
-    columns = [column[name] for name in names]
-    classes = encode_classes(model, distinct, templates, where)
-    alpha, rounds = settings.loss.first_order_weight, BOOTSTRAP_ROUNDS
-    zero_shot = {
-        kind: metrics.classify(similarity_of(images, classes, kind, alpha)[:, columns], labels, rounds)
-        for kind in feature_kinds(model)
+    similarities = class_similarities(model, images, names, templates, settings, where)
+    zero_shot: dict[str, dict[str, metrics.Figure]] = {
+        kind: metrics.classify(similarity, labels, BOOTSTRAP_ROUNDS) for kind, similarity in similarities.items()
     }
     few_shot, left_out = _few_shot_figures(model, images, labels, settings)
     return zero_shot, {"shared_names": shared_names(names), "few_shot": few_shot, "few_shot_left_out": left_out}

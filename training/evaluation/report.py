@@ -120,7 +120,7 @@ def result_panels(results: Mapping[str, dict[str, Any]]) -> list[Panel]:
     for model, result in results.items():
         for title, marks in _panels_of(result).items():
             tasks.setdefault(title, {})[model] = marks
-    return [_panel(title, by_model) for title, by_model in tasks.items()]
+    return [marks_panel(title, by_model) for title, by_model in tasks.items()]
 
 
 def _panels_of(result: dict[str, Any]) -> dict[str, list[_Mark]]:
@@ -138,7 +138,8 @@ def _panels_of(result: dict[str, Any]) -> dict[str, list[_Mark]]:
     return {title: marks for title, marks in panels.items() if marks}
 
 
-def _panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
+def marks_panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
+    """A row for each thing that was measured, in it a dot with its interval for each model."""
     labels = list(dict.fromkeys(label for marks in by_model.values() for label, *_ in marks))
     names = {
         (model, kind): ", ".join(word for word in (model if len(by_model) > 1 else "", kind) if word) or model

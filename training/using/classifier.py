@@ -29,9 +29,12 @@ _HALVINGS = 60
 
 @dataclass(frozen=True)
 class Calibration:
-    """The fitted scale, and the errors before and after; the error after is of pictures that it was not fitted to."""
+    """The fitted scale, and the errors before and after; the error after is of pictures that it was not fitted to.
 
-    scale: float
+    The scale is None where the pictures have none: all are right, say, so that the surest one is the likeliest.
+    """
+
+    scale: float | None
     num_pictures: int
     accuracy: float
     error_before: float
@@ -62,6 +65,11 @@ def calibration_error(probability_NK: Tensor, labels_N: Tensor) -> float:
     return float(gap.abs().sum()) / len(labels_N)
 
 
+def _within_bounds(scale: float) -> bool:
+    low, high = _SCALES
+    return low * 1.01 < scale < high / 1.01
+
+
 def calibrate(similarity_NK: Tensor, labels_N: Tensor, scale_before: float) -> Calibration:
     """Fit the scale on all pictures; the error after comes from two halves, each under the scale of the other."""
     order = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(0))
@@ -71,8 +79,9 @@ def calibrate(similarity_NK: Tensor, labels_N: Tensor, scale_before: float) -> C
         scale = fit_scale(similarity_NK[other], labels_N[other])
         after_NK[half] = (similarity_NK[half].double() * scale).softmax(1)
     before_NK = (similarity_NK.double() * scale_before).softmax(1)
+    scale = fit_scale(similarity_NK, labels_N)
     return Calibration(
-        scale=fit_scale(similarity_NK, labels_N),
+        scale=scale if _within_bounds(scale) else None,
         num_pictures=len(labels_N),
         accuracy=float((similarity_NK.argmax(1) == labels_N).double().mean()),
         error_before=calibration_error(before_NK, labels_N),

@@ -1,4 +1,4 @@
-"""The commands that use a trained model: predict, embed, index, search. Each has a parser and a function.
+"""The commands that use a trained model: predict, embed, index, search, blend, table. Each has a parser and a function.
 
 Heavy imports wait until a command runs.
 """
@@ -42,6 +42,14 @@ example:
 The first model is alpha 0. The chosen alpha has the largest geometric mean of the expert's and the general figure; a
 validation loss counts by its inverse; of equal alphas the smallest. Report the chosen model on data that it was not
 chosen by. Run it again after any interruption: alphas that were measured are kept."""
+_TABLE_EXAMPLE = """\
+example:
+  dalip table runs/clip runs/dalip --sets configs/evaluation/published.yaml --out table
+  dalip table OpenCLIP=runs/clip DALIP=runs/dalip theirs.parquet --sets sets.yaml --out table
+
+The first model is compared with each other one, picture by picture, and a model that has the name of a published one
+with its figures. Sets that are not there are named and left out. Run it again after any interruption: answers that are
+there are kept."""
 _INDEX_EXAMPLE = """\
 example:
   dalip index vectors.parquet --out my-index"""
@@ -291,5 +299,26 @@ def _blend(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_predict, _add_embed, _add_index, _add_search, _add_blend)
+def _add_table(add: AddCommand) -> None:
+    argument = add(
+        "table", "Put models side by side on evaluation sets, with the published figures.", _TABLE_EXAMPLE, _table
+    ).add_argument
+    help_text = f"{MODEL_HELP}; or OUT/answers/NAME.parquet of another table; NAME= gives the name of its row"
+    argument("models", metavar="[NAME=]MODEL", nargs="*", help=help_text)
+    argument("--sets", metavar="FILE", required=True, help="YAML with sets and published figures, as of `dalip eval`")
+    argument("--out", metavar="FOLDER", required=True, help="folder to write")
+
+
+def _table(options: argparse.Namespace) -> int:
+    from training.evaluation.table import make_table
+    from training.record.run_files import refuse_within_run
+
+    refuse_within_run(options.out)
+    for line in make_table(options.models, options.sets, options.out, lambda line: print(line, flush=True)):
+        print(line)
+    print(f"table: {options.out}/table.md, by class: {options.out}/classes.csv, mistaken: {options.out}/confusion.csv")
+    return 0
+
+
+COMMANDS = (_add_predict, _add_embed, _add_index, _add_search, _add_blend, _add_table)
 """What adds each parser."""

@@ -98,7 +98,13 @@ class Classifier:
                 f"{int(good.sum())} held-out pictures of {release.path} can be read and have a label in '{field}', "
                 f"{least} are needed"
             )
-        return calibrate(parts[0][1], labels[rows[good]], self.encoder.logit_scale)
+        found = calibrate(parts[0][1], labels[rows[good]], self.encoder.logit_scale)
+        if found.scale is None:
+            return (
+                f"the answers to {found.num_pictures} held-out pictures of {release.path} ({found.accuracy:.0%} right) "
+                "give no finite scale; take a larger held-out split"
+            )
+        return found
 
     def similarities(self, listing: Listing, pieces: Sequence[range]) -> Iterator[Encoded]:
         """As `encode_pieces`: of each range of pictures the similarities to the labels, and faults."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import release_writer
 import torch
+from tiny_clip import exported_clip
 from torch.nn import functional
 from training_runs import (
     assert_same_run,
@@ -34,9 +35,7 @@ from training.data.loader import open_releases
 from training.data.shards import SamplePool, open_pool
 from training.data.vectors import Vectors
 from training.evaluation.encoder import Encoder
-from training.model.build import build_model
-from training.model.exports import export_hugging_face
-from training.model.presets import LossSettings, ModelSettings
+from training.model.presets import LossSettings
 from training.record.log import read_log
 from training.tasks.task import make_task
 
@@ -48,13 +47,9 @@ TEACHER = release_writer.TINY_ARCHITECTURE | {
 
 
 def make_teacher(folder: Path, seed: int) -> Path:
-    """A model of random weights, in open_clip's layout."""
     path = folder / "dalip-distil-teacher.json"
     path.write_text(json.dumps(TEACHER))
-    torch.manual_seed(seed)
-    model = build_model(ModelSettings(preset="clip", architecture=str(path)))
-    export_hugging_face(model, folder / f"teacher-{seed}")
-    return folder / f"teacher-{seed}"
+    return exported_clip(folder, seed, str(path))
 
 
 @pytest.fixture(scope="module")

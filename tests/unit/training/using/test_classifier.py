@@ -77,3 +77,11 @@ def test_a_genus_is_one_where_some_of_its_labels_lack_the_kingdom() -> None:
     numbers, values = genus.best(torch.tensor([[0.26, 0.26, 0.284, 0.196]]))
     assert [genus.names[i] for i in numbers.tolist()] == ["Quercus"]
     assert values.tolist() == pytest.approx([0.52])
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_pictures_that_are_all_right_or_all_wrong_have_no_scale(is_right: bool) -> None:
+    """All right: the surer the likelier. All wrong: the less sure the likelier."""
+    similarity_NK = torch.eye(4).repeat(5, 1) * 0.2
+    labels_N = (similarity_NK if is_right else -similarity_NK).argmax(1)
+    assert calibrate(similarity_NK, labels_N, scale_before=80.0).scale is None
