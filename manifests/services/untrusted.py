@@ -135,7 +135,7 @@ class Member(NamedTuple):
 class BrokenTarError(Exception):
     """A tar cannot be read from some byte on; what lies before it is fine.
 
-    `member` is the name that stands there. `behind_end`: it lies behind an end mark, so all members before it are whole.
+    `member` is the name that stands there. `behind_end`: it lies behind an end mark, so no member before it is cut.
     """
 
     def __init__(self, message: str, member: str | None = None, behind_end: bool = False) -> None:
@@ -192,7 +192,7 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
 
 
 def _next_header(stream: Any, offset: int) -> tuple[tarfile.TarInfo, int] | None:
-    """The header at a byte, or that of another tar behind the end mark there; where it lies. None: there is none."""
+    """The header at a byte, or that of another tar behind the end mark there; where it lies. None where none is."""
     for begins in range(offset, offset + _MAX_PADDING_BYTES, tarfile.BLOCKSIZE):
         try:
             stream.seek(begins)
