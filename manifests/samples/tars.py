@@ -7,6 +7,7 @@
 - A text that is empty or blank is no text.
 - A text of more than 1 MiB, a link, and the like are faults of their sample alone.
 - Where a tar breaks off, the sample at the break is lost with all behind it.
+- Tars behind one another in one file are read as one.
 
 Reads a tar front to back, in the memory of one sample. Gives up with BrokenTarError.
 """
@@ -93,7 +94,7 @@ def samples_in(
                     _take(member, ending, is_picture, sample, stream)
     except BrokenTarError as error:
         where = sample.key if sample else "the first sample"
-        if sample is not None and error.member and _begins_another(sample, error.member):
+        if sample is not None and (error.behind_end or (error.member and _begins_another(sample, error.member))):
             yield sample
         raise BrokenTarError(f"{error}, in or behind {where}") from None
     if sample is not None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from manifests.samples.endings import COMPRESSED_TARS
 from manifests.samples.tars import MAX_TEXT_BYTES
-from manifests.services.untrusted import BrokenTarError, check_packing
+from manifests.services.untrusted import BrokenTarError, EndOfBytesError, check_packing
 
 UNKNOWN_END = 1 << 62
 """Stands for the size of a compressed tar: nobody knows it before all of it is unpacked."""
@@ -81,6 +81,7 @@ class Unpacked(Window):
         self._file, self._packed, self._packing = packed, _Counted(packed), packing
         self._plain = pa.CompressedInputStream(pa.PythonFile(self._packed, mode="r"), packing)
         self._fault: str | None = None
+        self._is_whole = False
 
     def close(self) -> None:
         """Close the compressed file."""
@@ -94,14 +95,15 @@ class Unpacked(Window):
                 block = self._plain.read(BLOCKSIZE)
                 chunk += block
                 if not block:
-                    self._fault = f"its {self._packing} data end there"
+                    self._fault, self._is_whole = f"its {self._packing} data end there", True
             check_packing(self._packed.num_bytes, position + len(chunk), FREE_BYTES)
         except (OSError, ValueError) as error:
             if self._packed.error is not None:  # of the disk or the store: it says nothing about the tar
                 raise self._packed.error from None
             self._fault = f"its {self._packing} data cannot be unpacked further: {error}"
         if not chunk:
-            raise BrokenTarError(f"no byte of the tar behind byte {position:,} ({self._fault})")
+            kind = EndOfBytesError if self._is_whole else BrokenTarError
+            raise kind(f"no byte of the tar behind byte {position:,} ({self._fault})")
         return bytes(chunk)
 
 

@@ -26,6 +26,7 @@ from manifests.errors import IntegrityError, PlantMixError
 
 MAX_TAR_HEADER_BYTES = 64 << 10  # of one extended header, which holds a path and a few numbers
 MAX_TAR_NAME_BYTES = 4096  # the longest path that Linux takes
+_MAX_PADDING_BYTES = 2 << 20  # zeros at the end of a tar: `tar` pads to 10 KiB, with larger blocks to 1 MiB
 MAX_DEPTH = 64
 """Of lists and objects within one another in json."""
 MAX_PACKING = 100
@@ -143,15 +144,24 @@ class Member(NamedTuple):
 
 
 class BrokenTarError(Exception):
-    """A tar cannot be read from some byte on; what lies before it is fine. `member` is the name that stands there."""
+    """A tar cannot be read from some byte on; what lies before it is fine.
 
-    def __init__(self, message: str, member: str | None = None) -> None:
+    `member` is the name that stands there. `behind_end`: it lies behind an end mark, so no member before it is cut.
+    """
+
+    def __init__(self, message: str, member: str | None = None, behind_end: bool = False) -> None:
         super().__init__(message)
-        self.member = member
+        self.member, self.behind_end = member, behind_end
+
+
+class EndOfBytesError(BrokenTarError):
+    """A stream has no further byte, and is whole."""
 
 
 def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
     """The files in a tar of a stranger, one at a time, from the header at byte `start` on. Folders are left out.
+
+    Of tars behind one another (`cat a.tar b.tar`) all are read.
 
     `tarfile` itself believes every size that a tar states. Here no header over 64 KiB is read, and no size is taken
     that the tar cannot hold.
@@ -163,7 +173,10 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
     for_all: dict[str, str] = {}  # what a pax header says of all that follow
     for_next: dict[str, str] = {}
     begins = start
-    while (header := _header_at(stream, offset)) is not None:
+    while (found := _next_header(stream, offset)) is not None:
+        header, place = found
+        if place > offset:
+            offset, begins, for_all, for_next = place, place, {}, {}
         content = offset + tarfile.BLOCKSIZE
         if header.type in _EXTENDED:
             offset = _next_place(content, header.size, end, offset)
@@ -189,16 +202,24 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
         begins = offset
 
 
-def _header_at(stream: Any, offset: int) -> tarfile.TarInfo | None:
-    """The header at a byte; None for the end mark."""
-    stream.seek(offset)
-    block = stream.read(tarfile.BLOCKSIZE)
-    try:
-        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+def _next_header(stream: Any, offset: int) -> tuple[tarfile.TarInfo, int] | None:
+    """The header at a byte, or that of another tar behind the end mark there; where it lies. None where none is."""
+    for begins in range(offset, offset + _MAX_PADDING_BYTES, tarfile.BLOCKSIZE):
+        try:
+            stream.seek(begins)
+            block = stream.read(tarfile.BLOCKSIZE)
+            return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"), begins
+        except tarfile.HeaderError:
+            if len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0"):
+                continue
+            if begins == offset:
+                raise BrokenTarError(f"no tar member and no end mark at byte {offset:,}") from None
             return None
-        raise BrokenTarError(f"no tar member and no end mark at byte {offset:,}") from None
+        except BrokenTarError as error:
+            if begins > offset and isinstance(error, EndOfBytesError):
+                return None
+            raise BrokenTarError(str(error), behind_end=begins > offset) from None
+    return None
 
 
 def _next_place(content: int, size: int, end: int, offset: int, name: str | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 from fsspec.implementations.http import HTTPFileSystem, HTTPStreamFile
@@ -51,12 +52,20 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         opened = super()._open(path, mode, **options)
         if not isinstance(opened, HTTPStreamFile):
+            opened.cache.fetcher = functools.partial(_fetch, opened.url, opened.cache.fetcher)
             return opened
         if opened.r.headers.get("Content-Length") == "0":  # of an empty file there is no range
             opened.close()
             return io.BytesIO()
         opened.seek = functools.partial(_seek, opened)
         return opened
+
+
+def _fetch(address: str, fetch: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+    try:
+        return fetch(start, end)
+    except ValueError:  # of a server that names a length, and sends no ranges
+        raise no_ranges(address) from None
 
 
 def _seek(stream: Any, offset: int, whence: int = os.SEEK_SET) -> int:

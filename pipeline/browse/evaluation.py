@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from manifests.contract.reader import literals
 from manifests.errors import ConfigError
+from manifests.services.untrusted import BrokenTarError
 from pipeline.browse.snapshot import Snapshot
 from pipeline.fetching.pictures.image import StoredImage, measure_image
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.sources.files import BytesUnreadable, LocalReader, split_locator
+from pipeline.sources.tars.picture_rows import RowReader, picture_columns
 
 _SETTINGS = ImageSettings().of_any_shape()
 
@@ -77,8 +80,12 @@ def _read(root: str, locator: str, image_id: str) -> bytes | None:
         inside = (Path(root) / split_locator(locator)[0]).resolve()
         if not inside.is_relative_to(Path(root).resolve()):
             return None
-        with LocalReader(root) as reader:
-            result = measure_image(reader.read(locator, _SETTINGS.max_body_bytes), _SETTINGS)
-    except (BytesUnreadable, ValueError):  # a table that was written by hand names no place
+        columns = picture_columns(str(inside)) if inside.suffix == ".parquet" else [None]
+    except (BytesUnreadable, BrokenTarError, ValueError):  # a table that was written by hand names no place
         return None
-    return result.body if isinstance(result, StoredImage) and result.original.image_id == image_id else None
+    for column in columns:
+        with suppress(BytesUnreadable), RowReader(root, column) if column else LocalReader(root) as reader:
+            result = measure_image(reader.read(locator, _SETTINGS.max_body_bytes), _SETTINGS)
+            if isinstance(result, StoredImage) and result.original.image_id == image_id:
+                return result.body
+    return None

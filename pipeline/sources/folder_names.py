@@ -76,6 +76,11 @@ def _with_taxa(folders: Sequence[str]) -> set[str]:
     }
 
 
+def are_taxa(names: Sequence[str]) -> bool:
+    """Whether most names, of folders or of classes, are those of taxa."""
+    return len(_with_taxa(names)) >= _MOST * len(names)
+
+
 def guess_without_table(listing: Listing) -> Place:
     """Pictures in a folder, by what says what most of them show."""
     pictures, namings = listing.ends(*PICTURE_SUFFIXES), name_folders(listing.names)

@@ -25,6 +25,7 @@ from manifests.samples.tars import Sample
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from pipeline.sources.files import Shards, find_files, make_locator, reading
+from pipeline.sources.folder_names import are_taxa
 from pipeline.sources.kinds import HEAD_ROWS, FirstRows, Listing, Place, Reader
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, make_batch, map_columns
@@ -219,11 +220,23 @@ class ParquetReader(Reader[ParquetSettings]):
         texts = {name: [it.texts.get(name, b"").decode(errors="replace") for it in some] for name in names}
         values = {name: [text for text in texts[name] if text.strip()] for name in names}
         guesses = guess_columns(names, values, image=ColumnGuess(image, "sure", "its pictures"))
+        numbers = {it.name for it in file.schema if pa.types.is_integer(it.type)}
+        guesses = _with_classes(guesses, {name: it for name, it in file.class_names.items() if name in numbers})
         columns = {field: guess.column for field, guess in guesses.items()}
         words = f"Parquet with pictures, {len(files.names):,} files (sure: the first one was opened)"
         others = left_out(names, values, guesses)
         found = Place({"path": listing.path, "columns": columns}, words, left_out=others, could_keep=list(others))
         return describe_columns(found, guesses, listing.path)
+
+
+def _with_classes(guesses: dict[str, ColumnGuess], classes: dict[str, list[str]]) -> dict[str, ColumnGuess]:
+    """The finest classes of `datasets` as taxa, where they are named so, else as the caption where there is none."""
+    for column in sorted(classes, key=lambda column: -len(classes[column])):
+        field = "taxon_scientific_name" if are_taxa(classes[column]) else "caption"
+        others = {name: guess for name, guess in guesses.items() if guess.column != column}
+        if field not in others and guesses.keys() - others.keys() <= {"caption"}:
+            guesses = others | {field: ColumnGuess(column, "likely", "the names of its classes")}
+    return guesses
 
 
 def _stem(name: str) -> str:

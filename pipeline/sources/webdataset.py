@@ -133,10 +133,13 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
             head = stream.read(tarfile.BLOCKSIZE)
             if fault := _misnamed(first, head):
                 raise ConfigError(f"{self.where}: {first} {fault}")
-            if packing_of(first):
+            if head and packing_of(first):
                 stream.seek(0)
-                with suppress(BrokenTarError):  # a build says where it breaks off
+                try:
                     head = unpacked(stream, first).read(tarfile.BLOCKSIZE)
+                except BrokenTarError as error:
+                    cure = "unpack it yourself (zstd with a large window: `zstd -d --long=31`), or download it again"
+                    raise ConfigError(f"{self.where}: {first}: {error}; {cure}") from None
         if head.strip(b"\0") and head[257:262] != b"ustar":
             try:
                 tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")

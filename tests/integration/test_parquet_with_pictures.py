@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from building import ROOT, done, release_of, run_here, write_small_config
+from crawling import open_image_index
 from foreign_tars import picture
 from ingested import NUM, build, versions
 from misbehaving.hub import Repository, StoredFile, fake_hub, use_hub
@@ -30,6 +31,7 @@ from waiting import wait_until
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
+from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.sources.tars import front_to_back
 from pipeline.stages.ingest import tars as ingest_tars
 
@@ -393,8 +395,12 @@ def test_a_set_to_judge_on_may_be_parquet(tmp_path: Path) -> None:
     sets = [{"name": "theirs", "parquet": {"path": str(tmp_path / "test.parquet"), "columns": {"image": "img"}}}]
     build(config_of(tmp_path, tmp_path / "train.parquet", evaluation=sets), last="dedup")
     with open_reader(str(tmp_path / "work")) as sql:
-        keys = sql.execute("SELECT record_key FROM leaks JOIN candidates USING (sample_id) ORDER BY 1").fetchall()
-    assert keys == [("train/5",), ("train/6",)]
+        leaks = sql.execute("SELECT record_key, sample_id FROM leaks JOIN candidates USING (sample_id) ORDER BY 1")
+        keys, leaking = zip(*leaks.fetchall(), strict=True)
+    assert keys == ("train/5", "train/6")
+    with open_image_index(tmp_path / "work", tmp_path) as found:  # `plantmix browse --evaluation` showed none of them
+        pictures = EvaluationPictures(found.snapshot, [f"theirs={tmp_path}/test.parquet"])
+        assert all(pictures.read(sample_id, "theirs") for sample_id in leaking)
 
 
 def test_init_names_paths_without_bytes_and_takes_what_has_pictures(tmp_path: Path) -> None:

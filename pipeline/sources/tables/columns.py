@@ -94,8 +94,8 @@ def guess_columns(
     Raises: ConfigError when no column holds addresses or names of pictures.
     """
     guesses: dict[str, ColumnGuess] = {"image": image} if image else {}
-    for field, pattern in (("url", _ADDRESS), *([] if image else [("file", _PICTURE_FILE)])):
-        if (image or of_files or not guesses) and (guess := _best(names, values, field, _share_of(pattern), guesses)):
+    for field, share in (("url", _share_of_addresses), *([] if image else [("file", _share_of(_PICTURE_FILE))])):
+        if (image or of_files or not guesses) and (guess := _best(names, values, field, share, guesses)):
             guesses[field] = guess
     if not guesses:
         raise ConfigError(
@@ -230,6 +230,11 @@ def _share_of(pattern: re.Pattern[str]) -> Callable[[Sequence[str]], float]:
         return sum(bool(pattern.search(value.strip())) for value in values) / len(values) if values else 0.0
 
     return share
+
+
+def _share_of_addresses(values: Sequence[str]) -> float:
+    """Addresses, but for those of licences."""
+    return 0.0 if _share_of_licences(values) >= _MOST else _share_of(_ADDRESS)(values)
 
 
 def _share_of_names(values: Sequence[str]) -> float:

@@ -126,25 +126,19 @@ class PictureFile:
 
     def texts_in(self, batch: pa.RecordBatch, column: str) -> list[bytes | None]:
         """The values of a column as UTF-8, or what stands for it."""
-        values, names = batch[column], self._class_names.get(column)
-        if names and pa.types.is_integer(values.type):  # -1 says that there is no label
-            named = (
-                names[number] if number is not None and 0 <= number < len(names) else None
-                for number in values.to_pylist()
-            )
-            return [name and name.encode() for name in named]
+        values, names = batch[column], self.class_names.get(column)
+        values = _named(values, names) if names else values
         values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
         return list((values if holds_bytes(values.type) else as_strings(values).cast(pa.binary())).to_pylist())
 
     @cached_property
-    def _class_names(self) -> dict[str, list[str]]:
-        """The names of the classes, of each column of numbers that `datasets` has noted them for."""
+    def class_names(self) -> dict[str, list[str]]:
+        """The names of the classes of each column, of numbers or of lists of them, for which `datasets` notes them."""
         try:
             features = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
-            labels = {
-                name: it for name, it in features.items() if isinstance(it, dict) and it.get("_type") == "ClassLabel"
-            }
-            return {name: list(map(str, it["names"])) for name, it in labels.items()}
+            kinds = {name: it.get("feature", it) for name, it in features.items() if isinstance(it, dict)}
+            labels = {name: it["names"] for name, it in kinds.items() if it.get("_type") == "ClassLabel"}
+            return {name: list(map(str, names)) for name, names in labels.items()}
         except (KeyError, TypeError, ValueError, AttributeError):
             return {}
 
@@ -177,6 +171,27 @@ class PictureFile:
                 path = sample.texts.get(f"{image}.path", b"").decode(errors="replace")
                 sample.faults[image] = f"has no bytes, only the path {path}" if path else "is null"
             yield sample
+
+
+def _named(values: pa.Array, names: Sequence[str]) -> pa.Array:
+    """Numbers of classes, or lists of them, as names; -1 says that there is no label."""
+
+    def name_of(number: Any) -> Any:
+        if isinstance(number, list):
+            return [name_of(one) for one in number]
+        return names[number] if number is not None and 0 <= number < len(names) else None
+
+    is_list = any(is_one(values.type) for is_one in _LISTS)
+    if not pa.types.is_integer(values.type.value_type if is_list else values.type):
+        return values
+    return pa.array(map(name_of, values.to_pylist()), pa.list_(pa.string()) if is_list else pa.string())
+
+
+def picture_columns(path: str) -> list[str]:
+    """The columns of a file that may hold pictures. Raises: BrokenTarError."""
+    with breaking_off(path), storage.open_file(path) as stream:
+        file = PictureFile(stream)
+    return [name for name in file.schema.names if holds_pictures(file.kind_of(name))]
 
 
 def bodies_in(pictures: pa.Array) -> list[bytes | None]:

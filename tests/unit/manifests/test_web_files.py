@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import range_server
 
+from manifests.errors import ConfigError
 from manifests.stores import stamps, storage
 
 
@@ -35,3 +36,14 @@ def test_a_head_is_kept_until_the_file_is_asked_for_now(monkeypatch: pytest.Monk
         assert not storage.exists(f"{server.address}/1.tar")
         server.put("1.tar", b"it came")
         assert storage.exists(f"{server.address}/1.tar"), "what is missing is asked for again"
+
+
+def test_a_server_without_ranges_is_named_with_the_cure() -> None:
+    """A parser that begins at the end of a file, as Parquet's, was told to open it with other options."""
+    with range_server.serving_ranges() as server:
+        server.put("a.parquet", bytes(20 << 20))
+        server.choose = lambda name, start: "whole"
+        with storage.open_file(f"{server.address}/a.parquet") as stream:
+            stream.seek(15 << 20)
+            with pytest.raises(ConfigError, match="sends files whole, not in ranges; download it"):
+                stream.read(8)

@@ -326,6 +326,15 @@ def test_names_of_columns_count_before_values() -> None:
     }
 
 
+def test_addresses_of_licences_are_none_of_pictures() -> None:
+    """A table of licences was taken for a list of pictures, and not joined to the list beside it."""
+    values = {"uuid": ["1", "2"], "license_link": ["https://creativecommons.org/licenses/by/4.0/"] * 2}
+    with pytest.raises(ConfigError, match="no column holds addresses of pictures"):
+        guess_columns(list(values), values)
+    found = guess_columns(["url", "license_link"], values | {"url": ["http://a.org/1.jpg", "http://a.org/2.jpg"]})
+    assert {field: guess.column for field, guess in found.items()} == {"url": "url", "licence_url": "license_link"}
+
+
 def test_small_copies_are_left_out_only_where_each_has_its_picture(tmp_path: Path) -> None:
     found, _ = sources_of(put_photos(tmp_path / "a", "rose/1.jpg", "rose/thumbs/1.jpg", "rose/1_thumb.jpg"))
     assert found["a"]["exclude"] == ["**/*_thumb.*", "**/thumbs/**"]

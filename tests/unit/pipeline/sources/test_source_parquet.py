@@ -14,6 +14,7 @@ from foreign_tars import picture
 from picture_tables import IMAGE, NAMES, images_of, table_of, write
 
 from manifests.errors import ConfigError
+from pipeline.answers.places import look_at
 from pipeline.sources.settings import SourceSettings
 from pipeline.sources.tars.picture_rows import PictureFile
 from pipeline.store.foreign import read_long_rows
@@ -71,6 +72,38 @@ def test_a_label_without_a_name_is_no_text_and_never_a_number(read: Read, tmp_pa
     table = table_of(range(3)).set_column(2, "label", pa.array([1, -1, 7], pa.int64()))
     rows, _ = read(source(write(tmp_path / "a.parquet", table), caption="label"))
     assert [row.get("caption") for row in rows] == [NAMES[1], None, None]
+
+
+def test_lists_of_labels_are_lists_of_names(read: Read, tmp_path: Path) -> None:
+    """A set with several labels a picture had `[1, -1]` for its names, and the caption `1`."""
+    labels = pa.array([[1, -1], [], None], pa.list_(pa.int64()))
+    table = table_of([0, 1, 2], label=labels)
+    features = {"label": {"_type": "List", "feature": {"_type": "ClassLabel", "names": NAMES}}, "gone": {"names": []}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    rows, _ = read(source(write(tmp_path / "a.parquet", table), caption="label", extra=["label"]))
+    assert [row.get("caption") or None for row in rows] == [NAMES[1], None, None]
+    assert [json.loads(row["extra"])["label"] for row in rows] == [json.dumps([NAMES[1], None]), "[]", None]
+
+
+@pytest.mark.parametrize(
+    ("names", "captions", "expected"),
+    [
+        (["Malus domestica", "Citrus limon", "Pyrus communis"], True, ("caption", "classes")),
+        (["Malus domestica", "Citrus limon", "Pyrus communis"], False, ([], "classes")),
+        (["apple", "lemon", "pear"], False, ("classes", None)),
+        (["apple", "lemon", "pear"], True, ("caption", None)),
+    ],
+)
+def test_init_takes_classes_as_taxa_or_as_captions(
+    names: list[str], captions: bool, expected: tuple[Any, str | None], tmp_path: Path
+) -> None:
+    """Two names with Latin endings were found before, and no column that is not called label, caption or so."""
+    table = table_of(range(3)).rename_columns(["image", "caption", "classes"])
+    features = {"classes": {"_type": "ClassLabel", "names": names}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path = write(tmp_path / "a.parquet", table if captions else table.drop_columns(["caption"]))
+    found = look_at(str(path)).settings["columns"]
+    assert (found["caption"], found.get("taxon_scientific_name")) == expected
 
 
 def test_rows_without_a_picture_end_one_by_one(read: Read, tmp_path: Path) -> None:

@@ -223,6 +223,20 @@ def test_what_is_no_tar_is_refused_before_work(tmp_path: Path, content: bytes, s
         check_source(source(tmp_path / "a.tar"))
 
 
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00", "Frame requires too much memory"),  # a window of 2 GiB
+        (b"\x28\xb5\x2f\xfd\x00", "Truncated compressed stream"),
+    ],
+)
+def test_a_compressed_tar_that_cannot_be_unpacked_says_why(tmp_path: Path, content: bytes, seen: str) -> None:
+    """It was called no tar."""
+    (tmp_path / "a.tar.zst").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{seen}.*unpack it yourself .*`zstd -d --long=31`"):
+        check_source(source(tmp_path / "a.tar.zst"))
+
+
 def test_parquet_columns_must_be_there(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", ("k.jpg", b"p"))
     with pytest.raises(ConfigError, match=r"no Parquet file beside it, and `fields` asks for parquet\.title"):
