@@ -144,10 +144,7 @@ class Member(NamedTuple):
 
 
 class BrokenTarError(Exception):
-    """A tar cannot be read from some byte on; what lies before it is fine.
-
-    `member` is the name that stands there. `behind_end`: it lies behind an end mark, so no member before it is cut.
-    """
+    """A tar cannot be read from some byte on, where `member` begins. `behind_end`: no member before it is cut."""
 
     def __init__(self, message: str, member: str | None = None, behind_end: bool = False) -> None:
         super().__init__(message)
@@ -159,9 +156,8 @@ class EndOfBytesError(BrokenTarError):
 
 
 def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
-    """The files in a tar of a stranger, one at a time, from the header at byte `start` on. Folders are left out.
-
-    Of tars behind one another (`cat a.tar b.tar`) all are read.
+    """The files in a tar of a stranger, one at a time, from the header at byte `start` on, and in those behind it, as
+    `cat a.tar b.tar` makes them. Folders are left out.
 
     `tarfile` itself believes every size that a tar states. Here no header over 64 KiB is read, and no size is taken
     that the tar cannot hold.

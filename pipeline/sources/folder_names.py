@@ -48,7 +48,7 @@ def name_folders(names: Sequence[str]) -> dict[str, Naming]:
     shown = [folder for folder in files if pictures[folder]]
     last = {folder: PurePosixPath(folder).name for folder in shown}
     telling = [f for f in shown if last[f].lower() not in _NO_WORDS and re.search(r"[^\W\d_]{2,}", last[f])]
-    taxa = _with_taxa(telling)
+    taxa = with_taxa(telling)
 
     def naming(folder: str) -> Naming:
         with_text = sum(name.rpartition(".")[0] + ".txt" in files[folder] for name in pictures[folder])
@@ -63,8 +63,8 @@ def name_folders(names: Sequence[str]) -> dict[str, Naming]:
     return {folder: naming(folder) for folder in shown}
 
 
-def _with_taxa(folders: Sequence[str]) -> set[str]:
-    """Folders with the name of a taxon: one of two words, as most beside it have, or one with a Latin ending."""
+def with_taxa(folders: Sequence[str]) -> set[str]:
+    """Folders or classes named as taxa: with two words, as most beside them have, or with a Latin ending."""
     like = [folder for folder in folders if _TWO_WORDS.fullmatch(PurePosixPath(folder).name)]
     num_beside, num_like = (Counter(folder.rpartition("/")[0] for folder in some) for some in (folders, like))
     names = pa.array([PurePosixPath(folder).name.replace("_", " ") for folder in like], pa.string())
@@ -74,11 +74,6 @@ def _with_taxa(folders: Sequence[str]) -> set[str]:
         for folder, is_latin in zip(like, latin, strict=True)
         if is_latin or num_like[above := folder.rpartition("/")[0]] >= _MOST * num_beside[above]
     }
-
-
-def are_taxa(names: Sequence[str]) -> bool:
-    """Whether most names, of folders or of classes, are those of taxa."""
-    return len(_with_taxa(names)) >= _MOST * len(names)
 
 
 def guess_without_table(listing: Listing) -> Place:

@@ -25,7 +25,7 @@ from manifests.samples.tars import Sample
 from manifests.services.untrusted import BrokenTarError
 from manifests.stores import storage
 from pipeline.sources.files import Shards, find_files, make_locator, reading
-from pipeline.sources.folder_names import are_taxa
+from pipeline.sources.folder_names import with_taxa
 from pipeline.sources.kinds import HEAD_ROWS, FirstRows, Listing, Place, Reader
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import Batch, Lost, RowColumns, Scratch, in_batches, make_batch, map_columns
@@ -231,8 +231,8 @@ class ParquetReader(Reader[ParquetSettings]):
 
 def _with_classes(guesses: dict[str, ColumnGuess], classes: dict[str, list[str]]) -> dict[str, ColumnGuess]:
     """The finest classes of `datasets` as taxa, where they are named so, else as the caption where there is none."""
-    for column in sorted(classes, key=lambda column: -len(classes[column])):
-        field = "taxon_scientific_name" if are_taxa(classes[column]) else "caption"
+    for column, names in sorted(classes.items(), key=lambda item: -len(item[1])):
+        field = "taxon_scientific_name" if 2 * len(with_taxa(names)) > len(names) else "caption"
         others = {name: guess for name, guess in guesses.items() if guess.column != column}
         if field not in others and guesses.keys() - others.keys() <= {"caption"}:
             guesses = others | {field: ColumnGuess(column, "likely", "the names of its classes")}

@@ -232,8 +232,7 @@ def _share_of(pattern: re.Pattern[str]) -> Callable[[Sequence[str]], float]:
     return share
 
 
-def _share_of_addresses(values: Sequence[str]) -> float:
-    """Addresses, but for those of licences."""
+def _share_of_addresses(values: Sequence[str]) -> float:  # but for those of licences
     return 0.0 if _share_of_licences(values) >= _MOST else _share_of(_ADDRESS)(values)
 
 

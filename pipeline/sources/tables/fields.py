@@ -3,7 +3,7 @@
 The rows of the source are staged on disk as they come. `keyed.py` pairs them with those of each table. The values are
 then sorted by the rows of the source, and both files are read side by side: memory holds one batch of each. A value of
 the source counts before one of a table, and a table before the next. Where rows with one key differ, a field stays
-empty.
+empty, but all of their licences and owners count.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pipeline.sources.tables.joining import StagedTable, staging, text
 from pipeline.sources.tables.keyed import JoinedTable, keys_that_share, pair_rows, stage_partners
 
 _KEPT = "extra."  # in front of the name of a column that `extra` keeps
+_TOGETHER = {"licence": " AND ", "licence_url": " AND ", "rights_holder": "; ", "creator": "; "}
 
 
 class FieldColumns(RowColumns):
@@ -43,7 +44,8 @@ class FieldColumns(RowColumns):
 
 class JoinedFields(JoinedTable):
     """A table whose columns belong to the rows of a source. What the source says of a row counts first, then the tables
-    in their order, then `defaults`. Of several rows with one key, a field counts where none says something else.
+    in their order, then `defaults`. Of several rows with one key, a field counts where none says something else; their
+    licences must all be allowed, and their owners are all named.
     """
 
     table: ConfigPath
@@ -119,7 +121,7 @@ def _values_by_row(
     names = joined.names()
     odd = stage_partners(sql, folder, table, names, joined.staged)
     counts = pair_rows(sql, odd, keys_that_share(joined, of_tars), once=True)
-    agreed = ", ".join(f'if(min(u."{name}") = max(u."{name}"), min(u."{name}"), NULL) AS "{name}"' for name in names)
+    agreed = ", ".join(f'{_agreed(name)} AS "{name}"' for name in names)
     differ = " OR ".join(f'min(u."{name}") <> max(u."{name}")' for name in names)
     sql.execute(
         f"CREATE OR REPLACE TABLE agreed AS SELECT r.first, min(r.key) AS key, coalesce({differ}, false) AS differ, "
@@ -138,6 +140,13 @@ def _values_by_row(
         for batch in rows:
             staged.write(batch["id"].to_numpy(), {name: batch[name] for name in names})
     return staged.path, counts
+
+
+def _agreed(name: str) -> str:
+    """SQL of what rows with one key say together. Rights that they state in two ways are not left to `defaults`."""
+    value, joiner = f'u."{name}"', _TOGETHER.get(name)
+    together = f"string_agg(DISTINCT {value}, {text(joiner)} ORDER BY {value})" if joiner else "NULL"
+    return f"if(min({value}) = max({value}), min({value}), {together})"
 
 
 def _filled(path: str, joins: Sequence[JoinedFields], found: Sequence[_InOrder]) -> Iterator[Batch]:

@@ -221,7 +221,7 @@ def describe_join(counts: Mapping[str, Any], is_part: bool = False) -> str:
         + (f"; {counts['num_repeated']:,} keys stand on several rows" if counts.get("num_repeated") else "")
         + (
             f", which say different things for {counts['num_differing']:,} of them (such as "
-            f"{counts['differing_key']!r}): where they do, a field stays empty"
+            f"{counts['differing_key']!r}): where they do, a field stays empty, but all licences and owners count"
             if counts.get("num_differing")
             else ""
         )

@@ -17,6 +17,7 @@ from foreign_tars import picture, write_tar
 
 from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
+from pipeline.judging.vocabulary.licences import normalise_licence
 from pipeline.sources.reading import digest_inputs, read_rows
 from pipeline.sources.rows import BATCH_ROWS
 from pipeline.sources.settings import SourceSettings
@@ -47,6 +48,25 @@ def counts_of(given: SourceSettings, folder: Path) -> list[dict[str, Any]]:
     for _ in read_rows(given, partial(open_scratch, str(folder), 0.5), tell=counts.append):
         pass
     return counts
+
+
+def test_defaults_do_not_stand_in_for_rights_that_rows_state_in_several_ways(tmp_path: Path, read: Read) -> None:
+    """A picture under CC BY and under "All rights reserved" went out under the licence of `defaults`."""
+    rights = joined(
+        tmp_path / "a.csv", "key,name,owner,genus\n1,CC BY 4.0,Ann,Rosa\n1,CC BY-NC 4.0,Bo,Malus\n2,CC0,Ann,Rosa\n"
+        "1,cc-by-4.0,Ann,Rosa\n3,All rights reserved,,\n3,CC0,Bo,\n4,CC BY,,\n4,cc-by,,\n",
+        licence="name", rights_holder="owner", taxon_genus="genus",
+    )  # fmt: skip
+    listed = "".join(f"{n},http://a.org/{n}.jpg,a rose in a garden\n" for n in range(1, 6))
+    defaults = {"licence": "CC-BY-4.0", "rights_holder": "Herbarium"}
+    rows, _ = read(list_of(tmp_path / "l.csv", "id,url,text\n" + listed, join=[rights], defaults=defaults))
+    assert [(normalise_licence(row["licence"]), row["rights_holder"], row.get("taxon_genus")) for row in rows] == [
+        ("CC-BY-4.0 AND CC-BY-NC-4.0", "Ann; Bo", None),
+        ("CC0-1.0", "Ann", "Rosa"),
+        ("CC0-1.0 AND all-rights-reserved", "Bo", None),
+        ("CC-BY", "Herbarium", None),
+        ("CC-BY-4.0", "Herbarium", None),
+    ]
 
 
 def test_what_the_source_says_counts_first_then_the_tables_in_order_then_the_defaults(
@@ -90,7 +110,7 @@ def test_rows_with_one_key_give_what_they_agree_on_and_all_that_finds_no_partner
     )
     rows, _ = read(given)
     assert [(row.get("licence"), row.get("taxon_genus")) for row in rows] == [
-        (None, "Poa"),
+        ("CC-BY AND CC0", "Poa"),
         ("CC0", "Rosa"),
         ("CC0", "Malus"),
         (None, None),
@@ -99,7 +119,8 @@ def test_rows_with_one_key_give_what_they_agree_on_and_all_that_finds_no_partner
     assert describe_join(counts) == (
         "join 1 of ours: 1 of 4 pictures (25.0%) have no partner among 7 rows, 1 of which belong to no picture here; "
         "1 keys are met without the blanks around them; 2 keys stand on several rows, which say different things for 1 "
-        "of them (such as '1'): where they do, a field stays empty; rows left out: 1 without key"
+        "of them (such as '1'): where they do, a field stays empty, but all licences and owners count; "
+        "rows left out: 1 without key"
     )
     assert fault_of(given.join[0], counts) is None
 
