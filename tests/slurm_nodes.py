@@ -178,6 +178,19 @@ class Job:
     def ended(self) -> bool:
         return self.field("JobState") not in _RUNNING
 
+    def task(self, number: int) -> Job:
+        """A task of this array."""
+        name = f"{self.number}_{number}"
+        return Job(self.slurm, name, self.log.with_name(f"slurm-{name}.out"))
+
+    def processes(self) -> dict[int, bytes]:
+        """Its processes, wherever they are, with their command lines."""
+        return self.slurm.processes_of(self.field("JobId") or self.number)
+
+    def left_over(self) -> dict[int, bytes] | set[str]:
+        """What it has left: processes, else folders of its Ray."""
+        return self.processes() or {str(path) for path in Path("/tmp").glob(f"ray-{self.number}-*")}
+
     def until(self, happens: Callable[[], object]) -> None:
         """Until that, or the job's end, which is a failure."""
         self.slurm.wait(lambda: happens() or self.ended(), self.said)
@@ -187,6 +200,22 @@ class Job:
         """The state that it ends with."""
         self.slurm.wait(self.ended, self.said)
         return self.field("JobState")
+
+    def disturb(self, command: str) -> None:
+        """Give a command about it, such as `scancel JOB`; it is done when no process of the job is left."""
+        restarts = self.field("Restarts")
+        said = self.slurm.ask(*command.replace("JOB", self.number).split())
+        assert not said, said
+        if command != "scancel JOB":
+            self.slurm.wait(lambda: self.field("Restarts") != restarts or self.ended(), self.said)
+            assert self.field("Restarts") == str(int(restarts) + 1), (self.field("JobState"), self.said())
+
+    def reach_limit(self) -> None:
+        """Bring its time limit near, and set it far again when the job is back in the queue."""
+        days_or_hours, minutes, _ = self.field("RunTime").rsplit(":", 2)
+        assert days_or_hours == "00"
+        self.disturb(f"scontrol update JobId=JOB TimeLimit={int(minutes) + 2}")
+        self.slurm.ask("scontrol", "update", f"JobId={self.number}", "TimeLimit=720")
 
 
 def put_programs_into(clone: Path) -> None:
