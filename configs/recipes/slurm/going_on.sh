@@ -6,13 +6,14 @@
 told= pid=
 stop() { kill -TERM "$pid"; }
 trap 'told=yes; [ -z "$pid" ] || stop' USR1
+trap : TERM # of scancel or requeue, which every process of the job gets: when this shell ends, Slurm kills the others
 
 go_on() {
   local code=1 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # the array's id alone means all tasks
   if [ -z "$told" ]; then
     "$@" &
     pid=$!
-    until wait "$pid"; code=$?; ! kill -0 "$pid" 2>/dev/null; do :; done # the signal ends one wait
+    until wait "$pid"; code=$?; ! kill -0 "$pid" 2>/dev/null; do :; done # a signal ends one wait
   fi
   if [ -n "$told" ] && [ "$code" != 0 ]; then
     echo "the time limit is near: back into the queue"
