@@ -226,7 +226,7 @@ def test_every_config_loads() -> None:
         if "\nwork_dir:" in text:
             assert isinstance(read_config(path), BuildConfig), path
         else:
-            model = TrainSettings if "\nschedule:" in text else EvalSettings
+            model = ProxySettings if "\nruns:" in text else TrainSettings if "\nschedule:" in text else EvalSettings
             assert isinstance(read_settings(path, model), model), path
     for path in sorted((ROOT / "configs/training").glob("*.yaml")):
         model = ProxySettings if path.name.startswith("proxies") else TrainSettings
