@@ -19,7 +19,7 @@ from types import TracebackType
 
 from building import ROOT
 from environments import lacks
-from process_tree import below, kill
+from process_tree import kill
 from ray_nodes import START, free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -109,16 +109,17 @@ class Slurm:
             )
 
     def _end(self) -> None:
-        """Ends what is left of jobs too: they are below a slurmstepd, which is nobody's child."""
-        steps = [pid for pid in below(1) if self._is_ours(pid)]
+        """End jobs, then the daemons, by their ids: a test that failed has left some."""
+        self.ask("scancel", "--state=RUNNING,PENDING", "--me")
+        daemons = {daemon.pid for daemon in self._daemons}
+        kill([pid for pid in _pids() if str(self.folder).encode() in _read(pid, "environ") and pid not in daemons])
+        until = time.monotonic() + 60
+        while self.ask("squeue", "--noheader").strip() and time.monotonic() < until:
+            time.sleep(0.5)
         for daemon in reversed(self._daemons):
-            kill([*(pid for step in steps for pid in below(step)), *steps])
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(60)
         self._folder.cleanup()
-
-    def _is_ours(self, pid: int) -> bool:
-        return str(self.folder).encode() in _read(pid, "environ") and b"slurmstepd" in _read(pid, "cmdline")
 
     def ask(self, *command: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
         """What a command of Slurm's prints, also as an error."""
@@ -149,10 +150,13 @@ class Slurm:
     def processes_of(self, job: str) -> dict[int, bytes]:
         """Processes of a job, wherever they are: they carry its number in their environment."""
         mark = f"\0SLURM_JOB_ID={job}\0".encode()
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        found = {pid: _read(pid, "cmdline") for pid in pids if mark in b"\0" + _read(pid, "environ")}
+        found = {pid: _read(pid, "cmdline") for pid in _pids() if mark in b"\0" + _read(pid, "environ")}
         ours = str(self.folder).encode()
         return {pid: command for pid, command in found.items() if ours in _read(pid, "environ") and command}
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _read(pid: int, name: str) -> bytes:

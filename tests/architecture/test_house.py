@@ -182,7 +182,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "train": ["--allow-changed", "--no-resume", "--output", "--release", "--resume", "config"],
         "eval": ["--architecture", "--kind", "--out", "--output", "--release", "--settings", "--split", "model"],
         "plot": ["--metric", "--out", "runs"],
-        "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
+        "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "--task", "config"],
         "tokens": ["config"],
         "export": ["--architecture", "--format", "--kind", "model", "target"],
         "publish": ["--architecture", "--dry-run", "--public", "--to", "model"],
