@@ -10,6 +10,7 @@ from collections.abc import Callable
 from manifests.errors import PlantMixError, RunError
 from manifests.services import packages
 from manifests.services.printable import PrintableStream, shown
+from manifests.services.scheduling import STOP_SIGNALS, handling, interrupt
 from manifests.stores import faults
 
 _WHEN_MENDED = "what is committed stays, run the same command again when it is mended"
@@ -17,12 +18,12 @@ _DAMAGED = "a file of the work folder or release is damaged: `plantmix verify` n
 
 
 def run_command(program: str, command: Callable[[], int], when_stopped: str) -> int:
-    """Run a command and return its exit code. `when_stopped` is printed after a Ctrl-C.
+    """Run a command and return its exit code. `when_stopped` is printed after Ctrl-C or STOP_SIGNALS.
 
     Raises: an error that nobody expects.
     """
     try:
-        with contextlib.redirect_stdout(PrintableStream(sys.stdout)):
+        with handling(interrupt, *STOP_SIGNALS), contextlib.redirect_stdout(PrintableStream(sys.stdout)):
             return command()
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 # A node joins others only where Ray believes in clusters, and binds to the loopback only where it does not.
-_START = """
+START = """
 import sys
 from ray._private import ray_constants, services
 ray_constants.ENABLE_RAY_CLUSTER = True
@@ -76,7 +76,7 @@ class Cluster:
         """
         mounts = "".join(f"mount -t tmpfs none '{path}' && " for path in hidden)
         python = ["unshare", "--mount", "sh", "-c", f'{mounts} exec "$0" "$@"'] if hidden else []
-        python += [self.python, "-c", before + "\n" + _START]
+        python += [self.python, "-c", before + "\n" + START]
         where = (
             ["--head", "--port", self.address.rpartition(":")[2], f"--include-dashboard={bool(self.jobs)}"]
             if not self.nodes

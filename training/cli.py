@@ -169,6 +169,7 @@ def _add_proxies(add: AddCommand) -> None:
     argument("--release", metavar="PATH", help="stratified release instead of the config's")
     argument("--output", metavar="DIR", help="folder of the runs instead of the config's output_dir")
     argument("--processes", type=int, metavar="N", help="runs at a time instead of the config's")
+    argument("--task", type=int, metavar="N", help="do only the N-th run of the list, as a task of a job array does")
     argument("--launcher", choices=("local", "ray"), default="local", help="where the runs are done (default: local)")
     argument(
         "--ray-address",
@@ -301,12 +302,14 @@ def _proxies(options: argparse.Namespace) -> int:
     from training.proxies.study import run_proxies
 
     address = (options.ray_address or "local") if options.launcher == "ray" else None
-    outcome = run_proxies(settings, lambda line: print(line, flush=True), ray_address=address)
+    outcome = run_proxies(settings, lambda line: print(line, flush=True), ray_address=address, task=options.task)
     num_new = len(outcome.results) - outcome.num_reused
     print(f"{num_new} runs done, {outcome.num_reused} done before and kept, {len(outcome.failed)} failed")
-    if outcome.results:
+    if options.task is not None:
+        print("the same command without --task writes the table when all tasks are done")
+    elif outcome.results:
         print(f"table: {outcome.table}")
-    if outcome.results and settings.catalogue is not None:
+    if outcome.results and options.task is None and settings.catalogue is not None:
         print(f"catalogue: {settings.catalogue} (plantmix plan fit {settings.catalogue} --out law.json)")
     return 1 if outcome.failed else 0
 

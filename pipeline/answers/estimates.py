@@ -6,7 +6,6 @@ stated assumptions; where heads are asked, their mean size takes the place of th
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from manifests.contract.catalog import Catalog
 from manifests.contract.reader import literals, open_reader
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, RunError
+from manifests.services import scheduling
 from manifests.stores import storage
 from manifests.stores.stamps import look
 from pipeline.answers.preflight import nearest_folder
@@ -302,7 +302,7 @@ def _figures(
     local_mean = local["num_bytes"] / num_local if num_local else 0.0
     pool_bytes = num_urls * stored_bytes(image, mean_bytes) + num_local * stored_bytes(image, local_mean)
     on_ray = config.run.executor == "ray"
-    num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else os.cpu_count()) or 1
+    num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else scheduling.num_cores())
     work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600
     slowest = hosts[0]["hours"] if hosts else 0.0
     return {

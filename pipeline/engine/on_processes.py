@@ -22,6 +22,7 @@ from typing import Any
 
 from manifests.errors import RetryableError
 from manifests.services.child import Command
+from manifests.services.scheduling import num_cores
 from pipeline.engine.executing import Asked, Done, Job, never
 from pipeline.engine.process_worker import Shared
 from pipeline.engine.work import Work
@@ -112,7 +113,7 @@ class ProcessExecutor:
 
     def __init__(self, num_workers: int | None) -> None:
         """None: as many workers as cores. The threads of the cores are shared out among the workers."""
-        cores = os.cpu_count() or 1
+        cores = num_cores()
         self._num_workers = num_workers or cores
         self._threads = max(1, cores // self._num_workers)
         self._workers: list[_Worker] = []

@@ -18,6 +18,7 @@ from manifests.errors import ConfigError, LostNodeError, PartError, PlantMixErro
 from manifests.masking import hide_secrets
 from manifests.services.arrow import without_pandas
 from manifests.services.local_ray import join_cluster, ray_environment
+from manifests.services.scheduling import num_cores
 from manifests.stores import storage
 from manifests.stores.folder import patiently, store_of
 from pipeline.config import RaySettings
@@ -67,7 +68,7 @@ def _connect(settings: RaySettings, num_workers: int | None) -> Any:
             join_cluster(ray, option, address, **options)
             return ray
         try:
-            ray.init(num_cpus=num_workers or os.cpu_count() or 1, include_dashboard=False, **options)
+            ray.init(num_cpus=num_workers or num_cores(), include_dashboard=False, **options)
         except Exception as error:  # Ray raises a bare one when its processes are not up after half a minute
             raise RunError(
                 f"Ray did not start: {' '.join(str(error).split()):.300}. A busy machine may be too slow for it: "
@@ -82,7 +83,7 @@ def count_cpus(settings: RaySettings) -> int:
     Raises: ConfigError when the cluster lets nobody in.
     """
     if not address_of(settings):
-        return os.cpu_count() or 1
+        return num_cores()
     ray = _connect(settings, None)
     try:
         return int(ray.cluster_resources().get("CPU", 0)) or 1

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import signal
 import threading
 from multiprocessing.connection import Connection
 from typing import Any
 
 from manifests.errors import PartError
 from manifests.services.arrow import without_pandas
+from manifests.services.scheduling import STOP_SIGNALS
 from pipeline.engine.executing import do_job
 from pipeline.engine.gates import GateHandle
 
@@ -48,6 +50,8 @@ def serve(results_fd: int, calls_fd: int) -> None:
     nothing of it is sent after that. Where a part ends without, None is sent.
     """
     global _calls
+    for number in STOP_SIGNALS:  # a scheduler sends them to all processes of a job: it is the driver that asks to stop
+        signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by programs that a part starts
     without_pandas()
     _calls = Connection(calls_fd)
     connection: Connection[Any, Any] = Connection(results_fd)

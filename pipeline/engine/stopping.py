@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the build to store what it has and leave, the second leaves at once.
+"""Ctrl-C, SIGTERM and SIGUSR1: the first asks the build to store what it has and leave, the second leaves at once.
 
 A step whose parts cannot be asked is left at the first signal. Its parts in flight are done again by the next build.
 """
@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from manifests.services.scheduling import STOP_SIGNALS
 
 _LONGEST_SECONDS = 9.0  # after the first signal; then what is not stored by then is lost
 
@@ -33,7 +35,7 @@ class StopRequests:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the signals of this process, in its main thread."""
-        self._handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop, signal.SIGALRM: self._leave}
+        self._handlers = dict.fromkeys((signal.SIGINT, *STOP_SIGNALS), self._stop) | {signal.SIGALRM: self._leave}
         before = {number: signal.getsignal(number) for number in self._handlers}
         self.take_back_signals()
         try:

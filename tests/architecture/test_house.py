@@ -182,7 +182,7 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "train": ["--allow-changed", "--no-resume", "--output", "--release", "--resume", "config"],
         "eval": ["--architecture", "--kind", "--out", "--output", "--release", "--settings", "--split", "model"],
         "plot": ["--metric", "--out", "runs"],
-        "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "config"],
+        "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "--task", "config"],
         "tokens": ["config"],
         "export": ["--architecture", "--format", "--kind", "model", "target"],
         "publish": ["--architecture", "--dry-run", "--public", "--to", "model"],
@@ -227,7 +227,7 @@ def test_every_config_loads() -> None:
         if "\nwork_dir:" in text:
             assert isinstance(read_config(path), BuildConfig), path
         else:
-            model = TrainSettings if "\nschedule:" in text else EvalSettings
+            model = ProxySettings if "\nruns:" in text else TrainSettings if "\nschedule:" in text else EvalSettings
             assert isinstance(read_settings(path, model), model), path
     for path in sorted((ROOT / "configs/training").glob("*.yaml")):
         model = ProxySettings if path.name.startswith("proxies") else TrainSettings

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -34,8 +35,10 @@ from misbehaving import object_store
 from misbehaving.hub import FakeHub, Repository, StoredFile, fake_hub
 from misbehaving.owners import mining, with_xmp
 from PIL import Image
+from ray_nodes import ENVIRONMENT
 from safetensors import safe_open
 from shell_blocks import blocks_of, copy_configs, environment_of, run_block, write_yaml
+from slurm_nodes import Slurm, put_programs_into, require_slurm
 from tiny_clip import tiny
 
 from manifests.contract.release import Release
@@ -182,6 +185,12 @@ def cluster(data: Path, address: str) -> None:
     write_list(data / "cluster/list.csv", ["url", "caption", "licence"], rows[:30])
 
 
+def jobs(data: Path, address: str) -> None:
+    rows = [[*row, "CC-BY-4.0"] for row in serve_all(data, address)]
+    write_list(data / "slurm/plants.csv", ["url", "caption", "licence"], rows[:30])
+    write_list(data / "slurm/general.csv", ["url", "caption", "licence"], rows[30:])
+
+
 def go_on(data: Path, address: str) -> None:
     """Eight kinds are plants, the others general. Two turns are trained on, one is for validation, one for the test."""
     captions = []
@@ -267,6 +276,15 @@ def bucket() -> Iterator[dict[str, str]]:
         yield store.environment()
 
 
+@contextmanager
+def nodes() -> Iterator[dict[str, str]]:
+    """A Slurm of two nodes; gives the environment in which its commands find it."""
+    require_slurm()
+    with Slurm() as slurm:
+        yield ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"} | slurm.environment
+
+
+SERVICES = {"cluster": bucket, "slurm": nodes}
 DATA: dict[str, Callable[[Path, str], None]] = {
     "your-own-pictures": own_pictures,
     "gbif-to-model": gbif,
@@ -275,6 +293,7 @@ DATA: dict[str, Callable[[Path, str], None]] = {
     "two-week-download": weeks,
     "archive-to-hub": lab,
     "cluster": cluster,
+    "slurm": jobs,
     "published-plantmix-13m": published,
     "continue-a-model": go_on,
     "fine-tune-bioclip-2": genus,
@@ -336,6 +355,16 @@ def check_table(folder: Path, hub: FakeHub, printed: str) -> None:
         assert blend["alpha"] == max(blend["rows"], key=lambda row: (row["score"], -row["alpha"]))["alpha"]
 
 
+def check_jobs(folder: Path, hub: FakeHub, printed: str) -> None:
+    """Both nodes built, each task did its run, and two processes trained."""
+    said = "".join(path.read_text() for path in sorted(folder.glob("slurm-*.out")))
+    assert "ray: joining 127.0.0.1:2" in said
+    assert "3 done before and kept, 0 failed" in said
+    assert "parameters on 2 x cpu" in said
+    with (folder / "data/slurm/proxies/runs.csv").open(newline="") as stream:
+        assert [row["run"] for row in csv.DictReader(stream)] == ["proxy-01", "proxy-02", "proxy-03"]
+
+
 def check_tuned(folder: Path, hub: FakeHub, printed: str) -> None:
     """Training began with all weights of the hub, and the three models are compared on the same pictures."""
     assert re.search(r"imageomics/bioclip-2: (\d+) of \1 tensors; new: 0", printed)
@@ -378,6 +407,7 @@ CHECKS: dict[str, Callable[[Path, FakeHub, str], None]] = {
     "fine-tune-bioclip-2": check_tuned,
     "distil-a-teacher": check_student,
     "vit-l-24gb": check_adapted,
+    "slurm": check_jobs,
 }
 
 
@@ -395,7 +425,8 @@ def allow_loopback(path: Path, robots_txt: bool, gbif_api: str | None) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if gbif_api:
         values["sources"][0]["gbif"]["api"] = gbif_api
-    values["run"] = values.get("run", {}) | {"executor": "inline", "ray": {}}
+    if path.parent.name != "slurm":  # whose job starts the Ray that the build is given
+        values["run"] = values.get("run", {}) | {"executor": "inline", "ray": {}}
     limits = {"requests_per_second": None, "connections": 8}
     network = values.setdefault("fetch", {}).setdefault("network", {})
     network |= {"allow_private_addresses": True, "robots_txt": robots_txt, "limits": limits}
@@ -420,9 +451,13 @@ def commands(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_as_its_page_says(name: str, hub: FakeHub, commands: CommandServer, tmp_path: Path) -> None:
     copy_configs(tmp_path)
-    commands.put_into(tmp_path)
+    if name == "slurm":
+        put_programs_into(tmp_path)
+    else:
+        commands.put_into(tmp_path)
     folder = tmp_path / f"configs/recipes/{name}"
-    with serving(tmp_path / "data") as server, bucket() if name == "cluster" else nullcontext({}) as store:
+    services_of: Callable[[], Any] = SERVICES.get(name, lambda: nullcontext({}))
+    with serving(tmp_path / "data") as server, services_of() as store:
         DATA[name](tmp_path / "data", f"http://127.0.0.1:{server.port}")
         for path in sorted((tmp_path / "data/tars").glob("*.tar")):
             content = path.read_bytes()

@@ -27,6 +27,7 @@ from manifests.contract.release import SAMPLES_FILE, SPLIT_FOLDERS, Release
 from manifests.contract.tables import kind_of
 from manifests.errors import ConfigError, IntegrityError, PlantMixError, RunError
 from manifests.pictures.opening import without_pillow_warnings
+from manifests.services.scheduling import STOP_SIGNALS
 from manifests.stores.cache import ReadAhead, ShardCache
 from manifests.stores.storage import WrittenFile
 from training.data.columns import text_labels
@@ -383,8 +384,8 @@ def _unchanged(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     # The trainer decides when to stop. A signal to the whole process group must not kill its workers first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, *STOP_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
     without_pillow_warnings.__enter__()  # once and for good, not 10 us a picture
 
 

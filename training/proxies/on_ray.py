@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from manifests.errors import ConfigError, PlantMixError, RunError
 from manifests.services.local_ray import join_cluster, ray_environment
+from manifests.services.scheduling import num_cores
 from training.config import TrainSettings
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ def _running_ray(ray: Any, address: str | None, num_cpus: int) -> Iterator[None]
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
-        num_cpus = max(os.cpu_count() or 1, num_cpus)
+        num_cpus = max(num_cores(), num_cpus)
         with ray_environment(address):
             ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
     else:

@@ -7,7 +7,6 @@ samples_seen and pool_DOMAIN. Writes nothing. Gives up with ConfigError that nam
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.contract.settings import ConfigPath, Settings, parse_settings, read_settings
 from manifests.errors import ConfigError
+from manifests.services.scheduling import num_cores
 from manifests.stores.storage import is_remote
 from training.config import TrainSettings
 from training.data.settings import DataSettings
@@ -104,7 +104,7 @@ class ProxySettings(TrainSettings):
     @property
     def threads(self) -> int:
         """Threads of one process: the machine's cores, shared among the processes."""
-        return self.compute.num_threads or max(1, (os.cpu_count() or 1) // self.num_processes)
+        return self.compute.num_threads or max(1, num_cores() // self.num_processes)
 
     @property
     def decoded_side_px(self) -> int | None:

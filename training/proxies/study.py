@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -46,6 +46,7 @@ CONSOLE_FILE = "console.log"  # what a run prints while it trains
 TABLE_FILE = "runs.csv"
 DECODED_FOLDER = "decoded"
 _MIN_HELDOUT = 2  # pairs of a domain without which it has no contrastive loss
+_DECODING_SECONDS = 3600.0  # the longest that a task of an array waits while another one decodes
 _MIN_DECODED_APART = 5000  # pictures: they take about as long to decode as processes to start (5 to 10 s, 2026-11)
 
 PrintLine = Callable[[str], None]
@@ -73,8 +74,12 @@ class ProxyTask:
     decoded_side_px: int | None
 
 
-def run_proxies(settings: ProxySettings, print_line: PrintLine = print, *, ray_address: str | None = None) -> Outcome:
+def run_proxies(
+    settings: ProxySettings, print_line: PrintLine = print, *, ray_address: str | None = None, task: int | None = None
+) -> Outcome:
     """Do every run of the list that is not done yet, and print a line for each.
+
+    With `task` only the run of that number, while others may do other ones. It leaves the table to a command without.
 
     Runs go to processes of this machine, or, with a `ray_address` ("local" starts a Ray here), to a Ray cluster.
 
@@ -93,15 +98,22 @@ def run_proxies(settings: ProxySettings, print_line: PrintLine = print, *, ray_a
     check_runs(runs, pool, settings)
     _check_heldout(heldout, runs)
     folder = Path(settings.output_dir)
+    if task is not None:
+        if not 1 <= task <= len(runs):
+            raise ConfigError(f"--task {task}: the list has {len(runs)} runs, the first is 1")
+        runs = [runs[task - 1]]
     for run in runs:  # a folder of another config stops the command before the first run
         finished_result(settings, run, release.fingerprint)
-    with checkpoint.lock_folder(folder):
+    with ExitStack() as stack:
+        stack.enter_context(checkpoint.lock_folder(folder, _DECODING_SECONDS if task else 0.0))
         start = _choose_start(settings, ray_address)
         decoded = _decode(settings, pool, folder, start, print_line)
+        if task is not None:
+            stack.close()  # from here on it writes into the run's own folder, which has a lock of its own
         finished = {run.run: finished_result(settings, run, release.fingerprint) for run in runs}
         done = {name: result for name, result in finished.items() if result is not None}
         todo = [run for run in runs if run.run not in done]
-        table = _ResultTable(settings, list(done.values()), len(todo))
+        table = _ResultTable(settings, list(done.values()), len(todo), writes=task is None)
         size = settings.model_size or Path(settings.model.architecture).stem
         tasks = [ProxyTask(run_settings(settings, run), run, size, decoded, settings.decoded_side_px) for run in todo]
         failed: dict[str, str] = {}
@@ -210,8 +222,9 @@ def table_row(result: dict[str, Any]) -> dict[str, Any]:
 class _ResultTable:
     """Keeps runs.csv and the catalogue up to date. While a build holds the catalogue, its rows wait."""
 
-    def __init__(self, settings: ProxySettings, done_before: list[dict[str, Any]], num_todo: int) -> None:
-        self.settings, self.results, self.num_runs = settings, done_before, len(done_before) + num_todo
+    def __init__(self, settings: ProxySettings, done_before: list[dict[str, Any]], num_todo: int, writes: bool) -> None:
+        self.settings, self.writes = settings, writes
+        self.results, self.num_runs = done_before, len(done_before) + num_todo
         self.num_before, self.started = len(done_before), time.monotonic()
         self.not_in_catalogue = list(done_before)
         self._write()
@@ -233,7 +246,8 @@ class _ResultTable:
     def close(self) -> None:
         """Raises: RunError when rows are still not in the catalogue."""
         try:
-            self._commit()
+            if self.writes:
+                self._commit()
         except RunError as error:
             raise RunError(
                 f"{len(self.not_in_catalogue)} of {len(self.results)} finished runs are not in the catalogue yet: "
@@ -241,7 +255,7 @@ class _ResultTable:
             ) from None
 
     def _write(self) -> None:
-        if not self.results:
+        if not self.results or not self.writes:
             return
         rows = [table_row(result) for result in sorted(self.results, key=lambda result: str(result["run"]))]
         text = io.StringIO()
@@ -295,6 +309,10 @@ def _each_result(
         numbers = {executor.submit(work, task): number for number, task in enumerate(tasks)}
         for future in as_completed(numbers):
             yield numbers[future], future.result()
+    except KeyboardInterrupt:  # SIGTERM may have come to this process alone
+        for process in multiprocessing.active_children():
+            process.terminate()  # the run at work saves its checkpoint
+        raise
     except BrokenProcessPool:
         raise RunError(
             "a process of the runs was killed (out of memory?); what is finished is kept: run the same command again, "

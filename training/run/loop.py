@@ -1,14 +1,16 @@
 """One training run from start to end; `train` and `run_steps` read top to bottom.
 
 Reads a release and a config; writes the run's folder (`training.record.run_folder` names the files). The same config,
-release and number of ranks give the same run, interrupted or not, on a CPU bit for bit. SIGTERM and Ctrl-C stop it with
-a checkpoint. A loss or gradient that is not finite stops it without a checkpoint, and its batch is written to a file.
+release and number of ranks give the same run, interrupted or not, on a CPU bit for bit. SIGTERM, SIGUSR1 and Ctrl-C
+stop it with a checkpoint. A loss or gradient that is not finite stops it without one, and its batch is written to a
+file.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import time
 import traceback
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import ConfigError, RunError
+from manifests.services.scheduling import STOP_SIGNALS, handling
 from manifests.stores.storage import hash_file
 from training.config import LINE_SECONDS, TrainSettings
 from training.data import loader
@@ -100,20 +103,23 @@ def train(
     checked = attempt(lambda: _read_ahead(to_check, heldout if to_check else [], task, pool, settings, ranks))
 
     # -- join the other processes, train, leave them
-    join_ranks(ranks)
-    try:
-        evaluation = {f"eval.{key}": getattr(settings.eval, key) for key in ("every_steps", "split", "batch_size")}
-        together = {"checkpoint.every_steps": settings.checkpoint.every_steps} | evaluation
-        require_same(run.identity | together, ranks)
-        agree(ranks, checked)
-        return _train_on(ranks, run, pool, state, _LOST_LOCK_SECONDS if restarted else 0.0)
-    except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
-        if (explained := failures.explain(error, run.folder)) is not None:
-            raise explained from None
-        raise
-    finally:
-        stop_ranks(ranks)
+    # While torch waits for others, no handler of Python runs: until the steps a signal ends one of several at once.
+    default = handling(signal.SIG_DFL, *STOP_SIGNALS) if ranks.world_size > 1 else nullcontext()
+    with default:
+        join_ranks(ranks)
+        try:
+            evaluation = {f"eval.{key}": getattr(settings.eval, key) for key in ("every_steps", "split", "batch_size")}
+            together = {"checkpoint.every_steps": settings.checkpoint.every_steps} | evaluation
+            require_same(run.identity | together, ranks)
+            agree(ranks, checked)
+            return _train_on(ranks, run, pool, state, _LOST_LOCK_SECONDS if restarted else 0.0)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # its frames refer to the group, see stop_ranks
+            if (explained := failures.explain(error, run.folder)) is not None:
+                raise explained from None
+            raise
+        finally:
+            stop_ranks(ranks)
 
 
 def _read_ahead(

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM of a scheduler or Ctrl-C becomes an event that the loop looks at between steps.
+"""Being asked to stop: a scheduler's signal or Ctrl-C becomes an event that the loop looks at between steps.
 
 The signal handlers of before are put back.
 """
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from manifests.errors import RunError
+from manifests.services.scheduling import STOP_SIGNALS, handling
 
 
 class StoppedError(RunError):
@@ -20,20 +21,13 @@ class StoppedError(RunError):
 
 @contextmanager
 def stop_event() -> Iterator[threading.Event]:
-    """An event that is set by SIGTERM or Ctrl-C; a second Ctrl-C interrupts at once."""
+    """An event that is set by SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stop
-        return
 
     def handle(number: int, _: Any) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handling(handle, signal.SIGINT, *STOP_SIGNALS):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

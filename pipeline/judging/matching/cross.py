@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from manifests.services.scheduling import num_cores
 from pipeline.judging.matching.plan import SearchPlan, choose_plan
 from pipeline.judging.matching.search import (
     Hashes,
@@ -24,7 +25,6 @@ from pipeline.judging.matching.search import (
     first_caught,
     join_pairs,
     move_back,
-    num_cores,
 )
 
 _MARK_BITS = 24

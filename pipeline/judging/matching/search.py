@@ -15,9 +15,8 @@ Raises RunError when the pairs outgrow the memory limit.
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import RunError
+from manifests.services.scheduling import num_cores
 from pipeline.judging.matching.plan import SearchPlan, choose_plan
 
 Hashes = npt.NDArray[np.uint64]
@@ -309,9 +309,3 @@ def distinct_of(*parts: Hashes) -> Hashes:
     first = np.ones(len(values), np.bool_)
     first[1:] = values[1:] != values[:-1]
     return values[first]
-
-
-def num_cores() -> int:
-    """Cores this process may run on."""
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
