@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from manifests.contract.catalog_file import (
     whole_config,
     write_snapshot,
 )
-from manifests.contract.catalog_reads import current_stages, read_parts
+from manifests.contract.catalog_reads import NO_FIGURES, current_stages, part_of, read_parts
 from manifests.contract.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
 from manifests.contract.session import Session
 from manifests.errors import ConfigError, DamageError, RunError
@@ -39,11 +39,6 @@ from manifests.stores.folder import sizes_below, store_of
 STATUS_FILE = "status.json"
 _ROWS_A_STATEMENT = 100
 _OF_PARTS = ("parts", "files", "stage_parts")
-_TAKEN = (
-    "SELECT step, position FROM stage_parts "
-    "WHERE fingerprint = ? AND position BETWEEN ? AND ? AND list_contains(?, position)"
-)
-_LINKS = "SELECT part_key FROM stage_parts WHERE fingerprint = $1 AND ($2 IS NULL OR step = $2) ORDER BY step, position"
 _LIKE = (
     "SELECT part_key FROM parts WHERE stage = $1 AND step = $2 AND ($3 IS NULL OR reuse_key = $3) "
     "ORDER BY committed_at, part_key"
@@ -58,7 +53,12 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._connection = connection
         self._session = session
         self._reader = connection.cursor()
-        self._kept: dict[str, PartRecord] = {}  # parts that were read; none ever changes, and each takes about 1 kB
+        # No other process writes the catalogue, so what was once read of it or written to it is not read again:
+        # keys of all committed parts, some of the parts (1 kB each), and of some stage versions what they stand on.
+        self._committed = {key for (key,) in self.ask("SELECT part_key FROM parts")}
+        self._kept: dict[str, PartRecord] = {}
+        self._links: dict[str, dict[tuple[str, int], str]] = {}
+        self._num_changes, self._figures = 0, (-1, *NO_FIGURES)
         self._config = ""
         self.workdir = workdir
         self.rounds = FetchRounds(connection)
@@ -153,19 +153,20 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def open_stage(self, stage: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Note that a stage version was begun and make it the current one."""
-        with transaction(self._connection):
-            self._connection.execute(
-                "INSERT OR IGNORE INTO stages (fingerprint, stage, identity, opened_at) VALUES (?, ?, ?, ?)",
-                [fingerprint, stage, json.dumps(identity, sort_keys=True), utc_now()],
-            )
-            self._connection.execute("INSERT OR REPLACE INTO current_stages VALUES (?, ?)", [stage, fingerprint])
+        version = {"fingerprint": fingerprint, "stage": stage, "identity": json.dumps(identity, sort_keys=True)}
+        with self._changing():  # to ask first costs half of `INSERT OR IGNORE` and `INSERT OR REPLACE`
+            if not self.ask("SELECT 1 FROM stages WHERE fingerprint = ?", fingerprint):
+                self._insert("stages", [version | {"opened_at": utc_now()}])
+            self._connection.execute("DELETE FROM current_stages WHERE stage = ?", [stage])
+            self._connection.execute("INSERT INTO current_stages VALUES (?, ?)", [stage, fingerprint])
 
     def name_anew(self, stage: str, before: str, fingerprint: str, identity: Mapping[str, Any]) -> None:
         """Rename a version that was begun, when all its inputs are known; its parts go with it."""
         if before == fingerprint:
             return
         self.open_stage(stage, fingerprint, identity)
-        with transaction(self._connection):
+        links = self._links_of(before)
+        with self._changing():
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ?", [fingerprint])
             self._connection.execute(
                 "INSERT INTO stage_parts SELECT ?, step, position, part_key FROM stage_parts WHERE fingerprint = ?",
@@ -173,47 +174,50 @@ class Catalog(AbstractContextManager["Catalog"]):
             )
             for table in ("stage_parts", "stages"):
                 self._connection.execute(f"DELETE FROM {table} WHERE fingerprint = ?", [before])
+        del self._links[before]
+        self._links[fingerprint] = links
 
-    def seal_stage(self, stage: StageRecord) -> None:
-        """Close a stage version for good.
+    def seal_stage(self, stage: StageRecord) -> StageRecord:
+        """Close a stage version for good; returns it as a later build will find it.
 
         Raises: IntegrityError when its rows do not add up.
         """
         stage.funnel.check(stage.stage)
-        with transaction(self._connection):
-            self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [stage.fingerprint])
-            reasons = [{"reason": reason, "num_dropped": num} for reason, num in stage.funnel.reasons.items() if num]
-            self._insert("stage_reasons", [{"fingerprint": stage.fingerprint} | row for row in reasons])
+        version, num_in, num_kept = stage.fingerprint, stage.funnel.num_in, stage.funnel.num_kept
+        dropped = {reason: num for reason, num in sorted(stage.funnel.reasons.items()) if num}
+        notes = _json(dict(stage.notes))
+        with self._changing():
+            self._connection.execute("DELETE FROM stage_reasons WHERE fingerprint = ?", [version])
+            reasons = [{"fingerprint": version, "reason": name, "num_dropped": num} for name, num in dropped.items()]
+            self._insert("stage_reasons", reasons)
             self._connection.execute(
                 "UPDATE stages SET sealed_at = ?, num_in = ?, num_kept = ?, notes = ? WHERE fingerprint = ?",
-                [
-                    utc_now(),
-                    stage.funnel.num_in,
-                    stage.funnel.num_kept,
-                    json.dumps(dict(stage.notes), sort_keys=True),
-                    stage.fingerprint,
-                ],
+                [utc_now(), num_in, num_kept, notes, version],
             )
         self._write_snapshot()
+        return StageRecord(stage.stage, version, Funnel(num_in, num_kept, dropped), json.loads(notes))
 
     def forget_current(self, stages: Sequence[str]) -> None:
         """Take stages out of the current view: those after a changed stage are stale until they are done again."""
-        self._connection.execute("DELETE FROM current_stages WHERE list_contains(?::VARCHAR[], stage)", [stages])
+        with self._changing():
+            self._connection.execute("DELETE FROM current_stages WHERE list_contains(?::VARCHAR[], stage)", [stages])
 
     # ---- parts
 
     def find_parts(self, keys: Sequence[str]) -> dict[str, PartRecord]:
         """The committed ones among `keys`."""
-        self._kept |= read_parts(self._connection, [key for key in keys if key not in self._kept])
+        unread = [key for key in keys if key in self._committed and key not in self._kept]
+        self._kept |= read_parts(self._connection, unread)
         return {key: self._kept[key] for key in keys if key in self._kept}
 
     def parts_of(self, fingerprint: str, step: str | None = None) -> list[PartRecord]:
         """Parts of a stage version in plan order."""
-        return self._in_order(self.ask(_LINKS, fingerprint, step))
+        links = self._links_of(fingerprint)
+        return self._in_order([links[position] for position in sorted(links) if step in (None, position[0])])
 
     def parts_like(self, stage: str, step: str, reuse_key: str | None = None) -> list[PartRecord]:
         """Every committed part with this `reuse_key` (None: any), of all versions of the stage, oldest first."""
-        return self._in_order(self.ask(_LIKE, stage, step, reuse_key))
+        return self._in_order([key for (key,) in self.ask(_LIKE, stage, step, reuse_key)])
 
     def current_files(self, stage: str, table: str) -> list[str]:
         """Paths, relative to the work folder, of the files of a table of the newest version of a stage."""
@@ -234,26 +238,32 @@ class Catalog(AbstractContextManager["Catalog"]):
             return
         entries = [_entry_of(fingerprint, position, part) for position, part in parts.items()]
         rows, files, links = ([row for entry in entries for row in entry[table]] for table in _OF_PARTS)
+        before, new = self._links_of(fingerprint), {(row["step"], row["position"]): row["part_key"] for row in links}
         if self._session is not None:
             self._session.check()
         with transaction(self._connection):
             self._insert("parts", rows)
             self._insert("files", files)
-            taken = set(self.ask(_TAKEN, fingerprint, min(parts), max(parts), list(parts)))
-            for step, position in taken.intersection((link["step"], link["position"]) for link in links):
+            for step, position in before.keys() & new.keys():
                 self._connection.execute(_OFF_PLACE, [fingerprint, step, position])
             self._insert("stage_parts", links)
             append_to_journal(self.workdir, entries)
+        before |= new
+        written = {part.key: part_of(row.values(), part.files) for row, part in zip(rows, parts.values(), strict=True)}
+        self._kept |= written
+        self._committed.update(written)
 
     def link_parts(self, fingerprint: str, step: str, keys: Sequence[tuple[int, str]]) -> None:
         """Record which committed parts a step of a stage version uses, in place of those of an earlier plan."""
-        query = "SELECT position, part_key FROM stage_parts WHERE fingerprint = ? AND step = ?"
-        if sorted(self.ask(query, fingerprint, step)) == sorted(keys):
+        before, new = self._links_of(fingerprint), {(step, position): key for position, key in keys}
+        others = {position: key for position, key in before.items() if position[0] != step}
+        if before == others | new:
             return
         with transaction(self._connection):
             self._connection.execute("DELETE FROM stage_parts WHERE fingerprint = ? AND step = ?", [fingerprint, step])
             links = [_link(fingerprint, step, position, key) for position, key in keys]
             self._insert("stage_parts", links, "OR REPLACE ")
+        self._links[fingerprint] = others | new
 
     def drop_lost_parts(self, stages: Collection[str]) -> dict[str, int]:
         """Un-commit parts of `stages` whose files are gone, and unseal what used them. Returns how many by stage.
@@ -285,9 +295,11 @@ class Catalog(AbstractContextManager["Catalog"]):
     def forget_parts(self, keys: Collection[str]) -> dict[str, int]:
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
+        self._links.clear()
         for key in parts:
-            self._kept.pop(key, None)
-            with transaction(self._connection):
+            del self._kept[key]
+            self._committed.remove(key)
+            with self._changing():
                 self._connection.execute(
                     "UPDATE stages SET sealed_at = NULL WHERE fingerprint IN "
                     "(SELECT fingerprint FROM stage_parts WHERE part_key = ?)",
@@ -303,7 +315,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     def record_mix(self, fingerprint: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store what a mix drew from each domain (columns of the table `mixes`)."""
-        with transaction(self._connection):
+        with self._changing():
             self._connection.execute("DELETE FROM mixes WHERE fingerprint = ?", [fingerprint])
             self._insert("mixes", [{"fingerprint": fingerprint, **row} for row in rows])
 
@@ -348,7 +360,12 @@ class Catalog(AbstractContextManager["Catalog"]):
 
         One thread at a time may call it, also while another one calls the other methods.
         """
-        stages, mixes = current_stages(self._reader)
+        if self._figures[0] != (changes := self._num_changes):
+            self._figures = (changes, *current_stages(self._reader))
+        _, stages, mixes = self._figures
+        for row in stages.values():
+            if (links := self._links.get(row["fingerprint"])) is not None:
+                row["num_parts"] = len(links)
         status = {"stages": stages, "mix": mixes, "updated_at": utc_now().isoformat() + "Z", **extra}
         storage.publish_bytes(storage.join(self.workdir, STATUS_FILE), status_bytes(status))
 
@@ -357,6 +374,20 @@ class Catalog(AbstractContextManager["Catalog"]):
         return list(self._connection.execute(query, list(values)).fetchall())
 
     # ---- inside
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A transaction that may change the figures of status.json, other than how many parts there are."""
+        with transaction(self._connection):
+            yield
+        self._num_changes += 1
+
+    def _links_of(self, fingerprint: str) -> dict[tuple[str, int], str]:
+        """Keys of the parts that a stage version stands on, by step and position."""
+        if fingerprint not in self._links:
+            rows = self.ask("SELECT step, position, part_key FROM stage_parts WHERE fingerprint = ?", fingerprint)
+            self._links[fingerprint] = {(step, position): key for step, position, key in rows}
+        return self._links[fingerprint]
 
     def _write_snapshot(self) -> None:
         if self._session is None:
@@ -373,10 +404,9 @@ class Catalog(AbstractContextManager["Catalog"]):
             values = [row[name] for row in some for name in names]
             self._connection.execute(f"INSERT {how}INTO {table} ({', '.join(names)}) VALUES {places}", values)
 
-    def _in_order(self, rows: Sequence[tuple[Any, ...]]) -> list[PartRecord]:
-        """The committed parts that rows name by their keys."""
-        parts = self.find_parts([key for (key,) in rows])
-        return [parts[key] for (key,) in rows]
+    def _in_order(self, keys: Sequence[str]) -> list[PartRecord]:
+        parts = self.find_parts(keys)
+        return [parts[key] for key in keys]
 
     def _find_text(self, sql: str, *values: Any) -> str | None:
         rows = self.ask(sql, *values)  # all of them: `fetchone` would keep the connection busy

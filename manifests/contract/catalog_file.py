@@ -215,8 +215,8 @@ def _refuse_other(connection: Any, workdir: str, snapshot: Snapshot | None) -> N
 
 def write_snapshot(connection: Any, workdir: str) -> None:
     """Write every row of the catalogue, then begin a new journal."""
-    connection.execute("UPDATE snapshots SET number = number + 1")
-    catalog_id, number = connection.execute("SELECT catalog_id, number FROM snapshots").fetchall()[0]
+    changed = connection.execute("UPDATE snapshots SET number = number + 1 RETURNING catalog_id, number")
+    ((catalog_id, number),) = changed.fetchall()
     tables = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()
     kept = [name for (name,) in tables if name not in _NOT_KEPT]
     union = " UNION ALL ".join(f"SELECT '{name}', to_json(t)::VARCHAR FROM \"{name}\" t" for name in kept)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import pyarrow as pa
-
 from manifests.contract.records import Funnel, PartFile, PartRecord
 
+Figures = tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]
+"""Figures by stage, and the domains of the mix."""
+NO_FIGURES: Figures = ({}, [])
 _STAGES = (
     "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL AS sealed, s.num_in AS 'in', s.num_kept AS kept, s.notes, "
-    "(SELECT map(list(reason), list(num_dropped)) FROM stage_reasons r WHERE fingerprint = s.fingerprint) AS reasons, "
-    "(SELECT count(*) FROM stage_parts sp WHERE sp.fingerprint = s.fingerprint) AS num_parts "
-    "FROM current_stages c JOIN stages s USING (fingerprint)"
+    "reasons, coalesce(num_parts, 0) AS num_parts FROM current_stages c JOIN stages s USING (fingerprint) LEFT JOIN "
+    "(SELECT fingerprint, map(list(reason), list(num_dropped)) AS reasons FROM stage_reasons GROUP BY ALL) "
+    "USING (fingerprint) LEFT JOIN "
+    "(SELECT fingerprint, count(*) AS num_parts FROM stage_parts GROUP BY ALL) USING (fingerprint)"
 )
 _MIXES = "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USING (fingerprint) ORDER BY domain"
 
@@ -24,30 +26,26 @@ def read_parts(connection: Any, keys: Sequence[str]) -> dict[str, PartRecord]:
     """The committed parts among `keys`."""
     if not keys:
         return {}
-    connection.register("requested_parts", pa.table({"part_key": pa.array(keys, pa.string())}))
-    try:
-        rows = connection.execute("SELECT p.* FROM parts p JOIN requested_parts USING (part_key)").fetchall()
-        of_files = "SELECT f.* FROM files f JOIN (SELECT DISTINCT part_key FROM requested_parts) USING (part_key)"
-        file_rows = connection.execute(of_files).fetchall() if rows else []
-    finally:
-        connection.unregister("requested_parts")
+    rows, file_rows = (
+        connection.execute(f"FROM {table} WHERE part_key IN (SELECT unnest(?::VARCHAR[]))", [keys]).fetchall()
+        for table in ("parts", "files")
+    )
     files: dict[str, list[PartFile]] = {}
     for key, *values in file_rows:
         files.setdefault(key, []).append(PartFile(*values))
-    parts: dict[str, PartRecord] = {}
-    for key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ in rows:
-        funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
-        noted = MappingProxyType(json.loads(notes))
-        of_part = tuple(files.get(key, ()))
-        parts[key] = PartRecord(key, stage, step, reuse_key, of_part, funnel, noted, seconds, attempts)
-    return parts
+    return {row[0]: part_of(row, files.get(row[0], ())) for row in rows}
 
 
-def current_stages(reader: Any) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Figures by stage, and the domains of the mix. `reader` is a cursor that no other thread uses meanwhile.
+def part_of(row: Iterable[Any], files: Iterable[PartFile]) -> PartRecord:
+    """A part of its row in `parts`, in the order of the columns, and its files."""
+    key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ = row
+    funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
+    noted = MappingProxyType(json.loads(notes))
+    return PartRecord(key, stage, step, reuse_key, tuple(files), funnel, noted, seconds, attempts)
 
-    With 20,000 parts it takes 7 ms of a core.
-    """
+
+def current_stages(reader: Any) -> Figures:
+    """The figures of status.json. `reader` is a cursor that no other thread uses meanwhile."""
     rows, mixes = (reader.sql(query).to_arrow_table().to_pylist() for query in (_STAGES, _MIXES))
     stages = {
         row.pop("stage"): row | {"notes": json.loads(row["notes"] or "{}"), "reasons": dict(row["reasons"] or ())}

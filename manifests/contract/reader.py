@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,8 +123,9 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
         comments = connection.execute(
             "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
         ).fetchall()
-        for name, _ in comments:  # reads every block, so damage shows here and not in the middle of an answer
-            connection.execute(f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t').fetchall()
+        # reads every block, so damage shows here and not in the middle of an answer
+        hashes = (f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t' for name, _ in comments)
+        connection.execute(" UNION ALL ".join(hashes)).fetchall()
     except duckdb.Error as error:
         connection.close()
         raise explain_duckdb(workdir, error) from None
@@ -132,8 +134,9 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
         connection.execute(f'COMMENT ON VIEW "{name}" IS {literals([about])}')
     if not per_sample:
         return connection
+    current = paths_of_current(connection, workdir)
     for view, (stage, schema, about) in SAMPLE_VIEWS.items():
-        paths = paths_of_current(connection, workdir, stage, view)
+        paths = current[stage, view]
         bring_missing(paths)
         create_table_view(connection, view, paths, schema)
         connection.execute(f"COMMENT ON VIEW {view} IS {literals([about])}")
@@ -141,14 +144,16 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
     return connection
 
 
-def paths_of_current(connection: Any, workdir: str, stage: str, table: str) -> list[str]:
-    """Paths of the files of a table that the current version of a stage uses, in plan order."""
+def paths_of_current(connection: Any, workdir: str) -> defaultdict[tuple[str, str], list[str]]:
+    """Paths of the files that the current version of each stage uses, by stage and table, in plan order."""
     rows = connection.execute(
-        "SELECT f.path FROM files f JOIN stage_parts sp USING (part_key) JOIN current_stages c USING (fingerprint) "
-        "WHERE c.stage = ? AND f.table_name = ? ORDER BY sp.step, sp.position",
-        [stage, table],
+        "SELECT c.stage, f.table_name, f.path FROM files f JOIN stage_parts sp USING (part_key) "
+        "JOIN current_stages c USING (fingerprint) ORDER BY sp.step, sp.position"
     ).fetchall()
-    return [storage.join(workdir, row[0]) for row in rows]
+    paths: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for stage, table, path in rows:
+        paths[stage, table].append(storage.join(workdir, path))
+    return paths
 
 
 def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: pa.Schema) -> None:

@@ -261,9 +261,11 @@ def images_taken_down(release: Release, workdir: str) -> pa.Table:
     require_list(workdir)
     entries, pictures = read_list(workdir)
     found = [pa.schema([("sample_id", pa.string()), ("url", pa.string())]).empty_table()]
+    if not entries and not pictures:
+        return found[0]
     columns = {"copy", "phash", "middle_hash", *(column for pairs in _KEYS.values() for _, column in pairs)}
     with duckdb.connect() as sql:
-        for batch in release.iter_samples(sorted(columns)) if entries or pictures else ():
+        for batch in release.iter_samples(sorted(columns)):
             rows = batch.filter(pc.equal(batch["copy"], 0))
             sql.register("candidates", rows)
             sql.register("facts", rows)

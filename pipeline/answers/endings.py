@@ -25,7 +25,8 @@ from pipeline.store.sql import count_within, open_scratch, view_table
 SHOWN_REASONS = 6
 SHOWN_HOSTS = 3
 _CHECKED = ("ingest", "fetch", "caption", "score", "select")
-_READ = ("rejects", "candidates", "facts", "caption_verdicts", "score_verdicts", "decisions")
+_VERDICTS = ("caption_verdicts", "score_verdicts")
+_READ = ("rejects", "candidates", "facts", *_VERDICTS, "decisions")
 
 # Which setting lies behind a reason, as YAML to change or as words. Caption rules are named by their own key.
 _SETTINGS = {
@@ -111,10 +112,10 @@ def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> Non
 
 
 @contextmanager
-def _open_tables(context: BuildContext) -> Iterator[Any]:
-    """Views over the tables of the stages that are sealed so far. Those of the others are empty."""
+def _open_tables(context: BuildContext, names: Sequence[str] = _READ) -> Iterator[Any]:
+    """Views over tables of the stages that are sealed so far. Those of the others are empty."""
     with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
-        for name in _READ:
+        for name in names:
             stage, schema, _ = SAMPLE_VIEWS[name]
             view_table(sql, name, context.files(stage, name) if stage in context.sealed else Files(), schema)
         yield sql
@@ -126,13 +127,13 @@ def _kept(context: BuildContext, stage: str) -> dict[str, dict[str, int]]:
         selected: dict[str, dict[str, int]] = context.sealed["select"].notes["sources"]
         return selected
     fetched = "SEMI JOIN (SELECT sample_id FROM facts WHERE outcome = 'ok') USING (sample_id)"
-    with _open_tables(context) as sql:
-        return count_within(
-            sql,
-            f"SELECT domain, source, count(*) FROM candidates {'' if stage == 'ingest' else fetched} "
-            "ANTI JOIN (SELECT sample_id FROM caption_verdicts WHERE NOT keep) USING (sample_id) "
-            "ANTI JOIN (SELECT sample_id FROM score_verdicts WHERE NOT keep) USING (sample_id) GROUP BY ALL",
-        )
+    verdicts = [name for name in _VERDICTS if SAMPLE_VIEWS[name][0] in context.sealed]
+    dropped = " ".join(
+        f"ANTI JOIN (SELECT sample_id FROM {name} WHERE NOT keep) USING (sample_id)" for name in verdicts
+    )
+    asked = f"FROM candidates {'' if stage == 'ingest' else fetched} {dropped} GROUP BY ALL"
+    with _open_tables(context, ("candidates", "facts", *verdicts)) as sql:
+        return count_within(sql, f"SELECT domain, source, count(*) {asked}")
 
 
 def _reasons_by_domain(sql: Any, config: BuildConfig) -> dict[str, list[tuple[str, str, int]]]:

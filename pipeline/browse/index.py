@@ -178,7 +178,7 @@ def make_index(snapshot: Snapshot, tell: Tell = lambda share: None) -> None:
 def _paths(snapshot: Snapshot, table: str) -> list[str]:
     if snapshot.release:
         return [samples_path(snapshot.release)]
-    return paths_of_current(snapshot.connection, str(snapshot.folder.resolve()), SAMPLE_VIEWS[table][0], table)
+    return paths_of_current(snapshot.connection, str(snapshot.folder.resolve()))[SAMPLE_VIEWS[table][0], table]
 
 
 def _deal(snapshot: Snapshot, table: str, paths: Sequence[str], num_parts: int) -> str:

@@ -132,8 +132,9 @@ def _open_catalogue(folder: Path, private: Path) -> Any:
     for (name,) in names:
         connection.execute(f'DROP VIEW "{name}"')
         connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM catalog.main."{name}"')
+    current = paths_of_current(connection, str(work))
     for view, (stage, _, _) in SAMPLE_VIEWS.items():
-        if not paths_of_current(connection, str(work), stage, view):  # empty: seen by this connection alone so far
+        if not current[stage, view]:  # empty: seen by this connection alone so far
             connection.execute(f"CREATE TABLE empty AS SELECT * FROM {view}")
             connection.execute(f"DROP VIEW {view}")
             connection.execute(f"ALTER TABLE empty RENAME TO {view}")

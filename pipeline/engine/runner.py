@@ -50,6 +50,7 @@ from pipeline.store.sql import close_scratch
 
 log = logging.getLogger("plantmix.runner")
 
+_STATUS_SECONDS = 0.5
 _MOST_LOST_NODES = 20  # a part that took so many machines with it is taken for the reason
 
 
@@ -84,7 +85,7 @@ class Runner:
         self._context = BuildContext(config, catalog.workdir, catalog, require=self._checks.require)
         self._made_again: frozenset[str] = frozenset()  # stages that this command may do again, and no other
         self._forgotten: set[str] = set()
-        self._status_failed, self._status_at = False, 0.0
+        self._status_failed, self._status_at = False, -_STATUS_SECONDS
         self._shared_scratch: dict[str, str] = {}  # scratch files in the store, and their stamps
 
     def run(self, first: str | None = None, last: str | None = None, as_sealed: Collection[str] = ()) -> BuildReport:
@@ -236,9 +237,7 @@ class Runner:
                 self._catalog.name_anew(stage.name, before, context.fingerprint, stage.identity(inputs))
         run = self._stage_run(stage, None)
         funnel, notes = stage.conclude(inputs, run) if stage.conclude else run.result(stage.steps[-1].name)
-        self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
-        record = self._catalog.find_sealed(context.fingerprint)  # what a later build will see, too
-        assert record is not None
+        record = self._catalog.seal_stage(StageRecord(stage.name, context.fingerprint, funnel, notes))
         return self._conclude(stage, record, is_new=True)
 
     def _conclude(self, stage: Stage[Any], sealed: StageRecord, is_new: bool) -> bool:
@@ -262,8 +261,7 @@ class Runner:
                 if self._stop.asked():
                     shared.request_stop()
 
-        if time.monotonic() - self._status_at > 0.5:  # steps of a small build are shorter
-            self._publish_status(progress.snapshot())
+        self._publish_status(progress.snapshot())
         with contextlib.ExitStack() as around:
             around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
             run = self._stage_run(stage, step.how(context) if step.how else None)
@@ -417,7 +415,10 @@ class Runner:
         return self._executor
 
     def _publish_status(self, running: dict[str, Any] | None) -> None:
+        """Write status.json; while something is running twice a second, though steps of a small build are shorter."""
         with self._publishing:
+            if running and time.monotonic() - self._status_at < _STATUS_SECONDS:
+                return
             self._status_at = time.monotonic()
             try:
                 self._catalog.publish_status(

@@ -186,7 +186,7 @@ def conflicts_of(release: Release, *, needed: bool) -> tuple[Conflict, ...]:
 def _dropped_since(sql: Any, workdir: str) -> list[tuple[str, str, str, int]]:
     """Images of `own` that the last build left out, since a copy states a licence that is not allowed."""
     with open_reader(workdir, per_sample=False) as catalogue:
-        decisions = paths_of_current(catalogue, workdir, "select", "decisions")
+        decisions = paths_of_current(catalogue, workdir)["select", "decisions"]
     bring_missing(decisions)
     create_table_view(sql, "decisions", decisions, tables.DECISIONS)
     rows = sql.execute(

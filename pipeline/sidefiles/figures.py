@@ -7,7 +7,7 @@ whenever and wherever they are taken. Writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from manifests.contract.reader import rows_of
@@ -15,7 +15,7 @@ from manifests.contract.release import path_of_shard
 from manifests.contract.tables import TAXON_RANKS
 from manifests.stores.ranges import read_range
 from pipeline.sidefiles.citation import counts_of
-from pipeline.store.sql import view_parquet
+from pipeline.store.sql import empty_columns, view_parquet
 
 SHEET_IMAGES = 12  # of each domain
 SHEET_BYTES = 4_000_000  # of all pictures; a page must stay under 10 MB, and base64 adds a third
@@ -116,7 +116,7 @@ def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any
         "sides": _histogram(connection, "least(width_px, height_px)", SIDE_EDGES_PX, "images", f"< {SIDE_EDGES_PX[0]}"),
         "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),
         "taxon_sizes": _taxon_sizes(connection),
-        "ranks": _ranks(connection),
+        "ranks": _ranks(connection, empty_columns(connection, [samples])),
         "sheet": [{**row, "jpg": _picture(row, folder)} for row in rows_of(connection, _SHEET, {"most": most})],
         "heads": [
             {**row, "jpg": _picture(row, folder)}
@@ -164,15 +164,15 @@ def _taxon_sizes(connection: Any) -> list[dict[str, Any]]:
     return [{"name": names[row["bin"]], "taxa": row["taxa"], "images": row["images"]} for row in bins]
 
 
-def _ranks(connection: Any) -> dict[str, Any] | None:
+def _ranks(connection: Any, empty: Collection[str]) -> dict[str, Any] | None:
     """The two ranks that part the images best, and the images and training samples of each pair of their names.
 
     The outer rank is the highest that most images have and that no single name fills; the inner one is the next below
-    it with more names. None where no rank does.
+    it with more names. None where no rank does. Of columns that are `empty` nothing is asked.
     """
     ((whole,),) = connection.execute("SELECT coalesce(sum(images), 0)::BIGINT FROM named").fetchall()
     num_names: dict[str, int] = {}
-    for rank in TAXON_RANKS:
+    for rank in (rank for rank in TAXON_RANKS if f"taxon_{rank}" not in empty):
         ((names, num, most),) = connection.execute(
             f"SELECT count(name), sum(num), max(num) FROM (SELECT taxon_{rank} AS name, count(*) AS num FROM images "
             f"WHERE taxon_{rank} IS NOT NULL GROUP BY ALL)"

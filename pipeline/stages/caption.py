@@ -29,7 +29,7 @@ from pipeline.judging.captions.settings import MEASURE_VERSION, MEASURED, Captio
 from pipeline.judging.captions.verdicts import columns_needed, count_reasons, judge_captions
 from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_files, names_to_resolve, resolve_names
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import facet, view_parquet
+from pipeline.store.sql import beside, facet, view_parquet
 
 JUDGE_ROWS = 500_000
 REPEATS = pa.schema([("text_key", pa.uint64()), ("num_same_text", pa.int64())])
@@ -123,7 +123,7 @@ def judge(inputs: Inputs, run: Execution[None], rules: tuple[RuleSet, ...]) -> P
     with run.views(inputs) as sql:
         sql.register("no_verdicts", tables.VERDICTS.empty_table())
         sql.execute("CREATE TABLE verdicts AS FROM no_verdicts")
-        adding = sql.cursor()  # a second cursor, because the first is still reading rows
+        adding = beside(sql)
         for rows in _joined_rows(sql, settings, "captions"):
             verdicts = judge_captions(rows, settings)
             counts.update(count_reasons(verdicts))

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
@@ -52,10 +53,7 @@ def first_half_of_md5(text: str) -> str:
     return f"(md5_number({text}) & {2**64 - 1}::UHUGEINT)::UBIGINT"
 
 
-_MADE = """
-    SELECT 'VIEW', view_name FROM duckdb_views() WHERE NOT internal
-    UNION ALL SELECT 'TABLE', table_name FROM duckdb_tables()
-"""
+_MADE_IN = "scratch"  # a database of its own for each use: to drop it costs less than to find and drop what is in it
 
 
 @dataclass(frozen=True)
@@ -67,28 +65,33 @@ class _Database:
 
     @classmethod
     def open(cls, scratch: str) -> Self:
-        import duckdb  # takes a third of a second to import
-
         folder = storage.join(scratch, uuid.uuid4().hex[:12])  # DuckDB makes it when it must spill
         # a thread of its own gives memory back that is no longer used, also while this process has nothing to do
         return cls(folder, duckdb.connect(config={"temp_directory": folder, "allocator_background_threads": True}))
 
     @contextmanager
     def connected(self, memory_gb: float) -> Iterator[Any]:
-        """A connection to an empty catalogue; what is made in it does not stay, unless this ends with an error."""
+        """A connection to an empty database, which goes with all that is made in it, unless this ends with an error."""
         connection = self.root.cursor()
         # the libraries of the process and what it holds beside the query take the rest
         limit_mb = max(256, int(memory_gb * 1000 - min(450, memory_gb * 290)))
         connection.execute(f"SET memory_limit = '{limit_mb}MB'; SET preserve_insertion_order = false")
+        connection.execute(f"ATTACH ':memory:' AS {_MADE_IN}; USE {_MADE_IN}")
         with connection:  # closes it
             yield connection
-        for kind, name in self.root.execute(_MADE).fetchall():
-            self.root.execute(f'DROP {kind} "{name}"')
+        self.root.execute(f"DETACH {_MADE_IN}")
 
     def close(self) -> None:
         """Give the memory back and remove the folder."""
         self.root.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def beside(connection: Any) -> Any:
+    """A second cursor on the tables of `open_scratch`, for while the first one is still reading rows."""
+    cursor = connection.cursor()
+    cursor.execute(f"USE {_MADE_IN}")
+    return cursor
 
 
 _idle: dict[str, _Database] = {}  # by the scratch folder; one at most
@@ -217,9 +220,13 @@ def copy_sorted(
 
     Columns that are known to be `empty` are not sorted.
     """
-    require_columns(writer.table, writer.schema, {*connection.sql(query).columns, *empty})
     names = ", ".join(f'"{name}"' for name in writer.schema.names if name not in empty)
-    reader = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}").to_arrow_reader(ROW_GROUP_ROWS)
+    try:
+        rows = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}")
+    except duckdb.BinderException:
+        require_columns(writer.table, writer.schema, {*connection.sql(query).columns, *empty})
+        raise
+    reader = rows.to_arrow_reader(ROW_GROUP_ROWS)
     for batch in reader:
         writer.write(add_empty(pa.Table.from_batches([batch]), writer.schema, empty))
     return writer.close()

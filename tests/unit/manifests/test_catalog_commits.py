@@ -134,7 +134,7 @@ def test_only_sealed_versions_are_found(catalog: Catalog) -> None:
     record = StageRecord("ingest", "v1", Funnel(10, 7, {"invalid_url": 2, "missing_url": 1}), {"domains": {"plant": 7}})
     catalog.open_stage("ingest", "v1", {"z": 1, "a": [1]})
     assert catalog.find_sealed("v1") is None
-    catalog.seal_stage(record)
+    assert catalog.seal_stage(record) == record
     assert catalog.find_sealed("v1") == record
     catalog.open_stage("ingest", "v1", {"z": 1, "a": [1]})  # begun again by a later build: stays sealed
     assert catalog.find_sealed("v1") == record

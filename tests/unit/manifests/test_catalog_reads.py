@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from manifests.contract.catalog import Catalog
+from manifests.contract.catalog_reads import read_parts
 from manifests.contract.reader import read_status
 from manifests.contract.records import Funnel, PartFile, PartRecord
 
@@ -62,6 +64,9 @@ def test_parts_are_those_of_the_catalogue(catalog: Catalog) -> None:
         for some in (keys, keys[2:4], keys[::-1], []):
             assert list(catalog.find_parts(some)) == [key for key in some if key in committed]
         assert list(catalog.find_parts(committed).values()) == in_order
+        assert catalog.find_parts(keys) == read_parts(catalog._connection, keys), "as another process would read them"
+        stored = catalog.ask("SELECT part_key FROM stage_parts WHERE fingerprint = 'v1' ORDER BY step, position")
+        assert committed == [key for (key,) in stored]
         like = catalog.parts_like("ingest", "read", "recipe")
         assert sorted(like, key=lambda part: part.key) == in_order
         return sorted(catalog.find_parts(keys))
@@ -71,6 +76,12 @@ def test_parts_are_those_of_the_catalogue(catalog: Catalog) -> None:
     for position in range(4):
         catalog.commit_parts("v1", {position: part(f"p{position}", f"{position}.parquet")})
         assert looked_up() == [f"p{number}" for number in range(position + 1)]
+    with pytest.raises(duckdb.ConstraintException):  # nothing of a transaction that fails is known
+        catalog.commit_parts("v1", {4: part("p4", "4.parquet"), 5: part("p0", "5.parquet")})
+    assert looked_up() == ["p0", "p1", "p2", "p3"]
+    catalog.name_anew("ingest", "v1", "v2", {})
+    catalog.name_anew("ingest", "v2", "v1", {})
+    assert looked_up() == ["p0", "p1", "p2", "p3"]
     catalog.forget_parts(["p1", "p3"])
     assert looked_up() == ["p0", "p2"]
     catalog.commit_parts("v1", {1: part("p1", "another.parquet")})  # done again, with other bytes
