@@ -73,11 +73,18 @@ def main() -> int:
             settings = make(folder, args.photos.resolve(), args.num, args.seed, args.port)
             cpu_seconds = sum(os.times()[:4]) - sum(before[:4])
             figures = {"seconds": round(time.monotonic() - started, 2), "cpu_seconds": round(cpu_seconds, 2)}
-            tell(args.results, step, settings, {**figures, "packed_mb": round(settings["num_bytes"] / 1e6, 1)}, [])
+            tell(
+                folder,
+                args.results,
+                step,
+                settings,
+                {**figures, "packed_mb": round(settings["num_bytes"] / 1e6, 1)},
+                [],
+            )
         elif not (args.without_peer and step == "peer"):
             settings = json.loads((folder / "settings.json").read_text())
             figures, complaints = _STEPS[step](folder, settings, args.kills)
-            tell(args.results, step, settings, figures, complaints)
+            tell(folder, args.results, step, settings, figures, complaints)
             wrong += complaints
     for line in wrong:
         print(f"not as it should be: {line}", file=sys.stderr)
@@ -152,8 +159,10 @@ def run_disturbed(folder: Path, settings: dict[str, Any], kills: int) -> tuple[d
 _STEPS = {"peer": run_peer, "build": run_build, "check": run_check, "disturbed": run_disturbed}
 
 
-def tell(results: Path, step: str, settings: dict[str, Any], figures: dict[str, Any], complaints: list[str]) -> None:
-    """Add a line to the results."""
+def tell(
+    folder: Path, results: Path, step: str, settings: dict[str, Any], figures: dict[str, Any], complaints: list[str]
+) -> None:
+    """Add a line to the results, in which no path of this machine stands."""
     model = Path("/proc/cpuinfo").read_text().partition("model name")[2].partition("\n")[0].lstrip("\t: ")
     asked = ["git", "rev-parse", "--short=8", "HEAD"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -164,7 +173,7 @@ def tell(results: Path, step: str, settings: dict[str, Any], figures: dict[str, 
     }  # fmt: skip
     results.parent.mkdir(parents=True, exist_ok=True)
     with results.open("a") as stream:
-        stream.write(json.dumps(line) + "\n")
+        stream.write(json.dumps(line).replace(str(folder), "FOLDER") + "\n")
     shown = {name: value for name, value in line.items() if name not in ("steps", "stages", "files", "lives")}
     print(json.dumps(shown, indent=1), flush=True)
 

@@ -63,6 +63,7 @@ def check(folder: Path, work: Path, is_large: bool) -> tuple[dict[str, Any], lis
     second = newest_release(work)
     before, num_owned = still_there(folder, first)
     after, _ = still_there(folder, second)
+    note("verify, of the version without them", done([*PLANTMIX, "verify", str(second)]))
     commands["takedown"] |= {"num_images": num_owned, "in_release_before": before, "in_release_after": after}
     if after or not before:
         wrong.append(f"takedown: of {num_owned} pictures {before} were in the release, {after} are in the new one")

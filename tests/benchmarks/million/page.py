@@ -66,7 +66,7 @@ def _runs(newest: dict[tuple[str, int], dict[str, Any]]) -> str:
 def _stages(builds: dict[int, dict[str, Any]], level: str) -> str:
     if not builds:
         return ""
-    names = list(dict.fromkeys(name for told in builds.values() for name in told[level]))
+    names = list(dict.fromkeys(name for told in builds.values() for name in told[level] if name != "between"))
     parts = []
     measures = (
         ("CPU seconds", "cpu_seconds"), ("seconds", "seconds"), ("peak memory, MiB", "peak_mib"),
