@@ -93,7 +93,8 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
         domains = sql.sql(_COUNTS).to_arrow_table().to_pylist()
         moved = sql.execute(_MOVED).fetchall()[0][0]
     earlier, other = (_shards(release) for release in (before, after))
-    shared = [name for name, entry in other.items() if entry["sha256"] in {e["sha256"] for e in earlier.values()}]
+    hashes = {entry["sha256"] for entry in earlier.values()}
+    shared = [name for name, entry in other.items() if entry["sha256"] in hashes]
     return {
         "before": before.name,
         "after": after.name,

@@ -29,7 +29,6 @@ from pipeline.sidefiles import write
 from pipeline.store.sql import view_parquet
 
 Row = Mapping[str, Any]
-Places = dict[tuple[str, str], dict[str, dict[str, Any]]]  # (split, shard) -> key -> where its members lie now
 
 
 def releases_beside(release: Release) -> list[Release]:
@@ -72,8 +71,7 @@ def write_version(
     parent, name = _folder_of(release), f"{record['name']}-{record['version']}"
     folder = storage.join(parent, name)
     versions = {release.name, *(other.name for other in releases_beside(release) if other.origin == release.origin)}
-    moved = _write_shards(release, gone, folder, record)
-    files = _write_tables(release, gone, moved, folder)
+    files = _write_shards(release, gone, folder, record)
     with open_sql() as sql:
         samples, mixture = storage.join(folder, SAMPLES_FILE), _new_mixture(release, gone)
         _count_groups(sql, samples, mixture)
@@ -91,55 +89,63 @@ def _folder_of(release: Release) -> str:
     return release.path.rstrip("/").rpartition("/")[0] or "."
 
 
-def _write_shards(release: Release, gone: Sequence[Row], folder: str, record: dict[str, Any]) -> Places:
-    """Link or cut every shard and enter it in the record; returns the new places of the samples of cut shards."""
-    moved: Places = {}
+def _write_shards(
+    release: Release, gone: Sequence[Row], folder: str, record: dict[str, Any]
+) -> list[storage.WrittenFile]:
+    """Link or cut every shard, and enter it in the record; samples.parquet and attribution.parquet with what is left.
+
+    One shard after the other, so that the places of no more samples than one shard has are held.
+    """
     lost: dict[tuple[str, str], list[Row]] = {}
     for row in gone:
         lost.setdefault((row["split"], row["shard"]), []).append(row)
-    for split in release.splits:
-        entries = []
-        for shard in release.record["splits"][split]["shards"]:
-            name, rows = shard["shard"], lost.get((split, shard["shard"]), [])
-            if len(rows) == shard["num_samples"]:  # a shard of which nothing is left is no shard
+    recorded = {
+        (split, one["shard"]): one for split in release.splits for one in release.record["splits"][split]["shards"]
+    }
+    written: dict[tuple[str, str], dict[str, Any]] = {}
+    with storage.open_file(samples_path(release)) as stream, pq.ParquetFile(stream) as source:
+        writer = write.SamplesWriter(folder, "", source.schema_arrow.remove_metadata())
+    try:
+        for split, shard, rows in release.iter_shards():
+            going = lost.get((split, shard), [])
+            if len(going) == recorded[split, shard]["num_samples"]:  # a shard of which nothing is left is no shard
                 continue
-            old, new = (storage.join(path, SPLIT_FOLDERS[split], name) for path in (release.path, folder))
+            old, new = (storage.join(path, SPLIT_FOLDERS[split], shard) for path in (release.path, folder))
             storage.make_parent(new)
-            entry = dict(shard)
-            if not rows:
-                storage.link_or_copy(old, new)
+            entry = written[split, shard] = dict(recorded[split, shard])
+            if going:
+                entry |= cut_shard(old, new, {row["key"] for row in going}, entry["sha256"])
+                entry["domains"] = {domain: num for domain, num in _fewer(entry["domains"], going).items() if num}
+                rows = _moved_rows(rows, entry.pop("places"))
             else:
-                entry |= cut_shard(old, new, {row["key"] for row in rows}, shard["sha256"])
-                moved[split, name] = entry.pop("places")
-                entry["domains"] = {domain: num for domain, num in _fewer(shard["domains"], rows).items() if num}
-            entries.append(entry)
-            record["files"][f"{SPLIT_FOLDERS[split]}/{name}"] = {key: entry[key] for key in ("num_bytes", "sha256")}
+                storage.link_or_copy(old, new)
+            writer.write(rows)
+    except BaseException:
+        for file in writer.close():
+            storage.remove(file.temp)
+        raise
+    for split in release.splits:
+        entries = [written[name] for name in recorded if name[0] == split and name in written]
+        for entry in entries:
+            path = f"{SPLIT_FOLDERS[split]}/{entry['shard']}"
+            record["files"][path] = {key: entry[key] for key in ("num_bytes", "sha256")}
         if entries:  # a split of which nothing is left is none, as in a build that holds nothing out
             num_samples = sum(entry["num_samples"] for entry in entries)
             record["splits"][split] = {"num_samples": num_samples, "shards": entries}
-    return moved
-
-
-def _write_tables(release: Release, gone: Sequence[Row], moved: Places, folder: str) -> list[storage.WrittenFile]:
-    """samples.parquet without the rows that go and with the new places of the others, and attribution.parquet."""
-    with storage.open_file(samples_path(release)) as stream, pq.ParquetFile(stream) as source:
-        writer = write.SamplesWriter(folder, "", source.schema_arrow.remove_metadata())
-        keys = {(row["split"], row["shard"], row["key"]) for row in gone}
-        for batch in source.iter_batches():
-            writer.write(_moved_rows(pa.Table.from_batches([batch]), keys, moved))
-        files = writer.close()
+    files = writer.close()
     for file in files:
         storage.publish(file.temp, storage.join(folder, file.path))
     return [storage.WrittenFile(storage.join(folder, file.path), file.num_bytes, file.sha256) for file in files]
 
 
-def _moved_rows(rows: pa.Table, gone: set[tuple[str, str, str]], moved: Places) -> pa.Table:
-    if not {shard for _, shard, _ in gone} & set(pc.unique(rows["shard"]).to_pylist()):
-        return rows
-    kept = [row for row in rows.to_pylist() if (row["split"], row["shard"], row["key"]) not in gone]
-    for row in kept:
-        row |= moved.get((row["split"], row["shard"]), {}).get(row["key"], {})
-    return pa.Table.from_pylist(kept, schema=rows.schema)
+def _moved_rows(rows: pa.Table, places: Mapping[str, Mapping[str, int]]) -> pa.Table:
+    """The rows of a shard whose keys have places, each with its own."""
+    kept = rows.filter(pc.is_in(rows["key"], pa.array(places, pa.string())))
+    now = pa.Table.from_pylist([places[key] for key in kept["key"].to_pylist()])
+    for name in now.column_names:
+        number = kept.schema.get_field_index(name)
+        kept = kept.set_column(number, kept.schema.field(number), now[name].cast(kept.schema.field(number).type))
+    return kept
 
 
 def _new_record(release: Release, gone: Sequence[Row], takedowns: Sequence[Row], version: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from sealed import lend
 from manifests.contract.reader import open_reader
 from manifests.contract.release import SPLIT_FOLDERS, Release
 from manifests.contract.takedowns import Entry
-from pipeline.releases.cutting import iter_samples
+from pipeline.releases import versions
+from pipeline.releases.cutting import cut_shard, iter_samples
 from pipeline.releases.lookup import find_in_release, images_of, look_up
 from pipeline.releases.takedown import take_down
 
@@ -303,6 +305,31 @@ def test_what_is_not_there_is_said_and_nothing_written(old: Release, gone: dict[
     assert run_here("takedown", old.path).returncode == 2
     assert "an empty value names nothing" in run_here("takedown", old.path, "--owner", " ").stderr
     assert sorted(Path(old.path).parent.iterdir()) == before
+
+
+class Places(dict[str, Any]):
+    """Where the members of the samples of a cut shard lie; unlike a plain one it can be watched."""
+
+
+def test_no_more_is_held_than_the_places_of_one_shard(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all shards took 1 kB a sample."""
+    lend(built, tmp_path / "copy")
+    release = Release.open(str(release_of(tmp_path / "copy/build")))
+    held: list[weakref.ref[Places]] = []
+
+    def cut(*arguments: Any) -> dict[str, Any]:
+        assert sum(places() is not None for places in held) <= 1
+        entry = cut_shard(*arguments)
+        held.append(weakref.ref(places := Places(entry["places"])))
+        return entry | {"places": places}
+
+    monkeypatch.setattr(versions, "cut_shard", cut)
+    first = {row["shard"]: row["stored_sha256"] for row in release.samples("train").to_pylist()}
+    take_down(release, [Entry("id", image, "asked") for image in first.values()], lambda _: None)
+    assert len(held) >= 3
+    assert run_here("verify", release.workdir, "--deep").returncode == 0
 
 
 def test_a_shard_of_which_nothing_is_left_is_gone(old: Release, tmp_path: Path) -> None:
