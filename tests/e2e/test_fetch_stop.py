@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM amid a fetch: what is downloaded is stored, the build leaves soon, and no picture is asked twice.
+"""Ctrl-C and a scheduler's signals amid a fetch: what is downloaded is stored, the build leaves soon, and no picture is
+asked twice.
 
 Also what a build says while it fetches: figures come while the only part runs, and they are right.
 """
@@ -91,7 +92,7 @@ def uninterrupted(served: Web, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("executor", "signals"), [("processes", (signal.SIGTERM, signal.SIGINT)), ("ray", (signal.SIGINT,))]
+    ("executor", "signals"), [("processes", (signal.SIGTERM, signal.SIGINT)), ("ray", (signal.SIGINT, signal.SIGUSR1))]
 )
 def test_stopped_again_and_again(
     web: Web,
@@ -108,7 +109,8 @@ def test_stopped_again_and_again(
         build = commands.start("plantmix", "build", config)
         num = before + rng.randint(5, 60)
         wait_until(lambda num=num: len(web.server.log) >= num, build)
-        send_to = os.killpg if number == signal.SIGINT else os.kill  # a terminal's goes to the whole group
+        # a terminal's goes to the whole group, a scheduler's to all of a job; but a SIGUSR1 to Ray would end it
+        send_to = os.kill if number == signal.SIGUSR1 else os.killpg
         send_to(build.pid, number)
         said = "".join(build.communicate(timeout=300))
         assert build.returncode == 1, said

@@ -306,7 +306,7 @@ def _each_result(
     spawn = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_processes, spawn, _start_process, (settings.threads,))
     try:
-        numbers = {executor.submit(work, task): number for number, task in enumerate(tasks)}
+        numbers = {executor.submit(_work_apart, work, task): number for number, task in enumerate(tasks)}
         for future in as_completed(numbers):
             yield numbers[future], future.result()
     except KeyboardInterrupt:  # SIGTERM may have come to this process alone
@@ -320,6 +320,14 @@ def _each_result(
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _work_apart(work: Callable[[Any], Any], task: Any) -> Any:
+    """A task in a process of the pool, which has the next one ready: one that was told to stop ends before that."""
+    result = work(task)
+    if isinstance(result, StoppedError):
+        os._exit(1)
+    return result
 
 
 def _start_process(num_threads: int) -> None:

@@ -31,6 +31,8 @@ from training.data.shards import SamplePool, open_pool
 from training.model.build import build_model
 from training.proxies.runs import ProxySettings, check_runs, read_runs, run_settings
 from training.proxies.study import count_epochs, run_proxies
+from training.record.checkpoint import lock_folder
+from training.record.log import read_log
 
 DESIGN = """run,reason,seed,mix_plant,mix_general,samples_seen,pool_plant
 proxy-01,centroid,0,0.5000,0.5000,48,12
@@ -252,20 +254,50 @@ def test_an_error_that_is_not_ours_fails_its_run_and_leaves_a_traceback(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_signal_stops_the_list_and_not_one_run_of_it(
-    values: dict[str, Any], commands: CommandServer, tmp_path: Path
+    num_processes: int, values: dict[str, Any], commands: CommandServer, tmp_path: Path
 ) -> None:
-    """SIGTERM to the command: the run at work saves its checkpoint, and no other begins."""
-    values |= {"catalogue": None, "checkpoint": {"every_steps": 1}}
-    values["runs"] = [{"run": name, "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 6000} for name in "ab"]
+    """SIGTERM to the command alone: each run at work saves its checkpoint, and no other begins."""
+    values |= {"catalogue": None, "checkpoint": {"every_steps": 1000}, "num_processes": num_processes}
+    values["runs"] = [{"run": name, "mixture": {"plant": 0.5, "general": 0.5}, "samples_seen": 60000} for name in "abc"]
     process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
-    runs = tmp_path / "study/runs"
-    wait_until(lambda: any(runs.glob("a/checkpoints/step-*.pt")), process)
+    runs = [tmp_path / "study/runs" / name for name in "abc"]
+    working = runs[:num_processes]
+    wait_until(
+        lambda: all((run / "log.jsonl").exists() and read_log(run / "log.jsonl", "step") for run in working), process
+    )
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=500)
     assert process.returncode == 1
-    assert "dalip: error: stopped by a signal after step" in err
-    assert not (runs / "b").exists()
+    assert ("stopped by a signal after step" if num_processes == 1 else "interrupted; run the same command") in err
+    for run in working:
+        assert list((run / "checkpoints").glob("step-*.pt"))
+    assert not runs[num_processes].exists()
+
+
+def test_tasks_of_an_array_share_a_folder(
+    values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each does its run, and none waits for a task that is at another one; the table is written when all are done."""
+    (tmp_path / "design.csv").write_text("".join(DESIGN.splitlines(keepends=True)[:3]))
+    config = _config_file(values, tmp_path)
+    assert main(["proxies", config, "--task", "3"]) == 2
+    assert "--task 3: the list has 2 runs, the first is 1" in capsys.readouterr().err
+    runs = tmp_path / "study/runs"
+    with lock_folder(runs / "proxy-01"):  # as its task does
+        assert main(["proxies", config, "--task", "2"]) == 0
+        assert main(["proxies", config, "--task", "1"]) == 1
+    told = capsys.readouterr().out
+    assert "the same command without --task writes the table when all tasks are done" in told
+    assert f"{runs / 'proxy-01'}: another command is writing here" in told
+    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == [".lock", "decoded", "runs"]
+    with pytest.raises(ConfigError, match="no proxy runs are recorded here"):
+        read_proxy_runs(str(tmp_path / "work"))
+    assert main(["proxies", config]) == 0
+    assert "1 runs done, 1 done before and kept, 0 failed" in capsys.readouterr().out
+    assert [row["run"] for row in _table(values)] == ["proxy-01", "proxy-02"]
+    assert len(read_proxy_runs(str(tmp_path / "work"))) == 2
 
 
 def test_recording_waits_for_a_catalogue_that_a_build_holds(values: dict[str, Any], tmp_path: Path,

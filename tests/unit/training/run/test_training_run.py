@@ -19,6 +19,7 @@ from waiting import wait_until
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, RunError
 from manifests.services.printable import WIPE
+from manifests.services.scheduling import STOP_SIGNALS
 from training.data.shards import open_pool
 from training.evaluation.evaluate import domain_losses
 from training.evaluation.trained_model import load_run_model
@@ -335,6 +336,14 @@ def test_a_terminal_gets_one_living_line(tmp_path: Path, monkeypatch: pytest.Mon
     log.print_line("done")
     log.close()
     assert terminal.text == f"{WIPE}step 1 long{WIPE}step 2\ndone\n"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_each_signal_of_a_scheduler_is_heard_as_often_as_it_comes(number: int) -> None:
+    with stop_event() as stop:
+        os.kill(os.getpid(), number)
+        wait_until(stop.is_set)
+        os.kill(os.getpid(), number)
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
