@@ -5,10 +5,12 @@ An error of a part comes back as a value. The driver alone decides what it means
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +86,10 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
     thread for each core, and the threads wait for each other in loops: a photo took 5.2 CPU ms instead of 2.0 on two
     cores, and longer by the clock too.
     """
-    import threadpoolctl
-
     started = time.monotonic()
     try:
         with (
-            threadpoolctl.threadpool_limits(1, user_api="blas"),
+            _blas(len(sys.modules)).limit(limits=1, user_api="blas"),
             brought_here(job.part.inputs, job.execution) as (inputs, execution, publish),
         ):
             values = inputs.values if isinstance(inputs, Inputs) else {}
@@ -103,6 +103,14 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
         if is_stop(error):
             raise KeyboardInterrupt from error
         yield Done(job, None, _explain(error, job), time.monotonic() - started)
+
+
+@lru_cache(1)
+def _blas(num_modules: int) -> Any:
+    """The libraries of BLAS, looked for again when more modules are loaded: to look takes 1.2 ms."""
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController()
 
 
 def _explain(error: Exception, job: Job) -> PlantMixError:

@@ -46,7 +46,6 @@ from pipeline.engine.progress import Progress, Watch
 from pipeline.engine.stopping import StopRequests
 from pipeline.engine.work import BuildContext, Execution, Stage, StageRun, Step
 from pipeline.store.files import Files, RowGroup
-from pipeline.store.sql import close_scratch
 
 log = logging.getLogger("plantmix.runner")
 
@@ -439,5 +438,4 @@ def _describe(stage: StageRecord) -> str:
 def _clear_scratch(workdir: str) -> None:
     """Remove what a killed build left behind; the open catalogue proves that no other build is running here."""
     storage.sweep(workdir)
-    close_scratch()
     shutil.rmtree(storage.join(workdir, "scratch"), ignore_errors=True)

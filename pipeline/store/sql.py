@@ -56,23 +56,26 @@ def first_half_of_md5(text: str) -> str:
 _MADE_IN = "scratch"  # a database of its own for each use: to drop it costs less than to find and drop what is in it
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Database:
-    """An in-memory DuckDB, and the private folder that it spills into."""
+    """An in-memory DuckDB, and the private folder below `scratch` that it spills into."""
 
-    folder: str
     root: Any
+    scratch: str = ""
+    folder: str = ""
 
     @classmethod
-    def open(cls, scratch: str) -> Self:
-        folder = storage.join(scratch, uuid.uuid4().hex[:12])  # DuckDB makes it when it must spill
+    def open(cls) -> Self:
         # a thread of its own gives memory back that is no longer used, also while this process has nothing to do
-        return cls(folder, duckdb.connect(config={"temp_directory": folder, "allocator_background_threads": True}))
+        return cls(duckdb.connect(config={"allocator_background_threads": True}))
 
     @contextmanager
-    def connected(self, memory_gb: float) -> Iterator[Any]:
+    def connected(self, scratch: str, memory_gb: float) -> Iterator[Any]:
         """A connection to an empty database, which goes with all that is made in it, unless this ends with an error."""
         connection = self.root.cursor()
+        if scratch != self.scratch:  # it may change as long as nothing was spilled
+            self.scratch, self.folder = scratch, storage.join(scratch, uuid.uuid4().hex[:12])  # made when it must spill
+            connection.execute("SET temp_directory = ?", [self.folder])
         # the libraries of the process and what it holds beside the query take the rest
         limit_mb = max(256, int(memory_gb * 1000 - min(450, memory_gb * 290)))
         connection.execute(f"SET memory_limit = '{limit_mb}MB'; SET preserve_insertion_order = false")
@@ -94,23 +97,23 @@ def beside(connection: Any) -> Any:
     return cursor
 
 
-_idle: dict[str, _Database] = {}  # by the scratch folder; one at most
+_idle: list[_Database] = []  # one at most
 
 
 @contextmanager
 def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     """An in-memory DuckDB with a memory limit. What is in it goes with it, and so do the files that it spilled.
 
-    A database that neither spilled nor read from a store is kept for the next one of this process and work folder,
-    until `close_scratch`: to open and close one takes 15 ms, and a build needs some thirty.
+    A database that neither spilled nor read from a store is kept for the next one of this process, until
+    `close_scratch`: to open and close one takes 15 ms, and a build needs some fifty.
 
     Raises: RunError where a query fits neither into the memory limit nor on the disk.
     """
     scratch = storage.join(workdir, "scratch")
     storage.make_folder(scratch)
-    database = _idle.pop(scratch, None) or _Database.open(scratch)
+    database = _idle.pop() if _idle else _Database.open()
     try:
-        with database.connected(memory_gb) as connection:
+        with database.connected(scratch, memory_gb) as connection:
             yield connection
     except BaseException as error:
         database.close()
@@ -123,14 +126,14 @@ def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
     if Path(database.folder).exists() or database.root.list_filesystems():
         database.close()  # nothing else frees the disk, or forgets what was read from a store
     else:
-        close_scratch()  # that of another work folder, or one that was needed beside this one
-        _idle[scratch] = database
+        close_scratch()  # one that was needed beside this one
+        _idle.append(database)
 
 
 def close_scratch() -> None:
     """Close the database that `open_scratch` keeps, if any."""
     while _idle:
-        _idle.popitem()[1].close()
+        _idle.pop().close()
 
 
 atexit.register(close_scratch)

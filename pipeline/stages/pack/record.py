@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -319,6 +320,7 @@ def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
     return {**inputs.dedup, **counts}
 
 
+@cache
 def _tool_versions() -> dict[str, str]:
     versions = {}
     for tool in _TOOLS:
