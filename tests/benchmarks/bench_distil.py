@@ -126,7 +126,9 @@ def train(work: Path, arm: str, seed: int) -> dict[str, Any]:
     report = json.loads((work / f"{folder}.json").read_text())
     events = [json.loads(line) for line in (work / folder / "log.jsonl").read_text().splitlines()]
     memory = next(event["memory"] for event in events if event["event"] == "start")
-    sets = {item["name"]: {"figures": item["zero_shot"]["f"], "num_classes": item["num_classes"]} for item in report["sets"]}
+    sets = {
+        item["name"]: {"figures": item["zero_shot"]["f"], "num_classes": item["num_classes"]} for item in report["sets"]
+    }
     return {"trained": memory["trained"], "sets": sets, "last": [e for e in events if e["event"] == "step"][-1]}
 
 
