@@ -178,8 +178,8 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
 
     Raises: RunError while a build holds the catalogue.
     """
-    with open_reader(workdir, per_sample=False) as sql:
-        packed = sql.execute(
+    with open_reader(workdir, per_sample=False) as catalogue, open_sql() as sql:
+        packed = catalogue.execute(
             "SELECT identity FROM stages WHERE stage = 'pack' AND fingerprint = $1 "
             "AND EXISTS (FROM releases WHERE name = $2)",
             [release.origin, release.name],
@@ -188,14 +188,14 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
             return Comparison(why_not="the catalogue of this work folder does not know this release")
         identity = json.loads(packed[0][0])
         with_joined = "SELECT DISTINCT json_extract_string(notes, '$.joined_texts') FROM stages WHERE stage = 'caption'"
-        joined = {content for (content,) in sql.execute(with_joined).fetchall()} & set(identity["extra_captions"])
+        joined = {content for (content,) in catalogue.execute(with_joined).fetchall()} & set(identity["extra_captions"])
         packed_from = (
             ("fetch", "facts", "content", identity["facts"]),
             ("caption", "captions", "content", identity["captions"]),
             ("caption", "joined_texts", "joined_texts", joined),
         )
         for stage, table, note, contents in packed_from:
-            paths = [_paths_with_content(sql, workdir, stage, table, note, content) for content in contents]
+            paths = [_paths_with_content(catalogue, workdir, stage, table, note, content) for content in contents]
             if not all(paths):
                 return Comparison(why_not=f"the {table} that it was packed from are no longer in the work folder")
             files = Files(tuple(itertools.chain.from_iterable(paths)))

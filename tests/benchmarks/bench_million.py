@@ -5,11 +5,11 @@
 
 | step | does | disk in FOLDER at 1 M |
 |---|---|---|
-| make | N photos of about 9 kB, from those of PHOTOS, in one file with an index; lists, evaluation set | 9 GB |
-| peer | img2dataset's download alone, in an environment of its own; what it wrote goes | 9 + 11 GB |
-| build | one config, one command, undisturbed; figures by stage; the release is hashed | 9 + 21 GB |
+| make | N photos of about 8 kB, from those of PHOTOS, in one file with an index; lists, evaluation set | 8 GB |
+| peer | img2dataset's download alone, in an environment of its own; what it wrote goes | 8 + 20 GB |
+| build | one config, one command, undisturbed; figures by stage; the release is hashed | 8 + 20 GB |
 | check | every row, verify --deep, takedown, diff, another ratio, browse; then the work folder goes | at most 29 GB |
-| disturbed | the same build on another disk, killed --kills times, once with no room; the same bytes? | 9 + 21 GB |
+| disturbed | the same build on another disk, killed --kills times, once with no room; the same bytes? | 8 + 20 GB |
 
 From 300,000 pictures on `check` deletes the packed file, and `disturbed` makes it again. `serve` answers for builds
 that you start by hand. Every step adds a line to --results. The exit code is 1 where a row ended otherwise, a planted

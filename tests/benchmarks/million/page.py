@@ -13,7 +13,7 @@ from typing import Any
 _HEAD = """# Builds of up to a million pictures
 
 Made by `python tests/benchmarks/bench_million.py page` from [million.jsonl](million.jsonl); the script says what each
-step does. Distinct photos of about 9 kB, blended from real ones, on 32 hosts of the loopback; 3 % planted copies, 1 %
+step does. Distinct photos of about 8 kB, blended from real ones, on 32 hosts of the loopback; 3 % planted copies, 1 %
 leaks, hosts with faults. Seconds depend on what else the machine did (`load`); CPU and memory less. Memory is the sum
 of Pss over all processes of the build, and the growth `n^x` is that from the size before."""
 

@@ -1,4 +1,4 @@
-"""Distinct photos of about 10 kB, cut and blended from real ones: any picture by its number, in half a millisecond.
+"""Distinct photos of about 8 kB, cut and blended from real ones: any picture by its number, in half a millisecond.
 
 A picture is a cut of one photo, with a cut of another one showing through in soft patches. Nine of ten are no larger
 than a build stores them, the others are made smaller and encoded anew. Copies are made from the bytes of their
