@@ -444,7 +444,7 @@ def status_bytes(status: Mapping[str, Any]) -> bytes:
     """The content of status.json, with a hash of the rest, so that damage shows."""
     rest = {name: value for name, value in status.items() if name != "sha256"}
     digest = hashlib.sha256(_json(rest).encode()).hexdigest()
-    return json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True).encode()
+    return _json({**rest, "sha256": digest}).encode()
 
 
 def _json(values: Any) -> str:
