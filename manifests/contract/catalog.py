@@ -7,7 +7,6 @@ from files beside it (catalog_file.py). Readers use manifests/contract/reader.py
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from manifests.contract.catalog_file import (
     whole_config,
     write_snapshot,
 )
-from manifests.contract.catalog_reads import NO_FIGURES, current_stages, part_of, read_parts
+from manifests.contract.catalog_reads import NO_FIGURES, current_stages, part_of, read_parts, status_bytes
 from manifests.contract.records import FetchRounds, Funnel, PartRecord, StageRecord, Stamps, utc_now
 from manifests.contract.session import Session
 from manifests.errors import ConfigError, DamageError, RunError
@@ -438,13 +437,6 @@ def _entry_of(fingerprint: str, position: int, part: PartRecord) -> dict[str, li
 
 def _link(fingerprint: str, step: str, position: int, key: str) -> dict[str, Any]:
     return {"fingerprint": fingerprint, "step": step, "position": position, "part_key": key}
-
-
-def status_bytes(status: Mapping[str, Any]) -> bytes:
-    """The content of status.json, with a hash of the rest, so that damage shows."""
-    rest = {name: value for name, value in status.items() if name != "sha256"}
-    digest = hashlib.sha256(_json(rest).encode()).hexdigest()
-    return json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True).encode()
 
 
 def _json(values: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -52,3 +53,10 @@ def current_stages(reader: Any) -> Figures:
         for row in rows
     }
     return stages, mixes
+
+
+def status_bytes(status: Mapping[str, Any]) -> bytes:
+    """The content of status.json, with a hash of the rest, so that damage shows."""
+    rest = {name: value for name, value in status.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True).encode()

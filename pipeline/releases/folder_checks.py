@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests.contract.catalog import STATUS_FILE, status_bytes
+from manifests.contract.catalog import STATUS_FILE
 from manifests.contract.catalog_file import (
     CATALOG_FILE,
     JOURNAL_FILE,
@@ -25,6 +25,7 @@ from manifests.contract.catalog_file import (
     read_snapshot,
     require_work_folder,
 )
+from manifests.contract.catalog_reads import status_bytes
 from manifests.contract.reader import open_reader
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, read_record
 from manifests.contract.takedowns import WHEN_GONE, read_list

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.contract import tables
+from manifests.contract.reader import rows_of
 from manifests.contract.release import FORMAT, RECORD_FILE, SPLIT_FOLDERS
 from manifests.errors import IntegrityError
 from manifests.masking import hide_in, hide_secrets
@@ -309,6 +310,8 @@ _COUNTS_OF_DUPLICATES = {
     "count(*) AS images FROM decisions WHERE reason = 'eval_leak' GROUP BY ALL ORDER BY ALL",
 }
 
+_OF_DROPPED = ("kept_because", "distances", "largest")  # nothing where nothing was dropped
+
 
 def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
     """Count the images dropped for another one. `largest` names images that stayed for most others, `conflicts`
@@ -316,7 +319,10 @@ def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
     """
     view_parquet(sql, "packed", [samples])
     view_table(sql, "decisions", inputs.decisions, tables.DECISIONS, of_versions=True)
-    counts = {name: sql.sql(query).to_arrow_table().to_pylist() for name, query in _COUNTS_OF_DUPLICATES.items()}
+    counts: dict[str, Any] = {}
+    for name, query in _COUNTS_OF_DUPLICATES.items():
+        is_none = name in _OF_DROPPED and not counts["dropped"]
+        counts[name] = [] if is_none else rows_of(sql, query)
     return {**inputs.dedup, **counts}
 
 
