@@ -244,10 +244,10 @@ class DalipModel(nn.Module):
         self.clip.logit_scale.clamp_(0.0, math.log(maximum))
 
     def text_tower_digest(self) -> str:
-        """sha256 of the parameters of the text tower: models that share it share the space of f."""
+        """sha256 of the tensors of the text tower: models that share it share the space of f."""
         digest = hashlib.sha256()
         of_texts = {name.removeprefix("clip.").removeprefix("text."): parameter for name, parameter in
-                    merged(dict(self.named_parameters())).items() if parameter_role(name) == "text_tower"}  # fmt: skip
+                    merged(self.state_dict()).items() if parameter_role(name) == "text_tower"}  # fmt: skip
         for name, parameter in sorted(of_texts.items()):
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             values = parameter.detach().float().cpu() + 0.0  # a merged -0.0 is 0.0

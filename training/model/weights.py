@@ -265,6 +265,7 @@ def check_same_forward(
     both = forward_settings(stored), forward_settings(architecture_config(architecture))
     for values in both if text_alone else ():
         values["vision_cfg"], values["custom_text"] = {}, False
+        values.pop("components", None)  # of both frozen towers; those of the texts are tensors, and are compared
     if changes := differences(*both):
         raise ConfigError(
             f"{where}: its weights were trained in another architecture than {architecture} "

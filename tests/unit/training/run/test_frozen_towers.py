@@ -17,7 +17,7 @@ import timm
 import torch
 import yaml
 from torch import Tensor, nn
-from training_runs import assert_same_run, make_settings, run_once, step_lines, stop_at
+from training_runs import assert_same_run, final_weights, make_settings, run_once, step_lines, stop_at, with_sections
 
 from manifests.errors import ConfigError, IntegrityError
 from training.cli import main
@@ -71,7 +71,7 @@ def text_tower() -> Backbone:
             found = list(text.encode())[:TOKENS]
             ids[row, : len(found)] = torch.tensor(found)
         tokens, mask = network.table(ids), ids > 0
-        return (tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True), tokens, mask
+        return (tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1), tokens, mask
 
     return Backbone(network, forward)
 
@@ -150,6 +150,38 @@ def test_every_preset_trains_on_tokens(preset: str, on_tokens: dict[str, Any]) -
         del on_tokens["model"]["second_order"]
     run_once(on_tokens)
     assert len(step_lines(on_tokens["output_dir"])) == 6
+
+
+def test_a_student_on_fewer_directions_learns_a_teacher_on_tokens(
+    on_tokens: dict[str, Any], tokens_yaml: Path, tmp_path: Path
+) -> None:
+    """It takes the teacher's text side; one whose texts keep other directions is refused."""
+    del on_tokens["model"]["second_order"]
+    on_tokens["model"] |= {"preset": "clip"}
+    teacher, vectors = on_tokens["output_dir"], str(tmp_path / "vectors.parquet")
+    run_once(on_tokens, optimiser={"lr": 0.01})
+    assert main(["embed", on_tokens["release"], "--model", teacher, "--out", vectors]) == 0
+    loss = {"form": "distil", "teacher": {"vectors": vectors}}
+    for name, part in (("small", {"image": {"width": 4}}), ("other", {"image": {"width": 4}, "text": {"width": 6}})):
+        values = yaml.safe_load(tokens_yaml.read_text()) | {"output_dir": str(tmp_path / name)}
+        for side, changed in part.items():
+            values[side] = values[side] | changed
+        tokens_yaml.write_text(yaml.safe_dump(values))
+        assert main(["tokens", str(tokens_yaml)]) == 0
+        model = {"architecture": str(tmp_path / name / "architecture.json"), "pretrained": teacher}
+        student = with_sections(on_tokens, output_dir=f"{teacher}-{name}", loss=loss, model=model,
+                                data={"tokens": str(tmp_path / name)}, optimiser={"lr": 0.01})  # fmt: skip
+        if name == "small":
+            run_once(student)
+            (text, other_text) = (
+                final_weights(folder)["clip.text.proj"] for folder in (teacher, student["output_dir"])
+            )
+            assert torch.equal(text, other_text)
+            assert final_weights(student["output_dir"])["clip.visual.proj"].shape == (4, 16)
+            assert read_log(Path(student["output_dir"]) / "log.jsonl", "step")[-1]["teacher_cosine"] > 0.9
+        else:
+            with pytest.raises(ConfigError, match=r"another architecture than .*text_cfg.width: 12 -> 6"):
+                run_once(student)
 
 
 def test_labels_of_drawn_texts_are_refused_on_tokens_and_left_out_of_the_log(on_tokens: dict[str, Any]) -> None:
