@@ -10,8 +10,7 @@ from typing import Any
 
 from manifests.contract.records import Funnel, PartFile, PartRecord
 
-Figures = tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]
-"""Figures by stage, and the domains of the mix."""
+Figures = tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]  # by stage, and the domains of the mix
 NO_FIGURES: Figures = ({}, [])
 _STAGES = (
     "SELECT c.stage, s.fingerprint, s.sealed_at IS NOT NULL AS sealed, s.num_in AS 'in', s.num_kept AS kept, s.notes, "

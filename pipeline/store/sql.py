@@ -229,8 +229,7 @@ def copy_sorted(
     except duckdb.BinderException:
         require_columns(writer.table, writer.schema, {*connection.sql(query).columns, *empty})
         raise
-    reader = rows.to_arrow_reader(ROW_GROUP_ROWS)
-    for batch in reader:
+    for batch in rows.to_arrow_reader(ROW_GROUP_ROWS):
         writer.write(add_empty(pa.Table.from_batches([batch]), writer.schema, empty))
     return writer.close()
 

@@ -321,8 +321,7 @@ def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
     view_table(sql, "decisions", inputs.decisions, tables.DECISIONS, of_versions=True)
     counts: dict[str, Any] = {}
     for name, query in _COUNTS_OF_DUPLICATES.items():
-        is_none = name in _OF_DROPPED and not counts["dropped"]
-        counts[name] = [] if is_none else rows_of(sql, query)
+        counts[name] = [] if name in _OF_DROPPED and not counts["dropped"] else rows_of(sql, query)
     return {**inputs.dedup, **counts}
 
 
