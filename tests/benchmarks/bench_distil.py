@@ -157,9 +157,12 @@ def report() -> None:
         print(f"  teacher above chance by {((values['teacher'] - chance) / errors).min():.1f} standard errors at least")
         for arm in ARMS:
             print(f"  {arm}: {values[arm].mean():.1%} ({', '.join(f'{v:.1%}' for v in values[arm])})")
+        gain = values["with_teacher"] - values["alone"]
+        half = 2.776 * gain.std(ddof=1) / len(gain) ** 0.5
+        print(f"  with_teacher less alone: {gain.mean():+.1%} ({gain.mean() - half:+.1%} to {gain.mean() + half:+.1%})")
         for arm in ARMS[1:]:
             kept = (values[arm] - chance) / (values["teacher"] - chance)
-            half = 2.776 * kept.std(ddof=1) / len(kept) ** 0.5 if len(kept) == 5 else float("nan")  # t of 4 degrees
+            half = 2.776 * kept.std(ddof=1) / len(kept) ** 0.5  # t of 4 degrees: five seeds
             print(f"  {arm} keeps {kept.mean():.1%} ({kept.mean() - half:.1%} to {kept.mean() + half:.1%})")
 
 
