@@ -6,12 +6,14 @@ import functools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ray_nodes import free_port
 from training_runs import run_once, step_lines, with_sections, write_values
+from vector_tables import random_vectors, write_vectors
 
 OF_TORCH = (
     "ignore:.*autograd.function.Function.*should not be instantiated:DeprecationWarning"  # its own, while it traces
@@ -65,6 +67,22 @@ def test_a_compiled_run_is_the_run(config: dict[str, Any], sections: dict[str, A
     compiled = with_sections(plain, compute={"compile": True}, output_dir=config["output_dir"] + "-compiled")
     run_once(plain)
     assert not calls
+    run_once(compiled)
+    assert calls
+    assert_near(plain["output_dir"], compiled["output_dir"])
+
+
+@pytest.mark.filterwarnings(OF_TORCH)
+def test_a_compiled_student_is_the_student(config: dict[str, Any], tmp_path: Path, calls: list[int]) -> None:
+    """With adapters in both towers, and with captions beside the vectors."""
+    table = write_vectors(tmp_path / "vectors.parquet", random_vectors(config["release"], 32))
+    plain = with_sections(
+        config, model=WITHOUT_DROPOUT, schedule={"steps": 3, "warmup_steps": 2}, adapters={"rank": 4},
+        loss={"form": "distil", "teacher": {"vectors": str(table), "weight": 0.5}},
+        data={"cache_dir": str(tmp_path / "cache")},
+    )  # fmt: skip
+    compiled = with_sections(plain, compute={"compile": True}, output_dir=config["output_dir"] + "-compiled")
+    run_once(plain)
     run_once(compiled)
     assert calls
     assert_near(plain["output_dir"], compiled["output_dir"])
