@@ -1,9 +1,9 @@
 """`dalip table`: models side by side on the same pictures, and a paper's figures beside them.
 
 The first model is compared with each other one, picture by picture; the interval of a difference takes the classes as
-drawn. A paper says no answers, only shares, so its figures are compared by
-the sizes of the sets alone, as if the hits were independent. A difference is told from none where its interval leaves
-out 0. Intervals are of 95 %, each for itself: of twenty, one leaves out the truth.
+drawn. A paper says no answers, only shares, so its figures are compared by the sizes of the sets alone, as if the hits
+were independent. A difference is told from none where its interval leaves out 0. Intervals are of 95 %, each for
+itself: of twenty, one leaves out the truth.
 
 Writes a folder: table.md, table.csv, table.png, classes.csv (each class), confusion.csv (each pair that was mistaken)
 and answers/NAME.parquet. Gives up with ConfigError on sets that are not there, two models of one name, and answers of
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from manifests.contract.release import require_output
 from manifests.contract.settings import read_settings
 from manifests.drawing.panels import draw_png
 from manifests.errors import ConfigError
@@ -39,6 +40,16 @@ from training.evaluation.trained_model import open_trained_model
 
 AGREES = 0.02  # a figure and a paper's agree where their difference, with its interval, is within two points
 _Z = 1.96
+_TITLE = "Zero-shot top 1 in %. Each interval is of 95 % and for itself."
+_COLUMNS = {
+    "table.csv": ("model", "set", "top1", "low", "high", "pictures", "protocol"),
+    "classes.csv": ("model", "set", "class", "pictures", "top1"),
+    "confusion.csv": ("model", "set", "class", "answer", "pictures"),
+}
+_BEGINNINGS = {"table.md": _TITLE.encode(), "table.png": b"\x89PNG"} | {
+    name: ",".join(columns).encode() for name, columns in _COLUMNS.items()
+}
+"""Of what this writes, so that it replaces nothing else."""
 _Sets = dict[str, tuple[EvalSetSettings, EvalSet, str]]  # with the protocol
 
 
@@ -77,11 +88,12 @@ def make_table(models: Sequence[str], sets: str, out: str, say: Callable[[str], 
     settings = read_settings(sets, EvalSettings)
     named = _names(models)
     there = tuple(item for item in settings.sets if Path(item.path).exists())
-    notes = [
-        f"{item.name} is not there ({item.path}), so it is left out" for item in settings.sets if item not in there
-    ]
+    gone = [item for item in settings.sets if item not in there] if named else []
+    notes = [f"{item.name} is not there ({item.path}), so it is left out" for item in gone]
     if not settings.sets or (named and not there):
         raise ConfigError(f"{sets}: none of its {len(settings.sets)} sets is there; put one at its path")
+    for file, begins in _BEGINNINGS.items():
+        require_output(str(Path(out) / file), _begins_with(begins))
     opened: _Sets = {}
     for item, eval_set in zip(there, open_sets(there), strict=True) if named else ():
         if eval_set.kind == "classification":
@@ -110,17 +122,18 @@ def paired(one: Mapping[str, Answers], other: Mapping[str, Answers], sets: Seque
     Source: Cochran 1977, "Sampling Techniques", section 9A.3 (ratio to size, units in clusters); Satterthwaite 1946 for
     the degrees of freedom of a sum.
     """
-    values, variances, freedoms = [], [], []
+    values, variances, freedoms, is_known = [], [], [], True
     for name in sets:
         hits_N, classes_N = one[name].hits - other[name].hits, one[name].classes
         values.append(float(hits_N.mean()))
         of_class = np.bincount(classes_N, hits_N - hits_N.mean())
         num = len(np.unique(classes_N))
+        is_known &= num > 1  # of one class nobody knows how far classes differ
         freedoms.append(max(num - 1, 1))
         variances.append(num / freedoms[-1] * float((of_class**2).sum()) / len(hits_N) ** 2)
     variance = sum(variances)
     freedom = variance**2 / sum(v**2 / free for v, free in zip(variances, freedoms, strict=True)) if variance else 1.0
-    spread = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance) / len(sets)
+    spread = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance) / len(sets) if is_known else 1.0
     value = float(np.mean(values))
     return Difference(value, value - spread, value + spread)
 
@@ -131,6 +144,10 @@ def by_sizes(one: Sequence[float], other: Sequence[float], pictures: Sequence[in
     variance = sum((p * (1 - p) + q * (1 - q)) / n for p, q, n in zip(one, other, pictures, strict=True))
     spread = _Z * math.sqrt(variance) / len(pictures)
     return Difference(value, value - spread, value + spread)
+
+
+def _begins_with(beginning: bytes) -> Callable[[bytes], bool]:
+    return lambda content: content.startswith(beginning)
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
@@ -151,7 +168,7 @@ def _answers(name: str, model: str, settings: EvalSettings, sets: _Sets, out: Pa
         trained = replace(trained, settings=trained.settings.model_copy(update={"eval": settings}))
         return answers_of(trained, sets, out / "answers" / f"{name}.parquet")
     _, answers = read_answers(Path(model))
-    for key, (_, _, protocol) in sets.items():
+    for key, (_, eval_set, protocol) in sets.items():
         if key not in answers:
             raise ConfigError(f"{model}: has no answers on {key}; it has {', '.join(answers)}")
         if (theirs := answers[key].protocol) != protocol:
@@ -159,6 +176,12 @@ def _answers(name: str, model: str, settings: EvalSettings, sets: _Sets, out: Pa
                 f"{model}: its answers on {key} are of protocol {theirs}, and the set here is {protocol}: other "
                 "pictures, names or prompts, so they are not compared"
             )
+        rows, num_classes = answers[key], len(eval_set.classes)
+        if (
+            rows.classes.tolist() != list(eval_set.labels)
+            or not ((rows.answers >= 0) & (rows.answers < num_classes)).all()
+        ):
+            raise ConfigError(f"{model}: its rows on {key} are not those of the set's pictures and classes")
     return {key: answers[key] for key in sets}
 
 
@@ -197,7 +220,7 @@ def _markdown(
             for column in columns
         ]
 
-    yield "Zero-shot top 1 in %. Each interval is of 95 % and for itself."
+    yield _TITLE
     yield ""
     yield row("model", columns)
     yield f"|---|{'---:|' * len(columns)}"
@@ -229,9 +252,9 @@ def _comparisons(
         for where, names in (of_sets | dict(groups)).items():
             difference = paired(answers[model], answers[str(first)], names)
             rows.append((f"{model} less {first}", where, difference, difference.verdict()))
-    for title, rows in (
-        tables.items() if published is None else (tables | _with_paper(answers, groups, published)).items()
-    ):
+    if published is not None:
+        tables |= _with_paper(answers, groups, published)
+    for title, rows in tables.items():
         yield from ("", title, "", "| | on | difference (interval) | |", "|---|---|---:|---|")
         yield from (f"| {who} | {where} | {difference} | {verdict} |" for who, where, difference, verdict in rows)
 
@@ -288,29 +311,16 @@ def _write(
             pairs = Counter(zip(rows.classes[wrong].tolist(), rows.answers[wrong].tolist(), strict=True))
             for (right, answer), num in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0])):
                 confusion.append((model, name, labels[right], labels[answer], num))
-    rows_of_table = [
-        (
-            model,
-            name,
-            f"{figure['value']:.4f}",
-            f"{figure['low']:.4f}",
-            f"{figure['high']:.4f}",
-            figure["trials"],
-            sets[name][2],
-        )
+    shares = [
+        (model, name, *(f"{figure[key]:.4f}" for key in ("value", "low", "high")), figure["trials"], sets[name][2])
         for name, by_model in figures.items()
         for model, figure in by_model.items()
     ]
     write_file(str(out / "table.md"), ("\n".join(lines) + "\n").encode())
-    _write_csv(out / "table.csv", ("model", "set", "top1", "low", "high", "pictures", "protocol"), rows_of_table)
-    _write_csv(out / "classes.csv", ("model", "set", "class", "pictures", "top1"), classes)
-    _write_csv(out / "confusion.csv", ("model", "set", "class", "answer", "pictures"), confusion)
+    for (file, columns), rows_of_file in zip(_COLUMNS.items(), (shares, classes, confusion), strict=True):
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows_of_file])
+        write_file(str(out / file), stream.getvalue().encode())
     if figures:
         marks = {model: [(name, "", by_model[model], "") for name, by_model in figures.items()] for model in answers}
         write_file(str(out / "table.png"), draw_png([marks_panel("zero-shot top 1", marks)]))
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
-    write_file(str(path), stream.getvalue().encode())

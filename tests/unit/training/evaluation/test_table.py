@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from evaluation_sets import write_folders, write_tars
@@ -61,6 +62,13 @@ def test_a_mean_of_sets_takes_each_set_alike() -> None:
     parts = [paired(one, other, ["set"]), paired(small, small_other, ["set"])]
     assert both.value == pytest.approx(np.mean([part.value for part in parts]))
     assert both.high - both.low < parts[1].high - parts[1].low
+
+
+def test_of_one_class_nothing_can_be_told() -> None:
+    """The spread over classes is what the interval stands on."""
+    classes_N = np.zeros(50, np.int32)
+    one, other = ({"set": Answers("", [], classes_N, classes_N, np.full(50, share))} for share in (1.0, 0.0))
+    assert paired(one, other, ["set"]).verdict() == "cannot be told"
 
 
 def test_the_published_plant_gain_cannot_be_told_and_the_general_one_can(tmp_path: Path) -> None:
@@ -157,6 +165,18 @@ def test_what_cannot_be_compared_is_one_line(models: list[str], sets: Path, tmp_
     out = str(tmp_path / "table")
     with pytest.raises(ConfigError, match=r"two models are called 'x': .*; write NAME=MODEL"):
         make_table([f"x={models[0]}", f"x={models[1]}"], str(sets), out, silent)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "classes.csv").write_text("id,name\n1,mine\n")
+    with pytest.raises(ConfigError, match=r"classes.csv"):
+        make_table([models[0]], str(sets), str(own), silent)
+    assert (own / "classes.csv").read_text() == "id,name\n1,mine\n"
+    make_table([models[0]], str(sets), out, silent)
+    theirs = next((tmp_path / "table/answers").iterdir())
+    rows = pq.read_table(theirs)
+    pq.write_table(rows.slice(1), tmp_path / "cut.parquet")
+    with pytest.raises(ConfigError, match=r"cut.parquet: its rows on Folders are not those of the set's pictures"):
+        make_table([str(tmp_path / "cut.parquet")], str(sets), out, silent)
     (tmp_path / "other.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"other.parquet: holds no answers of `dalip table`"):
         make_table([str(tmp_path / "other.parquet")], str(sets), out, silent)
