@@ -34,12 +34,14 @@ def test_what_is_named_is_there(page: Path) -> None:
         assert not lost, f"{page.name}, {origin.commit}: code that is not there any more: {', '.join(lost)}"
 
 
-def test_every_commit_of_a_page_is_in_the_history() -> None:
+def test_every_commit_of_a_page_is_in_the_history_and_no_younger_than_its_figures() -> None:
     if reason := FIGURES.lacks_history():
         pytest.skip(reason)
     for page in PAGES:
         for origin in filter(None, (section.origin() for section in FIGURES.sections_of(page))):
             FIGURES.git("merge-base", "--is-ancestor", origin.commit, "HEAD", root=ROOT)
+            written = FIGURES.git("show", "-s", "--format=%as", origin.commit, root=ROOT).strip()
+            assert written <= origin.date, f"{page.name}: {origin.commit} is of {written}, measured {origin.date}"
 
 
 def commit(root: Path) -> str:

@@ -176,7 +176,7 @@ SMALL = {
               for runs, num in (("plan design", 3), ("Dirichlet", 3), ("both", 6)) for noise in ("0.0", "0.5", "2.0")),
         ),
         "planning: Does the interval of the optimum hold?",
-        ("noise | losses covered | optimum covered", "width", "loss at the choice, median"),
+        ("losses covered | optimum covered", "width", "loss at the choice, median"),
         then="{scratch}/rows.jsonl --table",
     ),
     "bench_planning_few": Small(
