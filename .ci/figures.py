@@ -116,6 +116,8 @@ def git(*words: str, root: Path) -> str:
 def lacks_history(root: Path = ROOT) -> str | None:
     """Why the commits of the pages cannot be looked up here, if so."""
     try:
+        if Path(git("rev-parse", "--show-toplevel", root=root).strip()) != root.resolve():
+            return "here is no git history of ours: the folder lies within another repository"
         if git("rev-parse", "--is-shallow-repository", root=root).strip() == "true":
             return "this clone is shallow: the commits of the pages are not in it; `git fetch --unshallow` brings them"
     except (LookupError, FileNotFoundError) as error:

@@ -81,6 +81,7 @@ def test_a_section_without_a_line_and_one_whose_code_has_changed_are_found(tmp_p
     subprocess.run(["git", "clone", "-q", "--depth", "1", root.as_uri(), shallow], check=True)
     assert "git fetch --unshallow" in FIGURES.lacks_history(shallow)
     assert "no git history" in FIGURES.lacks_history(pages)
+    assert "another repository" in FIGURES.lacks_history(root / "slow")
 
 
 @dataclass(frozen=True)
