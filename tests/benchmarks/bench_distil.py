@@ -157,8 +157,12 @@ def report() -> None:
         print(f"  teacher above chance by {((values['teacher'] - chance) / errors).min():.1f} standard errors at least")
         for arm in ARMS:
             print(f"  {arm}: {values[arm].mean():.1%} ({', '.join(f'{v:.1%}' for v in values[arm])})")
+        above = values["teacher"] - chance
         for arm in ARMS[1:]:
-            kept = (values[arm] - chance) / (values["teacher"] - chance)
+            if above.min() <= 0:
+                print(f"  {arm} keeps no share: the teacher is not above chance in each seed")
+                continue
+            kept = (values[arm] - chance) / above
             half = 2.776 * kept.std(ddof=1) / len(kept) ** 0.5 if len(kept) == 5 else float("nan")  # t of 4 degrees
             print(f"  {arm} keeps {kept.mean():.1%} ({kept.mean() - half:.1%} to {kept.mean() + half:.1%})")
 
