@@ -5,6 +5,7 @@
 # make reference                     configs/REFERENCE.md from the settings classes
 # make pictures                      README's pictures, from the demo's release, with Chromium
 # make gpu-check                     right and how fast on this machine's GPU; on a machine without one, a small twin on the CPU
+# make figures                       which results are older than the code that they measure
 # make bench   the measurements      make clean   what tools left behind; demo data and .venv stay
 #
 # Every target sets up .venv first when pyproject.toml or constraints.txt changed. pip obeys its own settings
@@ -30,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-numerics check reference pictures bench gpu-check setup clean distclean constraints
+.PHONY: help demo test test-all test-numerics check reference pictures figures bench gpu-check setup clean distclean constraints
 
 help:
 	@sed -n '/^$$/q;s/^# \{0,1\}//p' Makefile
@@ -75,6 +76,10 @@ reference: $(STAMP)
 # .github/*.png and what they show (pictures.json); tests see that they are current
 pictures: demo
 	@$(BIN)/python .ci/pictures.py
+
+# sections of tests/benchmarks/results whose code has changed since; fails nothing, but needs the git history
+figures: $(STAMP)
+	@$(BIN)/python .ci/figures.py
 
 # a script that needs pictures or tables of yours prints how it is called, and ends with 2
 bench: $(STAMP)

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from scipy import stats
 from study_records import Records
 from study_towers import efficientnet_lite2
 from torch import Tensor
@@ -158,12 +159,21 @@ def report() -> None:
         for arm in ARMS:
             print(f"  {arm}: {values[arm].mean():.1%} ({', '.join(f'{v:.1%}' for v in values[arm])})")
         gain = values["with_teacher"] - values["alone"]
-        half = 2.776 * gain.std(ddof=1) / len(gain) ** 0.5
+        half = half_width(gain)
         print(f"  with_teacher less alone: {gain.mean():+.1%} ({gain.mean() - half:+.1%} to {gain.mean() + half:+.1%})")
+        above = values["teacher"] - chance
         for arm in ARMS[1:]:
-            kept = (values[arm] - chance) / (values["teacher"] - chance)
-            half = 2.776 * kept.std(ddof=1) / len(kept) ** 0.5  # t of 4 degrees: five seeds
+            if above.min() <= 0:
+                print(f"  {arm} keeps no share: the teacher is not above chance in each seed")
+                continue
+            kept = (values[arm] - chance) / above
+            half = half_width(kept)
             print(f"  {arm} keeps {kept.mean():.1%} ({kept.mean() - half:.1%} to {kept.mean() + half:.1%})")
+
+
+def half_width(values: np.ndarray) -> float:
+    """Of the 95 % interval of the mean over seeds, by Student's t."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_walk.py --seed 1 --steps 2500 --hours 6 --out walk.jsonl
 
-A walk is LENGTH commands over one work folder, with changes between them (tests/walk). Every walk that ends is a line
+A walk is 40 commands over one work folder, with changes between them (tests/walk). Every walk that ends is a line
 of the file; the same command goes on behind the last one. Some walks also turn dedup.semantic on, or run in processes,
 or with --ray on Ray. A difference is written with its actions, shortened, and the next walk begins; the exit code is 1
 then. Prints how often each command came after each other one. A step that changed nothing, and met nothing that had
@@ -28,13 +28,12 @@ from walk.drawing import COMMANDS, FAULTS, FAVOURED, OPEN, Action, draw, shorten
 from walk.oracle import DifferenceError  # noqa: E402
 from walk.walker import replay, walking  # noqa: E402
 
-LENGTH = 40
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=200, help="end after so many counted steps")
+    parser.add_argument("--length", type=int, default=40, help="commands of a walk")
     parser.add_argument("--hours", type=float, default=1.0, help="begin no walk later than this")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; what is there is gone on with")
     parser.add_argument("--ray", action="store_true", help="some walks on Ray too")
@@ -81,7 +80,7 @@ def one_walk(args: Any, number: int, off: list[str], pairs: Counter[tuple[str, s
     difference, shortened = None, None
     with walking(folder, **options) as walk:
         rare = None if args.only else pairs
-        for action in draw(rng, LENGTH, rare, FAVOURED.get(args.only), steps, lambda: walk.moved):
+        for action in draw(rng, args.length, rare, FAVOURED.get(args.only), steps, lambda: walk.moved):
             actions.append(action)
             try:
                 step = walk.do(action)

@@ -58,6 +58,11 @@ def test_a_build_is_made_checked_and_broken(tmp_path: Path) -> None:
     assert "| whole | " in written(results)
 
 
+def test_the_page_is_that_of_the_results() -> None:
+    results = ROOT / "tests/benchmarks/results"
+    assert (results / "million.md").read_text() == written(results / "million.jsonl") + "\n"
+
+
 def test_every_row_is_predicted_by_what_is_written_down() -> None:
     rows = plan_rows(20_000, 3)
     ends = rows.expected()

@@ -1,16 +1,336 @@
-"""Benchmarks that replace parts of a build run to their end: their tables must be those of today."""
+"""Each benchmark runs to its end at a small size: its output has the rows and columns that its page of results has.
+
+No figure is judged here, only that there is one. A script that has a test of its own is named in ELSEWHERE.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from building import ROOT
+from ci_scripts import load_ci_script
+from release_writer import Sample, write_release
+from torch import nn
 
+from pipeline.cli import main as plantmix
 from pipeline.flow import FLOW
+from training.cli import main as dalip
+from training.model.backbones import Backbone
+
+FOLDER = ROOT / "tests/benchmarks"
+PHOTOS = ROOT / "tests/photos"
+SCRIPTS = {path.stem for path in FOLDER.glob("bench_*.py")} | {"gpu_check"}
+FIGURE = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?"
+
+
+@dataclass(frozen=True)
+class Small:
+    """One small run, and what it must print."""
+
+    words: str
+    """The command line behind the script; `{photos}`, `{shop}`, `{release}`, `{scratch}` are folders of the test."""
+    lines: tuple[str, ...]
+    """Lines of the output, in this order. `@` is a figure, so a missing or undefined one is seen; `*` is anything."""
+    page: str
+    """The section that shows such rows: PAGE: TITLE."""
+    shared: tuple[str, ...]
+    """Names of rows and columns, which the output and the section both have."""
+    then: str = ""
+    """The command that prints the table, where the first one only measures."""
+
+
+PACKED = (
+    "pack: tables joined, shards written, durable",
+    r"tar cf - \| tar xf -: copy the shards, durable",
+    "the same, left in the page cache",
+    "tar cf: one archive of the shards, durable",
+    "tar cf: one archive of the samples as files, durable",
+)
+FETCHED = [
+    f"| {photos} | {work} | {end}"
+    for photos in ("15 as they are", "2 at 600 px")
+    for work in ("raw", "all")
+    for end in ("img2dataset | @ | @ | @ | @ | @ |  |", "PlantMix | @ | @ | @ | @ | @ | @x |")
+]
+MBDC = (("image, ViT-B/16 | 64", 196), ("image, ViT-B/32 | 64", 49), ("text | 64", 77), ("image, ViT-B/16 | 8", 196))
+SMALL = {
+    "bench_browse": Small(
+        "--rows 3000",
+        (
+            "| | 3,000 |", "| opening, s | @ (@) |", "| waiting page, s | @ (@) |", "| making the index, s | @ (@) |",
+            "| index on disk, MB | @ |", "| peak memory of making it (target 2,048), MiB | @ |",
+            "| peak memory of answering (target 2,048), MiB | @ |", "| opening a kept index, s | @ (@) |",
+            "| first page (target 1), s | @ (@) |", "| slowest of 34 filters (target 2), s | @ (@) *|",
+            "| slowest of 34 counts beside filters (target 3), s | @ (@) *|", "| a page near the end, s | @ (@) |",
+            "| one image, s | @ (@) |", "| /reasons, s | @ (@) |",
+            "| /duplicates, s | @ (@) |", "| /leaks, s | @ (@) |",
+        ),
+        "pipeline: Browsing: measured",
+        ("opening", "waiting page", "making the index, s", "peak memory of making it", "first page (target 1), s",
+         "slowest of 34 filters (target 2), s", "slowest of 34 counts beside filters (target 3), s",
+         "a page near the end", "one image", "/reasons", "/duplicates", "/leaks"),
+    ),
+    "bench_build": Small(
+        "{photos} --num 30 --rounds 1 --executor inline --processes 1",
+        (
+            "| program | wall s, median (all) | CPU s, median | CPU ms a photo | wall of theirs / ours |",
+            "| img2dataset | @ (@) | @ | @ | @x |",
+            "| PlantMix, inline | @ (@) | @ | @ | @x |",
+        ),
+        "pipeline: Fetching beside img2dataset 1.47",
+        ("img2dataset", "CPU ms a photo"),
+    ),
+    "bench_fetch": Small(
+        "{photos} --num 15 --num-large 2 --large 600 --rounds 1",
+        (
+            "| photos | work | engine | wall s | images/s | CPU s | images / CPU s | peak MiB | ours / theirs |",
+            *FETCHED,
+            "resident MiB of one worker after each part of 250 small photos: @",
+        ),
+        "pipeline: Fetching beside img2dataset 1.47",
+        ("img2dataset", "small photos"),
+    ),
+    "bench_kinds": Small(
+        "{photos}",
+        (
+            "2 of 345 pictures are here",
+            *(f"face above {at}: depicted @ of 18, none @ of 286, real @ of 41" for at in (0.6, 0.7, 0.8, 0.9)),
+            *(f"text above {at}: no @ of 260, unsure @ of 18, yes @ of 67" for at in (0.005, 0.01, 0.02, 0.05, 0.1)),
+        ),
+        "pipeline: Kinds of pictures",
+        ("0.6", "0.7", "0.8", "0.9", "0.005", "0.01", "0.02", "0.1", "41", "18", "67"),
+    ),
+    "bench_loader": Small(
+        "{photos} --cases 348:32 --photos 48 --rounds 1 --step-ms 1",
+        ("| 348 (10.9x the input) | 32 | @ (@ to @) | @ (@ to @) | @ (@ to @) | @ | @ | @% | @% |",),
+        "training: The loader beside open_clip's own",
+        ("x the input)",),
+    ),
+    "bench_matching": Small(
+        "ours --millions 0.02 0.04 --radii 4",
+        (
+            *('{"tool": "ours", "set": "even", "num": NUM, "radius": 4, "seconds": @, "found": @, "recall": 1.0, '
+              '"cpu_seconds": @, "others_cpu_seconds": @, "peak_bytes": @}'.replace("NUM", num)
+              for num in ("20000", "40000")),
+            *('{"tool": "ours", "set": "heavy", "num": NUM, "radius": 4, "seconds": @, "found": @, '
+              '"choose_seconds": @, "dropped": @, "cpu_seconds": @, "others_cpu_seconds": @, "peak_bytes": @}'
+              .replace("NUM", num) for num in ("20000", "40000")),
+            *('{"set": "KIND", "radius": 4, "seconds_exponent": @, "cpu_seconds_exponent": @}'.replace("KIND", kind)
+              for kind in ("even", "heavy")),
+        ),
+        "pipeline: Exact Hamming search",
+        ("even", "heavy", "radius"),
+    ),
+    "bench_mbdc": Small(
+        "--repeats 1",
+        (
+            "| case | batch | tokens | loop fwd+bwd ms | ours ms | ratio | loop fwd ms | ours ms | ratio "
+            "| largest difference of value, of gradient (relative) |",
+            *(f"| {case} | {tokens} | @ | @ | @ | @ | @ | @ | @, @ |" for case, tokens in MBDC),
+        ),
+        "training: MBDC alone: batched over heads beside a loop over heads",
+        (*(f"| {case} | {tokens} |" for case, tokens in MBDC), "| case | batch | tokens | loop fwd+bwd ms | ours ms |",
+         "largest difference of value, of gradient (relative)"),
+    ),
+    "bench_pack": Small(
+        "--images 150 --rounds 1",
+        (
+            "| page cache | what | s (all rounds) | MB/s | CPU s | packing over it |",
+            *(f"| {cache} | {way} | @ (@ to @) | @ | @ | @ |" for cache in ("warm", "cold") for way in PACKED),
+        ),
+        "pipeline: Packing: measured",
+        ("packing over it", *PACKED[1:]),
+    ),
+    "bench_planning": Small(
+        "repetition time",
+        (
+            "## A finite pool (synthetic: 5 M plant samples, 100 M seen, R* = 15.4)",
+            "| right share of plant | 0.449 |",
+            "| proxies never met repetition, nothing done about it | @ |",
+            "| same proxies, value of repetition by R* | @ |",
+            "| pool-matched proxies | @ |",
+            "| choose with 120 drawn laws: 3 domains | @ |",
+        ),
+        "planning: Does the interval of the optimum hold?",
+        ("inite pool", "right share of plant", "0.449", "never met repetition", "value of repetition by R*",
+         "pool-matched proxies"),
+    ),
+    "bench_planning_coverage": Small(
+        "{scratch}/rows.jsonl --sims 1 --domains 2",
+        (
+            "| domains | runs | noise | simulations | losses covered | optimum covered | its standard error "
+            "| width of its interval | loss at the choice, median | worst |",
+            *(f"| 2 | 9, {runs} | {noise}% | {num} | @ | @ | @ | @ | @ | @ |"
+              for runs, num in (("plan design", 3), ("Dirichlet", 3), ("both", 6)) for noise in ("0.0", "0.5", "2.0")),
+        ),
+        "planning: Does the interval of the optimum hold?",
+        ("losses covered | optimum covered", "width", "loss at the choice, median"),
+        then="{scratch}/rows.jsonl --table",
+    ),
+    "bench_planning_few": Small(
+        "{scratch}/rows.jsonl --seeds 0-0 --domains 2",
+        (
+            "| domains | runs | noise | tables | average | law | law / average | its standard error |",
+            *(f"| 2 | {runs} | all | 24 | @ | @ | @ | @ |" for runs in (4, 6, 9)),
+            *(f"| 2 | {runs} | {noise}% | 8 | @ | @ | @ | @ |"
+              for runs in (4, 6, 9) for noise in ("0.0", "0.5", "2.0")),
+        ),
+        "planning: Simulated truths, few runs",
+        ("average", "law", "runs"),
+        then="{scratch}/rows.jsonl --average",
+    ),
+    "bench_planning_tables": Small(
+        "{scratch}/rows.jsonl --draws 1 --only 410M",
+        (
+            "| table, runs (draws) | the law | exponential (Ye et al.) | log-linear (Olmix) | Gaussian process "
+            "| ridge on log shares |*",
+            "| 3 domains, 410M (Ye et al.), 16 (1) |" + " *@*, @, @, @ |" * 5 + "*",
+        ),
+        "planning: Every public table, beside its rivals",
+        ("3 domains, 410M (Ye et al.), 16", "the law | exponential", "log-linear", "Gaussian process", "ridge"),
+    ),
+    "bench_scaling": Small(
+        "{photos} --pictures 24 --rounds 1 --per-shard 8 --executor processes",
+        (
+            "| step | parts | one worker, s | two workers, s | times as fast |",
+            "| fetch local | 3 | @ | @ | @ |",
+            "| caption measure | 1 | @ | @ | @ |",
+            "| score measure | 1 | @ | @ | @ |",
+            "| pack write | 3 | @ | @ | @ |",
+        ),
+        "pipeline: Two workers beside one",
+        ("| step | parts | one worker, s | two workers, s | times as fast |", "caption", "score", "pack"),
+    ),
+    "bench_trainer": Small(
+        "{release} --batch 4 --turn 1 --rounds 2 --threads 1",
+        ("| vit-tiny-demo | 4 | 2 | @ (@ to @) | @ (@ to @) | @ (@ to @) | @ (@ to @) | @ (@ to @) |",),
+        "training: The whole trainer beside open_clip's: measured",
+        ("vit-tiny-demo",),
+    ),
+    "bench_walk": Small(
+        "--seed 1 --steps 3 --length 4 --shorten 0 --out {scratch}/walk.jsonl",
+        (
+            "| first | build | mix | retry | takedown | repair |*",
+            "| build |" + " @ |" * 16,
+            "@ walks, @ counted steps, @ compared with a clean build, @ killed, @ clean builds, each pair at least @ "
+            "times, 0 differences",
+        ),
+        "robustness: Random walks over the commands",
+        ("walks", "counted steps", "compared with a clean build", "killed", "clean builds", "differences"),
+    ),
+}  # fmt: skip
+ELSEWHERE = {
+    "bench_distil": "integration/test_benchmarks_run.py",
+    "bench_metadata": "integration/test_benchmarks_run.py",
+    "bench_million": "e2e/test_million.py",
+    "bench_planning_transfer": "unit/pipeline/planning/test_transfer_benchmark.py",
+    "bench_third_study": "unit/training/test_third_study.py",
+    "gpu_check": "integration/test_gpu_check.py",
+}
+"""A script, and the test that runs it."""
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a script: they find each other as they do when they are run."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = set(sys.modules)
+    yield lambda name: __import__(name)
+    for name in {path.stem for path in FOLDER.glob("*.py")} - before:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Photos turned and cut, 120 in all; the first of them as a release."""
+    folder = tmp_path_factory.mktemp("material")
+    make = "import sys, pathlib, bench_build as b; b.write_photos(*map(eval, sys.argv[1:]))"
+    (folder / "photos").mkdir()
+    words = [f"pathlib.Path({str(PHOTOS)!r})", "120", f"pathlib.Path({str(folder / 'photos')!r})"]
+    subprocess.run([sys.executable, "-c", make, *words], cwd=FOLDER, check=True)
+    photos = sorted((folder / "photos").glob("*.jpg"))
+    samples = [Sample(path.stem, path.read_bytes(), f"a photo, number {path.stem}") for path in photos[:24]]
+    return {"photos": folder / "photos", "release": write_release(folder / "release", samples)}
+
+
+def test_each_script_has_a_small_run() -> None:
+    """A new one needs a row of SMALL, or of ELSEWHERE with the test that runs it."""
+    without = SCRIPTS - SMALL.keys() - ELSEWHERE.keys()
+    assert not without, f"these can rot unseen: {', '.join(sorted(without))}"
+    assert not (SMALL.keys() | ELSEWHERE.keys()) - SCRIPTS
+    for script, test in ELSEWHERE.items():
+        assert re.search(rf"\b{script}\b", (ROOT / "tests" / test).read_text()), f"{test} does not run {script}"
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_rows_and_columns_of_a_small_run_are_those_of_the_page(script: str) -> None:
+    small = SMALL[script]
+    page, _, title = small.page.partition(": ")
+    section = load_ci_script("figures").section_of(FOLDER / f"results/{page}.md", title)
+    printed = "\n".join(small.lines)
+    for name in small.shared:
+        assert name in section.text, f"{small.page} has no {name}, which {script}.py prints"
+        assert name in printed, f"{script}.py prints no {name}, which {small.page} has"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SMALL)
+def test_a_small_run_prints_its_rows_and_columns(
+    script: str, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SMALL[script]
+    path = with_two_more_labels(material["photos"], tmp_path) if script == "bench_kinds" else FOLDER / f"{script}.py"
+    for words in filter(None, (small.words, small.then)):
+        given = words.format(scratch=tmp_path, **material).split()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, path, *given],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert missing_from(done.stdout, small.lines) is None, done.stdout
+
+
+def missing_from(output: str, lines: tuple[str, ...]) -> str | None:
+    """The first of the lines that the output does not have behind the one before."""
+    printed = iter(output.splitlines())
+    for line in lines:
+        pattern = re.escape(line).replace("@", FIGURE).replace(r"\*", ".*")
+        if not any(re.fullmatch(pattern, each) for each in printed):
+            return line
+    return None
+
+
+def test_a_lost_row_a_lost_column_and_no_number_are_seen() -> None:
+    lines = ("| name | s |", "| ours | @ |", "| theirs | @ (@) |")
+    output = "said before\n| name | s |\n|---|---|\n| ours | 1,234.5 |\n| theirs | -1e-06 (3) |\n"
+    assert missing_from(output, lines) is None
+    assert missing_from(output.replace("1,234.5", "nan"), lines) == "| ours | @ |"
+    assert missing_from(output.replace(" | 1,234.5", ""), lines) == "| ours | @ |"
+    assert missing_from(output.replace("theirs", "others"), lines) == "| theirs | @ (@) |"
+    assert missing_from(output.replace("| s |", "| s | CPU s |"), lines) == "| name | s |"
+
+
+def with_two_more_labels(photos: Path, folder: Path) -> Path:
+    """A copy of the script beside its labels and those of two photos here: the pictures of the page are not ours."""
+    script = Path(shutil.copy(FOLDER / "bench_kinds.py", folder))
+    labels = (FOLDER / "kinds.csv").read_text()
+    for path in sorted(photos.glob("*.jpg"))[:2]:
+        labels += f"{sha256(path.read_bytes()).hexdigest()[:16]},here,none,no,0.00,0.0000\n"
+    (folder / "kinds.csv").write_text(labels)
+    return script
 
 
 @pytest.mark.slow
@@ -25,3 +345,66 @@ def test_the_benchmark_of_metadata_goes_through_the_whole_flow(tmp_path: Path) -
     assert [row["step"] for row in rows] == [*steps, "all", "all but replaced"]
     (look,) = [row for row in rows if row["step"] == "dedup look"]
     assert look["parts"] == 0, "the facts that are made up lack nothing that a fetch measures"
+
+
+def tiny_pictures() -> Backbone:
+    """In place of EfficientNet-Lite2: as wide, and with as many tokens a side as fit 64 px."""
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 1280, 32, 32)
+
+    def forward(pictures: torch.Tensor) -> Any:
+        grid = network(pictures)
+        return grid.mean(dim=(2, 3)), grid.flatten(2).transpose(1, 2), None
+
+    return Backbone(network, forward, {"size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "shortest"})
+
+
+def tiny_texts() -> Backbone:
+    """In place of MiniLM: as wide, a token for each of 16 characters."""
+    torch.manual_seed(1)
+    network = nn.Embedding(128, 384)
+
+    def forward(texts: list[str]) -> Any:
+        tokens = network(torch.tensor([[ord(letter) % 128 for letter in f"{text:16.16}"] for text in texts]))
+        return tokens.mean(dim=1), tokens, None
+
+    return Backbone(network, forward)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_distilling_trains_and_tells_its_three_arms(
+    bench: Callable[[str], Any], material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """With towers that need no weights, 15 photos in 8 cuts, few steps, and its commands in this process."""
+    script, towers = bench("bench_distil"), bench("study_towers")
+    for number, path in enumerate(sorted(material["photos"].glob("*.jpg"))):
+        turn, kind = divmod(number, 15)
+        group = tmp_path / "shop" / ("val" if turn > 4 else "train") / f"kind-{kind}"
+        group.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, group)
+
+    def call(work: Path, module: str, *words: str) -> None:
+        monkeypatch.chdir(work)
+        assert (plantmix if module == "pipeline.cli" else dalip)(list(words)) == 0
+
+    monkeypatch.setenv(script.KEPT, str(tmp_path / "work/kept"))
+    monkeypatch.setattr(script, "call", call)
+    monkeypatch.setattr(script, "NUM_HELD_OUT", 5)
+    monkeypatch.setattr(script, "efficientnet_lite2", tiny_pictures)
+    monkeypatch.setattr(towers, "minilm", tiny_texts)
+    monkeypatch.setattr(script, "RESULTS", script.Records(tmp_path / "results.jsonl"))
+    small = {"data": {"batch_size": 8, "num_workers": 0}, "schedule": {"steps": 20, "warmup_steps": 1}}
+    monkeypatch.setattr(script, "TRAINING", script.TRAINING | small)
+    script.run(tmp_path / "shop", tmp_path / "work", 2)
+    assert script.RESULTS.names() == {f"{arm}-{seed}" for arm in script.ARMS for seed in range(2)}
+    capsys.readouterr()
+    script.report()
+    of_set = (
+        "  teacher above chance by @ standard errors at least",
+        *(f"  {arm}: @% (@%, @%)" for arm in script.ARMS),
+        *(f"  {arm} keeps *" for arm in script.ARMS[1:]),
+    )
+    lines = ("held_out: 5 classes, chance 20.0%", *of_set, "known: 10 classes, chance 10.0%", *of_set)
+    printed = capsys.readouterr().out
+    assert missing_from(printed, lines) is None, printed

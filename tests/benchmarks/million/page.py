@@ -12,6 +12,8 @@ from typing import Any
 
 _HEAD = """# Builds of up to a million pictures
 
+{measured}
+
 Made by `python tests/benchmarks/bench_million.py page` from [million.jsonl](million.jsonl); the script says what each
 step does. Distinct photos of about 8 kB, blended from real ones, on 32 hosts of the loopback; 3 % planted copies, 1 %
 leaks, hosts with faults. Seconds depend on what else the machine did (`load`); CPU and memory less. Memory is the sum
@@ -21,14 +23,18 @@ of Pss over all processes of the build, and the growth `n^x` is that from the si
 def written(results: Path) -> str:
     """The page, of a file of JSON lines."""
     newest: dict[tuple[str, int], dict[str, Any]] = {}
+    measured = ""
     for line in results.read_text().splitlines():
         told = json.loads(line)
+        code = "pipeline, manifests, tests/benchmarks/million, tests/benchmarks/bench_million.py"
+        measured = f"Measured: {told['commit']}, {told['date']}, {told['machine']}. Code: {code}."
         newest[told["step"], told["num"]] = told
     of_step = {
         step: {num: told for (name, num), told in sorted(newest.items()) if name == step}
         for step in ("build", "check", "disturbed", "peer")
     }
-    parts = [_HEAD, _runs(newest), _stages(of_step["build"], "stages"), _stages(of_step["build"], "steps")]
+    parts = [_HEAD.format(measured=measured), _runs(newest)]
+    parts += [_stages(of_step["build"], level) for level in ("stages", "steps")]
     parts += [_found(of_step["check"]), _commands(of_step["check"]), _broken(of_step["disturbed"])]
     parts.append(_peers(of_step["build"], of_step["peer"]))
     return "\n\n".join(part for part in parts if part)
