@@ -23,6 +23,7 @@ from manifests.stores.storage import hash_file
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("circle", "square", "cross")
+LABELS = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 TINY_ARCHITECTURE = {

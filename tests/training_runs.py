@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from release_writer import TINY_ARCHITECTURE
 
 from manifests.contract.settings import parse_settings
+from training.cli import main
 from training.config import TrainSettings
 from training.record.log import read_log
 from training.run import loop
@@ -100,3 +102,9 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return gradients(trainer, chunk)
 
     monkeypatch.setattr(loop, "compute_gradients", counted)
+
+
+def predict_rows(out: Path, *arguments: Any) -> list[dict[str, Any]]:
+    """What `dalip predict` writes to a Parquet file, by row."""
+    assert main(["predict", *map(str, arguments), "--out", str(out), "--device", "cpu"]) == 0
+    return list(pq.read_table(out).to_pylist())

@@ -5,6 +5,7 @@ An error of a part comes back as a value. The driver alone decides what it means
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import time
 import traceback
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np  # noqa: F401 - its BLAS must be there to be limited
+import pyarrow as pa
 
 from manifests.errors import PartError, PlantMixError, RetryableError, RunError
 from manifests.stores.faults import is_stop, is_storage_error, no_room
@@ -23,6 +25,7 @@ from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, Part, PartResult, Work
 
 Asked = Callable[[], bool]
+_LONG_SECONDS = 1.0  # a part of a small build ends within it, and 50 of them would trim for a tenth of its time
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
     thread for each core, and the threads wait for each other in loops: a photo took 5.2 CPU ms instead of 2.0 on two
     cores, and longer by the clock too.
     """
-    started = time.monotonic()
+    began = started = time.monotonic()
     try:
         with (
             _blas(len(sys.modules)).limit(limits=1, user_api="blas"),
@@ -103,6 +106,23 @@ def do_job(work: Work, job: Job) -> Iterator[Done]:
         if is_stop(error):
             raise KeyboardInterrupt from error
         yield Done(job, None, _explain(error, job), time.monotonic() - started)
+    if time.monotonic() - began > _LONG_SECONDS:
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """Free pages between others that are in use. A worker that keeps them grows from part to part: at a million
+    pictures the two workers of a build held 700 MiB more than at 100,000.
+    """
+    pa.default_memory_pool().release_unused()
+    _malloc_trim()(0)
+
+
+@lru_cache(1)
+def _malloc_trim() -> Callable[[int], int]:
+    """Of the C library, if it has one."""
+    trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
+    return trim
 
 
 @lru_cache(1)

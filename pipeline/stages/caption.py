@@ -23,7 +23,7 @@ from manifests.contract.records import Funnel, fingerprint
 from manifests.stores import storage
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
-from pipeline.judging.captions.joined import MEASURED_TEXTS, measure_texts, number_texts
+from pipeline.judging.captions.joined import MEASURED_TEXTS, ROWS_AT_ONCE, measure_texts, number_texts
 from pipeline.judging.captions.measure import measure_captions
 from pipeline.judging.captions.settings import MEASURE_VERSION, MEASURED, CaptionSettings, RuleSet
 from pipeline.judging.captions.verdicts import columns_needed, count_reasons, judge_captions
@@ -31,7 +31,6 @@ from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_file
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import beside, facet, view_parquet
 
-JUDGE_ROWS = 500_000
 REPEATS = pa.schema([("text_key", pa.uint64()), ("num_same_text", pa.int64())])
 
 # what rules may look at, besides the columns of `captions`
@@ -95,7 +94,8 @@ def measure_rows(
             view_parquet(sql, "joined", joined.paths, f"sample_id BETWEEN '{ids[0]}' AND '{ids[-1]}'")
             rows = measure_texts(sql, rows, names, writer.write)
         files.append(writer.close())
-    return PartResult((run.write("captions", measure_captions(rows, names)), *files))
+    some = [measure_captions(rows.slice(at, ROWS_AT_ONCE), names) for at in range(0, len(rows), ROWS_AT_ONCE)]
+    return PartResult((run.write("captions", pa.concat_tables(some).combine_chunks()), *files))
 
 
 def count_repeats(inputs: Inputs, run: Execution[None], allowed: int) -> PartResult:
@@ -149,7 +149,7 @@ def _joined_rows(sql: Any, settings: CaptionSettings, texts: str, more: Sequence
     if "num_same_text" in needed:
         joins += " LEFT JOIN repeats r USING (text_key)"
     rows = sql.sql(f"SELECT {', '.join(columns)} FROM facts f {joins} WHERE f.outcome = 'ok'")
-    for batch in rows.to_arrow_reader(JUDGE_ROWS):
+    for batch in rows.to_arrow_reader(ROWS_AT_ONCE):
         yield pa.Table.from_batches([batch])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from release_writer import LABELS
 from training_runs import run_once, tiny_values
 
 
@@ -40,3 +41,10 @@ def pictures(release_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "page.jpg").write_text("<html>not found</html>")
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     return folder
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(LABELS) + "\n")
+    return path
