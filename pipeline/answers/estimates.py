@@ -49,13 +49,14 @@ from pipeline.store.writing import TableWriter
 
 ASSUMED_PICTURE_BYTES = 500_000  # between a 500 px copy (some 100 kB) and a camera's original (some 3 MB)
 ASSUMED_REQUEST_SECONDS = 0.5  # from asking to the last byte, over the open web
-# Decode, hash, resize, encode on one core: 240 small photos (348 px) or 24 large ones (4,000 px) a second were measured
-# (tests/benchmarks/results/fetch.md at commit f9cb912).
-ASSUMED_PICTURES_PER_CORE_SECOND = 40
+# Decode, hash, resize, encode on one core: photos of 256 to 4,000 px and 19 to 946 kB took 1.5 to 18 ms, which this
+# meets within 2 ms (AMD EPYC, 2026-12-01); all of a build of 1 M photos of 8 kB took 1.8 ms (results/million.md)
+_PICTURE_SECONDS, _BYTE_SECONDS = 0.0025, 17e-9
 # Bytes a pixel of a stored JPEG, 4:2:0, at 256 px: 60 phone photos of groceries.
 _STORED_BYTES_PER_PIXEL = {30: 0.1, 80: 0.23, 90: 0.33, 95: 0.46, 100: 1.2}  # by JPEG quality; 30 is a guess
 _SIDE_RATIO = 4 / 3
 _ROW_BYTES = 1_700  # all tables of the work folder, a candidate: 2 M synthetic ones, each drawn 1.4 times (2026-11-27)
+_SAMPLE_BYTES = 3_700  # of a release beside the picture: text, facts and the blocks of a tar (results/million.md)
 
 _COUNTED_COLUMNS = ("source", "sample_id", "url", "asked_url", "locator", "reason", "licence", "licence_url")
 _COUNTED = pa.schema([(name, pa.string()) for name in _COUNTED_COLUMNS])
@@ -120,6 +121,11 @@ def stored_bytes(image: ImageSettings, downloaded_bytes: float) -> float:
     other_side_px = image.size_px * (_SIDE_RATIO if image.resize == "keep_ratio" else 1 / _SIDE_RATIO)
     per_pixel = np.interp(image.jpeg_quality, [*_STORED_BYTES_PER_PIXEL], [*_STORED_BYTES_PER_PIXEL.values()])
     return min(downloaded_bytes, image.size_px * other_side_px * float(per_pixel))
+
+
+def decode_seconds(picture_bytes: float) -> float:
+    """CPU seconds that a picture of so many bytes takes: decode, hash, resize, encode."""
+    return _PICTURE_SECONDS + _BYTE_SECONDS * picture_bytes
 
 
 # ---- counting
@@ -303,7 +309,9 @@ def _figures(
     pool_bytes = num_urls * stored_bytes(image, mean_bytes) + num_local * stored_bytes(image, local_mean)
     on_ray = config.run.executor == "ray"
     num_cores = config.run.num_workers or (count_cpus(config.run.ray) if on_ray else scheduling.num_cores())
-    work_hours = num_pictures / ASSUMED_PICTURES_PER_CORE_SECOND / num_cores / 3600
+    work_seconds = num_urls * decode_seconds(mean_bytes) + num_local * decode_seconds(local_mean)
+    work_hours = work_seconds / num_cores / 3600
+    release_bytes = pool_bytes + num_pictures * _SAMPLE_BYTES
     slowest = hosts[0]["hours"] if hosts else 0.0
     return {
         "sources": sources,
@@ -319,16 +327,18 @@ def _figures(
         },
         "disk": {
             "pool_bytes": pool_bytes,
-            "release_bytes": pool_bytes,
+            "release_bytes": release_bytes,
             "tables_bytes": num_pictures * _ROW_BYTES,
-            "needed_bytes": 2 * pool_bytes + num_pictures * _ROW_BYTES,
+            "needed_bytes": pool_bytes + release_bytes + num_pictures * _ROW_BYTES,
             "in_store": storage.is_remote(config.work_dir),
             "free_bytes": shutil.disk_usage(nearest_folder(config.work_dir)).free,
         },
         "assumed": {
             "picture_bytes": None if heads and heads["mean_bytes"] else ASSUMED_PICTURE_BYTES,
             "request_seconds": ASSUMED_REQUEST_SECONDS,
-            "pictures_per_core_second": ASSUMED_PICTURES_PER_CORE_SECOND,
+            "pictures_per_core_second": round(
+                num_pictures / work_seconds if num_pictures else 1 / decode_seconds(mean_bytes)
+            ),
             "num_cores": num_cores,
         },
     }

@@ -195,11 +195,11 @@ def _deciding_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def _disk_lines(disk: dict[str, Any]) -> list[str]:
-    pool, tables, free = (_in_bytes(disk[f"{name}_bytes"]) for name in ("pool", "tables", "free"))
+    pool, release, tables, free = (_in_bytes(disk[f"{name}_bytes"]) for name in ("pool", "release", "tables", "free"))
     where, here = "on that disk", disk["needed_bytes"]
     if disk["in_store"]:
         where, here = "on this machine's disk, where the tables lie too", disk["tables_bytes"]
     return [
-        f"disk      {_in_bytes(disk['needed_bytes'])}: pool {pool}, as much again for a whole release, tables {tables}",
+        f"disk      {_in_bytes(disk['needed_bytes'])}: pool {pool}, a release of all {release}, tables {tables}",
         f"          free {where}: {free}" + (": not enough" if here > disk["free_bytes"] else ""),
     ]

@@ -17,7 +17,7 @@ from misbehaving.consent import licence
 from misbehaving.server import SITE_FILES
 
 from manifests.errors import ConfigError
-from pipeline.answers.estimates import estimate, host_times, stored_bytes
+from pipeline.answers.estimates import decode_seconds, estimate, host_times, stored_bytes
 from pipeline.answers.sizes import ask_sizes
 from pipeline.cli import main
 from pipeline.commands.estimate import describe
@@ -132,7 +132,7 @@ def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["local"] == {"num_pictures": 1, "num_bytes": 5000}
     assert found["bytes"]["download"] == 391 * found["assumed"]["picture_bytes"]
     disk = found["disk"]
-    assert disk["needed_bytes"] == pytest.approx(disk["pool_bytes"] * 2 + disk["tables_bytes"])
+    assert disk["needed_bytes"] == sum(disk[f"{what}_bytes"] for what in ("pool", "release", "tables"))
     assert not (tmp_path / "not").exists(), "nothing may be written"
     assert main(["estimate", str(path)]) == 0
     text = capsys.readouterr().out
@@ -178,6 +178,7 @@ def test_heads_are_asked_when_told(server: _Server, tmp_path: Path) -> None:
         "outcomes": {"http_404": 1, "no_length": 1, "opted_out": 2, "robots_disallowed": 1},
     }
     assert found["bytes"]["download"] == 8 * 2000
+    assert found["assumed"]["pictures_per_core_second"] == pytest.approx(1 / decode_seconds(2000), abs=2)
     assert {method for _, method, path_ in server.seen if path_ not in SITE_FILES} == {"HEAD"}
     assert "/private/1.jpg" not in {path_ for *_, path_ in server.seen}
     assert any("8 addresses for their size, 3 gave it" in line for line in describe(found))
