@@ -222,36 +222,70 @@ def test_an_adaptive_host_may_take_an_eighth_of_its_time(tmp_path: Path, capsys:
     assert host["fewest_hours"] == host["hours"]
 
 
-def test_the_readme_states_the_days_of_the_reference_recipe(tmp_path: Path) -> None:
-    """A thousandth of its pictures, under its own config; hours grow with the rows."""
-    section = (ROOT / "configs/README.md").read_text().partition("## How long the reference recipe takes")[2]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.split("\n## ")[0].splitlines()]
-    stated = {row[0].partition(",")[0]: row[1:] for row in rows if len(row) == 4 and row[1][:1].isdigit()}
-    assert len(stated) == 4
+def cells_below(heading: str) -> list[list[str]]:
+    """The rows of the table below a heading of the page on scale, without its head."""
+    section = (ROOT / "configs/SCALE.md").read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+def of_the_reference_recipe(folder: Path, hosts: dict[str, int]) -> dict[str, Any]:
+    """The estimate for so many addresses of each host, under the reference recipe's config on two cores."""
     config = yaml.safe_load((ROOT / "configs/pipeline/plantmix-13m.yaml").read_text())
-    assert config["mix"]["num_samples"] == 13_000_000 == int(stated["decoding"][0].replace(",", ""))
     config["fetch"]["network"]["contact"] = "mailto:me@example.org"
     config["run"]["num_workers"] = 2
     config["mix"] = {"ratio": {"plant": 1}}
-    lines = [
-        f"https://{host}/{n}.jpg,a plant"
-        for host, (num, *_) in stated.items()
-        if host != "decoding"
-        for n in range(int(num.replace(",", "")) // 1000)
-    ]
-    (tmp_path / "all.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
+    lines = [f"https://{host}/{n}.jpg,a plant" for host, num in hosts.items() for n in range(num)]
+    (folder / "all.csv").write_text("\n".join(["url,caption", *lines]) + "\n")
     columns = {"url": "url", "caption": "caption"}
-    config["sources"] = [{"name": "all", "domain": "plant", "table": str(tmp_path / "all.csv"), "columns": columns}]
-    config["work_dir"] = str(tmp_path / "work")
-    found = estimate(BuildConfig.model_validate(config))
-    num_pictures = found["web"]["num_urls"]
+    config["sources"] = [{"name": "all", "domain": "plant", "table": str(folder / "all.csv"), "columns": columns}]
+    config["work_dir"] = str(folder / "work")
+    return estimate(BuildConfig.model_validate(config))
+
+
+def test_the_page_on_scale_states_the_days(tmp_path: Path) -> None:
+    """Of a thousandth of the pictures; hours grow with the rows."""
+    stated = {name.partition(",")[0]: days for name, *days in cells_below("Days, by host")}
+    inaturalist, wikimedia, other, decoding = stated
+    found = of_the_reference_recipe(tmp_path, {inaturalist: 10_000, wikimedia: 3_000, other: 30})
     hosts = {host["host"]: host for host in found["web"]["hosts"]}
-    assert hosts.keys() == stated.keys() - {"decoding"}
-    for name, host in hosts.items():
-        _, days, fewest = stated[name]
-        assert f"{1000 * host['hours'] / 24:.1f}" == days, name
-        assert (f"{1000 * host['fewest_hours'] / 24:.1f}" if host["adaptive"] else "") == fewest, name
-    assert f"{13_000_000 / num_pictures * found['hours']['local_work'] / 24:.1f}" == stated["decoding"][1]
+    for times, at in ((1000, 0), (100_000 / 13, 2)):
+        for name in (inaturalist, wikimedia, other):
+            days, fewest = (times * hosts[name][hours] / 24 for hours in ("hours", "fewest_hours"))
+            assert stated[name][at : at + 2] == [f"{days:.1f}", f"{fewest:.1f}" if hosts[name]["adaptive"] else ""], (
+                name
+            )
+        work = times * 13_000 / 13_030 * found["hours"]["local_work"] / 24
+        assert stated[decoding][at] == f"{work:.1f}"
+
+
+def test_the_page_on_scale_states_the_disk(tmp_path: Path) -> None:
+    found = of_the_reference_recipe(tmp_path, {"example.org": 1000})
+    num_bytes = [
+        found["bytes"]["download"],
+        *(found["disk"][f"{name}_bytes"] for name in ("pool", "release", "tables")),
+    ]
+    for (name, *stated), each in zip(cells_below("Disk"), num_bytes, strict=True):
+        for cell, times in zip(stated, (13_000, 100_000), strict=True):
+            value, unit = cell.split()
+            assert float(value) * {"GB": 1e9, "TB": 1e12}[unit] == pytest.approx(times * each, rel=0.005), name
+
+
+def test_the_estimate_agrees_with_the_largest_build(server: _Server, tmp_path: Path) -> None:
+    """Two addresses that state the mean size of its pictures stand for them."""
+    lines = (ROOT / "tests/benchmarks/results/million.jsonl").read_text().splitlines()
+    largest = max((told for told in map(json.loads, lines) if told["step"] == "build"), key=lambda told: told["num"])
+    mean = round(largest["packed_mb"] * 1e6 / largest["num"])
+    urls = [f"{server.address}/{size}.jpg" for size in (mean - 1, mean + 1)]
+    path = write_config(tmp_path, *urls, network={"allow_private_addresses": True})
+    config = yaml.safe_load(path.read_text())
+    (config["sources"], config["mix"]) = (config["sources"][:1], {"ratio": {"plant": 1}})
+    found = estimate(BuildConfig.model_validate(config), num_heads=2)
+    assert found["bytes"]["mean_picture"] == mean
+    times = largest["num"] / 2
+    assert times * found["disk"]["needed_bytes"] == pytest.approx(1e6 * largest["disk_mb"], rel=0.1)
+    work = times * found["hours"]["local_work"] * found["assumed"]["num_cores"] * 3600
+    assert 1 <= work / largest["cpu_seconds"] <= 1.6, "the rest of a build is in it, and small ones pass as they are"
 
 
 def test_stored_sizes_follow_the_settings() -> None:
