@@ -96,7 +96,7 @@ class Quote:
 
 
 QUOTES = (
-    Quote("No build had over @ pictures", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
+    Quote("No build had over [@ pictures]", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
     Quote("Other steps take [@ to @ minutes]", "pipeline: All metadata stages, without pictures",
           "in **@ to @ minutes**"),
     Quote("for @ M rows on 2 cores", "pipeline: All metadata stages, without pictures", "Twenty runs of @ M"),
