@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,19 @@ def test_columns_that_an_earlier_version_did_not_write_are_null(tmp_path: Path) 
         assert rows == [(f"text {number}", None, None) for number in (0, 0, 1, 1, 2, 2)]
         assert connection.execute("SELECT kept_because FROM samples LIMIT 1").fetchall() == [(None,)]
         assert connection.execute("FROM conflicts").fetchall() == []
+
+
+def test_a_reader_takes_no_more_memory_than_a_build_and_spills_out_of_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spilled = tmp_path / "t"
+    spilled.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(spilled))
+    with open_reader(str(empty_folder(tmp_path / "work"))) as connection:
+        (limit,) = connection.execute("SELECT current_setting('memory_limit')").fetchone()
+        assert limit == "3.7 GiB"
+        connection.execute("SET memory_limit = '40MB'; SET threads = 1; CREATE TABLE many AS FROM range(20_000_000)")
+        assert [*spilled.iterdir()], "nothing was spilled, so this shows nothing"
+        assert not (tmp_path / ".tmp").exists()
+    assert [*spilled.iterdir()] == []
