@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sealed import lend
 
 from manifests.errors import ConfigError, RunError
 from pipeline.browse import index
@@ -34,29 +35,32 @@ def test_a_hostile_table_leads_to_no_file_outside(image_index: ImageIndex, name:
     assert read_picture(image_index.snapshot, row) is None
 
 
-def test_a_pool_file_that_is_a_link_to_elsewhere_is_not_read(
-    image_index: ImageIndex, work: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def own_work(work: Path, tmp_path: Path) -> Path:
+    """For what writes into it: other workers read `work` meanwhile."""
+    return lend(work, tmp_path / "own")
+
+
+def test_a_pool_file_that_is_a_link_to_elsewhere_is_not_read(own_work: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"\xff\xd8 secret")
-    link = work / "pool" / "link.tar"
-    link.symlink_to(tmp_path / "secret")
+    (own_work / "pool" / "link.tar").symlink_to(tmp_path / "secret")
     row = {"pool_file": "link.tar", "pool_offset": 0, "pool_length": 4, "shard": None, "shard_split": None}
-    assert read_picture(image_index.snapshot, row) is None
-    link.unlink()
+    with open_snapshot(str(own_work), tmp_path) as snapshot:
+        assert read_picture(snapshot, row) is None
 
 
-def test_it_works_while_a_build_holds_the_catalogue_and_lets_one_start(work: Path, tmp_path: Path) -> None:
+def test_it_works_while_a_build_holds_the_catalogue_and_lets_one_start(own_work: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(own_work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as build:
         assert build.stdout is not None
         assert build.stdout.readline() == "held\n"
-        with open_snapshot(str(work), tmp_path) as snapshot:
+        with open_snapshot(str(own_work), tmp_path) as snapshot:
             make_index(snapshot)
             build.communicate("\n")
             assert build.returncode == 0
             again = subprocess.run(
-                [sys.executable, "-c", HOLD, str(work)], input="\n", capture_output=True, text=True, check=False
+                [sys.executable, "-c", HOLD, str(own_work)], input="\n", capture_output=True, text=True, check=False
             )
             assert (again.returncode, again.stdout) == (0, "held\n")
 
