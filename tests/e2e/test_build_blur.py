@@ -123,6 +123,7 @@ def test_boxes_above_the_threshold_are_blurred_in_the_shards_alone(sealed: Path)
     assert f"Score rules marked {len(bright)} images `middle:blurred`: parts of them are blurred" in card
 
 
+@pytest.mark.slow
 def test_the_same_bytes_by_other_workers_by_repair_and_after_a_takedown(sealed: Path, tmp_path: Path) -> None:
     run = {"executor": "processes", "num_workers": 2, "fetch_part_size": 2}
     again = _build(_config(tmp_path, sealed / "pictures", run=run))

@@ -134,6 +134,7 @@ def test_a_takedown_list_that_is_gone_stops_what_would_bring_pictures_back(lent:
     assert lent.holds(release_of(lent.work))
 
 
+@pytest.mark.slow
 def test_an_older_release_is_not_published_to_all_when_a_later_copy_forbids_it(lent: Lent) -> None:
     public = ("--to", "hf:me/plants", "--public", "--dry-run")
     assert "public: the licence of every image" in done("publish", lent.first, *public)

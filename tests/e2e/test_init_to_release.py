@@ -60,6 +60,7 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_tars_and_a_table_become_a_release_without_faces(theirs: Path) -> None:
     said = done("init", "--domain", "plant=theirs/", "--without-faces", "--out", "my.yaml")
     assert "not read" not in said
@@ -94,6 +95,7 @@ def test_a_table_elsewhere_is_joined_by_the_address(theirs: Path) -> None:
     assert "no captions: no column of id, words has keys of these pictures" in " ".join(said.split())
 
 
+@pytest.mark.slow
 def test_diff_tells_what_became_of_what_came_in(theirs: Path) -> None:
     """Each picture that came in is counted once: also what was left out by the ratio, and taken down since."""
     done("init", "--domain", "plant=theirs/00000.tar", "--domain", "general=theirs/00001.tar",

@@ -69,6 +69,7 @@ def test_a_cap_counts_the_owners_of_files(tmp_path: Path) -> None:
     assert Path(dropped).stem in ("0", "1")
 
 
+@pytest.mark.slow
 def test_a_contradiction_is_counted_shown_and_met_by_a_takedown(tmp_path: Path) -> None:
     config = build(tmp_path, creator=LAB, rights_holder=LAB)
     release = release_of(tmp_path / "work")

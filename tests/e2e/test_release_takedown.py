@@ -94,6 +94,7 @@ def test_explain_tells_of_it_before_any_build(new: Release, gone: dict[str, Any]
         assert "TAKEN DOWN since this build; reason: asked by the owner" in told, told
 
 
+@pytest.mark.slow
 def test_a_later_build_leaves_it_out(web: Web, old: Release, new: Release, gone: dict[str, Any]) -> None:
     work = Path(new.path).parents[1]
     done = run_here("build", write_build_config(web, work.parent, "later", work))

@@ -88,6 +88,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield root
 
 
+@pytest.mark.slow
 def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) -> None:
     """As it was found: tars hid the rest, of two tables one was taken, own captions were thrown away."""
     said = " ".join(done("init", "--domain", "plant=lab", "--out", "my.yaml").split())

@@ -98,6 +98,7 @@ def _taken(release: Path | str) -> str:
     return min(row["sample_id"] for row in Release.open(str(release)).samples("train").to_pylist())
 
 
+@pytest.mark.slow
 def test_all_releases_that_hold_it_get_a_version_without(lent: Path) -> None:
     work = lent / "work"
     first, gone = release_of(work), _taken(release_of(work))
@@ -171,6 +172,7 @@ def test_publish_and_export_stop_without_the_list(lent: Path) -> None:
     assert not (lent / "out").exists()
 
 
+@pytest.mark.slow
 def test_runs_and_indexes_are_named_and_say_it_themselves(lent: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = lent / "work"
     first, gone = release_of(work), _taken(release_of(work))
@@ -209,6 +211,7 @@ def test_runs_and_indexes_are_named_and_say_it_themselves(lent: Path, capsys: py
         assert "of which 1 images were taken down since" in says(*words), words
 
 
+@pytest.mark.slow
 def test_a_blurred_picture_is_known_by_the_hash_that_it_has_in_the_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ def own_signal() -> Iterator[None]:
     signal.signal(signal.SIGPROF, before)
 
 
+@pytest.mark.slow
 def test_no_parser_crashes_hangs_or_takes_all_memory(tmp_path: Path) -> None:
     found = {
         name: fuzzing.run_cases(name, parser, COSTLY.get(name, 200), seed=0)

@@ -90,6 +90,7 @@ def test_words_find_what_the_command_finds(
     assert sorted(one for one, _ in shown(page.text)) == packed(work)
 
 
+@pytest.mark.slow
 def test_a_picture_finds_itself_and_filters_stay(client: TestClient, work: Path) -> None:
     for sample_id in packed(work):
         tiles = shown(client.get("/", params={"like": sample_id}).text)

@@ -191,6 +191,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_and_measures_nothing_twice(server: RangeServer, tmp_path: Path, plain: Path) -> None:
     """Its release is that of a build that nobody disturbed, and has the samples of the plain tar."""
     server.put("0.tar.gz", PACK[".tar.gz"](tar_of(tmp_path)))

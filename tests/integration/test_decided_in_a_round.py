@@ -110,6 +110,7 @@ def outcomes(folder: Path) -> dict[str, str]:
     return {path: outcome for path, (outcome, *_) in facts_of(folder).items()}
 
 
+@pytest.mark.slow
 def test_every_kind_of_decision_is_asked_again(tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, clean = tmp_path / "one", tmp_path / "clean"
     strict = write_config(folder, server, STRICT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from building import photos_config
 from PIL import Image
 
@@ -26,6 +27,7 @@ def build(pictures: Path, work: Path) -> tuple[str, int]:
     return fingerprint, num
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_gone_leaves_what_a_clean_build_gives(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

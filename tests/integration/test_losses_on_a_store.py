@@ -154,6 +154,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
     assert not list((tmp_path / "other-0").glob("*/parts/*")), "a node keeps nothing of its parts"
 
 
+@pytest.mark.slow
 def test_a_build_goes_on_though_the_first_requests_of_each_kind_fail(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def measured(folder: Path) -> dict[str, list[Any]]:
         }
 
 
+@pytest.mark.slow
 def test_mirrored_copies_go_wherever_their_hashes_were_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -287,6 +287,7 @@ def test_an_estimate_reads_no_picture(server: RangeServer, tmp_path: Path, monke
     assert 0 < told["kept"]["num"] <= 2 * NUM
 
 
+@pytest.mark.slow
 def test_no_row_group_is_held_whole(tmp_path: Path) -> None:
     bodies = [bytes([number]) * 50_000 for number in range(120)]
     path = write(tmp_path / "a.parquet", pa.table({"image": bodies}), row_group_size=120, data_page_size=1 << 16,
@@ -326,6 +327,7 @@ def hub_table(some: list[tuple[str, bytes]]) -> pa.Table:
     return table_of(range(len(some)), caption=captions).set_column(0, "image", images)
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_set_of_the_hub_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = photos()
     splits = {"train-00000-of-00002": shown[:14], "train-00001-of-00002": shown[14:], "test-00000-of-00001": shown[3:5]}

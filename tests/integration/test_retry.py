@@ -59,6 +59,7 @@ def outcomes(work: Path) -> dict[str, str]:
     return dict(rows)
 
 
+@pytest.mark.slow
 def test_only_what_passes_is_asked_again_and_later_stages_see_it(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +197,7 @@ def test_a_file_that_was_away_is_read_again(
     assert set(outcomes(tmp_path / "work").values()) == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_release_without_most_of_its_pictures_is_sealed_when_told_alone(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:

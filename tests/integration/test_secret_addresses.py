@@ -86,6 +86,7 @@ def texts_below(folder: Path) -> Iterator[tuple[str, str]]:
             yield str(path), path.read_bytes().decode("latin-1")
 
 
+@pytest.mark.slow
 def test_secrets_reach_the_host_and_nothing_that_leaves(
     tmp_path: Path, web: GuardedWeb, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,7 @@ assert source.identity()["code"] != before["code"], "rows of changed code are no
 """
 
 
+@pytest.mark.slow
 def test_a_kind_of_another_package_works_in_every_command(tmp_path: Path) -> None:
     (tmp_path / "albums.py").write_text(KIND)
     about = tmp_path / "albums-1.0.dist-info"

@@ -236,6 +236,7 @@ def test_a_server_without_ranges_is_named(server: RangeServer, tmp_path: Path) -
     assert "sends files whole, not in ranges" in build(config, 2)
 
 
+@pytest.mark.slow
 def test_a_bucket_gives_its_tars(tmp_path: Path, here: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as store:
         become_user(store, monkeypatch)

@@ -80,6 +80,7 @@ def test_the_tars_get_ranks_licences_and_owners_of_their_tables(tars: Path) -> N
     assert "join 1 of treeoflife" in done("preview", recipe("treeoflife-10m", tars, work_dir=str(tars / "none")))
 
 
+@pytest.mark.slow
 def test_init_finds_the_tables_that_belong_to_tars(tars: Path) -> None:
     out = tars / "first.yaml"
     done("init", "--domain", f"life={tars}/archives/treeoflife-10m", "--out", out)
@@ -132,6 +133,7 @@ def test_a_part_of_the_tars_foretells_no_stop(tars: Path, monkeypatch: pytest.Mo
     assert (ended.returncode, told.partition(": ")[2] in ended.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_init_takes_the_catalogue_and_its_provenance_as_one_source(tmp_path: Path) -> None:
     """As it was found, the pictures of the catalogue had no licence, and those of the provenance no taxon."""
     web, out = tmp_path / "web", tmp_path / "first.yaml"
@@ -205,6 +207,7 @@ def test_plants_of_a_catalogue_and_a_public_list_become_one_release(tmp_path: Pa
     assert {row["txt"][:14] for row in rows if row["json"]["domain"] == "general"} == {"a quiet street"}
 
 
+@pytest.mark.slow
 def test_plants_without_sheets_are_asked_for_and_a_changed_table_asks_for_none_again(tmp_path: Path) -> None:
     web, archive = tmp_path / "web", tmp_path / "archives/treeoflife-200m"
     web.mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from running import do_part
@@ -80,6 +81,7 @@ def run_stage(
     return results[0].files[0].sha256, sum((result.funnel for result in results), Funnel(0, 0)), verdicts
 
 
+@pytest.mark.slow
 @given(ROWS, st.lists(st.integers(0, 100), max_size=3), st.randoms(use_true_random=False))
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_order_and_parts_change_nothing_and_every_row_has_one_verdict(

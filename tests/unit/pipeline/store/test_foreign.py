@@ -106,6 +106,7 @@ def test_a_footer_that_contradicts_itself_is_named() -> None:
 TEXTS = st.one_of(st.none(), st.text(max_size=4), st.sampled_from(["a" * 300, "b" * 301]))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(TEXTS, max_size=30),

@@ -198,6 +198,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return since
 
 
+@pytest.mark.slow
 def test_an_interrupted_blend_goes_on_and_measures_nothing_twice(
     architecture: Path,
     release_folder: Path,

@@ -52,6 +52,7 @@ def test_an_export_replaces_an_earlier_export_alone(run: Path, tmp_path: Path, c
         assert file.read_bytes() != mine
 
 
+@pytest.mark.slow
 def test_figures_replace_figures_alone(run: Path, config: dict[str, Any], tmp_path: Path, capsys: Output) -> None:
     before = content_of(run)
     (tmp_path / "mine.json").write_text("{}")

@@ -115,6 +115,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_model_in_a_folder_of_its_own_is_judged_and_handed_on(
     config: dict[str, Any], release_folder: Path, tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_plain_open_clip_folder_is_judged_by_f(
     _assert_same(hub, run)
 
 
+@pytest.mark.slow
 def test_the_weights_a_run_would_begin_from_can_be_judged(
     config: dict[str, Any], tmp_path: Path, capsys: Output, finished: Finished
 ) -> None:

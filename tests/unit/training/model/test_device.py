@@ -26,6 +26,7 @@ print(before, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_a_cpu_faults_no_memory_in_twice() -> None:
     done = subprocess.run([sys.executable, "-c", CYCLES], capture_output=True, text=True, check=True)

@@ -112,6 +112,7 @@ def test_a_linear_head_of_a_tower_holds_a_kind_too(architecture: Path, tmp_path:
     assert torch.allclose(normalize(visual.head(visual(images)), dim=-1), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_trains_every_projection_and_measures_by_one(
     config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
