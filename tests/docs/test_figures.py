@@ -97,7 +97,7 @@ class Quote:
 
 QUOTES = (
     Quote("No build had over [@ pictures]", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
-    Quote("Other steps take [@ to @ minutes]", "pipeline: All metadata stages, without pictures",
+    Quote("Steps without pictures take [@ to @ minutes]", "pipeline: All metadata stages, without pictures",
           "in **@ to @ minutes**"),
     Quote("for @ M rows on 2 cores", "pipeline: All metadata stages, without pictures", "Twenty runs of @ M"),
     Quote("plant gain, @ points, is [@ to @]", "training: DALIP's own table: what its test sets can tell",
