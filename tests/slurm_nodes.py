@@ -195,6 +195,10 @@ class Job:
         """What it has left: processes, else folders of its Ray."""
         return self.processes() or {str(path) for path in Path("/tmp").glob(f"ray-{self.number}-*")}
 
+    def leaves_nothing(self) -> None:
+        """Until nothing of it is left: Slurm calls a job ended before its last process has gone."""
+        self.slurm.wait(lambda: not self.left_over(), lambda: f"left over: {self.left_over()}")
+
     def until(self, happens: Callable[[], object]) -> None:
         """Until that, or the job's end, which is a failure."""
         self.slurm.wait(lambda: happens() or self.ended(), self.said)

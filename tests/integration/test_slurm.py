@@ -183,7 +183,8 @@ def test_a_build_is_stopped_in_each_way_and_goes_on(clone: Clone, web: Web, buil
     again = clone.submit("build")
     assert again.end() == "COMPLETED", again.said()
     assert hash_tree(clone.data / "build/releases") == hash_tree(built / "releases")
-    assert not job.left_over() | again.left_over()
+    for each in (job, again):
+        each.leaves_nothing()
 
 
 def test_two_builds_on_one_node_do_not_meet(clone: Clone, slurm: Slurm, web: Web, built: Path, tmp_path: Path) -> None:
@@ -196,10 +197,10 @@ def test_two_builds_on_one_node_do_not_meet(clone: Clone, slurm: Slurm, web: Web
     assert second.processes()
     first.disturb(CANCEL)
     assert first.end() == "CANCELLED"
-    assert not first.left_over()
+    first.leaves_nothing()
     web.seconds = 0.0
     assert second.end() == "COMPLETED", second.said()
-    assert not second.left_over()
+    second.leaves_nothing()
     assert hash_tree(other.data / "build/releases") == hash_tree(built / "releases")
 
 
@@ -246,7 +247,7 @@ def test_a_training_is_stopped_in_each_way_and_goes_on(clone: Clone, slow: Path)
         more_than(job, lambda: num_steps(run), 4)
         stop()
     assert job.end() == "CANCELLED"
-    assert not job.left_over()
+    job.leaves_nothing()
     stopped = re.findall(r"stopped by a signal after step (\d+) of 150, a checkpoint is saved", job.said())
     slow.unlink()
     again = clone.submit("training")
