@@ -17,6 +17,7 @@ from running import do_part
 from manifests.contract import tables
 from manifests.contract.records import Funnel
 from pipeline.judging.captions.settings import MEASURED, CaptionSettings
+from pipeline.stages import caption
 from pipeline.stages.caption import STAGE
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import Files, RowGroup
@@ -81,7 +82,6 @@ def run_stage(
     return results[0].files[0].sha256, sum((result.funnel for result in results), Funnel(0, 0)), verdicts
 
 
-@pytest.mark.slow
 @given(ROWS, st.lists(st.integers(0, 100), max_size=3), st.randoms(use_true_random=False))
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_order_and_parts_change_nothing_and_every_row_has_one_verdict(
@@ -99,3 +99,6 @@ def test_order_and_parts_change_nothing_and_every_row_has_one_verdict(
     random.shuffle(turned)
     assert run_stage(folder / "cut", turned, cuts)[:2] == (whole, funnel)
     assert run_stage(folder / "buckets", turned, cuts, num_buckets=3)[1:] == (funnel, verdicts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption, "ROWS_AT_ONCE", 2)
+        assert run_stage(folder / "few at a time", rows, [])[:2] == (whole, funnel)
