@@ -28,7 +28,7 @@ from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import storage
 from manifests.stores.folder import bring_missing
 
-_MEMORY_GB = 4
+MEMORY_GB = 4.0  # of a command that reads and builds nothing
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
     "rejects": ("ingest", tables.REJECTS, "Rows of sources that are no candidates, and why."),
@@ -121,7 +121,7 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
         raise gone(workdir)
     # by itself it takes four fifths of the machine, and spills into the folder where the user stands
     spill = Path(tempfile.gettempdir(), f"plantmix-{uuid.uuid4().hex[:12]}")
-    connection = duckdb.connect(config={"memory_limit": f"{_MEMORY_GB}GB", "temp_directory": str(spill)})
+    connection = duckdb.connect(config={"memory_limit": f"{MEMORY_GB}GB", "temp_directory": str(spill)})
     try:
         connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")
         refuse_foreign(connection, workdir)

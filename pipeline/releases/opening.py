@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from manifests.contract.catalog_file import CATALOG_FILE
+from manifests.contract.reader import MEMORY_GB
 from manifests.contract.release import RECORD_FILE, SAMPLES_FILE, Release
 from manifests.contract.session import at_hand
 from manifests.errors import ConfigError, IntegrityError
 from manifests.stores import storage
 from manifests.stores.storage import read_if_there
 from pipeline.store.sql import open_scratch, view_parquet
-
-MEMORY_GB = 4.0
 
 
 def open_release(path: str) -> Release:
