@@ -41,7 +41,8 @@ def brought_here(
     home = Path(stands_for(run.store))
     is_home = str(home) == run.workdir and (home / CATALOG_FILE).exists()
     if is_home:
-        yield inputs, run, lambda result: _send(result, run.workdir)
+        pieces = tuple(_whole(run, run.workdir, path) for path in run.pieces)  # another machine may have made them
+        yield inputs, replace(run, pieces=pieces), lambda result: _send(result, run.workdir)
         return
     for path in (home / "parts").glob("*-*"):
         if not Path("/proc", path.name.partition("-")[0]).exists():  # its process was killed
@@ -83,7 +84,7 @@ def _moved(value: Any, run: Execution[Any], folder: str) -> Any:
 
 
 def _whole(run: Execution[Any], folder: str, path: str, sha256: str | None = None) -> str:
-    """A file of the driver's folder, brought to a private one."""
+    """A file of the driver's folder, brought to a folder of this machine unless it lies there."""
     name = _name_of(run, path)
     if name is None:
         return path

@@ -47,8 +47,8 @@ class Progress:
         self.total = total
 
     def advance(self, num_rows: int, funnel: Funnel | None) -> None:
-        """Count a committed part."""
-        self._num_done += num_rows
+        """Count a committed part; weights of pieces are rounded, so they may come to more than the total."""
+        self._num_done = min(self._num_done + num_rows, self.total)
         if funnel is not None:
             self._reasons = (Funnel(0, 0, self._reasons) + funnel).reasons
 

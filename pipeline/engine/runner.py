@@ -334,7 +334,8 @@ class Runner:
                     job, result = done.job, done.result
                     if result is not None:
                         if result.is_piece:
-                            pieces[job.key] += [storage.join(self._catalog.workdir, file.path) for file in result.files]
+                            tables = (file.path for file in result.files if file.table != "pool")
+                            pieces[job.key] += [storage.join(self._catalog.workdir, path) for path in tables]
                         else:
                             whole.add(job.key)
                         if not step.reports:

@@ -60,7 +60,7 @@ class Execution(Generic[How]):
     """How a part runs. Nothing here may change what it yields.
 
     `stem` names the part's files. `shared` is the object that all workers of a step talk to. `how` is what else the
-    step needs to run: rates, devices, folders of sources. `pieces` is set when a part is tried again: the files that
+    step needs to run: rates, devices, folders of sources. `pieces` is set when a part is tried again: the tables that
     earlier tries committed. Where the work folder lies in a store, `workdir` is its local folder.
     """
 

@@ -169,13 +169,13 @@ def test_another_try_asks_only_for_what_no_piece_holds(
     assert first.result is not None
     for file in first.result.files:
         storage.publish(file.temp, str(tmp_path / file.path))
-    before = tuple(str(tmp_path / file.path) for file in first.result.files)
-    again = replace(execution, shared=HostGate(NETWORK), pieces=before)
+    (before,) = (str(tmp_path / file.path) for file in first.result.files if file.table == "fetched")
+    again = replace(execution, shared=HostGate(NETWORK), pieces=(before,))
     results = [first.result, *(results_of(done) for done in do_job(fetch.download, Job("k", job.part, again)))]
     assert all(result.is_piece for result in results)
     paths = [file.path for result in results for file in result.files]
     assert len(set(paths)) == len(paths)
-    ids = pq.read_table(before[1])["sample_id"].to_pylist()
+    ids = pq.read_table(before)["sample_id"].to_pylist()
     for result in results[1:]:
         ids += pq.ParquetFile(result.files[1].temp).read()["sample_id"].to_pylist()
     assert sorted(ids) == [row[0] for row in rows]

@@ -21,11 +21,13 @@ from release_writer import drawn_samples
 from waiting import wait_until
 
 from manifests.contract.catalog import Catalog
-from manifests.contract.catalog_file import JOURNAL_FILE
+from manifests.contract.catalog_file import CATALOG_FILE, JOURNAL_FILE
 from manifests.contract.records import Funnel, StageRecord
 from manifests.stores import folder as remote
 from manifests.stores import storage
 from pipeline.cli import main
+from pipeline.engine.away import brought_here
+from pipeline.engine.work import Execution
 
 NUM = 40
 
@@ -84,6 +86,20 @@ def asked_for(store: Store, name: str) -> list[tuple[str, str]]:
 
 
 # ---- one machine
+
+
+@pytest.mark.parametrize("is_home", [True, False], ids=["driver's machine", "another"])
+def test_a_part_that_is_tried_again_has_the_tables_of_its_pieces_whoever_made_them(store: Store, is_home: bool) -> None:
+    """As it was found: a node was lost, and on the driver's machine its part failed for ever (FileNotFoundError)."""
+    address = f"s3://{BUCKET}/runs/pieces-{is_home}"
+    fsspec.filesystem("s3", **store.options).pipe_file(f"{address}/tables/fetch/stem-0.parquet", b"a piece")
+    home = remote.stands_for(address)
+    remote.note(home, address)
+    if is_home:
+        Path(home, CATALOG_FILE).touch()
+    run = Execution(home, 1, "stem", None, pieces=(f"{home}/tables/fetch/stem-0.parquet",), store=address)
+    with brought_here(None, run) as (_, here, _):
+        assert [Path(path).read_bytes() for path in here.pieces] == [b"a piece"]
 
 
 def test_the_bytes_of_a_local_build_and_few_requests(

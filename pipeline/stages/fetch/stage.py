@@ -91,8 +91,7 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
     for row in todo.to_pylist():
         for sample_id in row["sample_ids"]:
             urls[sample_id], addresses[sample_id] = row["url"], row["address"]
-    before = [path for path in run.pieces if path.endswith(".parquet")]  # of earlier tries
-    for path in before:
+    for path in run.pieces:
         for sample_id in pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist():
             del urls[sample_id]
     settings = run.how.fetch.model_copy(update={"image": inputs.image})
@@ -106,8 +105,8 @@ def download(inputs: PicturesInputs, run: Execution[DownloadHow]) -> Iterator[Pa
         scratch=storage.join(run.workdir, "scratch"),  # a build empties it when it starts
     )
     notes = {"round": inputs.round, "deciding": dict(inputs.deciding)}
-    for number, piece in enumerate(pieces, len(before)):
-        is_piece = bool(before) or not piece.is_whole
+    for number, piece in enumerate(pieces, len(run.pieces)):
+        is_piece = bool(run.pieces) or not piece.is_whole
         name = f"{run.stem}-{number}" if is_piece else run.stem
         of_hosts = {"hosts": run.shared.progress().given}  # for the report of a work folder
         yield fetch_local.finish(piece.facts, addresses, notes | of_hosts, piece.pool_path, name, run, is_piece)

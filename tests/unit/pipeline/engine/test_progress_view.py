@@ -89,6 +89,14 @@ def test_a_line_says_only_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     assert progress.line().endswith(f" left{told}")
 
 
+def test_more_pieces_than_were_planned_leave_no_negative_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.engine.progress, "_RATE_FROM_SECONDS", 0)
+    progress = Progress("ingest tars", "MB", 2)
+    for _ in range(4):  # each is less than a megabyte, and counts as one
+        progress.advance(1, None)
+    assert re.fullmatch(r"ingest tars: 2 of 2 MB, [\d.,]+/s, about 0 s left", progress.line())
+
+
 def test_a_host_that_sent_a_sound_picture_does_not_fail() -> None:
     tally = Tally()
     for outcome in ("ok", "image_too_small", "too_many_pixels", "aspect_too_extreme", "http_404"):
