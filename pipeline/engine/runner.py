@@ -37,7 +37,7 @@ from manifests.stores import stamps, storage
 from manifests.stores.folder import patiently, remove_from
 from pipeline.config import BuildConfig
 from pipeline.engine.checking import ContentChecks
-from pipeline.engine.executing import Done, Job
+from pipeline.engine.executing import Done, Job, give_memory_back
 from pipeline.engine.executors import Executor, start_executor
 from pipeline.engine.inputs import within
 from pipeline.engine.kept_config import keep_config
@@ -263,8 +263,10 @@ class Runner:
         self._publish_status(progress.snapshot())
         with contextlib.ExitStack() as around:
             around.enter_context(Watch(progress, self._config.run.progress_seconds, look, self._publish_status))
+            began = time.monotonic()
             run = self._stage_run(stage, step.how(context) if step.how else None)
             planned = step.parts(inputs, run)
+            give_memory_back(began)
             keys = [stage.key_of(step, part) for part in planned]
             kept = list(step.committed(inputs, run)) if step.committed else []
             committed = self._catalog.find_parts(keys)

@@ -208,8 +208,11 @@ class StageRun(Generic[How]):
         return sum(pq.ParquetFile(path).metadata.num_rows for path in brought(table).paths)
 
     def buckets(self, table: Files) -> list[Bucket]:
-        """Ranges of sample ids that fit the memory of one worker, by the number of rows of a table."""
-        return cut_buckets(self.num_rows(table), self.settings.memory_gb)
+        """Ranges of sample ids that fit the memory of one worker, by the number of rows of a table.
+
+        With a store they are not fine: a part on another machine brings its tables whole.
+        """
+        return cut_buckets(self.num_rows(table), self.settings.memory_gb, store_of(self.workdir) is None)
 
     def scratch_file(self, name: str) -> str:
         """Path of a private file that lives as long as the build."""

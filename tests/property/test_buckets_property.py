@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.store.buckets import Bucket, cut_buckets, join_facets, rows_of_bucket
+from pipeline.store.buckets import ROW_BYTES, Bucket, cut_buckets, join_facets, rows_of_bucket
 from pipeline.store.sql import facet
 
 IDS = st.lists(st.one_of(st.uuids().map(lambda each: each.hex), st.text("0123456789abcdefz", max_size=9)), unique=True)
@@ -42,8 +42,16 @@ def test_the_quarters_of_a_bucket_are_all_of_it(num: int, data: st.DataObject) -
     assert Bucket(bucket.quarters[-1].number + 1, 4 * num).first == Bucket(bucket.number + 1, num).first
 
 
-@given(st.integers(0, 10**10), st.floats(0.01, 64))
-def test_a_bucket_fits_the_memory(num_rows: int, memory_gb: float) -> None:
-    buckets = cut_buckets(num_rows, memory_gb)
-    assert (len(buckets) - 1) * rows_of_bucket(memory_gb) < max(1, num_rows) <= len(buckets) * rows_of_bucket(memory_gb)
+@given(st.integers(0, 10**10), st.floats(0.01, 64), st.booleans())
+def test_a_bucket_fits_the_memory(num_rows: int, memory_gb: float, is_fine: bool) -> None:
+    buckets, most = cut_buckets(num_rows, memory_gb, is_fine), rows_of_bucket(num_rows, memory_gb, is_fine)
+    assert (len(buckets) - 1) * most < max(1, num_rows) <= len(buckets) * most
+    assert most * ROW_BYTES <= memory_gb * 1e9
     assert [bucket.number for bucket in buckets] == list(range(len(buckets)))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num"), [(50_000, 1), (50_001, 2), (10**6, 16), (13 * 10**6, 16), (100 * 10**6, 50)]
+)
+def test_many_rows_make_fine_buckets(num_rows: int, num: int) -> None:
+    assert len(cut_buckets(num_rows, 4)) == num

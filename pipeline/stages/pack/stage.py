@@ -224,7 +224,7 @@ def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]
 
 def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     gathered = run.files("gather", "gathered")
-    most_rows = rows_of_bucket(run.settings.memory_gb)
+    most_rows = rows_of_bucket(run.num_rows(gathered), run.settings.memory_gb)
     limits = inputs.max_samples, inputs.max_bytes
     members = tuple(sorted({name for part in run.parts("gather") for name in part.notes["members"]}))
     with run.scratch() as sql:
