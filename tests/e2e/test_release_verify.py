@@ -150,6 +150,40 @@ def test_deep_compares_with_the_catalogue(folder: Path) -> None:
     assert "not as in the catalogue: licence" in done.stderr
 
 
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_deep_names_each_sample_that_is_not_as_recorded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_processes: int
+) -> None:
+    sound = open_release(str(folder))
+    num_images = len(sound.samples())
+    monkeypatch.setattr(checks, "num_cores", lambda: num_processes)
+    monkeypatch.setattr(checks, "_IMAGES_OF_A_PROCESS", 1)
+    assert check_release(sound, deep=True).num_images == num_images
+    record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
+    table = pq.read_table(folder / "samples.parquet")
+    spoilt = {"key": "other", "stored_sha256": "0" * 64, "phash": 1, "stored_width_px": 1, "text": "another text"}
+    rows = table.to_pylist()
+    for row, (column, value) in zip(rows, spoilt.items(), strict=False):
+        row[column] = value
+    pq.write_table(table.from_pylist(rows, schema=table.schema), folder / "samples.parquet")
+    seal_again(folder, record)
+    with pytest.raises(ConfigError) as told:
+        check_release(open_release(str(folder)), deep=True)
+    shard = rows[0]["shard"]
+    for number, fault in enumerate(
+        (
+            r"the image is not the one recorded",
+            r"pHash [0-9a-f]{16}, recorded 0000000000000001",
+            r"\d+ x \d+ pixels, recorded 1 x \d+",
+            r"the text is not the one recorded",
+        ),
+        1,
+    ):
+        assert re.search(f"{shard}/{rows[number]['key']}: {fault}", str(told.value))
+    assert f"{shard}: {table['key'][0]} is not in samples.parquet" in str(told.value)
+    assert f"{shard}: other of samples.parquet is not in the shard" in str(told.value)
+
+
 def spoil_licence(folder: Path) -> None:
     record = json.loads((folder / "release.json").read_text(encoding="utf-8"))
     change_samples("licence_id", "CC0-1.0")(folder, record)
