@@ -31,6 +31,11 @@ from pipeline.judging.vocabulary.backbone import BackboneSettings, backbone_file
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.sql import beside, facet, view_parquet
 
+_OF_CANDIDATES = [
+    name
+    for name in tables.CANDIDATES.names
+    if name.startswith("taxon_") or name in ("sample_id", "caption", "licence", "licence_url")
+]
 REPEATS = pa.schema([("text_key", pa.uint64()), ("num_same_text", pa.int64())])
 
 # what rules may look at, besides the columns of `captions`
@@ -84,7 +89,7 @@ def measure_rows(
 
     `names` are there as the backbone resolved them, if any.
     """
-    rows = candidates.read()
+    rows = candidates.read(_OF_CANDIDATES)
     names = pq.read_table(inputs["names"].path) if inputs["names"] else None
     files = []
     if joined:
@@ -94,8 +99,10 @@ def measure_rows(
             view_parquet(sql, "joined", joined.paths, f"sample_id BETWEEN '{ids[0]}' AND '{ids[-1]}'")
             rows = measure_texts(sql, rows, names, writer.write)
         files.append(writer.close())
-    some = [measure_captions(rows.slice(at, ROWS_AT_ONCE), names) for at in range(0, len(rows), ROWS_AT_ONCE)]
-    return PartResult((run.write("captions", pa.concat_tables(some).combine_chunks()), *files))
+    writer = run.writer("captions")
+    for at in range(0, len(rows), ROWS_AT_ONCE):
+        writer.write(measure_captions(rows.slice(at, ROWS_AT_ONCE), names))
+    return PartResult((writer.close(), *files))
 
 
 def count_repeats(inputs: Inputs, run: Execution[None], allowed: int) -> PartResult:

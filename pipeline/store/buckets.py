@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 ROW_BYTES = 2_000
 """Memory for a row of a bucket: candidate, facts and captions take about 1 kB in DuckDB, and sorting takes it again."""
-_FEW_ROWS, _MANY = 50_000, 16
+_FEW_ROWS, _MANY = 50_000, 20
 _DIGITS = 8  # leading hex digits of a sample id that decide
 
 
@@ -56,8 +56,8 @@ WHOLE = Bucket()
 def rows_of_bucket(num_rows: int, memory_gb: float, is_fine: bool = True) -> int:
     """How many rows of a table one worker takes at a time, at most: as many as fit its memory.
 
-    Fine buckets hold fewer: 50,000, or a sixteenth of the rows where that is more. So all workers have work, and up to
-    a million rows memory hardly grows. There are no more than sixteen, since each reads all files that are not sorted.
+    Fine buckets hold fewer: 50,000, or a twentieth of the rows where that is more. So all workers have work, and up to
+    a million rows memory hardly grows. There are no more than twenty, since each reads all files that are not sorted.
     """
     fit = max(1, int(memory_gb * 1e9 / ROW_BYTES))
     return min(fit, max(_FEW_ROWS, math.ceil(num_rows / _MANY))) if is_fine else fit

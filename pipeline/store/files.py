@@ -62,9 +62,9 @@ class RowGroup:
         """The value for a fingerprint."""
         return self.content
 
-    def read(self) -> pa.Table:
-        """Its rows."""
-        return open_parquet(self.path).read_row_group(self.number)
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Its rows; of some columns, or of all."""
+        return open_parquet(self.path).read_row_group(self.number, columns)
 
 
 @dataclass(frozen=True)

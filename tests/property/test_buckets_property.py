@@ -51,7 +51,7 @@ def test_a_bucket_fits_the_memory(num_rows: int, memory_gb: float, is_fine: bool
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "num"), [(50_000, 1), (50_001, 2), (10**6, 16), (13 * 10**6, 16), (100 * 10**6, 50)]
+    ("num_rows", "num"), [(50_000, 1), (50_001, 2), (10**6, 20), (13 * 10**6, 20), (100 * 10**6, 50)]
 )
 def test_many_rows_make_fine_buckets(num_rows: int, num: int) -> None:
     assert len(cut_buckets(num_rows, 4)) == num
