@@ -55,7 +55,9 @@ def assert_near(one: str, two: str) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"compute": {"accumulate": 2}, "lock": {"lock_image": True, "lock_text": True}},
+        pytest.param(
+            {"compute": {"accumulate": 2}, "lock": {"lock_image": True, "lock_text": True}}, marks=pytest.mark.slow
+        ),
         {"adapters": {"rank": 4}, "lock": {"text_blocks": 1}},
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"compute": {"accumulate": 3}, "lock": {"lock_text": True}}, marks=pytest.mark.slow),

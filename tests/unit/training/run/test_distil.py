@@ -170,7 +170,7 @@ def test_a_student_that_learns_from_captions_too_resumes_to_the_bit(
 @pytest.mark.parametrize(
     ("weight", "sections"),
     [
-        (1.0, {"adapters": {"rank": 4}}),
+        pytest.param(1.0, {"adapters": {"rank": 4}}, marks=pytest.mark.slow),
         (
             0.5,
             {
