@@ -208,11 +208,12 @@ class StageRun(Generic[How]):
         return sum(pq.ParquetFile(path).metadata.num_rows for path in brought(table).paths)
 
     def buckets(self, table: Files) -> list[Bucket]:
-        """Ranges of sample ids that fit the memory of one worker, by the number of rows of a table.
+        """Ranges of sample ids that fit the memory of one worker, by the number of rows of a table."""
+        return self.buckets_of(self.num_rows(table))
 
-        With a store they are not fine: a part on another machine brings its tables whole.
-        """
-        return cut_buckets(self.num_rows(table), self.settings.memory_gb, store_of(self.workdir) is None)
+    def buckets_of(self, num_rows: int) -> list[Bucket]:
+        """The same of so many rows. With a store they are not fine: a part elsewhere brings its tables whole."""
+        return cut_buckets(num_rows, self.settings.memory_gb, store_of(self.workdir) is None)
 
     def scratch_file(self, name: str) -> str:
         """Path of a private file that lives as long as the build."""

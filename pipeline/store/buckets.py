@@ -57,7 +57,7 @@ def rows_of_bucket(num_rows: int, memory_gb: float, is_fine: bool = True) -> int
     """How many rows of a table one worker takes at a time, at most: as many as fit its memory.
 
     Fine buckets hold fewer: 50,000, or a twentieth of the rows where that is more. So all workers have work, and up to
-    a million rows memory hardly grows. There are no more than twenty, since each reads all files that are not sorted.
+    a million rows memory hardly grows. Only memory makes more than twenty: each reads all files that are not sorted.
     """
     fit = max(1, int(memory_gb * 1e9 / ROW_BYTES))
     return min(fit, max(_FEW_ROWS, math.ceil(num_rows / _MANY))) if is_fine else fit

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.stores.folder import note
+from pipeline.engine.work import StageRun
 from pipeline.store.buckets import ROW_BYTES, Bucket, cut_buckets, join_facets, rows_of_bucket
 from pipeline.store.sql import facet
 
@@ -55,3 +61,11 @@ def test_a_bucket_fits_the_memory(num_rows: int, memory_gb: float, is_fine: bool
 )
 def test_many_rows_make_fine_buckets(num_rows: int, num: int) -> None:
     assert len(cut_buckets(num_rows, 4)) == num
+
+
+def test_with_a_store_only_memory_makes_buckets(tmp_path: Path) -> None:
+    """A part on another machine brings its tables whole."""
+    run: Any = SimpleNamespace(workdir=str(tmp_path), settings=SimpleNamespace(memory_gb=4))
+    assert len(StageRun.buckets_of(run, 10**6)) == 20
+    note(str(tmp_path), "s3://bucket/folder")
+    assert len(StageRun.buckets_of(run, 10**6)) == 1

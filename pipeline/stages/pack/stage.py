@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -43,7 +44,6 @@ from pipeline.stages.pack.arrange import (
 )
 from pipeline.stages.pack.record import GATHER_VERSION, VERSION
 from pipeline.stages.score import named_file
-from pipeline.store.buckets import rows_of_bucket
 from pipeline.store.files import Files, RowGroup
 from pipeline.store.pool import ANNOUNCED, PoolReader
 from pipeline.store.sql import view_parquet
@@ -224,7 +224,8 @@ def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]
 
 def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     gathered = run.files("gather", "gathered")
-    most_rows = rows_of_bucket(run.num_rows(gathered), run.settings.memory_gb)
+    num_rows = run.num_rows(gathered)
+    most_rows = math.ceil(num_rows / len(run.buckets_of(num_rows)))
     limits = inputs.max_samples, inputs.max_bytes
     members = tuple(sorted({name for part in run.parts("gather") for name in part.notes["members"]}))
     with run.scratch() as sql:

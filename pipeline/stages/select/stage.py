@@ -47,7 +47,7 @@ from pipeline.stages.select.contenders import (
     pictures_found,
     relate,
 )
-from pipeline.store.buckets import cut_buckets, join_facets
+from pipeline.store.buckets import join_facets
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within
 
@@ -128,7 +128,7 @@ def _settle(context: BuildContext) -> None:
 
 def _plan_relate(inputs: SelectInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     num = math.ceil((run.num_rows(inputs.facts) + run.num_rows(inputs.pairs)) / PAIRS_OF_ROW)
-    num_companies = len(cut_buckets(num, run.settings.memory_gb))
+    num_companies = len(run.buckets_of(num))
     return [{"num_companies": num_companies}]
 
 
