@@ -29,6 +29,10 @@ from pipeline.engine.work import Work
 
 _TICK_SECONDS = 0.5  # the longest wait before the driver checks whether it must stop
 _END_SECONDS = 5.0  # a worker has so long to exit; then it is killed
+_OLD_SECONDS = 30.0
+"""A worker that has worked for longer does no further step. What libraries keep of a step is of no use to the next one:
+behind the downloads and captions of a million pictures it was 90 MiB (2026-12-01). A new worker takes a second.
+"""
 # DuckDB takes a program without a file for a notebook, and would print the progress of queries. Imports leave no
 # garbage; looking for some meanwhile takes a tenth of their time.
 _START = (
@@ -54,6 +58,7 @@ class _Worker:
                 env={"OMP_NUM_THREADS": str(threads), **os.environ},
             )
         self.job: Job | None = None
+        self.worked_seconds = 0.0
         self.results: Connection[Any, Any] = Connection(results.detach())
         self._calls: Connection[Any, Any] = Connection(calls.detach())
         threading.Thread(target=_answer, args=(self._calls, shared), daemon=True).start()
@@ -74,6 +79,7 @@ class _Worker:
         except (EOFError, OSError):
             came = (None, RetryableError(f"a worker was lost ({self.end()})"), 0.0)
         done = Done(job, *came) if came else None
+        self.worked_seconds += done.seconds if done else 0.0
         if done is None or done.result is None or not done.result.is_piece:
             self.job = None
         return done
@@ -129,7 +135,8 @@ class ProcessExecutor:
         if len(jobs) == 1:
             how = jobs[0].execution
             jobs = [replace(jobs[0], execution=replace(how, memory_gb=how.memory_gb * self._num_workers))]
-        self._end([worker for worker in self._workers if worker.job])  # of a run that was left in the middle
+        # a worker with a job is of a run that was left in the middle
+        self._end([worker for worker in self._workers if worker.job or worker.worked_seconds > _OLD_SECONDS])
         waiting = deque(jobs)
         while True:
             if stopping():

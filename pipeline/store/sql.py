@@ -252,12 +252,8 @@ def cut_rows(
 
     The content of a row group is a digest of the text `hashed` over its rows, in any order.
     """
-    connection.execute("SET preserve_insertion_order = true")  # so rows need neither a number nor a second sort
-    connection.execute(f"CREATE OR REPLACE TABLE cut AS FROM ({query}) ORDER BY {order}")
-    groups = connection.execute(
-        f"SELECT rowid // {num_rows}, count(*), to_hex(bit_xor(md5_number({hashed}))) FROM cut GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    reader = connection.sql("FROM cut").to_arrow_reader(num_rows)
+    connection.execute("SET preserve_insertion_order = true")  # sorted rows come in order, and are nowhere held twice
+    reader = connection.sql(f"FROM ({query}) ORDER BY {order}").to_arrow_reader(num_rows)
     with pq.ParquetWriter(path, reader.schema, compression="lz4") as writer:
         waiting = reader.schema.empty_table()
         for batch in reader:
@@ -267,4 +263,8 @@ def cut_rows(
                 waiting = waiting.slice(num_rows)
         if waiting.num_rows:
             writer.write_table(waiting, row_group_size=num_rows)
+    groups = connection.execute(
+        f"SELECT file_row_number // {num_rows}, count(*), to_hex(bit_xor(md5_number({hashed}))) "
+        f"FROM read_parquet({literals([path])}, file_row_number = true) GROUP BY 1 ORDER BY 1"
+    ).fetchall()
     return [(RowGroup(path, number, f"{num}-{content}"), num) for number, num, content in groups]

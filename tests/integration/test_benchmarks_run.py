@@ -66,6 +66,15 @@ FETCHED = [
 ]
 MBDC = (("image, ViT-B/16 | 64", 196), ("image, ViT-B/32 | 64", 49), ("text | 64", 77), ("image, ViT-B/16 | 8", 196))
 SMALL = {
+    "bench_audit": Small(
+        "--folder {scratch}/audit --rows 20000 --tested 1000",
+        (
+            "| rows of the catalogue | of the test set | planted | found | others | s | CPU s | peak MiB |",
+            "| 20,000 | 1,000 | 10 | 10 | 0 | @ | @ | @ |",
+        ),
+        "pipeline: Was a test set in a catalogue",
+        ("| rows of the catalogue | of the test set | planted | found | others | s | CPU s | peak MiB |",),
+    ),
     "bench_browse": Small(
         "--rows 3000",
         (
@@ -232,6 +241,7 @@ SMALL = {
     ),
 }  # fmt: skip
 ELSEWHERE = {
+    "bench_choosing": "unit/pipeline/planning/test_choosing_benchmark.py",
     "bench_distil": "integration/test_benchmarks_run.py",
     "bench_metadata": "integration/test_benchmarks_run.py",
     "bench_million": "e2e/test_million.py",

@@ -175,6 +175,27 @@ def test_what_each_needs_a_gpu_is_done_by_one_worker(process_executor: ProcessEx
     assert len(pids(1.0)) == 1
 
 
+def test_a_worker_that_has_worked_for_long_does_no_further_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(inputs: Inputs, run: Execution[None]) -> PartResult:
+        time.sleep(inputs["seconds"])
+        return PartResult((), None, {"pid": os.getpid()})
+
+    def pids(seconds: float, num: int) -> list[int]:
+        done = one_by_one(executor.run(ByValue(work), jobs_of([{"seconds": seconds}] * num), gpus=1.0))
+        return [each.result.notes["pid"] for each in done if each.result]
+
+    monkeypatch.setattr("pipeline.engine.on_processes._OLD_SECONDS", 0.5)
+    executor = ProcessExecutor(1)
+    try:
+        (young,) = pids(0.0, 1)
+        assert pids(0.2, 4) == [young] * 4  # the step that makes it old, it does to the end
+        (after,) = pids(0.0, 1)
+        assert after != young
+        assert not is_running(young)
+    finally:
+        executor.close()
+
+
 def test_the_pieces_of_a_part_come_while_it_works(process_executor: ProcessExecutor, tmp_path: Path) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> Iterator[PartResult]:
         for number in range(3):

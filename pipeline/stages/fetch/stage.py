@@ -166,13 +166,14 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
             addresses_to_fetch(run.fetch_round, "sample_id NOT IN (SELECT sample_id FROM named)"),
             "len(sample_ids) > 1, sample_id",  # what several rows share lies in parts of its own, read by all buckets
             "concat_ws(chr(31), array_to_string(sample_ids, ' '), url)",
-            run.scratch_file("fetch-todo.parquet"),
+            todo := run.scratch_file("fetch-todo.parquet"),
             run.settings.fetch_part_size,
         )
+        view_parquet(sql, "todo", [todo])
         _announce(sql, inputs, run)
         network = run.how.fetch.network
         if network.contact is None:
-            for batch in sql.sql("SELECT url FROM cut").to_arrow_reader(100_000):
+            for batch in sql.sql("SELECT url FROM todo").to_arrow_reader(100_000):
                 network.require_contact(batch["url"].to_pylist())
     stored = inputs.image.without_limits()
     return [
@@ -183,7 +184,7 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
 
 def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None:
     """Say before any request which pictures that are stored are asked for again, and which setting is the reason."""
-    ((num_rows, num_stored),) = sql.execute("SELECT count(*), count(*) FILTER (is_stored) FROM cut").fetchall()
+    ((num_rows, num_stored),) = sql.execute("SELECT count(*), count(*) FILTER (is_stored) FROM todo").fetchall()
     if num_rows and run.how.fetch.engine == "img2dataset":
         log.info(
             "fetch: engine img2dataset stores no signal of owners: when the config names another one, its pictures "
@@ -206,7 +207,7 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
         ]
         files = run.files_of(run.catalog.parts_of(fingerprint, "download"), "fetched") if changes else Files()
         view_table(sql, "before", files, tables.FETCHED, "outcome = 'ok'", of_versions=True)
-        ((num,),) = sql.execute("SELECT count(*) FROM cut c SEMI JOIN before b ON b.url = c.address").fetchall()
+        ((num,),) = sql.execute("SELECT count(*) FROM todo t SEMI JOIN before b ON b.url = t.address").fetchall()
         if num:
             log.info("fetch: %s pictures are downloaded again: %s", f"{num:,}", "; ".join(changes))
 

@@ -85,7 +85,7 @@ _EXTRA_TEXTS = f"""
     WHERE name <> 'caption' GROUP BY sample_id
 """  # the joined text that is called caption is that of its sample
 _EXTRA = tables.EXTRA_CAPTIONS.append(tables.JOINED_TEXTS.field("name"))
-_TAKEN_ROWS = 50_000
+_TAKEN_ROWS = 10_000
 _SAMPLE_BYTES = 300  # what all tables have of a sample, at least where it has three hashes, a URL and a caption
 
 
