@@ -72,7 +72,7 @@ SMALL = {
             "| rows of the catalogue | of the test set | planted | found | others | s | CPU s | peak MiB |",
             "| 20,000 | 1,000 | 10 | 10 | 0 | @ | @ | @ |",
         ),
-        "pipeline: Was a test set in a catalogue",
+        "pipeline: Was a test set in a catalogue: `plantmix audit`",
         ("| rows of the catalogue | of the test set | planted | found | others | s | CPU s | peak MiB |",),
     ),
     "bench_browse": Small(
