@@ -204,7 +204,7 @@ def cut_pools(pool: SamplePool, num_samples: Mapping[str, int]) -> NDArray[np.in
 
 
 class ShardReader:
-    """Reads members by row. Shards stay open, and each process opens its own.
+    """Reads members by row. Shards stay open as long as the reader lives, and each process opens its own.
 
     Those of remote releases come out of the cache; without one they are read in ranges, one request a sample.
     """
@@ -213,6 +213,14 @@ class ShardReader:
         self.pool, self._cache = pool, cache
         self._descriptors: dict[int, int] = {}
         self._owner = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_descriptors": {}}  # a copy opens its own
+
+    def __del__(self) -> None:
+        if self._owner == os.getpid():  # after a fork the open files are the parent's
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
 
     def read(self, rows: Sequence[int], with_texts: bool) -> list[tuple[bytes, bytes, dict[str, str]]]:
         """Image bytes and text bytes of each row and, with `with_texts`, the further text members by name.
