@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from building import Web, release_of, run_here, write_build_config
 from sealed import flip_byte
 
 from manifests.contract.release import Release
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, RunError
 from manifests.stores.storage import hash_file
 from pipeline.releases import checks, opening
 from pipeline.releases.checks import check_release
@@ -182,6 +184,20 @@ def test_deep_names_each_sample_that_is_not_as_recorded(
         assert re.search(f"{shard}/{rows[number]['key']}: {fault}", str(told.value))
     assert f"{shard}: {table['key'][0]} is not in samples.parquet" in str(told.value)
     assert f"{shard}: other of samples.parquet is not in the shard" in str(told.value)
+
+
+def die(*_read: object) -> None:
+    """Stands for the reading of a shard in a process that the kernel kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_deep_says_that_a_process_that_reads_was_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "num_cores", lambda: 2)
+    monkeypatch.setattr(checks, "_IMAGES_OF_A_PROCESS", 1)
+    monkeypatch.setattr(checks, "_read_shard", die)
+    with pytest.raises(RunError, match=r"a process that reads shards was killed.*run the same command again"):
+        check_release(open_release(str(folder)), deep=True)
 
 
 def spoil_licence(folder: Path) -> None:
