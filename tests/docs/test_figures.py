@@ -99,7 +99,7 @@ QUOTES = (
     Quote("No build had over [@ pictures]", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
     Quote("Steps without pictures take [@ to @ minutes]", "pipeline: All metadata stages, without pictures",
           "in **@ to @ minutes**"),
-    Quote("for @ M rows on 2 cores", "pipeline: All metadata stages, without pictures", "Twenty-one runs of @ M"),
+    Quote("for @ M rows on 2 cores", "pipeline: All metadata stages, without pictures", "Twenty-two runs of @ M"),
     Quote("plant gain, @ points, is [@ to @]", "training: DALIP's own table: what its test sets can tell",
           "The plant gain is @ points, @ to @ (95 %)"),
     Quote("head of its size on [@ emoji]", "dalip_vs_clip: Second study: each arm stopped well",
