@@ -5,8 +5,11 @@ What they end with is what undisturbed runs end with, to the bit.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +21,12 @@ import yaml
 from building import ROOT, done, hash_tree, list_source
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
+from process_tree import below, is_running, kill
 from ray_nodes import ENVIRONMENT
 from shell_blocks import copy_configs, environment_of, write_yaml
 from slurm_nodes import Job, Slurm, put_programs_into, require_slurm
 from training_runs import assert_same_run
+from waiting import wait_until
 
 from training.cli import main
 from training.record.log import read_log
@@ -39,6 +44,17 @@ class Slow(SumOfSimilarities):
     def __call__(self, features, columns):
         time.sleep(0.5 * Path({flag!r}).exists())
         return super().__call__(features, columns)
+"""
+
+# In the place of `ray`: it hears no signal, and neither does its child, which writes into the folder without end.
+STUBBORN_RAY = r"""#!/bin/bash
+trap '' TERM
+for word; do case $word in --temp-dir=*) folder=${word#*=} ;; esac; done
+mkdir -p "$folder"
+setsid bash -c 'for ((i = 0; ; i++)); do : >"$0/$i"; done' "$folder" 2>/dev/null &
+until [ -e "$folder/99" ]; do sleep 0.01; done
+echo started >started
+while :; do sleep 1; done
 """
 
 pytestmark = pytest.mark.slow
@@ -185,6 +201,29 @@ def test_a_build_is_stopped_in_each_way_and_goes_on(clone: Clone, web: Web, buil
     assert hash_tree(clone.data / "build/releases") == hash_tree(built / "releases")
     for each in (job, again):
         each.leaves_nothing()
+
+
+def test_a_node_that_hears_no_signal_leaves_nothing(tmp_path: Path) -> None:
+    """Of a busy machine's Ray some process writes on after it was told to end; Slurm tells more than once."""
+    copy_configs(tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/ray").write_text(STUBBORN_RAY, encoding="utf-8")
+    (tmp_path / ".venv/bin/ray").chmod(0o755)
+    number = f"test{os.getpid()}"
+    environment = os.environ | {"SLURM_JOB_ID": number, "SLURM_NODEID": "0", "SLURM_CPUS_PER_TASK": "1"}
+    command = ["bash", f"{RECIPE}/ray_node.sh", "127.0.0.1:1"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as node:
+        wait_until((tmp_path / "started").exists, node)
+        ray = below(node.pid)
+        until = time.monotonic() + 60
+        while node.poll() is None and time.monotonic() < until:
+            os.killpg(node.pid, signal.SIGTERM)
+            time.sleep(0.002)
+        left = [command for pid, command in ray.items() if is_running(pid)]
+        kill([node.pid, *ray])
+    assert len(ray) >= 2
+    assert not left
+    assert not Path(f"/tmp/ray-{number}-0").exists()
 
 
 def test_two_builds_on_one_node_do_not_meet(clone: Clone, slurm: Slurm, web: Web, built: Path, tmp_path: Path) -> None:
