@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,7 @@ class Command:
         self.returncode: int | None = None
         self._streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         self._texts: list[str] | None = None
+        self._lock = threading.Lock()  # a thread of a server may kill it while its test waits for it
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.connect(place)
         command = json.dumps([name, arguments, str(folder), dict(environment)]).encode()
@@ -79,19 +81,26 @@ class Command:
         return self._texts or [os.pread(s.fileno(), os.fstat(s.fileno()).st_size, 0).decode() for s in self._streams]
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it has ended in between
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
     def _wait(self, timeout: float) -> int | None:
         if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
-            self.returncode = int(self._server.recv(9))
-            self._texts = self.said()
-            for opened in (self._server, *self._streams):
-                opened.close()
-            _running.remove(self)
+            with self._lock:
+                if self.returncode is None:
+                    self._end()
         return self.returncode
+
+    def _end(self) -> None:
+        self._texts = self.said()
+        self.returncode = int(self._server.recv(9))
+        for opened in (self._server, *self._streams):
+            opened.close()
+        _running.remove(self)
 
 
 _running: list[Command] = []
@@ -99,9 +108,9 @@ _running: list[Command] = []
 
 def end_all() -> None:
     """Kill what still runs, and what that has started: a test that failed has left it."""
-    for command in _running:
-        kill([*below(command.pid), command.pid])
-        command.wait(500)
+    while _running:
+        kill([*below(_running[0].pid), _running[0].pid])
+        _running[0].wait(500)
 
 
 class CommandServer:
@@ -147,9 +156,12 @@ def serving_commands(environment: Mapping[str, str]) -> Iterator[CommandServer]:
 
 
 def serve(place: str) -> None:
+    from patient_ray import be_patient
     from PIL import Image
 
     from manifests.services.arrow import without_pandas
+
+    be_patient()
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"\0{place}")

@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from command_server import CommandServer, end_all, serving_commands
 from hypothesis import settings
+from patient_ray import be_patient
 
 settings.register_profile("plantmix", deadline=None)
 settings.load_profile("plantmix")
@@ -21,6 +22,7 @@ os.fsync = lambda descriptor: None
 
 # Ray puts sockets there, whose paths may have 107 bytes
 os.environ.setdefault("RAY_TMPDIR", "/tmp")
+be_patient()
 
 
 def pytest_collection() -> None:

@@ -28,12 +28,13 @@ _WAIT_SECONDS = 600.0  # a busy machine starts a Ray of two nodes in two minutes
 _RUNNING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
 _CONFIG = """\
 ClusterName=test
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CredType=cred/munge
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={folder}/state
@@ -48,7 +49,9 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
-KillWait=20
+KillWait=60
+MessageTimeout=100
+MinJobAge=36000
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,requeue_delay=1
 NodeName=one NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=8
 NodeName=two NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=8
@@ -90,7 +93,10 @@ class Slurm:
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
         host, ports = socket.gethostname().partition(".")[0], [free_port() for _ in range(3)]
-        (folder / "slurm.conf").write_text(_CONFIG.format(folder=folder, user=user, host=host, ports=ports))
+        # the recipe's ports and folders follow from a job's number: two Slurms on a machine must have others
+        first_job = ports[0] % 6_000 * 10_000 + ports[0] // 1_000 % 10 * 100 + 1
+        values = {"folder": folder, "user": user, "host": host, "ports": ports, "first_job": first_job}
+        (folder / "slurm.conf").write_text(_CONFIG.format(**values))
         files = {"key": "munge.key", "socket": "munge.socket", "pid": "munge.pid", "seed": "seed", "log": "munge.log"}
         named = {"key": "key-file", "socket": "socket", "pid": "pid-file", "seed": "seed-file", "log": "log-file"}
         self._daemon("munged", "--foreground", *(f"--{named[name]}={folder / file}" for name, file in files.items()))
@@ -173,7 +179,14 @@ class Job:
         self.slurm, self.number, self.log = slurm, number, log
 
     def field(self, name: str) -> str:
-        text = self.slurm.ask("scontrol", "show", "job", self.number, "--oneliner")
+        text = ""
+
+        def answered() -> bool:
+            nonlocal text
+            text = self.slurm.ask("scontrol", "show", "job", self.number, "--oneliner")
+            return text.startswith("JobId=")
+
+        self.slurm.wait(answered, lambda: text)  # a busy machine's may not answer at once
         return next((word.partition("=")[2] for word in text.split() if word.startswith(f"{name}=")), "")
 
     def said(self) -> str:

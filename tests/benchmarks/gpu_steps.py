@@ -35,7 +35,7 @@ PLAN = {
 APART = 4.0  # a resumed run may be this many times as far from an undisturbed one as a second undisturbed one is
 SIZES = {  # steps not counted, steps counted, steps of a run, step of the kill, samples in its shards
     False: SimpleNamespace(warmup=10, counted=30, steps=80, kill=50, checkpoint=20, samples=4096, photo_px=480),
-    True: SimpleNamespace(warmup=1, counted=2, steps=6, kill=3, checkpoint=2, samples=48, photo_px=40),
+    True: SimpleNamespace(warmup=1, counted=2, steps=24, kill=3, checkpoint=2, samples=48, photo_px=40),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,16 +25,20 @@ PARTS_IN_FLIGHT = 2 * NUM_WORKERS  # a worker begins its next part before the dr
 
 
 class Web(NumberedPictures):
-    """Small ones, made before anyone asks."""
+    """Small ones, made before anyone asks. While `goes_on` is not set, none is sent after `KILL_AFTER` requests."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         blocks = np.random.default_rng(0).integers(0, 256, (NUM, 6, 6, 3), dtype=np.uint8)
         self._bodies = [
             encode(Image.fromarray(block).resize((48, 48), Image.Resampling.NEAREST), quality=80) for block in blocks
         ]
 
     def answer(self, sock: Any, number: int) -> None:
+        if len(self.log) >= KILL_AFTER:
+            self.goes_on.wait()
         send_picture(sock, self._bodies[number])
 
 
@@ -79,7 +84,9 @@ def workers_below(driver: int) -> list[int]:
 
 
 def kill_a_worker(driver: int) -> None:
-    kill(workers_below(driver)[:1])
+    workers = workers_below(driver)
+    assert workers
+    kill(workers[:1])
 
 
 def kill_the_driver(driver: int) -> None:
@@ -92,11 +99,14 @@ def kill_the_whole_ray(driver: int) -> None:
 
 def build_and_kill(commands: CommandServer, config: Path, web: Web, way: Callable[[int], None]) -> tuple[int, str]:
     """Start a build, do harm in the middle of its fetch; gives how the driver ended and what it said."""
-    build = commands.start("plantmix", "build", config)
-    wait_until(lambda: len(web.log) >= KILL_AFTER, build)
-    started = below(build.pid)
-    assert workers_below(build.pid)
-    way(build.pid)
+    web.goes_on.clear()
+    try:
+        build = commands.start("plantmix", "build", config)
+        wait_until(lambda: len(web.log) >= KILL_AFTER and workers_below(build.pid), build)
+        started = below(build.pid)
+        way(build.pid)
+    finally:
+        web.goes_on.set()
     said = "".join(build.communicate(timeout=300))
     deadline = time.monotonic() + 200  # Ray's processes leave with their driver
     while any(map(is_running, started)) and time.monotonic() < deadline:

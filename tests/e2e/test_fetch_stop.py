@@ -141,8 +141,7 @@ def test_a_second_signal_leaves_at_once(web: Web, commands: CommandServer, tmp_p
     build = commands.start("plantmix", "build", config)
     wait_until(lambda: len(web.server.log) >= 20, build)
     build.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    build.send_signal(signal.SIGINT)
+    build.send_signal(signal.SIGTERM)  # not the same again: two of one number may arrive as one
     assert build.wait(300) == 1
     assert len(web.server.log) < NUM, "it left amid its pictures"
 

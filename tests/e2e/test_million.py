@@ -41,7 +41,7 @@ def test_a_build_is_made_checked_and_broken(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "all", str(folder), "--photos", str(ROOT / "tests/photos"), "--num", "300"]
     command += ["--port", str(free_ports(len(KIND_OF_PORT))), "--kills", "3", "--without-peer"]
     done = subprocess.run(
-        [*command, "--results", str(results)], capture_output=True, text=True, timeout=1200, check=False
+        [*command, "--results", str(results)], capture_output=True, text=True, timeout=1700, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told = {line["step"]: line for line in map(json.loads, results.read_text().splitlines())}

@@ -324,7 +324,7 @@ def test_a_pretrained_tag_without_a_network_is_one_line(command: str, tmp_path: 
     assert len(said[2].splitlines()) == 1
     for text in (
         f"{key}.pretrained: the weights 'laion2b_s34b_b79k' of ViT-B-32 are not on this machine",
-        "http://127.0.0.1:9 does not answer: [Errno 111] Connection refused",
+        "http://127.0.0.1:9 does not answer",
         "`hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K open_clip_model.safetensors`",
         f"into {tmp_path}/hub/hub; or set {key}.pretrained to the path of a file",
     ):

@@ -18,6 +18,7 @@ import yaml
 from building import PLANTMIX, ROOT, release_of, run_here
 from misbehaving.hub import FakeHub, fake_hub, use_hub
 from sealed import flip_byte
+from waiting import wait_until
 
 from manifests.contract.release import Release
 from pipeline.cli import main
@@ -125,7 +126,7 @@ def test_a_publish_that_is_killed_goes_on_where_it_was(
     own = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "01"[transfer == "lfs"]}
     env = kept | hub.environment | own
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        assert hub.holding.wait(100)
+        wait_until(hub.holding.is_set, process)
         time.sleep(0.3)
         process.kill()
     before = dict(hub.arrived)
@@ -165,7 +166,7 @@ def read_with(code: str, folder: Path, tmp_path: Path, python: Path | str) -> An
     """Run a reader in a process and a home of its own; what it prints last, as JSON."""
     env = {"PATH": os.defpath, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [str(python), "-c", code, str(folder)], capture_output=True, text=True, check=False, env=env, timeout=300
+        [str(python), "-c", code, str(folder)], capture_output=True, text=True, check=False, env=env, timeout=1500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import termios
 import threading
+import time
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browsing import build_work_folder, index_release, newest_release
@@ -20,6 +25,7 @@ from waiting import wait_until
 
 from manifests.contract.reader import open_reader
 from manifests.errors import ConfigError, RunError
+from pipeline.browse import model_search
 from pipeline.browse.app import Pages, make_app
 from pipeline.browse.evaluation import EvaluationPictures
 from pipeline.browse.image_index import ImageIndex
@@ -40,6 +46,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def index(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return index_release(newest_release(work), tmp_path_factory.mktemp("searched"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def patience() -> Iterator[None]:
+    """The first answer waits for torch: half a minute and more on a busy machine."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(model_search, "SECONDS", 900.0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +153,22 @@ def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Pat
         assert model_search._running is not None
         process = model_search._running.process
         process.send_signal(signal.SIGSTOP)  # it reads nothing until it is killed
-        threading.Timer(0.5, process.kill).start()
+        threading.Thread(target=_kill_when_asked, args=(process,)).start()
         with pytest.raises(RunError, match=r"was killed \(signal 9\); the next search starts it again"):
             model_search.by_words("a pear")
         assert model_search.by_words("a tomato"), "kept"
         assert model_search.by_words("an apple"), "asked of a new process"
         process = model_search._running.process
     assert process.poll() is not None, "it ends with browse"
+
+
+def _kill_when_asked(process: Any) -> None:
+    """Once its pipe holds a question."""
+    waiting = array("i", [0])
+    while not waiting[0]:
+        time.sleep(0.01)
+        fcntl.ioctl(process.stdin, termios.FIONREAD, waiting)
+    process.kill()
 
 
 @pytest.mark.slow

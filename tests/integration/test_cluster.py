@@ -42,7 +42,7 @@ def plantmix(
     commands: CommandServer, folder: Path, *arguments: str, env: Mapping[str, str | None] | None = None
 ) -> Command:
     command = commands.start("plantmix", *arguments, "config.yaml", folder=folder, environment=environment(env))
-    command.wait(300)
+    command.wait(1500)
     return command
 
 
@@ -235,7 +235,7 @@ def test_nodes_that_join_are_used_and_lost_ones_cost_no_try(cluster: Cluster, tm
         wait_until(lambda: len({seen.read_text() for seen in tmp_path.glob("ran-*")}) == 2, driver)
         cluster.kill(first)
         (tmp_path / "go-on").touch()
-        out, _ = driver.communicate(timeout=300)
+        out, _ = driver.communicate(timeout=1500)
     finally:
         driver.kill()
     assert driver.returncode == 0

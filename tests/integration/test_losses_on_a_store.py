@@ -126,7 +126,7 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
         driver = start_build(commands, config, tmp_path / "first-0")
         misfortune.lose["pool", 3] = lambda: kill([pid for pid, name in below(second).items() if "/raylet " in name])
         misfortune.lose["pool", 8] = driver.kill
-        _, said = driver.communicate(timeout=300)
+        _, said = driver.communicate(timeout=1500)
         assert driver.returncode == -signal.SIGKILL, said
         assert cluster.nodes[1].wait(60), "`ray start` ends with its raylet, five files before the driver"
         assert not misfortune.written["releases"]
@@ -138,14 +138,14 @@ def test_a_build_that_loses_raylet_driver_and_first_machine_equals_an_undisturbe
             cluster.kill(cluster.nodes[0])  # the gate of the hosts is there, too
 
         misfortune.lose["releases", 2] = power_fails
-        _, said = driver.communicate(timeout=300)
+        _, said = driver.communicate(timeout=1500)
         assert driver.returncode == -signal.SIGKILL, said
     assert not misfortune.lose
 
     with start_cluster(store, tmp_path, "other", 1) as cluster:
         config = write_config(tmp_path, f"s3://{BUCKET}/{WORK}", executor="ray", ray={"address": cluster.address})
         driver = start_build(commands, config, tmp_path / "other-0")
-        _, said = driver.communicate(timeout=300)
+        _, said = driver.communicate(timeout=1500)
         assert driver.returncode == 0, said
     store.choose = lambda method, path: None
     assert store.injected > 20

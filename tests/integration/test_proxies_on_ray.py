@@ -59,10 +59,10 @@ def test_runs_on_ray_give_the_table_of_inline_ones_also_after_a_kill(
     wait_until(lambda: any(checkpoints.glob("step-*.pt")), process, 0.005)
     # All of it at once: what is left of Ray outlives its driver, on a busy machine long enough to end the run.
     kill([process.pid, *below(process.pid)])
-    process.communicate(timeout=500)
+    process.communicate(timeout=1500)
     assert not (tmp_path / "study/runs/even/proxy.json").exists(), "it ended before it could be killed"
     process = commands.start(*command)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == 0, out + err[-3000:]
     assert "0 failed" in out
     assert '"event": "resume"' in (tmp_path / "study/runs/even/log.jsonl").read_text()

@@ -308,7 +308,7 @@ def test_a_killed_driver_is_followed_by_one_elsewhere(
 
     store.choose, store.requests = choose, []
     driver = commands.start("plantmix", "build", config)
-    assert driver.wait(300) == -signal.SIGKILL, driver.said()
+    assert driver.wait(1500) == -signal.SIGKILL, driver.said()
     read_before = seen - {path for _, path in store.requests[-1:]}
     store.choose, store.requests = lambda method, path: None, []
     os.environ[remote.PLACE_VARIABLE] = str(tmp_path / "another machine")

@@ -62,7 +62,7 @@ def run(commands: CommandServer, folder: Path, endpoint: str, *arguments: str) -
         remote.PLACE_VARIABLE: str(folder / "local"),
     }
     command = commands.start("plantmix", *arguments, **store)
-    _, err = command.communicate(timeout=300)
+    _, err = command.communicate(timeout=1500)
     assert command.returncode == 0, err
     return err
 

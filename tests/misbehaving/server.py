@@ -34,7 +34,6 @@ class MisbehavingServer:
     log: list[Request] = field(default_factory=list)
     num_connections: int = 0
     open_now: dict[str, int] = field(default_factory=dict)
-    most_open: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> MisbehavingServer:
         (
@@ -147,7 +146,6 @@ class MisbehavingServer:
             request = Request(time.monotonic(), host, path, headers, nth, is_kept)
             self.log.append(request)
             self.open_now[host] = self.open_now.get(host, 0) + 1
-            self.most_open[host] = max(self.most_open.get(host, 0), self.open_now[host])
         return request
 
     def _answer(self, sock: socket.socket, request: Request) -> None:

@@ -6,6 +6,7 @@ import sys
 from multiprocessing.connection import Connection
 
 import pytest
+from waiting import wait_until
 
 from manifests.services.child import Child, Command
 
@@ -31,4 +32,5 @@ def test_a_command_says_its_last_line_and_how_it_ended() -> None:
         assert command.output.read() == b"\nout\n"
     assert (command.end(), command.last_line) == (3, "last")
     printing = Command("echo printed; sleep 60", hears_output=True)
-    assert (printing.end(0.2), printing.last_line) == (-9, "printed")
+    wait_until(lambda: printing.last_line)
+    assert (printing.end(0), printing.last_line) == (-9, "printed")

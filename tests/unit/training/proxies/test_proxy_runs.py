@@ -162,7 +162,7 @@ def test_finished_runs_are_kept_and_a_longer_list_goes_on(values: dict[str, Any]
 def test_killed_runs_go_on_and_end_alike(values: dict[str, Any], commands: CommandServer, tmp_path: Path) -> None:
     """SIGKILL to the command: its processes end with it, finished runs stay, the one at work goes on, bit for bit."""
     values["num_processes"], values["checkpoint"] = 2, {"every_steps": 2}
-    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",600,").splitlines(keepends=True)[:3]))
+    (tmp_path / "design.csv").write_text("".join(DESIGN.replace(",48,", ",1800,").splitlines(keepends=True)[:3]))
     process = commands.start("dalip", "proxies", _config_file(values, tmp_path))
     checkpoints = tmp_path / "study/runs/proxy-01/checkpoints"
     wait_until(lambda: any(checkpoints.glob("step-*.pt")), process)
