@@ -223,7 +223,7 @@ class Job:
         return self.field("JobState")
 
     def disturb(self, command: str) -> None:
-        """Give a command about it, such as `scancel JOB`; it is done when no process of the job is left."""
+        """Give a command about it, such as `scancel JOB`; of one that takes it back, wait until it is in the queue."""
         restarts = self.field("Restarts")
         said = self.slurm.ask(*command.replace("JOB", self.number).split())
         assert not said, said
