@@ -25,7 +25,8 @@ from ray_nodes import START, free_port
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "apt-get install munge slurmctld slurmd slurm-client"
 _WAIT_SECONDS = 600.0  # a busy machine starts a Ray of two nodes in two minutes
-_RUNNING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+# Of a job that goes on, many words are said, some for a moment: SIGNALING, COMPLETING, REQUEUED.
+_ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
 _CONFIG = """\
 ClusterName=test
 FirstJobId={first_job}
@@ -193,7 +194,7 @@ class Job:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def ended(self) -> bool:
-        return self.field("JobState") not in _RUNNING
+        return self.field("JobState") in _ENDED
 
     def task(self, number: int) -> Job:
         """A task of this array."""
