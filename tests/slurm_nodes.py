@@ -26,7 +26,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "apt-get install munge slurmctld slurmd slurm-client"
 _WAIT_SECONDS = 600.0  # a busy machine starts a Ray of two nodes in two minutes
 # Of a job that goes on, many words are said, some for a moment: SIGNALING, COMPLETING, REQUEUED.
-_ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
+_ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 _CONFIG = """\
 ClusterName=test
 FirstJobId={first_job}
