@@ -6,7 +6,7 @@
     python tests/benchmarks/bench_third_study.py run --work DIR --only NAME --check  # one run against its record
     python tests/benchmarks/bench_third_study.py progress                            # what is done, hours that are left
     python tests/benchmarks/bench_third_study.py power --sizes OPENMOJI FXEMOJI      # numbers of names; before judging
-    python tests/benchmarks/bench_third_study.py judge --work DIR --sealed OTHER     # once, when every run is done
+    python tests/benchmarks/bench_third_study.py judge --work DIR --sealed OTHER     # whole seeds, each once
     python tests/benchmarks/bench_third_study.py statistics                          # from the committed files alone
 
 GROCERY is the Grocery Store dataset (train/, val/, train.txt, val.txt, classes.csv), CORPUS a folder of captioned
@@ -14,6 +14,8 @@ pictures with a pairs.parquet, the other three unpacked packages of npm: emojion
 @iconify-json/fxemoji 1.2.2. The packages of study_towers.py, and for `seal` resvg-py, must be importable. A finished
 run is a line of results/third-study.jsonl, its weights a file in DIR; several processes share the runs. A judged run is
 a line of results/third-study-sealed.jsonl. No command but `seal` and `judge` is told where the sealed pictures lie.
+The records go from machine to machine, the weights do not: `judge` takes the seeds whose weights lie in DIR, and
+`statistics` waits until every seed is judged.
 """
 
 from __future__ import annotations
@@ -184,7 +186,7 @@ def run(work: Path, minutes: float) -> None:
     def make(one: Run) -> None:
         model, record = train(one, material)
         if one.purpose == "final":
-            path = work / "weights" / f"{one.name}.pt"
+            path = weights_of(work, one)
             path.parent.mkdir(exist_ok=True)
             torch.save({name: each.detach() for name, each in model.named_parameters()}, path)
         RESULTS.add(one.name, record)
@@ -230,34 +232,68 @@ def progress() -> None:
 
 
 def judge(work: Path, sealed: Path) -> None:
-    """Open the sealed pictures, once: the log-loss and the place of each name, for every final run."""
+    """Open the sealed pictures: the log-loss and the place of each name, for every run of the seeds that are ready.
+
+    Not judged twice, and not before each arm's final run of that seed has its record, and its weights in `work`.
+    """
     import torch
 
     torch.set_num_threads(1)
     plan, left = missing()
-    if left:
+    if plan in ("first_tuning", "second_tuning"):
         raise SystemExit(f"{len(left)} runs of {plan} are not done, the sealed pictures stay sealed")
+    ready = ready_to_judge(work)
+    if not ready:
+        raise SystemExit("no seed has the weights of all its runs here, or all such are judged; nothing was opened")
     judged = SEALED_RESULTS
     material, opened = NamedMaterial(work), NamedMaterial(sealed)
-    judged.add("names", opened.codes(SEALED) | {"rows": opened.digest, "commit": commit()})
-    for one in final_runs():
+    names = opened.codes(SEALED) | {"rows": opened.digest}
+    if "names" not in judged.names():
+        judged.add("names", names)
+    elif judged.one("names") != names:
+        raise SystemExit(f"the pictures in {sealed} are not those that were judged before")
+    for one in ready:
         record = RESULTS.one(one.name)
         model = study_training.build(one, ARMS[one.arm], material.config)
-        weights = torch.load(work / "weights" / f"{one.name}.pt", weights_only=True)
+        weights = torch.load(weights_of(work, one), weights_only=True)
         model.load_state_dict(weights, strict=False)  # what is missing is no parameter: the reduction, which is fixed
         if digest(model) != record["weights"]:
             raise SystemExit(f"{one.name}: the weights are not those of its record")
         splits = {vendor: similarities(model.eval(), opened, vendor) for vendor in SEALED}
-        judged.add(
-            one.name, {"arm": one.arm, "seed": one.seed} | _of_pictures(splits, record["quarters"][-1]["temperature"])
-        )
+        source = {"arm": one.arm, "seed": one.seed, "commit": commit(), "machine": machine()}
+        judged.add(one.name, source | _of_pictures(splits, record["quarters"][-1]["temperature"]))
         print(one.name, flush=True)
+    if "nearest" in judged.names():
+        return
     nearest = {
         vendor: nearest_names(material, opened if vendor in SEALED else material, vendor)
         for vendor in (*VALIDATION, *SEALED)
     }
     temperature = best_temperature(nearest[vendor] for vendor in VALIDATION)
     judged.add("nearest", {"arm": "nearest"} | _of_pictures({v: nearest[v] for v in SEALED}, temperature))
+
+
+def weights_of(work: Path, one: Run) -> Path:
+    return work / "weights" / f"{one.name}.pt"
+
+
+def unjudged() -> list[Run]:
+    judged = SEALED_RESULTS.names()
+    return [one for one in final_runs() if one.name not in judged]
+
+
+def ready_to_judge(work: Path) -> list[Run]:
+    """The runs not judged yet, of each seed whose runs all have a record, and weights here."""
+    recorded, left = RESULTS.names(), unjudged()
+    lost = {one.seed for one in left if one.name not in recorded or not weights_of(work, one).is_file()}
+    return [one for one in left if one.seed not in lost]
+
+
+def statistics() -> None:
+    """Print the table, once every final run is judged."""
+    if left := unjudged():
+        raise SystemExit(f"{len(left)} final runs are not judged; there is no table before all are")
+    print(report(RESULTS, SEALED_RESULTS))
 
 
 def _of_pictures(splits: dict[str, tuple[np.ndarray, np.ndarray]], temperature: float) -> dict[str, Any]:
@@ -327,7 +363,7 @@ def main() -> None:
     elif args.command == "judge":
         judge(args.work, args.sealed)
     else:
-        print(report(RESULTS, SEALED_RESULTS))
+        statistics()
 
 
 if __name__ == "__main__":

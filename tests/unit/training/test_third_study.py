@@ -100,6 +100,7 @@ class Finished:
     by_run: list[str]
     by_judge: list[str]
     refused: str
+    too_early: str
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +126,17 @@ def finished(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         study.run(work, minutes=10)
         by_run = opened.copy()
         opened.clear()
+        moved = work / "weights/final-f-1-0.001-4.pt"  # of a run that another machine made
+        moved.rename(folder / "moved")
         study.judge(work, sealed)
         listening[0] = False
-        yield Finished(work, sealed, by_run, opened, str(stopped.value))
+        first_part = study.SEALED_RESULTS.path.read_bytes()
+        with pytest.raises(SystemExit) as too_early:
+            study.statistics()
+        (folder / "moved").rename(moved)
+        study.judge(work, sealed)
+        assert study.SEALED_RESULTS.path.read_bytes().startswith(first_part)
+        yield Finished(work, sealed, by_run, opened, str(stopped.value), str(too_early.value))
 
 
 def test_runs_open_nothing_sealed_and_judging_waits_for_all_of_them(finished: Finished) -> None:
@@ -136,6 +145,18 @@ def test_runs_open_nothing_sealed_and_judging_waits_for_all_of_them(finished: Fi
     assert any(path.startswith(str(finished.work)) for path in finished.by_run)
     assert not [path for path in finished.by_run if path.startswith(secret)]
     assert [path for path in finished.by_judge if path.startswith(secret)]
+
+
+def test_a_seed_is_judged_where_its_weights_lie_and_nothing_is_told_before_all_are(
+    study: Any, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finished.too_early == "4 final runs are not judged; there is no table before all are"
+    with pytest.raises(SystemExit, match="all such are judged; nothing was opened"):
+        study.judge(finished.work, finished.sealed)
+    monkeypatch.setattr(study, "SEALED_RESULTS", study.Records(tmp_path / "judged.jsonl"))
+    study.SEALED_RESULTS.add("names", {"openmoji": ["1f600"]})
+    with pytest.raises(SystemExit, match="are not those that were judged before"):
+        study.judge(finished.work, finished.sealed)
 
 
 def test_a_record_says_where_a_run_comes_from_and_the_table_what_was_judged(study: Any, finished: Finished) -> None:
@@ -182,6 +203,7 @@ def test_a_run_is_made_again_to_the_last_digit_and_a_changed_record_is_seen(
         study.check(finished.work, name)
     assert stopped.value.code
     assert "differs in weights, val_loss" in capsys.readouterr().out
+    monkeypatch.setattr(study, "SEALED_RESULTS", study.Records(tmp_path / "judged.jsonl"))
     with pytest.raises(SystemExit, match="the weights are not those of its record"):
         study.judge(finished.work, finished.sealed)
 
