@@ -234,7 +234,7 @@ def progress() -> None:
 def judge(work: Path, sealed: Path) -> None:
     """Open the sealed pictures: the log-loss and the place of each name, for every run of the seeds that are ready.
 
-    Not judged twice, and not before each arm's final run of that seed has its record, and its weights in `work`.
+    A seed is ready when each arm's final run has its record, and its weights in `work`. No run is judged twice.
     """
     import torch
 
@@ -252,6 +252,13 @@ def judge(work: Path, sealed: Path) -> None:
         judged.add("names", names)
     elif judged.one("names") != names:
         raise SystemExit(f"the pictures in {sealed} are not those that were judged before")
+    if "nearest" not in judged.names():
+        nearest = {
+            vendor: nearest_names(material, opened if vendor in SEALED else material, vendor)
+            for vendor in (*VALIDATION, *SEALED)
+        }
+        temperature = best_temperature(nearest[vendor] for vendor in VALIDATION)
+        judged.add("nearest", {"arm": "nearest"} | _of_pictures({v: nearest[v] for v in SEALED}, temperature))
     for one in ready:
         record = RESULTS.one(one.name)
         model = study_training.build(one, ARMS[one.arm], material.config)
@@ -263,14 +270,6 @@ def judge(work: Path, sealed: Path) -> None:
         source = {"arm": one.arm, "seed": one.seed, "commit": commit(), "machine": machine()}
         judged.add(one.name, source | _of_pictures(splits, record["quarters"][-1]["temperature"]))
         print(one.name, flush=True)
-    if "nearest" in judged.names():
-        return
-    nearest = {
-        vendor: nearest_names(material, opened if vendor in SEALED else material, vendor)
-        for vendor in (*VALIDATION, *SEALED)
-    }
-    temperature = best_temperature(nearest[vendor] for vendor in VALIDATION)
-    judged.add("nearest", {"arm": "nearest"} | _of_pictures({v: nearest[v] for v in SEALED}, temperature))
 
 
 def weights_of(work: Path, one: Run) -> Path:

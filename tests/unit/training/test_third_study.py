@@ -131,6 +131,8 @@ def finished(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         study.judge(work, sealed)
         listening[0] = False
         first_part = study.SEALED_RESULTS.path.read_bytes()
+        names = [json.loads(line)["name"] for line in first_part.splitlines()]
+        assert names[:2] == ["names", "nearest"]  # behind the runs a crash would lose it: none is judged twice
         with pytest.raises(SystemExit) as too_early:
             study.statistics()
         (folder / "moved").rename(moved)
