@@ -78,8 +78,7 @@ class Encoder:
         head = {
             "architecture": forward_settings(architecture_config(settings.architecture)),
             "preprocess": prepared,
-            # The statistic was a setting once; fingerprints of then stay.
-            "second_order": self.model.second_order and vars(self.model.second_order) | {"statistic": "brownian"},
+            "second_order": self.model.second_order and vars(self.model.second_order),
             "first_order_weight": self._weight if len(self.kinds) > 1 else None,
             "precision": self.settings.compute.precision,
         } | ({"kind": self.model.kind} if self.model.kind else {})

@@ -21,11 +21,12 @@ from training.model.presets import ModelSettings
 
 
 def build_model(
-    settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch, *, may_be_text_alone: bool = False
+    settings: ModelSettings, branch: type[SecondOrderBranch] | None = None, *, may_be_text_alone: bool = False
 ) -> DalipModel:
     """Build the model on the CPU in float32, with pretrained weights when the settings name some.
 
-    `branch` is the kind of its second branches; `may_be_text_alone` as for `weights.load_weights`.
+    `branch` is the kind of its second branches, by default the preset's; `may_be_text_alone` as for
+    `weights.load_weights`.
 
     Raises: ConfigError.
     """

@@ -24,8 +24,11 @@ from training.model.architecture import architecture_config, create_tokenizer
 from training.model.branch import BranchShape, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
 from training.model.precision import full_precision, without_autocast
-from training.model.presets import ModelSettings, SecondOrder, resolve_second_order
+from training.model.presets import ModelSettings, SecondOrder, Statistic, resolve_second_order
+from training.model.second_moment import SecondMomentBranch
 
+_Branch = SecondOrderBranch | SecondMomentBranch
+_BRANCHES: dict[Statistic, type[_Branch]] = {"brownian": SecondOrderBranch, "second_moment": SecondMomentBranch}
 _LARGEST_CONDITION = 1e4  # of a projection whose inverse leaves z right to 1e-3
 
 Role = Literal["image_tower", "text_tower", "second_order", "scale"]
@@ -49,7 +52,7 @@ class DalipModel(nn.Module):
     `new_parameters` names the parameters without a pretrained weight, `unused_tensors` what the weights had beside.
     """
 
-    def __init__(self, clip: Any, settings: ModelSettings, branch: type[SecondOrderBranch] = SecondOrderBranch) -> None:
+    def __init__(self, clip: Any, settings: ModelSettings, branch: type[SecondOrderBranch] | None = None) -> None:
         super().__init__()
         self.clip = clip
         self.settings = settings
@@ -63,8 +66,8 @@ class DalipModel(nn.Module):
         self.trains_texts = True  # else `forward` leaves their features out: the loss needs none
         self.kind = 0  # number of the kind that a picture is projected for where nothing else is said
         self._frozen_norms: list[nn.Module] = []  # batch norms that keep their statistics in training
-        self.image_branch: SecondOrderBranch | None = None
-        self.text_branch: SecondOrderBranch | None = None
+        self.image_branch: _Branch | None = None
+        self.text_branch: _Branch | None = None
         if self.second_order is not None:
             self.image_branch, self.text_branch = _branches(clip, self.second_order, branch)
 
@@ -294,9 +297,7 @@ def parameter_role(name: str) -> Role:
     return "image_tower" if name.startswith(("clip.visual.", "projectors.")) else "text_tower"
 
 
-def _branches(
-    clip: Any, second: SecondOrder, branch: type[SecondOrderBranch]
-) -> tuple[SecondOrderBranch, SecondOrderBranch]:
+def _branches(clip: Any, second: SecondOrder, branch: type[SecondOrderBranch] | None) -> tuple[_Branch, _Branch]:
     embed_dim = clip.visual.proj.shape[1] if isinstance(clip, FrozenCLIP) else towers.probe_width(clip)
     if embed_dim % second.heads:
         raise ConfigError(
@@ -307,10 +308,11 @@ def _branches(
         second.projection, second.image_reduce_start,
     )  # fmt: skip
     text = replace(image, norm=second.text_norm, dropout_axis=second.text_dropout_axis, reduce_start="linear")
-    return branch(image), branch(text)
+    make = branch or _BRANCHES[second.statistic]
+    return make(image), make(text)
 
 
-def _both_orders(tower: towers.TowerOutput, branch: SecondOrderBranch) -> tuple[Tensor, Tensor]:
+def _both_orders(tower: towers.TowerOutput, branch: _Branch) -> tuple[Tensor, Tensor]:
     # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
     z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
     return _normalised(tower.feature), _normalised(z_BC)

@@ -1,4 +1,4 @@
-"""The sections `model` and `loss` of a training config, and the two presets of the second-order branches."""
+"""The sections `model` and `loss` of a training config, and the presets of the second-order branches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from manifests.contract.settings import ConfigPath, NameOrPath, Settings
 from training.model.branch import DropoutAxis, NormKind, ProjectionKind, ReduceStart
 
-Preset = Literal["clip", "released", "dalip"]
+Preset = Literal["clip", "released", "dalip", "second_moment"]
+Statistic = Literal["brownian", "second_moment"]
 TextPadding = Literal["keep", "mask"]
 
 TASKS = {
@@ -151,6 +152,7 @@ class SecondOrder:
     text_dropout_axis: DropoutAxis
     projection: ProjectionKind
     image_reduce_start: ReduceStart = "linear"  # no setting: only preset `released` starts in another way
+    statistic: Statistic = "brownian"  # no setting: only preset `second_moment` has another
 
 
 # The authors' code as released. Golden values in tests/unit/training/model hold it: do not change a value here.
@@ -196,14 +198,16 @@ DALIP = SecondOrder(
     projection="single",
 )
 
+# RESULT
+SECOND_MOMENT = replace(DALIP, statistic="second_moment")
+
 
 def resolve_second_order(settings: ModelSettings) -> SecondOrder | None:
     """The preset with the user's changes; None for preset `clip`."""
-    if settings.preset == "clip":
-        return None
-    base = RELEASED if settings.preset == "released" else DALIP
+    presets = {"clip": None, "released": RELEASED, "dalip": DALIP, "second_moment": SECOND_MOMENT}
+    base = presets[settings.preset]
     values = {name: value for name, value in settings.second_order if value is not None}
-    return replace(base, **values)
+    return None if base is None else replace(base, **values)
 
 
 # The released code's loss, held by a golden value in tests/unit/training/model: do not change a value here.

@@ -133,6 +133,7 @@ def test_models_that_do_not_fit_are_refused_in_one_line(
         (model_folder(tmp_path / "2", other, 2), "they are different architectures: text_cfg.width"),
         (model_folder(tmp_path / "3", architecture, 3, heads=4), "their second-order branches differ"),
         (model_folder(tmp_path / "4", architecture, 4, preset="clip"), "their second-order branches differ"),
+        (model_folder(tmp_path / "5", architecture, 5, preset="second_moment"), "their second-order branches differ"),
     ):
         capsys.readouterr()
         assert blend_of(start, end, settings, release_folder, out) == 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.study_heads import HEADS, matrix_square_root, second_moment
+from benchmarks.study_heads import HEADS
+from tiny_clip import tiny
 from torch import Tensor
 from training_runs import make_settings
 
@@ -14,7 +16,10 @@ from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
 from training.config import identity_values
 from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.build import build_model
 from training.model.presets import ModelSettings
+from training.model.second_moment import SecondMoment, matrix_square_root
+from training.model.weights import load_state
 
 MATCHED = ("mean", "token_mlp", "max", "attention", "covariance", "uncentred")
 
@@ -104,7 +109,8 @@ def test_the_uncentred_moment_is_the_covariance_and_the_mean_times_itself() -> N
     count = torch.tensor([7, 4, 5]).view(-1, 1, 1, 1)
     x *= (torch.arange(7).view(1, 1, 7, 1) < count).double()
     mean = x.sum(dim=2, keepdim=True) / count
-    about_mean, about_zero = (second_moment(x, count, centred) for centred in (True, False))
+    branches = (HEADS[name](shape()) for name in ("covariance", "uncentred"))
+    about_mean, about_zero = (one.moment(x, count) for one in branches if isinstance(one, SecondMoment))
     torch.testing.assert_close(about_zero, about_mean + mean.transpose(-1, -2) @ mean)
     one = x[1, 0, :4]
     torch.testing.assert_close(about_mean[1, 0], torch.cov(one.t(), correction=0))
@@ -120,3 +126,38 @@ def test_the_statistic_is_no_setting_any_more(config: dict[str, Any]) -> None:
     for is_kept in (False, True):  # a model that had another one is not this model
         with pytest.raises(ConfigError, match=r"unknown key 'second_order\.statistic'"):
             parse_settings({"second_order": {"statistic": "mean"}}, ModelSettings, where="x", is_kept=is_kept)
+
+
+def test_the_preset_is_the_arm_of_the_study(tmp_path: Path) -> None:
+    """To the last digit, gradients included; nothing else differs from preset `dalip`."""
+    path, given = tiny(tmp_path, "arm", 48), {"second_order": {"reduced_width": 6}}
+    found = []
+    for preset, branch in (("second_moment", None), ("dalip", HEADS["uncentred"])):
+        torch.manual_seed(0)
+        settings = ModelSettings.model_validate({"preset": preset, "architecture": path, **given})
+        model = build_model(settings, branch)
+        output = model(torch.linspace(-1, 1, 6144).view(2, 3, 32, 32), model.tokenizer(["a leaf", "an oak"]))
+        loss = (output["image_second_order"] * output["text_second_order"].flip(0)).sum()
+        named = dict(model.named_parameters())
+        grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        found.append(dict(zip((name.replace(".second_moment", "") for name in named), grads, strict=True)))
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        other = found[1][name]
+        assert (grad is None) is (other is None), name
+        assert grad is None or torch.equal(grad, other), name
+
+
+def test_no_weights_of_one_statistic_load_as_those_of_the_other(tmp_path: Path) -> None:
+    """Their tensors have equal shapes, and another meaning."""
+    path = tiny(tmp_path, "statistics")
+    models = [build_model(ModelSettings(preset=preset, architecture=path)) for preset in ("dalip", "second_moment")]
+    for number, (one, other) in enumerate((models, models[::-1])):
+        with pytest.raises(ConfigError, match="does not fit the model, 32 keys differ"):
+            load_state(one, other.state_dict(), where="x")
+        source = tmp_path / f"{number}.pt"
+        torch.save({"model": one.state_dict()}, source)
+        begun = build_model(other.settings.model_copy(update={"pretrained": str(source)}))
+        branches = {name for name, _ in begun.named_parameters() if name.startswith(("image_branch.", "text_branch."))}
+        assert set(begun.new_parameters) == branches
+        assert len(begun.unused_tensors) == 16

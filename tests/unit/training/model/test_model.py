@@ -59,7 +59,7 @@ def test_the_released_preset_on_vit_b_16_has_the_published_parameter_count() -> 
 
 
 def test_first_order_features_are_exactly_those_of_open_clip(tmp_path: Path) -> None:
-    for preset in ("released", "dalip", "clip"):
+    for preset in ("released", "dalip", "second_moment", "clip"):
         model = build_model(settings(tiny(tmp_path, f"exact-{preset}"), preset)).eval()
         images, tokens = batch(model)
         with torch.no_grad():

@@ -73,7 +73,7 @@ def test_each_picture_has_the_projection_of_its_text(architecture: Path) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("preset", ["clip", "dalip"])
+@pytest.mark.parametrize("preset", ["clip", "dalip", "second_moment"])
 def test_one_kind_goes_to_open_clip_and_all_of_them_together(
     preset: str, kind: str, architecture: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from training.model.build import build_model
 from training.model.dalip import DalipModel
 from training.model.presets import ModelSettings
 
-PRESETS = ["released", "dalip"]
+PRESETS = ["released", "dalip", "second_moment"]
 CHANGES = {"reduced_width": 6}
 
 

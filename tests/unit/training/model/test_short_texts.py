@@ -40,7 +40,7 @@ def gradients(model: DalipModel, tokens: Tensor) -> tuple[dict[str, Tensor], dic
 
 
 @pytest.mark.parametrize("custom", [False, True])
-@pytest.mark.parametrize("preset", ["clip", "dalip"])
+@pytest.mark.parametrize("preset", ["clip", "dalip", "second_moment"])
 def test_short_texts_give_the_features_and_gradients_of_padded_ones(tmp_path: Path, preset: str, custom: bool) -> None:
     model = model_of(tmp_path, f"{preset}-{custom}", preset, {}, custom=custom).double()
     whole = model.tokenizer(CAPTIONS)

@@ -131,7 +131,7 @@ def picture(size: int) -> Image.Image:
     return Image.effect_mandelbrot((size, size), (-2, -1.5, 1, 1.5), 40).convert("RGB")
 
 
-@pytest.mark.parametrize("preset", ["dalip", "clip"])
+@pytest.mark.parametrize("preset", ["dalip", "second_moment", "clip"])
 def test_open_clip_loads_an_exported_checkpoint_and_gives_the_same_features(tmp_path: Path, preset: str) -> None:
     path = tiny(tmp_path, f"export-{preset}")
     model = build_model(ModelSettings(preset=preset, architecture=path)).eval()
@@ -151,7 +151,7 @@ def test_open_clip_loads_an_exported_checkpoint_and_gives_the_same_features(tmp_
     assert len(again.new_parameters) == len([n for n, _ in again.named_parameters() if "branch" in n])
 
 
-@pytest.mark.parametrize("preset", ["released", "dalip", "clip"])
+@pytest.mark.parametrize("preset", ["released", "dalip", "second_moment", "clip"])
 def test_the_hugging_face_layout_goes_there_and_back(tmp_path: Path, preset: str) -> None:
     path = tiny(tmp_path, f"hub-{preset}")
     model = build_model(ModelSettings(preset=preset, architecture=path)).eval()

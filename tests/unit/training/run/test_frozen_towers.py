@@ -143,7 +143,7 @@ def test_a_run_on_tokens_trains_goes_on_and_is_evaluated(
     assert main(["export", whole["output_dir"], str(tmp_path / "model.pt")]) == 2
 
 
-@pytest.mark.parametrize("preset", ["clip", "released", "dalip"])
+@pytest.mark.parametrize("preset", ["clip", "released", "dalip", "second_moment"])
 def test_every_preset_trains_on_tokens(preset: str, on_tokens: dict[str, Any]) -> None:
     on_tokens["model"] |= {"preset": preset}
     if preset == "clip":

@@ -76,6 +76,7 @@ def test_changed_optimiser_values_take_effect_and_moments_stay(
             r"cannot change model\.second_order\.reduced_width: 4 -> 6",
         ),
         ({"model": {"preset": "clip", "second_order": {}}}, r'model\.preset: "dalip" -> "clip"'),
+        ({"model": {"preset": "second_moment"}}, r'model\.preset: "dalip" -> "second_moment"'),
     ],
 )
 def test_what_cannot_change_on_a_resume_is_said(
