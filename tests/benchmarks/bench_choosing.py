@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_third_study import commit, machine
 from choosing_material import DOMAINS, build
-from study_records import Records
+from study_records import Records, commit, machine
 from study_training import make_all, without_record
 
 RESULTS = Records(Path(__file__).parent / "results/choosing.jsonl")
@@ -385,10 +384,11 @@ def progress() -> None:
     for kind in ("proxy", "target"):
         seconds = [each["cpu_seconds"] for each in RESULTS.of(f"{kind}-*")]
         whole = NUM_PROXIES * len(POOLS) if kind == "proxy" else len(WAYS) * len(POOLS) * len(SEEDS)
-        hours[kind] = (whole - len(seconds)) * float(np.mean(seconds or [np.nan])) / 3600
-        print(f"{kind}: {len(seconds)} of at most {whole} are done, {np.mean(seconds or [np.nan]):.0f} CPU s each")
+        each, known = float(np.mean(seconds or [0])), bool(seconds)
+        hours[kind] = f"{(whole - len(seconds)) * each / 3600:.1f}" if known else "not known before the first"
+        print(f"{kind}: {len(seconds)} of at most {whole} are done{f', {each:.0f} CPU s each' if known else ''}")
     left = next((f"{plan.__name__}: {len(some)}" for plan in PLANS if (some := without_record(plan, RESULTS))), "none")
-    print(f"left: {left}; CPU hours: {', '.join(f'{kind} {value:.1f}' for kind, value in hours.items())}")
+    print(f"left: {left}; CPU hours: {', '.join(f'{kind} {value}' for kind, value in hours.items())}")
 
 
 def main() -> None:

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -34,12 +32,11 @@ from typing import Any
 
 import numpy as np
 import study_training
-from study_records import Records
+from study_records import ROOT, Records, commit, machine
 from study_training import Run, best_temperature, log_losses, make_all, similarities
 from third_study_material import SEALED, VALIDATION, NamedMaterial, prepare, seal
 from third_study_statistics import PRIMARY, power, power_before, report
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 RESULTS = Records(Path(__file__).parent / "results/third-study.jsonl")
@@ -148,30 +145,6 @@ def digest(model: Any) -> str:
     for name, parameter in model.named_parameters():
         said.update(name.encode() + parameter.detach().numpy().tobytes())
     return said.hexdigest()
-
-
-def commit() -> str:
-    """The commit of the code.
-
-    Raises: SystemExit where a file of it was changed.
-    """
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-    changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
-    if lost := [name for name in changed if not name.endswith(".jsonl")]:
-        raise SystemExit(f"a run is that of a commit; these files differ from it: {', '.join(lost)}")
-    return git("rev-parse", "HEAD").strip()
-
-
-def machine() -> str:
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    models = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
-    processor = f"{models[0] if models else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{processor}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def run(work: Path, minutes: float) -> None:

@@ -1,13 +1,17 @@
-"""The results of a study: one file, a line of JSON for each run or judgement, under its name."""
+"""The results of a study: one file, a line of JSON for each run or judgement, under its name; and where it was made."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import platform
+import subprocess
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,27 @@ class Records:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         entries = (json.loads(line) for line in lines if line.endswith("\n"))
         return {entry["name"]: entry["record"] for entry in entries}
+
+
+def commit() -> str:
+    """The commit of the code.
+
+    Raises: SystemExit where a file of it was changed.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
+    if lost := [name for name in changed if not name.endswith(".jsonl")]:
+        raise SystemExit(f"a run is that of a commit; these files differ from it: {', '.join(lost)}")
+    return git("rev-parse", "HEAD").strip()
+
+
+def machine() -> str:
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    models = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
+    processor = f"{models[0] if models else platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{processor}, Python {platform.python_version()}, torch {torch.__version__}"

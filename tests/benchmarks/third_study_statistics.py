@@ -194,7 +194,7 @@ def _parts(diffs: np.ndarray) -> tuple[np.ndarray, float, float]:
 def report(records: Records, judged: Records) -> str:
     """All figures as Markdown."""
     names = judged.one("names")
-    vendors = [key for key in names if key not in ("rows", "commit")]
+    vendors = [key for key in names if key != "rows"]
     blocks = blocks_of({vendor: names[vendor] for vendor in vendors})
     arms = dict.fromkeys(each["arm"] for each in judged.of("final-*"))
     found = {

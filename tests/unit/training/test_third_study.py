@@ -210,7 +210,7 @@ def test_a_run_is_made_again_to_the_last_digit_and_a_changed_record_is_seen(
         study.judge(finished.work, finished.sealed)
 
 
-def test_a_changed_file_stops_a_run(untouched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_file_stops_a_run(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
@@ -220,12 +220,13 @@ def test_a_changed_file_stops_a_run(untouched: Any, tmp_path: Path, monkeypatch:
         (tmp_path / name).write_text("1")
     git("add", "-A")
     git("commit", "-qm", "a")
-    monkeypatch.setattr(untouched, "ROOT", tmp_path)
+    records = sys.modules[study.Records.__module__]
+    monkeypatch.setattr(records, "ROOT", tmp_path)
     (tmp_path / "runs.jsonl").write_text("2")
-    assert untouched.commit() == git("rev-parse", "HEAD").strip()
+    assert records.commit() == git("rev-parse", "HEAD").strip()
     (tmp_path / "code.py").write_text("2")
     with pytest.raises(SystemExit, match=r"these files differ from it: code\.py"):
-        untouched.commit()
+        records.commit()
 
 
 def test_vendors_share_blocks_of_neighbouring_code_points(study: Any) -> None:
