@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.model import fast
-from training.model.branch import BranchShape, SecondOrderBranch, projection_layers
+from training.model.branch import BranchShape, SecondMoment, SecondOrderBranch, projection_layers
 from training.model.mbdc import num_second_order
-from training.model.second_moment import SecondMoment
 
 
 class CovarianceBranch(SecondMoment):

@@ -21,11 +21,10 @@ from manifests.services import open_clip_api as open_clip
 from training.model import towers
 from training.model.adapters import Side, merged, name_of_weight, train_last_blocks
 from training.model.architecture import architecture_config, create_tokenizer
-from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.branch import BranchShape, SecondMomentBranch, SecondOrderBranch
 from training.model.frozen import FrozenCLIP
 from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, Statistic, resolve_second_order
-from training.model.second_moment import SecondMomentBranch
 
 _Branch = SecondOrderBranch | SecondMomentBranch
 _BRANCHES: dict[Statistic, type[_Branch]] = {"brownian": SecondOrderBranch, "second_moment": SecondMomentBranch}

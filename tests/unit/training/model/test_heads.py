@@ -15,10 +15,9 @@ from training_runs import make_settings
 from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
 from training.config import identity_values
-from training.model.branch import BranchShape, SecondOrderBranch
+from training.model.branch import BranchShape, SecondMoment, SecondOrderBranch, matrix_square_root
 from training.model.build import build_model
 from training.model.presets import ModelSettings
-from training.model.second_moment import SecondMoment, matrix_square_root
 from training.model.weights import load_state
 
 MATCHED = ("mean", "token_mlp", "max", "attention", "covariance", "uncentred")
