@@ -1,6 +1,7 @@
 """The second branch of one tower: tokens and anchor in, the second feature z out.
 
-It holds the parameters around the pure functions of `training.model.mbdc`. Every size follows from the settings and the
+It holds the parameters around the pure functions of `training.model.mbdc`, and the statistic of preset
+`second_moment`. Every size follows from the settings and the
 tower. Makes tensors only on the device of its input.
 
 Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` that of the embedding.
@@ -96,7 +97,8 @@ class HeadBatchNorm(nn.Module):
 class SecondOrderBranch(nn.Module):
     """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed.
 
-    A branch with another statistic replaces `add_layers` and `statistics` (`tests/benchmarks/study_heads.py`).
+    A branch with another statistic replaces `compare` (`SecondMoment`), or `add_layers` and `statistics`
+    (`tests/benchmarks/study_heads.py`).
     """
 
     def __init__(self, shape: BranchShape) -> None:

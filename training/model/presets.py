@@ -35,7 +35,7 @@ class SecondOrderSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _without_unknown(cls, values: Any, info: ValidationInfo) -> Any:
-        """Leave out nulls and, in a kept model, the statistic that all have now. One that had another is refused."""
+        """Leave out nulls and, in a kept model, the statistic that was a setting once. Another is refused."""
         if not isinstance(values, dict):
             return values
         always = {"statistic": "brownian"} if (info.context or {}).get("is_kept") else {}

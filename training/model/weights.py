@@ -144,8 +144,8 @@ def load_weights(
 
     `source` is a folder of open_clip's or of transformers' CLIP, or a file: an open_clip checkpoint or a `DalipModel`.
     The CLIP part must fit; positions of another picture size are resized. A second-order part that is absent, or of
-    another shape, stays new. With `may_be_text_alone` so does a picture tower of another shape; the text tower and the
-    scale must fit, and pictures are prepared as the new tower wants them.
+    another shape or statistic, stays new. With `may_be_text_alone` so does a picture tower of another shape; the text
+    tower and the scale must fit, and pictures are prepared as the new tower wants them.
 
     Raises: ConfigError, in one line, for a CLIP part that does not fit, or that was trained to compute something else.
     """
