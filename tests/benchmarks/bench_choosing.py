@@ -14,6 +14,7 @@ pictures with a pairs.parquet. A finished run is a line of results/choosing.json
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import time
@@ -126,8 +127,10 @@ class Material:
         pools = {}
         for split in ("train", "heldout"):
             pool, folder = open_pool(releases, split), work / f"decoded-{split}"
-            for shard in prepare_decoded(pool, folder, 96):
-                decode_shard(pool, folder, 96, shard)
+            with (work / "decoding").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may begin at once
+                for shard in prepare_decoded(pool, folder, 96):
+                    decode_shard(pool, folder, 96, shard)
             pools[split] = open_decoded(pool, folder)
         self.training, heldout = pools["train"], pools["heldout"]
         rows = loader.split_rows(heldout)
@@ -147,7 +150,9 @@ def architecture(width: int, work: Path) -> str:
     path = work / f"vit-{width}.json"
     text = {"context_length": 20, "vocab_size": 49408, "width": width, "heads": width // 32, "layers": 2}
     vision = {"image_size": 64, "layers": 3, "width": width, "head_width": 32, "patch_size": 16}
-    path.write_text(json.dumps({"embed_dim": width, "vision_cfg": vision, "text_cfg": text}))
+    content = json.dumps({"embed_dim": width, "vision_cfg": vision, "text_cfg": text})
+    if not path.exists() or path.read_text() != content:  # another process may be reading it
+        path.write_text(content)
     return str(path)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,28 @@ def test_p_is_corrected_for_four_rivals(study: Any) -> None:
     mean, low, high, p = study.tested([np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])])
     assert (mean, p) == (2.0, pytest.approx(0.00805, abs=1e-4))  # t = 2 / (1 / sqrt(6)) = 4.899 with 4 degrees
     assert (low + high) / 2 == pytest.approx(2.0)
+
+
+def test_two_that_begin_at_once_decode_the_pictures_once(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study's first two processes did not: one lost its file to the other, and stopped."""
+    decoded = importlib.import_module("training.data.decoded")
+    really, made = decoded.decode_shard, []
+
+    def slowly(pool: Any, folder: Path, size_px: int, shard: Any) -> None:
+        made.append((folder.name, shard))
+        time.sleep(0.1)
+        really(pool, folder, size_px, shard)
+
+    monkeypatch.setattr(decoded, "decode_shard", slowly)
+    write_release(tmp_path / "work/build", drawn_samples(12, 12, size_px=64), stratified=True)
+    with ThreadPoolExecutor(2) as two:
+        first, second = two.map(study.Material, [tmp_path / "work"] * 2)
+    assert len(made) == len(set(made)) > 1
+    assert {half: len(pool.table) for half, pool in first.halves.items()} == {
+        half: len(pool.table) for half, pool in second.halves.items()
+    }
 
 
 @pytest.mark.slow
