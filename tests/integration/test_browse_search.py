@@ -152,7 +152,8 @@ def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Pat
         assert model_search.by_words("a tomato")
         assert model_search._running is not None
         process = model_search._running.process
-        process.send_signal(signal.SIGSTOP)  # it reads nothing until it is killed
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # until then it still reads; from then on nothing
         threading.Thread(target=_kill_when_asked, args=(process,)).start()
         with pytest.raises(RunError, match=r"was killed \(signal 9\); the next search starts it again"):
             model_search.by_words("a pear")
