@@ -323,8 +323,8 @@ def report() -> str:
     for rival, p in zip(rivals, holm([tests[rival][3] for rival in rivals]), strict=True):
         mean, low, high, _ = tests[rival]
         each = " | ".join(f"{values.mean():+.3f}" for values in diffs[rival].values())
-        words = sentence(mean, p, rival)
-        lines.append(f"| {rival} | {each} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) | {p:.3f} | {words} |")
+        words, small = sentence(mean, p, rival), "<0.001" if p < 0.001 else f"{p:.3f}"
+        lines.append(f"| {rival} | {each} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) | {small} | {words} |")
     return "\n".join(lines)
 
 
