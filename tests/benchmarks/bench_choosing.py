@@ -323,8 +323,9 @@ def report() -> str:
     for rival, p in zip(rivals, holm([tests[rival][3] for rival in rivals]), strict=True):
         mean, low, high, _ = tests[rival]
         each = " | ".join(f"{values.mean():+.3f}" for values in diffs[rival].values())
-        words, small = sentence(mean, p, rival), "<0.001" if p < 0.001 else f"{p:.3f}"
-        lines.append(f"| {rival} | {each} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) | {small} | {words} |")
+        words = sentence(mean, p, rival)
+        shown = "<0.001" if p < 0.001 else f"{p:.3f}"
+        lines.append(f"| {rival} | {each} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) | {shown} | {words} |")
     return "\n".join(lines)
 
 

@@ -118,6 +118,8 @@ QUOTES = (
     Quote("one from @ its @B runs", "planning: From runs of 1M to runs of 60M and 1B",
           "So @ runs of 1M choose among runs of @B"),
     Quote("On [@ small CLIP runs]", "planning", "## @ small CLIP runs on known mixtures"),
+    Quote("is shown at pools of @.", "mixing_law: A mixing law of a contrastive loss: measured",
+          '"No gain over equal thirds" holds at pools of @ only'),
     Quote("a law of @ small runs chose better", CHOOSING, "choose from the same @ small runs"),
     Quote("equal thirds (@)", CHOOSING, "| equal | -0.889 | -0.172 | -0.537 | @ ("),
     Quote("natural ratio (@, @ to @,", CHOOSING, "| natural | -0.030 | -0.451 | -0.032 | @ (@ to @) |"),

@@ -97,6 +97,14 @@ def test_a_sentence_needs_its_difference_on_the_judging_half(study: Any, gain: f
     assert sum(line.startswith("| mostly") for line in lines) == 3 * 5
 
 
+def test_the_page_has_the_tables_that_the_committed_records_give(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = FOLDER / "results"
+    monkeypatch.setattr(study, "RESULTS", study.Records(results / "choosing.jsonl"))
+    page = (results / "choosing.md").read_text(encoding="utf-8")
+    for table in study.report().split("\n\n"):
+        assert table in page
+
+
 def test_p_is_corrected_for_four_rivals(study: Any) -> None:
     assert study.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     mean, low, high, p = study.tested([np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])])
