@@ -43,7 +43,7 @@ from pipeline.sources.settings import KINDS, Name, Origin, SourceSettings
 
 STAGES = ("ingest", "fetch", "dedup", "caption", "score", "select", "mix", "pack")
 """Names of the stages of FLOW, in its order."""
-PREFER = ("licence", "pixels", "caption", "priority")  # of two duplicates, the first difference decides which stays
+PREFER = ("licence", "priority", "taxon", "pixels", "caption")  # the first difference decides which duplicate stays
 CLUSTER_SEED = 0  # of k-means; nobody needs another draw
 IMAGES_PER_CLUSTER = 1000  # of k-means on average; only the images of one cluster are compared
 PLACEHOLDER_MIN_COUNT = 20  # a pHash that so many images of different pixels share is named as a placeholder

@@ -18,7 +18,7 @@ from manifests.contract.catalog import Catalog
 from manifests.contract.copies import FLAT_BITS
 from manifests.contract.records import Funnel
 from manifests.contract.takedowns import Entry, Picture
-from pipeline.config import BuildConfig
+from pipeline.config import PREFER, BuildConfig
 from pipeline.engine.runner import Runner
 from pipeline.judging.quotas.balance import BalanceSettings
 from pipeline.judging.vocabulary.licences import LicenceSettings
@@ -104,7 +104,7 @@ def sample(name: str, **changes: Any) -> dict[str, Any]:
 def run_decide(
     folder: Path,
     samples: list[dict[str, Any]],
-    prefer: tuple[str, ...] = ("licence", "pixels", "caption", "priority"),
+    prefer: tuple[str, ...] = PREFER,
     balance: BalanceSettings = BalanceSettings(),  # noqa: B008  # frozen
     takedowns: list[Entry] | None = None,
     leaks: list[dict[str, Any]] | None = None,
@@ -112,6 +112,7 @@ def run_decide(
     semantic: list[dict[str, Any]] | None = None,
     pictures: Sequence[Picture] = (),
     other_labels: str = "keep_one",
+    licences: LicenceSettings = LicenceSettings(),  # noqa: B008  # frozen
 ) -> tuple[dict[str, dict[str, Any]], Selected]:
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -129,7 +130,7 @@ def run_decide(
             extra_captions=extra_captions,
             priority={"gbif": 0, "cc": 1, "folders": 0},
             class_folders=("folders",),
-            licences=LicenceSettings(),
+            licences=licences,
             other_labels=other_labels,
             balance=balance,
             takedowns=tuple(takedowns or ()),

@@ -51,8 +51,8 @@ def describe_status(status: dict[str, Any]) -> list[str]:
     if status["mix"]:
         lines += ["", *mixture_lines(status["mix"])]
     lines += _evaluation_lines((stages.get("dedup") or {}).get("notes") or {})
-    lines += _conflict_lines((stages.get("select") or {}).get("notes") or {})
-    lines += balance_lines((stages.get("select") or {}).get("notes") or {})
+    notes = (stages.get("select") or {}).get("notes") or {}
+    lines += [*_conflict_lines(notes), *_elsewhere_lines(notes), *balance_lines(notes)]
     sealed = [(name, stages[name]) for name, *_ in rows if stages.get(name, {}).get("sealed")]
     for (before, done), (name, stage) in itertools.pairwise(sealed):
         if done["kept"] != stage["in"]:
@@ -112,6 +112,16 @@ def _conflict_lines(notes: Mapping[str, Any]) -> list[str]:
     says = {"licence": "states another licence", "label": "is labelled otherwise"}
     lines = [f"{num:,} images stay of which a copy {says[about]}" for about, num in conflicts.items()]
     return ["", *lines, "  `plantmix query DIR 'FROM conflicts'` lists them"] if lines else []
+
+
+def _elsewhere_lines(notes: Mapping[str, Any]) -> list[str]:
+    """Say how many images of a domain are kept as the copy that another domain has."""
+    lines = [
+        f"{num:,} images of {domain} are kept as their copies in {other}"
+        for domain, others in (notes.get("kept_elsewhere") or {}).items()
+        for other, num in others.items()
+    ]
+    return ["", *lines, "  give the source that shall keep them a higher `priority`"] if lines else []
 
 
 def balance_lines(notes: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,8 @@ SAME_SIZE = 1.02  # pictures whose pixels differ by less were stored at one size
 # a picture that we encoded anew has more bytes than one that is stored as it came, and looks worse.
 PREFERENCES = {
     "licence": {"known_licence": "its licence is stated"},
+    "priority": {"priority": "its source has a higher priority"},
+    "taxon": {"names_a_taxon": "it names a taxon"},  # such a picture belongs to the expert's domain, whatever its size
     "pixels": {
         "num_pixels": "it has more pixels",
         "not_blown_up": "it was not blown up",
@@ -33,7 +35,6 @@ PREFERENCES = {
         "num_bytes": "it has more bytes as downloaded",
     },
     "caption": {"num_words": "its caption has more words"},
-    "priority": {"priority": "its source has a higher priority"},
 }
 BY_ID = "it has the lower sample id"
 COMPANIES = pa.schema([("look", pa.uint64()), ("company", pa.int32())])
@@ -45,6 +46,7 @@ RIVALS = pa.schema(
         ("image_id", pa.string()),
         ("pixels_sha256", pa.string()),
         ("competes", pa.bool_()),  # no rule dropped it
+        ("domain", pa.string()),
         ("licence_id", pa.string()),
         ("known_licence", pa.bool_()),
         ("licence_family", pa.string()),
@@ -77,6 +79,7 @@ DUPLICATES = pa.schema(
         ("value", pa.string()),
         ("threshold", pa.string()),
         ("kept_because", pa.string()),  # what the other row is better by
+        ("kept_in", pa.string()),  # the domain of the other row, where it is another one
     ]
 )
 
@@ -132,7 +135,7 @@ _BLOWN_UP = f"""
 """
 _COMPETING = """
     CREATE TABLE competing AS SELECT r.* REPLACE (coalesce(b.num_true_pixels, r.num_pixels) AS num_pixels),
-        b.num_true_pixels IS NULL AS not_blown_up
+        b.num_true_pixels IS NULL AS not_blown_up, r.taxon IS NOT NULL AS names_a_taxon
     FROM rivals r LEFT JOIN blown_up b USING (pixels_sha256, num_pixels) WHERE competes
 """
 # equal bytes and equal pixels have equal looks
@@ -143,7 +146,7 @@ _DUPLICATES = """
         CASE WHEN a.image_id = b.image_id THEN 'same bytes' WHEN a.pixels_sha256 = b.pixels_sha256
             THEN 'same pixels' ELSE if(p.mirrored, 'mirrored, ', '') || 'pHash distance ' || d.distance END AS value,
         'of ' || other_sample_id AS threshold,
-        {better} AS kept_because
+        {better} AS kept_because, nullif(b.domain, a.domain) AS kept_in
     FROM dropped_rows d JOIN competing a ON a.sample_id = d.sample_id JOIN competing b ON b.sample_id = other_sample_id
     LEFT JOIN pairs p ON look_a = least(a.look, b.look) AND look_b = greatest(a.look, b.look)
 """
@@ -242,7 +245,7 @@ def judge_semantic(sql: Any, prefer: Sequence[str]) -> None:
     sql.execute(
         "INSERT INTO duplicates BY NAME SELECT a.sample_id, b.sample_id AS other_sample_id, NULL AS distance, "
         "'semantic_duplicate' AS reason, printf('cosine %.4f', p.cosine) AS value, 'of ' || b.sample_id AS threshold, "
-        f"{_better(prefer)} AS kept_because "
+        f"{_better(prefer)} AS kept_because, nullif(b.domain, a.domain) AS kept_in "
         "FROM chosen_pairs c JOIN all_pairs p ON p.i = c.i AND p.j = c.j JOIN left_rows l ON l.row = c.dropped "
         "JOIN left_rows r ON r.row = c.other JOIN competing a ON a.sample_id = l.sample_id "
         "JOIN competing b ON b.sample_id = r.sample_id"

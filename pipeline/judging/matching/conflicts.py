@@ -86,7 +86,7 @@ _OTHER_LABELS = f"""
         FROM labels s JOIN near USING (look) JOIN labels r ON r.look = near.other WHERE {_OTHER_LABEL} GROUP BY ALL;
     CREATE TABLE conflicting_labels AS SELECT c.sample_id, other_sample_id, NULL::UTINYINT AS distance,
         'conflicting_label' AS reason, coalesce(c.taxon, c.folder) || ' here, ' || other_label || ' there' AS value,
-        'one label for copies' AS threshold, NULL::VARCHAR AS kept_because
+        'one label for copies' AS threshold, NULL::VARCHAR AS kept_because, NULL::VARCHAR AS kept_in
         FROM competing c JOIN contradicted_labels l ON c.look = l.look AND c.taxon IS NOT DISTINCT FROM l.taxon
         AND c.lineage IS NOT DISTINCT FROM l.lineage AND c.class IS NOT DISTINCT FROM l.class
         AND c.folder IS NOT DISTINCT FROM l.folder;

@@ -198,7 +198,7 @@ class Stated:
     evaluation: tuple[dict[str, Any], ...]
     splits: dict[str, int]
     decisions: Files
-    dedup: dict[str, int]
+    dedup: dict[str, Any]
     num_samples: int
 
 

@@ -171,7 +171,10 @@ def _inputs(context: BuildContext) -> PackInputs:
         extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
         marks=_marks(context),
         decisions=context.files("select", "decisions").digested(select.notes["content"]),
-        dedup={name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
+        dedup={
+            **{name: context.sealed["dedup"].notes[name] for name in ("radius", "num_hashes", "num_hash_pairs")},
+            "kept_elsewhere": context.sealed["select"].notes["kept_elsewhere"],
+        },
         counts=counts,
         evaluation=tuple(context.sealed["dedup"].notes.get("evaluation", [])),
         recipe=recipe_of(context),

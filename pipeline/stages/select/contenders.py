@@ -209,7 +209,7 @@ _IN_COMPANY = f"""
     FROM shown JOIN companies USING (look)
 """
 _RIVALS = """
-    SELECT f.* EXCLUDE (outcome, stored_sha256), k.sample_id IS NOT NULL AS competes, t.licence_id,
+    SELECT f.* EXCLUDE (outcome, stored_sha256), k.sample_id IS NOT NULL AS competes, c.domain, t.licence_id,
         k.licence_id NOT IN ('unknown', 'conflicting') AS known_licence,
         l.family AS licence_family, t.taxon_name AS taxon,
         map_values(t.taxon_ranks) AS lineage, t.taxon_ranks['class'] AS class, CASE WHEN p.is_class_folder

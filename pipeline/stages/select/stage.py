@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,7 +180,7 @@ _DROPPED = """
     UNION ALL BY NAME SELECT sample_id, 'takedown' AS reason, value, threshold, other_sample_id, distance FROM taken
         SEMI JOIN alive USING (sample_id)
     UNION ALL BY NAME FROM rule_drops
-    UNION ALL BY NAME FROM duplicates
+    UNION ALL BY NAME SELECT * EXCLUDE (kept_in) FROM duplicates
     UNION ALL BY NAME SELECT sample_id, reason, value, threshold FROM cap_verdicts
 """
 
@@ -235,19 +236,25 @@ def decide(inputs: Inputs, run: Execution[None], licences: LicenceSettings, limi
         left = "ANTI JOIN dropped USING (sample_id) GROUP BY ALL"
         kept = count_within(sql, f"SELECT domain, source, count(*) FROM passed {left}")
         conflicts = dict(sql.execute(f"SELECT about, count(DISTINCT sample_id) FROM conflicts {left}").fetchall())
+        lost = "SELECT domain, kept_in, count(*) FROM duplicates JOIN candidates USING (sample_id)"
+        kept_elsewhere = count_within(sql, f"{lost} WHERE kept_in IS NOT NULL GROUP BY ALL")
         ((num_in,),) = sql.execute("SELECT count(*) FROM passed").fetchall()
     num_kept = sum(num for sources in kept.values() for num in sources.values())
-    notes |= {"sources": kept, "conflicts": conflicts}
+    notes |= {"sources": kept, "conflicts": conflicts, "kept_elsewhere": kept_elsewhere}
     return PartResult(tuple(files), Funnel(num_in, num_kept, reasons), notes)
+
+
+def _sum_within(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Add up counts by two names, as the parts noted them."""
+    summed: dict[str, Counter[str]] = {}
+    for outer, inner in (item for each in counts for item in each.items()):
+        summed.setdefault(outer, Counter()).update(inner)
+    return {outer: dict(sorted(inner.items())) for outer, inner in sorted(summed.items())}
 
 
 def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[str, Any]]:
     parts = run.parts("decide")
-    counted: dict[str, Counter[str]] = {}
-    for part in parts:
-        for domain, sources in part.notes["sources"].items():
-            counted.setdefault(domain, Counter()).update(sources)
-    kept = {domain: dict(sorted(sources.items())) for domain, sources in sorted(counted.items())}
+    kept = _sum_within(part.notes["sources"] for part in parts)
     notes = {
         "domains": {domain: sum(sources.values()) for domain, sources in kept.items()},
         "sources": kept,
@@ -256,6 +263,7 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
             for about in ("licence", "label")
             if (num := sum(part.notes["conflicts"].get(about, 0) for part in parts))
         },
+        "kept_elsewhere": _sum_within(part.notes["kept_elsewhere"] for part in parts),
         "balance": [note for part in run.parts("caps") for note in part.notes["balance"]],
         "content": join_facets([part.notes["content"] for part in parts]),
     }
@@ -319,7 +327,7 @@ STAGE = Stage(
         Step(
             "contend",
             contend,
-            version=4,
+            version=5,  # rivals have a domain
             reads=("leak_groups", "looks", "details", "companies"),
             cut=OF_ROWS,
             gives=("rivals",),
@@ -328,7 +336,7 @@ STAGE = Stage(
         Step(
             "duplicates",
             judge_duplicates,
-            version=4,
+            version=5,  # priority and a named taxon come before pixels and captions
             reads=("rivals", "pairs", "semantic_pairs"),
             gives=("duplicates", "conflicts", "left_captions"),
             plan=_plan_duplicates,
@@ -339,7 +347,7 @@ STAGE = Stage(
         Step(
             "decide",
             decide,
-            version=9,
+            version=10,  # counts rows that are kept in another domain
             reads=("leak_groups",),
             cut=(*OF_ROWS, "duplicates", "conflicts", "left_captions", "cap_verdicts"),
             gives=("decisions", "extra_captions"),

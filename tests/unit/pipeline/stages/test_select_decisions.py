@@ -11,6 +11,7 @@ from selecting import FLAT, flat, run_decide, sample
 
 from manifests.contract.takedowns import Entry
 from pipeline.judging.quotas.balance import BalanceSettings, CapSettings
+from pipeline.judging.vocabulary.licences import LicenceSettings
 
 
 def test_every_candidate_has_one_decision_with_its_reason(tmp_path: Path) -> None:
@@ -79,6 +80,33 @@ def test_who_stays_is_a_written_policy(tmp_path: Path, prefer: str, winner: str)
     ]
     found, _ = run_decide(tmp_path, samples, (prefer,))
     assert [name for name, row in found.items() if row["keep"]] == [winner]
+
+
+def test_a_picture_with_its_species_stays_before_a_longer_caption(tmp_path: Path) -> None:
+    web = {"domain": "general", "num_words": 50, "width_px": 5000, "height_px": 5000}
+    samples = [
+        sample("a species", phash=7, taxon_name="Rosa canina"),
+        sample("its web copy", phash=7, **web),
+        sample("b rose", phash=0xFFFF),
+        sample("b web copy", phash=0xFFFF, **web),
+    ]
+    found, result = run_decide(tmp_path, samples)
+    assert [name for name, row in found.items() if row["keep"]] == ["a species", "b web copy"]
+    assert found["its web copy"]["kept_because"] == "it names a taxon"
+    assert result.notes["kept_elsewhere"] == {"general": {"plant": 1}, "plant": {"general": 1}}
+
+
+def test_priority_comes_before_a_taxon_and_licence_before_both(tmp_path: Path) -> None:
+    # of the two sources of these samples, cc has the higher priority
+    samples = [
+        sample("chosen", phash=7, source="cc"),
+        sample("named", phash=7, taxon_name="Rosa canina"),
+        sample("z licensed", phash=0xFFFF, taxon_name="Rosa canina"),
+        sample("z unknown", phash=0xFFFF, source="cc", licence_id="unknown"),
+    ]
+    found, _ = run_decide(tmp_path, samples, licences=LicenceSettings(allow=("known", "unknown")))
+    assert [name for name, row in found.items() if row["keep"]] == ["chosen", "z licensed"]
+    assert found["named"]["kept_because"] == "its source has a higher priority"
 
 
 def test_pictures_that_an_earlier_version_measured_are_compared_by_what_is_known(tmp_path: Path) -> None:
