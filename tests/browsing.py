@@ -170,8 +170,8 @@ def newest_release(work: Path) -> Path:
     return work / "releases" / (work / "releases/LATEST").read_text(encoding="utf-8").strip()
 
 
-def index_release(release: Path, folder: Path) -> Path:
-    """Train a tiny model on a release into `folder`/run, and index the release's vectors."""
+def embed_release(release: Path, folder: Path) -> Path:
+    """Train a tiny model on a release into `folder`/run, and embed the release."""
     architecture = folder / "tiny-for-browse.json"
     architecture.write_text(json.dumps(TINY_ARCHITECTURE), encoding="utf-8")
     values = {
@@ -183,10 +183,9 @@ def index_release(release: Path, folder: Path) -> Path:
         "compute": {"device": "cpu", "num_threads": 1},
     }
     train(make_settings(values))
-    vectors, index = folder / "vectors.parquet", folder / "index"
+    vectors = folder / "vectors.parquet"
     assert main(["embed", str(release), "--model", str(folder / "run"), "--out", str(vectors)]) == 0
-    assert main(["index", str(vectors), "--out", str(index)]) == 0
-    return index
+    return vectors
 
 
 def run(folder: Path, **changes: Any) -> None:

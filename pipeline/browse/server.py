@@ -40,10 +40,10 @@ def serve(
 ) -> int:
     """Print the address with its token, make the index, and answer until Ctrl-C. Port 0 takes a free one.
 
-    `evaluation` has SET=PLACE for each evaluation set whose pictures may be shown. `search` is an index of `dalip
-    index`, `model` its model where that moved.
+    `evaluation` has SET=PLACE for each evaluation set whose pictures may be shown. `search` are vectors of
+    `dalip embed`, `model` their model where that moved.
 
-    Raises: ConfigError when there is nothing to look at, a set or an index is not there or the port is taken; RunError
+    Raises: ConfigError when there is nothing to look at, a set or vectors are not there or the port is taken; RunError
         as `open_snapshot`, and when the index could not be made.
     """
     cache = cache_folder()

@@ -29,8 +29,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--search",
-        metavar="INDEX",
-        help="also search by words and by likeness with a trained model: folder of `dalip index` over a release of DIR",
+        metavar="VECTORS",
+        help="also search by words and by likeness with a trained model: vectors of `dalip embed` of a release of DIR",
     )
     parser.add_argument(
         "--model", metavar="RUN|FOLDER", help="of --search; default: where the model was when the vectors were made"
@@ -43,5 +43,5 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.browse.server import serve  # an extra of its own, and slow to import
 
     if args.model and not args.search:
-        raise ConfigError("--model is for --search INDEX; give both")
+        raise ConfigError("--model is for --search VECTORS; give both")
     return serve(args.dir, args.port, describe_life, args.evaluation, args.search, args.model)

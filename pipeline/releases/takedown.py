@@ -44,7 +44,7 @@ class TakenDown:
     known: Known  # in the catalogue; nothing outside a work folder
     list_path: str | None  # the takedown list; None outside a work folder
     holders: Sequence[tuple[str, int]]  # releases that still hold the images, and how many of them
-    made_from: Sequence[tuple[str, str]]  # runs and indexes below the work folder that hold them, and how
+    made_from: Sequence[tuple[str, str]]  # runs and vectors below the work folder that hold them, and how
 
 
 def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[str]], None]) -> TakenDown:

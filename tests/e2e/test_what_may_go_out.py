@@ -173,10 +173,10 @@ def test_publish_and_export_stop_without_the_list(lent: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_and_indexes_are_named_and_say_it_themselves(lent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_and_vectors_are_named_and_say_it_themselves(lent: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = lent / "work"
     first, gone = release_of(work), _taken(release_of(work))
-    run, index = work / "runs/one", work / "found/index"
+    run, vectors = work / "runs/one", work / "found/vectors.parquet"
     values = tiny_values(lent, release=str(work), output_dir=str(run), schedule={"steps": 1, "warmup_steps": 0})
     values |= {"eval": {"zero_shot": [], "batch_size": 4}, "data": {**values["data"], "batch_size": 4}}
     config = write_values(lent, values)
@@ -188,24 +188,23 @@ def test_runs_and_indexes_are_named_and_say_it_themselves(lent: Path, capsys: py
         return told.out + told.err
 
     says("train", config)
-    says("embed", work, "--model", run, "--out", lent / "vectors.parquet")
-    says("index", lent / "vectors.parquet", "--out", index)
+    says("embed", work, "--model", run, "--out", vectors)
     commands: list[list[str | Path]] = [
         ["eval", run, "--out", lent / "figures.json"],
         ["export", run, lent / "model.pt"],
         ["publish", run, "--to", "hf:lab/model", "--dry-run"],
-        ["search", index, "--text", "a picture", "--top", "1"],
+        ["search", vectors, "--text", "a picture", "--top", "1"],
     ]
     assert not any("taken down" in says(*words) for words in commands)
     before = hash_tree(work / "runs") | hash_tree(work / "found")
     said = done("takedown", work, "--id", gone).splitlines()
     assert f"  {run}: trained on {first.name}" in said
-    assert f"  {index}: an index of 1 of the images" in said
+    assert f"  {vectors}: vectors of 1 of the images" in said
     assert hash_tree(work / "runs") | hash_tree(work / "found") == before
     (lent / "model.pt").unlink()
     for words in commands:
         assert f"{first}: holds 1 images that were taken down since" in says(*words), words
-    assert f"dalip: {index}: holds 1 pictures that were taken down since" in says(*commands[-1])
+    assert f"dalip: {vectors}: holds 1 pictures that were taken down since" in says(*commands[-1])
     shutil.rmtree(first)  # what a lab may do with it; the model holds it still
     for words in commands[1:]:
         assert "of which 1 images were taken down since" in says(*words), words

@@ -18,7 +18,7 @@ from browsing import (
     PHONE,
     build_work_folder,
     complaints,
-    index_release,
+    embed_release,
     newest_release,
     open_chromium,
     open_page,
@@ -72,7 +72,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     work = build_work_folder(tmp_path_factory.mktemp("browsed"))
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
     command += ["--evaluation", f"held={work.parent / 'evaluation'}"]
-    command += ["--search", str(index_release(newest_release(work), work.parent))]
+    command += ["--search", str(embed_release(newest_release(work), work.parent))]
     own = {**os.environ, "XDG_CACHE_HOME": str(work.parent / "cache")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as served:
         assert served.stdout is not None

@@ -1,4 +1,4 @@
-"""`plantmix browse --search`: a real index of a small trained model, asked through the process that browse starts."""
+"""`plantmix browse --search`: real vectors of a small trained model, asked through the process that browse starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import build_work_folder, index_release, newest_release
+from browsing import build_work_folder, embed_release, newest_release
 from command_server import CommandServer
 from sealed import once
 from starlette.testclient import TestClient
@@ -44,8 +44,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def index(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return index_release(newest_release(work), tmp_path_factory.mktemp("searched"))
+def vectors(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return embed_release(newest_release(work), tmp_path_factory.mktemp("searched"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,9 +65,9 @@ def open_pages(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         make_index(snapshot)
         stack.enter_context(snapshot.attached(snapshot.index / IMAGES_FILE, read_only=True))
 
-        def make(index: Path | None = None, model: str | None = None) -> TestClient:
+        def make(vectors: Path | None = None, model: str | None = None) -> TestClient:
             own = tmp_path_factory.mktemp("search")
-            model_search = stack.enter_context(ModelSearch(str(index), model, own)) if index else None
+            model_search = stack.enter_context(ModelSearch(str(vectors), model, own)) if vectors else None
             pages = Pages(snapshot, "today", describe_life, EvaluationPictures(snapshot, ()), model_search)
             pages.open(ImageIndex(snapshot))
             app = make_app(pages, token="t", port=8123)
@@ -79,8 +79,8 @@ def open_pages(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def client(open_pages: Open, index: Path) -> TestClient:
-    return open_pages(index)
+def client(open_pages: Open, vectors: Path) -> TestClient:
+    return open_pages(vectors)
 
 
 def shown(page: str) -> list[tuple[str, str]]:
@@ -94,11 +94,11 @@ def packed(work: Path) -> list[str]:
 
 
 def test_words_find_what_the_command_finds(
-    client: TestClient, index: Path, work: Path, capsys: pytest.CaptureFixture[str]
+    client: TestClient, vectors: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = client.get("/", params={"shows": "a ripe tomato"})
     assert page.status_code == 200
-    assert main(["search", str(index), "--text", "a ripe tomato", "--json"]) == 0
+    assert main(["search", str(vectors), "--text", "a ripe tomato", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert shown(page.text) == [(hit["name"], f"{hit['score']:.3f}") for hit in hits]
     assert sorted(one for one, _ in shown(page.text)) == packed(work)
@@ -122,20 +122,19 @@ def test_a_picture_finds_itself_and_filters_stay(client: TestClient, work: Path)
 
 
 @pytest.mark.slow
-def test_an_index_of_another_release_is_said(open_pages: Open, index: Path, work: Path, tmp_path: Path) -> None:
-    vectors, other = tmp_path / "v.parquet", tmp_path / "other"
-    model = str(index.parent / "run")
-    assert main(["embed", str(work.parent / "pictures"), "--model", model, "--out", str(vectors)]) == 0
-    assert main(["index", str(vectors), "--out", str(other)]) == 0
+def test_vectors_of_another_release_are_said(open_pages: Open, vectors: Path, work: Path, tmp_path: Path) -> None:
+    other = tmp_path / "v.parquet"
+    model = str(vectors.parent / "run")
+    assert main(["embed", str(work.parent / "pictures"), "--model", model, "--out", str(other)]) == 0
     page = open_pages(other).get("/", params={"shows": "a tomato"})
     assert "None of the 21 nearest pictures of" in page.text
-    assert "made of another release" in page.text
-    gone = open_pages(index, str(tmp_path / "<nowhere>")).get("/", params={"shows": "a tomato"})
+    assert "They are vectors of another release" in page.text
+    gone = open_pages(vectors, str(tmp_path / "<nowhere>")).get("/", params={"shows": "a tomato"})
     assert gone.status_code == 503
     assert "the search process ended (exit code 2): dalip: error:" in gone.text
     assert "&lt;nowhere&gt;" in gone.text
-    with pytest.raises(ConfigError, match="no index is there; make one with `dalip embed` and `dalip index`"):
-        ModelSearch(str(tmp_path), None, tmp_path)
+    with pytest.raises(ConfigError, match="no vectors are there; make them with `dalip embed`"):
+        ModelSearch(str(tmp_path / "nothing"), None, tmp_path)
 
 
 @pytest.mark.slow
@@ -143,12 +142,12 @@ def test_without_a_model_there_is_no_box(open_pages: Open) -> None:
     client = open_pages()
     assert "What it shows" not in client.get("/").text
     page = client.get("/", params={"shows": "a tomato"})
-    assert (page.status_code, "start browse with --search INDEX" in page.text) == (503, True)
+    assert (page.status_code, "start browse with --search VECTORS" in page.text) == (503, True)
 
 
 @pytest.mark.slow
-def test_a_search_that_dies_is_said_and_started_again(index: Path, tmp_path: Path) -> None:
-    with ModelSearch(str(index), None, tmp_path) as model_search:
+def test_a_search_that_dies_is_said_and_started_again(vectors: Path, tmp_path: Path) -> None:
+    with ModelSearch(str(vectors), None, tmp_path) as model_search:
         assert model_search.by_words("a tomato")
         assert model_search._running is not None
         process = model_search._running.process
@@ -174,22 +173,22 @@ def _kill_when_asked(process: Any) -> None:
 
 @pytest.mark.slow
 def test_a_killed_browse_leaves_no_search_behind(
-    work: Path, index: Path, commands: CommandServer, tmp_path: Path
+    work: Path, vectors: Path, commands: CommandServer, tmp_path: Path
 ) -> None:
-    others = _searches(index)
+    others = _searches(vectors)
     places = {"XDG_CACHE_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    browse = commands.start("plantmix", "browse", work, "--search", index, **places)
+    browse = commands.start("plantmix", "browse", work, "--search", vectors, **places)
     wait_until(lambda: browse.said()[0], browse)
-    started = _searches(index) - others
+    started = _searches(vectors) - others
     browse.kill()
     browse.wait(300)
     assert len(started) == 1
-    wait_until(lambda: not started & _searches(index))
+    wait_until(lambda: not started & _searches(vectors))
 
 
-def _searches(index: Path) -> set[int]:
-    """Processes that serve this index."""
-    wanted = b"\0".join([b"search", os.fsencode(index), b"--serve"])
+def _searches(vectors: Path) -> set[int]:
+    """Processes that serve these vectors."""
+    wanted = b"\0".join([b"search", os.fsencode(vectors), b"--serve"])
     found = set()
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:

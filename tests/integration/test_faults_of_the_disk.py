@@ -75,7 +75,7 @@ def test_a_small_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_index_that_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vectors_for_a_search_that_do_not_fit_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vectors, made = (
         np.random.default_rng(0).random((2000, 64), np.float32),
         {"model": "m", "features": "f", "width": 64},
@@ -84,7 +84,7 @@ def test_an_index_that_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.C
     table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(made)})
     pq.write_table(table, tmp_path / "v.parquet")
     with largest_file(10_000):
-        assert dalip.main(["index", str(tmp_path / "v.parquet"), "--out", str(tmp_path / "index")]) == 1
+        assert dalip.main(["search", str(tmp_path / "v.parquet"), "--text", "a leaf"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dalip: error: a file would be larger than this process may write: ")
     assert line.endswith("Raise the limit (ulimit -f), then run the same command again")

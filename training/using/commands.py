@@ -50,14 +50,13 @@ example:
 The first model is compared with each other one, picture by picture, and a model that has the name of a published one
 with its figures. Sets that are not there are named and left out. Run it again after any interruption: answers that are
 there are kept."""
-_INDEX_EXAMPLE = """\
-example:
-  dalip index vectors.parquet --out my-index"""
 _SEARCH_EXAMPLE = """\
 example:
-  dalip search my-index --text "a red flower with five petals"
-  dalip search my-index --image leaf.jpg --top 20 --json
-  dalip search my-index --serve      # a line of JSON in, {"text": ...} or {"image": ...}; a line of JSON out"""
+  dalip search vectors.parquet --text "a red flower with five petals"
+  dalip search vectors.parquet --image leaf.jpg --top 20 --json
+  dalip search vectors.parquet --serve   # a line of JSON in, {"text": ...} or {"image": ...}; a line of JSON out
+
+The first search writes VECTORS.search.arrow beside the vectors, 2 bytes a number; later ones read it."""
 
 
 MODEL_HELP = "run, folder of `dalip export`, `dalip import` or open_clip, file of weights, or hf-hub:OWNER/NAME"
@@ -189,24 +188,10 @@ def _embed(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_index(add: AddCommand) -> None:
-    argument = add("index", "Make an index over the vectors of `dalip embed`.", _INDEX_EXAMPLE, _index).add_argument
-    argument("tables", metavar="VECTORS.parquet", nargs="+", help="tables of `dalip embed`, of one model")
-    argument("--out", metavar="FOLDER", required=True, help="new folder to write")
-
-
-def _index(options: argparse.Namespace) -> int:
-    from training.using.index import build_index
-
-    record = build_index(options.tables, options.out)
-    print(f"written: {options.out}, {record['num_rows']:,} vectors of {record['width']} numbers")
-    return 0
-
-
 def _add_search(add: AddCommand) -> None:
     parser = add("search", "Find what is most like a text or a picture.", _SEARCH_EXAMPLE, _search)
     argument = parser.add_argument
-    argument("index", metavar="INDEX", help="folder of `dalip index`")
+    argument("vectors", metavar="VECTORS", help="table of `dalip embed`, or folder of such tables of one model")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", help="a text in words, as a caption would have it")
     what.add_argument("--image", metavar="FILE", help="a picture")
@@ -219,11 +204,11 @@ def _add_search(add: AddCommand) -> None:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from training.using.index import SearchIndex
+    from training.using.nearest import StoredVectors
     from training.using.search import Searcher
 
-    index = SearchIndex.open(options.index)
-    searcher = Searcher.open(index, options.model, options.device, options.architecture)
+    vectors = StoredVectors.open(options.vectors)
+    searcher = Searcher.open(vectors, options.model, options.device, options.architecture)
     for note in searcher.notes():
         print(shown(f"dalip: {note}"), file=sys.stderr, flush=True)
     if options.serve:
@@ -320,5 +305,5 @@ def _table(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = (_add_predict, _add_embed, _add_index, _add_search, _add_blend, _add_table)
+COMMANDS = (_add_predict, _add_embed, _add_search, _add_blend, _add_table)
 """What adds each parser."""

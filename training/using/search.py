@@ -1,7 +1,7 @@
 """`dalip search`: a text or a picture in, the names of the most alike out; one at a time, or many over a pipe.
 
-Reads an index, its model and pictures. Writes nothing. Gives up with ConfigError on a query by another model than that
-of the index, and with RunError on a picture that cannot be read; over a pipe that costs one answer.
+Reads vectors, their model and pictures. Gives up with ConfigError on a query by another model than that of the vectors,
+and with RunError on a picture that cannot be read; over a pipe that costs one answer.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from manifests.contract.takedowns import samples_taken_down
 from manifests.errors import ConfigError, PlantMixError, RunError
 from training.evaluation.encoder import Encoder
 from training.evaluation.trained_model import notes_on_takedowns
-from training.using.index import Hit, SearchIndex
+from training.using.nearest import Hit, StoredVectors
 
 _SHOWN = ("sample_id", "split", "shard", "key", "text", "url")  # of samples.parquet
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """An index and its model."""
+    """Vectors and their model."""
 
-    index: SearchIndex
+    vectors: StoredVectors
     encoder: Encoder
 
     @classmethod
-    def open(cls, index: SearchIndex, model: str | None, device: str, architecture: str | None = None) -> Searcher:
-        """Load the model: the one that is named, or that of the index where it was when its vectors were made.
+    def open(cls, vectors: StoredVectors, model: str | None, device: str, architecture: str | None = None) -> Searcher:
+        """Load the model: the one that is named, or that of the vectors where it was when they were made.
 
         Raises: ConfigError for a place without a model, and for another model.
         """
-        encoder, record = Encoder.open(model or index.record["source"], device, architecture), index.record
+        encoder, record = Encoder.open(model or vectors.record["source"], device, architecture), vectors.record
         if encoder.fingerprint != record["model"]:  # its numbers mean something else
             raise ConfigError(
-                f"{index.folder}: its vectors are of the model {record['model'][:12]} ({record['source']}), not of "
-                f"{encoder.fingerprint[:12]} ({encoder.source}): give that model with --model, or embed and index "
-                "anew with this one"
+                f"{vectors.place}: its vectors are of the model {record['model'][:12]} ({record['source']}), not of "
+                f"{encoder.fingerprint[:12]} ({encoder.source}): give that model with --model, or embed anew with this "
+                "one"
             )
-        return cls(index, encoder)
+        return cls(vectors, encoder)
 
     def find(self, *, text: str | None = None, image: str | None = None, top: int) -> list[Hit]:
         """The vectors nearest to a text or to a picture file.
 
         Raises: RunError for a picture that cannot be read.
         """
-        kind = self.index.record["features"]
+        kind = self.vectors.record["features"]
         if image is not None:
             query = self.encoder.encode_pictures([image], kind)
         else:
             query = self.encoder.encode_texts([text or ""], kind)
-        return self.index.search(query[0].numpy(), top)
+        return self.vectors.nearest(query[0].numpy(), top)
 
     def describe(self, hits: Sequence[Hit]) -> list[dict[str, str]]:
         """What else is known of each: text, address and shard of a sample of a release, or the file of a picture.
@@ -65,7 +65,7 @@ class Searcher:
         Nothing of what was embedded by an earlier version, or lies elsewhere by now.
         """
         names, about = pa.array([hit.name for hit in hits]), dict[str, dict[str, str]]()
-        for place in map(Path, self.index.record.get("places", ())):
+        for place in map(Path, self.vectors.record["places"]):
             try:
                 release = Release.open(str(place))
                 rows = release.samples(columns=_SHOWN)
@@ -79,14 +79,14 @@ class Searcher:
         return [about.get(hit.name, {}) for hit in hits]
 
     def notes(self) -> list[str]:
-        """What was taken down since: of what the model was trained on, and of the pictures of the index."""
+        """What was taken down since: of what the model was trained on, and of the pictures of the vectors."""
         taken: set[str] = set()
-        for place in self.index.record.get("places", ()):
+        for place in self.vectors.record["places"]:
             with suppress(PlantMixError, OSError):  # no release; or its list cannot be read
                 taken |= samples_taken_down(Release.open(place))
-        found = pc.is_in(samples_named(self.index.names), pa.array(sorted(taken), pa.string()))
+        found = pc.is_in(samples_named(self.vectors.names), pa.array(sorted(taken), pa.string()))
         num = pc.sum(found).as_py() or 0
-        said = f"{self.index.folder}: holds {num:,} pictures that were taken down since; index the newest release anew"
+        said = f"{self.vectors.place}: holds {num:,} pictures that were taken down since; embed the newest release anew"
         return [*notes_on_takedowns(self.encoder.trained), *([said] if num else [])]
 
     def serve(self, lines: Iterable[str], say: Callable[[str], None], top: int) -> None:

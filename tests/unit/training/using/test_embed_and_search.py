@@ -1,4 +1,4 @@
-"""`dalip embed`, `dalip index`, `dalip search` on a trained model, and the Python API that stands beside them."""
+"""`dalip embed` and `dalip search` on a trained model, and the Python API that stands beside them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from building import ROOT
 from PIL import Image
 from training_runs import run_once
 
-from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.errors import ConfigError, RunError
 from training import api
 from training.cli import main
 from training.using.embed import METADATA_KEY
-from training.using.index import SearchIndex, build_index
+from training.using.nearest import StoredVectors
 
 
 def _vectors(path: Path) -> np.ndarray:
@@ -100,22 +100,21 @@ def test_the_example_of_the_guide_runs(
 def test_a_release_is_searched_by_text_and_by_picture(
     run_folder: Path, release_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    release, out, index = release_folder / "releases" / "toy-0001", tmp_path / "v.parquet", tmp_path / "index"
-    assert main(["embed", str(release), "--model", str(run_folder), "--out", str(out)]) == 0
-    assert main(["index", str(out), "--out", str(index)]) == 0
-    assert "143 vectors of 64 numbers" in capsys.readouterr().out
+    release, vectors = release_folder / "releases" / "toy-0001", tmp_path / "v.parquet"
+    assert main(["embed", str(release), "--model", str(run_folder), "--out", str(vectors)]) == 0
+    assert "143 rows" in capsys.readouterr().out
     category = {row["sample_id"]: json.loads(row["extra"])["category"]
                 for row in pq.read_table(release / "samples.parquet").to_pylist()}  # fmt: skip
     asked = {"text": "a red square", "image": str(pictures / "red" / "square.jpg")}
     by_command = {}
     for name, value in asked.items():
-        assert main(["search", str(index), f"--{name}", value, "--json", "--top", "5"]) == 0
+        assert main(["search", str(vectors), f"--{name}", value, "--json", "--top", "5"]) == 0
         by_command[name] = json.loads(capsys.readouterr().out)
         hits = [category[hit["name"]] for hit in by_command[name]]
         assert sum("red" in hit for hit in hits) >= 3, "a quarter of the pictures is red"
         scores = [hit["score"] for hit in by_command[name]]
         assert scores == sorted(scores, reverse=True)
-    assert main(["search", str(index), "--text", "a red square", "--top", "2"]) == 0
+    assert main(["search", str(vectors), "--text", "a red square", "--top", "2"]) == 0
     best = by_command["text"][0]
     row = next(
         row for row in pq.read_table(release / "samples.parquet").to_pylist() if row["sample_id"] == best["name"]
@@ -130,7 +129,7 @@ def test_a_release_is_searched_by_text_and_by_picture(
     lines += ['{"text": 5}', '{"image": null}', '{"text": ["a"]}', "[" * 5000, "\udcff", '{"text": "\\ud800"}']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-        assert main(["search", str(index), "--serve", "--top", "5"]) == 0
+        assert main(["search", str(vectors), "--serve", "--top", "5"]) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     plain = [[{"name": hit["name"], "score": hit["score"]} for hit in hits] for hits in by_command.values()]
     assert [answer.get("hits") for answer in answers[:2]] == plain
@@ -141,15 +140,15 @@ def test_a_query_by_another_model_is_refused(
     config: dict[str, Any], run_folder: Path, pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:
     run_once(config, output_dir=str(tmp_path / "other"), schedule={"steps": 1})
-    out, index = tmp_path / "v.parquet", tmp_path / "index"
+    both = tmp_path / "both"
+    both.mkdir()
+    out = both / "v.parquet"
     assert main(["embed", str(pictures), "--model", str(run_folder), "--out", str(out)]) == 0
-    assert main(["index", str(out), "--out", str(index)]) == 0
-    assert main(["search", str(index), "--text", "red", "--model", str(tmp_path / "other")]) == 2
+    assert main(["search", str(both), "--text", "red", "--model", str(tmp_path / "other")]) == 2
     assert "its vectors are of the model" in capsys.readouterr().err
-    second = tmp_path / "w.parquet"
-    assert main(["embed", str(pictures), "--model", str(tmp_path / "other"), "--out", str(second)]) == 0
-    assert main(["index", str(out), str(second), "--out", str(tmp_path / "both")]) == 2
-    assert "an index is of one model" in capsys.readouterr().err
+    assert main(["embed", str(pictures), "--model", str(tmp_path / "other"), "--out", str(both / "w.parquet")]) == 0
+    assert main(["search", str(both), "--text", "red"]) == 2
+    assert "w.parquet are of different models or features; search them apart" in capsys.readouterr().err
 
 
 def _table(path: Path, vectors: np.ndarray, first: int = 0) -> None:
@@ -161,40 +160,51 @@ def _table(path: Path, vectors: np.ndarray, first: int = 0) -> None:
     pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(known)}), path)
 
 
-def test_every_vector_is_looked_at_and_a_damaged_index_is_not(tmp_path: Path) -> None:
+def test_every_vector_is_looked_at_and_the_file_beside_them_is_of_them(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     drawn = rng.standard_normal((3_020, 24)).astype(np.float32)
     vectors = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-    _table(tmp_path / "a.parquet", vectors[:2_000])
-    _table(tmp_path / "b.parquet", vectors[2_000:3_000], first=2_000)
-    tables = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
-    assert build_index(tables, str(tmp_path / "index"))["num_rows"] == 3_000
-    index = SearchIndex.open(str(tmp_path / "index"))
+    (tmp_path / "both").mkdir()
+    _table(tmp_path / "both/a.parquet", vectors[:2_000])
+    _table(tmp_path / "both/b.parquet", vectors[2_000:3_000], first=2_000)
+    stored = StoredVectors.open(str(tmp_path / "both"))
     for query in vectors[3_000:]:
-        scores = vectors[:3_000] @ query
-        hits = index.search(query, 5)
-        assert [hit.score for hit in hits] == pytest.approx(np.sort(scores)[::-1][:5].tolist(), abs=1e-3)
-        assert hits[0].score == pytest.approx(scores[int(hits[0].name[1:])], abs=1e-3)
-    assert len(index.search(vectors[0], 9_999)) == 3_000
-    record = (tmp_path / "index" / "index.json").read_text()
-    for content in ("[1]", "{}", "[]", '{"format": "dalip-index/1", "num_rows": 3000}', "{"):
-        (tmp_path / "index" / "index.json").write_text(content)
-        with pytest.raises(IntegrityError, match="make it anew"):
-            SearchIndex.open(str(tmp_path / "index"))
-    (tmp_path / "index" / "index.json").write_text(record)
-    (tmp_path / "index" / "names.parquet").write_bytes(b"damaged")
-    with pytest.raises(IntegrityError, match="the index cannot be read"):
-        SearchIndex.open(str(tmp_path / "index"))
-    with pytest.raises(ConfigError, match="an index is made in a new local folder"):
-        build_index(tables, str(tmp_path / "index"))
-    with pytest.raises(ConfigError, match="no index here"):
-        SearchIndex.open(str(tmp_path))
-    pq.write_table(pa.table({"name": ["x"]}), tmp_path / "other.parquet")
-    with pytest.raises(ConfigError, match="no table of vectors here"):
-        build_index([str(tmp_path / "other.parquet")], str(tmp_path / "new"))
+        scores = vectors[:3_000].astype(np.float16).astype(np.float64) @ query
+        hits = stored.nearest(query, 5)
+        assert [hit.name for hit in hits] == [f"n{row}" for row in np.argsort(-scores)[:5]]
+        assert [hit.score for hit in hits] == pytest.approx(np.sort(scores)[::-1][:5].tolist(), abs=1e-6)
+    assert len(stored.nearest(vectors[0], 9_999)) == 3_000
+    file = tmp_path / "both.search.arrow"
+    made = file.stat().st_mtime_ns
+    StoredVectors.open(f"{tmp_path}/both/")
+    assert file.stat().st_mtime_ns == made, "it is made once"
+    for content in (b"damaged", file.read_bytes()[:-50]):
+        file.write_bytes(content)
+        assert StoredVectors.open(str(tmp_path / "both")).nearest(vectors[7], 1)[0].name == "n7"
+    _table(tmp_path / "both/b.parquet", vectors[3_000:], first=3_000)
+    stored = StoredVectors.open(str(tmp_path / "both"))
+    assert (len(stored.names), stored.nearest(vectors[3_011], 1)[0].name) == (2_020, "n3011")
 
 
-def test_a_vector_that_is_none_is_refused_and_names_of_another_index_are_met(tmp_path: Path) -> None:
+def test_of_equally_near_vectors_the_first_row_comes_first(tmp_path: Path) -> None:
+    _table(tmp_path / "v.parquet", np.tile(np.eye(2, dtype=np.float32), (9, 1)))
+    stored = StoredVectors.open(str(tmp_path / "v.parquet"))
+    assert [hit.name for hit in stored.nearest(np.array([0.0, 1.0], np.float32), 4)] == ["n1", "n3", "n5", "n7"]
+
+
+def test_a_place_without_vectors_is_refused(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "gone", "s3://bucket/vectors.parquet"):
+        with pytest.raises(ConfigError, match="no vectors here; name a table that `dalip embed` wrote"):
+            StoredVectors.open(str(place))
+    pq.write_table(pa.table({"name": ["x"]}), tmp_path / "names.parquet")  # as an index of an earlier version had
+    with pytest.raises(ConfigError, match=r"names\.parquet: is no table of `dalip embed`"):
+        StoredVectors.open(str(tmp_path))
+    _table(tmp_path / "none.parquet", np.zeros((0, 4), np.float32))
+    with pytest.raises(ConfigError, match="holds no vector"):
+        StoredVectors.open(str(tmp_path / "none.parquet"))
+
+
+def test_a_vector_that_is_none_is_refused(tmp_path: Path) -> None:
     """A null shifted all names behind it; with NaN a search found that row or none."""
     vectors = np.eye(6, dtype=np.float32)
     place = tmp_path / "a.parquet"
@@ -208,20 +218,11 @@ def test_a_vector_that_is_none_is_refused_and_names_of_another_index_are_met(tmp
         r"a\.parquet: 2 rows say no error, and have a vector that is null or not finite; first: n2\. Embed them anew"
     )
     with pytest.raises(ConfigError, match=words):
-        build_index([str(place)], str(tmp_path / "index"))
-    assert not (tmp_path / "index").exists()
+        StoredVectors.open(str(place))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
     errors = pa.chunked_array([pa.array([None, None, "broken", None, "broken", None], pa.string())])
     pq.write_table(pq.read_table(place).set_column(1, "error", errors), place)
-    assert build_index([str(place)], str(tmp_path / "index"))["num_rows"] == 4
-    hit = SearchIndex.open(str(tmp_path / "index")).search(vectors[3], 1)[0]
+    stored = StoredVectors.open(str(place))
+    assert len(stored.names) == 4
+    hit = stored.nearest(vectors[3], 1)[0]
     assert (hit.name, hit.score) == ("n3", pytest.approx(1.0))
-
-    _table(tmp_path / "b.parquet", vectors[:4], first=90)
-    build_index([str(tmp_path / "b.parquet")], str(tmp_path / "other"))
-    shutil.copy(tmp_path / "other/names.parquet", tmp_path / "index")
-    with pytest.raises(IntegrityError, match="the parts of the index do not belong together; make it anew"):
-        SearchIndex.open(str(tmp_path / "index"))
-    record = json.loads((tmp_path / "other/index.json").read_text())
-    del record["names_sha256"]
-    (tmp_path / "other/index.json").write_text(json.dumps(record))
-    assert SearchIndex.open(str(tmp_path / "other")).search(vectors[0], 1)[0].name == "n90", "of an earlier version"
