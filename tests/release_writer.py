@@ -176,6 +176,7 @@ def _write_shard(path: Path, split: str, samples: list[Sample], number: int) -> 
             "text": sample.text,
             "extra": json.dumps({"category": sample.category}),
             "licence": "CC0-1.0",
+            "licence_id": "CC0-1.0",
             "image_id": hashlib.sha256(b"as downloaded " + sample.jpg).hexdigest(),
             "stored_sha256": hashlib.sha256(sample.jpg).hexdigest(),
         }

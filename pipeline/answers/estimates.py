@@ -32,7 +32,7 @@ from pipeline.engine.on_ray import count_cpus
 from pipeline.fetching.hosts import MOST_TIMES
 from pipeline.fetching.pictures.settings import ImageSettings
 from pipeline.fetching.settings import NetworkSettings
-from pipeline.judging.vocabulary.licences import LicenceSettings, normalise_licences
+from pipeline.judging.vocabulary.licences import LicenceSettings, normalise_licence, unread_statements
 from pipeline.sources.files import split_locator
 from pipeline.sources.kinds import FirstRows
 from pipeline.sources.reading import ask, check_source, complete
@@ -58,6 +58,7 @@ _SIDE_RATIO = 4 / 3
 _ROW_BYTES = 1_700  # all tables of the work folder, a candidate: 2 M synthetic ones, each drawn 1.4 times (2026-11-27)
 _SAMPLE_BYTES = 3_700  # of a release beside the picture: text, facts and the blocks of a tar (results/million.md)
 
+UNREAD_LISTED = 10  # licence texts of a source that cannot be read
 _COUNTED_COLUMNS = ("source", "sample_id", "url", "asked_url", "locator", "reason", "licence", "licence_url")
 _COUNTED = pa.schema([(name, pa.string()) for name in _COUNTED_COLUMNS])
 
@@ -76,8 +77,8 @@ def estimate(config: BuildConfig, num_heads: int = 0) -> dict[str, Any]:
         with scratch() as sql, _work_folder(config) as catalog:
             view_parquet(sql, "rows", paths)
             sources = _count_rows(sql, config.sources, tars)
-            for entry in sources:
-                entry["licences"] = _count_licences(sql, entry["source"], tars, config.select.licences)
+            for source, entry in zip(config.sources, sources, strict=True):
+                entry |= _count_licences(sql, source, tars, config.select.licences)
             view_fetched(sql, fetched_before(config, catalog) if catalog else (), config.fetch.network.consent)
             hosts = host_times(_count_addresses(sql), config.fetch.network)
             asked_again = _count_asked_again(sql)
@@ -212,22 +213,30 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, 
     return entries
 
 
-def _count_licences(sql: Any, source: str, tars: Mapping[str, _Tars], policy: LicenceSettings) -> list[dict[str, Any]]:
-    """Pictures of a source by the id of their licence, the most first, and whether the policy lets it pass."""
+def _count_licences(
+    sql: Any, source: SourceSettings, tars: Mapping[str, _Tars], policy: LicenceSettings
+) -> dict[str, list[dict[str, Any]]]:
+    """Return pictures of a source by the id of their licence, whether the policy lets it pass, and the commonest texts
+    that cannot be read, the most first.
+    """
     query = (
         "SELECT licence, licence_url, count(*) AS num FROM rows "
-        f"WHERE reason IS NULL AND source = {literals([source])} GROUP BY ALL ORDER BY ALL"
+        f"WHERE reason IS NULL AND source = {literals([source.name])} GROUP BY ALL ORDER BY ALL"
     )
     stated = sql.sql(query).to_arrow_table()
-    times = tars[source].times if source in tars else 1
+    times = tars[source.name].times if source.name in tars else 1
     counts: Counter[str] = Counter()
-    ids = normalise_licences(stated["licence"], stated["licence_url"]).to_pylist()
-    for licence, num in zip(ids, stated["num"].to_pylist(), strict=True):
-        counts[licence] += round(times * num)
-    return [
-        {"licence": licence, "num_pictures": num, "allowed": policy.allows(licence)}
-        for licence, num in counts.most_common()
-    ]
+    unread: Counter[str] = Counter()
+    for text, url, num in zip(*(stated[name].to_pylist() for name in ("licence", "licence_url", "num")), strict=True):
+        counts[normalise_licence(text, url, source.licences)] += round(times * num)
+        unread.update(dict.fromkeys(unread_statements(text, url, source.licences), round(times * num)))
+    return {
+        "licences": [
+            {"licence": licence, "num_pictures": num, "allowed": policy.allows(licence)}
+            for licence, num in counts.most_common()
+        ],
+        "unread_licences": [{"text": text, "num_pictures": num} for text, num in unread.most_common(UNREAD_LISTED)],
+    }
 
 
 def _count_addresses(sql: Any) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ printed. Each says what is wrong, where, how many rows it touches, and the line 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -39,9 +40,11 @@ from pipeline.judging.vocabulary.licences import (
     UNKNOWN,
     LicenceSettings,
     normalise_licences,
+    unread_statements,
 )
 from pipeline.scoring.scorers import check_scorers
 from pipeline.sources.reading import ask, check_source
+from pipeline.sources.rows import LICENCE_PAIR
 from pipeline.sources.settings import SourceSettings
 from pipeline.stages.dedup.semantic import check_semantic
 from pipeline.stages.mix import plan_mixture, read_target
@@ -269,7 +272,7 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
         rows = heads[source.name].rows
         if not rows.num_rows or source.joined_columns() & {"licence", "licence_url"}:
             continue
-        ids = normalise_licences(rows["licence"], rows["licence_url"]).to_pylist()
+        ids = normalise_licences(rows["licence"], rows["licence_url"], source.licences).to_pylist()
         dropped = Counter(licence for licence in ids if not policy.allows(licence))
         if dropped.total() == len(ids):
             hopeless.add(source.name)
@@ -284,10 +287,14 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
         if num < MUCH * len(ids):
             continue
         if others == [UNKNOWN]:
-            what = f"{first.format(num)}: they state none, and unknown licences are dropped"
+            stated = zip(*(rows[name].to_pylist() for name in LICENCE_PAIR), strict=True)
+            unread = [text for name, url in stated for text in unread_statements(name, url, source.licences)]
+            why = f"{unread[0]!r:.80} cannot be read" if unread else "they state none"
+            what = f"{first.format(num)}: {why}, and unknown licences are dropped"
             allowed = ", ".join([*(policy.allow or (KNOWN,)), UNKNOWN])
+            key = f"licences: {{{json.dumps(unread[0])}: " if unread else "defaults: {licence: "
             mend: tuple[str, ...] = (
-                "defaults: {licence: CC-BY-4.0} # in the source, if that is its licence",
+                f"{key}CC-BY-4.0}} # in the source, if that is its licence",
                 f"select: {{licences: {{allow: [{allowed}]}}}}",
             )
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import Any
 
@@ -102,7 +103,7 @@ def _in_bytes(num: float) -> str:
 
 
 def _licence_lines(sources: list[dict[str, Any]]) -> list[str]:
-    """The licences of each source, those apart that the policy drops."""
+    """The licences of each source, those apart that the policy drops, and the texts that cannot be read."""
     lines = []
     for row in sources:
         kept, dropped = (
@@ -114,6 +115,10 @@ def _licence_lines(sources: list[dict[str, Any]]) -> list[str]:
         if kept or dropped:
             left = f"; left out by select.licences: {dropped}" if dropped else ""
             lines.append(f"licences  {row['source']}: {kept or 'none that passes'}{left}")
+        if unread := row["unread_licences"]:
+            lines.append("          cannot be read; write in the source what the owner means, if you know it, such as")
+            lines.append(f"          `licences: {{{json.dumps(unread[0]['text'], ensure_ascii=False)}: CC-BY-4.0}}`:")
+            lines += [f"          {text['num_pictures']:9,}  {text['text']!r}" for text in unread]
     return lines
 
 

@@ -140,7 +140,8 @@ def _source_lines(row: dict[str, Any]) -> list[str]:
     ]
     if taxon:
         lines.append(f"          taxon: {', '.join(dict.fromkeys(taxon))}")
-    licence = ", ".join(str(row[name]) for name in ("licence", "licence_url") if row[name]) or "none stated"
+    stated = (str(row[name]).replace("\n", "; ") for name in ("licence", "licence_url") if row[name])
+    licence = ", ".join(stated) or "none stated"
     owner = row["rights_holder"] or row["creator"]
     lines.append(f"          licence: {licence}" + (f", owner: {owner}" if owner else ""))
     if row["reference_url"]:

@@ -9,6 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +97,8 @@ def complete(
     if isinstance(origin, SourceSettings) and origin.join:
         batches = join_fields(batches, origin.name, origin.join, origin.kind == "webdataset", scratch, tell)
     if isinstance(origin, SourceSettings) and origin.where:
-        batches = where_rows(batches, origin.where, origin.where_columns(), scratch)
+        filled = (replace(batch, rows=origin.defaults.fill(batch.rows)) for batch in batches)
+        batches = where_rows(filled, origin.where, origin.where_columns(), scratch, origin.licences)
     return batches
 
 

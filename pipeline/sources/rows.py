@@ -79,6 +79,7 @@ class RowFields(Settings):
 
 
 PLAIN_COLUMNS = tuple(RowFields.model_fields)
+LICENCE_PAIR = ("licence", "licence_url")
 ROWS = pa.schema(
     [(name, pa.string()) for name in ("record_key", "group_id", "url", "locator", "caption", *PLAIN_COLUMNS, "extra")]
 )
@@ -119,6 +120,19 @@ class RowDefaults(RowFields):
     def values(self) -> dict[str, str]:
         """The values that are set."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
+
+    def fill(self, rows: pa.Table) -> pa.Table:
+        """Return rows with these values where their own are empty.
+
+        A licence and its address fill a row that has neither, so that a default never contradicts what a row states.
+        """
+        given, empty = rows, {}
+        for name, value in self.values().items():
+            for column in LICENCE_PAIR if name in LICENCE_PAIR else (name,):
+                empty[column] = pc.equal(pc.fill_null(pc.utf8_trim_whitespace(given[column]), ""), "")
+            missing = pc.and_(*(empty[column] for column in LICENCE_PAIR)) if name in LICENCE_PAIR else empty[name]
+            rows = rows.set_column(rows.column_names.index(name), name, pc.if_else(missing, value, given[name]))
+        return rows
 
 
 @dataclass

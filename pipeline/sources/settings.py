@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from manifests.contract.settings import NAME_PATTERN, Settings
 from manifests.contract.tables import sample_ids
 from manifests.masking import hide_users
 from manifests.services.packages import code_of
+from pipeline.judging.vocabulary.licences import check_meanings
 from pipeline.sources.kinds import Reader, all_kinds
 from pipeline.sources.rows import ROWS, RowDefaults
 from pipeline.sources.table import TableReader
 from pipeline.sources.tables.captions import JoinedCaptions
 from pipeline.sources.tables.fields import JoinedFields
-from pipeline.sources.tables.joining import WhereTerms, text
+from pipeline.sources.tables.joining import WhereTerms
 from pipeline.sources.tables.keyed import sql_of_extra
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -157,6 +158,9 @@ class SourceSettings(Origin):
     one; or `{not: [...]}` for all but these. A row without a value passes `not` alone."""
     captions: tuple[JoinedCaptions, ...] = ()
     """Texts of other tables for its pictures."""
+    licences: Annotated[dict[str, str], AfterValidator(check_meanings)] = Field(default_factory=dict)
+    """Licence texts that are not read, as `plantmix estimate` lists them, and the id that each stands for, such as
+    `{"Free for all, with credit": CC-BY}`. Set it when the owner says what they mean."""
 
     @model_validator(mode="after")
     def _keeps_what_is_joined(self) -> Self:
@@ -178,6 +182,16 @@ class SourceSettings(Origin):
             raise ValueError(
                 f"where: its rows have no '{missing[0]}'{hint}; they have {', '.join(there)}. A column of a table "
                 "counts once it is mapped or named in `extra`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _where_reads_licences(self) -> Self:
+        """A kind's own `where` comes before the source's texts are known."""
+        if self.licences and "licence" in getattr(getattr(self, self.kind), "where", ()):
+            raise ValueError(
+                f"licences: `where` of {self.kind} does not know these texts; write `where: {{licence: [...]}}` in the "
+                "source itself"
             )
         return self
 
@@ -207,14 +221,11 @@ class SourceSettings(Origin):
 
     def terms(self) -> dict[str, str]:
         """Names that `where` may use, and the SQL of each in rows of the contract."""
-        defaults = self.defaults.values()
-        filled = self.reader.fills().union(defaults, self.joined_columns())
+        filled = self.reader.fills().union(self.defaults.values(), self.joined_columns())
         terms: dict[str, str] = {}
         for name in (name for name in ROWS.names if name in filled):
-            columns = {"taxon_species": ("binomial",), "licence": ("licence", "licence_url")}.get(name, (name,))
-            values = [f"nullif(trim(\"{column}\"), '')" for column in columns]
-            default = text(defaults[name]) if name in defaults else "NULL"
-            terms[name.removeprefix("taxon_").removesuffix("_id")] = f"coalesce({', '.join(values)}, {default})"
+            column = "binomial" if name == "taxon_species" else name
+            terms[name.removeprefix("taxon_").removesuffix("_id")] = f"nullif(trim(\"{column}\"), '')"
         return {name: sql_of_extra(name) for name in self.extra_names()} | terms
 
     def where_columns(self) -> dict[str, str]:
@@ -227,10 +238,12 @@ class SourceSettings(Origin):
         """The identity of the origin, and the domains; the priority belongs to select."""
         other = {"other_domain": self.other_domain.model_dump(mode="json")} if self.other_domain else {}
         joined = {"join": [entry.identity() for entry in self.join]} if self.join else {}
-        asked = {"where": self.where} if self.where else {}
+        asked: dict[str, Any] = {"where": self.where} if self.where else {}
+        asked |= {"licences": self.licences} if "licence" in self.where and self.licences else {}
         return super().identity() | {"domain": self.domain} | other | joined | asked
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the origin, with everything that the build uses."""
         joined = {"captions": [captions.identity() for captions in self.captions]} if self.captions else {}
-        return super().recipe() | {"priority": self.priority} | joined
+        meant = {"licences": self.licences} if self.licences else {}
+        return super().recipe() | {"priority": self.priority} | joined | meant

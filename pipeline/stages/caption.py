@@ -52,7 +52,8 @@ _JOINED = {
 class CaptionInputs:
     """All that caption reads. `backbone_content` is the hash of each file of the backbone.
 
-    `joined` are the texts that are joined to the candidates of each source, as many as files of candidates.
+    `joined` are the texts that are joined to the candidates of each source, `licences` what its licence texts mean; as
+    many as files of candidates.
     """
 
     candidates: Files
@@ -62,6 +63,7 @@ class CaptionInputs:
     rules: tuple[RuleSet, ...]
     measure: dict[str, bool] = field(default_factory=MEASURED.copy)
     joined: tuple[Files, ...] = ()
+    licences: tuple[dict[str, str], ...] = ()
 
 
 def resolve(
@@ -83,11 +85,16 @@ def resolve(
 
 
 def measure_rows(
-    inputs: Inputs, run: Execution[None], candidates: RowGroup, measure: dict[str, bool], joined: Files | None = None
+    inputs: Inputs,
+    run: Execution[None],
+    candidates: RowGroup,
+    measure: dict[str, bool],
+    licences: dict[str, str],
+    joined: Files | None = None,
 ) -> PartResult:
     """Measure one row group of candidates, and the texts that their source joins to them.
 
-    `names` are there as the backbone resolved them, if any.
+    `names` are there as the backbone resolved them, if any. `licences` are those of the source.
     """
     rows = candidates.read(_OF_CANDIDATES)
     names = pq.read_table(inputs["names"].path) if inputs["names"] else None
@@ -101,7 +108,7 @@ def measure_rows(
         files.append(writer.close())
     writer = run.writer("captions")
     for at in range(0, len(rows), ROWS_AT_ONCE):
-        writer.write(measure_captions(rows.slice(at, ROWS_AT_ONCE), names))
+        writer.write(measure_captions(rows.slice(at, ROWS_AT_ONCE), names, licences))
     return PartResult((writer.close(), *files))
 
 
@@ -175,6 +182,7 @@ def _inputs(context: BuildContext) -> CaptionInputs:
         tuple(context.catalog.input_sha256(file) for file in backbone),
         settings.rules,
         joined=joined if joins else (),
+        licences=tuple(source.licences for source in context.config.sources),
     )
 
 
@@ -182,11 +190,12 @@ def _plan_measure(inputs: CaptionInputs, run: StageRun[None]) -> list[Part[dict[
     parts = []
     candidates = inputs.candidates
     joined = inputs.joined or [Files()] * len(candidates.paths)
-    for path, sha256, texts in zip(candidates.paths, candidates.content, joined, strict=True):
+    licences = inputs.licences or (dict[str, str](),) * len(candidates.paths)
+    for path, sha256, texts, meant in zip(candidates.paths, candidates.content, joined, licences, strict=True):
         metadata = pq.ParquetFile(path).metadata
         for number in range(metadata.num_row_groups):
             rows = RowGroup(path, number, f"{sha256}-{number}")
-            of_part = {"candidates": rows} | ({"joined": texts} if texts else {})
+            of_part = {"candidates": rows, "licences": meant} | ({"joined": texts} if texts else {})
             parts.append(Part(of_part, num_rows=metadata.row_group(number).num_rows))
     return parts
 

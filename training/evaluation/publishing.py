@@ -102,8 +102,8 @@ def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]
 
 def _licences_of(release: Release, split: str) -> dict[str, int]:
     """Distinct pictures of a split by licence."""
-    rows = release.samples(split, ["licence", "copy"])
-    counted = pc.value_counts(pc.fill_null(rows.filter(pc.equal(rows["copy"], 0))["licence"], "not stated"))
+    rows = release.samples(split, ["licence_id", "copy"])
+    counted = pc.value_counts(pc.fill_null(rows.filter(pc.equal(rows["copy"], 0))["licence_id"], "not stated"))
     return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
 
 

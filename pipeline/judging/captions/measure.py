@@ -8,7 +8,8 @@ corpus is therefore no measure; the stage counts it over `text_key`, in SQL.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +36,12 @@ from pipeline.judging.vocabulary.taxa import taxon_columns
 FEWEST_CHARS = 3  # of a caption; "a" or "12" says less than the name of a taxon
 
 
-def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.Table:
+def measure_captions(
+    candidates: pa.Table, names: pa.Table | None = None, licences: Mapping[str, str] = MappingProxyType({})
+) -> pa.Table:
     """Clean and measure the captions of candidates; `names` (schema NAMES) resolves their taxa, where given.
+
+    `licences` gives the ids of licence texts that are not read, as `normalise_licence` takes them.
 
     Where a clean caption is empty or shorter than FEWEST_CHARS and a taxon is known, `text` is the taxon's sentence and
     `text_source` is "taxon". Such rows have no `text_key`, because many pictures of one species are no boilerplate.
@@ -56,7 +61,7 @@ def measure_captions(candidates: pa.Table, names: pa.Table | None = None) -> pa.
         **taxa,
         **provenance,
         "text_key": text_keys(pc.if_else(pc.equal(source, "caption"), text, pa.scalar(None, pa.string()))),
-        "licence_id": normalise_licences(candidates["licence"], candidates["licence_url"]),
+        "licence_id": normalise_licences(candidates["licence"], candidates["licence_url"], licences),
         "given_chars": pc.utf8_length(raw),
         "given_words": pa.array([len(caption.split()) for caption in raw.to_pylist()], pa.int32()),
         "num_chars": pc.utf8_length(text),

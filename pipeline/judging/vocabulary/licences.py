@@ -1,8 +1,9 @@
-"""Licences in all their spellings to short ids, and the policy over them.
+"""Read licence statements as SPDX-like ids, and apply the policy over them.
 
-Licence names and addresses as sources give them in, SPDX-like ids out. An id says what was stated and no more: "CC BY"
-without a version is `CC-BY`. What cannot be read is `unknown`; a name and an address that contradict each other are
-`conflicting`. No policy allows these two unless it names them.
+A statement is read as a whole or not at all: ids, names, addresses, their translations, and notices of owners in a few
+forms. Everything else is `unknown`, since words around a licence may forbid what it allows. An id says what was stated
+and no more: "CC BY" without a version is `CC-BY`. A name and an address that contradict each other are `conflicting`.
+No policy allows these two unless it names them. Pure: texts in, ids out. The tables of what is read come first.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from itertools import zip_longest
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import unquote
 
 import pyarrow as pa
 from pydantic import field_validator
@@ -19,143 +24,207 @@ from pydantic import field_validator
 from manifests.contract.settings import Settings
 from manifests.contract.tables import make_verdicts
 
-MAX_CHARS = 10_000
-"""A longer statement is not read. Reading takes some 4 microseconds a character, and no licence needs as many."""
+MAX_CHARS = 500
+"""A longer statement is not read: no form is as long."""
 UNKNOWN = "unknown"
 KNOWN = "known"  # in `allow`: every licence that could be read
 CONFLICTING = "conflicting"
 ALL_RIGHTS_RESERVED = "all-rights-reserved"
 PUBLIC_DOMAIN = "public-domain"
 NO_KNOWN_COPYRIGHT = "no-known-copyright"
-_CLASSES = frozenset({UNKNOWN, CONFLICTING, ALL_RIGHTS_RESERVED, PUBLIC_DOMAIN, NO_KNOWN_COPYRIGHT})
+_CLASSES = (ALL_RIGHTS_RESERVED, CONFLICTING, NO_KNOWN_COPYRIGHT, PUBLIC_DOMAIN, UNKNOWN)
+_NOTICE = "notice"  # the name of an owner alone: all rights are reserved, unless a licence stands beside it
 
-_CC_PARTS = ("by", "nc", "nd", "sa")
-# The words of the licences in the languages in which sources write them out.
-_CC_WORDS = (
-    (re.compile(r"\b(?:attribution|namensnennung|reconocimiento|reconeixement|atribución|atribuição|paternité"
-                r"|attribuzione|naamsvermelding|uznanie autorstwa|erkännande|navngivelse)\b"), "by"),
-    (re.compile(r"\bnon[\s-]?commercial|\bnicht[\s-]?kommerziell|\bno[\s-]?comercial|\bnão[\s-]?comercial"
-                r"|\bpas d['’ ]?utilisation commerciale|\bnon[\s-]?commerciale|\bniet[\s-]?commercieel"
-                r"|\bużycie niekomercyjne|\bicke[\s-]?kommersiell|\bikke[\s-]?kommerciel"), "nc"),
-    (re.compile(r"\bno[\s-]?deriv|\bkeine[\s-]?bearbeitung|\bpas de modification|\bnon opere derivate"
-                r"|\bsin[\s-]?(?:obra[\s-]?)?derivad|\bsem[\s-]?deriva|\bgeen[\s-]?afgeleide|\bbez utworów zależnych"
-                r"|\binga bearbetningar|\bsense[\s-]?obra[\s-]?derivada"), "nd"),
-    (re.compile(r"\bshare[\s-]?alike\b|\bweitergabe unter gleichen bedingungen|\bcompartir[\s-]?igual"
-                r"|\bcompartilha[\s-]?igual|\bpartage (?:des conditions initiales )?(?:à l['’]identique|dans les mêmes)"
-                r"|\bcondividi allo stesso modo|\bgelijk[\s-]?delen|\bna tych samych warunkach"), "sa"),
-)  # fmt: skip
-# What a restriction may look like in a language that is not listed above: then no licence is claimed.
-_PERHAPS_RESTRICTED = re.compile(r"komm?er|comm?er|deriv|modif|bearbeit|utilis|personal use|educational")
-_CC_URL = re.compile(
-    r"creativecommons\.org/licen[sc]es?/(?P<parts>[a-z+-]+)(?:/(?P<version>\d(?:\.\d)?))?", re.IGNORECASE
-)
-_CC_SHORT = re.compile(
-    r"\b(?:cc|creative commons)[\s_:-]*(?:license\s+)?(?P<parts>by(?:[\s_-]*(?:nc|nd|sa))*)(?![a-z])"
-    r"(?:[\s_,:()-]*(?:licen[sc]e|version|v\.?|unported|generic|international)*[\s_,:()-]*(?P<version>[1-4](?:[._]\d|(?=$))))?"
-)
-_CC_LATER_PART = re.compile(r"\b(nc|nd|sa)\b")
-_BARE_SHORT = re.compile(r"^by(?:[\s_-]+(?:nc|nd|sa))*(?:[\s_-]+(?P<version>[1-4][._]\d))?$")
-_VERSION = re.compile(r"\b(?:v(?:ersion)?\.?\s*)?(?P<version>[1-4][._]\d)\b")
-_SPLIT_OR = re.compile(
-    r"\s+or\s+|\s*\|\s*|\s*;\s*|\s+/\s+|(?<=[a-z0-9.])/(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)"
-)
-_SPLIT_AND = re.compile(r"\s*[|;]\s*|\s+and\s+|\s*&\s*|\s+\+\s+|\s*,\s+(?=(?:cc|gfdl|gpl|lgpl|mit|bsd|apache|ofl)\b)")
 
-_GNU = re.compile(
-    r"\b(?P<family>agpl|lgpl|gpl|gfdl|fdl"
-    r"|gnu affero general public licen[sc]e|gnu (?:lesser|library) general public licen[sc]e"
-    r"|gnu general public licen[sc]e|gnu free documentation licen[sc]e|free documentation licen[sc]e)"
-    r"[\s_,:()-]*(?:licen[sc]e|niv)?[\s_,:()-]*(?:version|v)?\.?[\s_-]*(?P<version>[1-3](?:\.\d)?)?"
-    r"(?:\.0)?(?P<later>\s*\+|[\s_,-]*or[\s_-]+(?:any[\s_-]+)?(?:later|newer))?"
+def _forms(kind: str) -> list[tuple[str, str]]:
+    """Return the keys and alternatives of one kind in licence_forms.tsv, which says what the kinds mean."""
+    lines = Path(__file__).with_name("licence_forms.tsv").read_text(encoding="utf-8").splitlines()
+    rows = (line.split("\t") for line in lines if not line.startswith("#"))
+    return [
+        (key, forms.replace(" ", "[ -]?") if kind in ("word", "name") else forms)
+        for of, key, forms in rows
+        if of == kind
+    ]
+
+
+_TOKEN = re.compile(
+    "(?:" + "|".join(rf"(?P<{kind}>(?:{words})(?!(?!v\d)[^\W\d]))" for kind, words in _forms("word")) + r")[ ,:()-]*"
 )
-_GNU_URL = re.compile(
-    r"gnu\.org/(?:licenses|copyleft)/(?:old-licenses/)?(?P<family>agpl|lgpl|gpl|fdl)(?:-(?P<version>\d(?:\.\d)?))?"
-)
-# A part of the family's name, and the family; the first that fits counts.
-_GNU_FAMILIES = (
-    ("agpl", "AGPL"), ("affero", "AGPL"), ("lgpl", "LGPL"), ("lesser", "LGPL"), ("library", "LGPL"),
-    ("fdl", "GFDL"), ("documentation", "GFDL"), ("", "GPL"),
-)  # fmt: skip
-# Pattern on the lower-case text, and the id it stands for; the first that is found counts.
-_NAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), licence)
-    for pattern, licence in (
-        (r"creativecommons\.org/publicdomain/zero|\bcc[\s_-]*0\b|\bcc[\s_-]*zero\b|\bcc0[\s_-]"
-         r"|\bcreative commons zero\b"
-         r"|\bzero v?1\.0 universal\b", "CC0-1.0"),
-        (r"creativecommons\.org/publicdomain/mark|\bpublic domain mark\b|\bpdm\b|\bpdm[\s_-]1", "PDM-1.0"),
-        (r"creativecommons\.org/licenses/publicdomain", "CC-PDDC"),
-        (r"apache\.org/licenses/license-2\.0|\bapache[\s_-]*(?:software)?[\s_-]*(?:licen[sc]e)?[\s_,-]*"
-         r"(?:version|v)?\.?[\s_-]*2(?:\.0)?\b|\basl[\s_-]?2", "Apache-2.0"),
-        (r"opensource\.org/licenses?/mit\b|^(?:the )?(?:mit|expat)\b(?:[\s/-]*x11)?(?:[\s_-]*licen[sc]ed?)?"
-         r"(?:$| ?[(;,])|\bmit licen[sc]ed?\b|\bexpat licen[sc]e\b|\bmit/expat\b", "MIT"),
-        (r"\bbsd[\s_-]*3|\b3[\s-]clause bsd|\bnew bsd\b|\bmodified bsd\b|licenses?/bsd-3", "BSD-3-Clause"),
-        (r"\bbsd[\s_-]*2|\b2[\s-]clause bsd|\bsimplified bsd\b|licenses?/bsd-2", "BSD-2-Clause"),
-        (r"^isc(?:\s+licen[sc]e)?$", "ISC"),
-        (r"\bunlicense\b|\bunlicence\b", "Unlicense"),
-        (r"\bwtfpl\b", "WTFPL"),
-        (r"\bodbl\b|\bopen database licen[sc]e\b|opendatacommons\.org/licenses/odbl", "ODbL-1.0"),
-        (r"\bodc[\s-]by\b|opendatacommons\.org/licenses/by", "ODC-By-1.0"),
-        (r"\bpddl\b|opendatacommons\.org/licenses/pddl", "PDDL-1.0"),
-        (r"\bopen government licen[sc]e\b.*?\b3|\bogl[\s_-]*(?:uk)?[\s_-]*3|open-government-licence/version/3",
-         "OGL-UK-3.0"),
-        (r"\bopen government licen[sc]e\b(?!.*(?:canada|alberta|ontario|columbia))|open-government-licence"
-         r"|\bogl[\s_-]?uk\b", "OGL-UK"),
-        (r"\bfree art licen[sc]e\b|\blicence art libre\b|artlibre\.org|^fal\b|^lal[\s_-]?1", "FAL-1.3"),
-        (r"\bartistic(?:[\s_-]licen[sc]e)?[\s_-]*2", "Artistic-2.0"),
-        (r"\bmozilla public licen[sc]e\b.*?2|\bmpl[\s_-]*2", "MPL-2.0"),
-        (r"\bsil open font licen[sc]e\b|\bofl[\s_-]*1", "OFL-1.1"),
-        (r"unsplash\.com/license|\bunsplash licen[sc]e\b", "LicenseRef-Unsplash"),
-        (r"pixabay\.com/(?:service/)?licen[sc]e|\bpixabay licen[sc]e\b", "LicenseRef-Pixabay"),
-        (r"rightsstatements\.org/vocab/noc-us", PUBLIC_DOMAIN),
-        (r"rightsstatements\.org/vocab/nkc|\bno known copyright\b", NO_KNOWN_COPYRIGHT),
-        (r"rightsstatements\.org/vocab/inc", ALL_RIGHTS_RESERVED),
-        (r"^not in (?:the )?public domain", ALL_RIGHTS_RESERVED),
-        (r"\bpublic[\s_-]*domain\b|^pd(?:[\s-].*)?$|\bgemeinfrei\b|\bdomaine public\b|\bdominio público\b",
-         PUBLIC_DOMAIN),
-        (r"\ball rights? reserved\b|^arr$|^c$|\bno reuse\b|\bnot? licen[sc]ed\b|\balle rechte vorbehalten\b"
-         r"|\btous droits réservés\b|\btodos los derechos reservados\b|\bfair use\b|^©|^copyright(?:ed)?\b|^\(c\)",
-         ALL_RIGHTS_RESERVED),
-    )
-)  # fmt: skip
+_CC_SHAPE = re.compile("(?:licence |cc )*(?:by |nc |nd |sa )+(?:(?:licence|port|by|nc|nd|sa) )*(?:version )?"
+                       "(?:(?:licence|port|nc|nd|sa) )*")  # fmt: skip
+_GNU_SHAPE = re.compile("(?:licence )?(A?GPL|LGPL|GFDL) (?:licence )?(?:version (later |only )?)?")
+_NAMES = [(licence, re.compile(f"{licence.lower()}|{names}")) for licence, names in _forms("name")]
+_SILENT = re.compile(_forms("silent")[0][1])
+_FORMS = [re.compile(form) for _, form in _forms("form")]
+_NAME = re.compile("[A-Za-zÀ-ɏ0-9 .,'&@-]{1,80}")
+_SMALL = re.compile(_forms("small")[0][1])
+_NOT_IN_A_NAME = re.compile("|".join(rf"\b(?:{words})\b" for _, words in _forms("not_in_a_name")))
+_ADDRESS = re.compile(r"<?((?:(?:https?:)?//|www\.|(?:[a-z0-9-]+\.)+[a-z]{2,}/)[^\s<>(),;|]*[^\s<>(),;|.])>?", re.I)
+# What stands around the part of an address that names a licence: in front, a query, deed and language, a country.
+_AROUND = (r"^(?:https?:)?(?://)?(?:www\.)?|[?#].*", r"(?:/(?:legalcode|deed)?(?:\.[a-z]{2}(?:[_-][a-z]+)?)?)?/?$",
+           r"(?:\.[a-z]{2})?\.(?:html?|txt|php)$|(?<=\d)/(?:[a-z]{2}|igo|scotland)$")  # fmt: skip
+_BELOW = re.compile(r"(creativecommons\.org/licen[sc]es?|gnu\.org/(?:licenses|copyleft)(?:/old-licenses)?"
+                    r"|spdx\.org/licenses|opensource\.org/licenses?)/(.+)")  # fmt: skip
+# Two licences side by side. With a comma or a stroke they are a choice, as Wikimedia Commons lists its licences, but
+# for those that Commons does not list so: there both must be allowed.
+_SPLITS = (("OR", re.compile(r" (?:or|oder|ou) (?!(?:any |later|newer))")),
+           ("AND", re.compile(r" (?:and|und|et|&|\+) | ?[;|] ?")), ("", re.compile(" ?[,/] ?")))  # fmt: skip
+_NO_CHOICE = re.compile(r"-N[CD]\b|^CC0|^CC-PDDC|^P|^p|^LicenseRef| AND ")
 LICENCE_IDS = (
     KNOWN,
-    *sorted(_CLASSES),
+    *_CLASSES,
     *(f"CC-{parts}" for parts in ("BY", "BY-SA", "BY-NC", "BY-NC-SA", "BY-ND", "BY-NC-ND")),
-    *(licence for _, licence in _NAMED if licence not in _CLASSES),
-    *sorted({family for _, family in _GNU_FAMILIES}),
+    *(licence for licence, _ in _NAMES if licence not in {*_CLASSES, _NOTICE}),
+    *("AGPL", "GFDL", "GPL", "LGPL"),
 )
 """What `allow` and `deny` take; those of Creative Commons and GNU also with a version, such as CC-BY-4.0."""
-_DASHES = re.compile("[\u2010-\u2015\u2212]")  # as in CC BY‑NC, where the dash is no hyphen
-_PER_FILE = re.compile(r"\bper (?:file|image|photo|picture|item)\b|\bdepending\b")
-_NOT_OF_THIS_FILE = re.compile(r"\bmostly\b|\bnot listed\b|\bper \S+ author\b")  # states no licence of this picture
-_NOTICE = re.compile(r"^(?:©|\(c\)|copyright\b)(?!.*reserved)")
-_NO_LICENCE = frozenset({"", "unknown", "none", "null", "nan", "unspecified", "unsupported", "n/a", "na", "other", "-"})
 
 
-def normalise_licence(text: str | None, url: str | None = None) -> str:
-    """Id of the licence that a name, an address, or both state.
+def normalise_licence(text: str | None, url: str | None = None, meant: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the id of the licence that a name, an address, or both state.
 
-    Two licences offered as a choice give `A OR B`, two that hold together `A AND B`. Where name and address agree, the
-    more exact one counts; where they contradict each other the id is `conflicting`.
+    Two licences offered as a choice give `A OR B`, two that hold together `A AND B`. Each line is read apart, beside
+    the same line of the address: rows of a joined table may state several. `meant` is what `check_meanings` returns.
     """
-    return _normalise_pair((text or "").strip(), (url or "").strip())
+    ids = {_agree(*(_read(one, meant) for one in line)) for line in _lines(text, url)} - {None}
+    return _all_of({ALL_RIGHTS_RESERVED if one == _NOTICE else one for one in ids}) if ids else UNKNOWN
+
+
+def unread_statements(text: str | None, url: str | None, meant: Mapping[str, str]) -> list[str]:
+    """Return the names and addresses of a row that cannot be read."""
+    return [one for line in _lines(text, url) for one in line if _read(one, meant) == UNKNOWN]
+
+
+def check_meanings(texts: dict[str, str]) -> dict[str, str]:
+    """Return ids by texts as they are compared. Raises: ValueError for a text that is read, and for what is no id."""
+    for text, licence in texts.items():
+        if (read := _read_text(text)) != UNKNOWN:
+            raise ValueError(f"{text!r} is read as {read}" if read else f"{text!r} says nothing: write `defaults`")
+        if LicenceSettings(allow=(licence,)).allow[0] in (KNOWN, UNKNOWN, CONFLICTING):
+            raise ValueError(f"'{licence}' is no licence that a text can mean")
+    return {_plain(text).lower(): licence for text, licence in texts.items()}
+
+
+def _lines(text: str | None, url: str | None) -> Collection[tuple[str, str]]:
+    return dict.fromkeys(zip_longest((text or "").split("\n"), (url or "").split("\n"), fillvalue=""))
+
+
+def _read(stated: str, meant: Mapping[str, str]) -> str | None:
+    return (meant.get(_plain(stated).lower()) if meant else None) or _read_text(stated)
 
 
 @lru_cache(maxsize=65536)
-def _normalise_pair(text: str, url: str) -> str:
-    from_text, from_url = _read_one(text), _read_one(url)
-    if from_url == UNKNOWN or from_text == from_url:
-        return from_text
-    if from_text == UNKNOWN:
-        return from_url
-    if _refines(from_url, from_text):
-        return from_url
-    if _refines(from_text, from_url):
-        return from_text
-    if from_text == ALL_RIGHTS_RESERVED and _NOTICE.match(text.lower()):
-        return from_url
-    return CONFLICTING
+def _read_text(stated: str) -> str | None:
+    """Return the id of one statement, `unknown` where it cannot be read, None where it says nothing."""
+    if len(stated) > MAX_CHARS:
+        return UNKNOWN
+    text = _ADDRESS.sub(lambda found: f"<{_read_address(found[1])}>", _plain(stated))
+    if _SILENT.fullmatch(text.lower()):
+        return None
+    return _read_list(text.lower()) or _read_form(text) or UNKNOWN
+
+
+def _plain(stated: str) -> str:
+    """Return a text with one kind of blank, dash, apostrophe and copyright sign, without a full stop."""
+    text = re.sub("[\u2010-\u2015\u2212]", "-", unicodedata.normalize("NFKC", stated)).replace("\u2019", "'")
+    text = " ".join(re.sub(r"\([cC]\)", "©", text).replace("_", " ").split()).strip(" .\"'")
+    return re.sub(r"(?i)^(?:©|copyright\b)(?: ?(?:©|copyright\b))? ?(?=.)", "© ", text)
+
+
+def _read_address(address: str) -> str:
+    plain = unquote(address).lower()
+    for around in _AROUND:
+        plain = re.sub(around, "", plain)
+    if below := _BELOW.fullmatch(plain):
+        plain = ("cc " if plain.startswith("creative") else "") + below[2].replace("/", " ")
+    return _read_name(plain) or UNKNOWN
+
+
+def _read_list(lowered: str) -> str | None:
+    """Return the id of licences side by side, or of one; None where a part cannot be read alone."""
+    if licence := _read_licence(lowered):
+        return licence
+    kind, parts = next(((kind, split.split(lowered)) for kind, split in _SPLITS if split.search(lowered)), ("", [""]))
+    for at in range(1, len(parts)):  # a version alone is one of the licence before it
+        if re.fullmatch(r"[1-4]\.\d", parts[at]):
+            parts[at] = re.sub(r"[1-4]\.\d$", parts[at], parts[at - 1])
+    ids = {_read_licence(part) or "" for part in parts}
+    if "" in ids:
+        return None
+    if len(ids) > 1 and ids & {ALL_RIGHTS_RESERVED, NO_KNOWN_COPYRIGHT, _NOTICE}:
+        return CONFLICTING
+    holds = kind == "AND" or UNKNOWN in ids or (not kind and any(_NO_CHOICE.search(licence) for licence in ids))
+    return _all_of(ids) if holds else " OR ".join(sorted(ids))
+
+
+def _read_licence(lowered: str) -> str | None:
+    """Return the id of a licence that is named alone, or again in brackets; None for any other text."""
+    if (licence := _read_name(lowered)) or not (again := re.findall(r"[(<[]([^()<>[\]]+)[)>\]]", lowered)):
+        return licence
+    name = " ".join(re.sub(r"[(<[][^()<>[\]]+[)>\]]", " ", lowered).split()).strip(" .,:;-")
+    ids = [_read_name(one) for one in ([name] if name else []) + again]
+    if None in ids:
+        return None
+    return _agree(ids[0], _all_of(ids[1:])) if name else _all_of(ids)
+
+
+def _read_name(lowered: str) -> str | None:
+    """Return the id that a name, or the id itself, stands for."""
+    return _read_words(lowered) or next((licence for licence, name in _NAMES if name.fullmatch(lowered)), None)
+
+
+def _read_words(lowered: str) -> str | None:
+    """Return the id of a licence of Creative Commons or GNU, when all words of a text belong to its name."""
+    found = list(_TOKEN.finditer(lowered))
+    if "".join(word[0] for word in found) != lowered:
+        return None
+    kinds = [str(word.lastgroup) for word in found]
+    shape = "".join(f"{kind} " for kind in kinds)
+    version = next((".".join(re.findall("[0-9]", word[0])) for word in found if word["version"]), "")
+    version += ".0" if len(version) == 1 else ""
+    if gnu := _GNU_SHAPE.fullmatch(shape):
+        return "-".join(filter(None, (gnu[1], version, "or-later" if gnu[2] == "later " else "")))
+    parts = [part.upper() for part in ("by", "nc", "nd", "sa") if part in kinds]
+    sure = "cc" in kinds or version or len(parts) > 1 or lowered == "by" or ("licence" in kinds and "by" not in lowered)
+    if not (_CC_SHAPE.fullmatch(shape) and sure and ("BY" in parts or ("cc" in kinds and version))):
+        return None
+    return "-".join(filter(None, ("CC", *parts, version)))
+
+
+def _read_form(text: str) -> str | None:
+    """Return the id of the licence in a sentence or beside the name of an owner, and `_NOTICE` for a name alone."""
+    for found in filter(None, (form.fullmatch(text) for form in _FORMS)):
+        groups = {kind: value for kind, value in found.groupdict().items() if value}
+        rest = " ".join(groups.pop(kind) for kind in ("rest", "again") if kind in groups).lower()
+        named = all(_is_name(name, kind == "login") for kind, name in groups.items())
+        if named and (licence := _read_list(rest) if rest else _NOTICE):
+            return licence
+    return None
+
+
+def _is_name(name: str, is_login: bool) -> bool:
+    """Tell a name by its letters, its capitals, and that it holds no word which may restrict a licence."""
+    capitals = all(not word[0].islower() or _SMALL.fullmatch(word) for word in name.split())
+    return bool(_NAME.fullmatch(name)) and not _NOT_IN_A_NAME.search(name.lower()) and (capitals or is_login)
+
+
+def _agree(one: str | None, other: str | None) -> str | None:
+    """Return the id of two statements on one licence: the more exact one, or `conflicting`."""
+    if one is None or other is None or one == other:
+        return one or other
+    if _NOTICE in (one, other):
+        return other if one == _NOTICE else one
+    return one if _refines(one, other) else other if _refines(other, one) else CONFLICTING
+
+
+def _all_of(ids: Collection[str | None]) -> str:
+    """Return the id of statements that all hold. With one that cannot be read, or that is a choice, it is unknown."""
+    if len(ids) == 1 or CONFLICTING in ids:
+        return CONFLICTING if CONFLICTING in ids else str(next(iter(ids)))
+    parts = {part for one in ids for part in str(one).split(" AND ")}
+    if UNKNOWN in parts or any(" OR " in part for part in parts):
+        return UNKNOWN
+    return " AND ".join(sorted(part for part in parts if not any(_refines(other, part) for other in parts)))
 
 
 def _refines(exact: str, loose: str) -> bool:
@@ -169,113 +238,6 @@ def family_of(licence_id: str) -> str:
     """The licence without its version: two statements of one family do not contradict each other."""
     family = re.sub(r"-\d[\d.]*(?:-or-later)?$", "", licence_id)
     return PUBLIC_DOMAIN if _refines(licence_id, PUBLIC_DOMAIN) else family
-
-
-def _read_one(stated: str) -> str:
-    if len(stated) > MAX_CHARS:
-        return UNKNOWN
-    plain = _DASHES.sub("-", unicodedata.normalize("NFKC", stated)).replace("_", " ")
-    lowered = " ".join(plain.split()).lower().strip(" .\"'")
-    if lowered in _NO_LICENCE:
-        return UNKNOWN
-    if lowered in _CLASSES:
-        return lowered
-    if _NOT_OF_THIS_FILE.search(lowered):
-        return UNKNOWN
-    whole = _read_single(lowered)
-    if _contradicts_itself(whole, lowered):
-        return CONFLICTING
-    # "A/B per file" is no choice: it is not known which of them holds for this file, so both must be allowed.
-    choice = " AND " if _PER_FILE.search(lowered) else " OR "
-    for splitter, joiner in ((_SPLIT_AND, " AND "), (_SPLIT_OR, choice)):
-        parts = [part for part in splitter.split(lowered) if part]
-        if len(parts) < 2:
-            continue
-        # A copyright notice beside a licence ("© Smith, CC BY 4.0") is usual and restricts nothing.
-        licences = {_read_single(part.strip(" .()")) for part in parts if not _NOTICE.match(part)}
-        recognised = sorted(licences - {UNKNOWN})
-        if len(recognised) > 1:
-            return joiner.join(recognised)
-    return whole
-
-
-def _contradicts_itself(licence: str, lowered: str) -> bool:
-    """True for texts like "public domain, non-commercial use only" and "all rights reserved, CC BY"."""
-    if licence.startswith("CC-BY"):
-        return "all rights reserved" in lowered
-    free = licence not in {UNKNOWN, ALL_RIGHTS_RESERVED} and not licence.startswith("CC-")
-    return free and any(pattern.search(lowered) for pattern, part in _CC_WORDS if part in {"nc", "nd"})
-
-
-def _read_single(lowered: str) -> str:
-    return next((licence for read in _READERS if (licence := read(lowered))), UNKNOWN)
-
-
-def _read_cc_address(lowered: str) -> str | None:
-    match = _CC_URL.search(lowered)
-    if not match or match["parts"] == "publicdomain":
-        return None
-    return _cc_id(re.split(r"[+-]", match["parts"]), match["version"])
-
-
-def _read_cc_short(lowered: str) -> str | None:
-    match = _CC_SHORT.search(lowered)
-    if match:
-        version = match["version"] or _first_version(lowered)
-        # words behind it can only add restrictions: CC BY (NC), CC BY 4.0 non-commercial
-        later = _CC_LATER_PART.findall(lowered, match.end("parts")) + _cc_words(lowered)
-        return _cc_id(re.findall(r"by|nc|nd|sa", match["parts"]) + later, version)
-    bare = _BARE_SHORT.match(lowered)
-    return _cc_id(re.findall(r"by|nc|nd|sa", lowered), bare["version"]) if bare else None
-
-
-def _read_cc_words(lowered: str) -> str | None:
-    parts = _cc_words(lowered)
-    if parts == ["by"] and _PERHAPS_RESTRICTED.search(lowered):
-        return UNKNOWN
-    if "by" not in parts or (len(parts) == 1 and "creative commons" not in lowered and not _first_version(lowered)):
-        return None
-    return _cc_id(parts, _first_version(lowered))
-
-
-def _cc_words(lowered: str) -> list[str]:
-    return [part for pattern, part in _CC_WORDS if pattern.search(lowered)]
-
-
-def _read_gnu(lowered: str) -> str | None:
-    match = _GNU_URL.search(lowered) or _GNU.search(lowered)
-    if not match:
-        return None
-    family = next(name for part, name in _GNU_FAMILIES if part in match["family"])
-    version = match["version"]
-    if version and "." not in version:
-        version += ".0"
-    later = "-or-later" if version and match.groupdict().get("later") else ""
-    return f"{family}{f'-{version}' if version else ''}{later}"
-
-
-def _read_named(named: Sequence[tuple[re.Pattern[str], str]], lowered: str) -> str | None:
-    return next((licence for pattern, licence in named if pattern.search(lowered)), None)
-
-
-# CC0 and the public domain mark are read early, because their words look like other CC licences
-_FIRST, _LAST = (partial(_read_named, named) for named in (_NAMED[:3], _NAMED[3:]))
-_READERS = (_read_cc_address, _FIRST, _read_cc_short, _read_cc_words, _read_gnu, _LAST)
-
-
-def _cc_id(parts: list[str], version: str | None) -> str | None:
-    have = set(parts)
-    if "by" not in have and not have & {"nc", "nd", "sa"}:
-        return None
-    names = [part.upper() for part in _CC_PARTS if part in have]
-    if version and "." not in version:
-        version = version.replace("_", ".") if "_" in version else f"{version}.0"
-    return "-".join(["CC", *names, *([version] if version else [])])
-
-
-def _first_version(lowered: str) -> str | None:
-    match = _VERSION.search(lowered.replace(" 0", ".0") if re.search(r"\b[1-4] 0\b", lowered) else lowered)
-    return match["version"].replace("_", ".") if match else None
 
 
 class LicenceSettings(Settings):
@@ -320,10 +282,13 @@ def _covers(entry: str, licence: str) -> bool:
     return entry == licence or _refines(licence, entry)
 
 
-def normalise_licences(names: pa.ChunkedArray | pa.Array, urls: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Ids for two string columns; each distinct pair is read once."""
-    pairs = zip(names.to_pylist(), urls.to_pylist(), strict=True)
-    return pa.array([normalise_licence(name, url) for name, url in pairs], pa.string())
+def normalise_licences(
+    names: pa.ChunkedArray | pa.Array, urls: pa.ChunkedArray | pa.Array, meant: Mapping[str, str] = MappingProxyType({})
+) -> pa.Array:
+    """Return the ids for two string columns; each distinct pair is read once."""
+    pairs = list(zip(names.to_pylist(), urls.to_pylist(), strict=True))
+    ids = {pair: normalise_licence(*pair, meant) for pair in set(pairs)}
+    return pa.array([ids[pair] for pair in pairs], pa.string())
 
 
 def judge_licences(table: pa.Table, settings: LicenceSettings) -> pa.Table:

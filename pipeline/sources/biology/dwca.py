@@ -357,7 +357,7 @@ def _cases(sql: Any, plan: _Plan) -> list[Case]:
     return [
         Case("c.id IS NULL", "no_record", "m.id"),
         Case(f"NOT {is_picture}", "where_media_type", f"coalesce({kind}, {form})"),
-        *where_cases(sql, plan.settings.where, plan.column, plan.first(_LICENCE), "media m"),
+        *where_cases(sql, plan.settings.where, plan.column, (plan.first(_LICENCE), "NULL"), "media m"),
     ]
 
 

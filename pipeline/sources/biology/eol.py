@@ -138,7 +138,7 @@ def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
     if settings.taxa is not None:
         origin += " LEFT JOIN pages t ON t.page = m.page"
         taxon = {f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS} | {"taxon_scientific_name": "t.name"}
-    cases = where_cases(sql, settings.where, lambda rank: f't."{rank}"', "m.licence", "manifest m")
+    cases = where_cases(sql, settings.where, lambda rank: f't."{rank}"', ("m.licence", "NULL"), "manifest m")
     url = "m.copy_url" if settings.address == "copy" else "coalesce(nullif(m.source_url, ''), m.copy_url)"
     columns = {
         "record_key": "coalesce(nullif(m.copy_url, ''), m.source_url)",

@@ -142,7 +142,7 @@ def _joined(sql: Any, settings: InaturalistSettings, columns: Mapping[str, str])
     )
     cases = [Case("o.observation_uuid IS NULL", "no_record", "p.observation_uuid")]
     where = {"quality_grade": _GRADES, **settings.where}
-    cases += where_cases(sql, where, columns.__getitem__, "p.license", "photos p")
+    cases += where_cases(sql, where, columns.__getitem__, ("p.license", "NULL"), "photos p")
     observer = "coalesce(nullif(w.name, ''), w.login)"
     mapped = {
         "record_key": "p.photo_id",

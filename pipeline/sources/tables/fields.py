@@ -3,7 +3,7 @@
 The rows of the source are staged on disk as they come. `keyed.py` pairs them with those of each table. The values are
 then sorted by the rows of the source, and both files are read side by side: memory holds one batch of each. A value of
 the source counts before one of a table, and a table before the next. Where rows with one key differ, a field stays
-empty, but all of their licences and owners count.
+empty, but all of their owners count, and their licences, each in a line of its own.
 """
 
 from __future__ import annotations
@@ -21,13 +21,23 @@ from pydantic import model_validator
 
 from manifests.contract.settings import ConfigPath
 from manifests.masking import hide_secrets
-from pipeline.sources.rows import BATCH_ROWS, ROWS, Batch, RowColumns, Scratch, extra_json, make_batch, map_columns
+from pipeline.sources.rows import (
+    BATCH_ROWS,
+    LICENCE_PAIR,
+    ROWS,
+    Batch,
+    RowColumns,
+    Scratch,
+    extra_json,
+    make_batch,
+    map_columns,
+)
 from pipeline.sources.table import TableReader
 from pipeline.sources.tables.joining import StagedTable, staging, text
 from pipeline.sources.tables.keyed import JoinedTable, keys_that_share, pair_rows, stage_partners
 
 _KEPT = "extra."  # in front of the name of a column that `extra` keeps
-_TOGETHER = {"licence": " AND ", "licence_url": " AND ", "rights_holder": "; ", "creator": "; "}
+_OWNERS = ("rights_holder", "creator")
 
 
 class FieldColumns(RowColumns):
@@ -121,7 +131,7 @@ def _values_by_row(
     names = joined.names()
     odd = stage_partners(sql, folder, table, names, joined.staged)
     counts = pair_rows(sql, odd, keys_that_share(joined, of_tars), once=True)
-    agreed = ", ".join(f'{_agreed(name)} AS "{name}"' for name in names)
+    agreed = ", ".join(f'{_agreed(name, names)} AS "{name}"' for name in names)
     differ = " OR ".join(f'min(u."{name}") <> max(u."{name}")' for name in names)
     sql.execute(
         f"CREATE OR REPLACE TABLE agreed AS SELECT r.first, min(r.key) AS key, coalesce({differ}, false) AS differ, "
@@ -142,10 +152,20 @@ def _values_by_row(
     return staged.path, counts
 
 
-def _agreed(name: str) -> str:
-    """SQL of what rows with one key say together. Rights that they state in two ways are not left to `defaults`."""
-    value, joiner = f'u."{name}"', _TOGETHER.get(name)
-    together = f"string_agg(DISTINCT {value}, {text(joiner)} ORDER BY {value})" if joiner else "NULL"
+def _agreed(name: str, names: Sequence[str]) -> str:
+    """SQL of what rows with one key say together. Rights that they state in two ways are not left to `defaults`.
+
+    A licence and its address are a line in each of two columns, so that every row's are read beside each other.
+    """
+    value = f'u."{name}"'
+    if name in LICENCE_PAIR:
+        pair = [
+            f"""coalesce(regexp_replace(u."{part}", '\\s+', ' ', 'g'), '')""" for part in names if part in LICENCE_PAIR
+        ]
+        stated = f"list_sort(list(DISTINCT [{', '.join(pair)}]) FILTER (concat({', '.join(pair)}) <> ''))"
+        place = [part for part in names if part in LICENCE_PAIR].index(name) + 1
+        return f"if(max({value}) IS NULL, NULL, array_to_string([line[{place}] for line in {stated}], chr(10)))"
+    together = f"string_agg(DISTINCT {value}, '; ' ORDER BY {value})" if name in _OWNERS else "NULL"
     return f"if(min({value}) = max({value}), min({value}), {together})"
 
 

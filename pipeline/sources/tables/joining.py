@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field
 
 from manifests.contract.tables import TAXON_RANKS
-from pipeline.judging.vocabulary.licences import LicenceSettings, normalise_licence
+from pipeline.judging.vocabulary.licences import CONFLICTING, KNOWN, UNKNOWN, LicenceSettings, normalise_licences
 from pipeline.sources.rows import (
     BATCH_ROWS,
     LOST,
@@ -168,10 +169,23 @@ def lost_rows(sql: Any, query: str) -> Iterator[Batch]:
         yield Batch(ROWS.empty_table(), np.arange(0), lost)
 
 
-def where_cases(sql: Any, where: Where, column: Callable[[str], str], licence: str, origin: str) -> list[Case]:
-    """The filters of a `where`: `column` gives the SQL of a term, `licence` is that of the licence in `origin`."""
+def where_cases(
+    sql: Any,
+    where: Where,
+    column: Callable[[str], str],
+    licence: tuple[str, str],
+    origin: str,
+    meant: Mapping[str, str] = MappingProxyType({}),
+) -> list[Case]:
+    """Return the filters of a `where`.
+
+    `column` gives the SQL of a term. `licence` is the SQL of the name and of the address of a licence in `origin`;
+    `meant` as in `normalise_licence`.
+    """
     return [
-        _licence_case(sql, licence, origin, values) if name == "licence" else where_case(name, column(name), values)
+        _licence_case(sql, *licence, origin, values, meant)
+        if name == "licence"
+        else where_case(name, column(name), values)
         for name, values in where.items()
     ]
 
@@ -180,41 +194,52 @@ def where_case(name: str, column: str, values: Sequence[str] | Mapping[Literal["
     """A row must have one of the values, or none of those in `not`; HUMAN_OBSERVATION and HumanObservation are the
     same. A row without a value has none of them.
     """
-    drops, listed = _which_drop(values)
+    drops, listed = ("IN", values[_NOT]) if isinstance(values, Mapping) else ("NOT IN", values)
     folded = ", ".join(_folded(text(value)) for value in listed)
     return Case(f"coalesce({_folded(column)}, '') {drops} ({folded})", f"where_{name}", column)
 
 
-def _which_drop(values: Sequence[str] | Mapping[Literal["not"], Sequence[str]]) -> tuple[str, Sequence[str]]:
-    """SQL of the comparison that drops a row, and the values that it looks for."""
-    return ("IN", values[_NOT]) if isinstance(values, Mapping) else ("NOT IN", values)
-
-
 def _licence_case(
-    sql: Any, column: str, origin: str, values: Sequence[str] | Mapping[Literal["not"], Sequence[str]]
+    sql: Any,
+    name: str,
+    url: str,
+    origin: str,
+    values: Sequence[str] | Mapping[Literal["not"], Sequence[str]],
+    meant: Mapping[str, str],
 ) -> Case:
-    """A row must have one of the licences, in whatever spelling; or none of those in `not`."""
-    drops, listed = _which_drop(values)
-    policy = LicenceSettings(allow=tuple(listed), deny=())
-    distinct = sql.sql(f"SELECT DISTINCT coalesce({column}, '') FROM {origin}").to_arrow_reader(BATCH_ROWS)
-    spellings = (spelling for batch in distinct for spelling in batch.column(0).to_pylist())
-    meant = [spelling for spelling in spellings if policy.allows(normalise_licence(spelling))]
-    sql.register("licences_of_where", pa.table({"licence": pa.array(meant, pa.string())}))
-    found = f"coalesce({column}, '') {drops} (SELECT licence FROM licences_of_where)"
-    return Case(found, "where_licence", column)
+    """Return the filter of licences, read as ingest reads them. With `not` no part that must be allowed is listed."""
+    if isinstance(values, Mapping):
+        policy = LicenceSettings(allow=(KNOWN, UNKNOWN, CONFLICTING), deny=tuple(values[_NOT]))
+    else:
+        policy = LicenceSettings(allow=tuple(values), deny=())
+    stated = sql.sql(
+        f"SELECT DISTINCT ({name})::VARCHAR AS name, ({url})::VARCHAR AS url FROM {origin}"
+    ).to_arrow_table()
+    ids = normalise_licences(stated["name"], stated["url"], meant).to_pylist()
+    passing = stated.filter(pa.array([policy.allows(licence) for licence in ids], pa.bool_()))
+    sql.register("licences_of_where", passing)
+    found = f"n.name IS NOT DISTINCT FROM {name} AND n.url IS NOT DISTINCT FROM {url}"
+    return Case(f"NOT EXISTS (FROM licences_of_where n WHERE {found})", "where_licence", f"coalesce({name}, {url})")
 
 
-def where_rows(batches: Iterator[Batch], where: Where, columns: Mapping[str, str], scratch: Scratch) -> Iterator[Batch]:
+def where_rows(
+    batches: Iterator[Batch],
+    where: Where,
+    columns: Mapping[str, str],
+    scratch: Scratch,
+    meant: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Batch]:
     """The rows of any reader that pass a `where`, and the others as lost.
 
-    `columns` gives the SQL of each term, in rows that have the columns of ROWS and `binomial`.
+    `columns` gives the SQL of each term, in rows that have the columns of ROWS and `binomial`; `meant` as in
+    `normalise_licence`.
     """
     kept = {name: f'"{name}"' for name in ROWS.names}
     with scratch() as sql:
         for batch in batches:
             numbered = batch.rows.append_column("row_number", pa.array(batch.numbers, pa.int64()))
             sql.register("batch", numbered.append_column("binomial", binomials(batch.rows)))
-            cases = where_cases(sql, where, columns.__getitem__, columns.get("licence", "NULL"), "batch")
+            cases = where_cases(sql, where, columns.__getitem__, ("licence", "licence_url"), "batch", meant)
             yield from judged_rows(sql, kept, "batch", "row_number", cases)
             if batch.lost.num_rows:
                 yield replace(batch, rows=ROWS.empty_table(), numbers=np.arange(0))

@@ -60,12 +60,9 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     `asked_url` is the whole address where `url` hides a secret of it, and null elsewhere. Duplicate records are found
     later, over the whole source.
     """
-    rows = batch.rows
+    rows = source.defaults.fill(batch.rows)
     num_rows = rows.num_rows
     mapped: dict[str, Any] = {name: rows[name] for name in rows.column_names}
-    for name, value in source.defaults.values().items():
-        empty = pc.equal(pc.fill_null(pc.utf8_trim_whitespace(rows[name]), ""), "")
-        mapped[name] = pc.if_else(empty, value, rows[name])
     mapped["caption"] = first_texts(mapped["caption"])
     mapped["url"] = pc.utf8_trim_whitespace(rows["url"])
     mapped["record_key"] = pc.utf8_trim_whitespace(rows["record_key"])
@@ -353,11 +350,12 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        # 5: species are binomials, and names tell two domains apart; 6: a header counts as a row, lists are no captions
+        # 6: a header counts as a row, lists are no captions; 7: `where` reads whole licences and their addresses, joined
+        # rows state theirs in a line each, a default never contradicts an address
         Step(
             "read",
             read_source,
-            version=6,
+            version=7,
             gives=("staged", "candidates", "rejects", "secrets"),
             plan=_plan,
             unit="sources",

@@ -110,7 +110,7 @@ def test_rows_with_one_key_give_what_they_agree_on_and_all_that_finds_no_partner
     )
     rows, _ = read(given)
     assert [(row.get("licence"), row.get("taxon_genus")) for row in rows] == [
-        ("CC-BY AND CC0", "Poa"),
+        ("CC-BY\nCC0", "Poa"),
         ("CC0", "Rosa"),
         ("CC0", "Malus"),
         (None, None),
