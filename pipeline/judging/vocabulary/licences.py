@@ -50,10 +50,12 @@ def _forms(kind: str) -> list[tuple[str, str]]:
 _TOKEN = re.compile(
     "(?:" + "|".join(rf"(?P<{kind}>(?:{words})(?!(?!v\d)[^\W\d]))" for kind, words in _forms("word")) + r")[ ,:()-]*"
 )
+_WORDS = re.compile(f"(?:{_TOKEN.pattern})+")
 _CC_SHAPE = re.compile("(?:licence |cc )*(?:by |nc |nd |sa )+(?:(?:licence|port|by|nc|nd|sa) )*(?:version )?"
                        "(?:(?:licence|port|nc|nd|sa) )*")  # fmt: skip
 _GNU_SHAPE = re.compile("(?:licence )?(A?GPL|LGPL|GFDL) (?:licence )?(?:version (later |only )?)?")
-_NAMES = [(licence, re.compile(f"{licence.lower()}|{names}")) for licence, names in _forms("name")]
+_NAMED = [licence for licence, _ in _forms("name")]
+_NAMES = re.compile("|".join(f"({re.escape(licence.lower())}|{names})" for licence, names in _forms("name")))
 _SILENT = re.compile(_forms("silent")[0][1])
 _FORMS = [re.compile(form) for _, form in _forms("form")]
 _NAME = re.compile("[A-Za-zÀ-ɏ0-9 .,'&@-]{1,80}")
@@ -74,7 +76,7 @@ LICENCE_IDS = (
     KNOWN,
     *_CLASSES,
     *(f"CC-{parts}" for parts in ("BY", "BY-SA", "BY-NC", "BY-NC-SA", "BY-ND", "BY-NC-ND")),
-    *(licence for licence, _ in _NAMES if licence not in {*_CLASSES, _NOTICE}),
+    *(licence for licence in _NAMED if licence not in {*_CLASSES, _NOTICE}),
     *("AGPL", "GFDL", "GPL", "LGPL"),
 )
 """What `allow` and `deny` take; those of Creative Commons and GNU also with a version, such as CC-BY-4.0."""
@@ -121,7 +123,7 @@ def _read_text(stated: str) -> str | None:
     text = _ADDRESS.sub(lambda found: f"<{_read_address(found[1])}>", _plain(stated))
     if _SILENT.fullmatch(text.lower()):
         return None
-    return _read_list(text.lower()) or _read_form(text) or UNKNOWN
+    return (None if text.startswith("© ") else _read_list(text.lower())) or _read_form(text) or UNKNOWN
 
 
 def _plain(stated: str) -> str:
@@ -168,16 +170,18 @@ def _read_licence(lowered: str) -> str | None:
     return _agree(ids[0], _all_of(ids[1:])) if name else _all_of(ids)
 
 
+@lru_cache(maxsize=4096)
 def _read_name(lowered: str) -> str | None:
     """Return the id that a name, or the id itself, stands for."""
-    return _read_words(lowered) or next((licence for licence, name in _NAMES if name.fullmatch(lowered)), None)
+    named = _NAMES.fullmatch(lowered)
+    return _NAMED[(named.lastindex or 1) - 1] if named else _read_words(lowered)
 
 
 def _read_words(lowered: str) -> str | None:
     """Return the id of a licence of Creative Commons or GNU, when all words of a text belong to its name."""
-    found = list(_TOKEN.finditer(lowered))
-    if "".join(word[0] for word in found) != lowered:
+    if not _WORDS.fullmatch(lowered):
         return None
+    found = list(_TOKEN.finditer(lowered))
     kinds = [str(word.lastgroup) for word in found]
     shape = "".join(f"{kind} " for kind in kinds)
     version = next((".".join(re.findall("[0-9]", word[0])) for word in found if word["version"]), "")

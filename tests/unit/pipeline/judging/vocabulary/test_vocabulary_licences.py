@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -9,70 +11,48 @@ from pydantic import ValidationError
 from pipeline.judging.vocabulary.licences import (
     LICENCE_IDS,
     REDISTRIBUTABLE,
+    UNKNOWN,
     LicenceSettings,
+    check_meanings,
     judge_licences,
     licence_address,
     normalise_licence,
     normalise_licences,
+    unread_statements,
 )
 
-SPELLINGS = {
-    "CC-BY-4.0": ["CC BY 4.0", "cc-by-4.0", "CC_BY_4_0", "CC-BY-4.0 (Twemoji)", "Creative Commons Attribution 4.0",
-                  "Creative Commons Attribution 4.0 International License", "Attribution 4.0 International (CC BY 4.0)",
-                  "© 2010 Smith, CC BY 4.0", "http://creativecommons.org/licenses/by/4.0/",
-                  "https://creativecommons.org/licenses/by/4.0/legalcode", "CC BY 4.0 DE", "CC BY 4",
-                     "http://www.creativecommons.org/licenses/by/4.0/deed.de", "//creativecommons.org/licenses/by/4.0",
-                     "https://creativecommons.org/licenses/by/4.0/?ref=openverse", "CC\uff0dBY\uff0d4.0"],
-    "CC-BY-NC-4.0": ["CC_BY_NC_4_0", "CC BY-NC 4.0", "https://creativecommons.org/licenses/by-nc/4.0/",
-                     "Creative Commons Attribution Non Commercial (CC-BY-NC) 4.0 License", "Creative Commons BY-NC 4.0",
-                     # each of these was read without its NC once: other dashes, brackets, words behind, other languages
-                     "CC BY\u2011NC 4.0", "CC BY\u2013NC 4.0", "CC BY (NC) 4.0", "CC-BY 4.0, non-commercial",
-                     "Creative Commons Paternité - Pas d'Utilisation Commerciale 4.0",
-                     "Atribuição-NãoComercial 4.0", "Naamsvermelding-NietCommercieel 4.0"],
-    "CC-BY-NC-SA-4.0": ["Attribution-NonCommercial-ShareAlike 4.0 International", "cc by-nc-sa 4.0"],
-    "CC-BY-NC-ND-3.0": ["CC BY-NC-ND 3.0", "Attribution-NonCommercial-NoDerivs 3.0 Unported"],
-    "CC-BY-SA-3.0": ["https://creativecommons.org/licenses/by-sa/3.0/us/legalcode", "CC BY-SA 3.0", "by-sa 3.0",
-                     "cc-by-sa-3.0-migrated", "CC-BY-SA v3", "CC BY-SA 3.0 IGO"],
-    "CC-BY": ["CC BY", "cc-by", "CC_BY", "by"],
-    "CC-BY-NC": ["CC-BY-NC", "cc by nc", "BY-NC"],
-    "CC0-1.0": ["CC0", "CC-0", "CC0_1_0", "CC0 1.0 Universal", "cc zero", "Creative Commons Zero",
-                "http://creativecommons.org/publicdomain/zero/1.0/legalcode"],
-    "PDM-1.0": ["Public Domain Mark 1.0", "http://creativecommons.org/publicdomain/mark/1.0/", "PDM"],
-    "public-domain": ["public domain", "Public-Domain", "PD", "PD-old", "gemeinfrei"],
-    "GPL-2.0": ["GPL-2", "GPL 2.0", "GPLv2", "GNU General Public License v2",
-                "http://www.gnu.org/licenses/old-licenses/gpl-2.0.html"],
-    "GPL-2.0-or-later": ["GPL-2+", "GPL-2.0-or-later", "GNU General Public License version 2 or later"],
-    "GPL-3.0-or-later": ["GPL-3+", "GPLv3+"],
-    "LGPL-3.0": ["LGPLv3", "LGPL-3", "GNU Lesser General Public License v3"],
-    "GFDL-1.2": ["GFDL-1.2", "GNU Free Documentation License 1.2", "GFDL-NIV-1.2"],
-    "MIT": ["MIT", "Expat", "MIT License", "The MIT License", "MIT (Microsoft Fluent Emoji)"],
-    "Apache-2.0": ["Apache-2.0", "Apache License, Version 2.0", "Apache 2", "https://www.apache.org/licenses/LICENSE-2.0"],
-    "BSD-3-Clause": ["BSD-3-Clause", "New BSD"],
-    "all-rights-reserved": ["All Rights Reserved", "© 2010 Smith, all rights reserved", "C", "copyright Jane Doe"],
-    "CC-BY-SA-3.0 AND public-domain": ["CC-BY-SA-3.0 per gcompris (art4apps); the Debian file says public-domain"],
-    "no-known-copyright": ["No known copyright restrictions"],
-    "unknown": ["", "UNSPECIFIED", "UNSUPPORTED", "n/a", "none", "see the website", "not listed one by one",
-                "GPL-2+ package; photos not listed one by one", "CC0/public domain mostly", "some rights reserved",
-                "Attribution - pas d'usage commercial 2.0", "Open Government Licence - Canada",
-                "http://rightsstatements.org/vocab/NoC-NC/1.0/", "per .desktop author; package GPL-2+"],
-    "conflicting": ["All rights reserved CC BY-NC", "public domain, non-commercial use only"],
-    "CC-BY-SA-3.0 OR GFDL-1.2": ["GFDL-1.2 or CC-BY-SA-3.0", "CC-BY-SA-3.0 / GFDL-1.2"],
-    "CC-BY-SA OR GPL-2.0-or-later": ["GPL-2+ / CC-BY-SA (see DEP-5)"],
-    "CC-BY-3.0 AND GPL-2.0": ["GPL-2 + CC-BY-3.0", "GPL-2 and CC-BY-3.0"],
-    "Apache-2.0 OR OFL-1.1": ["Apache-2.0/OFL-1.1 (Noto Emoji)"],
-    "CC-BY-4.0 AND CC-BY-SA-4.0": ["CC-BY-4.0/CC-BY-SA-4.0 per file (DEP-5)"],
-}  # fmt: skip
-CASES = [(spelling, licence) for licence, spellings in SPELLINGS.items() for spelling in spellings]
+TEXTS = list(csv.DictReader(Path(__file__).with_name("licence_texts.csv").read_text(encoding="utf-8").splitlines(True)))
+"""Texts as catalogues write them, what they are read as, and what they were read as while words were searched for."""
+EARLIER = [row for row in TEXTS if row["earlier_id"]]
 
 
-@pytest.mark.parametrize(("spelling", "licence"), CASES)
-def test_spellings(spelling: str, licence: str) -> None:
-    assert normalise_licence(spelling) == licence
+def test_texts_of_catalogues() -> None:
+    assert len(TEXTS) >= 300
+    read = {row["text"]: normalise_licence(row["text"]) for row in TEXTS}
+    assert {row["text"]: read[row["text"]] for row in TEXTS if read[row["text"]] != row["id"]} == {}
 
 
-@pytest.mark.parametrize("licence", SPELLINGS)
+@pytest.mark.parametrize("licence", sorted({row["id"] for row in TEXTS}))
 def test_an_id_stands_for_itself(licence: str) -> None:
     assert normalise_licence(licence) == licence
+
+
+def test_what_was_read_rightly_before_is_read_and_nothing_that_forbids_is_free() -> None:
+    now_unknown = [row["text"] for row in EARLIER if row["id"] == UNKNOWN != row["earlier_id"]]
+    assert len(now_unknown) <= 0.05 * len(EARLIER)
+    others = {row["text"]: row["id"] for row in EARLIER if row["id"] not in (row["earlier_id"], UNKNOWN)}
+    assert others == {}
+
+
+@pytest.mark.parametrize("text", [
+    "This image is not in the public domain", "not CC0", "nicht gemeinfrei", "CC BY 4.0, for personal use only",
+    "CC BY 4.0 (no commercial use)", "© 2020 A. All rights reserved. Metadata CC0",
+    "Text CC BY-SA 3.0, image copyright by museum", "formerly CC BY 2.0", "not subject to the MIT License",
+    "https://creativecommons.org/licenses/by/4.0/ https://creativecommons.org/licenses/by-nd/4.0/",
+    "https://creativecommons.org/licenses/by%2Dnd/4.0/", "public domain outside Europe",
+])  # fmt: skip
+def test_texts_that_negate_or_restrict_are_not_passed_on(text: str) -> None:
+    assert not REDISTRIBUTABLE.allows(normalise_licence(text))
 
 
 @pytest.mark.parametrize(
@@ -86,11 +66,73 @@ def test_an_id_stands_for_itself(licence: str) -> None:
         ("CC BY", "http://creativecommons.org/licenses/by-nc/4.0/", "conflicting"),
         ("CC BY-NC-ND 4.0", "http://creativecommons.org/licenses/by/4.0/", "conflicting"),
         ("All rights reserved", "http://creativecommons.org/licenses/by/4.0/", "conflicting"),
+        ("© Jane Doe, all rights reserved", "http://creativecommons.org/licenses/by/4.0/", "conflicting"),
+        ("permission required", "http://creativecommons.org/licenses/by/4.0/", "conflicting"),
+        ("CC BY 4.0", "https://a.example/terms", "conflicting"),
+        ("n/a", "http://creativecommons.org/licenses/by/4.0/", "CC-BY-4.0"),
+        ("Not specified", "http://creativecommons.org/licenses/by/4.0/", "CC-BY-4.0"),
+        ("other", "http://creativecommons.org/licenses/by/4.0/", "conflicting"),
+        ("permission required", "https://a.example/terms", "unknown"),
         (None, None, "unknown"),
     ],
 )
 def test_name_and_address_together(text: str | None, url: str | None, licence: str) -> None:
     assert normalise_licence(text, url) == licence
+
+
+BY, BY_NC = (f"https://creativecommons.org/licenses/{parts}/4.0/" for parts in ("by", "by-nc"))
+
+
+@pytest.mark.parametrize(
+    ("text", "url", "licence"),
+    [
+        ("CC BY\nCC BY-NC", f"{BY}\n{BY_NC}", "CC-BY-4.0 AND CC-BY-NC-4.0"),
+        ("CC BY\nCC BY", f"\n{BY}", "CC-BY-4.0"),
+        ("\nCC BY", f"{BY_NC}\n", "CC-BY AND CC-BY-NC-4.0"),
+        ("CC BY\npermission required", None, "unknown"),
+        ("CC BY\nprivate", None, "unknown"),
+        ("CC BY\nIn Copyright", None, "CC-BY AND all-rights-reserved"),
+        ("CC BY\n© 2020 J. Smith", None, "CC-BY AND all-rights-reserved"),
+        ("CC BY\nn/a", None, "CC-BY"),
+        ("CC BY\nCC BY", f"{BY}\n{BY_NC}", "conflicting"),
+        ("CC BY 4.0\nGFDL or CC BY 4.0", None, "unknown"),
+        ("CC BY\n" * 100_000, None, "CC-BY"),
+    ],
+)
+def test_rows_of_a_table_are_read_apart_and_hold_together(text: str, url: str | None, licence: str) -> None:
+    assert normalise_licence(text, url) == licence
+
+
+def test_a_config_says_what_a_text_means() -> None:
+    meant = check_meanings({"Free for all,  with credit.": "CC-BY-4.0", "https://a.example/terms": "CC0-1.0"})
+    assert normalise_licence("FREE for all, with credit", None, meant) == "CC-BY-4.0"
+    assert normalise_licence("Free for all, with credit", "https://a.example/terms", meant) == "conflicting"
+    assert normalise_licence(None, "https://a.example/terms", meant) == "CC0-1.0"
+    assert normalise_licence("Free for all, with credit, but not for sale", None, meant) == "unknown"
+    assert normalise_licence("CC BY\nFree for all, with credit", None, meant) == "CC-BY-4.0"
+    assert unread_statements("Free for all\nCC BY\nn/a", "https://a.example/terms", {}) == [
+        "Free for all", "https://a.example/terms",
+    ]  # fmt: skip
+    assert unread_statements("Free for all, with credit", "https://a.example/terms", meant) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"CC BY-NC 4.0": "CC0-1.0"}, "'CC BY-NC 4.0' is read as CC-BY-NC-4.0"),
+        ({"n/a": "CC0-1.0"}, "'n/a' says nothing: write `defaults`"),
+        ({"Free for all": "known"}, "'known' is no licence that a text can mean"),
+        ({"Free for all": "CC BY 4.0"}, r"'CC BY 4.0' is not a licence id; did you mean 'CC-BY-4\.0'"),
+    ],
+)
+def test_only_texts_that_are_not_read_are_given_a_meaning(texts: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_meanings(texts)
+
+
+@pytest.mark.parametrize("licence", [licence for licence in LICENCE_IDS if licence_address(licence) != licence])
+def test_the_address_of_a_licence_is_read_as_it(licence: str) -> None:
+    assert normalise_licence(None, licence_address(licence)) == licence
 
 
 @pytest.mark.parametrize(
