@@ -175,7 +175,7 @@ def _write_shard(path: Path, split: str, samples: list[Sample], number: int) -> 
             "url": f"http://127.0.0.1/{sample.record_key}.jpg",
             "text": sample.text,
             "extra": json.dumps({"category": sample.category}),
-            "licence": "CC0-1.0",
+            "licence": "CC0" if len(sample.text) % 2 else "CC0 1.0",  # as sources spell one licence
             "licence_id": "CC0-1.0",
             "image_id": hashlib.sha256(b"as downloaded " + sample.jpg).hexdigest(),
             "stored_sha256": hashlib.sha256(sample.jpg).hexdigest(),

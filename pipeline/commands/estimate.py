@@ -116,8 +116,11 @@ def _licence_lines(sources: list[dict[str, Any]]) -> list[str]:
             left = f"; left out by select.licences: {dropped}" if dropped else ""
             lines.append(f"licences  {row['source']}: {kept or 'none that passes'}{left}")
         if unread := row["unread_licences"]:
-            lines.append("          cannot be read; write in the source what the owner means, if you know it, such as")
-            lines.append(f"          `licences: {{{json.dumps(unread[0]['text'], ensure_ascii=False)}: CC-BY-4.0}}`:")
+            line = json.dumps(unread[0]["text"], ensure_ascii=False)
+            lines += [
+                "          texts that cannot be read, the commonest first; where you know what one means, write in"
+            ]
+            lines += [f"          the source `licences: {{{line}: CC-BY-4.0}}`, with its licence:"]
             lines += [f"          {text['num_pictures']:9,}  {text['text']!r}" for text in unread]
     return lines
 

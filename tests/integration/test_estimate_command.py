@@ -110,6 +110,40 @@ def write_config(folder: Path, *urls: str, **fetch: Any) -> Path:
     return folder / "c.yaml"
 
 
+def test_licence_texts_that_cannot_be_read_are_listed_with_the_line_that_maps_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(write_config(tmp_path).read_text())
+    texts = ["CC BY 4.0", *['Free, "with credit"'] * 3, *["see page"] * 2, "", "n/a"]
+    rows = [f"http://a.org/{n}.jpg,a rose,{json.dumps(text)}" for n, text in enumerate(texts)]
+    (tmp_path / "t.csv").write_text("\n".join(["url,caption,licence", *rows]).replace('\\"', '""') + "\n")
+    web = config["sources"][0]
+    web["columns"] = {"url": "url", "caption": "caption", "licence": "licence"}
+    del web["defaults"]
+    config["fetch"] = {"network": {"contact": "mailto:me@example.org"}}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["estimate", str(path)]) == 0
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    at = lines.index("licences  web: 1 CC-BY-4.0; left out by select.licences: 7 unknown")
+    assert lines[at + 2 : at + 5] == [
+        """          the source `licences: {"Free, \\"with credit\\"": CC-BY-4.0}`, with its licence:""",
+        """                  3  'Free, "with credit"'""",
+        "                  2  'see page'",
+    ]
+    assert (
+        """'Free, "with credit"' cannot be read, and unknown licences are dropped; write `licences: {"Free"""
+        in told.err
+    )
+    web["licences"] = {'Free, "with credit"': "CC-BY-4.0"}
+    path.write_text(yaml.safe_dump(config))
+    assert main(["estimate", str(path), "--json"]) == 0
+    (found, _) = json.loads(capsys.readouterr().out)["sources"]
+    assert {entry["licence"]: entry["num_pictures"] for entry in found["licences"]} == {"CC-BY-4.0": 4, "unknown": 4}
+    assert found["unread_licences"] == [{"text": "see page", "num_pictures": 2}]
+
+
 def test_counts_and_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     urls = [f"http://slow.org/{n}.jpg" for n in range(300)] + [f"https://cdn{n % 3}.net:443/{n}" for n in range(90)]
     urls += ["http://slow.org/0.jpg", "ftp://x", "", "https://u:p@B.example./x"]

@@ -69,6 +69,71 @@ def test_defaults_do_not_stand_in_for_rights_that_rows_state_in_several_ways(tmp
     ]
 
 
+@pytest.mark.parametrize(
+    ("rights", "licence"),
+    [
+        ("1,CC-BY,\n1,permission required,\n", "unknown"),
+        ("1,CC-BY,\n1,private,\n", "unknown"),
+        ("1,CC-BY,\n1,In Copyright,\n", "CC-BY AND all-rights-reserved"),
+        ("1,CC-BY,\n1,© 2020 J. Smith,\n", "CC-BY AND all-rights-reserved"),
+        ("1,CC-BY,\n1,© 2020 J. Smith,https://creativecommons.org/licenses/by-nc/4.0/\n", "CC-BY AND CC-BY-NC-4.0"),
+        ("1,CC-BY,\n1,,https://creativecommons.org/licenses/by/4.0/\n", "CC-BY-4.0"),
+        ("1,CC-BY,https://creativecommons.org/licenses/by/4.0/\n1,CC-BY,https://a.org/terms\n", "conflicting"),
+        ('1,"CC-BY\nfor texts",\n1,CC-BY,\n', "unknown"),
+        ("1,CC-BY,\n1,n/a,\n1,,\n", "CC-BY"),
+    ],
+)
+def test_licences_of_rows_are_read_apart_and_beside_their_own_address(
+    tmp_path: Path, read: Read, rights: str, licence: str
+) -> None:
+    """`CC-BY` beside a row that nobody can read went out as CC-BY: the texts were glued together and then read."""
+    table = joined(tmp_path / "a.csv", "key,name,url\n" + rights, licence="name", licence_url="url")
+    given = list_of(tmp_path / "l.csv", "id,url,text\n1,http://a.org/1.jpg,a rose\n", join=[table])
+    ((row,), _) = read(given)
+    assert normalise_licence(row.get("licence"), row.get("licence_url")) == licence
+
+
+def test_a_default_licence_fills_the_name_and_the_address_or_nothing(tmp_path: Path, read: Read) -> None:
+    """`defaults: {licence: CC0-1.0}` stood beside a row's own address, which it contradicts."""
+    by = "https://creativecommons.org/licenses/by/4.0/"
+    rows = f"id,url,text,name,link\n1,http://a/1,x,,{by}\n2,http://a/2,x,CC BY, \n3,http://a/3,x,,\n"
+    columns = {"licence": "name", "licence_url": "link"}
+    for defaults in ({"licence": "CC0-1.0"}, {"licence_url": "https://creativecommons.org/publicdomain/zero/1.0/"}):
+        for where in ({}, {"licence": ["CC-BY", "CC0-1.0"]}):
+            given = list_of(tmp_path / "l.csv", rows, columns=columns, defaults=defaults, where=where)
+            found, lost = read(given)
+            ids = [normalise_licence(row.get("licence"), row.get("licence_url")) for row in found]
+            assert (ids, lost) == (["CC-BY-4.0", "CC-BY", "CC0-1.0"], [])
+
+
+def test_where_reads_licences_as_ingest_does(tmp_path: Path, read: Read) -> None:
+    """`not` kept what an address or one of two licences forbids, and dropped a choice."""
+    nc = "https://creativecommons.org/licenses/by-nc/4.0/"
+    rows = ["id,url,text,name,link", "1,http://a/1,x,CC BY AND CC BY-NC,", f"2,http://a/2,x,,{nc}",
+            "3,http://a/3,x,CC-BY OR CC-BY-NC,", "4,http://a/4,x,CC BY,", "5,http://a/5,x,Free with credit,",
+            f"6,http://a/6,x,CC BY,{nc}"]  # fmt: skip
+
+    def kept(values: Any, **keys: Any) -> list[str]:
+        columns = {"licence": "name", "licence_url": "link"}
+        where = {"licence": values}
+        found, lost = read(list_of(tmp_path / "l.csv", "\n".join(rows) + "\n", columns=columns, where=where, **keys))
+        assert {reason for _, reason, _, _ in lost} <= {"where_licence"}
+        return [row["record_key"] for row in found]
+
+    assert kept({"not": ["CC-BY-NC"]}) == ["3", "4", "5", "6"]
+    assert kept({"not": ["CC-BY-NC", "conflicting", "unknown"]}) == ["3", "4"]
+    assert kept(["CC-BY"]) == ["3", "4"]
+    assert kept(["CC-BY", "CC-BY-NC"]) == ["1", "2", "3", "4"]
+    assert kept(["CC-BY"], licences={"Free with credit": "CC-BY-4.0"}) == ["3", "4", "5"]
+
+
+def test_texts_that_a_source_gives_a_meaning_are_named_in_its_own_where(tmp_path: Path) -> None:
+    keys = archive(tmp_path / "there")
+    keys["dwca"]["where"] = {"licence": ["CC-BY"]}
+    with pytest.raises(ConfigError, match=r"`where` of dwca does not know these texts; write `where: \{licence: "):
+        source(**keys, licences={"Free with credit": "CC-BY-4.0"})
+
+
 def test_what_the_source_says_counts_first_then_the_tables_in_order_then_the_defaults(
     tmp_path: Path, read: Read
 ) -> None:
