@@ -67,7 +67,7 @@ class RowFields(Settings):
     taxon_vernacular_name: str | None = None
     """The common name."""
     licence: str | None = None
-    """Name or address of the licence; many spellings are understood."""
+    """Name or address of the licence in any usual spelling, and nothing else beside it."""
     licence_url: str | None = None
     """Address of the licence."""
     rights_holder: str | None = None

@@ -247,6 +247,10 @@ def family_of(licence_id: str) -> str:
 class LicenceSettings(Settings):
     """Which licences may go into a release.
 
+    A statement is read as a whole or it is `unknown`. Licences beside each other with a comma or a stroke (`GFDL, CC
+    BY-SA 3.0`, `cc-by-sa-3.0,2.5`) are a choice, as on Wikimedia Commons, and one allowed licence is enough. Where one
+    of them is NC, ND, CC0 or public domain, and with `and` or `;`, all of them must be allowed.
+
     `allow` and `deny` hold ids or families: `CC-BY` covers every version of CC BY and no other licence of Creative
     Commons, `CC-BY-4.0` only that version, and `known` every licence that could be read. An empty `allow` is `[known]`;
     `unknown` and `conflicting` are allowed only when `allow` names them. `deny` wins.
