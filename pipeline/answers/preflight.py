@@ -292,9 +292,13 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
             why = f"{unread[0]!r:.80} cannot be read" if unread else "they state none"
             what = f"{first.format(num)}: {why}, and unknown licences are dropped"
             allowed = ", ".join([*(policy.allow or (KNOWN,)), UNKNOWN])
-            key = f"licences: {{{json.dumps(unread[0])}: " if unread else "defaults: {licence: "
+            mapped = (
+                f"licences: {{{json.dumps(unread[0])}: ID}} # in the source, if you know what it means"
+                if unread
+                else ""
+            )
             mend: tuple[str, ...] = (
-                f"{key}CC-BY-4.0}} # in the source, if that is its licence",
+                mapped or "defaults: {licence: CC-BY-4.0} # in the source, if that is its licence",
                 f"select: {{licences: {{allow: [{allowed}]}}}}",
             )
         else:

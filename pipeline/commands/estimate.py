@@ -117,10 +117,10 @@ def _licence_lines(sources: list[dict[str, Any]]) -> list[str]:
             lines.append(f"licences  {row['source']}: {kept or 'none that passes'}{left}")
         if unread := row["unread_licences"]:
             line = json.dumps(unread[0]["text"], ensure_ascii=False)
-            lines += [
-                "          texts that cannot be read, the commonest first; where you know what one means, write in"
-            ]
-            lines += [f"          the source `licences: {{{line}: CC-BY-4.0}}`, with its licence:"]
+            lines.append(
+                "          these texts cannot be read; where you know the licence that one means, write its id"
+            )
+            lines.append(f"          into the source: `licences: {{{line}: ID}}`")
             lines += [f"          {text['num_pictures']:9,}  {text['text']!r}" for text in unread]
     return lines
 

@@ -40,6 +40,7 @@ from pipeline.sidefiles.croissant import write_croissant
 from pipeline.store.sql import view_parquet
 
 _NUM_COPIES = 8  # files that are copied at the same time
+_READ_WHOLE_SINCE = 12  # version of `caption`; before it, one word of a text was enough for a licence
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ def plan_publishing(release: Release, target: str, *, public: bool, authors: Seq
         _check_folder(release, target, public)
         address, owner = None, f"the makers of {release.record['name']}"
     check_release(release, deep=False)
+    if public and release.record["recipe"]["caption"]["version"] < _READ_WHOLE_SINCE:
+        raise ConfigError(
+            f"{release.name}: may not be public, since licences were not yet read as a whole when it was built; build "
+            "it again, which downloads nothing"
+        )
     licences = count_licences(release)
     fs, inner = storage.filesystem(samples_path(release))
     schema = ask(samples_path(release), lambda: pq.read_schema(inner, filesystem=fs))

@@ -21,7 +21,9 @@ from sealed import flip_byte
 from waiting import wait_until
 
 from manifests.contract.release import Release
+from manifests.errors import ConfigError
 from pipeline.cli import main
+from pipeline.releases.publishing import plan_publishing
 
 # huggingface_hub 2.4 sends LFS files in a way that its own HTTP client deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -93,6 +95,14 @@ def test_public_is_refused_with_every_licence_that_forbids_it(
     assert "8 images: CC-BY-ND-4.0, from theirs" in done.stderr
     assert "CC-BY-4.0" not in done.stderr
     assert not hub.log
+
+
+def test_a_release_whose_licences_were_read_by_single_words_does_not_become_public(releases: dict[str, Path]) -> None:
+    release = Release.open(str(releases["free"]))
+    release.record["recipe"]["caption"]["version"] = 11
+    with pytest.raises(ConfigError, match="were not yet read as a whole when it was built; build it again"):
+        plan_publishing(release, "hf:lab/plants", public=True, authors=())
+    assert not plan_publishing(release, "hf:lab/plants", public=False, authors=()).public
 
 
 @pytest.mark.parametrize("public", [True, pytest.param(False, marks=pytest.mark.slow)])

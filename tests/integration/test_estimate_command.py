@@ -128,7 +128,7 @@ def test_licence_texts_that_cannot_be_read_are_listed_with_the_line_that_maps_th
     lines = told.out.splitlines()
     at = lines.index("licences  web: 1 CC-BY-4.0; left out by select.licences: 7 unknown")
     assert lines[at + 2 : at + 5] == [
-        """          the source `licences: {"Free, \\"with credit\\"": CC-BY-4.0}`, with its licence:""",
+        """          into the source: `licences: {"Free, \\"with credit\\"": ID}`""",
         """                  3  'Free, "with credit"'""",
         "                  2  'see page'",
     ]
