@@ -109,7 +109,8 @@ QUOTES = (
     Quote("[ranks RegMix's @B runs]", TRANSFER, "So 64 runs of 1M choose among runs of @B"),
     Quote("as LightGBM with @ does", "planning: Every public table, beside its rivals",
           "LightGBM with RegMix's settings and its @ runs"),
-    Quote("A whole build of a million takes [@ times]", "million: Beside img2dataset 1.47.0", "whole build of a million takes @ times as long"),
+    Quote("A whole build of a million takes [@ times]", "million: Beside img2dataset 1.47.0",
+          "whole build of a million takes @ times as long"),
 )  # fmt: skip
 
 

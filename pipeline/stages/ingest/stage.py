@@ -350,8 +350,8 @@ STAGE = Stage(
             committed=lambda inputs, run: ingest_tars.pieces_of(_sources(inputs), run),
             learns=_learn,
         ),
-        # 6: a header counts as a row, lists are no captions; 7: `where` reads whole licences beside their addresses, those
-        # of joined rows stand in a line each, and a default contradicts none
+        # 6: a header counts as a row, lists are no captions; 7: `where` reads whole licences beside their addresses,
+        # those of joined rows stand in a line each, and a default contradicts none
         Step(
             "read",
             read_source,
