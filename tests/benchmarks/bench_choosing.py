@@ -18,7 +18,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 from choosing_material import DOMAINS, build
-from study_records import Records, commit, machine
-from study_training import make_all, without_record
+from study_records import Records, commit, compare, machine
+from study_training import holm, make_all, without_record
 
 RESULTS = Records(Path(__file__).parent / "results/choosing.jsonl")
 OLDER = Records(Path(__file__).parent / "results/mixing-law.jsonl")
@@ -205,28 +205,38 @@ def train(one: Run, material: Material) -> dict[str, Any]:
 
 def choose(scene: str) -> dict[str, Any]:
     """The mixture of each way. All see the same 36 proxies; their losses are those of the stopping half."""
-    kept = [RESULTS.one(one.name) for one in proxies() if one.scene == scene]
-    shares, losses = (np.array([each[name] for each in kept]) for name in ("shares", "stopping"))
-    pools = np.array(POOLS[scene], float)
+    shares, losses, seeds, pools = seen(scene)
     chosen = {
-        "law": by_law(shares, losses, [each["seed"] for each in kept], pools),
+        "law": by_law(shares, losses, seeds, pools),
         "tried": by_best_tried(shares, losses),
         "trees": by_trees(shares, losses),
         "natural": pools / pools.sum(),
         "equal": np.full(len(DOMAINS), 1 / len(DOMAINS)),
     }
-    return {"scene": scene, "chosen": {way: _rounded(mixture) for way, mixture in chosen.items()}, "commit": commit()}
+    return {"scene": scene, "chosen": {way: rounded(mixture) for way, mixture in chosen.items()}, "commit": commit()}
 
 
-def _rounded(mixture: np.ndarray) -> list[float]:
+def seen(scene: str) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """Return the shares, losses and seeds of a scene's proxies, and its pools."""
+    kept = [RESULTS.one(one.name) for one in proxies() if one.scene == scene]
+    shares, losses = (np.array([each[name] for each in kept]) for name in ("shares", "stopping"))
+    return shares, losses, [each["seed"] for each in kept], np.array(POOLS[scene], float)
+
+
+def rounded(mixture: np.ndarray) -> list[float]:
     """Four decimals that sum to 1."""
     parts = np.floor(mixture * 10_000 + 1e-9)
     parts[np.argsort(parts - mixture * 10_000)[: int(10_000 - parts.sum())]] += 1
     return [float(part) / 10_000 for part in parts]
 
 
-def by_law(shares: np.ndarray, losses: np.ndarray, seeds: Sequence[int], pools: np.ndarray) -> np.ndarray:
-    """`plan fit` and `plan choose --repetition-scale none`: the proxies have met the pools of the real run."""
+def by_law(
+    shares: np.ndarray, losses: np.ndarray, seeds: Sequence[int], pools: np.ndarray, max_epochs: float | None = None
+) -> np.ndarray:
+    """Return what `plan fit` and `plan choose --repetition-scale none` choose, with `--max-epochs` if it is given.
+
+    Repetition has no scale because the proxies have met the pools of the real run.
+    """
     from pipeline.planning.choose import choose_mixture
     from pipeline.planning.goals import Goal
     from pipeline.planning.laws import fit_law
@@ -237,7 +247,9 @@ def by_law(shares: np.ndarray, losses: np.ndarray, seeds: Sequence[int], pools: 
     columns |= {f"loss_{name}": losses[:, k].tolist() for k, name in enumerate(DOMAINS)}
     columns["seed"] = [str(seed) for seed in seeds]
     law = fit_law(build_runs(list(columns), columns, source="choosing"))
-    limits = Limits(dict(zip(DOMAINS, pools.tolist(), strict=True)), STEPS * BATCH, repetition_scale_epochs=None)
+    most = {} if max_epochs is None else dict.fromkeys(DOMAINS, max_epochs)
+    of_pools = dict(zip(DOMAINS, pools.tolist(), strict=True))
+    limits = Limits(of_pools, STEPS * BATCH, max_epochs=most, repetition_scale_epochs=None)
     mixture: np.ndarray = choose_mixture(law, Goal(dict.fromkeys(law.losses, 1.0), limits=limits)).shares
     return mixture
 
@@ -268,12 +280,13 @@ def differences(rival: str) -> dict[str, np.ndarray]:
     found = {}
     for each in choices():
         chosen = RESULTS.one(each.name)["chosen"]
-        of_ways = [
-            [sum(RESULTS.one(Run(each.scene, tuple(chosen[way]), seed).name)["judging"]) for seed in SEEDS]
-            for way in ("law", rival)
-        ]
-        found[each.scene] = np.subtract(*of_ways)
+        found[each.scene] = sums(RESULTS, each.scene, chosen["law"]) - sums(RESULTS, each.scene, chosen[rival])
     return found
+
+
+def sums(records: Records, scene: str, mixture: Sequence[float]) -> np.ndarray:
+    """Return the sum of losses of a mixture's target runs on the judging half, a value a seed."""
+    return np.array([sum(records.one(Run(scene, tuple(mixture), seed).name)["judging"]) for seed in SEEDS])
 
 
 def tested(scenes: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
@@ -286,15 +299,6 @@ def tested(scenes: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
     half = t.ppf(0.975, freedom) * error
     p = 1.0 if mean == 0 else 2 * t.sf(abs(mean) / error, freedom) if error else 0.0
     return mean, mean - half, mean + half, float(p)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Corrected p, in the order given."""
-    corrected, most = [0.0] * len(ps), 0.0
-    for rank, number in enumerate(np.argsort(ps)):
-        most = max(most, min(1.0, (len(ps) - rank) * ps[number]))
-        corrected[number] = most
-    return corrected
 
 
 def sentence(mean: float, p: float, rival: str) -> str:
@@ -311,11 +315,11 @@ def report() -> str:
     for scene, ways in ended.items():
         for way in WAYS:
             kept = [RESULTS.one(Run(scene, tuple(ways[way]), seed).name) for seed in SEEDS]
-            sums = np.array([sum(each["judging"]) for each in kept])
+            of_seeds = sums(RESULTS, scene, ways[way])
             shares = " | ".join(f"{share:.3f}" for share in ways[way])
             stopped = float(np.median([each["stopped"] for each in kept]))
-            error = sums.std(ddof=1) / np.sqrt(len(sums))
-            lines.append(f"| {scene} | {way} | {shares} | {sums.mean():.3f} ({error:.3f}) | {stopped:.0f} |")
+            error = of_seeds.std(ddof=1) / np.sqrt(len(of_seeds))
+            lines.append(f"| {scene} | {way} | {shares} | {of_seeds.mean():.3f} ({error:.3f}) | {stopped:.0f} |")
     lines += ["", "| law less | " + " | ".join(POOLS) + " | mean (95 %) | p, Holm | words |", "|---|" + "---|" * 6]
     rivals = WAYS[1:]
     diffs = {rival: differences(rival) for rival in rivals}
@@ -353,6 +357,14 @@ def power(rounds: int = 4000) -> str:
 
 def run(work: Path, minutes: float) -> None:
     """Every run and choice that is not done, until the minutes are over."""
+    make_every(PLANS, RESULTS, choose, work, minutes)
+
+
+def make_every(
+    plans: Iterable[Callable[[], Iterable[Any]]], records: Records, choose: Callable[[str], dict[str, Any]],
+    work: Path, minutes: float,
+) -> None:  # fmt: skip
+    """Make the runs and choices of the plans that have no record yet, until the minutes are over."""
     import torch
 
     torch.set_num_threads(1)
@@ -360,28 +372,30 @@ def run(work: Path, minutes: float) -> None:
 
     def make(one: Any) -> None:
         record = choose(one.scene) if isinstance(one, Choosing) else train(one, material)
-        RESULTS.add(one.name, record)
+        records.add(one.name, record)
         said = record.get("chosen") or (record["stopped"], record["stopping"], f"{record['cpu_seconds']} CPU s")
         print(one.name, said, flush=True)
 
-    make_all(PLANS, RESULTS, work / "claims", make, minutes)
+    make_all(plans, records, work / "claims", make, minutes)
 
 
 def check(work: Path, name: str) -> None:
     """Make one run or choice again, and compare it with its record."""
+    make_again(RESULTS, choose, work, name)
+
+
+def make_again(records: Records, choose: Callable[[str], dict[str, Any]], work: Path, name: str) -> None:
+    """Make one run or choice of these records again, compare it with its record, and exit: 0 where it is the same."""
     import torch
 
     torch.set_num_threads(1)
-    kept = RESULTS.one(name)
+    kept = records.one(name)
     if name.startswith("choice-"):
         made = choose(kept["scene"])
     else:
         number = int(name.rpartition("-")[2]) if name.startswith("proxy-") else None
         made = train(Run(kept["scene"], tuple(kept["shares"]), kept["seed"], number), Material(work))
-    same = ("chosen", "looks", "stopped", "release", "commit", "machine")
-    differ = [key for key in same if json.dumps(made.get(key)) != json.dumps(kept.get(key))]
-    print(f"{name}: {'differs in ' + ', '.join(differ) if differ else 'the same to the last digit'}")
-    raise SystemExit(bool(differ))
+    compare(name, made, kept, ("chosen", "looks", "stopped", "release", "commit", "machine"))
 
 
 def progress() -> None:

@@ -23,8 +23,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +31,8 @@ from typing import Any
 
 import numpy as np
 import study_training
-from study_records import ROOT, Records, commit, machine
-from study_training import Run, best_temperature, log_losses, make_all, similarities
+from study_records import ROOT, Records, commit, compare, machine
+from study_training import Checkpoint, Run, best_temperature, log_losses, make_all, similarities
 from third_study_material import SEALED, VALIDATION, NamedMaterial, prepare, seal
 from third_study_statistics import PRIMARY, power, power_before, report
 
@@ -99,18 +98,24 @@ def missing() -> tuple[str, list[Run]]:
     return "", []
 
 
-def train(one: Run, material: NamedMaterial) -> tuple[Any, dict[str, Any]]:
-    """Train; returns the model, and what is kept of the run. A final run looks at validation at each quarter."""
-    began, started = datetime.now(UTC), time.process_time()
-    model = study_training.build(one, ARMS[one.arm], material.config)
-    looks: list[dict[str, Any]] = []
+def train(
+    one: Run, material: NamedMaterial, head: str | None, checkpoint: Checkpoint | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Train; returns the model, and what is kept of the run. A final run looks at validation at each quarter.
+
+    `head` is that of its arm. A run that was killed goes on from its checkpoint.
+    """
+    checkpoint = checkpoint or Checkpoint(commit())
+    model = study_training.build(one, head, material.config)
+    notes = checkpoint.notes
+    notes |= {"began": datetime.now(UTC).isoformat(timespec="seconds"), "looks": []}
 
     def look(step: int) -> None:
         if step == one.steps or (one.purpose == "final" and step % (one.steps // 4) == 0):
-            looks.append(on_validation(model.eval(), material))
+            notes["looks"].append(on_validation(model.eval(), material))
 
-    losses = study_training.train(one, model, material, look)
-    of_each = looks[-1]["of_each"]
+    losses = study_training.train(one, model, material, look, checkpoint)
+    looks, of_each = notes["looks"], notes["looks"][-1]["of_each"]
     return model, {
         "arm": one.arm, "seed": one.seed, "rate": one.rate, "steps": one.steps, "purpose": one.purpose,
         "val_loss": looks[-1]["loss"],
@@ -118,7 +123,7 @@ def train(one: Run, material: NamedMaterial) -> tuple[Any, dict[str, Any]]:
         "train_loss": round(float(np.mean(losses[-one.steps // 10 :])), 4),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "weights": digest(model), "rows": material.digest, "commit": commit(), "machine": machine(),
-        "began": began.isoformat(timespec="seconds"), "cpu_seconds": round(time.process_time() - started, 1),
+        "began": notes["began"], "cpu_seconds": round(checkpoint.cpu_seconds, 1),
     } | ({"of_each": of_each} if one.arm in {arm for pair in PRIMARY for arm in pair} else {})  # fmt: skip
 
 
@@ -157,29 +162,38 @@ def run(work: Path, minutes: float) -> None:
         RESULTS.add("names", material.codes(VALIDATION))
 
     def make(one: Run) -> None:
-        model, record = train(one, material)
+        model, record = train(one, material, ARMS[one.arm])
         if one.purpose == "final":
-            path = weights_of(work, one)
-            path.parent.mkdir(exist_ok=True)
-            torch.save({name: each.detach() for name, each in model.named_parameters()}, path)
+            keep_weights(model, weights_of(work, one))
         RESULTS.add(one.name, record)
         print(one.name, record["cpu_seconds"], "CPU s", record["val_loss"], flush=True)
 
     make_all(PLANS, RESULTS, work / "claims", make, minutes)
 
 
+def keep_weights(model: Any, path: Path) -> None:
+    """Write the trained weights, by name."""
+    import torch
+
+    path.parent.mkdir(exist_ok=True)
+    torch.save({name: each.detach() for name, each in model.named_parameters()}, path)
+
+
 def check(work: Path, name: str) -> None:
     """Make one run again, and compare it with its record."""
+    make_again(RESULTS, ARMS, work, name)
+
+
+def make_again(records: Records, heads: Mapping[str, str | None], work: Path, name: str) -> None:
+    """Make one run of these records again, compare it with its record, and exit: 0 where it is the same."""
     import torch
 
     torch.set_num_threads(1)
-    kept = RESULTS.one(name)
-    _, made = train(Run(*(kept[key] for key in ("arm", "seed", "rate", "steps", "purpose"))), NamedMaterial(work))
-    same = ("rows", "weights", "val_loss", "train_loss", "quarters", "commit", "machine")
-    differ = [key for key in same if made[key] != kept[key]]
-    print(f"{name}: {'differs in ' + ', '.join(differ) if differ else 'the same to the last digit'}")
+    kept = records.one(name)
+    one = Run(*(kept[key] for key in ("arm", "seed", "rate", "steps", "purpose")))
+    _, made = train(one, NamedMaterial(work), heads[one.arm])
     print(f"loss on validation {made['val_loss']}, recorded {kept['val_loss']}")
-    raise SystemExit(bool(differ))
+    compare(name, made, kept, ("rows", "weights", "val_loss", "train_loss", "quarters", "commit", "machine"))
 
 
 def progress() -> None:
@@ -209,16 +223,22 @@ def judge(work: Path, sealed: Path) -> None:
 
     A seed is ready when each arm's final run has its record, and its weights in `work`. No run is judged twice.
     """
-    import torch
-
-    torch.set_num_threads(1)
     plan, left = missing()
     if plan in ("first_tuning", "second_tuning"):
         raise SystemExit(f"{len(left)} runs of {plan} are not done, the sealed pictures stay sealed")
     ready = ready_to_judge(work)
     if not ready:
         raise SystemExit("no seed has the weights of all its runs here, or all such are judged; nothing was opened")
-    judged = SEALED_RESULTS
+    judge_runs(ready, RESULTS, SEALED_RESULTS, ARMS, work, sealed)
+
+
+def judge_runs(
+    ready: Sequence[Run], records: Records, judged: Records, heads: Mapping[str, str | None], work: Path, sealed: Path
+) -> None:
+    """Add to `judged` the log-loss and the place of each name, for each of the runs."""
+    import torch
+
+    torch.set_num_threads(1)
     material, opened = NamedMaterial(work), NamedMaterial(sealed)
     names = opened.codes(SEALED) | {"rows": opened.digest}
     if "names" not in judged.names():
@@ -233,8 +253,8 @@ def judge(work: Path, sealed: Path) -> None:
         temperature = best_temperature(nearest[vendor] for vendor in VALIDATION)
         judged.add("nearest", {"arm": "nearest"} | _of_pictures({v: nearest[v] for v in SEALED}, temperature))
     for one in ready:
-        record = RESULTS.one(one.name)
-        model = study_training.build(one, ARMS[one.arm], material.config)
+        record = records.one(one.name)
+        model = study_training.build(one, heads[one.arm], material.config)
         weights = torch.load(weights_of(work, one), weights_only=True)
         model.load_state_dict(weights, strict=False)  # what is missing is no parameter: the reduction, which is fixed
         if digest(model) != record["weights"]:

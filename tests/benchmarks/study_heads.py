@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import bisect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from torch.nn import functional
 from training.model import fast
 from training.model.branch import BranchShape, SecondMoment, SecondOrderBranch, projection_layers
 from training.model.mbdc import num_second_order
+from training.model.precision import full_precision, without_autocast
 
 
 class CovarianceBranch(SecondMoment):
@@ -29,6 +32,34 @@ class CovarianceBranch(SecondMoment):
         """About the mean, (B, H, R, R)."""
         mean_BH1R = x_BHMR.sum(dim=2, keepdim=True) / count
         return super().moment(x_BHMR, count) - mean_BH1R.transpose(-1, -2) @ mean_BH1R
+
+
+class RectifiedMeanBranch(SecondMoment):
+    """The steps of the second moment up to the ReLU, then the mean of the tokens alone: first order.
+
+    It sees the same channels as the second moment. Its vector has R numbers a head where that has R (R + 1) / 2, so it
+    has fewer parameters behind them.
+    """
+
+    def add_layers(self) -> int:
+        """Make the layers of the second moment, one number a channel behind them."""
+        super().add_layers()
+        return self.shape.heads * self.shape.reduced_width
+
+    def compare(self, tokens_BMHR: Tensor, factor: Tensor | None, num_tokens_B: Tensor | None) -> Tensor:
+        """Return the mean over the tokens of the rectified channels, (B, H R)."""
+        with without_autocast(tokens_BMHR):
+            x_BMHR = full_precision(tokens_BMHR).relu()
+            total_BHR = (x_BMHR if factor is None else x_BMHR * factor).sum(dim=1)
+            count = tokens_BMHR.shape[1] if num_tokens_B is None else num_tokens_B.view(-1, 1, 1)
+            return (total_BHR / count).flatten(1)
+
+
+class WideRectifiedMeanBranch(RectifiedMeanBranch):
+    """The same with a wider reduction, which gives it MBDC's number of parameters: 261 channels a head, not 23."""
+
+    def __init__(self, shape: BranchShape) -> None:
+        super().__init__(replace(shape, reduced_width=_matched_reduction(shape)))
 
 
 class PooledBranch(SecondOrderBranch):
@@ -130,6 +161,8 @@ HEADS: dict[str, type[SecondOrderBranch]] = {
     "brownian": SecondOrderBranch,
     "covariance": CovarianceBranch,
     "uncentred": SecondMoment,
+    "rect_mean": RectifiedMeanBranch,
+    "rect_mean_wide": WideRectifiedMeanBranch,
     "mean": MeanBranch,
     "token_mlp": TokenMlpBranch,
     "max": MaxBranch,
@@ -152,19 +185,31 @@ def _without(mask_BM: Tensor | None, values_BMX: Tensor) -> Tensor:
 
 def _matched_width(shape: BranchShape, own: int) -> int:
     """Width at which a branch with `own` parameters of pooling has as many as MBDC's, to half a row of a matrix."""
-
-    def behind(width: int) -> int:
-        """Parameters of norm and projection."""
-        with torch.device("meta"):
-            layers = projection_layers(shape, width)
-        return 2 * width + sum(parameter.numel() for parameter in layers.parameters())
-
-    reduction = shape.embed_dim // shape.heads * shape.reduced_width + 2 * shape.reduced_width
-    parameters_of_mbdc = reduction + behind(num_second_order(shape.heads, shape.reduced_width)) - own
-
-    def count(width: int) -> int:
-        return (shape.embed_dim + 1) * width + behind(width)
-
     widths = range(1, num_second_order(shape.heads, shape.reduced_width) + 1)
+    return _nearest(widths, lambda width: (shape.embed_dim + 1) * width + _behind(shape, width) + own, shape)
+
+
+def _matched_reduction(shape: BranchShape) -> int:
+    """Return the reduced width at which a branch of one number a channel has as many parameters as MBDC's."""
+    widths = range(1, num_second_order(1, shape.reduced_width) + 1)
+    return _nearest(widths, lambda width: _reduction(shape, width) + _behind(shape, shape.heads * width), shape)
+
+
+def _nearest(widths: Sequence[int], count: Callable[[int], int], shape: BranchShape) -> int:
+    """Return the width whose number of parameters, which rises with it, is nearest to MBDC's."""
+    length = num_second_order(shape.heads, shape.reduced_width)
+    parameters_of_mbdc = _reduction(shape, shape.reduced_width) + _behind(shape, length)
     above = widths[min(bisect.bisect_left(widths, parameters_of_mbdc, key=count), len(widths) - 1)]
     return min(max(above - 1, 1), above, key=lambda width: abs(count(width) - parameters_of_mbdc))
+
+
+def _reduction(shape: BranchShape, width: int) -> int:
+    """Return the parameters of the reduction to `width` channels a head, and of its norm."""
+    return shape.embed_dim // shape.heads * width + 2 * width
+
+
+def _behind(shape: BranchShape, width: int) -> int:
+    """Return the parameters of the last norm and the projection, of a vector of `width` numbers."""
+    with torch.device("meta"):
+        layers = projection_layers(shape, width)
+    return 2 * width + sum(parameter.numel() for parameter in layers.parameters())

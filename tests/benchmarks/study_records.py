@@ -6,6 +6,7 @@ import fcntl
 import json
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,7 +49,7 @@ class Records:
 
 
 def commit() -> str:
-    """The commit of the code.
+    """Return the newest commit that changed more than records.
 
     Raises: SystemExit where a file of it was changed.
     """
@@ -59,7 +60,14 @@ def commit() -> str:
     changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
     if lost := [name for name in changed if not name.endswith(".jsonl")]:
         raise SystemExit(f"a run is that of a commit; these files differ from it: {', '.join(lost)}")
-    return git("rev-parse", "HEAD").strip()
+    return git("log", "-1", "--format=%H", "--", ".", ":(exclude)*.jsonl").strip()
+
+
+def compare(name: str, made: Mapping[str, Any], kept: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Print which of the keys differ between a run that was made again and its record, and exit: 0 where none does."""
+    differ = [key for key in keys if json.dumps(made.get(key)) != json.dumps(kept.get(key))]
+    print(f"{name}: {'differs in ' + ', '.join(differ) if differ else 'the same to the last digit'}")
+    raise SystemExit(bool(differ))
 
 
 def machine() -> str:

@@ -6,9 +6,11 @@ Reads tokens through `Material`, writes nothing. A study gives its arms, its loo
 from __future__ import annotations
 
 import fcntl
+import io
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,15 @@ def without_record(plan: Callable[[], Iterable[Run]], records: Records) -> list[
     return [one for one in plan() if one.name not in done]
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """Corrected p, in the order given."""
+    corrected, most = [0.0] * len(ps), 0.0
+    for rank, number in enumerate(np.argsort(ps)):
+        most = max(most, min(1.0, (len(ps) - rank) * ps[number]))
+        corrected[number] = most
+    return corrected
+
+
 def build(one: Run, head: str | None, config: Path) -> Any:
     """The untrained model of a run; without a head plain CLIP."""
     import torch
@@ -82,7 +93,62 @@ def build(one: Run, head: str | None, config: Path) -> Any:
     return build_model(ModelSettings.model_validate(values), HEADS[head or "brownian"])
 
 
-def train(one: Run, model: Any, material: Material, look: Callable[[int], None]) -> list[float]:
+@dataclass
+class Checkpoint:
+    """A file from which a killed run goes on with the same numbers, to the last bit; without a path there is none.
+
+    It holds model, optimiser, losses, CPU seconds and `notes`, what the caller has kept of the run so far. What is
+    drawn for a step follows from the seed, so it is drawn again. A file of other code is not used: the run begins anew.
+    """
+
+    commit: str
+    path: Path | None = None
+    every_steps: int = 500
+    notes: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.process_time)
+    seconds_before: float = 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the run, those before it was killed included."""
+        return self.seconds_before + time.process_time() - self.started
+
+    def restore(self, model: Any, optimiser: Any) -> list[float]:
+        """Return the losses of the steps that are done; none where there is no file of this code."""
+        import torch
+
+        kept = torch.load(self.path, weights_only=True) if self.path and self.path.is_file() else {}
+        if kept.get("commit") != self.commit:
+            return []
+        self.seconds_before = kept["cpu_seconds"]
+        model.load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+        self.notes.update(kept["notes"])
+        losses: list[float] = kept["losses"]
+        return losses
+
+    def remove(self) -> None:
+        """Delete the file of a run that has its record."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+    def keep(self, model: Any, optimiser: Any, losses: list[float]) -> None:
+        """Write the file, as a whole or not at all, once `every_steps` steps."""
+        import torch
+
+        from manifests.stores.storage import publish_bytes
+
+        if not self.path or len(losses) % self.every_steps:
+            return
+        content = io.BytesIO()
+        torch.save({
+            "commit": self.commit, "cpu_seconds": self.cpu_seconds, "notes": self.notes, "losses": losses,
+            "model": model.state_dict(), "optimiser": optimiser.state_dict(),
+        }, content)  # fmt: skip
+        publish_bytes(str(self.path), content.getvalue())
+
+
+def train(one: Run, model: Any, material: Material, look: Callable[[int], None], checkpoint: Checkpoint) -> list[float]:
     """Train; calls `look` behind each step with the number of steps done. Returns the loss of each batch."""
     import torch
 
@@ -94,12 +160,8 @@ def train(one: Run, model: Any, material: Material, look: Callable[[int], None])
     loss = make_task(LossSettings())
     optimiser = build_optimiser(model, OptimiserSettings(lr=one.rate, weight_decay=WEIGHT_DECAY))
     schedule = ScheduleSettings(steps=one.steps, warmup_steps=round(WARMUP_SHARE * one.steps))
-    order = np.random.default_rng([one.seed, 1])
-    streams = [_endless(material.of_split(split), order) for split in ("special", "general")]
-    losses = []
-    for step in range(one.steps):
-        rows = [next(stream) for stream in streams for _ in range(BATCH // 2)]
-        texts = [str(order.choice(material.rows[row]["texts"])) for row in rows]
+    losses = checkpoint.restore(model, optimiser)
+    for step, (rows, texts) in islice(enumerate(_batches(one, material)), len(losses), one.steps):
         set_lr(optimiser, one.rate * lr_ratio_at(step, one.steps, schedule))
         torch.manual_seed(1_000_003 * one.seed + step)  # dropout
         model.train()
@@ -111,7 +173,17 @@ def train(one: Run, model: Any, material: Material, look: Callable[[int], None])
         loss.bound(model)
         losses.append(float(parts["loss"].detach()))
         look(step + 1)
+        checkpoint.keep(model, optimiser, losses)
     return losses
+
+
+def _batches(one: Run, material: Material) -> Iterator[tuple[list[int], list[str]]]:
+    """The rows of each step, and a text for each of them."""
+    order = np.random.default_rng([one.seed, 1])
+    streams = [_endless(material.of_split(split), order) for split in ("special", "general")]
+    while True:
+        rows = [next(stream) for stream in streams for _ in range(BATCH // 2)]
+        yield rows, [str(order.choice(material.rows[row]["texts"])) for row in rows]
 
 
 def _endless(rows: list[int], rng: np.random.Generator) -> Iterator[int]:

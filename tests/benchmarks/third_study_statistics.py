@@ -12,8 +12,10 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 from study_records import Records
-from study_training import Run
+from study_training import Run, holm
+from third_study_material import SEALED, VALIDATION
 
 PRIMARY = (("brownian", "token_mlp"), ("brownian", "uncentred"))
 SHOWN = (
@@ -21,6 +23,7 @@ SHOWN = (
     ("uncentred", "token_mlp"), ("covariance", "token_mlp"), ("token_mlp", "mean"), ("max", "mean"), ("mean", "f"),
 )  # fmt: skip
 ODDS = {"mean": 0.95, "max": 0.8, "token_mlp": 0.5, "uncentred": 0.2}  # that Brownian distance is ahead, said before
+STYLES = {"loss_of": VALIDATION, "losses": SEALED}  # of a final run's record, of a judged run's
 PRIOR_SPREAD = 0.1  # nats, of the true difference
 MARGIN, BLOCK, ROUNDS = 0.1, 16, 10_000
 TRUE_DIFFERENCES = np.round(np.arange(-0.3, 0.301, 0.02), 2)  # of `power`
@@ -71,22 +74,16 @@ def _ends(draws: np.ndarray) -> dict[str, float]:
     return {"low": float(low), "high": float(high), "p": min(1.0, float(p))}
 
 
-def sentence(one: Mapping[str, Mapping[str, float]], p: float, rival: str) -> str:
-    """What the protocol allows to say of Brownian distance less a rival; `p` is that of the mean, corrected."""
+def sentence(one: Mapping[str, Mapping[str, float]], p: float, rival: str, ours: str = "Brownian distance") -> str:
+    """What the protocol allows to say of `ours` less a rival; `p` is that of the mean, corrected."""
     of_vendors = [each["value"] for name, each in one.items() if name != "mean"]
     if p < 0.05 and max(of_vendors) < 0:
-        return f"Brownian distance is better than {rival}"
+        return f"{ours} is better than {rival}"
     if p < 0.05 and min(of_vendors) > 0:
-        return f"{rival} is better than Brownian distance"
+        return f"{rival} is better than {ours}"
     if one["mean"]["low"] > -MARGIN and min(of_vendors) > -MARGIN:
-        return f"{rival} is as good as Brownian distance, to {MARGIN} nats"
+        return f"{rival} is as good as {ours}, to {MARGIN} nats"
     return f"{rival}: cannot be told"
-
-
-def holm(first: float, second: float) -> tuple[float, float]:
-    """Two p, corrected."""
-    least = min(1.0, 2 * min(first, second))
-    return max(first, least), max(second, least)
 
 
 # ---- power, before judging
@@ -191,8 +188,13 @@ def _parts(diffs: np.ndarray) -> tuple[np.ndarray, float, float]:
 # ---- the table
 
 
-def report(records: Records, judged: Records) -> str:
-    """All figures as Markdown."""
+Pairs = Sequence[tuple[str, str]]
+
+
+def report(
+    records: Records, judged: Records, primary: Pairs = PRIMARY, shown: Pairs = SHOWN, ours: str = "Brownian distance"
+) -> str:
+    """All figures as Markdown. Two arms are compared by the seeds that both have."""
     names = judged.one("names")
     vendors = [key for key in names if key != "rows"]
     blocks = blocks_of({vendor: names[vendor] for vendor in vendors})
@@ -210,22 +212,22 @@ def report(records: Records, judged: Records) -> str:
     def compared(
         kind: dict[str, dict[str, np.ndarray]], one: str, two: str, scale: float = 1.0
     ) -> dict[str, dict[str, float]]:
-        diffs = {vendor: scale * (kind[one][vendor] - kind[two][vendor]) for vendor in vendors}
+        diffs = {vendor: scale * _less(kind[one][vendor], kind[two][vendor]) for vendor in vendors}
         return summary(diffs, drawn_means(diffs, blocks))
 
-    primary = {pair: compared(losses, *pair) for pair in PRIMARY}
-    corrected = dict(zip(PRIMARY, holm(*(each["mean"]["p"] for each in primary.values())), strict=True))
+    tested = {pair: compared(losses, *pair) for pair in primary}
+    corrected = dict(zip(primary, holm([each["mean"]["p"] for each in tested.values()]), strict=True))
     lines = [
         f"| difference in log-loss, nats | {' | '.join(vendors)} | mean of both | p | seeds below 0 | top 1, points |",
         f"|---|{'---|' * (len(vendors) + 4)}",
     ]
-    for one, two in (*PRIMARY, *SHOWN):
-        loss, top = primary.get((one, two)) or compared(losses, one, two), compared(hits, one, two, 100.0)
+    for one, two in (*primary, *shown):
+        loss, top = tested.get((one, two)) or compared(losses, one, two), compared(hits, one, two, 100.0)
         p = f"{corrected[one, two]:.4f} (Holm)" if (one, two) in corrected else ""
         cells = " | ".join(_with_ends(loss[name], 3) for name in (*vendors, "mean"))
-        below = sum(np.mean([(losses[one][v] - losses[two][v]).mean(axis=1) for v in vendors], axis=0) < 0)
+        below = sum(np.mean([_less(losses[one][v], losses[two][v]).mean(axis=1) for v in vendors], axis=0) < 0)
         lines.append(f"| {one} less {two} | {cells} | {p} | {below} | {_with_ends(top['mean'], 1)} |")
-    lines += ["", *(f"- {sentence(primary[pair], corrected[pair], pair[1])}." for pair in PRIMARY), ""]
+    lines += ["", *(f"- {sentence(tested[pair], corrected[pair], pair[1], ours)}." for pair in primary), ""]
     lines += [f"| arm | {' | '.join(f'{v}: log-loss, top 1' for v in vendors)} | validation, each quarter |",
               f"|---|{'---|' * (len(vendors) + 1)}"]  # fmt: skip
     for arm in arms:
@@ -237,6 +239,39 @@ def report(records: Records, judged: Records) -> str:
         f"{np.mean(near[v]['losses']):.3f}, {np.mean([int(h) for h in near[v]['hits']]):.1%}" for v in vendors
     )
     return "\n".join([*lines, f"| nearest frozen feature, untrained | {cells} | |"])
+
+
+def over_styles(records: Records, judged: Records, pairs: Pairs) -> str:
+    """Return as Markdown the differences at each drawing style, those of validation too, and a t interval over them."""
+    lines: list[str] = []
+    for one, two in pairs:
+        of_style: dict[str, float] = {}
+        for source, value_of in ((records, "loss_of"), (judged, "losses")):
+            first, second = (_by_seed(source, f"final-{arm}-*") for arm in (one, two))
+            for style in STYLES[value_of]:
+                pair = zip(first, second, strict=False)
+                of_style[style] = float(np.mean([_at(a, style, value_of) - _at(b, style, value_of) for a, b in pair]))
+        values = np.array(list(of_style.values()))
+        half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        lines = lines or [f"| difference | {' | '.join(of_style)} | mean over styles |", f"|---|{'---|' * 5}"]
+        cells = " | ".join(f"{value:+.3f}" for value in values)
+        ends = f"{values.mean():+.3f} ({values.mean() - half:+.3f} to {values.mean() + half:+.3f})"
+        lines.append(f"| {one} less {two} | {cells} | {ends} |")
+    return "\n".join(lines)
+
+
+def _at(record: Mapping[str, Any], style: str, value_of: str) -> float:
+    """Return the mean loss at a style: of validation as the last look has it, of a judged one over its names."""
+    if value_of == "loss_of":
+        return float(record["quarters"][-1]["loss_of"][style])
+    return float(np.mean(record[style]["losses"]))
+
+
+def _less(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the differences of the seeds that both have; seeds are counted from 0."""
+    both = min(len(first), len(second))
+    less: np.ndarray = first[:both] - second[:both]
+    return less
 
 
 def _by_seed(records: Records, pattern: str) -> list[dict[str, Any]]:

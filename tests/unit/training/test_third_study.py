@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from study_folders import STUDY, folder_of
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-STUDY = ("second_order_material", "study_records", "study_training", "study_heads", "bench_third_study",
-         "third_study_material", "third_study_statistics")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,27 +40,6 @@ def untouched(study: Any) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def folder_of(path: Path, splits: dict[str, int]) -> Path:
-    """A folder as `prepare` and `seal` make them, of random tokens: 4 of a picture and up to 3 of a text."""
-    rng, rows = np.random.default_rng(len(splits)), []
-    for split, count in splits.items():
-        rows += [
-            {"path": f"{split}/{n}.png", "split": split, "texts": [f"name {n}"], "hexcode": f"1f6{n:02x}"}
-            for n in range(count)
-        ]
-    texts = sorted({text for row in rows for name in row["texts"] for text in (name, f"a picture of {name}.")})
-    path.mkdir()
-    (path / "rows.json").write_text(json.dumps(rows))
-    (path / "texts.json").write_text(json.dumps(texts))
-    for side, count, tokens in (("image", len(rows), 4), ("text", len(texts), 3)):
-        made = rng.standard_normal((count, 1 + tokens, 256)).astype(np.float16)
-        if side == "text":
-            made[::2, 3:] = 0  # padding
-        np.save(path / f"{side}.npy", made)
-        np.savez(path / f"{side}-components.npz", mean=np.zeros(8), shape=np.array([tokens, 8]), weights="x")
-    return path
 
 
 def test_the_best_cells_are_tried_again_and_the_best_of_both_seeds_is_taken(
@@ -119,7 +97,6 @@ def finished(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
             patch.setattr(study, name, value)
         patch.setattr(study, "RESULTS", study.Records(folder / "runs.jsonl"))
         patch.setattr(study, "SEALED_RESULTS", study.Records(folder / "judged.jsonl"))
-        patch.setattr(sys.modules["third_study_statistics"], "SHOWN", (("uncentred", "f"),))
         patch.setattr(study.study_training.time, "sleep", lambda seconds: None)
         with pytest.raises(SystemExit) as stopped:
             study.judge(work, sealed)
@@ -176,7 +153,7 @@ def test_a_record_says_where_a_run_comes_from_and_the_table_what_was_judged(stud
     best = {arm: study.Run(arm, 0, rate, steps) for arm, (_, steps, rate) in study.tuned().items()}
     foreseen = study.power(study.RESULTS, best, [6, 5], rounds=3)
     assert "## brownian less token_mlp, from 2 seeds" in foreseen
-    told = study.report(study.RESULTS, study.SEALED_RESULTS)
+    told = study.report(study.RESULTS, study.SEALED_RESULTS, shown=(("uncentred", "f"),))
     losses = {
         arm: [
             np.mean([study.SEALED_RESULTS.one(f"final-{arm}-{seed}-0.001-4")[vendor]["losses"] for seed in (0, 1)])
@@ -223,7 +200,10 @@ def test_a_changed_file_stops_a_run(study: Any, tmp_path: Path, monkeypatch: pyt
     records = sys.modules[study.Records.__module__]
     monkeypatch.setattr(records, "ROOT", tmp_path)
     (tmp_path / "runs.jsonl").write_text("2")
-    assert records.commit() == git("rev-parse", "HEAD").strip()
+    code = git("rev-parse", "HEAD").strip()
+    assert records.commit() == code
+    git("commit", "-aqm", "records alone")
+    assert records.commit() == code, "the code is that of the commit before"
     (tmp_path / "code.py").write_text("2")
     with pytest.raises(SystemExit, match=r"these files differ from it: code\.py"):
         records.commit()
@@ -271,8 +251,8 @@ def test_a_sentence_needs_its_interval_and_both_vendors(
 
 
 def test_holm_doubles_the_smaller_of_two(study: Any) -> None:
-    holm = sys.modules["third_study_statistics"].holm
-    assert holm(0.01, 0.03) == (0.02, 0.03)
-    assert holm(0.03, 0.01) == (0.03, 0.02)
-    assert holm(0.02, 0.02) == (0.04, 0.04)
-    assert holm(0.04, 0.045) == (0.08, 0.08)
+    holm = study.study_training.holm
+    assert holm([0.01, 0.03]) == [0.02, 0.03]
+    assert holm([0.03, 0.01]) == [0.03, 0.02]
+    assert holm([0.02, 0.02]) == [0.04, 0.04]
+    assert holm([0.04, 0.045]) == [0.08, 0.08]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.study_heads import HEADS
@@ -20,7 +21,7 @@ from training.model.build import build_model
 from training.model.presets import ModelSettings
 from training.model.weights import load_state
 
-MATCHED = ("mean", "token_mlp", "max", "attention", "covariance", "uncentred")
+MATCHED = ("mean", "token_mlp", "max", "attention", "covariance", "uncentred", "rect_mean_wide")
 
 
 def shape(projection: str = "single", **changes: Any) -> BranchShape:
@@ -116,6 +117,31 @@ def test_the_uncentred_moment_is_the_covariance_and_the_mean_times_itself() -> N
     values, vectors = torch.linalg.eigh(about_zero + 1e-5 * torch.eye(5))
     root = vectors @ torch.diag_embed(values.sqrt()) @ vectors.transpose(-1, -2)
     assert (matrix_square_root(about_zero) - root).norm() < 0.02 * root.norm()
+
+
+def test_the_rectified_mean_by_hand() -> None:
+    """Its formula in NumPy, with padding; the wide one differs in nothing but its width."""
+    torch.manual_seed(6)
+    narrow, wide = (HEADS[name](shape()).double() for name in ("rect_mean", "rect_mean_wide"))
+    assert isinstance(wide.reduce, torch.nn.Linear)
+    assert wide.reduce.out_features > 5
+    assert narrow.state_dict().keys() == wide.state_dict().keys() == HEADS["uncentred"](shape()).state_dict().keys()
+    anchor, tokens = inputs(dtype=torch.float64)
+    mask = torch.arange(7).expand(3, 7) < torch.tensor([[7], [4], [5]])
+    for branch in (narrow, wide):
+        own = {name: value.detach().numpy() for name, value in branch.state_dict().items()}
+        for sample in range(3):
+            x = tokens[sample, mask[sample]].numpy() @ own["token_projection.weight"].T
+            y = anchor[sample].numpy() @ own["token_projection.weight"].T
+            vector = []
+            for x_ME, y_E in zip(np.split(x, 4, axis=1), np.split(y, 4), strict=True):
+                fit = np.exp(x_ME @ y_E / np.linalg.norm(x_ME, axis=1) / np.linalg.norm(y_E))
+                reduced = (fit / fit.sum())[:, None] * x_ME @ own["reduce.weight"].T
+                centred = reduced - reduced.mean(axis=1, keepdims=True)
+                normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-7)
+                vector.append(np.maximum(normal * own["norm.weight"] + own["norm.bias"], 0.0).mean(axis=0))
+            found = branch.statistics(anchor, tokens, mask)[sample].detach().numpy()
+            np.testing.assert_allclose(found, np.concatenate(vector), rtol=1e-9)
 
 
 def test_the_statistic_is_no_setting_any_more(config: dict[str, Any]) -> None:
