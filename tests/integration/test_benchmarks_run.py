@@ -243,6 +243,8 @@ SMALL = {
 ELSEWHERE = {
     "bench_choosing": "unit/pipeline/planning/test_choosing_benchmark.py",
     "bench_distil": "integration/test_benchmarks_run.py",
+    "bench_equal_cost": "unit/pipeline/planning/test_equal_cost_benchmark.py",
+    "bench_longer": "unit/training/test_longer_study.py",
     "bench_metadata": "integration/test_benchmarks_run.py",
     "bench_million": "e2e/test_million.py",
     "bench_planning_transfer": "unit/pipeline/planning/test_transfer_benchmark.py",
