@@ -197,8 +197,8 @@ DALIP = SecondOrder(
     projection="single",
 )
 
-# On sealed emoji as good as MBDC, to 0.1 nats (0.007 ahead, -0.032 to 0.048), so the protocol made it a preset. In that
-# study a run took 1.7 times the CPU time (tests/benchmarks/results/third_study.md).
+# On sealed emoji level with MBDC on average (0.007 nats ahead, -0.032 to 0.048), better at one drawing style and worse
+# at the other, so the protocol made it a preset. A run took 1.7 times the CPU time (results/third_study.md).
 SECOND_MOMENT = replace(DALIP, statistic="second_moment")
 
 
