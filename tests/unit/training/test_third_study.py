@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,18 @@ def test_holm_doubles_the_smaller_of_two(study: Any) -> None:
     assert holm([0.03, 0.01]) == [0.03, 0.02]
     assert holm([0.02, 0.02]) == [0.04, 0.04]
     assert holm([0.04, 0.045]) == [0.08, 0.08]
+
+
+@pytest.mark.slow
+def test_the_page_has_every_difference_that_the_committed_records_give(untouched: Any) -> None:
+    """The table of 2026-12-03: 19 differences over seeds and names, and over styles."""
+    statistics, (runs, judged) = sys.modules["third_study_statistics"], (untouched.RESULTS, untouched.SEALED_RESULTS)
+    arms = ("brownian", "uncentred", "covariance", "max", "token_mlp", "mean", "f")
+    others = [pair for pair in combinations(arms, 2) if pair not in statistics.PRIMARY]
+    by_names = statistics.report(runs, judged, shown=others).splitlines()[4:23]
+    by_styles = statistics.over_styles(runs, judged, others).splitlines()[2:]
+    page = (FOLDER / "results/third_study.md").read_text(encoding="utf-8")
+    assert len(by_names) == len(by_styles) == 19
+    for names, styles in zip(by_names, by_styles, strict=True):
+        row = f"{' |'.join(names.split(' |')[:4])} |{styles.split('|')[-2]}|".replace("uncentred", "second_moment")
+        assert row in page
