@@ -189,6 +189,8 @@ def _read_words(lowered: str) -> str | None:
     if gnu := _GNU_SHAPE.fullmatch(shape):
         return "-".join(filter(None, (gnu[1], version, "or-later" if gnu[2] == "later " else "")))
     parts = [part.upper() for part in ("by", "nc", "nd", "sa") if part in kinds]
+    if {"ND", "SA"} <= set(parts):
+        return None  # Creative Commons has no such licence
     sure = "cc" in kinds or version or len(parts) > 1 or lowered == "by" or ("licence" in kinds and "by" not in lowered)
     if not (_CC_SHAPE.fullmatch(shape) and sure and ("BY" in parts or ("cc" in kinds and version))):
         return None
