@@ -245,3 +245,8 @@ def test_the_sealed_page_counts_duplicates_and_leaks() -> None:
     assert "2,000 images were dropped as near duplicate in favour of 5." in text
     assert "3 bits 500" in text
     assert "imagenet-val same bytes 7" in text
+    assert "kept as the copy" not in text  # releases sealed before it was counted
+    found["kept_elsewhere"] = {"general": {"plant": 6}, "plant": {"general": 1}}
+    text = re.sub(r"\s+", " ", read(write_report({**RECORD, "duplicates": found}, MIXTURE, FIGURES)).text)
+    assert "6 images of general are kept as the copy in plant." in text
+    assert "1 image of plant is kept as the copy in general." in text

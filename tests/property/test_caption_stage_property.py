@@ -60,7 +60,9 @@ def run_stage(
             pq.write_table(pa.Table.from_pylist(picked, schema=schema), folder / f"{name}-{number}.parquet")
             files[name].append(str(folder / f"{name}-{number}.parquet"))
         rows_of = RowGroup(files["candidates"][-1], 0, "")
-        measured = do_part(STAGE, "measure", folder, stem=str(number), candidates=rows_of, measure=MEASURED)
+        measured = do_part(
+            STAGE, "measure", folder, stem=str(number), candidates=rows_of, measure=MEASURED, licences={}
+        )
         files["captions"].append(measured.files[0].temp)
     tables_of = {name: Files(tuple(paths)) for name, paths in files.items()}
     of_all = {name: tables_of[name] for name in ("facts", "captions")}
