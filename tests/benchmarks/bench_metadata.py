@@ -381,10 +381,12 @@ def _hex(n: np.ndarray, salt: int) -> pa.Array:
     return pa.StringArray.from_buffers(len(n), offsets.buffers()[1], pa.py_buffer(text))
 
 
-def captions_made_up(_: Any, run: Execution[None], candidates: RowGroup, measure: dict[str, bool]) -> PartResult:
+def captions_made_up(
+    _: Any, run: Execution[None], candidates: RowGroup, measure: dict[str, bool], licences: dict[str, str]
+) -> PartResult:
     """The first 1,000 captions of a part as they measure; the others get the same measurements with their own texts."""
     rows = candidates.read()
-    few = measure_captions(rows.slice(0, 1000))
+    few = measure_captions(rows.slice(0, 1000), None, licences)
     table = few.take(pa.array(np.arange(rows.num_rows) % few.num_rows))
     own = splitmix64(np.arange(rows.num_rows, dtype=np.uint64) + np.uint64(candidates.number << 32))
     for name, column in (("sample_id", rows["sample_id"]), ("text", rows["caption"]), ("text_key", pa.array(own))):
