@@ -192,7 +192,9 @@ def _read_words(lowered: str) -> str | None:
     if {"ND", "SA"} <= set(parts):
         return None  # Creative Commons has no such licence
     sure = "cc" in kinds or version or len(parts) > 1 or lowered == "by" or ("licence" in kinds and "by" not in lowered)
-    if not (_CC_SHAPE.fullmatch(shape) and sure and ("BY" in parts or ("cc" in kinds and version))):
+    # of the licences without BY, all retired, one restricts nothing that a policy names otherwise: SA 1.0
+    named = "BY" in parts or (parts == ["SA"] and "cc" in kinds and version)
+    if not (_CC_SHAPE.fullmatch(shape) and sure and named):
         return None
     return "-".join(filter(None, ("CC", *parts, version)))
 
