@@ -92,7 +92,7 @@ gpu-check: $(STAMP)
 
 # pins of what is installed now: run it in a fresh .venv after changing a range in pyproject.toml
 constraints: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[s3,gcs,cluster]' --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[s3,cluster]' --constraint constraints.txt
 	@{ sed -n '/^#/p;/^$$/q' constraints.txt; echo; $(BIN)/python -m pip freeze --exclude-editable \
 	  | grep -viE '^(torch|torchvision|triton|nvidia-|sympy|mpmath|networkx)|^-e|^#'; } > constraints.new
 	@mv constraints.new constraints.txt

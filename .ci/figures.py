@@ -85,7 +85,7 @@ def sections_of(page: Path) -> list[Section]:
 
 
 def section_of(page: Path, title: str) -> Section:
-    """The section of that title."""
+    """Return the section of that title."""
     (found,) = [section for section in sections_of(page) if section.title == title]
     return found
 
@@ -103,7 +103,7 @@ def without_origin(folder: Path = RESULTS) -> list[str]:
 
 
 def git(*words: str, root: Path) -> str:
-    """What git prints there.
+    """Return what git prints there.
 
     Raises: LookupError, with its words.
     """

@@ -68,7 +68,7 @@ def digest_of_words(html: str) -> str:
 
 
 def shown_by(work: Path, name: str) -> dict[str, Any]:
-    """A release of a work folder, by its name, and a digest of the words of each page that is pictured."""
+    """Return a release of a work folder, by its name, and a digest of the words of each page that is pictured."""
     release = work / "releases" / name
     with tempfile.TemporaryDirectory() as private, open_image_index(work, Path(private)) as image_index:
         browse = make_client(image_index).get("/").text
@@ -100,7 +100,7 @@ def make(work: Path, folder: Path) -> None:
 
 @contextmanager
 def browsing(work: Path) -> Iterator[str]:
-    """The address that `plantmix browse` prints, while it runs."""
+    """Run `plantmix browse` and give the address that it prints."""
     command = [sys.executable, "-m", "pipeline.cli", "browse", str(work)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT) as served:
         assert served.stdout is not None
@@ -111,7 +111,7 @@ def browsing(work: Path) -> Iterator[str]:
 
 
 def smaller(png: bytes) -> bytes:
-    """The same picture in 256 colours."""
+    """Return the same picture in 256 colours."""
     out = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
@@ -119,7 +119,7 @@ def smaller(png: bytes) -> bytes:
 
 
 def release_of_readme() -> str:
-    """The release that the README names."""
+    """Return the release that the README names."""
     (name,) = re.findall(r"^release: \S+/([\w-]+)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     return str(name)
 

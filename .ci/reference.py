@@ -26,14 +26,12 @@ from manifests.contract.settings import Settings, keys_of, sections_in
 from pipeline.config import BuildConfig
 from training.config import TrainSettings
 from training.proxies.runs import ProxySettings
-from training.run.token_job import TokenSettings
 
 OUT = Path(__file__).parents[1] / "configs/REFERENCE.md"
 CONFIGS: dict[str, type[Settings]] = {  # every model that a command reads from YAML; a test looks for others
     "A build config": BuildConfig,
     "A training config": TrainSettings,
     "A config of `dalip proxies`": ProxySettings,
-    "A config of `dalip tokens`": TokenSettings,
 }
 SHARED = 5  # so many keys that another section has as well are not listed again
 HEAD = """# Every key
@@ -45,7 +43,7 @@ name ends with its unit (`_px` pixels, `_gb`, `_seconds`). An unknown key is an 
 
 @cache
 def meanings_of(model: type[Settings]) -> dict[str, str]:
-    """What the source of a class says of the fields that it defines itself."""
+    """Return the comments in the source of a class on the fields that it defines itself."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(definition, ast.ClassDef)
     return {
@@ -57,30 +55,33 @@ def meanings_of(model: type[Settings]) -> dict[str, str]:
 
 
 def definer_of(model: type[Settings], name: str) -> type[Settings]:
-    """The class in whose body a field stands."""
+    """Return the class in whose body a field stands."""
     return next(base for base in model.__mro__ if name in vars(base).get("__annotations__", {}))
 
 
 def meaning_of(model: type[Settings], name: str) -> str:
-    """What a key means, or the section below it; empty when nothing says so."""
+    """Return the meaning of a key or of the section below it; empty when nothing says so."""
     sections = sections_in(model.model_fields[name].annotation)
-    return own_meaning_of(model, name) or " ".join(first_sentence(section) for section in sections)
+    return own_meaning_of(model, name) or " ".join(meaning_of_section(section) for section in sections)
 
 
 def own_meaning_of(model: type[Settings], name: str) -> str:
-    """What the field of a key says; empty where only the section below it says something, under its own heading."""
+    """Return the comment of a key's field.
+
+    Empty where only the section below it says something, under its own heading.
+    """
     said = model.model_fields[name].description or meanings_of(definer_of(model, name)).get(name, "")
     sections = sections_in(model.model_fields[name].annotation)
-    return "" if said in [first_sentence(section) for section in sections] else said
+    return "" if said in [meaning_of_section(section) for section in sections] else said
 
 
-def first_sentence(model: type[Settings]) -> str:
-    """What a section is, from the words on its class."""
-    return " ".join(inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].split())
+def meaning_of_section(model: type[Settings]) -> str:
+    """Return the meaning of a section, from the docstring of its class."""
+    return " ".join(inspect.cleandoc(model.__doc__ or "").split())
 
 
 def type_of(annotation: Any, metadata: list[Any]) -> str:
-    """A type as people say it, with its bounds."""
+    """Return a type as people say it, with its bounds."""
     bounds = [f"{word} {getattr(mark, key):g}" for mark in metadata
               for kind, key, word in ((Ge, "ge", "from"), (Gt, "gt", "above"), (Le, "le", "to"), (Lt, "lt", "below"))
               if isinstance(mark, kind)]  # fmt: skip
@@ -108,7 +109,7 @@ def _plain_type(annotation: Any) -> str:
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as YAML; empty for a section, whose keys have their own."""
+    """Return the default as YAML; empty for a section, whose keys have their own."""
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
@@ -120,7 +121,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def _without_unset(value: Any) -> Any:
-    """Lists of sections with the keys alone that the default sets."""
+    """Return lists of sections with only the keys that the default sets."""
     if isinstance(value, list | tuple):
         return [_without_unset(each) for each in value]
     return value.model_dump(exclude_unset=True) if isinstance(value, Settings) else value
@@ -142,18 +143,18 @@ def sections_of(model: type[Settings], told: set[type[Settings]] | None = None) 
 
 
 def lines_of_configs() -> Iterator[str]:
-    """The tables of all configs. A section that several have is told in the first."""
+    """Yield the tables of all configs. A section that several have is told in the first."""
     first_seen: dict[tuple[type[Settings], str], str] = {}
     told: set[type[Settings]] = set()
     for heading, model in CONFIGS.items():
         yield from ("", f"## {heading}")
         for place, section in sections_of(model, told):
-            yield from ("", f"### {f'`{place}`' if place else 'The top level'}", "", first_sentence(section), "")
+            yield from ("", f"### {f'`{place}`' if place else 'The top level'}", "", meaning_of_section(section), "")
             yield from rows_of(section, place or heading[0].lower() + heading[1:], first_seen)
 
 
 def rows_of(section: type[Settings], title: str, first_seen: dict[tuple[type[Settings], str], str]) -> Iterator[str]:
-    """The table of one section. `first_seen` has the title under which each key was told, and takes its own."""
+    """Yield the table of one section. `first_seen` has the title under which each key was told, and takes its own."""
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     repeated_from: dict[str, list[str]] = {}
     for name in section.model_fields:
@@ -173,7 +174,7 @@ def rows_of(section: type[Settings], title: str, first_seen: dict[tuple[type[Set
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [HEAD.rstrip(), *lines_of_configs()]
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""How a command of `plantmix` or `dalip` ends: with its exit code and, after an error, one readable line."""
+"""Run a command of `plantmix` or `dalip` to its exit code and, after an error, one readable line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_command(program: str, command: Callable[[], int], when_stopped: str) -> 
 
 
 def _explain(error: Exception) -> PlantMixError:
-    """A missing package, a mistake in a plug-in, a full disk, a lost mount, a permission, a damaged file as one line.
+    """Return one line on a missing package, a plug-in, a full disk, a lost mount, a permission, a damaged file.
 
     Raises: the error itself where it is none of these.
     """

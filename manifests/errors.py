@@ -71,12 +71,12 @@ class DamageError(IntegrityError):
 
 
 def describe_paths(paths: Sequence[str]) -> str:
-    """The first path, and how many more there are."""
+    """Return the first path, and how many more there are."""
     return paths[0] + (f" and {len(paths) - 1:,} more files" if len(paths) > 1 else "")
 
 
 def words_of(error: BaseException) -> str:
-    """An error on one line of bounded length, without the secrets of addresses; a library's with its kind."""
+    """Return an error on one line of bounded length, without the secrets of addresses; a library's with its kind."""
     words = f"{hide_secrets(' '.join(str(error).split())):.300}"
     return words if isinstance(error, PlantMixError) else f"{type(error).__name__}: {words}"
 
@@ -86,6 +86,6 @@ class NoRangesError(ConfigError, ValueError):
 
 
 def no_ranges(address: str) -> NoRangesError:
-    """The error of a server that does not send a part of a file."""
+    """Return the error of a server that does not send a part of a file."""
     cure = "its server sends files whole, not in ranges; download it, and name the local file"
     return NoRangesError(f"{hide_secrets(address)}: {cure}")

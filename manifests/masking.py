@@ -38,15 +38,23 @@ MAY_HOLD_SECRETS = r"://\S*[@?#]"
 
 
 def hide_secrets(text: str) -> str:
-    """The text with no user and password in any URL of it, and `***` for each secret in a query or fragment.
+    """Return the text with no user and password in any URL of it, and `***` for each secret in a query or fragment.
 
     The same again when it is given its own answer.
     """
     return _URL.sub(_without_secrets, text) if re.search(MAY_HOLD_SECRETS, text) else text
 
 
+def hide_in_address(text: str) -> str:
+    """Return a value of a column of addresses without its secrets, also where it lacks a scheme."""
+    if "://" in text or not re.search("[@?#]", text):
+        return hide_secrets(text)
+    scheme = "x:" if text.startswith("//") else "x://"
+    return hide_secrets(scheme + text).removeprefix(scheme)
+
+
 def hide_users(text: str) -> str:
-    """The text with no user and password in any URL of it, and all else as it is."""
+    """Return the text with no user and password in any URL of it, and all else as it is."""
     if "@" not in text or "://" not in text:
         return text
     return _URL.sub(lambda url: url[0].replace(url["user"], "", 1) if url["user"] else url[0], text)
@@ -73,7 +81,10 @@ def hide_in(value: Any, named: str | None = None) -> Any:
 
 
 def _without_arguments(pipe: str) -> str:
-    """A command behind `pipe:` as its program and the last name of a tar in it: any other word may be a secret."""
+    """Return a command behind `pipe:` as its program and the last name of a tar in it.
+
+    Any other word may be a secret.
+    """
     program = re.match(r"[\w./+-]+(?=\s|$)", pipe.removeprefix(PIPE).lstrip())
     tars = re.findall(r"[\w.-]+\.tar\b", pipe)
     return " ".join([PIPE + (program[0] if program else ""), MASK, *tars[-1:]])
@@ -86,7 +97,7 @@ def _named_within(named: str | None, key: str) -> str | None:
 
 
 def mask_secrets(query: str) -> str:
-    """A query string with `***` for every value that would let a reader of the catalogue act as somebody else.
+    """Return a query string with `***` for every value that would let a reader of the catalogue act as somebody else.
 
     Masked are values whose name holds a telling word (signature, token, key, X-Amz-...; names are split at - _ . and
     capitals), JSON web tokens, long mixtures of both cases and digits, which signed links carry under many names, and
@@ -127,7 +138,7 @@ def _looks_secret(value: str) -> bool:
 
 
 def _is_random(value: str) -> bool:
-    """True when the kind of character changes often, as it never does in words or in hex."""
+    """Return true when the kind of character changes often, as it never does in words or in hex."""
     kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" for c in value if c.isalnum()]
     changes = sum(a != b for a, b in itertools.pairwise(kinds))
     return changes > 0.35 * len(kinds)

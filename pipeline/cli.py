@@ -71,7 +71,7 @@ def _leave_garbage() -> None:
 
 
 def _brought(address: str) -> str:
-    """The local folder of a work folder in a store; the address itself where a release lies there."""
+    """Return the local folder of a work folder in a store; the address itself where a release lies there."""
     from manifests.contract.release import RECORD_FILE
     from manifests.contract.session import at_hand  # takes a third of a second to import
 
@@ -80,7 +80,7 @@ def _brought(address: str) -> str:
 
 
 def build_parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The whole command line, or the one command that `arguments` names: then only its module is imported."""
+    """Return the whole command line, or the one command that `arguments` names: then only its module is imported."""
     parser = argparse.ArgumentParser(
         prog="plantmix",
         description="Build mixed image-text datasets for training: URLs in, sealed webdataset releases out.",

@@ -71,7 +71,7 @@ class EvaluationSet(Origin):
         return self
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe of the origin, and how the set is matched."""
+        """Return the recipe of the origin, and how the set is matched."""
         return super().recipe() | self.model_dump(include={"radius", "match_names", "unreadable"}) | {"mirrored": True}
 
 
@@ -149,12 +149,12 @@ class HeldoutSettings(Settings):
         return {name: value for name, value in values.items() if name != "share" or value is not None}
 
     def num_of(self, domain: str, num_kept: int) -> int:
-        """How many of a domain's kept samples are set aside."""
+        """Return how many of a domain's kept samples are set aside."""
         return self.num_samples.get(domain, round(num_kept * (self.share or 0)))
 
 
 class MixSettings(Settings):
-    """How much of each domain: by a ratio, by the mixture file of `plantmix plan choose`, or by size."""
+    """The share of each domain: by a ratio, by the mixture file of `plantmix plan choose`, or by size."""
 
     ratio: Weights | None = None
     """Weights of the domains; only their proportions count."""
@@ -207,7 +207,7 @@ class MixSettings(Settings):
         return self
 
     def epochs_of(self, domain: str) -> float:
-        """How often a sample of a domain may appear, on average."""
+        """Return how often a sample of a domain may appear, on average."""
         return self.max_epochs.get(domain, 1.0) if isinstance(self.max_epochs, dict) else self.max_epochs
 
 

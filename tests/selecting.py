@@ -94,6 +94,8 @@ def sample(name: str, **changes: Any) -> dict[str, Any]:
         "keep": True,
         "length": 1000,
         "pixel_std": 50.0,
+        "colour_std": changes.get("pixel_std", 50.0),
+        "has_camera": False,
         **changes,
     }
     if changes.get("phash") is not None:
@@ -141,7 +143,6 @@ def run_decide(
         facts=written("facts", tables.FACTS, samples),
         captions=written("captions", tables.CAPTIONS, samples),
         radius=RADIUS,
-        looks=Files(),
         caption_verdicts=written("caption_verdicts", tables.VERDICTS, fetched),
         score_verdicts=Files(),
         pairs=Files((str(folder / "pairs.parquet"),)),

@@ -57,8 +57,9 @@ def copy_configs(folder: Path) -> None:
 
 
 def environment_of(clone: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """Nothing of this process's environment but its code; one thread a process; what variables of blocks stand for."""
-    ours = {"PATH": os.defpath, "PYTHONPATH": str(ROOT), "HOME": str(clone / "home"), "LANG": "C.UTF-8"}
+    """The clone's .venv is active; of this process only its code; one thread a process; what variables stand for."""
+    path = f"{clone}/.venv/bin:{os.defpath}"
+    ours = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(clone / "home"), "LANG": "C.UTF-8"}
     return {**ours, "OMP_NUM_THREADS": "1", **more}
 
 

@@ -255,5 +255,7 @@ def put_programs_into(clone: Path) -> None:
     }
     for name, call in calls.items():
         script = clone / ".venv/bin" / name
-        script.write_text(f'#!/bin/sh\nexport PYTHONPATH={ROOT}\nexec {sys.executable} {call} "$@"\n', encoding="utf-8")
+        script.write_text(
+            f'#!/bin/sh\nexport PYTHONPATH={ROOT}:$PYTHONPATH\nexec {sys.executable} {call} "$@"\n', encoding="utf-8"
+        )
         script.chmod(0o755)

@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
 def load(
     path: str | Path, *, device: Literal["auto", "cpu", "cuda"] = "auto", architecture: str | None = None
 ) -> Encoder:
-    """The model of a run, of a folder of `dalip export`, `dalip import` or open_clip, or of `hf-hub:OWNER/NAME`.
+    """Return the model of a run, of a folder of `dalip export`, `dalip import` or open_clip, or of `hf-hub:OWNER/NAME`.
 
     A file of weights serves too, with its `architecture` where the file does not say it: open_clip's name or a .json.
     `device` auto takes the GPU where there is one. `model.fingerprint` names what vectors of this model depend on.
@@ -70,7 +70,7 @@ def encode_texts(model: Encoder, texts: Sequence[str], *, features: Features | N
 
 
 def read_taxa(release: str | Path, rank: str = "species") -> Labels:
-    """The taxa of a release at a rank, as labels for `predict`, with the ranks above them.
+    """Return the taxa of a release at a rank, as labels for `predict`, with the ranks above them.
 
     Raises: ConfigError for no release, and for one without taxa of that rank.
     """
@@ -88,7 +88,7 @@ def predict(
     scale: float | None = None,
     batch_size: int = 64,
 ) -> list[list[Prediction]]:
-    """The `top` most likely labels of each picture, the best first.
+    """Return the `top` most likely labels of each picture, the best first.
 
     Probabilities are softmax(scale x similarity). `scale` None takes that of the training, which nobody has calibrated;
     `dalip predict` prints a calibrated one.

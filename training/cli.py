@@ -1,4 +1,4 @@
-"""The `dalip` command: train, evaluate, plot, proxies, tokens, export, publish, import; `training.using` adds its own.
+"""The `dalip` command: train, evaluate, plot, proxies, export, publish, import; `training.using` adds its own.
 
 Heavy imports wait until a command runs, so that `--help` is quick. Exits with 0 when done, 1 when a run failed, and 2
 for wrong usage or input. A user's mistake is one line, never a traceback.
@@ -53,12 +53,6 @@ example:
   plantmix plan fit data/demo --out law.json
 
 Run it again after any interruption, or with a longer list: finished runs are kept."""
-_TOKENS_EXAMPLE = """\
-example:
-  dalip tokens tokens.yaml       # release, output_dir, image: {tower, width}, text: {tower, width}
-  dalip train run.yaml           # model: {architecture: TOKENS/architecture.json}, data: {tokens: TOKENS}
-
-Run it again after any interruption: it goes on."""
 _EXPORT_EXAMPLE = """\
 example:
   dalip export data/demo/runs/dalip model.pt                     # or model.safetensors
@@ -101,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dalip {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    ours = (_add_train, _add_eval, _add_plot, _add_proxies, _add_tokens, _add_export, _add_publish, _add_import)
+    ours = (_add_train, _add_eval, _add_plot, _add_proxies, _add_export, _add_publish, _add_import)
     for add_parser in (*ours, *COMMANDS):
         add_parser(partial(_add_command, commands))
     return parser
@@ -176,12 +170,6 @@ def _add_proxies(add: AddCommand) -> None:
         metavar="ADDRESS",
         help="of a running cluster; default: RAY_ADDRESS, else start Ray on this machine",
     )
-
-
-def _add_tokens(add: AddCommand) -> None:
-    text = "Store the tokens that two frozen towers give for every sample, to train heads on them."
-    argument = add("tokens", text, _TOKENS_EXAMPLE, _tokens).add_argument
-    argument("config", metavar="CONFIG", help="YAML file: the release, the two models (towers), a folder")
 
 
 def _add_export(add: AddCommand) -> None:
@@ -312,16 +300,6 @@ def _proxies(options: argparse.Namespace) -> int:
     if outcome.results and options.task is None and settings.catalogue is not None:
         print(f"catalogue: {settings.catalogue} (plantmix plan fit {settings.catalogue} --out law.json)")
     return 1 if outcome.failed else 0
-
-
-def _tokens(options: argparse.Namespace) -> int:
-    from manifests.contract.settings import read_settings
-    from training.run.token_job import TokenSettings, compute_tokens
-
-    settings = read_settings(options.config, TokenSettings)
-    path = compute_tokens(settings, lambda line: print(line, flush=True))
-    print(f"tokens: {settings.output_dir}; train on them with model.architecture: {path}")
-    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

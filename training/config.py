@@ -101,8 +101,10 @@ class LockSettings(Settings):
 
 
 class AdapterSettings(Settings):
-    """Low-rank adapters (LoRA) in the blocks of each tower that `lock` does not name, instead of its weights; the
-    second-order branches and `projectors` train whole. A run's `model.pt`, and all that reads a run, has them merged.
+    """Low-rank adapters (LoRA) in the blocks of each tower that `lock` does not name, instead of its weights.
+
+    The second-order branches and `projectors` train whole. A run's `model.pt`, and all that reads a run, has them
+    merged.
     """
 
     rank: int = Field(default=8, ge=1)
@@ -112,7 +114,7 @@ class AdapterSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """How often a checkpoint is written, and how many are kept."""
+    """Settings of checkpoints: how often one is written, and how many are kept."""
 
     every_steps: int = Field(default=500, ge=1)
     """How often a checkpoint is written."""
@@ -128,7 +130,7 @@ class WandbSettings(Settings):
 
 
 class LogSettings(Settings):
-    """How often the run logs, and to what."""
+    """Settings of the log: how often, and to what."""
 
     tensorboard: bool = False
     """Write the figures into RUN/tensorboard."""
@@ -138,7 +140,7 @@ class LogSettings(Settings):
 
 
 def has_one_slot(template: str) -> bool:
-    """True for a template with one {} for the class name, and no other field."""
+    """Return true for a template with one {} for the class name, and no other field."""
     try:
         fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError:  # a single brace
@@ -285,9 +287,7 @@ class TrainSettings(Settings):
 
 # These settings change no weight, so a resume may change them. They say where, how fast, and what is measured.
 _EXECUTION = ("release", "output_dir", "checkpoint", "log", "eval")
-# `tokens` is a place: the architecture beside the tokens holds what they are of.
-_EXECUTION_DATA = ("num_workers", "max_corrupt_samples", "check_shards", "tokens", "cache_dir",
-                   "cache_gb", "shards")  # fmt: skip
+_EXECUTION_DATA = ("num_workers", "max_corrupt_samples", "check_shards", "cache_dir", "cache_gb", "shards")
 _EXECUTION_COMPUTE = ("device", "num_threads", "compile")
 
 

@@ -126,7 +126,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         self._connection.execute(f"INSERT OR REPLACE INTO configs VALUES (?, ?, {later})", [digest, shown, utc_now()])
 
     def last_config(self) -> str | None:
-        """The configuration (json) of the last build, or None.
+        """Return the configuration (json) of the last build, or None.
 
         Raises: ConfigError when it held secrets that are not kept here.
         """
@@ -140,7 +140,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         return self._find_text("SELECT fingerprint FROM current_stages WHERE stage = ?", stage)
 
     def find_sealed(self, fingerprint: str) -> StageRecord | None:
-        """The sealed stage version of this fingerprint, or None."""
+        """Return the sealed stage version of this fingerprint, or None."""
         query = "SELECT stage, num_in, num_kept, notes FROM stages WHERE fingerprint = ? AND sealed_at IS NOT NULL"
         rows = self.ask(query, fingerprint)
         if not rows:
@@ -204,7 +204,7 @@ class Catalog(AbstractContextManager["Catalog"]):
     # ---- parts
 
     def find_parts(self, keys: Sequence[str]) -> dict[str, PartRecord]:
-        """The committed ones among `keys`."""
+        """Return the committed ones among `keys`."""
         unread = [key for key in keys if key in self._committed and key not in self._kept]
         self._kept |= read_parts(self._connection, unread)
         return {key: self._kept[key] for key in keys if key in self._kept}
@@ -287,7 +287,7 @@ class Catalog(AbstractContextManager["Catalog"]):
         return self.forget_parts({key for key, path, _, ours in rows if ours and sizes[path] is None})
 
     def parts_with(self, paths: Sequence[str]) -> list[PartRecord]:
-        """The committed parts that wrote any of these files."""
+        """Return the committed parts that wrote any of these files."""
         rows = self.ask("SELECT DISTINCT part_key FROM files WHERE path IN (SELECT unnest(?::VARCHAR[]))", list(paths))
         return list(self.find_parts(sorted(row[0] for row in rows)).values())
 
@@ -376,7 +376,7 @@ class Catalog(AbstractContextManager["Catalog"]):
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """A transaction that may change the figures of status.json, other than how many parts there are."""
+        """Open a transaction that may change the figures of status.json, other than how many parts there are."""
         with transaction(self._connection):
             yield
         self._num_changes += 1

@@ -22,7 +22,8 @@ import duckdb
 import pyarrow as pa
 
 from manifests.errors import ConfigError, IntegrityError, RunError
-from manifests.masking import hide_in, hide_secrets
+from manifests.masking import hide_in
+from manifests.names.sql import identifier
 from manifests.stores import storage
 
 CATALOG_FILE = "catalog.duckdb"
@@ -31,6 +32,7 @@ HIDDEN = "without-secrets-"  # begins the key of a configuration that is shown o
 TAKEDOWNS_FILE = "takedowns.jsonl"  # read and written by takedowns.py
 SNAPSHOT_FILE, JOURNAL_FILE = "catalog.snapshot", "catalog.journal"
 FORMAT = 1  # of the catalogue and its snapshot; raise it when an older program must not write them
+_READ_OF_0_4 = 6  # the version of ingest's step `read` in 0.4.0 (commit 39107260)
 MAX_LOST_SHARE = 0.1  # of the recorded files of a folder
 _GUARDED = ("pool", "tables")  # a release that was deleted is made from these
 _NOT_KEPT = (
@@ -71,7 +73,6 @@ def open_database(workdir: str) -> Any:
             connection.execute("SET threads = 1")
             refuse_foreign(connection, workdir)
             _bring_schema(connection)
-            _hide_secrets(connection, workdir)
             snapshot = find_snapshot(workdir)
             _refuse_other(connection, workdir, snapshot)
             if snapshot is not None:  # a build may have been killed between journal and database
@@ -98,37 +99,18 @@ def _let_go(connection: Any) -> None:
         connection.close()
 
 
-def _hide_secrets(connection: Any, workdir: str) -> None:
-    """Take out of the catalogue what earlier versions wrote of passwords and tokens.
-
-    The last configuration stays whole in its private file. Blocks of the database that are free now may still hold
-    secrets, so others cannot read it any more.
-    """
-    rows = connection.execute("SELECT config_sha256, config FROM configs ORDER BY used_at DESC").fetchall()
-    configs = [(old, *shown_config(config)) for old, config in rows if shown_config(config)[1] != config]
-    paths = [path for (path,) in connection.execute("SELECT path FROM inputs").fetchall() if hide_secrets(path) != path]
-    if not configs and not paths:
-        return
-    Path(storage.join(workdir, CATALOG_FILE)).chmod(0o600)
-    if configs and configs[0][0] == rows[0][0]:
-        storage.publish_bytes(storage.join(workdir, CONFIG_FILE), rows[0][1].encode(), is_secret=True)
-    with transaction(connection):
-        for old, digest, shown in configs:
-            values = [digest, shown, old]
-            connection.execute("UPDATE configs SET config_sha256 = ?, config = ? WHERE config_sha256 = ?", values)
-        for path in paths:
-            connection.execute("DELETE FROM inputs WHERE path = ?", [path])
-
-
 def shown_config(config: str) -> tuple[str, str]:
-    """The key of a configuration and its text without secrets. The key is of that text, and says whether it had any."""
+    """Return the key of a configuration and its text without secrets.
+
+    The key is of that text, and says whether it had any.
+    """
     shown = hide_in(values := json.loads(config))
     text = config if shown == values else json.dumps(shown)
     return f"{'' if text == config else HIDDEN}{hashlib.sha256(text.encode()).hexdigest()}", text
 
 
 def whole_config(workdir: str, key: str, shown: str) -> str:
-    """A configuration with its secrets, out of its private file where it has any.
+    """Return a configuration with its secrets, out of its private file where it has any.
 
     Raises: ConfigError when they are not kept here.
     """
@@ -145,32 +127,37 @@ def whole_config(workdir: str, key: str, shown: str) -> str:
 
 
 def is_work_folder(path: str) -> bool:
-    """Whether a catalogue or its snapshot lies here."""
+    """Return whether a catalogue or its snapshot lies here."""
     return any(Path(storage.join(path, name)).is_file() for name in (CATALOG_FILE, SNAPSHOT_FILE))
 
 
 def require_work_folder(path: str) -> None:
-    """Raises: ConfigError where neither a catalogue nor its snapshot lies."""
+    """Raise ConfigError where neither a catalogue nor its snapshot lies."""
     if not is_work_folder(path):
         raise ConfigError(f"{path}: no catalogue ({CATALOG_FILE}) here; give the work folder of a build")
 
 
 def gone(workdir: str) -> IntegrityError:
-    """The error to raise when there is a snapshot, and no database."""
+    """Return the error to raise when there is a snapshot, and no database."""
     return IntegrityError(f"{storage.join(workdir, CATALOG_FILE)}: the catalogue is gone; {_advice(workdir)}")
 
 
 def explain_duckdb(workdir: str, error: Exception) -> Exception:
-    """The error to raise when DuckDB cannot read a catalogue: held by another process, or broken."""
+    """Return the error to raise when DuckDB cannot read a catalogue: held by another process, or broken."""
     path, text = storage.join(workdir, CATALOG_FILE), str(error)
-    if "set lock on file" in text:
+    if is_held(error):
         return RunError(
-            f"{path}: another process is writing this catalogue (a build is running here); "
-            "`plantmix status` works meanwhile; everything else works when the build has ended"
+            f"{path}: another process is writing this catalogue (a build is running here); commands that only read "
+            "work meanwhile (status, query, explain, verify, browse, report), this one when the build has ended"
         )
     if "Could not write" in text:  # a fault of the disk, not of what is on it
         return RunError(f"{path}: {text.splitlines()[0]}; mend the cause and run the same command again")
     return IntegrityError(f"{path}: DuckDB cannot open it: {text.splitlines()[0]}; {_advice(workdir)}")
+
+
+def is_held(error: Exception) -> bool:
+    """Return whether DuckDB could not open a database because another process writes it."""
+    return "set lock on file" in str(error)
 
 
 def _advice(workdir: str) -> str:
@@ -185,18 +172,38 @@ def _advice(workdir: str) -> str:
 
 
 def refuse_foreign(connection: Any, workdir: str) -> None:
-    """Raises: IntegrityError when the database holds other tables than those of a catalogue."""
-    rows = connection.execute("SELECT table_name FROM duckdb_tables() WHERE NOT temporary").fetchall()
+    """Refuse a database that is no catalogue of this version.
+
+    Raises: IntegrityError for other tables than those of a catalogue, ConfigError for one from before 0.4.0.
+    """
+    rows = connection.execute("SELECT table_name, database_name FROM duckdb_tables() WHERE NOT temporary").fetchall()
     names = {row[0] for row in rows}
     if names and not {"stages", "parts", "files"} <= names:
         raise IntegrityError(
             f"{storage.join(workdir, CATALOG_FILE)}: a DuckDB database, but no catalogue (tables: "
             f"{', '.join(sorted(names)[:5])}); {_advice(workdir)}"
         )
+    if names:
+        stages = connection.execute(f"SELECT stage, identity FROM {identifier(rows[0][1])}.main.stages").fetchall()
+        _refuse_older(workdir, stages)
+
+
+def _refuse_older(workdir: str, stages: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError when one of the stage versions of a work folder, each with its identity, is older than 0.4.0.
+
+    Every build begins with `ingest`, and the identity of a stage version names the versions of its steps.
+    """
+    reads = (json.loads(identity).get("versions", {}).get("read") for stage, identity in stages if stage == "ingest")
+    if any(version is not None and version < _READ_OF_0_4 for version in reads):
+        raise ConfigError(
+            f"{workdir}: PlantMix before 0.4.0 built here, which this version does not read; nothing was changed. "
+            "PlantMix 0.4.0 (commit 39107260) goes on with this folder. For this version, give the build an empty "
+            "work folder; shards of a release can be a `webdataset` source there, without a download"
+        )
 
 
 def _refuse_other(connection: Any, workdir: str, snapshot: Snapshot | None) -> None:
-    """Raises: IntegrityError when the database belongs to another work folder or is older than the snapshot."""
+    """Raise IntegrityError when the database belongs to another work folder or is older than the snapshot."""
     path = storage.join(workdir, CATALOG_FILE)
     rows = connection.execute("SELECT catalog_id, format, number FROM snapshots").fetchall()
     catalog_id, made_with, number = rows[0] if rows else (None, FORMAT, 0)
@@ -219,7 +226,11 @@ def write_snapshot(connection: Any, workdir: str) -> None:
     ((catalog_id, number),) = changed.fetchall()
     tables = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()
     kept = [name for (name,) in tables if name not in _NOT_KEPT]
-    union = " UNION ALL ".join(f"SELECT '{name}', to_json(t)::VARCHAR FROM \"{name}\" t" for name in kept)
+    # that a takedown list was there must outlive it, so its row is kept of a table that is not
+    listed = f"SELECT 'inputs', to_json(t)::VARCHAR FROM inputs t WHERE path = '{TAKEDOWNS_FILE}'"
+    union = " UNION ALL ".join(
+        [*(f"SELECT '{name}', to_json(t)::VARCHAR FROM {identifier(name)} t" for name in kept), listed]
+    )
     rows = connection.execute(union).fetchall()  # one statement costs half of what one a table did
     body = b"".join(_hashed(f'["{table}", {row}]'.encode()) for table, row in rows)
     head = {"format": FORMAT, "catalog": catalog_id, "number": number, "sha256": hashlib.sha256(body).hexdigest()}
@@ -275,12 +286,12 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _hashed(text: bytes) -> bytes:
-    """A line that says itself whether a byte of it has changed."""
+    """Return a line that says itself whether a byte of it has changed."""
     return hashlib.sha256(text).hexdigest()[:16].encode() + b" " + text + b"\n"
 
 
 def _parsed(line: bytes) -> Any:
-    """The value in a line; None when a byte of it has changed."""
+    """Return the value in a line; None when a byte of it has changed."""
     digest, _, text = line.partition(b" ")
     return json.loads(text) if hashlib.sha256(text).hexdigest()[:16].encode() == digest else None
 
@@ -305,7 +316,7 @@ def _insert(connection: Any, tables: Mapping[str, list[Row]]) -> None:
             names = dict.fromkeys(name for row in new for name in row)
             connection.register("new_rows", pa.table({name: [row.get(name) for row in new] for name in names}))
             how = "OR IGNORE " if table in ("parts", "stage_parts") else ""  # they may be in snapshot and journal
-            connection.execute(f'INSERT {how}INTO "{table}" BY NAME SELECT * FROM new_rows')
+            connection.execute(f"INSERT {how}INTO {identifier(table)} BY NAME SELECT * FROM new_rows")
             connection.unregister("new_rows")
 
 
@@ -317,6 +328,7 @@ def rebuild(workdir: str) -> Snapshot:
     path, new = storage.join(workdir, CATALOG_FILE), find_snapshot(workdir)
     if new is None:
         raise IntegrityError(f"{path}: {_advice(workdir)}")
+    _refuse_older(workdir, ((row["stage"], row["identity"]) for row in new.tables.get("stages", ())))
     try:
         duckdb.connect(path, read_only=True).close()
     except duckdb.Error as error:
@@ -368,8 +380,9 @@ def file_size(path: str) -> int | None:
 
 
 def check_losses(workdir: str, present: Mapping[str, bool]) -> None:
-    """Stop before a build starts over because a folder is not mounted. `present` says of each recorded
-    path whether it is there.
+    """Stop a build that would start over because a folder is not mounted.
+
+    `present` tells of each recorded path whether it is there.
 
     Raises: IntegrityError when all files of a folder are gone, or several and more than MAX_LOST_SHARE of them.
     """

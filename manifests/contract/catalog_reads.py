@@ -1,4 +1,4 @@
-"""What a build asks its catalogue again and again: committed parts, and the figures of status.json. Writes nothing."""
+"""Frequent reads of a build's catalogue: committed parts, and the figures of status.json. Writes nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MIXES = "SELECT m.* EXCLUDE (fingerprint) FROM mixes m JOIN current_stages USIN
 
 
 def read_parts(connection: Any, keys: Sequence[str]) -> dict[str, PartRecord]:
-    """The committed parts among `keys`."""
+    """Return the committed parts among `keys`."""
     if not keys:
         return {}
     rows, file_rows = (
@@ -37,7 +37,7 @@ def read_parts(connection: Any, keys: Sequence[str]) -> dict[str, PartRecord]:
 
 
 def part_of(row: Iterable[Any], files: Iterable[PartFile]) -> PartRecord:
-    """A part of its row in `parts`, in the order of the columns, and its files."""
+    """Return a part of its row in `parts`, in the order of the columns, and its files."""
     key, stage, step, reuse_key, num_in, num_kept, reasons, notes, seconds, attempts, _ = row
     funnel = None if num_in is None else Funnel(num_in, num_kept, json.loads(reasons))
     noted = MappingProxyType(json.loads(notes))
@@ -45,7 +45,7 @@ def part_of(row: Iterable[Any], files: Iterable[PartFile]) -> PartRecord:
 
 
 def current_stages(reader: Any) -> Figures:
-    """The figures of status.json. `reader` is a cursor that no other thread uses meanwhile."""
+    """Return the figures of status.json. `reader` is a cursor that no other thread uses meanwhile."""
     rows, mixes = (reader.sql(query).to_arrow_table().to_pylist() for query in (_STAGES, _MIXES))
     stages = {
         row.pop("stage"): row | {"notes": json.loads(row["notes"] or "{}"), "reasons": dict(row["reasons"] or ())}
@@ -55,7 +55,7 @@ def current_stages(reader: Any) -> Figures:
 
 
 def status_bytes(status: Mapping[str, Any]) -> bytes:
-    """The content of status.json, with a hash of the rest, so that damage shows."""
+    """Return the content of status.json, with a hash of the rest, so that damage shows."""
     rest = {name: value for name, value in status.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
     return json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True).encode()

@@ -15,6 +15,8 @@ sheet, a third of its width wide, 44,559 pairs have near pHashes and 107 count; 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -30,8 +32,29 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def near_middles(one: str, other: str) -> str:
-    """SQL: whether two hashes of middles are those of copies."""
+    """Return SQL that tells whether two hashes of middles are those of copies."""
     return f"bit_count(xor({one}, {other})) <= {MIDDLE_RADIUS}"
+
+
+def near_pairs(hashes: Hashes, others: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the pairs that differ in at most RADIUS bits: places in `hashes` (P,) and in `others` (P,).
+
+    Two such hashes are equal in one of RADIUS + 1 groups of bits, so only pairs with an equal group are compared.
+    """
+    edges = np.linspace(0, 64, RADIUS + 2).astype(int)
+    found: list[npt.NDArray[np.int64]] = []
+    for low, high in itertools.pairwise(edges.tolist()):
+        shift, mask = np.uint64(low), np.uint64((1 << (high - low)) - 1)
+        part, of_others = (hashes >> shift) & mask, (others >> shift) & mask
+        order = np.argsort(of_others, kind="stable")
+        starts = np.searchsorted(of_others[order], part, "left")
+        nums = np.searchsorted(of_others[order], part, "right") - starts
+        place = np.repeat(np.arange(len(hashes)), nums)
+        within = np.arange(len(place)) - np.repeat(np.cumsum(nums) - nums, nums)
+        pairs = np.stack([place, order[np.repeat(starts, nums) + within]])
+        found.append(pairs[:, np.bitwise_count(hashes[pairs[0]] ^ others[pairs[1]]) <= RADIUS])
+    pairs = np.unique(np.concatenate(found, axis=1), axis=1)
+    return pairs[0], pairs[1]
 
 
 def are_near(hashes: Hashes, other: np.uint64, radius: int) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""How one URL ended: the closed list that the fetch stage writes, and that `retry`, `status` and `explain` read."""
+"""Outcomes of a URL: the closed list that the fetch stage writes, and that `retry`, `status` and `explain` read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ class Outcome(StrEnum):
     """One value for each candidate. The detail (an errno, a header, a size) stands beside it in the table of facts."""
 
     OK = "ok"
-    NOT_REFUSED = "not_refused"  # before 0.4: what was said was asked for alone, and nothing refuses the row
     # passing: another try, on another day, may succeed
     DNS_FAILURE = "dns_failure"
     CONNECT_FAILED = "connect_failed"
@@ -44,6 +43,7 @@ class Outcome(StrEnum):
     TOO_COSTLY = "too_costly"
     IMAGE_TOO_SMALL = "image_too_small"
     ASPECT_TOO_EXTREME = "aspect_too_extreme"
+    TAKEDOWN = "takedown"  # never asked: the takedown list knows the picture of this address
 
     @property
     def passing(self) -> bool:
@@ -70,7 +70,7 @@ PASSING = UNREACHABLE | {
     Outcome.FILE_UNREADABLE,
 }
 
-FORMER_REASONS = {
+REASON_OF_RULE = {
     "not_empty": "empty_caption",
     "not_placeholder_like": "looks_like_a_placeholder",
     "not_filename_like": "looks_like_a_filename",
@@ -79,5 +79,5 @@ FORMER_REASONS = {
 }
 """Caption rules that say what a caption must not be, and the reason that a row is dropped with: what was wrong.
 
-Builds before 0.3 wrote the rule as the reason.
+The reason of any other rule is its own name.
 """

@@ -1,18 +1,24 @@
 """Read a work folder: the catalogue's tables, views over the Parquet parts, and the snapshot of a running build.
 
 Never writes. `open_reader` gives an in-memory DuckDB connection, so a work folder can be moved. `open_sandbox` gives
-the same for statements of a stranger. `read_status` works while a build holds the catalogue.
+the same for statements of a stranger. While a build, retry or takedown holds the catalogue, both read a copy of its
+last commit: the writer does not wait, and is not asked for anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
+import shutil
 import tempfile
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +27,24 @@ import pyarrow as pa
 
 from manifests.contract import tables
 from manifests.contract.catalog import STATUS_FILE
-from manifests.contract.catalog_file import CATALOG_FILE, explain_duckdb, gone, refuse_foreign, require_work_folder
+from manifests.contract.catalog_file import (
+    CATALOG_FILE,
+    explain_duckdb,
+    gone,
+    is_held,
+    refuse_foreign,
+    require_work_folder,
+)
 from manifests.contract.catalog_reads import current_stages
 from manifests.contract.session import at_hand
-from manifests.errors import ConfigError, IntegrityError
-from manifests.stores import storage
+from manifests.errors import ConfigError, IntegrityError, RunError
+from manifests.names.sql import identifier
+from manifests.stores import stamps, storage
 from manifests.stores.folder import bring_missing
 
+log = logging.getLogger("plantmix.catalog")
+
+COPY_TRIES, SECONDS_BETWEEN_TRIES = 40, 0.25
 MEMORY_GB = 4.0  # of a command that reads and builds nothing
 SAMPLE_VIEWS: dict[str, tuple[str, pa.Schema, str]] = {
     "candidates": ("ingest", tables.CANDIDATES, "One row a candidate: what its source says of it."),
@@ -82,7 +99,7 @@ _EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\((?:\s*(?:analyze|format\s+\
 
 @contextmanager
 def open_sandbox(workdir: str, memory_gb: float, spill: str) -> Iterator[Any]:
-    """The connection of `open_reader`, locked by DuckDB itself; what does not fit into memory goes into `spill`.
+    """Open the connection of `open_reader`, locked by DuckDB itself; what does not fit into memory goes into `spill`.
 
     It reaches no file but the tables of the work folder, without the whole addresses of `secrets`. It loads no
     extension, and none of its settings can be changed.
@@ -98,7 +115,7 @@ def open_sandbox(workdir: str, memory_gb: float, spill: str) -> Iterator[Any]:
 
 
 def kinds_of(connection: Any, sql: str) -> list[str]:
-    """The kinds of these statements. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
+    """Return the kinds of these statements. EXPLAIN ANALYZE runs what it explains, so that is looked at instead."""
     statements = connection.extract_statements(sql)
     if [statement.type.name for statement in statements] == ["EXPLAIN"]:
         statements = connection.extract_statements(_EXPLAIN.sub("", statements[0].query, count=1))
@@ -106,13 +123,14 @@ def kinds_of(connection: Any, sql: str) -> list[str]:
 
 
 def open_reader(workdir: str, per_sample: bool = True) -> Any:
-    """An in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
+    """Return an in-memory DuckDB connection over a work folder: catalogue tables and per-sample views, read-only.
 
     Of a work folder in a store, the catalogue and the tables of the last build are downloaded, where they are not here.
-    Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone.
+    Without `per_sample` there are the catalogue's tables alone, even where files of the last build are gone. While
+    another process writes the catalogue, the tables are those of its last commit, and a warning says of when.
 
-    Raises: ConfigError when there is no catalogue; RunError while a build holds it; IntegrityError when it is gone or
-    damaged, or when a file that it names is gone.
+    Raises: ConfigError when there is no catalogue; RunError when it changes too fast to be copied; IntegrityError when
+    it is gone or damaged, or when a file that it names is gone.
     """
     workdir = at_hand(workdir)
     path = storage.join(workdir, CATALOG_FILE)
@@ -123,20 +141,20 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
     spill = Path(tempfile.gettempdir(), f"plantmix-{uuid.uuid4().hex[:12]}")
     connection = duckdb.connect(config={"memory_limit": f"{MEMORY_GB}GB", "temp_directory": str(spill)})
     try:
-        connection.execute(f"ATTACH {literals([path])} AS catalog (READ_ONLY)")
+        _attach(connection, workdir)
         refuse_foreign(connection, workdir)
         comments = connection.execute(
             "SELECT table_name, comment FROM duckdb_tables() WHERE database_name = 'catalog'"
         ).fetchall()
         # reads every block, so damage shows here and not in the middle of an answer
-        hashes = (f'SELECT bit_xor(hash(t)) FROM catalog.main."{name}" t' for name, _ in comments)
+        hashes = (f"SELECT bit_xor(hash(t)) FROM catalog.main.{identifier(name)} t" for name, _ in comments)
         connection.execute(" UNION ALL ".join(hashes)).fetchall()
     except duckdb.Error as error:
         connection.close()
         raise explain_duckdb(workdir, error) from None
     for name, about in comments:
-        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM catalog.main."{name}"')
-        connection.execute(f'COMMENT ON VIEW "{name}" IS {literals([about])}')
+        connection.execute(f"CREATE VIEW {identifier(name)} AS SELECT * FROM catalog.main.{identifier(name)}")
+        connection.execute(f"COMMENT ON VIEW {identifier(name)} IS {literals([about])}")
     if not per_sample:
         return connection
     current = paths_of_current(connection, workdir)
@@ -147,6 +165,60 @@ def open_reader(workdir: str, per_sample: bool = True) -> Any:
         connection.execute(f"COMMENT ON VIEW {view} IS {literals([about])}")
     connection.execute((Path(__file__).parent / "views.sql").read_text(encoding="utf-8"))
     return connection
+
+
+def _attach(connection: Any, workdir: str) -> None:
+    """Attach the database as `catalog`, or a copy of it while another process writes it."""
+    attach = "ATTACH {} AS catalog (READ_ONLY)"
+    path = storage.join(workdir, CATALOG_FILE)
+    try:
+        connection.execute(attach.format(literals([path])))
+    except duckdb.IOException as error:
+        if not is_held(error):
+            raise
+        # DuckDB keeps the file open, so the copy may be deleted at once
+        with tempfile.TemporaryDirectory(prefix="plantmix-catalog-") as private:
+            copied_at = copy_catalogue(workdir, private)
+            connection.execute(attach.format(literals([storage.join(private, CATALOG_FILE)])))
+        log.warning(
+            "%s: a build is writing here; the answer is as of its last commit, %s UTC",
+            workdir,
+            f"{copied_at:%Y-%m-%d %H:%M:%S}",
+        )
+
+
+def is_of_copy(connection: Any, workdir: str) -> bool:
+    """Return whether a connection of `open_reader` reads a copy, since another process writes the catalogue."""
+    ((path,),) = connection.execute("SELECT path FROM duckdb_databases() WHERE database_name = 'catalog'").fetchall()
+    return Path(path).resolve() != Path(storage.join(at_hand(workdir), CATALOG_FILE)).resolve()
+
+
+def copy_catalogue(workdir: str, folder: str) -> datetime:
+    """Copy the database of a work folder, with the commits that wait in its log, and return the time of the last one.
+
+    A copy counts when the database did not change meanwhile and its log only grew: DuckDB ignores a commit that is cut.
+
+    Raises: RunError when the database changes in each of COPY_TRIES tries.
+    """
+    database, waiting = (Path(workdir, name) for name in (CATALOG_FILE, f"{CATALOG_FILE}.wal"))
+    for _ in range(COPY_TRIES):
+        before, length = stamps.of_disk(database.stat()), _length(waiting)
+        shutil.copyfile(database, Path(folder, CATALOG_FILE))
+        with contextlib.suppress(FileNotFoundError):  # without commits that wait there is no log
+            shutil.copyfile(waiting, Path(folder, waiting.name))
+        changed_at = max(file.stat().st_mtime for file in (database, waiting) if file.exists())
+        if before == stamps.of_disk(database.stat()) and _length(waiting) >= length:
+            return datetime.fromtimestamp(changed_at, UTC)
+        Path(folder, waiting.name).unlink(missing_ok=True)
+        time.sleep(SECONDS_BETWEEN_TRIES)
+    raise RunError(f"{database}: a build changes it all the time; try again in a minute")
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def paths_of_current(connection: Any, workdir: str) -> defaultdict[tuple[str, str], list[str]]:
@@ -170,10 +242,9 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
     connection.register(f"empty_{view}", schema.empty_table())
     try:
         if paths:
-            # parts of several versions are in use in this table alone; to join columns by name opens every file
-            scan = f"FROM read_parquet([{literals(paths)}], union_by_name = {view == 'fetched'})"
+            scan = f"FROM read_parquet([{literals(paths)}])"
             columns = {row[0] for row in connection.execute(f"DESCRIBE {scan}").fetchall()}
-            # an earlier version had fewer columns
+            # 0.4.0 had fewer columns in some tables
             rows = scan if columns.issuperset(schema.names) else f"{rows} UNION ALL BY NAME {scan}"
         connection.execute(f"CREATE VIEW {view} AS {rows}")
     except duckdb.IOException as error:
@@ -184,12 +255,12 @@ def create_table_view(connection: Any, view: str, paths: Sequence[str], schema: 
 
 
 def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
-    """The proxy runs of a work folder in the planner's columns, oldest study first, by run.
+    """Return the proxy runs of a work folder in the planner's columns, oldest study first, by run.
 
     Columns: run, study, model_size, step, samples_seen, seed, mix_DOMAIN, loss_DOMAIN, epochs_DOMAIN, and how losses
     were measured (validation_release, validation_batch_size); a domain that a run does not name has share 0.
 
-    Raises: ConfigError when there is no catalogue or no run in it; RunError while a build holds it.
+    Raises: ConfigError when there is no catalogue or no run in it; what `open_reader` raises.
     """
     with open_reader(workdir) as connection:
         runs = rows_of(
@@ -212,7 +283,7 @@ def read_proxy_runs(workdir: str) -> list[dict[str, Any]]:
 
 
 def read_status(workdir: str) -> dict[str, Any]:
-    """The figures that a build left in a work folder, or those of its catalogue where that file is gone.
+    """Return the figures that a build left in a work folder, or those of its catalogue where that file is gone.
 
     Raises: ConfigError when a folder has neither; IntegrityError when that file is damaged; what `open_reader` raises.
     """
@@ -239,7 +310,7 @@ def literals(texts: Iterable[str]) -> str:
 
 
 def rows_of(connection: Any, query: str, values: Any = ()) -> list[dict[str, Any]]:
-    """The rows of a query. `values` are its parameters, in order or by name."""
+    """Return the rows of a query. `values` are its parameters, in order or by name."""
     return list(connection.sql(query, params=values).to_arrow_table().to_pylist())
 
 

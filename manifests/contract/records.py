@@ -1,4 +1,4 @@
-"""What the catalogue keeps of a part, of a stage, of a round of fetching and of the files that a build reads.
+"""Records in the catalogue of a part, a stage, a round of fetching and the files that a build reads.
 
 Of such a file it keeps a stamp (`manifests/stores/stamps.py`) beside the sha256. No fingerprint sees it. Single files
 stand in `inputs`, by their path; pictures, which are many, in `stamps`.
@@ -36,7 +36,7 @@ class Funnel:
     reasons: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, what: str) -> None:
-        """Raises: IntegrityError when the rows in are not the rows kept plus the rows dropped."""
+        """Raise IntegrityError when the rows in are not the rows kept plus the rows dropped."""
         dropped = sum(self.reasons.values())
         if self.num_in != self.num_kept + dropped:
             raise IntegrityError(
@@ -110,14 +110,14 @@ class FetchRounds:
         self._connection = connection
 
     def last_closed(self, recipe: str) -> int:
-        """Number of the newest finished round; 0 when nothing was ever retried."""
+        """Return number of the newest finished round; 0 when nothing was ever retried."""
         rows = self._connection.execute(
             "SELECT coalesce(max(round), 0) FROM fetch_rounds WHERE recipe = ? AND closed_at IS NOT NULL", [recipe]
         ).fetchall()
         return int(rows[0][0])
 
     def find_open(self, recipe: str) -> FetchRound | None:
-        """The round that a retry began and has not finished, or None."""
+        """Return the round that a retry began and has not finished, or None."""
         rows = self._connection.execute(
             "SELECT round, outcomes FROM fetch_rounds WHERE recipe = ? AND closed_at IS NULL", [recipe]
         ).fetchall()
@@ -141,7 +141,7 @@ class FetchRounds:
 
 
 def utc_now() -> datetime.datetime:
-    """The time as the catalogue holds it: UTC, without a zone."""
+    """Return the time as the catalogue holds it: UTC, without a zone."""
     return datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
 
 
@@ -149,7 +149,7 @@ def utc_now() -> datetime.datetime:
 
 
 def hash_or_unreadable(path: str) -> str:
-    """The sha256 of a file, or UNREADABLE.
+    """Return the sha256 of a file, or UNREADABLE.
 
     Raises: AwayError when a store does not give what it has.
     """
@@ -166,7 +166,10 @@ class Stamps:
         self._connection = connection
 
     def sha256_of(self, path: str, name: str) -> str:
-        """The hash of one file, which is kept under `name`; it is read again only when its stamp is another one."""
+        """Return the hash of one file, which is kept under `name`.
+
+        It is read again only when its stamp is another one.
+        """
         stamp = stamps.to_keep(path)
         stored = self._connection.execute("SELECT sha256 FROM inputs WHERE path = ? AND stamp = ?", [name, stamp])
         for (sha256,) in stored.fetchall():
@@ -182,7 +185,7 @@ class Stamps:
         return sha256
 
     def is_hashed(self, name: str, stamp: str | None) -> bool:
-        """Whether the whole file that is kept under `name` was hashed when it had this stamp."""
+        """Return whether the whole file that is kept under `name` was hashed when it had this stamp."""
         query = "SELECT 1 FROM inputs WHERE path = ? AND stamp = ?"
         return bool(self._connection.execute(query, [name, stamp]).fetchall())
 
@@ -222,6 +225,6 @@ class Stamps:
 
 
 def fingerprints_of_run(record: Mapping[str, Any]) -> list[str]:
-    """The releases that a run was trained on, by its run.json: first those of its last configuration."""
+    """Return the releases that a run was trained on, by its run.json: first those of its last configuration."""
     releases = (record.get("identity") or {}).get("releases") or {}
     return [*releases.get("fingerprints", ()), *record.get("earlier_releases", ())]

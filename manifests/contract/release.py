@@ -42,7 +42,9 @@ SPLIT_FOLDERS = {"train": "shards", "heldout": "heldout"}
 
 
 def plain_name(text: object) -> str:
-    """The name of one file, release or domain: it leads nowhere else and means nothing to a shell, YAML or Markdown.
+    """Return the name of one file, release or domain.
+
+    It leads nowhere else and means nothing to a shell, YAML or Markdown.
 
     Raises: ValueError for any other text.
     """
@@ -99,7 +101,7 @@ class Release:
         return tuple(self.record["splits"])
 
     def num_samples(self, split: str) -> int:
-        """Samples in a split, repeats counted."""
+        """Return samples in a split, repeats counted."""
         return int(self.record["splits"][self._known(split)]["num_samples"])
 
     @property
@@ -124,7 +126,7 @@ class Release:
         return path_of_shard(self.path, self._known(split), shard)
 
     def file(self, name: str) -> storage.WrittenFile:
-        """A file as the record names it.
+        """Return a file as the record names it.
 
         Raises: IntegrityError for one that it does not name.
         """
@@ -275,12 +277,15 @@ def _named(rows: pa.Table, split: str | None) -> Iterator[tuple[str, str, pa.Tab
 
 
 def samples_named(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The sample ids in names that `dalip embed` gives: alone, behind a path, or as the key in a shard."""
+    """Return the sample ids in names that `dalip embed` gives: alone, behind a path, or as the key in a shard."""
     return pc.utf8_slice_codeunits(pc.replace_substring_regex(names, r"^.*/", ""), 0, _ID_DIGITS)
 
 
 def newest_of_several(path: str) -> str | None:
-    """A line where a work folder holds releases of several names: a build of another config changes which is read."""
+    """Return a line where a work folder holds releases of several names.
+
+    A build of another config changes which is read.
+    """
     pointers: list[str] = []
     with suppress(Exception):  # a store may show a release, and list nothing to whom it does not know
         matches = storage.find_matches(storage.join(path, "releases", f"*.{LATEST_FILE}"))
@@ -296,7 +301,7 @@ def newest_of_several(path: str) -> str | None:
 
 
 def is_release(path: str) -> bool:
-    """Whether `path` stands for a sealed release, as `Release.open` takes it.
+    """Return whether `path` stands for a sealed release, as `Release.open` takes it.
 
     Raises: IntegrityError for a pointer to a release that holds no name.
     """
@@ -308,7 +313,7 @@ def is_release(path: str) -> bool:
 
 
 def _resolve(path: str) -> str:
-    """The release folder that `path` stands for."""
+    """Return the release folder that `path` stands for."""
     if name := _pointed_at(f"{path.rstrip('/')}.{LATEST_FILE}"):  # WORKDIR/releases/NAME, without a version
         return storage.join(path.rstrip("/").rpartition("/")[0] or ".", name)
     for folder in (path, storage.join(path, "releases")):
@@ -323,7 +328,7 @@ def _resolve(path: str) -> str:
 
 
 def _pointed_at(pointer: str) -> str | None:
-    """The name of the release that a pointer file holds; None where there is none.
+    """Return the name of the release that a pointer file holds; None where there is none.
 
     Raises: IntegrityError when it holds anything else.
     """
@@ -335,7 +340,7 @@ def _pointed_at(pointer: str) -> str | None:
 
 
 def read_record(folder: str) -> dict[str, Any]:
-    """The record of the release in a folder.
+    """Return the record of the release in a folder.
 
     Raises: ConfigError when there is none, or one of another format; IntegrityError when it is not whole, or holds a
         name that is not plain.
@@ -377,7 +382,7 @@ def read_record(folder: str) -> dict[str, Any]:
 
 
 def _check_names(record: Mapping[str, Any]) -> None:
-    """Raises: ValueError and the like for the first name that could lead out of the release or into a command."""
+    """Raise ValueError and the like for the first name that could lead out of the release or into a command."""
     for text in (record["name"], record["version"], record.get("kind", "mixed"), record["fingerprint"]):
         plain_name(text)
     for split, entry in record["splits"].items():

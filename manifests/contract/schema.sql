@@ -2,9 +2,9 @@
 -- Per-sample tables are Parquet parts beside it; views.sql joins them for readers.
 
 CREATE TABLE IF NOT EXISTS inputs (
-    path VARCHAR PRIMARY KEY, num_bytes BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, sha256 VARCHAR NOT NULL
+    path VARCHAR PRIMARY KEY, num_bytes BIGINT NOT NULL, mtime_ns BIGINT NOT NULL, sha256 VARCHAR NOT NULL,
+    stamp VARCHAR
 );
-ALTER TABLE inputs ADD COLUMN IF NOT EXISTS stamp VARCHAR;
 COMMENT ON TABLE inputs IS 'Content hashes of input files, so that an unchanged file is not read again to know it.';
 COMMENT ON COLUMN inputs.stamp IS 'Its stamp when it was hashed, as in stamps; null: it must be hashed again';
 COMMENT ON COLUMN inputs.path IS 'Path as the config gives it';

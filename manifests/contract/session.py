@@ -58,7 +58,7 @@ def take_up(address: str) -> str:
 
 
 def at_hand(workdir: str) -> str:
-    """The local folder in which a work folder can be read: itself, or where it was brought out of its store.
+    """Return the local folder in which a work folder can be read: itself, or where it was brought out of its store.
 
     Raises: as `take_up`.
     """
@@ -104,7 +104,7 @@ class Session:
         return session
 
     def check(self) -> None:
-        """Raises: RunError when another driver has taken the folder."""
+        """Raise RunError when another driver has taken the folder."""
         if self._lost is not None:
             raise self._lost
 
@@ -178,7 +178,7 @@ class Session:
             self._num_sent += len(content)
 
     def _send_files(self) -> None:
-        """The status, and the takedown list where it is not the store's."""
+        """Send the status, and the takedown list where it is not the store's."""
         self._status_sent = time.monotonic()
         for name, path in _BESIDE.items():
             content = read_if_there(storage.join(self.folder, name))
@@ -253,7 +253,7 @@ def _drop_other_tables(folder: str, before: Snapshot | None, now: Snapshot | Non
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[bool]:
-    """Whether this process is the only one of this machine that holds the local folder."""
+    """Lock the local folder, and tell whether this process is the only one of this machine that holds it."""
     storage.make_folder(folder)
     with Path(folder, "lock").open("w") as stream:
         try:

@@ -81,7 +81,7 @@ def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
 
 
 def _lies_there(path: str) -> bool:
-    """Whether a file or folder is there; of a pattern, the folder before its first wildcard."""
+    """Return whether a file or folder is there; of a pattern, the folder before its first wildcard."""
     return Path(re.split(r"[^/]*[*?\[{]", path, maxsplit=1)[0] or ".").exists()
 
 
@@ -240,7 +240,7 @@ def _container_of(annotation: Any) -> str:
 
 
 def _sections_at(loc: tuple[Any, ...], model: type[Settings]) -> list[type[Settings]]:
-    """The models that `loc` may lie in, by following annotations; a step without a model stays where it is."""
+    """Return the models that `loc` may lie in, by following annotations; a step without a model stays where it is."""
     here: list[type[Settings]] = [model]
     for step in loc:
         below: list[type[Settings]] = []
@@ -255,7 +255,7 @@ def _sections_at(loc: tuple[Any, ...], model: type[Settings]) -> list[type[Setti
 
 
 def sections_in(annotation: Any) -> list[type[Settings]]:
-    """The models that a field holds: directly, in a list, by name, or in a union."""
+    """Return the models that a field holds: directly, in a list, by name, or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [section for inner in getattr(annotation, "__args__", ()) for section in sections_in(inner)]

@@ -64,8 +64,8 @@ FACTS = pa.schema(
         ("stored_sha256", pa.string()),  # sha256 of the bytes in the pool
         ("pixels_sha256", pa.string()),  # sha256 of the stored pixels (RGB8, row-major, size in front)
         ("phash", pa.uint64()),  # imagehash.phash of the stored pixels, first hash bit highest
-        ("phash_mirrored", pa.uint64()),  # of the same pixels, left and right swapped; null as for has_camera
-        ("middle_hash", pa.uint64()),  # of their middle: it tells sheets of one layout apart; null as for has_camera
+        ("phash_mirrored", pa.uint64()),  # of the same pixels, left and right swapped
+        ("middle_hash", pa.uint64()),  # of their middle: it tells sheets of one layout apart
         ("middle_mirrored", pa.uint64()),  # the same of the mirror image
         ("width_px", pa.int32()),  # as downloaded, after EXIF orientation
         ("height_px", pa.int32()),
@@ -74,11 +74,11 @@ FACTS = pa.schema(
         ("format", pa.string()),  # Pillow's name: JPEG, PNG, ...
         ("mode", pa.string()),  # Pillow's mode before conversion
         ("exif_orientation", pa.int8()),  # 1 to 8; 1 when absent
-        ("has_camera", pa.bool_()),  # EXIF names the camera; null where an earlier version measured
-        ("file_creator", pa.string()),  # who made it, by EXIF, IPTC or XMP; "" where they do not say; null as above
+        ("has_camera", pa.bool_()),  # EXIF names the camera
+        ("file_creator", pa.string()),  # who made it, by EXIF, IPTC or XMP; "" where they do not say
         ("file_rights", pa.string()),  # whom their copyright notice names, likewise
         ("pixel_std", pa.float32()),  # standard deviation of the luminance of the stored pixels, 0 to 127.5
-        ("colour_std", pa.float32()),  # the same of their colour (Cb, Cr), 0 for grey; null as for has_camera
+        ("colour_std", pa.float32()),  # the same of their colour (Cb, Cr), 0 for grey
         ("pool_file", pa.string()),  # path relative to the pool folder
         ("offset", pa.int64()),  # of the stored bytes in pool_file
         ("length", pa.int64()),
@@ -156,7 +156,7 @@ REJECTS = pa.schema(
         ("row_number", pa.int64()),
         ("record_key", pa.string()),
         ("url", pa.string()),
-        ("reason", pa.string()),  # missing_key, invalid_url, ...: configs/GUIDE.md
+        ("reason", pa.string()),  # missing_key, invalid_url, ...: configs/guide/your-data.md
         ("value", pa.string()),
     ]
 )
@@ -345,12 +345,12 @@ _NAMING = {name.lower() for name in (*TEXT_TYPES, *(file.removesuffix(".txt") fo
 
 
 def names_taxon(name: str) -> bool:
-    """Whether a text of this name, or in a member of this name, names the taxon."""
+    """Return whether a text of this name, or in a member of this name, names the taxon."""
     return name.lower() in _NAMING
 
 
 def kind_of(name: str) -> str:
-    """The name without the number that further texts of a kind have: `trait` of `trait_2`."""
+    """Return the name without the number that further texts of a kind have: `trait` of `trait_2`."""
     kind = name.rstrip("0123456789")
     return kind[:-1] if kind != name and kind.endswith("_") else name
 

@@ -2,6 +2,7 @@
 
 WORKDIR/takedowns.jsonl has one JSON object on each line: `by` (url, owner, id), `value`, `reason`. `plantmix takedown`
 adds to it. People may write it by hand and copy it to another work folder. A line that cannot be read is a ConfigError.
+Addresses, owners and ids are compared as `manifests/names` compares them, not letter by letter.
 
 Lines with `by: picture` are written by PlantMix alone. They hold the hashes of a picture that an entry named, so that
 its copies are known wherever they come from, also when nothing knows the picture itself any more.
@@ -9,10 +10,12 @@ its copies are known wherever they come from, also when nothing knows the pictur
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,13 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
-from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, RADIUS, are_near
+from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD, MIDDLE_RADIUS, near_pairs
 from manifests.contract.reader import open_reader
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, PlantMixError, RunError, words_of
 from manifests.masking import hide_secrets
+from manifests.names.addresses import address_key
 from manifests.names.equal import name_key, spellings_of
 from manifests.stores import storage
 from manifests.stores.storage import read_if_there
@@ -44,7 +49,8 @@ WHEN_GONE = (
 class Entry:
     """One thing that must stay out: an address, an owner, or a sample id or image sha256.
 
-    The texts hold no secrets of addresses, as in all tables.
+    The texts hold no secrets of addresses, as in all tables. An address with a secret ends in `#` and a short hash of
+    the whole, as ingest names it, so that it is told from other addresses that look alike without theirs.
     """
 
     by: str
@@ -52,13 +58,21 @@ class Entry:
     reason: str = "not stated"
 
     def __post_init__(self) -> None:
-        for name in ("value", "reason"):
-            object.__setattr__(self, name, hide_secrets(getattr(self, name)))
+        shown = hide_secrets(self.value)
+        if self.by == "url" and shown != self.value:
+            shown = f"{shown.strip()}#{hashlib.sha256(self.value.strip().encode()).hexdigest()[:8]}"
+        object.__setattr__(self, "value", shown)
+        object.__setattr__(self, "reason", hide_secrets(self.reason))
 
     @property
     def key(self) -> tuple[str, str]:
         """Equal for two entries that mean the same."""
-        return self.by, name_key(self.value) if self.by == "owner" else self.value
+        return self.by, name_key(self.value) if self.by == "owner" else self.value.strip()
+
+    @property
+    def is_of_secret(self) -> bool:
+        """True for an address that hides a secret: only the table of whole addresses knows its rows."""
+        return self.by == "url" and _OF_SECRET.search(self.value) is not None
 
 
 @dataclass(frozen=True, order=True)
@@ -75,15 +89,22 @@ class Picture:
     phash_mirrored: str = ""
     middle_hash: str = ""
     middle_mirrored: str = ""
+    addresses: tuple[str, ...] = ()
+    """Where it was downloaded from: not asked again, since its hashes are known."""
 
     @classmethod
-    def of_fact(cls, fact: Mapping[str, Any], reason: str) -> Picture:
-        """What a row of facts says of its picture; a row of a samples table says less."""
+    def of_fact(cls, fact: Mapping[str, Any], reason: str, addresses: Iterable[str] = ()) -> Picture:
+        """Return the identity of a picture from a row of facts; a row of a samples table says less."""
         phash, pixel_std = fact["phash"], fact.get("pixel_std")
         tells = phash.bit_count() > FLAT_BITS and not (pixel_std is not None and pixel_std < FLAT_PIXEL_STD)
         hashes = {name: fact.get(name) for name in _HASHES} if tells else {}
         shown = {name: f"{value:016x}" for name, value in hashes.items() if value is not None}
-        return cls(fact["image_id"], reason, fact.get("pixels_sha256") or "", **shown)
+        pixels = fact.get("pixels_sha256") or ""
+        return cls(fact["image_id"], reason, pixels, **shown, addresses=tuple(sorted(addresses)))
+
+    def identity(self) -> dict[str, str]:
+        """Return what decides over pictures: where it was downloaded from does not."""
+        return {name: value for name, value in asdict(self).items() if name != "addresses"}
 
     @property
     def turns(self) -> list[tuple[np.uint64, np.uint64 | None]]:
@@ -96,15 +117,18 @@ class Picture:
         ]
 
 
+_OF_SECRET = re.compile(r"\*\*\*.*#[0-9a-f]{8}$")
 _TURNS = (("phash", "middle_hash"), ("phash_mirrored", "middle_mirrored"))
 _HASHES = tuple(name for turn in _TURNS for name in turn)
 
 
 def each_once(pictures: Iterable[Picture]) -> list[Picture]:
-    """Each image once, sorted: of several lines the one that knows most hashes, of equal ones the first."""
+    """Return each image once, sorted: of several lines the one that knows most hashes, and the addresses of all."""
     best: dict[str, Picture] = {}
     for picture in sorted(pictures, key=lambda one: sum(not getattr(one, name) for name in _HASHES)):
-        best.setdefault(picture.image_id, picture)
+        known = best.setdefault(picture.image_id, picture)
+        together = tuple(sorted({*known.addresses, *picture.addresses}))
+        best[picture.image_id] = replace(known, addresses=together)
     return sorted(best.values())
 
 
@@ -125,13 +149,19 @@ def find_copies(pictures: Sequence[Picture], rows: pa.Table) -> npt.NDArray[np.i
     middle = rows["middle_hash"] if "middle_hash" in rows.column_names else pa.nulls(len(rows), pa.uint64())
     unknown, middle = pc.is_null(middle).to_numpy(zero_copy_only=False), pc.fill_null(middle, 0).to_numpy()
     tells = np.bitwise_count(phash) > FLAT_BITS
-    for number, picture in enumerate(pictures):
-        for of_whole, of_middle in picture.turns:
-            found = tells & are_near(phash, of_whole, RADIUS)
-            if of_middle is not None:
-                found &= unknown | are_near(middle, of_middle, MIDDLE_RADIUS)
-            copy_of[(copy_of < 0) & found] = number
-    return copy_of
+    turns = [(number, *turn) for number, picture in enumerate(pictures) for turn in picture.turns]
+    numbers = np.array([turn[0] for turn in turns], np.int64)
+    wholes = np.array([turn[1] for turn in turns], np.uint64)
+    has_middle = np.array([turn[2] is not None for turn in turns], bool)
+    middles = np.array([turn[2] or 0 for turn in turns], np.uint64)
+    open_rows = np.flatnonzero(tells & (copy_of < 0))
+    place, turn_at = near_pairs(phash[open_rows], wholes)
+    row = open_rows[place]
+    near = np.bitwise_count(middle[row] ^ middles[turn_at]) <= MIDDLE_RADIUS
+    near |= unknown[row] | ~has_middle[turn_at]
+    first = np.full(len(rows), len(pictures), np.int64)
+    np.minimum.at(first, row[near], numbers[turn_at[near]])
+    return np.where(first < len(pictures), first, copy_of)
 
 
 class Takedowns(NamedTuple):
@@ -142,7 +172,7 @@ class Takedowns(NamedTuple):
 
 
 def standing_list(workdir: str, ask: Callable[[str], Sequence[Any]]) -> Takedowns:
-    """What must stay out of builds. `ask` gives the rows of a query to the catalogue.
+    """Return the takedowns that must stay out of builds. `ask` gives the rows of a query to the catalogue.
 
     Raises: ConfigError as `read_list`, and when a list that an earlier command read is gone.
     """
@@ -165,7 +195,7 @@ def require_list(workdir: str) -> None:
 
 
 def read_list(workdir: str) -> Takedowns:
-    """The list of a work folder; empty where there is none.
+    """Return the list of a work folder; empty where there is none.
 
     Raises: ConfigError that names the first line that is not an entry.
     """
@@ -194,7 +224,10 @@ def _parse(line: dict[str, Any]) -> Entry | Picture:
     if by != PICTURE:
         KINDS.index(by)
         return Entry(by, value, reason)
-    picture = Picture(value, reason, **line)
+    addresses = tuple(line.pop("addresses", ()))
+    if not all(isinstance(text, str) for text in (*addresses, *line.values())):
+        raise ValueError
+    picture = Picture(value, reason, **line, addresses=addresses)
     for name in _HASHES:
         int(getattr(picture, name) or "0", 16)
     return picture
@@ -212,13 +245,13 @@ def add_entries(workdir: str, entries: Sequence[Entry], pictures: Sequence[Pictu
         storage.publish_bytes(storage.join(workdir, TAKEDOWNS_FILE), text.encode())
 
 
-def _line_of(picture: Picture) -> dict[str, str]:
+def _line_of(picture: Picture) -> dict[str, Any]:
     hashes = {name: value for name, value in asdict(picture).items() if value and name != "image_id"}
     return {"by": PICTURE, "value": picture.image_id, **hashes}
 
 
 def taken_down_since(release: Release, workdir: str) -> str | None:
-    """What to tell someone who takes a release that holds images which the list of its work folder names, or copies.
+    """Return a warning for a reader of a release that holds images which the list of its work folder names, or copies.
 
     None where it holds none.
 
@@ -228,9 +261,14 @@ def taken_down_since(release: Release, workdir: str) -> str | None:
     if not images.num_rows:
         return None
     first = images.slice(0, 1).to_pylist()[0]
+    cure = f"take a version without them: `plantmix takedown {release.path} --id {first['sample_id']}` writes one"
+    with suppress(OSError, PlantMixError):
+        newest = Release.open(storage.join(workdir, "releases", release.record["name"]))
+        if newest.path != release.path and not images_taken_down(newest, workdir).num_rows:
+            cure = f"take {newest.path}, which is without them"
     return (
-        f"{release.path}: holds {images.num_rows:,} images that were taken down since, first: {first['url']}; "
-        f"take a version without them: `plantmix takedown {release.path} --id {first['sample_id']}` writes one"
+        f"{release.path}: holds {images.num_rows:,} images that were taken down since, first: "
+        f"{first['url'] or first['sample_id']}; {cure}"
     )
 
 
@@ -292,8 +330,26 @@ _KEYS = {  # by -> (table, column) pairs that an entry's key is compared with, w
 }  # fmt: skip
 
 
+_AS_COMPARED: dict[str, Callable[[str], str]] = {"url": address_key, "owner": "{}".format, "id": "lower({})".format}
+
+
+def with_rows_of_secrets(entries: Sequence[Entry], whole_addresses: Iterable[str]) -> list[Entry]:
+    """Return the entries, with the sample ids of its rows in the place of each address that hides a secret.
+
+    `whole_addresses` are files of the table SECRETS. An address that none of them has stays as it is.
+    """
+    hidden = {entry.value: entry for entry in entries if entry.is_of_secret}
+    rows: dict[Entry, list[Entry]] = {}
+    for path in whole_addresses if hidden else ():
+        table = pq.read_table(path, columns=["sample_id", "address"])
+        for row in table.filter(pc.is_in(table["address"], pa.array(hidden, pa.string()))).to_pylist():
+            entry = hidden[row["address"]]
+            rows.setdefault(entry, []).append(Entry("id", row["sample_id"], entry.reason))
+    return [one for entry in entries for one in rows.get(entry, [entry])]
+
+
 def owners_in(sql: Any) -> str:
-    """A query for sample_id and name of whoever candidates and facts name as an owner."""
+    """Return a query for sample_id and name of whoever candidates and facts name as an owner."""
     return " UNION ALL ".join(
         f"SELECT sample_id, {column} AS name FROM {table}" for table, column in _compared(sql)["owner"]
     )
@@ -312,18 +368,23 @@ def find_named(sql: Any, entries: Sequence[Entry]) -> None:
     spellings: dict[tuple[str, str], list[str]] = {}
     if owners := [entry.key[1] for entry in entries if entry.by == "owner"]:
         names = sql.execute(f"SELECT DISTINCT name FROM ({owners_in(sql)})").fetchall()
-        for name, key in spellings_of(owners, (name for (name,) in names)).items():
-            spellings.setdefault(("owner", key), []).append(name)
+        for name, keys in spellings_of(owners, (name for (name,) in names)).items():
+            for key in keys:
+                spellings.setdefault(("owner", key), []).append(name)
     rows = [
         {"by": entry.by, "key": entry.key[1], "value": entry.value, "reason": entry.reason, "stated": stated}
         for entry in entries
-        for stated in (spellings.get(entry.key, ()) if entry.by == "owner" else (entry.value,))
+        for stated in (spellings.get(entry.key, ()) if entry.by == "owner" else (entry.key[1],))
+        if not entry.is_of_secret
     ]
     sql.register("takedown_list", pa.Table.from_pylist(rows, schema=_LIST))
+    listed = {by for by in KINDS if any(row["by"] == by for row in rows)}
     matches = [
-        f"{columns} FROM {table} t JOIN takedown_list l ON l.stated = {column} WHERE l.by = '{by}'"
-        for by, pairs in (_compared(sql).items() if rows else ())
+        f"{columns} FROM {table} t JOIN takedown_list l ON {_AS_COMPARED[by]('l.stated')} = {_AS_COMPARED[by](column)} "
+        f"WHERE l.by = '{by}'"
+        for by, pairs in _compared(sql).items()
         for table, column in pairs
+        if by in listed
     ]
     nothing = "SELECT NULL::VARCHAR AS sample_id, * EXCLUDE (stated) FROM takedown_list"  # reads no table
     sql.execute(f"CREATE OR REPLACE TABLE named AS {' UNION ALL '.join(matches) or nothing}")

@@ -48,7 +48,7 @@ class Panel:
 
 
 def require_picture(option: str, out: str) -> None:
-    """Raises: ConfigError when the name of a file is none of a picture, or something else lies there."""
+    """Raise ConfigError when the name of a file is none of a picture, or something else lies there."""
     if Path(out).is_dir() or Path(out).suffix.lower() != ".png":
         raise ConfigError(f"{option} {out}: the name must end in .png, as of a picture")
     require_output(out, lambda content: content.startswith(b"\x89PNG") and MADE_BY.encode() in content[:400])
@@ -124,7 +124,9 @@ def _save(width: float, height: float, paint: Callable[[Any], None], kind: str) 
 
 
 def _short_numbers(tag: re.Match[str]) -> str:
-    """A tag with its numbers to 2 decimals: a hundredth of a point is not seen, and the last digits differ by machine.
+    """Return a tag with its numbers to 2 decimals.
+
+    A hundredth of a point is not seen, and the last digits differ by machine.
 
     Links within the SVG are left alone.
     """

@@ -15,7 +15,7 @@ NAMES = {
 
 
 def theme_css() -> str:
-    """The colours as CSS variables, those for a dark screen included; paper is always light."""
+    """Return the colours as CSS variables, those for a dark screen included; paper is always light."""
 
     def block(colours: dict[str, str]) -> str:
         return " ".join(f"--{NAMES[light]}: {shown};" for light, shown in colours.items())

@@ -1,4 +1,4 @@
-"""Whether two names or texts are equal: one answer for captions, labels, columns, and for whoever compares owners.
+"""Equality of names and texts: one answer for captions, labels, columns, and for whoever compares owners.
 
 Tables come from many keyboards. One name is written with composed or decomposed letters, in capitals, with a final
 sigma, with a dotted I, with a blank that is no space. Such spellings are equal. Names that share words, as "Müller, J."
@@ -15,7 +15,7 @@ _WORD = re.compile(r"\w+")
 
 
 def name_key(name: str) -> str:
-    """The same text for all spellings of a name or text.
+    """Return the same text for all spellings of a name or text.
 
     Source: Unicode's NFKC_Casefold, and one letter for i, dotted or not, as Turkish capitals need it.
     """
@@ -29,18 +29,18 @@ def name_key(name: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A column's name without case and signs."""
+    """Return a column's name without case and signs."""
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-def spellings_of(keys: Iterable[str], names: Iterable[str | None]) -> dict[str, str]:
-    """Name -> the key that it has, for those of `names` that have one of `keys`.
+def spellings_of(keys: Iterable[str], names: Iterable[str | None]) -> dict[str, set[str]]:
+    """Return the keys of each of `names` that has one of `keys`.
 
     A name may be a list, parted by `;`, as Exif writes several authors: each of them counts.
     """
     wanted = set(keys)
     spelled = {name: wanted.intersection(map(name_key, {name, *name.split(";")})) for name in names if name}
-    return {name: min(found) for name, found in spelled.items() if found}
+    return {name: found for name, found in spelled.items() if found}
 
 
 def names_like(name: str, counts: Mapping[str, int]) -> dict[str, int]:

@@ -140,7 +140,7 @@ def parse_name(raw_name: str | None) -> Name:
 
 
 def is_no_name(text: str) -> bool:
-    """True for what sources write when there is no name: unidentified, a BOLD number, n/a."""
+    """Return true for what sources write when there is no name: unidentified, a BOLD number, n/a."""
     return bool(_NOT_A_NAME.match(text))
 
 
@@ -196,7 +196,7 @@ def _read_genus(token: str) -> str:
 
 
 def _read_formula(genus: str, tokens: list[str]) -> Name | None:
-    """A name of two parents with a hybrid or graft sign between them; None when this is no formula."""
+    """Return a name of two parents with a hybrid or graft sign between them; None when this is no formula."""
     for index in range(1, len(tokens) - 1):
         if tokens[index] not in {"×", "x", "X", "+"}:
             continue
@@ -259,7 +259,7 @@ def _is_epithet(token: str) -> bool:
 
 
 def _read_infraspecific(rest: list[str], start: int) -> tuple[str, str]:
-    """The last infraspecific mark behind `start`, and its name."""
+    """Return the last infraspecific mark behind `start`, and its name."""
     mark = infra = ""
     i = start
     while i < len(rest) and rest[i].rstrip(".").lower() not in UNCERTAIN:  # cf. var. alba: not certain

@@ -38,7 +38,7 @@ def ranks_of_folder(name: str) -> tuple[str, ...] | None:
 
 
 def species_of(genus: Any, species: Any) -> Any:
-    """The binomial of each row, from two Arrow columns or scalars of text; null where no species is certain.
+    """Return the binomial of each row, from two Arrow columns or scalars of text; null where no species is certain.
 
     Without a genus the species is what its column says.
     """

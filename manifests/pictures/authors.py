@@ -78,7 +78,10 @@ def _in_exif(image: ImageFile.ImageFile) -> tuple[str, str]:
 
 
 def _decoded(text: Any) -> str:
-    """A text of EXIF or IPTC: UTF-8 where it is, as most tools write it, else Latin-1, as which Pillow reads EXIF."""
+    """Return a text of EXIF or IPTC.
+
+    UTF-8 where it is, as most tools write it, else Latin-1, as which Pillow reads EXIF.
+    """
     content = text.encode("latin-1", "replace") if isinstance(text, str) else text
     if not isinstance(content, bytes):
         return ""

@@ -1,4 +1,4 @@
-"""What decoding a picture of a stranger may cost at most. Constants alone, so that settings name them without Pillow.
+"""Limits on the cost of decoding a stranger's picture. Constants alone, so that settings name them without Pillow.
 
 Each bound counts something in the bytes, never seconds: the same bytes end in the same way on any machine.
 """

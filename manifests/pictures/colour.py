@@ -28,7 +28,7 @@ class UnsupportedMode(Exception):  # noqa: N818  (an answer about one picture, t
 
 
 def simplify(image: Image.Image) -> Image.Image:
-    """The same picture in L, LA, RGB, RGBA, CMYK or LAB with 8 bits a channel, without palette.
+    """Return the same picture in L, LA, RGB, RGBA, CMYK or LAB with 8 bits a channel, without palette.
 
     Raises: UnsupportedMode for floating point and 32-bit integers.
     """
@@ -63,7 +63,10 @@ def _from_sixteen_bit(image: Image.Image) -> Image.Image:
 
 
 def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int, int, int]) -> Image.Image:
-    """A simplified picture as sRGB: its profile is applied if it can be read, alpha is composited on `background`."""
+    """Return a simplified picture as sRGB.
+
+    Its profile is applied if it can be read, alpha is composited on `background`.
+    """
     alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
     if icc_profile:
         image = _apply_profile(image, icc_profile)
@@ -78,7 +81,7 @@ def to_srgb(image: Image.Image, icc_profile: bytes | None, background: tuple[int
 
 
 def is_srgb(icc_profile: bytes) -> bool:
-    """True for a profile that is named sRGB, or that cannot be read: the pixels then stay as they are."""
+    """Return true for a profile that is named sRGB, or that cannot be read: the pixels then stay as they are."""
     return len(icc_profile) > MOST_PROFILE_BYTES or _is_srgb(icc_profile)
 
 
@@ -95,7 +98,7 @@ def _is_srgb(icc_profile: bytes) -> bool:
 
 @lru_cache(maxsize=64)
 def _transform(icc_profile: bytes, mode: str) -> Any:
-    """A profile's transform to sRGB; None when the profile is broken or does not fit the kind of pixels."""
+    """Return a profile's transform to sRGB; None when the profile is broken or does not fit the kind of pixels."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc_profile))
         if mode not in _PROFILE_SPACE.get(profile.profile.xcolor_space, ()):
@@ -122,7 +125,7 @@ def _apply_profile(image: Image.Image, icc_profile: bytes) -> Image.Image:
 
 
 def colour_std(rgb: Image.Image) -> float:
-    """How far the colours of a picture are spread, apart from light and dark: 0 for grey, about 2 for sepia.
+    """Return how far the colours of a picture are spread, apart from light and dark: 0 for grey, about 2 for sepia.
 
     The root of the summed variances of Cb and Cr. It is measured on means of 4 x 4 pixels, in a third of the time that
     all pixels take. Photos of groceries have 12 and more.

@@ -68,7 +68,10 @@ def _costly_jpeg(body: bytes, max_pixels: int) -> str | None:
 
 
 def _has_more_scans(body: bytes, at: int, most: int) -> bool:
-    """Whether a JPEG whose first scan begins at `at` has more than `most`. Behind its end there may be other files."""
+    """Return whether a JPEG whose first scan begins at `at` has more than `most`.
+
+    Behind its end there may be other files.
+    """
     num = 0
     for _ in range(MOST_SEGMENTS):
         match = NEXT_MARKER.search(body, at)
@@ -92,7 +95,7 @@ def _num_chunks(body: bytes) -> int:
 
 
 def _has_more_blocks(body: bytes) -> bool:
-    """Whether a GIF has more than MOST_BLOCKS before its first picture. Source: GIF89a, sections 15 to 26."""
+    """Return whether a GIF has more than MOST_BLOCKS before its first picture. Source: GIF89a, sections 15 to 26."""
     flags = body[10] if len(body) > 10 else 0
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     in_extension = False
@@ -110,7 +113,7 @@ def _has_more_blocks(body: bytes) -> bool:
 
 
 def _num_strips(body: bytes) -> int:
-    """Strips or tiles of the first picture of a TIFF. Source: TIFF 6.0, section 2; BigTIFF (LibTIFF 4)."""
+    """Count strips or tiles of the first picture of a TIFF. Source: TIFF 6.0, section 2; BigTIFF (LibTIFF 4)."""
     order = "<" if body[:2] == b"II" else ">"
     big = body[2:4] in (b"+\0", b"\0+")
     try:

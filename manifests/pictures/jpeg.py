@@ -17,7 +17,7 @@ NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
 def without_metadata(body: bytes) -> bytes | None:
-    """The same picture without metadata and without the bytes behind its end; its coded pixels stay as they are.
+    """Return the same picture without metadata and without the bytes behind its end; its coded pixels stay as they are.
 
     Left out are EXIF (position, owner, thumbnail), XMP, IPTC, colour profile and comments. Gives `body` itself when it
     holds nothing of this, and None for a structure that cannot be followed: the caller then encodes the picture anew.
@@ -58,7 +58,7 @@ def without_metadata(body: bytes) -> bytes | None:
 
 
 def _shortened(marker: int, content: bytes) -> bytes:
-    """The kept part of an application segment or comment: the one that defines the colour space, or nothing."""
+    """Return the kept part of an application segment or comment: the one that defines the colour space, or nothing."""
     signature = _KEPT_APPLICATION.get(marker)
     if signature is None or not content.startswith(signature):
         return b""

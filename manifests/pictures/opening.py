@@ -105,7 +105,7 @@ def as_unreadable() -> Iterator[None]:
 
 
 def open_picture(body: bytes, max_pixels: int = MOST_PIXELS) -> ImageFile.ImageFile:
-    """A picture of at most `max_pixels`, its header read and nothing decoded. The caller closes it.
+    """Return a picture of at most `max_pixels`, its header read and nothing decoded. The caller closes it.
 
     Raises: Unreadable.
     """
@@ -126,12 +126,12 @@ def open_picture(body: bytes, max_pixels: int = MOST_PIXELS) -> ImageFile.ImageF
 
 
 def open_stored(body: bytes) -> ImageFile.ImageFile:
-    """A picture that a build stored or a release holds: always a JPEG. Raises: what Pillow does."""
+    """Return a picture that a build stored or a release holds: always a JPEG. Raises: what Pillow does."""
     return Image.open(io.BytesIO(body), formats=("JPEG",))
 
 
 def upright_srgb(image: Image.Image) -> Image.Image:
-    """The pixels of an open picture as `plantmix` stores them, not resized: RGB, upright, on white.
+    """Return the pixels of an open picture as `plantmix` stores them, not resized: RGB, upright, on white.
 
     Raises: Unreadable.
     """
@@ -144,7 +144,7 @@ def upright_srgb(image: Image.Image) -> Image.Image:
 
 
 def is_plain(image: Image.Image) -> bool:
-    """True when the decoded pixels are those that are seen: grey or sRGB, opaque and upright."""
+    """Return true when the decoded pixels are those that are seen: grey or sRGB, opaque and upright."""
     icc_profile = image.info.get("icc_profile")
     return (
         image.mode in ("RGB", "L")
@@ -161,14 +161,14 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def exif_of(image: Image.Image) -> Mapping[int, Any]:
-    """The EXIF of an open picture."""
+    """Return the EXIF of an open picture."""
     if image.format in ("JPEG", "PPM") and "exif" not in image.info:
         return {}  # saves 0.1 ms: getexif would look for XMP
     return image.getexif()
 
 
 def _check_size(size: tuple[int, int], kind: str, max_pixels: int, bytes_per_pixel: int = ALLOWED_BYTES) -> None:
-    """Raises: Unreadable for more pixels than are allowed, or as many that take more memory."""
+    """Raise Unreadable for more pixels than are allowed, or as many that take more memory."""
     num_pixels = size[0] * size[1]
     if num_pixels * max(bytes_per_pixel, ALLOWED_BYTES) <= max_pixels * ALLOWED_BYTES:
         return

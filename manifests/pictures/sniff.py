@@ -47,7 +47,7 @@ _BRANDS = {
 
 
 def image_kind(body: bytes) -> str | None:
-    """The image format whose signature the bytes begin with, decodable or not; None for anything else."""
+    """Return the image format whose signature the bytes begin with, decodable or not; None for anything else."""
     for signature, kind in _SIGNATURES:
         if body.startswith(signature):
             return kind

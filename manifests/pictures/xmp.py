@@ -12,21 +12,21 @@ _RESOURCE, _ITEM = f"{_RDF} resource", f"{_RDF} li"
 
 
 def values_in(packet: bytes | str | None, names: Collection[str]) -> dict[str, list[str]]:
-    """The values of each property, in their order: attributes, addresses, texts, and items of lists.
+    """Return the values of each property, in their order: attributes, addresses, texts, and items of lists.
 
     Names are `NAMESPACE NAME`.
     """
     content = packet.encode(errors="replace") if isinstance(packet, str) else bytes(packet or b"")
-    values: dict[str, list[str]] = {name: [] for name in names}
-    inside: list[list[str]] = []  # the values of the property whose element is open
+    values: dict[str, list[list[str]]] = {name: [] for name in names}  # each in the pieces that the parser gives
+    inside: list[list[list[str]]] = []  # the values of the property whose element is open
 
     def start(name: str, attributes: dict[str, str]) -> None:
         for key in values.keys() & attributes.keys():
-            values[key].append(attributes[key])
+            values[key].append([attributes[key]])
         if name in values:
             inside[:] = [values[name]]
         if inside and (name in values or name == _ITEM):
-            inside[0].append(attributes.get(_RESOURCE, ""))
+            inside[0].append([attributes.get(_RESOURCE, "")])
 
     def end(name: str) -> None:
         if name in values:
@@ -34,11 +34,12 @@ def values_in(packet: bytes | str | None, names: Collection[str]) -> dict[str, l
 
     def text(part: str) -> None:
         if inside:
-            inside[0][-1] += part
+            inside[0][-1].append(part)
 
     is_named = any(name.partition(" ")[0].encode() in content for name in names)
     if len(content) > _MAX_BYTES or not is_named:
         return {name: [] for name in names}
     if not is_read_xml(content.strip(b"\0 \r\n\t"), start, end, text):
         return {name: [] for name in names}
-    return {name: [value.strip() for value in some if value.strip()] for name, some in values.items()}
+    joined = {name: ["".join(pieces).strip() for pieces in some] for name, some in values.items()}
+    return {name: [value for value in some if value] for name, some in joined.items()}

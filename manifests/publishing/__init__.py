@@ -1,1 +1,1 @@
-"""What publishing a release and publishing a model share: the upload to the Hub, and harmless Markdown."""
+"""Code that publishing a release and publishing a model share: the upload to the Hub, and harmless Markdown."""

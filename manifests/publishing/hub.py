@@ -107,7 +107,7 @@ def _api() -> Any:
 
 
 def _call(repository: str, what: str, function: Callable[..., _Result], *args: Any, **options: Any) -> _Result:
-    """A call of huggingface_hub, repeated after a passing fault, with its errors as ours."""
+    """Return a call of huggingface_hub, repeated after a passing fault, with its errors as ours."""
 
     def passes(error: Exception) -> bool:
         # huggingface_hub raises RuntimeError for a file that did not arrive

@@ -10,7 +10,9 @@ _PLAIN = re.compile(r"[^\W\d_][\w.,:;()'/&@-]*(?: [\w.,:;()'/&@-]+)*")  # most n
 
 
 def plain_markdown(text: object) -> str:
-    """A text that Markdown shows as it is: on one line, and with nothing that starts a heading, a list, a link or HTML.
+    """Return a text that Markdown shows as it is.
+
+    On one line, and with nothing that starts a heading, a list, a link or HTML.
 
     Source: CommonMark 0.31, sections 2.4, 4 and 6.
     """
@@ -23,5 +25,5 @@ def plain_markdown(text: object) -> str:
 
 
 def markdown_cell(text: object) -> str:
-    """A text as a cell of a Markdown table."""
+    """Return a text as a cell of a Markdown table."""
     return plain_markdown(text).replace("|", "\\|")

@@ -1,1 +1,1 @@
-"""What others bring: which files are pictures, which paths braces stand for, what a sample of a tar is. Reads only."""
+"""Files from outside: which are pictures, which paths braces stand for, the samples of a tar. Reads only."""

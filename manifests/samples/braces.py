@@ -15,12 +15,12 @@ from manifests.masking import hide_in
 
 
 def split_paths(text: str) -> list[str]:
-    """The paths between `::`, with their braces."""
+    """Return the paths between `::`, with their braces."""
     return text.split("::")
 
 
 def has_braces(path: str) -> bool:
-    """Whether a text may stand for several paths by braces or `::`."""
+    """Return whether a text may stand for several paths by braces or `::`."""
     return "{" in path or "::" in path
 
 
@@ -33,5 +33,5 @@ def expand(text: str) -> list[str]:
 
 
 def first_pattern(path: str) -> str:
-    """The part of a path before its first brace or wildcard."""
+    """Return the part of a path before its first brace or wildcard."""
     return re.split(r"[*?\[{]", path)[0]

@@ -30,23 +30,25 @@ _BESIDE_PICTURES = (
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its name, whatever the case of its ending."""
+    """Return whether a file is a picture by its name, whatever the case of its ending."""
     return name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def is_tar(name: str) -> bool:
-    """Whether a file is a tar that is read, by its name, whatever the case of its ending."""
+    """Return whether a file is a tar that is read, by its name, whatever the case of its ending."""
     return name.lower().endswith(TARS)
 
 
 def stem_of_tar(name: str) -> str:
-    """The name of a tar without its ending: the same for a tar and for that tar compressed."""
+    """Return the name of a tar without its ending: the same for a tar and for that tar compressed."""
     ending = next((ending for ending in (*TARS, *OTHER_TARS) if name.lower().endswith(ending)), "")
     return name[: len(name) - len(ending)]
 
 
 def plain_tars(names: Iterable[str]) -> list[str]:
-    """The tars among some files whose samples can be read in any order. A compressed one may lie beside its plain one.
+    """Return the tars among some files whose samples can be read in any order.
+
+    A compressed one may lie beside its plain one.
 
     Raises: ConfigError for a compressed tar alone, with the line that unpacks it.
     """
@@ -65,7 +67,7 @@ def plain_tars(names: Iterable[str]) -> list[str]:
 
 
 def not_read(names: Iterable[str], read: tuple[str, ...] = PICTURE_SUFFIXES) -> str | None:
-    """A line on files whose suffixes are not `read`, but for texts and tables; None where there are none."""
+    """Return a line on files whose suffixes are not `read`, but for texts and tables; None where there are none."""
     lowered = (name.lower() for name in names)
     endings = Counter(PurePosixPath(name).suffix for name in lowered if not name.endswith(read))
     others = {ending: num for ending, num in endings.items() if ending and ending not in _BESIDE_PICTURES}

@@ -1,4 +1,4 @@
-"""What a sample of a tar is: one rule for all readers of both packages.
+"""The rule that says which members of a tar make a sample, for all readers of both packages.
 
 - Members that follow one another and have the same key are a sample. The key is the path up to the first dot of the
   file name; what follows is the ending, in lower case. Members without either, and `__NAME__`, belong to no sample.
@@ -49,7 +49,7 @@ class Sample:
     """Of all of its members."""
 
     def picture(self, endings: Sequence[str] = PICTURES) -> str | None:
-        """The ending of the picture that counts; None: there is none."""
+        """Return the ending of the picture that counts; None: there is none."""
         return next((ending for ending in endings if ending in self.pictures), None)
 
 
@@ -70,7 +70,7 @@ def samples_in(
     start: int = 0,
     look: Callable[[Member, str], None] | None = None,
 ) -> Iterator[Sample]:
-    """The samples of a tar, in its order, from the header at `start` on.
+    """Yield the samples of a tar, in its order, from the header at `start` on.
 
     Members with an ending among `texts` are read. `look` sees every member and its ending.
 
@@ -102,7 +102,10 @@ def samples_in(
 
 
 def only_sample_in(block: bytes) -> Sample:
-    """The sample in a part of a tar that holds one, with all of its texts; an empty one where the bytes are others."""
+    """Return the sample in a part of a tar that holds one, with all of its texts.
+
+    An empty one where the bytes are others.
+    """
     with suppress(BrokenTarError):
         return next(samples_in(io.BytesIO(block + _END_OF_TAR), ALL_TEXTS), Sample(""))
     return Sample("")
@@ -118,14 +121,14 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def has_text(content: bytes) -> bool:
-    """Whether a text is more than blanks."""
+    """Return whether a text is more than blanks."""
     if content.isascii():
         return bool(content.strip())
     return bool(content.decode("utf-8-sig", "replace").strip())
 
 
 def compression_of(head: bytes) -> str | None:
-    """How a tar is compressed, by its first bytes: it cannot be read in place. None: it is not."""
+    """Return how a tar is compressed, by its first bytes: it cannot be read in place. None: it is not."""
     return next((name for magic, name in _COMPRESSED.items() if head.startswith(magic)), None)
 
 

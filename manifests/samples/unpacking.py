@@ -27,7 +27,10 @@ _KEPT_BYTES = 2 * MAX_TEXT_BYTES  # a text is read again when its key is known
 
 
 def packing_of(name: str) -> str | None:
-    """How a tar of this name is compressed, where it is read as it is: gzip or zstd. None: it is not compressed."""
+    """Return how a tar of this name is compressed, where it is read as it is: gzip or zstd.
+
+    None: it is not compressed.
+    """
     return next((packing for ending, packing in COMPRESSED_TARS.items() if name.endswith(ending)), None)
 
 
@@ -42,7 +45,7 @@ class Window(ABC):
 
     @abstractmethod
     def _next(self, position: int) -> bytes:
-        """The bytes from `position` on, at least one of them."""
+        """Return the bytes from `position` on, at least one of them."""
 
     @property
     def kept_from(self) -> int:
@@ -50,7 +53,7 @@ class Window(ABC):
         return self._base
 
     def tell(self) -> int:
-        """The byte that is read next."""
+        """Return the byte that is read next."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -59,7 +62,7 @@ class Window(ABC):
         return self._position
 
     def read(self, num_bytes: int) -> bytes:
-        """The next bytes; fewer at the end, where that is known."""
+        """Return the next bytes; fewer at the end, where that is known."""
         while self._base + len(self._held) < min(self._position + num_bytes, self.end):
             if (surplus := min(self._position - _KEPT_BYTES - self._base, len(self._held))) > 0:
                 del self._held[:surplus]
@@ -108,13 +111,13 @@ class Unpacked(Window):
 
 
 def unpacked(stream: Any, name: str) -> Any:
-    """The plain bytes of a tar: the stream itself, or Unpacked where the name says that it is compressed."""
+    """Return the plain bytes of a tar: the stream itself, or Unpacked where the name says that it is compressed."""
     packing = packing_of(name)
     return stream if packing is None else Unpacked(stream, packing)
 
 
 class _Counted:
-    """What pyarrow asks of a file; counts the bytes that it has read, and does not close it."""
+    """A file as pyarrow needs it; counts the bytes that it has read, and does not close it."""
 
     closed = False
 

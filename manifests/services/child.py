@@ -53,7 +53,7 @@ class Child:
         self._messages.close()
 
     def receive(self, seconds: float | None = None) -> Any:
-        """The next value that `work` sends; None when it has ended.
+        """Return the next value that `work` sends; None when it has ended.
 
         Raises: what `work` raised; TimeoutError after so many seconds; EOFError when the process was killed.
         """
@@ -73,8 +73,9 @@ class Command:
     """A program in a process of its own; `with` waits until it ends. The last line that it says of errors is kept."""
 
     def __init__(self, words: Sequence[str] | str, hears_output: bool = False, **options: Any) -> None:
-        """`words` as a text are for the shell, `options` are those of Popen. With `hears_output`, what it prints is
-        heard as what it says of errors.
+        """Start the program. `words` as a text are for the shell, `options` are those of Popen.
+
+        With `hears_output`, its output counts as its messages of errors.
 
         Raises: OSError when the program does not start.
         """

@@ -1,5 +1,6 @@
-"""Start a Ray of our own, or join a running cluster. Ours answers on the loopback alone: whoever reaches a port of Ray
-can run code.
+"""Start a Ray of our own, or join a running cluster.
+
+Ours answers on the loopback alone: whoever reaches a port of Ray can run code.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ def ray_environment(address: str | None) -> Iterator[None]:
 
     A Ray of one's own is bound to the loopback. The cluster at `address` is tried a few times, with the token of this
     account where it has one: by itself Ray 2.60 uses that only for clusters that it starts or finds.
+
+    Ray's workers look for modules first in the folder where Ray was started or joined, whatever PYTHONSAFEPATH says. A
+    package `pipeline` there would hide ours. So that folder is the root here, and PYTHONPATH is made absolute.
     """
     if address is None:
         changed = {_NO_CLUSTER: "0"}
@@ -39,10 +43,13 @@ def ray_environment(address: str | None) -> Iterator[None]:
         has_token = any(tokens) or Path("~/.ray/auth_token").expanduser().is_file()
         variables = _SHORT_TRIES | ({"RAY_AUTH_MODE": "token"} if has_token else {})
         changed = {name: value for name, value in variables.items() if name not in os.environ}
+    if paths := os.environ.get("PYTHONPATH"):
+        changed["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
-        yield
+        with chdir(os.sep):
+            yield
     finally:
         for name, value in before.items():
             if value is None:

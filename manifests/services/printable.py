@@ -16,7 +16,7 @@ _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""The text with every steering character written as \u001b and the like; those in `keep` stay.
+    r"""Return the text with every steering character written as \u001b and the like; those in `keep` stay.
 
     Within a JSON document the result means the same value.
     """
@@ -24,7 +24,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shown(text: str) -> str:
-    """A text for the screen or a log: no control characters but line breaks and tabs, and no secrets of URLs."""
+    """Return a text for the screen or a log: no control characters but line breaks and tabs, and no secrets of URLs."""
     return printable(hide_secrets(text), keep="\n\t")
 
 
@@ -50,11 +50,11 @@ class PrintableStream(io.TextIOBase):
             self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether the stream below is a terminal."""
+        """Return whether the stream below is a terminal."""
         return bool(not self._stream.closed and self._stream.isatty())
 
     def fileno(self) -> int:
-        """The number of the file below."""
+        """Return the number of the file below."""
         return int(self._stream.fileno())
 
 
@@ -65,7 +65,7 @@ WIPE = "\r\x1b[K"
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a line of this stream can be overwritten."""
+    """Return whether a line of this stream can be overwritten."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -101,7 +101,7 @@ def pace(per_second: float, seconds_left: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration in words: seconds, minutes, hours or days, with the next smaller unit."""
+    """Return a duration in words: seconds, minutes, hours or days, with the next smaller unit."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:

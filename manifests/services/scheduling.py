@@ -1,4 +1,4 @@
-"""What a scheduler such as Slurm gives and says to a program: cores, and signals that ask it to stop."""
+"""Cores and stop signals that a scheduler such as Slurm gives to a program."""
 
 from __future__ import annotations
 

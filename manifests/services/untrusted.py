@@ -1,4 +1,4 @@
-"""What a stranger may have filled: JSON, XML, the members of a tar, and packed files.
+"""Input of strangers: JSON, XML, the members of a tar, and packed files.
 
 No size is believed before it is checked. What a packed file holds is bounded by its own size: 36 kB of bz2 can say
 one line 17 million times.
@@ -46,7 +46,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
 
 
 def json_object(content: bytes | None) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
+    """Return a JSON object; empty for anything else."""
     try:
         value = json.loads(content or b"")
     except (ValueError, RecursionError):
@@ -55,7 +55,7 @@ def json_object(content: bytes | None) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """The json object in a text.
+    """Return the json object in a text.
 
     Raises: ValueError for anything else, and for lists and objects that are nested too deeply.
     """
@@ -69,7 +69,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 
 def json_object_of(value: Any) -> dict[str, Any]:
-    """The value itself, where it is an object.
+    """Return the value itself, where it is an object.
 
     Raises: ValueError.
     """
@@ -87,7 +87,7 @@ def _depth(text: bytes) -> int:
 
 
 def read_object(path: Path, hint: str, kind: type[PlantMixError] = IntegrityError) -> dict[str, Any]:
-    """The JSON object in a file; `hint` says what to do without it.
+    """Return the JSON object in a file; `hint` says what to do without it.
 
     Raises: an error of `kind`.
     """
@@ -101,7 +101,7 @@ def read_object(path: Path, hint: str, kind: type[PlantMixError] = IntegrityErro
 
 
 def check_packing(packed_bytes: int, unpacked_bytes: int, free_bytes: int = FREE_BYTES) -> None:
-    """Raises: ValueError where a file holds more than `free_bytes` and than MAX_PACKING times its own size.
+    """Raise ValueError where a file holds more than `free_bytes` and than MAX_PACKING times its own size.
 
     `zipfile` reads no more of a member than the directory of the zip says that it has.
     """
@@ -113,7 +113,7 @@ def check_packing(packed_bytes: int, unpacked_bytes: int, free_bytes: int = FREE
 
 
 def bounded(unpacked: Any, packed_bytes: int) -> io.BufferedReader:
-    """A stream of unpacked bytes that raises the ValueError of `check_packing` where there are too many of them."""
+    """Return a stream of unpacked bytes that raises `check_packing`'s ValueError where there are too many."""
     return io.BufferedReader(_Counted(unpacked, packed_bytes), 1 << 20)
 
 
@@ -156,8 +156,9 @@ class EndOfBytesError(BrokenTarError):
 
 
 def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
-    """The files in a tar of a stranger, one at a time, from the header at byte `start` on, and in those behind it, as
-    `cat a.tar b.tar` makes them. Folders are left out.
+    """Yield the files in a tar of a stranger, one at a time, from the header at byte `start` on.
+
+    A second tar behind the first is read too, as `cat a.tar b.tar` makes them. Folders are left out.
 
     `tarfile` itself believes every size that a tar states. Here no header over 64 KiB is read, and no size is taken
     that the tar cannot hold.
@@ -199,7 +200,10 @@ def tar_members(stream: Any, start: int = 0) -> Iterator[Member]:
 
 
 def _next_header(stream: Any, offset: int) -> tuple[tarfile.TarInfo, int] | None:
-    """The header at a byte, or that of another tar behind the end mark there; where it lies. None where none is."""
+    """Return the header at a byte, or that of another tar behind the end mark there; where it lies.
+
+    None where none is.
+    """
     for begins in range(offset, offset + _MAX_PADDING_BYTES, tarfile.BLOCKSIZE):
         try:
             stream.seek(begins)

@@ -62,7 +62,7 @@ class Sheet:
         return [name for name in self._header[1] if name]
 
     def rows(self, columns: list[str]) -> Iterator[tuple[int, list[str | None]]]:
-        """Number in the sheet, and texts, of each row below the header that is not empty."""
+        """Yield number in the sheet, and texts, of each row below the header that is not empty."""
         total = 0
         for number, texts in self._texts([self._header[1].index(name) for name in columns]):
             total += sum(len(text) for text in texts if text)
@@ -70,7 +70,7 @@ class Sheet:
             yield number, texts
 
     def _texts(self, indexes: list[int]) -> Iterator[tuple[int, list[str | None]]]:
-        """Number and texts of the rows below the header that are not empty."""
+        """Yield number and texts of the rows below the header that are not empty."""
         header, left = self._header[0], self._sheet.start[1]
         merged: dict[int, list[tuple[int, int, int]]] = {}
         for (top, first), (bottom, last) in self._sheet.merged_cell_ranges or ():
@@ -89,7 +89,7 @@ class Sheet:
 
 
 def open_sheet(content: bytes, wanted: str | int | None = None) -> Sheet:
-    """The sheet of a workbook with this name or number, from 1; None: the first one that has rows.
+    """Return the sheet of a workbook with this name or number, from 1; None: the first one that has rows.
 
     Raises: ValueError for what is no such workbook, has no such sheet, or is too large.
     """
@@ -124,7 +124,7 @@ def _what_it_is(content: bytes) -> str:
 
 
 def _sheets_in(archive: zipfile.ZipFile) -> dict[str, str]:
-    """The part of each sheet by its name, in the order of the tabs; hidden ones come last."""
+    """Return the part of each sheet by its name, in the order of the tabs; hidden ones come last."""
     names: list[tuple[bool, str, str]] = []
     targets: dict[str, str] = {}
 
@@ -144,7 +144,7 @@ def _sheets_in(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def _has_rows(archive: zipfile.ZipFile, part: str) -> bool:
-    """Whether a sheet has a header and a row, or more, by its beginning."""
+    """Return whether a sheet has a header and a row, or more, by its beginning."""
     with archive.open(part) as stream:
         return len(_ROW.findall(stream.read(_LOOKED_AT_BYTES))) > 1
 
@@ -161,7 +161,7 @@ def _choose(parts: Mapping[str, str], with_rows: list[str], wanted: str | int | 
 
 
 def _only(archive: zipfile.ZipFile, parts: Mapping[str, str], name: str, packed_bytes: int) -> tuple[bytes, bytes]:
-    """The XML of a sheet, and a workbook without other sheets, pictures and the like.
+    """Return the XML of a sheet, and a workbook without other sheets, pictures and the like.
 
     No more of a part is unpacked than it says that it has.
     """
@@ -182,7 +182,7 @@ def _only(archive: zipfile.ZipFile, parts: Mapping[str, str], name: str, packed_
 
 
 def _check_span(xml: bytes) -> None:
-    """Raises: ValueError for a sheet whose cells lie so far apart that they would fill the memory."""
+    """Raise ValueError for a sheet whose cells lie so far apart that they would fill the memory."""
     num_rows, num_columns, num_named = len(_ROW.findall(xml)), 0, 0
     for letters, digits in (match.groups() for match in _REFERENCE.finditer(xml)):
         num_rows = max(num_rows, int(digits[:9]))
@@ -198,7 +198,7 @@ def _check_span(xml: bytes) -> None:
 
 
 def _column_of(letters: bytes) -> int:
-    """The number of a column, from 1: A, B, ..., Z, AA."""
+    """Return the number of a column, from 1: A, B, ..., Z, AA."""
     number = 0
     for letter in letters.upper():
         number = 26 * number + letter - ord("A") + 1
@@ -206,7 +206,7 @@ def _column_of(letters: bytes) -> int:
 
 
 def _text(value: Any) -> str | None:
-    """A cell as its sheet shows it, as far as its type tells; None for an empty one."""
+    """Return a cell as its sheet shows it, as far as its type tells; None for an empty one."""
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):

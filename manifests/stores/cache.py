@@ -36,7 +36,7 @@ SHARE_AHEAD = 4  # of the bound, one part in so many is for shards that no batch
 
 
 def local_folder(cache_dir: str | None) -> Path:
-    """The folder of this machine for copies of remote files: `data.cache_dir`, else one in the temporary folder.
+    """Return the folder of this machine for copies of remote files: `data.cache_dir`, else one in the temporary folder.
 
     Raises: ConfigError when it cannot be written, or belongs to someone else.
     """
@@ -63,7 +63,9 @@ class ShardCache:
         return folder
 
     def open(self, shard: WrittenFile) -> int:
-        """A descriptor of the whole shard, which is fetched where it is not here or damaged. It counts as used now.
+        """Return a descriptor of the whole shard, which is fetched where it is not here or damaged.
+
+        It counts as used now.
 
         Raises: IntegrityError, RetryableError, RunError, ConfigError.
         """
@@ -83,7 +85,7 @@ class ShardCache:
                 _compare(path, shard)
 
     def has(self, shard: WrittenFile) -> bool:
-        """Whether the shard is here and as it was fetched; if so, it counts as used now."""
+        """Return whether the shard is here and as it was fetched; if so, it counts as used now."""
         try:
             return _use(self.folder / f"{shard.sha256}.tar", shard)
         except FileNotFoundError:
@@ -245,12 +247,12 @@ def _mark_whole(path: Path, shard: WrittenFile) -> None:
 
 
 def _mark(shard: WrittenFile) -> int:
-    """The time of change that a file gets when it was compared. Whatever writes to it later sets another one."""
+    """Return the time of change that a file gets when it was compared. Whatever writes to it later sets another one."""
     return int(shard.sha256[:7], 16) * 1_000_000_000
 
 
 def _problem(shard: WrittenFile, folder: Path, error: Exception) -> PlantMixError:
-    """The error for a fault that may pass, also of bytes that were spoilt on their way.
+    """Return the error for a fault that may pass, also of bytes that were spoilt on their way.
 
     Raises: RunError when the disk is full.
     """

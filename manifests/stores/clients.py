@@ -6,6 +6,7 @@ import functools
 import gc
 import mimetypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +23,16 @@ _S3_PUT_BYTES = 5 << 30  # the most that S3 takes in one request
 
 
 def is_remote(path: str) -> bool:
-    """True for an fsspec address with a scheme, false for a local path."""
+    """Return true for an fsspec address with a scheme, false for a local path."""
     return "://" in path and not path.startswith("file://")
 
 
+_CREDENTIALS = re.compile(r"(?:s3a?|gc?s)://(?!arn:)[^/]*[:@]")
+"""An address of a bucket with a user or password: no bucket's name holds these signs."""
+
+
 def filesystem(path: str) -> tuple[Any, str]:
-    """The fsspec file system of `path`, and the path within it.
+    """Return the fsspec file system of `path`, and the path within it.
 
     Raises: ConfigError for what is no address of a kind that is known, and for a client that is not installed.
     """
@@ -37,6 +42,12 @@ def filesystem(path: str) -> tuple[Any, str]:
         from manifests.stores.web import WebFiles  # its client takes long to import
 
         return WebFiles(), path
+    if _CREDENTIALS.match(path):
+        raise ConfigError(
+            f"{hide_secrets(path.partition('://')[0])}://...: this address holds credentials; give them by the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS) and name the "
+            "bucket alone"
+        )
     with _naming_client(path):
         fs, inner = fsspec.core.url_to_fs(path)
     return fs, str(inner)

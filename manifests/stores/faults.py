@@ -25,7 +25,7 @@ _PASSING_STATUSES = {401, 403, 408, 409, 425, 429}  # and all from 500 on; crede
 
 
 def is_storage_error(error: Exception) -> bool:
-    """True for an error of the operating system, or of a library of object stores, which may be no OSError."""
+    """Return true for an error of the operating system, or of a library of object stores, which may be no OSError."""
     libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     of_duckdb = "_duckdb" in libraries and "Could not " in str(error)  # its words for a fault of the disk
     return isinstance(error, OSError) or of_duckdb or not _CLIENT_LIBRARIES.isdisjoint(libraries)
@@ -52,19 +52,22 @@ def no_room(error: BaseException, folder: str = "") -> str | None:
 
 
 def is_damage(error: Exception) -> bool:
-    """True for what DuckDB and Arrow say of a file whose bytes make no sense; a wrong query is something else."""
+    """Return true for what DuckDB and Arrow say of a file whose bytes make no sense.
+
+    A wrong query is something else.
+    """
     of_duckdb = ("Error", "IOException", "FatalException", "SerializationException", "InvalidInputException")
     kinds = {"_duckdb": of_duckdb, "pyarrow": ("ArrowInvalid",)}
     return type(error).__name__ in kinds.get(type(error).__module__.partition(".")[0], ())
 
 
 def is_stop(error: BaseException) -> bool:
-    """True for a Ctrl-C. DuckDB turns one that falls into a query into a RuntimeError."""
+    """Return true for a Ctrl-C. DuckDB turns one that falls into a query into a RuntimeError."""
     return isinstance(error, KeyboardInterrupt) or (type(error) is RuntimeError and str(error) == "Query interrupted")
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether another try may help. It does not where a store says that a file is missing, or there already."""
+    """Return whether another try may help. It does not where a store says that a file is missing, or there already."""
     if isinstance(error, RetryableError):
         return True
     if isinstance(error, FileNotFoundError | FileExistsError):
@@ -74,7 +77,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status of an error or of its cause; None where the client does not tell it."""
+    """Return the HTTP status of an error or of its cause; None where the client does not tell it."""
     passed: list[BaseException] = []
     while error is not None and all(error is not other for other in passed):
         passed.append(error)

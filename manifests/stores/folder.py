@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def stands_for(address: str) -> str:
-    """The local folder of an address on this machine, below PLANTMIX_LOCAL_DIR or the user's cache folder."""
+    """Return the local folder of an address on this machine, below PLANTMIX_LOCAL_DIR or the user's cache folder."""
     address = address.rstrip("/")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "plantmix")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", address)[-80:].strip("-")
@@ -39,7 +39,7 @@ def stands_for(address: str) -> str:
 
 
 def local_place(workdir: str) -> str:
-    """The folder on this disk where a work folder's own files lie: itself, or the one that stands for it."""
+    """Return the folder on this disk where a work folder's own files lie: itself, or the one that stands for it."""
     return stands_for(workdir) if storage.is_remote(workdir) else workdir
 
 

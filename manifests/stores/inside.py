@@ -1,4 +1,4 @@
-"""Whether a name leads to a regular file below a folder. No link is followed, no pipe or device opened."""
+"""Open a name only where it leads to a regular file below a folder. No link is followed, no pipe or device opened."""
 
 from __future__ import annotations
 

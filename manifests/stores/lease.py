@@ -96,7 +96,7 @@ def _refuse_held(address: str, number: int) -> None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """The content of a lease; nothing when it is not there any more."""
+    """Return the content of a lease; nothing when it is not there any more."""
     return dict(json.loads(read_if_there(path) or b"{}"))
 
 

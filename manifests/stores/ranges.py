@@ -11,7 +11,7 @@ from manifests.stores.faults import ask
 
 
 def read_range(path: str, start: int, num_bytes: int) -> bytes:
-    """Some bytes of a file, in one read or request; fewer where it ends before.
+    """Return some bytes of a file, in one read or request; fewer where it ends before.
 
     Raises: FileNotFoundError; an error of the disk; AwayError.
     """

@@ -21,12 +21,12 @@ _VERSIONS = ("ETag", "etag", "blob_id", "Last-Modified")  # S3 and web servers, 
 
 
 def of_disk(info: os.stat_result) -> str:
-    """The stamp of a file of this machine."""
+    """Return the stamp of a file of this machine."""
     return f"{info.st_size}-{info.st_mtime_ns}-{info.st_ctime_ns}-{info.st_ino}"
 
 
 def of_entry(entry: Mapping[str, Any]) -> str | None:
-    """The stamp of a file by its entry in a store's listing; None where nothing would show a change."""
+    """Return the stamp of a file by its entry in a store's listing; None where nothing would show a change."""
     version = next((entry[name] for name in _VERSIONS if entry.get(name)), None) or changed_ns(entry)
     return f"{entry.get('size')}-{version}" if version else None
 
@@ -50,7 +50,7 @@ def look(path: str, store: tuple[Any, str] | None = None, now: bool = False) -> 
 
 
 def to_keep(path: str) -> str | None:
-    """The stamp to keep beside a hash; None where nothing would show a change, or not yet.
+    """Return the stamp to keep beside a hash; None where nothing would show a change, or not yet.
 
     Raises: as `look`.
     """

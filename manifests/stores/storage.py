@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from manifests.errors import ConfigError, IntegrityError
+from manifests.errors import ConfigError, IntegrityError, NoRangesError
 from manifests.stores import clients
 from manifests.stores.clients import filesystem as filesystem
 from manifests.stores.clients import is_remote as is_remote
@@ -54,7 +54,7 @@ class WrittenFile:
         get(self.path, local)
 
     def is_content_of(self, path: str) -> bool:
-        """Whether a local file holds what was recorded; every byte is read."""
+        """Return whether a local file holds what was recorded; every byte is read."""
         return hash_file(path).sha256 == self.sha256
 
     def require_content(self, path: str) -> None:
@@ -85,19 +85,19 @@ def join(folder: str, *names: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder is there."""
     fs, inner = filesystem(path)
     return ask(path, lambda: bool(fs.exists(inner)))
 
 
 def is_folder(path: str) -> bool:
-    """Whether a folder is there; a store has no empty ones."""
+    """Return whether a folder is there; a store has no empty ones."""
     fs, inner = filesystem(path)
     return ask(path, lambda: bool(fs.isdir(inner)))
 
 
 def size_of(path: str) -> int:
-    """How many bytes a file has. Raises: FileNotFoundError; an error of the disk or the store."""
+    """Return how many bytes a file has. Raises: FileNotFoundError; an error of the disk or the store."""
     fs, inner = filesystem(path)
     return ask(path, lambda: int(fs.size(inner)))
 
@@ -136,14 +136,16 @@ def find_matches(pattern: str) -> list[str]:
 
 
 def files_in(path: str) -> list[str]:
-    """The files that lie in a folder itself; none for what is no folder."""
+    """Return the files that lie in a folder itself; none for what is no folder."""
     fs, inner = filesystem(path)
     listed = ask(path, lambda: fs.ls(inner, detail=True) if fs.isdir(inner) else [])
     return sorted(join(path, entry["name"].rpartition("/")[2]) for entry in listed if entry["type"] == "file")
 
 
 def temp_path(path: str) -> str:
-    """A private name beside `path`, for a file of a store one on this machine. It holds TEMP_MARK, by which `sweep`
+    """Return a private name beside `path`, for a file of a store one on this machine.
+
+    It holds TEMP_MARK, by which `sweep`
     finds what a crash left.
     """
     folder, _, name = path.removeprefix("file://").rpartition("/")
@@ -156,7 +158,7 @@ def temp_path(path: str) -> str:
 
 
 def is_private(path: str) -> bool:
-    """Whether this is the private name of a file that is being written, or was when its writer was killed."""
+    """Return whether this is the private name of a file that is being written, or was when its writer was killed."""
     return _TEMP_NAME.fullmatch(path.rpartition("/")[2]) is not None
 
 
@@ -208,7 +210,10 @@ def hash_file(path: str, copy: Any = None) -> WrittenFile:
 
 
 def read_chunks(path: str) -> Iterator[bytes]:
-    """The content of a file, in pieces; of an object store one request each, and none for its size."""
+    """Yield the content of a file, in pieces; of an object store one request each, and none for its size.
+
+    A web server that knows no ranges is read in one go.
+    """
     fs, inner = filesystem(path)
     if not is_remote(path):
         with naming(path), fs.open(inner, "rb") as stream:
@@ -217,15 +222,23 @@ def read_chunks(path: str) -> Iterator[bytes]:
         return
     start = 0
     while True:
-        chunk = ask(path, partial(_range_of, fs, inner, start, start + _RANGE_BYTES))
+        try:
+            chunk = ask(path, partial(_range_of, fs, inner, start, start + _RANGE_BYTES))
+        except NoRangesError:
+            with naming(path), fs.open(inner, "rb", block_size=0) as stream:
+                while start > 0 and (known := stream.read(min(start, _CHUNK_BYTES))):
+                    start -= len(known)
+                while chunk := stream.read(_CHUNK_BYTES):
+                    yield chunk
+            return
         yield chunk
         start += len(chunk)
-        if len(chunk) != _RANGE_BYTES:  # the end; or a web server that knows no ranges gave it all
+        if len(chunk) < _RANGE_BYTES:
             return
 
 
 def _range_of(fs: Any, inner: str, start: int, end: int) -> bytes:
-    """Some bytes of a file of a store, none from its end on."""
+    """Return some bytes of a file of a store, none from its end on."""
     try:
         return bytes(fs.cat_file(inner, start=start, end=end))
     except FileNotFoundError:
@@ -237,7 +250,7 @@ def _range_of(fs: Any, inner: str, start: int, end: int) -> bytes:
 
 
 def read_if_there(path: str) -> bytes | None:
-    """The content of a small file; None where it is missing. Asks the store itself, not a listing from before.
+    """Return the content of a small file; None where it is missing. Asks the store itself, not a listing from before.
 
     Raises: AwayError when the store does not answer after the last try.
     """

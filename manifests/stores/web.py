@@ -16,8 +16,9 @@ _MISSING = (404, 410)
 
 
 class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec has no types
-    """fsspec's client says of every refusal, also of 503, that the file is missing. And it asks for the same head again
-    and again; here it is kept until `invalidate_cache`, as clients of stores keep their listings.
+    """An HTTP file system that tells a refusal from a missing file, and keeps heads until `invalidate_cache`.
+
+    fsspec's client calls a file missing after every refusal, also after 503, and asks for the same head each time.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -48,6 +49,31 @@ class WebFiles(HTTPFileSystem):  # type: ignore[misc]  # its base is Any: fsspec
         except FileNotFoundError:
             return False
         return True
+
+    async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        """Return a file, or a range of it.
+
+        Raises: NoRangesError where the server sends the file whole, and more than the range begins with.
+        """
+        if start is None or end is None:
+            return bytes(await super()._cat_file(url, start, end, **options))
+        headers = {**self.kwargs.get("headers", {}), "Range": f"bytes={start}-{end - 1}"}
+        session = await self.set_session()
+        async with session.get(self.encode_url(url), **{**self.kwargs, **options, "headers": headers}) as answer:
+            if answer.status == 416:  # behind the end
+                return b""
+            self._raise_not_found_for_status(answer, url)
+            pieces, left = [], end - start
+            if answer.status == 206 or start == 0:
+                async for piece in answer.content.iter_any():
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if left < 0:
+                        break
+            if left < 0 or (answer.status != 206 and start > 0):
+                answer.close()
+                raise no_ranges(url)
+            return b"".join(pieces)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         opened = super()._open(path, mode, **options)

@@ -1,1 +1,1 @@
-"""What a configuration or a work folder can tell without a build. Nothing here writes into a work folder."""
+"""Questions that a configuration or a work folder answers without a build. Nothing here writes into a work folder."""

@@ -113,7 +113,7 @@ def check_passing(config: BuildConfig, context: BuildContext, stage: str) -> Non
 
 @contextmanager
 def _open_tables(context: BuildContext, names: Sequence[str] = _READ) -> Iterator[Any]:
-    """Views over tables of the stages that are sealed so far. Those of the others are empty."""
+    """Create views over the tables of sealed stages. The views of other stages are empty."""
     with open_scratch(context.workdir, context.config.run.memory_gb) as sql:
         for name in names:
             stage, schema, _ = SAMPLE_VIEWS[name]

@@ -1,4 +1,4 @@
-"""What a configuration would fetch, from whom, how long and how large. Asks no host, unless for sizes.
+"""The work that a configuration means: what is fetched, from whom, how long it takes and how large it is.
 
 Reads the sources as ingest does, into a private temporary folder that is removed afterwards. Sizes and speeds are
 stated assumptions; where heads are asked, their mean size takes the place of the assumed one.
@@ -146,10 +146,10 @@ class _Tars:
 def _read_source(
     source: SourceSettings, folder: str, scratch: Callable[[], Any], joins: list[dict[str, Any]]
 ) -> tuple[str, _Tars | None]:
-    """Every row of a source, judged as ingest does, as a Parquet file; gives its path. Of tars that are read once,
-    the first.
+    """Write every row of a source, judged as ingest does, to a Parquet file, and return its path.
 
-    A source that still waits for its data has no rows. `joins` gets words on each table of fields.
+    The first tar stands for tars that are read once. A source that still waits for its data has no rows. `joins` gets
+    words on each table of fields.
     """
 
     def tell(counts: dict[str, Any]) -> None:
@@ -216,8 +216,9 @@ def _count_rows(sql: Any, sources: Sequence[SourceSettings], tars: Mapping[str, 
 def _count_licences(
     sql: Any, source: SourceSettings, tars: Mapping[str, _Tars], policy: LicenceSettings
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return pictures of a source by the id of their licence, whether the policy lets it pass, and the commonest texts
-    that cannot be read, the most first.
+    """Return the licences of a source and its commonest unread texts.
+
+    Each licence has its id, its pictures and whether the policy lets it pass. The commonest text comes first.
     """
     query = (
         "SELECT licence, licence_url, count(*) AS num FROM rows "
@@ -250,7 +251,7 @@ def _count_addresses(sql: Any) -> list[tuple[str, int]]:
 
 
 def _count_asked_again(sql: Any) -> dict[str, int]:
-    """How many addresses the work folder already holds, and how many of them are asked once more for signals."""
+    """Return how many addresses the work folder already holds, and how many of them are asked once more for signals."""
     (counts,) = sql.execute(
         "SELECT (SELECT count(DISTINCT asked) FROM kept WHERE locator IS NULL) - count(*) FILTER (NOT is_stored), "
         "count(*) FILTER (is_stored) FROM addresses"
@@ -260,7 +261,7 @@ def _count_asked_again(sql: Any) -> dict[str, int]:
 
 @contextmanager
 def _work_folder(config: BuildConfig) -> Iterator[Catalog | None]:
-    """The catalogue of the work folder, to be read; None where there is none, or a build is writing it."""
+    """Open the catalogue of the work folder for reading, or return None where there is none or a build writes it."""
     try:
         connection = open_reader(config.work_dir, per_sample=False)
     except (ConfigError, RunError):

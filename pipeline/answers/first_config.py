@@ -30,14 +30,6 @@ from pipeline.sources.tables.captions import guess_join
 
 WIDTH = 118
 _MEMORY_GB = 1.0  # to read the first rows of a place
-_WITHOUT_FACES = [
-    "",
-    "score:",
-    "  plugins:",
-    '    - {name: faces, scorer: "pipeline.scoring.kinds:FaceScorer"} # of the extra `kinds`',
-    "  rules:",
-    "    - {scorer: faces, max_score: 0.8} # a picture with a surer face is left out; `action: blur` keeps it blurred",
-]
 _BELONGS_HERE = ": it says more of pictures here, so its other addresses are not asked for"
 _MOST_OF_LIST = 0.9  # of the first rows of a list: a shorter one with so many of its addresses has hardly any others
 _RUN = ["run:", "  executor: processes # parts side by side on this machine; write ray for a cluster"]
@@ -67,9 +59,8 @@ def write_first_config(
     evaluation: Sequence[str] = (),
     folder: str = ".",
     captions: Sequence[str] = (),
-    without_faces: bool = False,
 ) -> str:
-    """The YAML of a run over these places, as it stands in `folder`, where its relative paths begin.
+    """Return the YAML of a run over these places, as it stands in `folder`, where its relative paths begin.
 
     `evaluation` lists places of pictures that must not be trained on, `captions` tables of texts for the pictures.
 
@@ -101,8 +92,7 @@ def write_first_config(
         for key, entries in (("join", guess.captions), ("table", guess.join)):
             for entry in entries:
                 entry[key] = _from_folder(entry[key], folder)
-    faces = _WITHOUT_FACES if without_faces else []
-    body = [*_body(name, list(domains), places), *faces, "", *_evaluation(sets), "", *_RUN]
+    body = [*_body(name, list(domains), places), "", *_evaluation(sets), "", *_RUN]
     text = "\n".join([*_head(places, notes), "", *body]) + "\n"
     parse_settings(yaml.safe_load(text), BuildConfig, "the written config", folder)
     return text
@@ -121,8 +111,9 @@ def _once(notes: Sequence[str]) -> Iterator[str]:
 
 
 def _place_tables(found: Found) -> list[str]:
-    """Join each table to the pictures or the list beside it that it belongs to, else take it as a source; words on the
-    rest. Of lists of the same addresses the longest is the source.
+    """Join each table to the pictures or the list beside it that it belongs to, else take it as a source.
+
+    The longest of several lists of the same addresses is the source. Return words on the rest.
     """
     notes, pictures = [], list(found.places)
     lists: dict[str, Place] = {}
@@ -166,20 +157,20 @@ def _join(path: str, places: Sequence[Place], of_list: Sequence[str] | None = No
 
 
 def _from_folder(path: str, folder: str) -> str:
-    """A path below the current folder as a config in `folder` names it."""
+    """Return a path below the current folder as a config in `folder` names it."""
     if "://" in path or PurePosixPath(path).is_absolute() or path.startswith("~"):
         return path
     return os.path.relpath(path, folder)
 
 
 def describe_places(text: str) -> list[str]:
-    """The comments at the top of a written config, as lines for the screen."""
+    """Return the comments at the top of a written config, as lines for the screen."""
     head = text.partition("\n\n")[0].splitlines()
     return [line.removeprefix("#").removeprefix(" ") for line in head]
 
 
 def _source_name(path: str, taken: Sequence[str]) -> str:
-    """A name for a source: the last part of its path that says what it is."""
+    """Return a name for a source: the last part of its path that says what it is."""
     parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if not re.search(r"[*?\[{]", part)]
     stem = (parts[-1] if parts else "source").partition(".")[0].lower()
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_") or "source"
@@ -247,7 +238,7 @@ def _body(name: str, domains: Sequence[str], places: Sequence[tuple[str, str, Pl
 
 
 def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
-    """The section of evaluation sets. A list without pictures can be matched by name alone."""
+    """Return the section of evaluation sets. A list without pictures can be matched by name alone."""
     if not sets:
         return ["# evaluation: # images that must not be trained on", "#   - {name: my-test-set, folder: {path: test}}"]
     lines = ["evaluation: # images that must not be trained on"]
@@ -263,7 +254,7 @@ def _evaluation(sets: Sequence[tuple[str, Place]]) -> list[str]:
 
 
 def _yaml(values: Mapping[str, Any], comments: Mapping[str, str], indent: str) -> list[str]:
-    """Settings as YAML, a line each, with the comment on it."""
+    """Return settings as YAML, a line each, with the comment on it."""
     lines = []
     for key, value in values.items():
         comment = f" # {comments[key]}" if key in comments else ""

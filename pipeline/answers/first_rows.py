@@ -36,7 +36,7 @@ class Head:
 
 
 def read_head(source: SourceSettings, memory_gb: float) -> Head:
-    """The first rows of a source. One that still waits for its data has none."""
+    """Return the first rows of a source. One that still waits for its data has none."""
     reader = source.reader
     with tempfile.TemporaryDirectory(prefix="plantmix-head-") as temp:
         scratch = partial(open_scratch, temp, memory_gb)

@@ -137,7 +137,7 @@ class _Folder:
                 self._set_apart(self._at(top), f"{num:,} pictures or tars")
 
     def _take_tars(self, tables: dict[str, list[str]]) -> None:
-        """A source for the highest folder that holds tars and no pictures; else for the tars of a folder itself.
+        """Add a source for the highest folder that holds tars and no pictures, else for the tars of a folder itself.
 
         Tables that a downloader left beside its tars are part of them.
         """
@@ -156,7 +156,7 @@ class _Folder:
             self.found.add("webdataset", partial(KINDS["webdataset"].guess, listing))
 
     def _take_parquet(self, tables: dict[str, list[str]]) -> None:
-        """A source for each split of Parquet files with pictures: files whose names differ in numbers alone."""
+        """Add a source for each split of Parquet files with pictures. Files of a split differ in numbers alone."""
         for folder, some in sorted(tables.items()):
             splits: dict[str, list[str]] = {}
             for file in some:
@@ -221,7 +221,10 @@ class _Folder:
         return [self._at(path) for path in near]
 
     def _take_pictures(self) -> None:
-        """A source for all folders whose pictures are named in one way; thumbnails of other pictures are left out."""
+        """Add a source for all folders whose pictures are named in one way.
+
+        Thumbnails of other pictures are left out.
+        """
         thumbs = self._take_thumbnails()
         names = [f"{folder}/{file}".removeprefix("/") for folder, some in self.files.items() for file in some]
         namings = name_folders(names)
@@ -279,12 +282,12 @@ def _stem(file: str) -> str:
 
 
 def _thumbs_in(folder: str) -> str | None:
-    """The part of a path that says that small copies lie there."""
+    """Return the part of a path that says that small copies lie there."""
     return next((part for part in folder.split("/") if _THUMBS.fullmatch(part)), None)
 
 
 def _way_to(folder: str) -> list[str]:
-    """The folders from the top to a folder, with both."""
+    """Return the folders from the top to a folder, with both."""
     parts = folder.split("/") if folder else []
     return ["/".join(parts[:number]) for number in range(len(parts) + 1)]
 

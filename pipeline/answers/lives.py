@@ -71,7 +71,7 @@ def find_lives(connection: Any, what: str) -> list[dict[str, Any]]:
 
 
 def unquoted(what: str) -> str:
-    """A pasted name without the characters around it: spaces, quotes, angle brackets, a comma of csv or json."""
+    """Return a pasted name without the characters around it: spaces, quotes, angle brackets, a comma of csv or json."""
     return what.strip(" \t\r\n\"'`<>,;")
 
 
@@ -105,7 +105,10 @@ def _sample_key(path: str) -> str:
 
 
 def _as_stored(what: str) -> str:
-    """A URL as the column final_url holds it, in normal spelling and without secrets; any other text unchanged."""
+    """Return a URL as the column final_url holds it, in normal spelling and without secrets.
+
+    Any other text unchanged.
+    """
     try:
         return parse_url(what).shown_url
     except BadURL:

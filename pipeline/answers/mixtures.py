@@ -1,4 +1,4 @@
-"""What the mixture of a configuration would draw from the pools, before anything is drawn.
+"""A preview of the draw: how much the mixture of a configuration takes from each pool.
 
 Reads what select kept in the work folder. Gives up with ConfigError where the takedown list or a setting of select has
 changed since.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manifests.contract.reader import open_reader, sealed_version
+from manifests.contract.reader import open_reader, paths_of_current, sealed_version
 from manifests.contract.session import at_hand
 from manifests.contract.takedowns import standing_list
 from manifests.errors import ConfigError
@@ -45,7 +45,7 @@ def plan(config: BuildConfig) -> Planned:
 
 
 def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
-    """Selected samples, domain -> source -> number, and words that say as of when.
+    """Return selected samples, domain -> source -> number, and words that say as of when.
 
     Raises: ConfigError when nothing is selected yet, or with other takedowns or settings.
     """
@@ -58,7 +58,8 @@ def _read_kept(config: BuildConfig) -> tuple[dict[str, dict[str, int]], str]:
                 "then look at the mixture"
             )
         sealed_at = version["sealed_at"]
-        choice = Choice.of(config, standing_list(workdir, lambda query: connection.sql(query).fetchall()))
+        standing = standing_list(workdir, lambda query: connection.sql(query).fetchall())
+        choice = Choice.of(config, standing, paths_of_current(connection, workdir)["ingest", "secrets"])
         if json.loads(json.dumps(identity_of(choice))) != version["identity"].get("choice"):
             raise ConfigError(
                 f"{workdir}: takedowns or settings of select have changed since it ran ({sealed_at:%Y-%m-%d %H:%M} "

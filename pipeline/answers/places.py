@@ -1,4 +1,4 @@
-"""What lies at a place that a user names, as the settings of a source: each kind of source is asked in turn.
+"""Guess the settings of a source from a place that a user names. Each kind of source is asked in turn.
 
 Looks at names, heads and the first rows. Asks nothing over the network, and writes nothing.
 Raises ConfigError, with the cure, for what cannot be a source.
@@ -78,7 +78,7 @@ def what_it_is(listing: Listing) -> str:
 
 
 def keys_of(guess: Place) -> dict[str, Any]:
-    """The keys of a source in YAML that name the place."""
+    """Return the keys of a source in YAML that name the place."""
     keys = guess.settings if KINDS[guess.kind].is_flat else {guess.kind: guess.settings}
     joined = {"join": guess.join, "captions": guess.captions}
     return keys | {name: entries for name, entries in joined.items() if entries}

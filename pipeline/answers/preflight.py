@@ -73,7 +73,7 @@ class Finding:
 
 
 def check_config(config: BuildConfig, last: str | None = None) -> list[Finding]:
-    """The warnings about a configuration that is built up to the stage `last`, to the end when None.
+    """Return the warnings about a configuration that is built up to the stage `last`, to the end when None.
 
     Raises: ConfigError with every error, a line each.
     """
@@ -86,7 +86,7 @@ def check_config(config: BuildConfig, last: str | None = None) -> list[Finding]:
 
 
 def refuse_errors(findings: Sequence[Finding]) -> None:
-    """Raises: ConfigError with every error among the findings, a line each."""
+    """Raise ConfigError with every error among the findings, a line each."""
     errors = [str(finding) for finding in findings if finding.is_error]
     if errors:
         head = "" if len(errors) == 1 else f"{len(errors)} mistakes:\n  "
@@ -136,7 +136,7 @@ def _broken_settings(config: BuildConfig) -> Iterator[Finding]:
 
 
 def _check_cluster(run: RunSettings) -> None:
-    """Raises: ConfigError when a cluster is named and would not be used."""
+    """Raise ConfigError when a cluster is named and would not be used."""
     if run.ray.address and run.executor != "ray":
         raise ConfigError(
             f"run.ray.address names a cluster ({run.ray.address}), and run.executor: {run.executor} would not use it; "
@@ -164,13 +164,13 @@ def check_writable(work_dir: str) -> None:
 
 
 def nearest_folder(work_dir: str) -> Path:
-    """The work folder, or the local one that stands for it; where there is none, the nearest folder above."""
+    """Return the work folder, or the local one that stands for it; where there is none, the nearest folder above."""
     path = Path(local_place(work_dir)).absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _about_waiting(config: BuildConfig) -> Iterator[Finding]:
-    """Sources whose data `build` will bring, and what is missing for that."""
+    """Yield findings on sources whose data `build` will download, with what is missing for that."""
     for origin in (*config.sources, *config.evaluation):
         reader = origin.reader
         waits_for = reader.waits_for()
@@ -227,7 +227,7 @@ def _refusal(resolver: Resolver, url: str | None) -> str | None:
 
 
 def _about_empty_sources(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
-    """Sources that give nothing: they have no rows, or none of them can be used."""
+    """Yield findings on sources that give nothing: they have no rows, or none of them can be used."""
     empty = {name for name, head in heads.items() if head.whole and not head.rows.num_rows}
     for source in config.sources:
         if source.name in empty:
@@ -262,7 +262,7 @@ def _about_nested_captions(config: BuildConfig, heads: Mapping[str, Head]) -> It
 
 
 def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[Finding]:
-    """Sources whose pictures the licence policy would drop, all or most of them."""
+    """Yield findings on sources whose pictures the licence policy would drop, all or most of them."""
     policy = config.select.licences
     # no `allow` should take the others in: a deny rule or the law forbids them, or they contradict themselves
     most = LicenceSettings(allow=(KNOWN, UNKNOWN), deny=(*policy.deny, ALL_RIGHTS_RESERVED, CONFLICTING))
@@ -311,7 +311,7 @@ def _about_licences(config: BuildConfig, heads: Mapping[str, Head]) -> Iterator[
 
 
 def _empties_its_domain(config: BuildConfig, domain: str, hopeless: set[str]) -> bool:
-    """True when no source of a domain gives anything, and the mixture asks for some of it."""
+    """Return true when no source of a domain gives anything, and the mixture asks for some of it."""
     shares = read_target(config.mix, config.domains).ratio or config.mix.by_size or {}
     return bool(shares.get(domain)) and all(s.name in hopeless for s in config.sources if s.domain == domain)
 
@@ -373,7 +373,10 @@ def _mend_of_rule(source: SourceSettings, reason: str) -> tuple[str, ...]:
 
 
 def about_mixture(config: BuildConfig, counts: Mapping[str, int | None]) -> Iterator[Finding]:
-    """A mixture that even all rows could not fill. `counts` holds the most rows of each source, None for unknown."""
+    """Yield findings on a mixture that even all rows could not fill.
+
+    `counts` holds the most rows of each source, None for unknown.
+    """
     most: dict[str, dict[str, int]] = {}
     for source in config.sources:
         num = counts[source.name]
@@ -395,7 +398,7 @@ def _about_files(config: BuildConfig) -> Iterator[Finding]:
 
 
 def _about_disk(config: BuildConfig) -> Iterator[Finding]:
-    """A disk that is nearly full."""
+    """Yield a finding on a disk that is nearly full."""
     free = shutil.disk_usage(nearest_folder(config.work_dir)).free
     if free < MIN_FREE_BYTES:
         yield Finding(
@@ -406,7 +409,7 @@ def _about_disk(config: BuildConfig) -> Iterator[Finding]:
 
 
 def _about_evaluation(config: BuildConfig) -> Iterator[Finding]:
-    """Evaluation sets that are a training source at the same time."""
+    """Yield findings on evaluation sets that are also a training source."""
     places = {str(Path(source.reader.path).absolute()): source.name for source in config.sources}
     for evaluation in config.evaluation:
         set_path = Path(evaluation.reader.path).absolute()

@@ -1,4 +1,4 @@
-"""What the caption rules of a configuration would do, on a sample of its candidates.
+"""A preview of the caption rules of a configuration, on a sample of its candidates.
 
 The sample comes from the work folder where its build had the same sources, with what is known of the pictures. Else it
 comes from the first rows of each source as it streams. Texts of other tables are joined to the sample
@@ -62,7 +62,7 @@ class Sample:
 
 
 def preview(config: BuildConfig, num: int) -> dict[str, Any]:
-    """The report of captions/preview.py on `num` candidates, the same ones each time, and where they come from.
+    """Return the report of captions/preview.py on `num` candidates, the same ones each time, and where they come from.
 
     Raises: ConfigError when a source cannot be read, or gives no rows.
     """
@@ -80,7 +80,7 @@ def preview(config: BuildConfig, num: int) -> dict[str, Any]:
 
 
 def _from_work_dir(config: BuildConfig, num: int) -> Sample | None:
-    """None when nothing is ingested there, it was ingested by other source settings, or a build holds it."""
+    """None when nothing is ingested there, or it was ingested by other source settings."""
     try:
         connection = open_reader(config.work_dir)
     except PlantMixError:
@@ -139,7 +139,7 @@ def _from_sources(config: BuildConfig, num: int, scratch: str) -> Sample:
 
 
 def _first_batches(source: SourceSettings, scratch: Scratch, cut: list[str]) -> Iterator[Batch]:
-    """The first rows of a source; `cut` gets its name where it has more."""
+    """Yield the first rows of a source; `cut` gets its name where it has more."""
     scanned = 0
     for batch in source.reader.rows(scratch):
         yield batch
@@ -150,7 +150,7 @@ def _first_batches(source: SourceSettings, scratch: Scratch, cut: list[str]) -> 
 
 
 def _besides(rows: pa.Table) -> dict[str, pa.Array]:
-    """The values that rules may ask for besides the candidates; nulls where a value is not known."""
+    """Return the values that rules may ask for besides the candidates; nulls where a value is not known."""
     return {
         name: rows[name].combine_chunks().cast(kind) if name in rows.column_names else pa.nulls(rows.num_rows, kind)
         for name, kind in BESIDES.items()
@@ -158,7 +158,7 @@ def _besides(rows: pa.Table) -> dict[str, pa.Array]:
 
 
 def _with_texts(config: BuildConfig, sample: Sample, names: pa.Table | None, scratch: str) -> Sample:
-    """The sample with the texts of other tables, of which some stand in for captions that the source does not give."""
+    """Return the sample with the texts of other tables, some of which replace missing captions."""
     joined, joins = [], list(sample.joins)
     new_scratch = partial(open_scratch, scratch, config.run.memory_gb)
     for source in config.sources:

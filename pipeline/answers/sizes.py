@@ -1,4 +1,4 @@
-"""How large pictures are, without downloading them: HEAD requests under the same gate, address and consent rules.
+"""Sizes of pictures without a download: HEAD requests under the same gate, address and consent rules.
 
 Reads the network, writes nothing. A host that declares no length, or does not answer HEAD, gives no size.
 """
@@ -18,7 +18,9 @@ _ANY_SIZE = 1 << 62
 
 
 def ask_sizes(urls: Sequence[str], settings: NetworkSettings) -> tuple[list[int], Counter[str]]:
-    """The declared size of each picture, asked for as politely as fetch asks for the picture; how the others ended.
+    """Return the declared size of each picture, asked for as politely as fetch asks for the picture.
+
+    How the others ended.
 
     Raises: ConfigError when a contact is needed.
     """

@@ -8,7 +8,7 @@ from manifests.services.printable import printable
 
 
 def aligned(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table, its head first.
+    """Return the lines of a table, its head first.
 
     A name may begin with > for a column that stands to the right, or with < for one to the left, as all others do.
     Whole numbers get thousands separators.

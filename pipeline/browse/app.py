@@ -31,7 +31,7 @@ from pipeline.browse.snapshot import Snapshot
 from pipeline.releases.opening import open_release
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/scores", "Scores"), ("/duplicates", "Duplicates"),
+PAGES = (("/", "Images"), ("/reasons", "Reasons"), ("/duplicates", "Duplicates"),
          ("/leaks", "Leaks"), ("/compare", "Releases"))  # fmt: skip
 MAX_STAND_FOR = 200  # images dropped for one, of which its life tells
 MAX_TEXT_CHARS = 300
@@ -88,7 +88,7 @@ class Pages:
 
     @property
     def num_images(self) -> int:
-        """How many images can be looked at now."""
+        """Return how many images can be looked at now."""
         return self._opened.codes.num_images if self._opened else 0
 
     @property
@@ -116,13 +116,13 @@ class Pages:
         return lambda request: handler(request) if self._opened else self.waiting()
 
     def waiting(self) -> Response:
-        """How far the index is. It asks again by itself."""
+        """Return how far the index is. It asks again by itself."""
         page = self._page("waiting.html", "", share=self.share, seconds_left=self.seconds_left)
         page.headers["Refresh"] = str(REFRESH_SECONDS)
         return page
 
     def images(self, request: Request) -> Response:
-        """The grid, with the filters and their counts."""
+        """Return the grid, with the filters and their counts."""
         filters = Filters.read(request.query_params, self._image_index.facets)
         if filters.ranked:
             return self._nearest(filters)
@@ -168,7 +168,7 @@ class Pages:
         return self._model_search.vectors if self._model_search else ""
 
     def _ask_model(self, filters: Filters) -> Hits:
-        """Raises: RunError when there is no search, no such picture, or the search fails."""
+        """Raise RunError when there is no search, no such picture, or the search fails."""
         if self._model_search is None:
             raise RunError(NO_MODEL)
         if filters.shows:
@@ -201,12 +201,12 @@ class Pages:
         )
 
     def picture(self, request: Request) -> Response:
-        """The stored JPEG of an image."""
+        """Return the stored JPEG of an image."""
         located = self._image_index.locate(request.path_params["id"])
         return _jpeg(read_picture(self._snapshot, located) if located else None)
 
     def twin(self, request: Request) -> Response:
-        """The picture of an evaluation set that an image leaks, where the user has named the set's place."""
+        """Return the picture of an evaluation set that an image leaks, where the user has named the set's place."""
         return _jpeg(self._evaluation.read(request.path_params["id"], request.query_params.get("set", "")))
 
     def gallery(self, name: str, request: Request) -> Response:
@@ -232,11 +232,11 @@ class Pages:
         return {name: told.get(name, "not in the catalogue") for name in sorted(names, key=[*told, *names].index)}
 
     def failed(self, request: Request, error: Exception) -> Response:
-        """A page for what went wrong in the tables: a part that is gone, a release that is damaged."""
+        """Return a page for what went wrong in the tables: a part that is gone, a release that is damaged."""
         return self._page("wrong.html", "", status=503, message=str(error).splitlines()[0])
 
     def not_found(self, request: Request, error: Exception) -> Response:
-        """A page for an address that does not exist."""
+        """Return a page for an address that does not exist."""
         return self._page("wrong.html", "", status=404, message="There is no such page here.")
 
     def _page(self, template: str, current: str, status: int = 200, **values: Any) -> Response:
@@ -258,7 +258,7 @@ class Pages:
         return total, facets
 
     def _building(self) -> bool:
-        """Whether a build works in this folder now."""
+        """Return whether a build works in this folder now."""
         if self._snapshot.release:
             return False
         try:
@@ -289,7 +289,7 @@ class Pages:
         )
 
     def _release_folders(self) -> dict[str, Path]:
-        """The sealed releases that lie beside each other here, by name."""
+        """Return the sealed releases that lie beside each other here, by name."""
         if self._snapshot.release:
             parent = self._snapshot.folder.absolute().parent
         else:
@@ -298,7 +298,7 @@ class Pages:
 
 
 def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
-    """The whole application, guarded."""
+    """Return the whole application, guarded."""
     app = Starlette(
         routes=pages.routes(),
         exception_handlers={404: pages.not_found, PlantMixError: pages.failed, duckdb.Error: pages.failed},
@@ -307,7 +307,7 @@ def make_app(pages: Pages, *, token: str, port: int) -> ASGIApp:
 
 
 def _cut(text: object, num_chars: int = MAX_TEXT_CHARS) -> str:
-    """A value as text, cut with an ellipsis."""
+    """Return a value as text, cut with an ellipsis."""
     shown = "" if text is None else str(text)
     return shown if len(shown) <= num_chars else shown[: num_chars - 1] + "…"
 

@@ -42,7 +42,7 @@ class Column:
         return mask
 
     def counts(self, mask: Mask | None) -> npt.NDArray[np.int64]:
-        """How many images have each value, of those in the mask."""
+        """Return how many images have each value, of those in the mask."""
         total = np.zeros(len(self.values), np.int64)
         for start in range(0, len(self.codes), CHUNK):
             part = self.codes[start : start + CHUNK]
@@ -67,7 +67,7 @@ class Codes:
             self._all[field.name] = np.array(json.loads(field.metadata[b"counts"]), np.int64)
 
     def mask(self, chosen: Mapping[str, Sequence[str]], among: Mask | None, but: str = "") -> Mask | None:
-        """The images that have the chosen values and are among `among`; None for all images."""
+        """Return the images that have the chosen values and are among `among`; None for all images."""
         mask = among
         for name, values in chosen.items():
             if name != but:
@@ -76,25 +76,25 @@ class Codes:
         return mask
 
     def counts(self, name: str, mask: Mask | None) -> list[tuple[str, int]]:
-        """The values of a facet with their counts, those without any image left out, the most frequent first."""
+        """Return the values of a facet with their counts, those without any image left out, the most frequent first."""
         column = self._columns[name]
         total = self._all[name] if mask is None else column.counts(mask)
         order = np.lexsort((np.arange(len(total)), -total))
         return [(column.values[at], int(total[at])) for at in order.tolist() if total[at]]
 
     def holding(self, name: str, text: str) -> Mask:
-        """The images in whose value the text stands somewhere."""
+        """Return the images in whose value the text stands somewhere."""
         column = self._columns[name]
         return column.where(np.array([text in value for value in column.values]), slice(None))
 
     def num(self, mask: Mask | None) -> int:
-        """How many images are in a mask."""
+        """Return how many images are in a mask."""
         return self.num_images if mask is None else int(np.count_nonzero(mask))
 
     def page(
         self, chosen: Mapping[str, Sequence[str]], among: Mask | None, start: int, backwards: bool, most: int
     ) -> list[int]:
-        """The places of the first `most` matching images from `start` on, or of the last ones before it."""
+        """Return the places of the first `most` matching images from `start` on, or of the last ones before it."""
         places: list[int] = []
         while len(places) < most and (start if backwards else self.num_images - start) > 0:
             rows = slice(max(0, start - CHUNK), start) if backwards else slice(start, start + CHUNK)

@@ -27,7 +27,7 @@ class EvaluationPictures:
     """The sets that may be shown. `given` holds SET=PLACE for each, PLACE being the folder or file of its config."""
 
     def __init__(self, snapshot: Snapshot, options: Sequence[str]) -> None:
-        """Raises: ConfigError for a set that dedup did not measure, or a place that is not there."""
+        """Raise ConfigError for a set that dedup did not measure, or a place that is not there."""
         self._snapshot = snapshot
         self._lists: dict[str, str] = {}
         if not snapshot.release:
@@ -57,7 +57,7 @@ class EvaluationPictures:
         return list(self._roots)
 
     def read(self, sample_id: str, name: str) -> bytes | None:
-        """The picture of a set that an image leaks, as a JPEG; None where it may not or cannot be shown."""
+        """Return the picture of a set that an image leaks, as a JPEG; None where it may not or cannot be shown."""
         root = self._roots.get(name)
         if root is None:
             return None

@@ -1,4 +1,4 @@
-"""What a page shows, as the address holds it: words, taxon, chosen facet values, place. All links come from here."""
+"""The state of a page, as its address holds it: words, taxon, chosen facet values, place. All links come from here."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Filters:
 
     @property
     def any(self) -> bool:
-        """Whether anything is asked for at all."""
+        """Return whether anything is asked for at all."""
         return bool(self.words or self.taxon or self.chosen or self.ranked)
 
     @property
     def ranked(self) -> bool:
-        """Whether images are sought with a trained model, the most alike first."""
+        """Return whether images are sought with a trained model, the most alike first."""
         return bool(self.shows or self.like)
 
     def link(self, **changes: Any) -> str:

@@ -1,4 +1,4 @@
-"""What is shown side by side: examples of every drop reason, leaks, groups of duplicates, close calls, scores."""
+"""Pictures side by side: examples of every drop reason, leaks, groups of duplicates, close calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from manifests.contract.release import Release
 from pipeline.browse.image_index import FROM, NOT_INSTEAD, ROW, ImageIndex
 from pipeline.judging.matching.search import find_pairs
 from pipeline.releases.opening import open_sql, view_samples
-from pipeline.sidefiles.near_thresholds import near_thresholds
 
 EXAMPLES = 6
 MAX_REASONS = 60
@@ -55,29 +54,13 @@ def _reasons(image_index: ImageIndex) -> dict[str, Any]:
     return {"reasons": rows}
 
 
-def _scores(image_index: ImageIndex) -> dict[str, Any]:
-    """For each score rule the images nearest to its threshold, below and above."""
-    if image_index.snapshot.release:
-        return {"scores": []}
-    with image_index.snapshot.connection.cursor() as sql:
-        entries = near_thresholds(sql)
-    images = {
-        one["id"]: one for one in image_index.images([id for e in entries for _, side in e["sides"] for id, _ in side])
-    }
-    for entry in entries:
-        entry["sides"] = [
-            (name, [images[id] | {"score": score} for id, score in side]) for name, side in entry["sides"]
-        ]
-    return {"scores": entries}
-
-
 def _duplicates(image_index: ImageIndex) -> dict[str, Any]:
-    """The largest groups, copies that contradict each other, and pairs just inside and just outside the radius."""
+    """Return the largest groups, contradicting copies, and pairs just inside and just outside the radius."""
     return {"groups": _groups(image_index), "conflicts": _conflicts(image_index), **_close_calls(image_index)}
 
 
 def _groups(image_index: ImageIndex) -> list[dict[str, Any]]:
-    """The images for which most duplicates were dropped, each with its group."""
+    """Return the images for which most duplicates were dropped, each with its group."""
     heads = image_index.rows(
         "SELECT other::VARCHAR AS id, count(*) AS num FROM session.images "
         f"WHERE other IS NOT NULL AND reason NOT IN {NOT_INSTEAD} "
@@ -163,14 +146,13 @@ def _leaks(image_index: ImageIndex) -> dict[str, Any]:
 # What the template of each page shows.
 GALLERIES: dict[str, Callable[[ImageIndex], dict[str, Any]]] = {
     "reasons": _reasons,
-    "scores": _scores,
     "duplicates": _duplicates,
     "leaks": _leaks,
 }
 
 
 def changes(before: Release, after: Release) -> dict[str, list[str]]:
-    """Some of the images that only one of two releases holds, drawn by hash."""
+    """Return some of the images that only one of two releases holds, drawn by hash."""
     with open_sql() as sql:
         view_samples(sql, before, "old")
         view_samples(sql, after, "new")

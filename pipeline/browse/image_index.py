@@ -45,14 +45,14 @@ class ImageIndex:
         self._found = functools.lru_cache(maxsize=KEPT_SEARCHES)(self._search)
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self.snapshot.connection.cursor() as sql:
             result = sql.execute(query, list(values))
             names = [column[0] for column in result.description]
             return [_shown(dict(zip(names, row, strict=True))) for row in result.fetchall()]
 
     def page(self, filters: Filters) -> tuple[list[dict[str, Any]], bool]:
-        """The images of a page, by sample id, and whether more lie beyond it in the direction of reading."""
+        """Return the images of a page, by sample id, and whether more lie beyond it in the direction of reading."""
         backwards = bool(filters.before)
         sought = as_id(filters.before or filters.after)
         start = 0 if sought is None else self._first_place(sought, beyond=not backwards)
@@ -62,21 +62,21 @@ class ImageIndex:
         return self.at(shown), len(places) > PAGE_IMAGES
 
     def at(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        """The images at these places, in their order."""
+        """Return the images at these places, in their order."""
         if not places:
             return []
         listed = ", ".join(map(str, places))
         return self.rows(f"SELECT {ROW} FROM {FROM} WHERE i.place IN ({listed}) ORDER BY i.place")
 
     def _first_place(self, sample_id: uuid.UUID, beyond: bool) -> int:
-        """How many images come before this id, itself counted with `beyond`."""
+        """Return how many images come before this id, itself counted with `beyond`."""
         sign = "<=" if beyond else "<"
         query = f"SELECT max(place) AS place FROM session.images WHERE sample_id {sign} ?"
         last = self.rows(query, [str(sample_id)])[0]["place"]
         return 0 if last is None else int(last) + 1
 
     def images(self, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows of these images, by sample id."""
+        """Return the rows of these images, by sample id."""
         if not ids:
             return []
         listed = ", ".join(f"'{as_id(one.replace('-', ''))}'" for one in ids)
@@ -102,7 +102,10 @@ class ImageIndex:
         return [images[position] | {"score": score_at[position]} for position in places], len(indexed), among
 
     def counts(self, filters: Filters, among: Mask | None = None) -> tuple[int, list[dict[str, Any]]]:
-        """How many images match; and for each facet its most frequent values, counted under all other filters."""
+        """Return how many images match.
+
+        For each facet its most frequent values, counted under all other filters.
+        """
         searched = self._found(filters.searched_words, filters.taxon.lower())
         if among is not None:
             searched = among if searched is None else among & searched
@@ -125,7 +128,10 @@ class ImageIndex:
                 "empty": only_none, "open": bool(chosen)}  # fmt: skip
 
     def _search(self, words: tuple[str, ...], taxon: str) -> Mask | None:
-        """The images whose captions hold all words and whose lineage holds the text; None where nothing is sought."""
+        """Return the images whose captions hold all words and whose lineage holds the text.
+
+        None where nothing is sought.
+        """
         mask = self.codes.holding(LINEAGE.name, taxon) if taxon else None
         if words:
             condition = " AND ".join(["contains(words, ?)"] * len(words))
@@ -150,14 +156,16 @@ class ImageIndex:
         return rows[0] if rows else None
 
     def neighbours(self, sample_id: str) -> tuple[str | None, str | None]:
-        """The images before and after this one, by sample id."""
+        """Return the images before and after this one, by sample id."""
         position = self._first_place(as_id(sample_id) or uuid.UUID(int=0), beyond=False)
         query = "SELECT place, sample_id::VARCHAR AS id FROM session.images WHERE place IN (?, ?)"
         ids = {row["place"]: row["id"] for row in self.rows(query, [position - 1, position + 1])}
         return ids.get(position - 1), ids.get(position + 1)
 
     def duplicates(self, image: dict[str, Any]) -> list[dict[str, Any]]:
-        """The group of an image: the one that was kept, then those dropped for it, with distances from the image.
+        """Return the group of an image.
+
+        The one that was kept, then those dropped for it, with distances from the image.
 
         Mirrored ones have no distance, for the index holds no hashes of mirror images.
         """
@@ -173,7 +181,7 @@ class ImageIndex:
         )
 
     def near_misses(self, image: dict[str, Any]) -> list[dict[str, Any]]:
-        """The nearest images that the radius leaves apart, over all rows."""
+        """Return the nearest images that the radius leaves apart, over all rows."""
         if image["phash"] is None or self.snapshot.radius is None:
             return []
         low, high = self.snapshot.radius, self.snapshot.radius + NEAR_MISS_BITS

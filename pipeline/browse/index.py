@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from manifests.contract.reader import SAMPLE_VIEWS, literals, paths_of_current
+from manifests.names.sql import identifier
 from pipeline.browse.snapshot import FACETS_FILE, IMAGES_FILE, INDEX_FOLDER, Snapshot
 from pipeline.releases.opening import samples_path
 
@@ -214,8 +215,8 @@ def _add_part(sql: Any, query: str, ids: str, start: int, coded: Sequence[_Coded
         "CREATE OR REPLACE TEMP TABLE places AS SELECT sample_id, "
         f"(row_number() OVER (ORDER BY sample_id) - 1 + {start})::UINTEGER AS place FROM ({ids})"
     )
-    columns = ", ".join(f'{_expression(one.facet)} AS "{one.facet.name}"' for one in coded)
-    names = ", ".join(f'"{one.facet.name}"' for one in coded)
+    columns = ", ".join(f"{_expression(one.facet)} AS {identifier(one.facet.name)}" for one in coded)
+    names = ", ".join(identifier(one.facet.name) for one in coded)
     others = "text, source_caption, taxon, value, threshold, other, distance, phash, width_px, height_px"
     stored = "pool_file, pool_offset, pool_length, shard, key, jpg_offset, jpg_length"
     sql.execute(
@@ -249,7 +250,10 @@ class _Coded:
         self._codes[places] = np.array(numbers, kind)[coded.indices.to_numpy()]
 
     def column(self) -> tuple[pa.Field, pa.Array]:
-        """The facet as a dictionary column with sorted values; the metadata of its field holds label and counts."""
+        """Return the facet as a dictionary column with sorted values.
+
+        The metadata of its field holds label and counts.
+        """
         values = sorted(self._numbers)
         order = np.zeros(len(values), np.min_scalar_type(max(len(values) - 1, 0)))
         order[[self._numbers[value] for value in values]] = np.arange(len(values))
@@ -270,7 +274,7 @@ def _write_facets(coded: list[_Coded], path: Path) -> None:
 def _expression(facet: Facet) -> str:
     if facet is LINEAGE:
         return "lower(lineage)"
-    return _SIZE if facet.name == "size" else f"coalesce(\"{facet.name}\", '{NO_VALUE}')"
+    return _SIZE if facet.name == "size" else f"coalesce({identifier(facet.name)}, '{NO_VALUE}')"
 
 
 def _scorers(snapshot: Snapshot) -> list[str]:
@@ -292,7 +296,7 @@ def _work_folder_query(sql: Any, scorers: Sequence[str]) -> str:
 
 
 def as_id(text: str) -> uuid.UUID | None:
-    """A sample id (32 hex digits) as DuckDB holds it here, or None for anything else."""
+    """Return a sample id (32 hex digits) as DuckDB holds it here, or None for anything else."""
     try:
         return uuid.UUID(hex=text) if len(text) == 32 else None
     except ValueError:

@@ -34,7 +34,7 @@ class ModelSearch:
     """Vectors of `dalip embed`, asked through a process; `with` ends it. Safe for threads: one question at a time."""
 
     def __init__(self, vectors: str, model: str | None, private: Path) -> None:
-        """Raises: ConfigError where no vectors lie."""
+        """Raise ConfigError where no vectors lie."""
         if not (Path(vectors).is_file() or any(Path(vectors).glob("*.parquet"))):
             raise ConfigError(f"--search {vectors}: no vectors are there; make them with `dalip embed`")
         self.vectors = vectors
@@ -63,7 +63,7 @@ class ModelSearch:
             return self._ask(image=picture.name)
 
     def _ask(self, **question: str) -> Hits:
-        """Raises: RunError when the process cannot start, ends, is silent for SECONDS, or refuses the question."""
+        """Raise RunError when the process cannot start, ends, is silent for SECONDS, or refuses the question."""
         with self._asking:
             running = self._running
             if running is None or running.process.poll() is not None:

@@ -19,7 +19,7 @@ MAX_PICTURE_BYTES = 64 << 20
 
 
 def read_picture(snapshot: Snapshot, row: Mapping[str, Any]) -> bytes | None:
-    """The JPEG of a row of `images`, or None where nothing is stored."""
+    """Return the JPEG of a row of `images`, or None where nothing is stored."""
     if row["pool_file"] is not None:
         body = _read(snapshot.folder, "pool", row["pool_file"], row["pool_offset"], row["pool_length"])
         if body is not None:

@@ -1,18 +1,14 @@
 """Open a work folder or a release for looking, without holding its catalogue.
 
 A build holds the catalogue for as long as it runs, and a reader would keep a build from starting. So the catalogue is
-copied into a private folder, its tables are read from the copy, and the Parquet parts are read where they lie. A copy
-counts only when neither file of the catalogue changed meanwhile; otherwise it is made again.
+copied into a private folder, its tables are read from the copy, and the Parquet parts are read where they lie.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,16 +18,22 @@ from typing import Any
 import duckdb
 
 from manifests.contract.catalog_file import CATALOG_FILE
-from manifests.contract.reader import SAMPLE_VIEWS, literals, lock_down, open_reader, paths_of_current, sealed_version
+from manifests.contract.reader import (
+    SAMPLE_VIEWS,
+    copy_catalogue,
+    literals,
+    lock_down,
+    open_reader,
+    paths_of_current,
+    sealed_version,
+)
 from manifests.contract.release import RECORD_FILE, Release
-from manifests.errors import ConfigError, RunError
-from manifests.stores import stamps
+from manifests.errors import ConfigError
+from manifests.names.sql import identifier
 from manifests.stores.folder import store_of
 from manifests.stores.storage import hash_file
 from pipeline.releases.opening import open_release, samples_path
 
-COPY_TRIES = 40
-SECONDS_BETWEEN_TRIES = 0.25
 MAKING_MB, ASKING_MB = 1_000, 800  # of memory for DuckDB; Python and the facets of codes.py come on top
 INDEX_FOLDER, IMAGES_FILE, FACETS_FILE = "index", "images.duckdb", "facets.arrow"
 INDEX_FORMAT = 2  # raise it when the same tables would give another index
@@ -66,7 +68,7 @@ class Snapshot:
 
 @contextmanager
 def open_snapshot(path: str, private: Path, kept: Path | None = None, memory_mb: int = ASKING_MB) -> Iterator[Snapshot]:
-    """Views over a work folder or release as they are now. `private` takes the copy, the index and what spills.
+    """Open views over a work folder or release as they are now. `private` takes the copy, the index and what spills.
 
     An index of these tables that lies in `kept` is taken from there. A copy of the catalogue that lies in `private`
     already is taken too. DuckDB itself is locked: it reaches the tables of `path`, `private` and the index, and no
@@ -119,19 +121,19 @@ def _open_samples(release: Release) -> Any:
 
 
 def _open_catalogue(folder: Path, private: Path) -> Any:
-    """The views of the reader over a copy of the catalogue, whose small tables are taken into memory."""
+    """Return the views of the reader over a copy of the catalogue, whose small tables are taken into memory."""
     work = private / "work"
     if not work.exists():
         work.mkdir()
         (work / "tables").symlink_to((folder / "tables").absolute(), target_is_directory=True)
-        _copy_catalogue(folder, work)
+        copy_catalogue(str(folder), str(work))
         if store_of(str(folder)):
             open_reader(str(folder)).close()  # brings the tables
     connection = open_reader(str(work))
     names = connection.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 'catalog'").fetchall()
     for (name,) in names:
-        connection.execute(f'DROP VIEW "{name}"')
-        connection.execute(f'CREATE TABLE "{name}" AS SELECT * FROM catalog.main."{name}"')
+        connection.execute(f"DROP VIEW {identifier(name)}")
+        connection.execute(f"CREATE TABLE {identifier(name)} AS SELECT * FROM catalog.main.{identifier(name)}")
     current = paths_of_current(connection, str(work))
     for view, (stage, _, _) in SAMPLE_VIEWS.items():
         if not current[stage, view]:  # empty: seen by this connection alone so far
@@ -142,29 +144,8 @@ def _open_catalogue(folder: Path, private: Path) -> Any:
     return connection
 
 
-def _copy_catalogue(folder: Path, work: Path) -> None:
-    names = (CATALOG_FILE, f"{CATALOG_FILE}.wal")
-    for _ in range(COPY_TRIES):
-        before = [_state(folder / name) for name in names]
-        for name in names:
-            (work / name).unlink(missing_ok=True)
-            with contextlib.suppress(FileNotFoundError):  # without changes that wait there is no .wal
-                shutil.copyfile(folder / name, work / name)
-        if before == [_state(folder / name) for name in names]:
-            return
-        time.sleep(SECONDS_BETWEEN_TRIES)
-    raise RunError(f"{folder / CATALOG_FILE}: a build writes it all the time; try again in a minute")
-
-
-def _state(path: Path) -> str | None:
-    try:
-        return stamps.of_disk(path.stat())
-    except FileNotFoundError:
-        return None
-
-
 def _key(connection: Any, release: Release | None) -> str:
-    """A digest of all that an index is made from."""
+    """Return a digest of all that an index is made from."""
     made_from: list[Any] = [INDEX_FORMAT, duckdb.__version__]
     if release:
         made_from.append(hash_file(str(Path(release.path) / RECORD_FILE)).sha256)

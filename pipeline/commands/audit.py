@@ -56,7 +56,7 @@ def audit(sql: Any, test: str, catalogue: str) -> list[str]:
 
     Raises: ConfigError for a table that cannot be read, and for two tables that share no column.
     """
-    from pipeline.judging.matching.addresses import address_key
+    from manifests.names.addresses import address_key
     from pipeline.sources.settings import KINDS
 
     names = list(dict.fromkeys((*(name for kind in KINDS.values() for name in kind.ids), *SAME)))

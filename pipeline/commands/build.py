@@ -113,7 +113,7 @@ def _check_ending(config: BuildConfig, last: str | None, context: BuildContext, 
 
 
 def check_span(flow: Sequence[Stage[Any]], first: str | None, last: str | None) -> None:
-    """Raises: ConfigError for a stage that is not in the flow, or for --from after --to."""
+    """Raise ConfigError for a stage that is not in the flow, or for --from after --to."""
     names = [stage.name for stage in flow]
     for option, name in (("--from", first), ("--to", last)):
         if name is not None and name not in names:

@@ -58,7 +58,7 @@ def describe_incoming(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def describe(comparison: Mapping[str, Any]) -> list[str]:
-    """A comparison as lines that a person reads."""
+    """Return a comparison as lines that a person reads."""
     head = ("split", "domain", ">before", ">after", ">added", ">removed", ">other text", ">other image", ">samples")
     names = ("split", "domain", "before", "after", "added", "removed", "text", "image")
     rows = [(*(row[name] for name in names), f"{row['more_samples']:+,}") for row in comparison["domains"]]

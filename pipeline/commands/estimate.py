@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def describe(figures: dict[str, Any]) -> list[str]:
-    """An estimate as lines that a person reads."""
+    """Return an estimate as lines that a person reads."""
     rows = [
         (row["source"], row["domain"], row["num_rows"], row["num_pictures"], joined_counts(row["reasons"].items()))
         for row in figures["sources"]
@@ -103,7 +103,7 @@ def _in_bytes(num: float) -> str:
 
 
 def _licence_lines(sources: list[dict[str, Any]]) -> list[str]:
-    """The licences of each source, those apart that the policy drops, and the texts that cannot be read."""
+    """Return the licences of each source, those apart that the policy drops, and the texts that cannot be read."""
     lines = []
     for row in sources:
         kept, dropped = (
@@ -184,7 +184,7 @@ def _time_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def _deciding_lines(figures: dict[str, Any]) -> list[str]:
-    """The host that decides how long a build takes, and what would change it."""
+    """Return the host that decides how long a build takes, and what would change it."""
     slowest, *others = figures["web"]["hosts"]
     rate = f"{slowest['requests_per_second']:g} requests/s" if slowest["requests_per_second"] else "no limit of rate"
     lines = [

@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def taken_down(life: dict[str, Any], taken: Mapping[str, str]) -> str | None:
-    """The reason of a takedown that the stages have not seen yet: they still say kept and drawn."""
+    """Return the reason of a takedown that the stages have not seen yet: they still say kept and drawn."""
     if "reject" in life or (life["decisions"] or {}).get("reason") == "takedown":
         return None
     facts = life["facts"] or {}
@@ -98,7 +98,7 @@ def taken_down(life: dict[str, Any], taken: Mapping[str, str]) -> str | None:
 
 
 def describe_life(life: dict[str, Any]) -> list[str]:
-    """A life as lines that a person reads, stage by stage."""
+    """Return a life as lines that a person reads, stage by stage."""
     if "reject" in life:
         row = life["reject"]
         value = f" ({row['value']})" if row["value"] else ""
@@ -203,7 +203,7 @@ def _caption_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _text_lines(row: dict[str, Any]) -> list[str]:
-    """A joined text: where it came from, and what became of it."""
+    """Return a joined text: where it came from, and what became of it."""
     value = f" ({row['value']}; allowed: {row['threshold']})" if row["threshold"] else ""
     return [
         f"text      {row['name'] or row['kind']}: {row['text']!r}",
@@ -213,7 +213,7 @@ def _text_lines(row: dict[str, Any]) -> list[str]:
 
 
 def _taxon_lines(life: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """The taxon as given, how the backbone matched it, and what it is accepted as."""
+    """Return the taxon as given, how the backbone matched it, and what it is accepted as."""
     derived = (row["taxon_derived"] or "").split()
     ranks = ", ".join(
         f"{rank} {name}" + " (derived)" * (rank in derived) for rank, name in dict(row["taxon_ranks"] or {}).items()

@@ -45,11 +45,6 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         help="texts for the pictures of the places, keyed by id or address; repeatable; not needed for tables "
         "beside tars",
     )
-    parser.add_argument(
-        "--without-faces",
-        action="store_true",
-        help="leave out pictures of people's faces (needs the extra `kinds`)",
-    )
     parser.add_argument("--out", default="my.yaml", metavar="FILE", help="the config to write (default: my.yaml)")
     parser.set_defaults(func=_run)
 
@@ -60,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: there already; name another file, or remove that one")
     name = re.sub(r"[^a-z0-9_-]+", "-", out.stem.lower()).strip("-_") or "my"
     domains = parse_domains(args.domain)
-    text = write_first_config(name, domains, args.evaluation, str(out.parent), args.captions, args.without_faces)
+    text = write_first_config(name, domains, args.evaluation, str(out.parent), args.captions)
     storage.write_file(str(out), text.encode())
     print_lines([*describe_places(text), f"config: {out}"])
     return 0

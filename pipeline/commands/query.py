@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from manifests.contract.outcomes import FORMER_REASONS
 from manifests.contract.reader import kinds_of, open_sandbox
 from manifests.errors import ConfigError
 from manifests.services.child import Child
@@ -90,21 +89,10 @@ def print_query(workdir: str, sql: str, layout: str, memory_gb: float = 4.0, sec
     return 0
 
 
-def _with_new_reasons(connection: Any, sql: str) -> str:
-    """The statement with the drop reasons that the last build wrote, in place of their earlier names."""
-    written = {row[0] for row in connection.execute("SELECT DISTINCT reason FROM funnel").fetchall()}
-    for former, reason in FORMER_REASONS.items():
-        if f"'{former}'" in sql and former not in written:
-            print(f"'{former}' is '{reason}' now", file=sys.stderr)
-            sql = sql.replace(f"'{former}'", f"'{reason}'")
-    return sql
-
-
 def _answer(send: Callable[[Any], None], workdir: str, sql: str, memory_gb: float, spill: str) -> None:
     """Send a word when the tables are open, then the schema of the answer and its rows in batches."""
     with open_sandbox(workdir, memory_gb, spill) as connection:
         send("open")
-        sql = _with_new_reasons(connection, sql)
         try:
             reader = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
             send(reader.schema)
@@ -154,7 +142,7 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def _cells(column: Any) -> Any:
-    """A column for csv: lists and structs as JSON, and no text that a spreadsheet or a terminal would obey."""
+    """Return a column for csv: lists and structs as JSON, and no text that a spreadsheet or a terminal would obey."""
     if pa.types.is_nested(column.type):
         texts = [json.dumps(value, default=str, ensure_ascii=False) for value in column.to_pylist()]
     elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):

@@ -1,4 +1,4 @@
-"""`plantmix report`: the page of a release, with the duplicates that only its work folder knows."""
+"""`plantmix report`: the page of a release, with the counts that only its work folder knows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     parser = add_command(
         commands,
         "report",
-        "write one HTML page that shows a release: what was dropped, mixture, pictures, licences, duplicates",
+        "write one HTML page that shows a release: counts of what was dropped, mixture, pictures, licences",
         "plantmix report data/demo --out demo.html",
-        reads="the release, and in its work folder the catalogue and the pool",
+        reads="the release, and in its work folder the catalogue",
         writes="one file that needs no other",
     )
     parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)

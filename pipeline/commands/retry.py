@@ -93,7 +93,7 @@ def run_round(runner: Runner, catalog: Catalog) -> RoundDone:
 
 
 def num_of(stage: StageRecord) -> int:
-    """How many rows of a fetch stage ended for a reason that may pass."""
+    """Return how many rows of a fetch stage ended for a reason that may pass."""
     return sum(stage.funnel.reasons.get(name, 0) for name in _OUTCOMES)
 
 

@@ -25,7 +25,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "status",
         "show how far a build is: rows in, rows kept, and why rows were dropped",
         "plantmix status data/demo",
-        reads="status.json of the work folder, so it works while a build runs",
+        reads="status.json of the work folder, so it works while a build runs; of takedowns catalogue and releases",
         writes="nothing",
     )
     parser.add_argument("dir", metavar="DIR", help=WORKDIR_HELP)
@@ -38,12 +38,14 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(status)
     else:
-        print_lines(describe_status(status))
+        from pipeline.releases.takedown import describe_what_lies  # and all that SQL needs
+
+        print_lines([*describe_status(status), *describe_what_lies(args.dir)])
     return 0
 
 
 def describe_status(status: dict[str, Any]) -> list[str]:
-    """The lines of a status snapshot; every stage adds up: in = kept + dropped."""
+    """Return the lines of a status snapshot; every stage adds up: in = kept + dropped."""
     stages = status["stages"]
     rows = [(stage.name, *_stage_cells(stage.name, stages.get(stage.name))) for stage in FLOW]
     lines = [f"{status['name']}, as of {status['updated_at'][:19].replace('T', ' ')} UTC", ""]
@@ -62,7 +64,7 @@ def describe_status(status: dict[str, Any]) -> list[str]:
 
 
 def mixture_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of what is drawn of each domain, and of its sources where they have weights."""
+    """Return a table of what is drawn of each domain, and of its sources where they have weights."""
     cells = []
     for row in rows:
         cells.append((*_pool_cells(row["domain"], row), f"{row['num_epochs']:.2f}", row["num_heldout"]))
@@ -107,7 +109,7 @@ def _evaluation_lines(notes: Mapping[str, Any]) -> list[str]:
 
 
 def _conflict_lines(notes: Mapping[str, Any]) -> list[str]:
-    """How many images stay though a copy contradicts them."""
+    """Return how many images stay though a copy contradicts them."""
     conflicts = notes.get("conflicts") or {}
     says = {"licence": "states another licence", "label": "is labelled otherwise"}
     lines = [f"{num:,} images stay of which a copy {says[about]}" for about, num in conflicts.items()]

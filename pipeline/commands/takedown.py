@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from manifests.contract.catalog import Catalog
 from manifests.contract.release import Release
 from manifests.contract.takedowns import KINDS, Entry
 from manifests.errors import ConfigError
@@ -12,7 +13,8 @@ from pipeline.answers.lives import unquoted
 from pipeline.answers.tables import print_lines
 from pipeline.commands import RELEASE_HELP, Commands, add_command
 from pipeline.releases.lookup import images_of
-from pipeline.releases.opening import open_release
+from pipeline.releases.mending import purge
+from pipeline.releases.opening import open_release, work_folder_of
 from pipeline.releases.takedown import TakenDown, take_down
 
 
@@ -25,7 +27,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         'plantmix takedown data/demo --owner "A. Photographer" --reason "asked by the owner, 2026-03-01"\n'
         "exit code: 0 every release is cut, 1 one of the others is not, 2 nothing was written",
         reads="the release; in its work folder the catalogue, the other releases, and records of runs and indexes",
-        writes="a new version beside each release that holds them, and takedowns.jsonl; deletes nothing",
+        writes="a new version beside each release that holds them, and takedowns.jsonl; --purge: the pool",
     )
     parser.add_argument("release", metavar="RELEASE", help=RELEASE_HELP)
     for option, metavar, about in (
@@ -35,6 +37,11 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     ):
         parser.add_argument(option, metavar=metavar, action="append", default=[], help=f"{about}; may be given again")
     parser.add_argument("--reason", default="", help="why; the record of the new version says it")
+    parser.add_argument(
+        "--purge",
+        action="store_true",
+        help="take all pictures of the list and their copies out of the pool",
+    )
     parser.set_defaults(func=_run)
 
 
@@ -43,15 +50,26 @@ def _run(args: argparse.Namespace) -> int:
     named = {by: getattr(args, by) for by in KINDS}
     named["id"] = [unquoted(value) for value in args.id]  # as csv quotes them
     entries = [Entry(by, value, reason) for by in KINDS for value in named[by]]
-    if not entries or not all(entry.value.strip() for entry in entries):
+    if not (entries or args.purge) or not all(entry.value.strip() for entry in entries):
         raise ConfigError("takedown: say what to take down, with --url, --owner or --id; an empty value names nothing")
     release = open_release(args.release)
+    others = [_take_down(release, entries, reason, is_purged=args.purge)] if entries else []
+    if args.purge:
+        if (workdir := work_folder_of(release)) is None:
+            raise ConfigError(f"{release.path}: lies in no work folder, so there is no pool; nothing was taken out")
+        with Catalog.open(workdir) as catalog:
+            print_lines(purge(catalog))
+    return 1 if any(others) else 0
+
+
+def _take_down(release: Release, entries: list[Entry], reason: str, *, is_purged: bool) -> bool:
+    """Take down, and say what was done; returns whether one of the other releases is not cut."""
     done = take_down(release, entries, print_lines)
-    print_lines(_describe(release, reason, done))
-    return 1 if any(cut.error for cut in done.others) else 0
+    print_lines(_describe(release, reason, done, is_purged=is_purged))
+    return any(cut.error for cut in done.others)
 
 
-def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
+def _describe(release: Release, reason: str, done: TakenDown, *, is_purged: bool) -> Iterator[str]:
     """Describe a takedown, in lines; the last one names the release without the images."""
     found, new = done.cut.found, done.cut.new
     images = images_of(found.asked)
@@ -70,7 +88,8 @@ def _describe(release: Release, reason: str, done: TakenDown) -> Iterator[str]:
         yield f"{cut.release.path}: {held}, " + (f"new version: {cut.new.path}" if cut.new else f"NOT cut: {cut.error}")
     if done.list_path is not None:
         yield f"later builds leave them and their near copies out: {done.list_path}"
-        yield "the pool still holds their bytes"
+        if not is_purged:
+            yield f"the pool still holds their bytes; `plantmix takedown {release.path} --purge` takes them out"
     if done.holders:
         yield "still held by these releases; delete them where they were given to others:"
     for path, num_held in done.holders:

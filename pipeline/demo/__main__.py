@@ -84,7 +84,7 @@ def serve_on() -> None:
 
 
 def run_all() -> None:
-    """The demo from pictures to a trained model; the last line names the release.
+    """Run the demo from pictures to a trained model. The last line names the release.
 
     Raises: ConfigError for a wrong place or set-up; CommandError when a command failed.
     """

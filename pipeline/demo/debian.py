@@ -70,13 +70,13 @@ def _download(name: str, scratch: Path) -> Path:
 
 
 def find_package(name: str, folder: Path) -> Path | None:
-    """The .deb of package `name` in `folder` with the last name in the alphabet, or None."""
+    """Return the .deb of package `name` in `folder` with the last name in the alphabet, or None."""
     debs = sorted(folder.glob(f"{name}_*.deb"))
     return debs[-1] if debs else None
 
 
 def package_version(deb: Path) -> str:
-    """The version in a .deb's file name, e.g. 2025.03.31-1."""
+    """Return the version in a .deb's file name, e.g. 2025.03.31-1."""
     return urllib.parse.unquote(deb.stem.split("_")[1])
 
 

@@ -77,7 +77,7 @@ def _one_at_a_time(web: Path) -> Iterator[None]:
 
 
 def read_marker(web: Path) -> dict[str, Any] | None:
-    """The marker of a finished set-up of today's layout, or None."""
+    """Return the marker of a finished set-up of today's layout, or None."""
     try:
         marker: dict[str, Any] = json.loads((web / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):

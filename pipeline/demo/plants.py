@@ -125,7 +125,7 @@ _PATTERN = re.compile(r"\b(" + "|".join(sorted(map(re.escape, PLANT_NAMES), key=
 
 
 def find_plant_name(*texts: str) -> PlantName | None:
-    """The plant named in the first of `texts` that names one, or None."""
+    """Return the plant named in the first of `texts` that names one, or None."""
     for text in texts:
         match = _PATTERN.search(re.sub(r"[_\W]+", " ", text.lower()))
         if match:

@@ -17,7 +17,7 @@ _MIN_RESIZED_SIDE_PX = 100
 
 
 def plant_troubles(packaged: list[Picture]) -> list[Picture]:
-    """The packages' own rows with the troubles of TROUBLES among them; the same rows give the same troubles."""
+    """Return the packages' own rows with the troubles of TROUBLES among them; the same rows give the same troubles."""
     changed: dict[str, Picture] = {}
     added: list[Picture] = []
     for column, domain in enumerate(("plant", "general")):

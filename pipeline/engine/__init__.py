@@ -1,1 +1,1 @@
-"""How work is run: stages, steps and parts; publish, commit, seal; this process or Ray."""
+"""The engine of stages, steps and parts: publish, commit, seal; in this process or on Ray."""

@@ -31,7 +31,7 @@ from pipeline.store.files import Files, RowGroup
 def brought_here(
     inputs: Any, run: Execution[Any]
 ) -> Iterator[tuple[Any, Execution[Any], Callable[[PartResult], PartResult]]]:
-    """The inputs of a part and its execution as they are on this machine, and what publishes its results.
+    """Copy the inputs of a part to this machine, and publish its results when the context ends.
 
     Raises: DamageError when a file of the inputs is gone or not as recorded; an error of the store.
     """
@@ -64,7 +64,7 @@ def brought_here(
 
 
 def _moved(value: Any, run: Execution[Any], folder: str) -> Any:
-    """The same inputs, with files that lie here, and row groups that are read out of the store."""
+    """Return the same inputs, with files that lie here, and row groups that are read out of the store."""
     if isinstance(value, Files):
         pairs = zip(value.paths, value.sha256, strict=True)
         return replace(value, paths=tuple(_whole(run, folder, path, sha256) for path, sha256 in pairs))
@@ -84,7 +84,7 @@ def _moved(value: Any, run: Execution[Any], folder: str) -> Any:
 
 
 def _whole(run: Execution[Any], folder: str, path: str, sha256: str | None = None) -> str:
-    """A file of the driver's folder, brought to a folder of this machine unless it lies there."""
+    """Return a file of the driver's folder, brought to a folder of this machine unless it lies there."""
     name = _name_of(run, path)
     if name is None:
         return path

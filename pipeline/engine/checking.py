@@ -1,4 +1,4 @@
-"""Whether files still hold what was recorded of them, before a stage reads them.
+"""Check that files still match their records, before a stage reads them.
 
 A file is read once a build: afterwards its stamp stands for its content.
 """
@@ -22,7 +22,7 @@ class ContentChecks:
         self._checked: dict[str, str] = {}
 
     def require(self, files: Files) -> Files:
-        """The same files. Of files that a work folder did not record, nothing is known to compare.
+        """Return the same files. Of files that a work folder did not record, nothing is known to compare.
 
         Raises: DamageError when one is gone or holds something else.
         """

@@ -1,4 +1,4 @@
-"""What it means to do a part, and the simplest way to do many: one after another, in this process.
+"""Do one part, and the simplest way to do many: one after another, in this process.
 
 An error of a part comes back as a value. The driver alone decides what it means.
 """
@@ -75,7 +75,7 @@ class InlineExecutor:
                 yield [done]
 
     def share(self, make: Callable[[], Any]) -> Any:
-        """The object itself: there is only this process."""
+        """Return the object itself: there is only this process."""
         return make()
 
     def close(self) -> None:
@@ -123,21 +123,21 @@ def give_memory_back(began: float) -> None:
 
 @lru_cache(1)
 def _malloc_trim() -> Callable[[int], int]:
-    """Of the C library, if it has one."""
+    """Return the `malloc_trim` of the C library, or None where it has none."""
     trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
     return trim
 
 
 @lru_cache(1)
 def _blas(num_modules: int) -> Any:
-    """The libraries of BLAS, looked for again when more modules are loaded: to look takes 1.2 ms."""
+    """Return the libraries of BLAS, looked for again when more modules are loaded: to look takes 1.2 ms."""
     import threadpoolctl
 
     return threadpoolctl.ThreadpoolController()
 
 
 def _explain(error: Exception, job: Job) -> PlantMixError:
-    """A full disk, a lost mount or a storage that does not answer is not a defect of the program."""
+    """Return the error to report. A full disk, a lost mount or a silent storage is no defect of the program."""
     if not is_storage_error(error):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return PartError(

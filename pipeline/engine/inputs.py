@@ -40,14 +40,14 @@ class Inputs:
         return self.tables[table]
 
     def identity(self) -> dict[str, Any]:
-        """The values for a fingerprint: tables, values and bucket."""
+        """Return the values for a fingerprint: tables, values and bucket."""
         read = {**self.tables, **self.values}
         return {name: identity_of(value) for name, value in read.items()} | (
             {"bucket": identity_of(self.bucket)} if self.bucket else {}
         )
 
     def view(self, sql: Any, *names: str, **called: str) -> None:
-        """Views over all tables, or over those that are named; some may be `called` otherwise.
+        """Create views over all tables, or over the named ones. `called` gives some another name.
 
         A view holds the rows of the bucket where its table is cut. It is empty where the table has no files.
         """
@@ -57,7 +57,7 @@ class Inputs:
 
 
 def identity_of(value: Any) -> Any:
-    """Inputs as plain JSON values: content and settings, never a place.
+    """Return inputs as plain JSON values: content and settings, never a place.
 
     A value with a method `identity()` says itself what counts: `Files` their content, a source its settings without
     paths.
@@ -82,7 +82,7 @@ def identity_of(value: Any) -> Any:
 
 
 def value_of(inputs: Any, name: str) -> Any:
-    """The field of that name of a stage's inputs, or of a dataclass among them.
+    """Return the field of that name of a stage's inputs, or of a dataclass among them.
 
     Raises: LookupError when there is none.
     """

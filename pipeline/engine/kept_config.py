@@ -24,12 +24,14 @@ def keep_config(catalog: Catalog, config: BuildConfig) -> None:
 
 
 def dump_config(config: BuildConfig) -> str:
-    """The settings that were given, as JSON that `read_dumped` reads to the same value."""
+    """Return the settings that were given, as JSON that `read_dumped` reads to the same value."""
     return config.model_dump_json(exclude_unset=True)
 
 
 def read_dumped(text: str) -> BuildConfig:
-    """The configuration that `dump_config` wrote, in this version or an earlier one; keys that are gone are left out.
+    """Return the configuration that `dump_config` wrote, in this version or an earlier one.
+
+    Keys that are gone are left out.
 
     Raises: ConfigError that names each value which this version does not read.
     """
@@ -37,7 +39,7 @@ def read_dumped(text: str) -> BuildConfig:
 
 
 def last_config(catalog: Catalog) -> BuildConfig:
-    """The configuration of the last build in this work folder.
+    """Return the configuration of the last build in this work folder.
 
     Raises: ConfigError when there was none, or one that cannot be read here.
     """

@@ -1,4 +1,4 @@
-"""What one machine can do for a build: its versions, and which folders and stores it sees.
+"""One machine's part in a build: its versions, and which folders and stores it sees.
 
 `look` runs on the driver and on every node of a cluster; `compare` says in words where a node differs. Ray sends this
 module to the nodes by value, so it imports the standard library alone: PlantMix itself may be what a node lacks.
@@ -95,7 +95,7 @@ def _describe(address: str) -> str:
 
 
 def _asked(question: Callable[[], Any]) -> Any:
-    """The answer of a store; asked a second time after a second, since it may refuse for a moment."""
+    """Return the answer of a store; asked a second time after a second, since it may refuse for a moment."""
     try:
         return question()
     except (FileNotFoundError, ImportError):

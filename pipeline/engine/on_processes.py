@@ -51,7 +51,7 @@ class _Worker:
         fds = (results_there.fileno(), calls_there.fileno())
         with results_there, calls_there:
             self._command = Command(
-                [sys.executable, "-c", _START, json.dumps(sys.path), *map(str, fds)],
+                [sys.executable, "-P", "-c", _START, json.dumps(sys.path), *map(str, fds)],
                 hears_output=True,
                 pass_fds=fds,
                 start_new_session=True,  # Ctrl-C is for the driver, which asks the parts to store what they have

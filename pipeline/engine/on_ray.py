@@ -41,7 +41,10 @@ _CLIENT_SCHEME = "ray://"  # its streams of results are not supported. Source: r
 
 
 def address_of(settings: RaySettings) -> str | None:
-    """The cluster to join: the setting, or RAY_ADDRESS as `ray job submit` sets it; None for a Ray of this machine."""
+    """Return the cluster to join: the setting, or RAY_ADDRESS as `ray job submit` sets it.
+
+    None for a Ray of this machine.
+    """
     address = settings.address or os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address  # Ray's own word
 
@@ -315,7 +318,10 @@ class RayExecutor:
         return RetryableError(f"a worker was lost ({text})")
 
     def _lost_a_node(self) -> bool:
-        """Whether an actor went with its node: Ray tells of the actor first, and of the node some seconds later."""
+        """Return whether an actor went with its node.
+
+        Ray tells of the actor first, and of the node some seconds later.
+        """
         until = time.monotonic() + _NODE_LOSS_SECONDS
         while time.monotonic() < until:
             self._followed = -math.inf
@@ -343,7 +349,10 @@ class RayExecutor:
         )
 
     def _answers(self) -> bool:
-        """Whether Ray takes a connection now. A call to a Ray that is gone would hang, and then end this process."""
+        """Return whether Ray takes a connection now.
+
+        A call to a Ray that is gone would hang, and then end this process.
+        """
         host, _, port = self._gcs.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()

@@ -1,4 +1,4 @@
-"""What runs inside a worker of on_processes.py: does the parts that the driver sends, one after another.
+"""The program inside a worker of on_processes.py: it does the parts that the driver sends, one after another.
 
 It ends when the driver does, however that ends: the driver's end of the connection is then closed.
 """

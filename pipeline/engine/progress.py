@@ -63,7 +63,7 @@ class Progress:
         self._given = tally.given
 
     def snapshot(self) -> dict[str, Any]:
-        """The figures for `plantmix status`."""
+        """Return the figures for `plantmix status`."""
         rate = self._rate()
         return {
             "step": self._title,

@@ -55,7 +55,7 @@ _MOST_LOST_NODES = 20  # a part that took so many machines with it is taken for 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """How a build ended: what each stage was (done or reused) and where the release lies."""
+    """The result of a build: each stage is done or reused, and the place of the release."""
 
     stages: dict[str, StageRecord]
     redone: tuple[str, ...]

@@ -17,7 +17,7 @@ _LONGEST_SECONDS = 9.0  # after the first signal; then what is not stored by the
 
 
 class StopRequests:
-    """Whether somebody has asked this build to stop."""
+    """Requests to stop this build."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -25,7 +25,7 @@ class StopRequests:
         self._handlers: dict[int, Callable[[int, Any], None]] = {}
 
     def asked(self) -> bool:
-        """True once the step that runs shall store what it has and end."""
+        """Return true once the step that runs shall store what it has and end."""
         return self._asked.is_set()
 
     def wait(self, seconds: float) -> None:
@@ -53,7 +53,7 @@ class StopRequests:
 
     @contextmanager
     def finishing_first(self) -> Iterator[None]:
-        """A step that can store what it has runs in this context."""
+        """Delay stopping until the context ends, so that a step can store what it has."""
         self._step_can_finish = True
         try:
             yield

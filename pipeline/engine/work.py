@@ -57,7 +57,7 @@ class PartResult:
 
 @dataclass(frozen=True)
 class Execution(Generic[How]):
-    """How a part runs. Nothing here may change what it yields.
+    """Execution settings of a part. Nothing here may change its results.
 
     `stem` names the part's files. `shared` is the object that all workers of a step talk to. `how` is what else the
     step needs to run: rates, devices, folders of sources. `pieces` is set when a part is tried again: the tables that
@@ -76,12 +76,12 @@ class Execution(Generic[How]):
     """The tables that the step gives, with their columns."""
 
     def scratch(self) -> AbstractContextManager[Any]:
-        """A private DuckDB that is gone afterwards."""
+        """Return a private DuckDB that is gone afterwards."""
         return open_scratch(self.workdir, self.memory_gb)
 
     @contextmanager
     def views(self, inputs: Inputs, **called: str) -> Iterator[Any]:
-        """A private DuckDB with a view over each table that the part reads (`Inputs.view`)."""
+        """Open a private DuckDB with a view over each table that the part reads (`Inputs.view`)."""
         with self.scratch() as sql:
             inputs.view(sql, **called)
             yield sql
@@ -132,7 +132,7 @@ class Part(Generic[PartInputs]):
 
 
 def brought(files: Files) -> Files:
-    """The same files, after those of a work folder in a store were copied here."""
+    """Return the same files, after those of a work folder in a store were copied here."""
     bring_missing(files.paths)
     return files
 
@@ -156,11 +156,11 @@ class StageRun(Generic[How]):
         return self.catalog.workdir
 
     def parts(self, step: str) -> list[PartRecord]:
-        """Committed parts of an earlier step of this stage."""
+        """Return committed parts of an earlier step of this stage."""
         return self.catalog.parts_of(self.fingerprint, step)
 
     def made_of(self, step: str, reuse: Any) -> list[PartRecord]:
-        """Committed parts of any build that this version of a step made with an equal `reuse`, oldest first."""
+        """Return committed parts of any build that this version of a step made with an equal `reuse`, oldest first."""
         step_now = next(declared for declared in self.stage.steps if declared.name == step)
         return self.catalog.parts_like(self.stage.name, step, step_now.reuse_key(reuse))
 
@@ -169,14 +169,14 @@ class StageRun(Generic[How]):
         return self.files_of(self.parts(step), table)
 
     def table(self, name: str, inputs: Any) -> Files:
-        """A table that a step reads: of the stage's inputs, or else of the step of this stage that gives it."""
+        """Return a table that a step reads: of the stage's inputs, or else of the step of this stage that gives it."""
         of_stage = getattr(inputs, name, None)
         if isinstance(of_stage, Files):
             return of_stage
         return self.files(next(step.name for step in self.stage.steps if name in step.gives), name)
 
     def files_of(self, parts: Sequence[PartRecord], table: str) -> Files:
-        """The files of these parts that hold `table`, checked.
+        """Return the files of these parts that hold `table`, checked.
 
         Raises: DamageError.
         """
@@ -189,22 +189,22 @@ class StageRun(Generic[How]):
         return part.funnel, dict(part.notes)
 
     def execution(self, step: Step[Any, How], stem: str, shared: Any = None) -> Execution[How]:
-        """How a part of this stage runs."""
+        """Return how a part of this stage runs."""
         store = store_of(self.workdir) or ""
         gives = {table: self.stage.columns_of(table) for table in step.gives}
         options = (self.settings.memory_gb, stem, self.how, shared, (), store, self.stage.name)
         return Execution(self.workdir, *options, gives)
 
     def scratch(self) -> AbstractContextManager[Any]:
-        """A private DuckDB for planning."""
+        """Return a private DuckDB for planning."""
         return open_scratch(self.workdir, self.settings.memory_gb)
 
     def funnel(self, step: str) -> Funnel:
-        """The sum over all parts of a step."""
+        """Return the sum over all parts of a step."""
         return sum((part.funnel for part in self.parts(step) if part.funnel), Funnel(0, 0))
 
     def num_rows(self, table: Files) -> int:
-        """How many rows a table has, as its files say."""
+        """Return how many rows a table has, as its files say."""
         return sum(pq.ParquetFile(path).metadata.num_rows for path in brought(table).paths)
 
     def buckets(self, table: Files) -> list[Bucket]:
@@ -212,7 +212,7 @@ class StageRun(Generic[How]):
         return self.buckets_of(self.num_rows(table))
 
     def buckets_of(self, num_rows: int) -> list[Bucket]:
-        """The same of so many rows. With a store they are not fine: a part elsewhere brings its tables whole."""
+        """Return the same of so many rows. With a store they are not fine: a part elsewhere brings its tables whole."""
         return cut_buckets(num_rows, self.settings.memory_gb, store_of(self.workdir) is None)
 
     def scratch_file(self, name: str) -> str:
@@ -303,7 +303,7 @@ class Step(Generic[StageInputs, How]):
         return complete
 
     def reuse_key(self, reuse: Any) -> str:
-        """The name of parts that this version of the step makes with `reuse`; empty where that is None."""
+        """Return the name of parts that this version of the step makes with `reuse`; empty where that is None."""
         if reuse is None:
             return ""
         return fingerprint({"step": self.name, "version": self.version, "reuse": identity_of(reuse)})
@@ -329,22 +329,22 @@ class Stage(Generic[StageInputs]):
     tables: Mapping[str, pa.Schema] = field(default_factory=dict)
 
     def columns_of(self, table: str) -> pa.Schema:
-        """The columns that a table has which a step reads or gives."""
+        """Return the columns that a table has which a step reads or gives."""
         if table not in self.tables and table not in SAMPLE_VIEWS:
             raise LookupError(f"{self.name}: no columns are known of the table {table}; say them in `tables`")
         return self.tables[table] if table in self.tables else SAMPLE_VIEWS[table][1]
 
     def identity(self, inputs: StageInputs) -> dict[str, Any]:
-        """The values for the fingerprint of a version of this stage."""
+        """Return the values for the fingerprint of a version of this stage."""
         versions = {step.name: step.version for step in self.steps if not step.prepares}
         return {"versions": versions, **identity_of(inputs)}
 
     def fingerprint(self, inputs: StageInputs) -> str:
-        """The version of this stage that these inputs make."""
+        """Return the version of this stage that these inputs make."""
         return fingerprint({"stage": self.name, **self.identity(inputs)})
 
     def key_of(self, step: Step[StageInputs, Any], part: Part[Any]) -> str:
-        """The key of a part: equal inputs give equal keys."""
+        """Return the key of a part: equal inputs give equal keys."""
         return fingerprint(
             {"step": f"{self.name}.{step.name}", "version": step.version, "inputs": identity_of(part.inputs)}
         )
@@ -366,15 +366,15 @@ class BuildContext:
     """Checks the content of files that are about to be read."""
 
     def files(self, stage: str, table: str) -> Files:
-        """A sealed stage's files that hold `table`, in plan order."""
+        """Return a sealed stage's files that hold `table`, in plan order."""
         return files_in(self.workdir, self.catalog.parts_of(self.sealed[stage].fingerprint), table)
 
     def facts(self) -> Files:
-        """The table of facts, known by what the images show, not by how they were fetched or where they lie."""
+        """Return the table of facts, known by what the images show, not by how they were fetched or where they lie."""
         return self.files("fetch", "facts").digested(self.sealed["fetch"].notes["content"])
 
 
 def files_in(workdir: str, parts: Sequence[PartRecord], table: str) -> Files:
-    """The files of committed parts that hold `table`."""
+    """Return the files of committed parts that hold `table`."""
     held = [file for part in parts for file in part.files if file.table == table]
     return files_of([(storage.join(workdir, file.path), file.sha256) for file in held])

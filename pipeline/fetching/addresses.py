@@ -43,7 +43,7 @@ class TargetRefused(Exception):  # noqa: N818
 
 
 def is_public(address: IPAddress) -> bool:
-    """True for an address on the open internet. An IPv4 address inside an IPv6 one is checked too."""
+    """Return true for an address on the open internet. An IPv4 address inside an IPv6 one is checked too."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
@@ -86,7 +86,7 @@ class Resolver:
         return good
 
     def knows(self, host: str) -> bool:
-        """Whether `addresses` need not wait for the system."""
+        """Return whether `addresses` need not wait for the system."""
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(host))
         with self._lock:

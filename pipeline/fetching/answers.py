@@ -1,4 +1,4 @@
-"""What one request gave: the answer, and what statuses, headers and errors mean.
+"""The answer to one request, and the meaning of statuses, headers and errors.
 
 Pure. Raises nothing: an error that is not known here becomes a bad_response with the error's words.
 """
@@ -30,7 +30,7 @@ class Answer:
 
 
 def refuse_status(status: int) -> Outcome | None:
-    """The outcome of a status that brings no picture; None for 200 and for 203, which is a proxy's 200."""
+    """Return the outcome of a status that brings no picture; None for 200 and for 203, which is a proxy's 200."""
     if status in (200, 203):
         return None
     if status in (204, 205):

@@ -44,7 +44,7 @@ _WAITING_SECONDS = 0.5  # a part that got too few connections counts so long as 
 
 
 class HostReport(NamedTuple):
-    """How the request of one permission ended."""
+    """The end of one permitted request."""
 
     host: str
     lease: int
@@ -87,7 +87,7 @@ class Gate(Protocol):
 
 @dataclass(slots=True)
 class _Pace:
-    """How fast an adaptive host is asked: a little faster after each calm window, much slower when it has enough.
+    """The pace of an adaptive host: a little faster after each calm window, much slower once the host complains.
 
     A host has enough when it answers 429 or 503: then the rate halves. Or when its median answer takes twice as long as
     in its best window: then the rate loses a quarter, but not below the first rate. After either it stays below nine
@@ -113,7 +113,7 @@ class _Pace:
 
     @classmethod
     def of(cls, limits: HostLimits) -> _Pace | None:
-        """The pace that a host starts with; None where the limits are fixed."""
+        """Return the pace that a host starts with; None where the limits are fixed."""
         rate, connections = limits.requests_per_second, limits.connections
         if not limits.adaptive or rate is None:
             return None
@@ -186,7 +186,7 @@ class _HostState:
     dead: bool = False
 
     def num_free(self, part: str, now: float) -> int:
-        """Connections that a part may still take; other parts that wait for some get their share.
+        """Return how many connections a part may still take. Other parts that wait get their share.
 
         The share is max-min fair: parts that have what they want keep it, the others divide the rest. Without it the
         first part would take each connection again as soon as it is free, and other workers would stand idle.

@@ -66,7 +66,7 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         self._transport.close()
 
     def robots_rules(self, origin: str) -> RobotsRules | None:
-        """The rules of an origin; None when its robots.txt must be requested, or has become too old."""
+        """Return the rules of an origin; None when its robots.txt must be requested, or has become too old."""
         with self._robots.lock:
             entry = self._robots.kept.get(origin)
             return entry[1] if entry and entry[0] > time.monotonic() else None
@@ -87,15 +87,17 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
         *,
         check_opt_out: bool = True,
     ) -> None:
-        """Send one request. A 200 gives the body, unpacked if the server packed it without being asked to; or its
-        length, where pictures are asked for by HEAD.
+        """Send one request.
+
+        A 200 gives the body, unpacked if the server packed it without being asked to, or its length where pictures are
+        asked for by HEAD. A picture's body over the limit is refused; a site's file (no `check_opt_out`) is cut there.
 
         `done` hears how it ended, in a thread of the client, and must neither wait nor raise.
         """
         now = time.monotonic()
         refuse = self._refuse if check_opt_out else None
         method = "HEAD" if self._pictures_by_head and check_opt_out else "GET"
-        request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds)
+        request = Request(target, method, max_body_bytes, refuse, done, now, now + max_seconds, cuts=not check_opt_out)
         if self._resolver.knows(target.hostname):
             self._look_up(request)
         else:
@@ -114,14 +116,14 @@ class HttpClient(contextlib.AbstractContextManager["HttpClient"]):
             self._transport.send(request)
 
     def _refuse(self, headers: Headers) -> tuple[list[str], str | None]:
-        """The statements of headers about use, and the one that forbids us the picture; None when none does."""
+        """Return the statements of headers about use, and the one that forbids us the picture; None when none does."""
         statements = statements_of(headers)
         refusal = self.consent.refusal({HEADERS: statements})
         return statements, refusal[1] if refusal else None
 
 
 def client_of_this_program(settings: NetworkSettings) -> HttpClient:
-    """The client that all parts in this process share, so that robots.txt is asked once a day and not once a part.
+    """Return the client that all parts in this process share: robots.txt is asked once a day, not once a part.
 
     Changed settings make a new client; the old one goes when nobody uses it any more.
     """

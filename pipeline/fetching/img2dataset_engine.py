@@ -143,7 +143,7 @@ class _SampleWriter:
         self._part.add(sample_id, fact, picture)
 
     def close(self) -> None:
-        """The part is finished by its owner."""
+        """Do nothing: the owner finishes the part."""
 
 
 def explain_message(message: str) -> tuple[Outcome, str, int | None]:
@@ -162,7 +162,7 @@ def explain_message(message: str) -> tuple[Outcome, str, int | None]:
 
 
 def _write_listing(path: Path, targets: dict[str, Target]) -> None:
-    """The rows as img2dataset reads them; addresses without credentials."""
+    """Write the rows as img2dataset reads them, with addresses without credentials."""
     urls = [target.url for target in targets.values()]
     table = pa.table({"sample_id": pa.array(targets, pa.string()), "url": pa.array(urls, pa.string())})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

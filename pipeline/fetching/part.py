@@ -30,7 +30,7 @@ class PartWriter(AbstractContextManager["PartWriter"]):
     """
 
     def __init__(self, pool_path: str | Path, same: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
-        """`same` names all rows of the same address, itself included: they get the same fact and picture."""
+        """Start with `same`, all rows of one address, this one included: they get the same fact and picture."""
         self._same = same
         self.pool_path = str(pool_path)
         self._pool = PoolWriter(pool_path)
@@ -68,7 +68,7 @@ class PartWriter(AbstractContextManager["PartWriter"]):
 
 
 def require_facts(missing: Sequence[str], num_rows: int) -> None:
-    """Raises: RunError when a row has no fact: each must have one."""
+    """Raise RunError when a row has no fact: each must have one."""
     if missing:
         raise RunError(
             f"{len(missing)} of {num_rows} rows ended without a fact, the first is {missing[0]}; "
@@ -77,7 +77,7 @@ def require_facts(missing: Sequence[str], num_rows: int) -> None:
 
 
 def fact_of_download(download: Download) -> Fact:
-    """The fields that a finished download adds to the fact of its row."""
+    """Return the fields that a finished download adds to the fact of its row."""
     return {
         "outcome": download.outcome.value,
         "detail": download.detail or None,

@@ -20,7 +20,7 @@ from functools import partial
 
 from pipeline.fetching import settings as bounds
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent.statements import ROBOTS_MAX_BYTES, RobotsRules
+from pipeline.fetching.consent.statements import FILE_MAX_BYTES, RobotsRules
 from pipeline.fetching.hosts import Gate, HostReport, Permission, Verdict
 from pipeline.fetching.http import HttpClient
 from pipeline.fetching.urls import BadURL, Target, parse_url
@@ -96,7 +96,9 @@ class Scheduler:
         self._thread.join(timeout=1.0 if self._in_flight else 5.0)
 
     def take(self) -> tuple[int, Download | None]:
-        """The number and download of the next row that ends; None for a row that `give_back` left without an answer.
+        """Return the number and download of the next row that ends.
+
+        None for a row that `give_back` left without an answer.
 
         To be called once a row, from any thread.
 
@@ -186,7 +188,7 @@ class Scheduler:
             self._finish(visit.row, step)
 
     def _end_file(self, files: SiteFiles, visit: Visit, download: Download) -> None:
-        """A file of a site is finished: ask for the next one, queue the rows that waited, or end them."""
+        """Finish a file of a site: ask for the next one, queue the rows that waited, or end them."""
         verdict = files.take(visit, download)
         if isinstance(verdict, Visit):
             self._enqueue(verdict, first=True)
@@ -274,14 +276,14 @@ class Scheduler:
         self._in_flight += 1
         self._client.send(
             visit.target,
-            ROBOTS_MAX_BYTES * 2 if visit.is_robots else self._max_body_bytes,
+            FILE_MAX_BYTES if visit.is_robots else self._max_body_bytes,
             max(0.1, self._settings.total_timeout_seconds - visit.active_seconds),
             partial(self._hear, _Job(visit, host.name, permission.lease)),
             check_opt_out=not visit.is_robots,
         )
 
     def _hear(self, job: _Job, answer: Answer | BaseException | None) -> None:
-        """A request has ended, in a thread of the client. A defect goes to `take`, which would wait forever."""
+        """Take a finished request, in a thread of the client. A defect goes to `take`, which would wait forever."""
         self._events.put(answer if isinstance(answer, BaseException) else (job, answer))
 
     @property
@@ -309,7 +311,7 @@ class Scheduler:
         return now
 
     def _wanted(self, now: float) -> dict[str, int]:
-        """How many permissions to ask for, by host. While there is room, the hosts take turns, one each."""
+        """Return how many permissions to ask for, by host. While there is room, the hosts take turns, one each."""
         asked: dict[str, int] = {}
         free = self._num_free()
         for _ in range(len(self._turns)):
@@ -395,7 +397,7 @@ class Scheduler:
 
 
 def _report(job: _Job, answer: Answer | None) -> HostReport:
-    """The report to the gate on a request that has ended."""
+    """Return the report to the gate on a request that has ended."""
     if answer is None:
         return HostReport(job.host, job.lease, "unused")
     result = host_result(answer, job.visit)

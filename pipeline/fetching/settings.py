@@ -1,4 +1,4 @@
-"""What a user may set about fetching, split into what identifies the result and what is only execution.
+"""Settings of fetching, split into what identifies the result and what is only execution.
 
 `FetchSettings.image` is identity: it goes into the stage's fingerprint, because other values give other
 bytes or other decisions. `engine` and `network` are execution: rates, threads and patience change how long
@@ -54,7 +54,7 @@ ConsentSignal = Literal["content_usage", "tdm_reservation", "tdmrep_file", "rsl_
 
 
 class HostLimits(Settings):
-    """How hard one host may be asked, by all workers of the cluster together."""
+    """Limits of one host, over all workers of the cluster together."""
 
     requests_per_second: Annotated[float, Field(gt=0)] | None = 5.0
     """null: only `connections` limits the host."""
@@ -197,7 +197,10 @@ class NetworkSettings(Settings):
         return f"{self.user_agent} ({self.contact})" if self.contact else self.user_agent
 
     def limits_of(self, host: str) -> tuple[str, HostLimits]:
-        """The limits of a host, and the name under which its requests are counted: `host`, or a shared pattern."""
+        """Return the limits of a host, and the name under which its requests are counted.
+
+        `host`, or a shared pattern.
+        """
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         for override in self.hosts:
             if fnmatch.fnmatchcase(host, override.pattern) or fnmatch.fnmatchcase(name, override.pattern):
@@ -245,7 +248,7 @@ class FetchSettings(Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings that a release states: everything that changes a stored byte, and whose refusal counts.
+        """Return the settings that a release states: everything that changes a stored byte, and whose refusal counts.
 
         The engine is left out. Both engines give the bytes of a download to the same measurement, so a picture that
         either one got has the same stored bytes and the same facts about them. Which rows fail, and what is known of
@@ -266,7 +269,7 @@ class FetchSettings(Settings):
 
 
 def _changes_for_img2dataset(network: NetworkSettings) -> list[str]:
-    """Settings that promise what img2dataset does not do, each with the value that stops promising it."""
+    """Return settings that promise what img2dataset does not do, each with the value that stops promising it."""
     promises = [
         (not network.robots_txt, "robots_txt: false (it reads no robots.txt)"),
         (not network.consent_signals, "consent_signals: [] (it reads none of them)"),

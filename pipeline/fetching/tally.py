@@ -38,7 +38,7 @@ class Given(TypedDict):
 
 
 class AdaptiveGiven(TypedDict):
-    """How fast an adaptive host was asked."""
+    """The measured pace of an adaptive host."""
 
     rate: float  # requests a second now
     fastest: float  # of the fastest calm window
@@ -46,7 +46,7 @@ class AdaptiveGiven(TypedDict):
 
 
 def describe_given(figures: Given) -> str:
-    """The words of `plantmix status`."""
+    """Return the words of `plantmix status`."""
     words = f"{figures['answers']:,} answers"
     if figures["refusals"]:
         words += f", {figures['refusals']:,} refusals (paused {figures['paused_seconds']:,.0f} s)"

@@ -58,6 +58,8 @@ class Request:
     done: Done
     started: float
     deadline: float
+    cuts: bool = False
+    """A body that is too large is cut, and that is the answer."""
     addresses: list[str] = field(default_factory=list)
     """The one in use, then those that are not tried yet."""
     begun: float = 0.0  # when it began with this address, or went on after a pause
@@ -81,7 +83,7 @@ class Request:
         self.done(answer)
 
     def take_line(self, line: bytes) -> int:
-        """A line of the head. Returns the number of bytes taken; -1 ends the transfer."""
+        """Take a line of the head. Return the number of bytes taken; -1 ends the transfer."""
         self.num_head_bytes += len(line)
         if self.num_head_bytes > _MAX_HEAD_BYTES:
             self.answer = Answer(Outcome.BAD_RESPONSE, f"more than {_MAX_HEAD_BYTES} bytes of headers")
@@ -106,21 +108,25 @@ class Request:
         return len(line)
 
     def take_body(self, piece: bytes) -> int:
-        """A piece of the body. Returns as `take_line`."""
+        """Take a piece of the body. Return the same as `take_line`."""
         if not self.in_body:  # as behind 101 Switching Protocols
             self.answer = Answer(Outcome.BAD_RESPONSE, f"status {self.status}, and no other", self.status)
             return -1
         self.num_body_bytes += len(piece)
         if self.answer is not None:
             return len(piece) if self.num_body_bytes <= _DRAIN_BYTES else -1
-        if self.num_body_bytes > self.max_body_bytes:
+        if self.num_body_bytes > self.max_body_bytes and not self.cuts:
             self.answer = self._too_large(f"more than the allowed {self.max_body_bytes} bytes")
             return -1
         self.pieces.append(piece)
+        if self.num_body_bytes > self.max_body_bytes:
+            self.pieces = [b"".join(self.pieces)[: self.max_body_bytes]]
+            self.answer = self.whole()
+            return -1
         return len(piece)
 
     def whole(self) -> Answer:
-        """The answer, when everything came."""
+        """Return the answer, when everything came."""
         if self.answer is not None:
             return self.answer
         if not self.in_body:
@@ -134,7 +140,7 @@ class Request:
         return self._of_head() if self.status >= 400 else None
 
     def cut_off(self) -> Answer:
-        """The answer when the connection ended in the body. A body whose length was not declared may end so."""
+        """Return the answer when the connection ended in the body. A body whose length was not declared may end so."""
         if self.headers.keys() & {"content-length", "transfer-encoding"}:
             return Answer(*explain_failure(pycurl.E_PARTIAL_FILE, ""))
         return self.whole()
@@ -157,20 +163,21 @@ class Request:
         return Answer(Outcome.BODY_TOO_LARGE, why, self.status)
 
     def _of_head(self) -> Answer | None:
-        """The answer that the head gives; None when the body decides."""
+        """Return the answer that the head gives; None when the body decides."""
         status, declared = self.status, self._declared_bytes
-        if status in (301, 302, 303, 307, 308) and (location := self._first("location")):
-            return Answer(Outcome.OK, http_status=status, location=location)
-        if refusal := refuse_status(status):
+        location = self._first("location") if status in (301, 302, 303, 307, 308) else ""
+        if not location and (refusal := refuse_status(status)):
             wait = parse_retry_after(self._first("retry-after"), self._first("date"))
             return Answer(refusal, f"status {status}", status, retry_after_seconds=wait)
         if self.refuse is not None:
             self.said, words = self.refuse(self.headers)
             if words is not None:
                 return Answer(Outcome.OPTED_OUT, words, status)
+        if location:
+            return Answer(Outcome.OK, http_status=status, location=location)
         if self.method == "HEAD":
             return Answer(Outcome.OK, http_status=status, body=b"?" if declared is None else str(declared).encode())
-        if declared is not None and declared > self.max_body_bytes:
+        if declared is not None and declared > self.max_body_bytes and not self.cuts:
             return self._too_large(f"{declared} bytes declared, allowed {self.max_body_bytes}")
         return None
 
@@ -393,7 +400,7 @@ class Transport:
                 self._release(handle).end(Answer(Outcome.READ_TIMEOUT, "silent for too long"))
 
     def _is_silent(self, handle: Any, request: Request, now: float) -> bool:
-        """Whether nothing has come for too long, since the request was sent or since the last bytes."""
+        """Return whether nothing has come for too long, since the request was sent or since the last bytes."""
         seconds_to_send: float = handle.getinfo(pycurl.PRETRANSFER_TIME)
         if request.is_paused or not seconds_to_send:  # libcurl limits the time to connect
             return False
@@ -426,7 +433,9 @@ _OUT_OF_TIME = Answer(Outcome.DEADLINE_EXCEEDED, "not finished in time")
 
 
 def _authorities() -> dict[int, str]:
-    """The authorities to trust: those of the system, or where it has none, as in small containers, those of certifi.
+    """Return the authorities to trust.
+
+    Those of the system, or where it has none, as in small containers, those of certifi.
 
     One file or one folder, never both: beside a folder libcurl would read the file for each connection again.
     """

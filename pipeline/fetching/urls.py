@@ -63,7 +63,7 @@ class Target:
 
 
 def parse_url(text: str) -> Target:
-    """Raises: BadURL with invalid_url, or refused_target for a scheme that is not http or https."""
+    """Raise BadURL with invalid_url, or refused_target for a scheme that is not http or https."""
     text = (text or "").strip()
     if not text or len(text) > _MAX_URL_CHARS:
         raise BadURL(Outcome.INVALID_URL, f"{len(text)} characters")
@@ -89,7 +89,7 @@ def parse_url(text: str) -> Target:
 
 
 def follow(target: Target, location: str) -> Target:
-    """The target of a redirect. Credentials are kept only for the same origin.
+    """Return the target of a redirect. Credentials are kept only for the same origin.
 
     Raises: BadURL.
     """

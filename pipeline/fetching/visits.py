@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from manifests.contract.outcomes import UNREACHABLE, Outcome
@@ -17,10 +16,13 @@ from pipeline.fetching.answers import Answer
 from pipeline.fetching.consent.rsl import parse_rsl
 from pipeline.fetching.consent.statements import (
     ALLOW_ALL,
+    FILE_MAX_BYTES,
     HEADERS,
     LICENCE_FAILED,
+    MAX_LICENCES,
     ROBOTS_FAILED,
     ROBOTS_PATH,
+    TDMREP_FAILED,
     TDMREP_PATH,
     Consent,
     RobotsRules,
@@ -35,11 +37,12 @@ from pipeline.fetching.urls import BadURL, Target, follow
 _RETRIED = UNREACHABLE - {Outcome.DEADLINE_EXCEEDED} | {Outcome.BODY_TRUNCATED, Outcome.HTTP_429, Outcome.HTTP_5XX}
 # Failures below HTTP: when a request for robots.txt meets one, every other request to its host would too.
 _WHOLE_HOST = UNREACHABLE | {Outcome.REFUSED_TARGET, Outcome.TLS_FAILURE}
+_NOT_THERE = {Outcome.HTTP_404, Outcome.HTTP_410, Outcome.HTTP_4XX, Outcome.EMPTY_BODY}
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """How the download of one row ended; `body` only when `outcome` is ok."""
+    """The end of one row's download. `body` is set only when `outcome` is ok."""
 
     outcome: Outcome
     detail: str
@@ -75,7 +78,7 @@ class Visit:
         return self.row is None
 
     def end(self, outcome: Outcome, detail: str, body: bytes = b"") -> Download:
-        """The download that this visit ends with."""
+        """Return the download that this visit ends with."""
         return Download(
             outcome,
             detail,
@@ -94,7 +97,7 @@ class Visit:
             self.said[signal] = sorted({*self.said.get(signal, ()), *words})
 
     def give_up(self, detail: str) -> Download:
-        """The host is not asked any more: its last failure where there was one, else host_unavailable."""
+        """Return the download of a host that is not asked any more: its last failure, else host_unavailable."""
         last = self.last_answer
         if last is not None and last.outcome is not Outcome.OK:
             return self.end(last.outcome, f"{last.detail}; {detail}")
@@ -112,48 +115,76 @@ class SiteFiles:
     consent: Consent
     waiting: list[Visit]
     rules: RobotsRules = ALLOW_ALL
-    _left: list[Target] = field(default_factory=list)
+    _left: list[tuple[str, Target]] = field(default_factory=list)
+    """Files to ask for, each by how a failure of it is told; the first one is under way. No address stands twice."""
 
     def first(self) -> Visit:
-        """The visit of the first file."""
-        places = {ROBOTS_PATH: self.consent.robots_txt, TDMREP_PATH: "tdmrep_file" in self.consent.signals}
-        self._left = [replace(self.site, path=path) for path, counts in places.items() if counts]
+        """Return the visit of the first file."""
+        counts = {ROBOTS_FAILED: self.consent.robots_txt, TDMREP_FAILED: "tdmrep_file" in self.consent.signals}
+        self._left = [(kind, target) for kind, target in self._own.items() if counts[kind]]
         return self._visit()
 
     def take(self, visit: Visit, download: Download) -> Visit | RobotsRules | tuple[Outcome, str]:
         """Act on a file: the visit of the next one, the rules of the site, or how the rows that wait end.
 
-        A tdmrep.json that does not come says nothing, whatever the reason. A licence that robots.txt names and that
-        cannot be read for now allows nothing for now.
+        What is there and cannot be read allows nothing for now, and `retry` asks again.
         """
-        came = download.outcome is Outcome.OK
-        if visit.start == replace(self.site, path=ROBOTS_PATH):
-            verdict = robots_verdict(visit, download, self.consent.agent_token)
-            if isinstance(verdict, tuple):
-                return verdict
-            self.rules = verdict
-            if self.consent.reads_licences:
-                self._left += self._licences()
-        elif visit.start == replace(self.site, path=TDMREP_PATH):
-            self.rules = replace(self.rules, tdm=parse_tdmrep(download.body) if came else ())
-        elif came:
+        kind, _ = self._left.pop(0)
+        fault = failure_of(kind, visit, download)
+        if fault is None and kind == ROBOTS_FAILED:
+            self.rules = parse_robots(download.body, self.consent.agent_token)
+            fault = self._add_licences() if self.consent.reads_licences else None
+        elif fault is None and kind == TDMREP_FAILED:
+            tdm = parse_tdmrep(download.body)
+            self.rules = replace(self.rules, tdm=tdm or ())
+            fault = _unread(kind, f"more than {FILE_MAX_BYTES:,} bytes of JSON") if tdm is None else None
+        elif fault is None:
             rules = parse_rsl(download.body, self.site)
-            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, rules))
-        elif download.outcome.passing:
-            return Outcome.HOST_UNAVAILABLE, f"{LICENCE_FAILED}{download.outcome.value} {download.detail}".strip()
-        return self._visit() if self._left else self.rules
+            self.rules = replace(self.rules, of_licences=(*self.rules.of_licences, rules or ()))
+            fault = _unread(kind, f"{visit.start.shown_url} is no RSL document") if rules is None else None
+        return fault or (self._visit() if self._left else self.rules)
+
+    @property
+    def _own(self) -> dict[str, Target]:
+        paths = {ROBOTS_FAILED: ROBOTS_PATH, TDMREP_FAILED: TDMREP_PATH}
+        return {kind: replace(self.site, path=path) for kind, path in paths.items()}
 
     def _visit(self) -> Visit:
-        target = self._left.pop(0)
+        _, target = self._left[0]
         return Visit(None, target, target, files=self)
 
-    def _licences(self) -> list[Target]:
-        """Where the licences lie; the site's credentials are for the site alone."""
-        targets = []
+    def _add_licences(self) -> tuple[Outcome, str] | None:
+        """Ask for the licences that robots.txt names too. The site's credentials are for the site alone."""
+        if len(self.rules.licences) > MAX_LICENCES:
+            return _unread(LICENCE_FAILED, f"{len(self.rules.licences)} are named, {MAX_LICENCES} are read")
+        targets: dict[Target, None] = {}
         for address in self.rules.licences:
-            with suppress(BadURL):
-                targets.append(follow(replace(self.site, path=ROBOTS_PATH), address))
-        return targets
+            try:
+                targets[follow(self._own[ROBOTS_FAILED], address)] = None
+            except BadURL as error:
+                return _unread(LICENCE_FAILED, f"{error.outcome.value} {error.detail}")
+        if twice := next((target for target in targets if target in self._own.values()), None):
+            return _unread(LICENCE_FAILED, f"{twice.shown_url} is no RSL document")
+        self._left += [(LICENCE_FAILED, target) for target in targets]
+        return None
+
+
+def failure_of(kind: str, visit: Visit, download: Download) -> tuple[Outcome, str] | None:
+    """Return how the rows end that wait for a site's file, or None where it came, or is not there and allows.
+
+    Only 4xx and an empty body allow. 429, 5xx, no answer, an encoding that was not asked for and redirects that lead
+    nowhere forbid for now, and so does a licence that is named and not there. Source: RFC 9309, 2.3.1.
+    """
+    outcome = download.outcome
+    if outcome is Outcome.OK or (outcome in _NOT_THERE and kind != LICENCE_FAILED):
+        return None
+    if kind == ROBOTS_FAILED and outcome in _WHOLE_HOST and download.host == visit.start.host:
+        return outcome, f"{kind}{outcome.value} {download.detail}".strip()
+    return _unread(kind, f"{outcome.value} {download.detail}".strip())
+
+
+def _unread(kind: str, why: str) -> tuple[Outcome, str]:
+    return Outcome.HOST_UNAVAILABLE, f"{kind}{why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +215,10 @@ def next_step(
 
 
 def host_result(answer: Answer, visit: Visit) -> Result:
-    """The result of an answer for the gate of its host. A store answers 403 for a robots.txt that is not there."""
+    """Return the result of an answer for the gate of its host.
+
+    A store answers 403 for a robots.txt that is not there.
+    """
     if not answer.was_sent and answer.outcome is Outcome.REFUSED_TARGET:
         return "unused"
     if answer.outcome in UNREACHABLE:
@@ -194,21 +228,6 @@ def host_result(answer: Answer, visit: Visit) -> Result:
     if answer.http_status == 403 and not visit.is_robots:
         return "forbidden"
     return "busy" if answer.retry_after_seconds is not None and answer.outcome is Outcome.HTTP_5XX else "answered"
-
-
-def robots_verdict(visit: Visit, download: Download, agent_token: str) -> RobotsRules | tuple[Outcome, str]:
-    """Rules from a finished robots.txt request, or how the rows that wait for it end.
-
-    An answer of 4xx allows everything; no answer, or 5xx, allows nothing for now. Source: RFC 9309, 2.3.1.
-    """
-    if download.outcome is Outcome.OK:
-        return parse_robots(download.body, agent_token)
-    detail = f"{ROBOTS_FAILED}{download.outcome.value} {download.detail}".strip()
-    if download.outcome in _WHOLE_HOST and download.host == visit.start.host:
-        return download.outcome, detail
-    if download.outcome.passing:
-        return Outcome.HOST_UNAVAILABLE, detail
-    return ALLOW_ALL
 
 
 def _redirect(visit: Visit, location: str, settings: NetworkSettings) -> Download | AskAgain:

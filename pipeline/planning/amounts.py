@@ -28,7 +28,7 @@ def parse_amounts(option: str, parts: Iterable[str] | None) -> dict[str, float]:
 
 
 def parse_number(option: str, text: str) -> float:
-    """A number; k, M and G (or B) stand for 1e3, 1e6 and 1e9.
+    """Return a number; k, M and G (or B) stand for 1e3, 1e6 and 1e9.
 
     Raises: ConfigError when it is no finite number.
     """

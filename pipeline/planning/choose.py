@@ -102,7 +102,7 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
 
 
 def _nearest(natural_1K: Array, score: Score, best: Array, nats: float, points: Array, box: Box) -> Array:
-    """The mixture nearest to the natural shares, in the root of the shares, that costs at most `nats` over the best."""
+    """Return the mixture nearest to the natural shares (by square roots) that costs at most `nats` over the best."""
     most = score(best[None])[0] + nats
 
     def distance(shares_QK: Array) -> Array:
@@ -113,7 +113,7 @@ def _nearest(natural_1K: Array, score: Score, best: Array, nats: float, points: 
 
 
 def sample_optima(law: Law, goal: Goal, points: Array, box: Box, rng: np.random.Generator) -> Array:
-    """The optimum of each of many laws that the runs allow, shape B x K.
+    """Return the optimum of each of many laws that the runs allow, shape B x K.
 
     How often the spread of these optima covers the true one is measured in tests/benchmarks/results/planning.md.
     """
@@ -133,7 +133,7 @@ def _at(scorer: Scorer, name: str, shares_K: Array) -> tuple[float, float, float
 
 
 def _objective(goal: Goal, losses: dict[str, tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The weighted losses, with their 90 % half-widths added in quadrature.
+    """Return the weighted losses, with their 90 % half-widths added in quadrature.
 
     The spread of sampled laws at their optima is too narrow for this (it covered 0.5 to 0.9 of simulated truths):
     the chosen point is the one where errors look best.

@@ -46,7 +46,7 @@ class Folded:
 
 
 def assign_folds(shares_NK: Array) -> tuple[Index, int]:
-    """The fold that leaves each run out, and the number of folds; the same for any order of the runs.
+    """Return the fold that leaves each run out, and the number of folds; the same for any order of the runs.
 
     A fold leaves out whole mixtures: replicates stay together, because a replicate would give its twin away. Up to
     MAX_FOLDS mixtures each is left out alone.
@@ -142,7 +142,7 @@ def _mean_errors(gaps_CN: Array, counted_CN: Array) -> Array:
 
 
 def weighted_mean(by_form: Mapping[str, Array], weights: Weights) -> Array:
-    """The weighted mean of predictions of any shape."""
+    """Return the weighted mean of predictions of any shape."""
     total: Array = np.sum([weight * by_form[name] for name, weight in weights.items()], axis=0)
     return total
 

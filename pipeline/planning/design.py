@@ -133,7 +133,7 @@ def design_table(
     num_before: int = 0,
     groups: Groups | None = None,
 ) -> tuple[str, list[str]]:
-    """The design as csv text, and lines about it. `limits` are those of the full training.
+    """Return the design as csv text, and lines about it. `limits` are those of the full training.
 
     Columns: run, reason, seed, mix_*, and samples_*, pool_* where sizes are given. The numbers of the runs go on after
     `num_before` runs, so that the runs of a second round can join the first. A group is written as its members.

@@ -35,13 +35,13 @@ _ARRAYS = {Array: float, Index: int, Texts: str}
 
 
 def json_content(values: dict[str, Any]) -> bytes:
-    """A law or a mixture as a file: readable json with sorted keys."""
+    """Return a law or a mixture as a file: readable json with sorted keys."""
     text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     return text.encode()
 
 
 def read_law(path: str | Path) -> tuple[Law, str]:
-    """A law and the sha256 of its file.
+    """Return a law and the sha256 of its file.
 
     Raises: ConfigError for a missing file or one that holds no law of this version.
     """
@@ -64,7 +64,7 @@ def read_law(path: str | Path) -> tuple[Law, str]:
 
 
 def read_ratio(path: str | Path) -> dict[str, float]:
-    """The domains of a mixture file that have a share, and their ratio, which sums to 1.
+    """Return the domains of a mixture file that have a share, and their ratio, which sums to 1.
 
     Raises: ConfigError for a file that holds no mixture.
     """
@@ -80,7 +80,7 @@ def read_ratio(path: str | Path) -> dict[str, float]:
 
 
 def law_to_json(law: Law) -> dict[str, Any]:
-    """A law as plain json values: its fields by their names; nan becomes null."""
+    """Return a law as plain json values: its fields by their names; nan becomes null."""
     return {
         "format": LAW_FORMAT,
         "domains": list(law.domains),
@@ -91,7 +91,7 @@ def law_to_json(law: Law) -> dict[str, Any]:
 
 
 def law_from_json(values: dict[str, Any]) -> Law:
-    """The law that `law_to_json` wrote, number for number."""
+    """Return the law that `law_to_json` wrote, number for number."""
     runs = RunsTable(**_typed(RunsTable, values["runs"]))
     columns = tuple(_column_from_json(column, runs.shares) for column in values["columns"])
     return Law(runs.domains, columns, runs, tuple(values["warnings"]))
@@ -136,7 +136,7 @@ def _column_from_json(values: dict[str, Any], shares: Array) -> ColumnLaw:
 
 
 def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice: Choice) -> dict[str, Any]:
-    """The chosen mixture as plain json values; `ratio` sums to 1 within 1e-9."""
+    """Return the chosen mixture as plain json values; `ratio` sums to 1 within 1e-9."""
     domains, groups = law.domains, law.runs.groups
     of_all = expand_domains(domains, groups)
     passes = epochs_of(of_all, expand_shares(domains, choice.shares, groups)[None], goal.limits)[0].tolist()
@@ -183,7 +183,7 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
 
 
 def _drawn(law: Law) -> dict[str, Any]:
-    """The plotted part of a law: its runs and, for up to three domains, its losses on a grid, with intervals."""
+    """Return the plotted part of a law: its runs and, for up to three domains, its losses on a grid, with intervals."""
     num_domains = len(law.domains)
     grid = np.zeros((0, num_domains)) if law.runs.groups else shares_grid(num_domains)
     predicted = law.predict(grid) if len(grid) else {}

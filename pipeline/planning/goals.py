@@ -1,4 +1,4 @@
-"""What a mixture is chosen for: the losses to minimise, the constraints and limits to keep, and how a mixture scores.
+"""The goal of a choice: losses to minimise, constraints and limits to keep, and the score of a mixture.
 
 Reads and writes nothing. Axes: B sampled laws, Q points, K domains.
 """
@@ -50,7 +50,7 @@ class Goal:
         return tuple(dict.fromkeys([*self.weights, *(constraint.loss for constraint in self.constraints)]))
 
     def check(self, law: Law) -> None:
-        """Raises: ConfigError for a loss that the law does not know, or a weight that is not above 0."""
+        """Raise ConfigError for a loss that the law does not know, or a weight that is not above 0."""
         for name in self.losses:
             law.column(name)
         for name, weight in self.weights.items():
@@ -74,7 +74,7 @@ class Scorer:
         return value + self.repetition_cost(column, shares_QK)
 
     def repetition_cost(self, column: ColumnLaw, shares_QK: Array) -> Array:
-        """How much the loss rises because repeated samples are worth less, by the shared-exponent law.
+        """Return how much the loss rises because repeated samples are worth less, by the shared-exponent law.
 
         Only the power laws know amounts apart from shares (the exponential and the Gaussian process are defined
         on shares that sum to 1), so the shared exponent gives the difference for the whole law.
@@ -87,7 +87,7 @@ class Scorer:
         return cost
 
     def objective(self, shares_QK: Array) -> Array:
-        """The weighted sum of losses."""
+        """Return the weighted sum of losses."""
         total: Array = np.sum([w * self.loss(name, shares_QK) for name, w in self.goal.weights.items()], axis=0)
         return total
 
@@ -97,7 +97,7 @@ class Scorer:
         return np.sum(over, axis=0) if over else np.zeros(())
 
     def score(self, shares_QK: Array, allowed: Mapping[str, Array]) -> Array:
-        """The objective plus a steep penalty for every nat above what a constraint allows."""
+        """Return the objective plus a steep penalty for every nat above what a constraint allows."""
         return self.objective(shares_QK) + PENALTY * self.excess(shares_QK, allowed)
 
     def with_interval(self, name: str, shares_QK: Array) -> Prediction:
@@ -108,7 +108,7 @@ class Scorer:
         return value + cost, low + cost, high + cost
 
     def allowed(self, points_QK: Array, box: Box) -> dict[str, Array]:
-        """The most that each constrained loss may be, from its best within the limits.
+        """Return the most that each constrained loss may be, from its best within the limits.
 
         Raises: ConfigError when a constraint, or all together, cannot be met.
         """
@@ -133,5 +133,5 @@ class Scorer:
 
 
 def most_allowed(constraint: Constraint, least: Array) -> Array:
-    """The highest loss that a constraint allows when the least possible loss is `least`."""
+    """Return the highest loss that a constraint allows when the least possible loss is `least`."""
     return least + constraint.limit * np.abs(least) if constraint.relative else np.full_like(least, constraint.limit)

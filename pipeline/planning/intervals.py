@@ -37,7 +37,7 @@ def level_of(loss: Array, lowest: float, highest: float) -> Array:
 
 
 def noise_slopes(residual_N: Array, level_N: Array) -> tuple[float, Array]:
-    """How much the logarithm of a held-out error grows from the lowest to the highest loss, with a prior around 0.
+    """Return the slope of a held-out error's logarithm from the lowest to the highest loss, with a prior around 0.
 
     Also what each run would be told by the others: a slope that follows a run's own error makes that error look small.
     """
@@ -61,7 +61,7 @@ def jackknife_plus(by_fold_GQ: Array, residual_N: Array, fold_of_run: Index, wid
 
 
 def _ranked(values_NQ: Array) -> Array:
-    """The value at rank 0.9 (N + 1), by linear interpolation between two ranks.
+    """Return the value at rank 0.9 (N + 1), by linear interpolation between two ranks.
 
     The theorem rounds up to a whole rank, which covers more than it should: 95 % with 18 runs. Between the ranks a
     nominal 90 % stays near 90 %.

@@ -94,7 +94,7 @@ class ColumnLaw:
         return values
 
     def describe_weights(self) -> str:
-        """The forms with a weight of 0.05 or more, in words, e.g. "0.71 gaussian_process + 0.29 additive"."""
+        """Return the forms with a weight of 0.05 or more, in words, e.g. "0.71 gaussian_process + 0.29 additive"."""
         parts = sorted(self.weights.items(), key=lambda part: -part[1])
         shown = [f"{weight:.2f} {name}" for name, weight in parts if weight >= 0.05]
         return " + ".join(shown)
@@ -115,7 +115,7 @@ class Law:
         return tuple(column.loss for column in self.columns)
 
     def column(self, loss: str) -> ColumnLaw:
-        """The law of one loss.
+        """Return the law of one loss.
 
         Raises: ConfigError for a name that is none of the table's losses.
         """
@@ -215,7 +215,7 @@ def _column_warnings(column: ColumnLaw) -> list[str]:
 
 
 def bound_hits(column: ColumnLaw, shares_QK: Array) -> Mask:
-    """True where a form of notable weight was held at the bounds of its predictions."""
+    """Return true where a form of notable weight was held at the bounds of its predictions."""
     hit = np.zeros(len(shares_QK), dtype=bool)
     for name in (name for name, weight in column.weights.items() if weight >= _NOTABLE_WEIGHT):
         arrays = column.whole[name].arrays

@@ -1,4 +1,4 @@
-"""What a mixture may be: finite pools, epochs, share bounds, and what a repeated sample is still worth.
+"""Limits of a mixture: finite pools, epochs, bounds on shares, and the worth of a repeated sample.
 
 Pure functions and frozen values. Gives up with ConfigError when no mixture fits the limits.
 
@@ -85,7 +85,7 @@ def share_box(domains: tuple[str, ...], limits: Limits, held: dict[int, float]) 
 
 
 def epochs_of(domains: tuple[str, ...], shares_QK: Array, limits: Limits) -> Array:
-    """Passes over each domain's pool, shape Q x K; nan where the pool or the samples are not given."""
+    """Return passes over each domain's pool, shape Q x K; nan where the pool or the samples are not given."""
     pools = np.array([limits.pools.get(domain, np.nan) for domain in domains])
     result: Array = shares_QK * (limits.num_samples or np.nan) / pools
     return result

@@ -1,4 +1,4 @@
-"""What `plan fit` and `plan choose` print: short tables, what binds, and what to beware of.
+"""Reports of `plan fit` and `plan choose`: short tables, binding limits, and warnings.
 
 Takes a law or a choice and returns text.
 """
@@ -16,7 +16,7 @@ from pipeline.planning.laws import ColumnLaw, Law
 
 
 def fit_report(law: Law) -> str:
-    """A short table of what was fitted, how good it is, and what to beware of."""
+    """Return a short table of what was fitted, how good it is, and what to beware of."""
     table = law.runs
     used = table.take(np.flatnonzero(np.isfinite(table.loss_values).any(axis=1)))
     width = max(len("loss"), *(len(column.loss) for column in law.columns))
@@ -46,7 +46,7 @@ def _fit_line(column: ColumnLaw, width: int) -> str:
 
 
 def choice_report(law: Law, goal: Goal, choice: Choice) -> str:
-    """The chosen ratio, what it predicts, what binds, and what to beware of."""
+    """Return the chosen ratio, what it predicts, what binds, and what to beware of."""
     width = max(len("objective"), *(len(name) for name in (*law.domains, *law.losses)))
     near = f"within {NEAR_OPTIMAL_NATS:g} nats"
     lines = [f"{'domain':<{width}}  {'share':>7}  {'90 % interval':>17}  {near:>17}  {'epochs':>6}"]

@@ -23,7 +23,7 @@ Score = Callable[[Array], Array]
 
 
 def project(points_QK: Array, box: Box) -> Array:
-    """The nearest points with shares within the box and sum 1 (bisection on a common shift)."""
+    """Return the nearest points with shares within the box and sum 1 (bisection on a common shift)."""
     low = (box.low - points_QK).min(axis=1)
     high = (box.high - points_QK).max(axis=1)
     for _ in range(60):
@@ -75,7 +75,7 @@ def neighbours(points_QK: Array, box: Box, step: float, count: int, rng: np.rand
 
 
 def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 2e-3) -> Array:
-    """The best mixture found for each of B scores, shape B x K, from points all over the box.
+    """Return the best mixture found for each of B scores, shape B x K, from points all over the box.
 
     Every round looks at the neighbours of the best points so far. All scores share these points. The steps become
     smaller when a round gains little.
@@ -97,6 +97,6 @@ def minimise_each(score: Score, points_QK: Array, box: Box, last_step: float = 2
 
 
 def minimise_score(score: Score, points_QK: Array, box: Box) -> Array:
-    """The best mixture found for one score, shape K, from points all over the box."""
+    """Return the best mixture found for one score, shape K, from points all over the box."""
     best: Array = minimise_each(lambda points: score(points)[None], points_QK, box, last_step=1e-6)[0]
     return best

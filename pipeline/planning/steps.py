@@ -29,7 +29,7 @@ from pipeline.planning.runs.run_table import MAX_DOMAINS, MIN_DOMAINS, RunsTable
 
 @dataclass(frozen=True)
 class Access:
-    """How the steps reach tables, files and plots: the planner itself has no package for them."""
+    """Access of the steps to tables, files and plots: the planner itself has no package for them."""
 
     read_runs: Callable[[str, str | None], RunsTable]
     """From a path and a filter in SQL."""
@@ -186,7 +186,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[str, ...], Groups]:
-    """The domains to plan, and the groups of domains that keep their ratio.
+    """Return the domains to plan, and the groups of domains that keep their ratio.
 
     Raises: ConfigError when no domains are named, when the runs have others, or when one is named twice.
     """
@@ -217,7 +217,7 @@ def _domains(args: argparse.Namespace, table: RunsTable | None) -> tuple[tuple[s
 
 
 def _goal(args: argparse.Namespace, domains: tuple[str, ...]) -> Goal:
-    """The options of `choose` as a goal.
+    """Return the options of `choose` as a goal.
 
     Raises: ConfigError for what cannot be read.
     """
@@ -253,7 +253,7 @@ def _max_epochs(parts: list[str] | None, domains: tuple[str, ...], pools: dict[s
 
 
 def parse_optional(option: str, text: str | None) -> float | None:
-    """A number, or None when the option is not given.
+    """Return a number, or None when the option is not given.
 
     Raises: ConfigError when it is no finite number.
     """

@@ -1,1 +1,1 @@
-"""What is done with a sealed release: checks, report, export, differences, takedown."""
+"""Work on a sealed release: checks, report, takedown."""

@@ -1,4 +1,4 @@
-"""What must hold within a release, and between a release and the catalogue it came from (`plantmix verify`).
+"""Checks of a release, alone and against the catalogue that it came from (`plantmix verify`).
 
 The fast check reads the record, the small files and samples.parquet by column, and no shard: a release of a terabyte
 takes as long as its tables do. The deep check reads every byte and decodes every image. Faults are lines that a person
@@ -169,9 +169,9 @@ def _still_there(release: Release, sql: Any) -> Iterator[str]:
 
 
 def changes_since_sealed(release: Release, workdir: str) -> Iterator[str]:
-    """A fault where release.json is not the one that the catalogue of its work folder knows.
+    """Yield a fault where release.json is not the one that the catalogue of its work folder knows.
 
-    Raises: RunError while a build holds the catalogue.
+    Raises: what `open_reader` raises.
     """
     with open_reader(workdir, per_sample=False) as sql:
         sealed = sql.execute("SELECT record_sha256 FROM releases WHERE name = $1", [release.name]).fetchall()
@@ -186,7 +186,7 @@ def differences_from_catalogue(release: Release, workdir: str) -> Comparison:
     pHash, stored hash and licence must be the catalogue's, and the text one that it holds for the sample. That build
     need not be the last one: tables of earlier builds stay in the work folder.
 
-    Raises: RunError while a build holds the catalogue.
+    Raises: what `open_reader` raises.
     """
     with open_reader(workdir, per_sample=False) as catalogue, open_sql() as sql:
         packed = catalogue.execute(

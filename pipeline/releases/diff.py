@@ -1,4 +1,4 @@
-"""What changed between two releases, or between what came in and a release. Writes nothing."""
+"""Changes between two releases, or between what came in and a release. Writes nothing."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def compare(before: Release, after: Release) -> dict[str, Any]:
 
 
 def _chosen(release: Release) -> dict[str, Any]:
-    """The choice in the mixture file of a build; it is no part of the recipe."""
+    """Return the choice in the mixture file of a build; it is no part of the recipe."""
     law = read_json(release, "mixture.json").get("law") or {}
     limits = law.get("limits") or {}
     return {"ratio": law["ratio"], "num_samples": limits.get("num_samples")} if law else {}
@@ -130,7 +130,10 @@ def _shards(release: Release) -> dict[str, Mapping[str, Any]]:
 
 
 def _by_name(value: Any) -> Any:
-    """A list of named sections (sources, evaluation sets), or of sections, as a mapping: changes show one by one."""
+    """Return a list of named sections (sources, evaluation sets), or of sections, as a mapping.
+
+    Changes show one by one.
+    """
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return value
     names = [str(item.get("name", number)) for number, item in enumerate(value)]

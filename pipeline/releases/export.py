@@ -1,4 +1,4 @@
-"""What to paste so that another tool reads a release with its mixture: arguments, code, settings.
+"""Text to paste so that another tool reads a release with its mixture: arguments, code, settings.
 
 Reads the record and mixture.json, and gives text. Of img2dataset, the files that it leaves: never into a release.
 """
@@ -38,7 +38,7 @@ class Group:
 
 
 def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group]:
-    """What a reader draws from, with shares that sum to 1. Without a ratio they are the release's own target.
+    """Return the groups that a reader draws from, with shares that sum to 1. The default is the release's own target.
 
     Raises: ConfigError for a ratio over a mixed release, for one that names an unknown domain, and when a takedown left
         no training samples.
@@ -72,14 +72,16 @@ def groups_of(release: Release, ratio: Mapping[str, float] | None) -> list[Group
 
 
 def target_ratio(release: Release) -> dict[str, float]:
-    """The target shares of mixture.json, without domains that have no training samples."""
+    """Return the target shares of mixture.json, without domains that have no training samples."""
     counts = release.num_by_domain()
     rows = read_json(release, "mixture.json")["domains"]
     return {row["domain"]: float(row["target_share"]) for row in rows if counts.get(row["domain"])}
 
 
 def epoch_samples(release: Release, groups: Sequence[Group]) -> int:
-    """Samples of one epoch: all of a mixed release, of a stratified one the most that its pools give at the ratio.
+    """Return samples of one epoch.
+
+    All of a mixed release, of a stratified one the most that its pools give at the ratio.
 
     The pools give each sample as often as `max_epochs` of the recipe allows. A smaller `num_samples` of the recipe
     counts instead.
@@ -111,7 +113,7 @@ def braces(names: Iterable[str]) -> str:
 
 
 def describe(release: Release, target: str, ratio: Mapping[str, float] | None) -> str:
-    """The text to paste for a target, with absolute paths."""
+    """Return the text to paste for a target, with absolute paths."""
     groups = groups_of(release, ratio)
     folder = release.path if storage.is_remote(release.path) else str(Path(release.path).absolute())
     return TARGETS[target](release, folder, groups)

@@ -1,4 +1,4 @@
-"""What the entries of a takedown name: samples of a release, and rows of every build in its work folder.
+"""Samples of a release and rows of every build in its work folder that the entries of a takedown name.
 
 Reads samples.parquet, and the candidates, facts and decisions that the catalogue still finds. Writes nothing.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,24 @@ import pyarrow as pa
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
 from manifests.contract.release import Release
-from manifests.contract.takedowns import KINDS, Entry, Picture, find_copies, find_named, owners_in
+from manifests.contract.takedowns import (
+    KINDS,
+    Entry,
+    Picture,
+    each_once,
+    find_copies,
+    find_named,
+    owners_in,
+    with_rows_of_secrets,
+)
 from manifests.errors import ConfigError, IntegrityError
 from manifests.names.equal import names_like
-from manifests.pictures.opening import open_stored
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from manifests.stores.folder import bring_missing
 from pipeline.engine.work import files_in
-from pipeline.fetching.pictures.image import measure_pixels
 from pipeline.releases.opening import open_sql, view_samples
 from pipeline.store.files import Files
-from pipeline.store.pool import PoolReader
 
 MAX_SHOWN = 20
 MAX_LIKE = 10
@@ -65,9 +72,9 @@ class Known:
         return [Entry("id", value) for value in sorted(value for value in values if value)]
 
     def pictures(self, reason: str) -> list[Picture]:
-        """The images of the rows, by what their copies are known by."""
-        facts = {row["image_id"]: row for row in self.rows if row["phash"] is not None}
-        return [Picture.of_fact(fact, reason) for _, fact in sorted(facts.items())]
+        """Return the images of the rows, by what their copies are known by."""
+        facts = [row for row in self.rows if row["phash"] is not None]
+        return each_once(Picture.of_fact(fact, reason, filter(None, [fact["asked_url"]])) for fact in facts)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release]
         name nothing.
     """
     rows, stand_ins, owners = list[dict[str, Any]](), list[str](), Counter[str]()
+    if catalog is not None:
+        entries = with_rows_of_secrets(entries, _there(catalog, catalog.find_files("secrets")))
     for other in (release, *others):
         with open_sql() as sql:
             _view_as_catalogue(sql, other)
@@ -109,7 +118,7 @@ def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release]
             _view(sql, catalog, "candidates", catalog.find_files("candidates"), tables.CANDIDATES)
             _view(sql, catalog, "facts", catalog.find_files("facts"), tables.FACTS)
             # last: facts know more of an image than a release does
-            rows += _with_hashes(catalog.workdir, _named_rows(sql, entries))
+            rows += _named_rows(sql, entries)
             owners |= _count_owners(sql, entries)
             sql.read_parquet(list(_decided(catalog, release).paths), union_by_name=True).create_view("decisions")
             query = "SELECT DISTINCT other_sample_id FROM decisions SEMI JOIN named USING (sample_id) WHERE reason IN "
@@ -120,21 +129,8 @@ def look_up(catalog: Catalog | None, release: Release, others: Sequence[Release]
     return Known(rows, sorted(stand_ins), owners)
 
 
-def _with_hashes(workdir: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the hashes that an earlier version did not measure, from the pool where it holds the picture."""
-    whole = []
-    with PoolReader(workdir) as pool:
-        for row in rows:
-            measures: dict[str, Any] = {}
-            if row["middle_hash"] is None and row["pool_file"] is not None:
-                with contextlib.suppress(IntegrityError), open_stored(next(pool.read_rows([row]))) as image:
-                    measures = asdict(measure_pixels(image))
-            whole.append(row | measures)
-    return whole
-
-
 def decisions_of(catalog: Catalog, content: str) -> Files:
-    """The table of decisions with this content; no files when it is not there any more."""
+    """Return the table of decisions with this content; no files when it is not there any more."""
     for (version,) in catalog.ask(_VERSIONS_OF_SELECT, content):
         if files := files_in(catalog.workdir, catalog.parts_of(version), "decisions"):
             return files
@@ -142,7 +138,7 @@ def decisions_of(catalog: Catalog, content: str) -> Files:
 
 
 def _decided(catalog: Catalog, release: Release) -> Files:
-    """The decisions that the release was made by, and those of the last build."""
+    """Return the decisions that the release was made by, and those of the last build."""
     identities = catalog.ask("SELECT identity FROM stages WHERE fingerprint = ?", release.origin)
     at_build = decisions_of(catalog, json.loads(identities[0][0])["decisions"][0]) if identities else Files()
     last = files_in(catalog.workdir, catalog.parts_of(catalog.find_current("select") or ""), "decisions")
@@ -192,18 +188,26 @@ def _copies_in(release: Release, pictures: Sequence[Picture]) -> dict[str, Pictu
 
 
 def _view_as_catalogue(sql: Any, release: Release) -> None:
-    """`samples`, and as views the two tables that entries are compared with."""
+    """Create `samples`, and views of the two tables that entries are compared with."""
     view_samples(sql, release)
     sql.execute("CREATE VIEW candidates AS FROM samples WHERE copy = 0")
     sql.execute("CREATE VIEW facts AS FROM samples WHERE copy = 0")
 
 
 def _named_rows(sql: Any, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The rows of candidates and facts that entries name: by, key, value and reason of the entry, and the image."""
+    """Return the rows of candidates and facts that entries name.
+
+    By, key, value and reason of the entry, and the image.
+    """
     find_named(sql, list({entry.key: entry for entry in entries}.values()))
     there = {row[0] for row in sql.execute("DESCRIBE facts").fetchall()}
-    image = ", ".join(f'"{name}"' if name in there else f'NULL AS "{name}"' for name in _IMAGE)
-    rows = sql.sql(f"SELECT DISTINCT n.*, {image} FROM named n LEFT JOIN facts USING (sample_id) ORDER BY ALL")
+    image = ", ".join(identifier(name) if name in there else f"NULL AS {identifier(name)}" for name in _IMAGE)
+    with_locator = "locator" in {row[0] for row in sql.execute("DESCRIBE candidates").fetchall()}
+    asked = "if(locator IS NULL, url, NULL)" if with_locator else "NULL"  # a release does not say what was downloaded
+    rows = sql.sql(
+        f"SELECT DISTINCT n.*, {image}, c.asked_url FROM named n LEFT JOIN facts USING (sample_id) "
+        f"LEFT JOIN (SELECT sample_id, {asked} AS asked_url FROM candidates) c USING (sample_id) ORDER BY ALL"
+    )
     return list(rows.to_arrow_table().to_pylist())
 
 
@@ -241,13 +245,17 @@ def _not_found(
 
 
 def _view(sql: Any, catalog: Catalog, name: str, paths: Sequence[str], schema: Any) -> None:
-    """A view over the files that are still there; older builds may have fewer columns."""
+    """Create a view over the files that are still there. Older builds may have fewer columns."""
+    if there := _there(catalog, paths):
+        sql.read_parquet(there, union_by_name=True).create_view(name)
+    else:
+        sql.register(name, schema.empty_table())
+
+
+def _there(catalog: Catalog, paths: Sequence[str]) -> list[str]:
+    """Return the files of a catalogue that are still there."""
     places = [storage.join(catalog.workdir, path) for path in paths]
     for path in places:
         with contextlib.suppress(IntegrityError):
             bring_missing([path])
-    there = [path for path in places if Path(path).is_file()]
-    if there:
-        sql.read_parquet(there, union_by_name=True).create_view(name)
-    else:
-        sql.register(name, schema.empty_table())
+    return [path for path in places if Path(path).is_file()]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,7 +22,9 @@ from manifests.contract import tables
 from manifests.contract.catalog import Catalog
 from manifests.contract.records import Funnel, PartFile, PartRecord, fingerprint
 from manifests.contract.release import SAMPLES_FILE, path_of_shard
+from manifests.contract.takedowns import Picture, add_entries, find_copies, read_list
 from manifests.errors import IntegrityError
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from manifests.stores.folder import bring, place_of, publish_into, remove_from
 from manifests.stores.ranges import read_range
@@ -43,11 +46,18 @@ class DamagedDownload:
     """Schema FETCHED; an earlier version wrote fewer columns."""
     places: Mapping[str, Place]
     """By sample id; every one was compared with its sha256."""
+    listed: Mapping[str, Picture] = field(default_factory=dict)
+    """Pictures of the takedown list by their image id: they are not asked for again."""
 
     @property
     def missing(self) -> list[dict[str, Any]]:
         """Rows whose picture is nowhere."""
         return [row for row in self.rows.to_pylist() if row["outcome"] == "ok" and row["sample_id"] not in self.places]
+
+    @property
+    def to_ask(self) -> list[dict[str, Any]]:
+        """Rows whose picture only the web can give again."""
+        return [row for row in self.missing if row["image_id"] not in self.listed]
 
     @property
     def num_unknown(self) -> int:
@@ -58,12 +68,12 @@ class DamagedDownload:
     @property
     def num_to_ask(self) -> int:
         """Rows that the next build asks the web for."""
-        return len(self.missing) + self.num_unknown
+        return len(self.to_ask) + self.num_unknown
 
 
 @dataclass
 class Plan:
-    """What is to be done about damaged parts."""
+    """The repair of damaged parts."""
 
     downloads: list[DamagedDownload] = field(default_factory=list)
     forgotten: list[PartRecord] = field(default_factory=list)
@@ -76,18 +86,18 @@ class Plan:
     @property
     def missing(self) -> list[dict[str, Any]]:
         """Rows of pictures that only the web can give again."""
-        return [row for download in self.downloads for row in download.missing]
+        return [row for download in self.downloads for row in download.to_ask]
 
 
 def plan_mending(catalog: Catalog, findings: Sequence[Finding]) -> Plan:
     """Look at every damaged part: what is left of it, and where. Writes nothing."""
     damaged = {finding.file for finding in findings if finding.kind in ("table", "pool", "release")}
     paths = sorted(finding.file for finding in findings if finding.kind in ("table", "pool"))
-    plan = Plan()
+    plan, listed = Plan(), {picture.image_id: picture for picture in read_list(catalog.workdir).pictures}
     for part in sorted(catalog.parts_with(paths), key=lambda part: part.key):
         if (part.stage, part.step) == FROM_THE_WEB:
             rows = _rows_of(catalog, part, damaged)
-            plan.downloads.append(DamagedDownload(part, rows, _find_pictures(catalog.workdir, rows, damaged)))
+            plan.downloads.append(DamagedDownload(part, rows, _find_pictures(catalog.workdir, rows, damaged), listed))
         elif part.stage != "pack" or any(file.table.startswith(("gathered", "arranged")) for file in part.files):
             plan.forgotten.append(part)  # what else pack writes is made again in place (repacking.py)
     return plan
@@ -100,14 +110,51 @@ def mend(catalog: Catalog, plan: Plan) -> Iterator[str]:
         if download.num_to_ask == 0 and _write_again(catalog.workdir, download):
             yield f"{pool_file}: written again, all of its pictures are there"
             continue
-        num_kept = _keep_sound(catalog, download) if download.rows.num_rows else 0
-        catalog.forget_parts([download.part.key])
-        for file in download.part.files:
-            remove_from(catalog.workdir, file.path)
+        gone = [row for row in download.missing if row["image_id"] in download.listed]
+        known = [replace(download.listed[row["image_id"]], addresses=(row["url"],)) for row in gone]
+        add_entries(catalog.workdir, [], known)  # so that no build asks for them; earlier lists have no addresses
+        num_kept = _replace(catalog, download)
         yield f"{pool_file}: {num_kept:,} rows kept, {download.num_to_ask:,} to download again"
     if plan.forgotten:
         for stage, num in catalog.forget_parts([part.key for part in plan.forgotten]).items():
             yield f"{stage}: {num:,} parts to do again"
+
+
+def purge(catalog: Catalog) -> Iterator[str]:
+    """Write pool files again without the pictures of the takedown list and their copies; yield what was done.
+
+    Raises: IntegrityError when another picture of such a file is damaged.
+    """
+    workdir, num = catalog.workdir, 0
+    pictures = read_list(workdir).pictures
+    for part in sorted(catalog.parts_with(catalog.find_files("pool")), key=lambda part: part.key):
+        rows = pq.read_table(bring(workdir, _file_of(part, "fetched").path))
+        copy_of = np.where(pc.equal(rows["outcome"], "ok"), find_copies(pictures, rows), -1)
+        if not (copy_of >= 0).any():
+            continue
+        left = rows.filter(pa.array(copy_of < 0))
+        places = _find_pictures(workdir, left, set())
+        if DamagedDownload(part, left, places).missing:
+            raise IntegrityError(
+                f"{_file_of(part, 'pool').path}: is damaged, so nothing can be taken out of it; `plantmix repair "
+                f"{workdir}` mends it, then run the same command again"
+            )
+        gone = zip(copy_of[copy_of >= 0], rows["url"].filter(pa.array(copy_of >= 0)).to_pylist(), strict=True)
+        add_entries(workdir, [], [replace(pictures[number], addresses=(url,)) for number, url in gone])
+        _replace(catalog, DamagedDownload(part, rows, places))
+        num += rows.num_rows - left.num_rows
+    yield f"taken out of the pool: {num:,} pictures"
+    if num:
+        yield "the next `plantmix build` decides again without them; it asks for none of them"
+
+
+def _replace(catalog: Catalog, download: DamagedDownload) -> int:
+    """Put what is left of a part in its place; returns how many rows that is."""
+    num_kept = _keep_sound(catalog, download) if download.rows.num_rows else 0
+    catalog.forget_parts([download.part.key])
+    for table in ("pool", "fetched"):
+        remove_from(catalog.workdir, _file_of(download.part, table).path)
+    return num_kept
 
 
 def forget_unused(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str]:
@@ -122,7 +169,7 @@ def forget_unused(catalog: Catalog, findings: Sequence[Finding]) -> Iterator[str
 
 
 def still_lost(catalog: Catalog, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The pictures that were asked for again and that the web no longer gives, a line each."""
+    """Return the pictures that were asked for again and that the web no longer gives, a line each."""
     facts = catalog.current_files("fetch", "facts")
     if not rows or not facts:
         return []
@@ -145,7 +192,10 @@ def _file_of(part: PartRecord, table: str) -> PartFile:
 
 
 def _rows_of(catalog: Catalog, part: PartRecord, damaged: set[str]) -> pa.Table:
-    """The rows of a part: from its own table where that is sound, else those with a picture from the table of facts."""
+    """Return the rows of a part.
+
+    From its own table where that is sound, else those with a picture from the table of facts.
+    """
     own = _file_of(part, "fetched").path
     if own not in damaged:
         return pq.read_table(bring(catalog.workdir, own))
@@ -163,7 +213,7 @@ def _rows_of(catalog: Catalog, part: PartRecord, damaged: set[str]) -> pa.Table:
             relation.create_view(name)
         sql.register("every_column", tables.FACTS.empty_table())
         pool_file = _file_of(part, "pool").path.removeprefix("pool/")
-        names = ", ".join(f'f."{name}"' for name in tables.FACTS.names)
+        names = ", ".join(f"f.{identifier(name)}" for name in tables.FACTS.names)
         rows = sql.sql(
             f"SELECT {names}, coalesce(c.locator, s.address, c.url) AS url, {int(part.notes['round'])} AS round, "
             "NULL::MAP(VARCHAR, VARCHAR[]) AS signals "
@@ -217,7 +267,7 @@ def _places_in_releases(workdir: str, hashes: Sequence[str], damaged: set[str]) 
 
 
 def _read(place: Place, sha256: str) -> bytes | None:
-    """The picture at a place; None when it is not there, or a disk does not give it."""
+    """Return the picture at a place; None when it is not there, or a disk does not give it."""
     path, offset, length = place
     try:
         content = read_range(path, offset, length)
@@ -272,7 +322,7 @@ def _keep_sound(catalog: Catalog, download: DamagedDownload) -> int:
     kept = pa.Table.from_pylist(rows, schema=tables.FETCHED)
     pool = private_pool(f"pool/{name}.tar", temp, len(places))
     table = write_table(workdir, "fetched", f"tables/fetch/{name}.parquet", kept, tables.FETCHED)
-    files = []
+    files = [file for file in part.files if file.table not in ("pool", "fetched")]
     for file in (pool, table):
         publish_into(workdir, file.temp, file.path)
         files.append(PartFile(file.table, file.path, file.num_rows, file.num_bytes, file.sha256))

@@ -37,7 +37,7 @@ def open_release(path: str) -> Release:
 
 
 def work_folder_of(release: Release) -> str | None:
-    """The work folder that a release is in, or None. One in a store is brought here."""
+    """Return the work folder that a release is in, or None. One in a store is brought here."""
     folder = release.workdir
     if folder and storage.is_remote(folder):
         with contextlib.suppress(ConfigError):
@@ -60,7 +60,7 @@ def read_json(release: Release, name: str) -> Any:
 
 @contextmanager
 def open_sql(workdir: str | None = None) -> Iterator[Any]:
-    """An empty DuckDB that spills into `workdir`, into a temporary folder when None."""
+    """Open an empty DuckDB that spills into `workdir`, or into a temporary folder when None."""
     with tempfile.TemporaryDirectory() as folder, open_scratch(workdir or folder, MEMORY_GB) as sql:
         yield sql
 
@@ -71,5 +71,5 @@ def samples_path(release: Release) -> str:
 
 
 def view_samples(sql: Any, release: Release, name: str = "samples") -> None:
-    """A view over the samples table of a release."""
+    """Create a view over the samples table of a release."""
     view_parquet(sql, name, [samples_path(release)])

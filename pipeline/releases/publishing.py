@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def on_hub(self) -> bool:
-        """Whether the target is the Hugging Face Hub."""
+        """Return whether the target is the Hugging Face Hub."""
         return self.target.startswith(hub.SCHEME)
 
     @property
@@ -161,7 +161,7 @@ def conflicts_of(release: Release, *, needed: bool) -> tuple[Conflict, ...]:
 
     The last build of the work folder and its newest release may have seen copies that this one has not.
 
-    Raises: RunError where these are `needed` while a build holds the catalogue.
+    Raises: what `open_reader` raises, where these are `needed`.
     """
     rows = [(*row, len(ids)) for row, ids in _conflicts_in(release)]
     workdir = work_folder_of(release)
@@ -268,7 +268,7 @@ def _copy(release: Release, folder: str, more: dict[str, bytes]) -> list[str]:
 
 
 def _check_folder(release: Release, target: str, public: bool) -> None:
-    """Raises: ConfigError for a place that no file system serves, or among sealed releases, and for `public`."""
+    """Raise ConfigError for a place that no file system serves, or among sealed releases, and for `public`."""
     if public:
         raise ConfigError(f"--public: {target} is public or not by its own rules; the option is for hf:OWNER/NAME")
     storage.filesystem(target)

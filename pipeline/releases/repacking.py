@@ -20,6 +20,7 @@ from manifests.contract.catalog import Catalog
 from manifests.contract.records import PartFile, PartRecord
 from manifests.contract.release import LATEST_FILE, RECORD_FILE, SAMPLES_FILE, Release, read_record
 from manifests.errors import ConfigError, IntegrityError, PlantMixError
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from manifests.stores.faults import is_damage
 from manifests.stores.folder import place_of, publish_bytes_into, publish_into
@@ -98,7 +99,7 @@ def _place_again(catalog: Catalog, name: str, parts: Sequence[PartRecord], damag
         view_parquet(sql, "samples", [place_of(catalog.workdir, samples)])
         has = sql.table("samples").columns  # an older release lacks columns, and so do its placements
         schema = pa.schema([field for field in tables.PLACEMENTS if field.name in has])
-        columns = ", ".join(f'"{column}"' for column in schema.names)
+        columns = ", ".join(identifier(column) for column in schema.names)
         for path in sorted(files.keys() & damaged):
             recorded, part = files[path]
             shard = next(file.path for file in part.files if file.table == "shard").rpartition("/")[2]
@@ -146,7 +147,7 @@ def _pack_again(catalog: Catalog, fingerprint: str, parts: Sequence[PartRecord],
 
 
 def _check_version(part: PartRecord, identity: Mapping[str, Any]) -> None:
-    """Raises: IntegrityError for a step that has other results today."""
+    """Raise IntegrityError for a step that has other results today."""
     if identity["versions"].get(part.step) != next(step.version for step in pack.STAGE.steps if step.name == part.step):
         raise IntegrityError(
             "another version of PlantMix packed it, which writes other bytes; repair it with that version, or make a "
@@ -177,7 +178,10 @@ def _as_they_lie_now(catalog: Catalog, rows: RowGroup, run: StageRun[None]) -> R
 
 
 def _inputs_of(catalog: Catalog, identity: Mapping[str, Any]) -> pack.PackInputs:
-    """The inputs of a version of pack. Of its tables it needs only the decisions: the first step alone reads others."""
+    """Return the inputs of a version of pack.
+
+    Of its tables it needs only the decisions: the first step alone reads others.
+    """
     try:
         values: dict[str, Any] = {
             item.name: Files() if item.type == "Files" else identity[item.name] for item in fields(pack.PackInputs)

@@ -13,11 +13,23 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import duckdb
+import pyarrow as pa
+
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import TAKEDOWNS_FILE
+from manifests.contract.reader import open_reader
 from manifests.contract.release import RECORD_FILE, Release
-from manifests.contract.takedowns import Entry, Takedowns, add_entries, standing_list, taken_down_since
-from manifests.errors import ConfigError, IntegrityError
+from manifests.contract.takedowns import (
+    Entry,
+    Takedowns,
+    add_entries,
+    images_taken_down,
+    read_list,
+    standing_list,
+    taken_down_since,
+)
+from manifests.errors import ConfigError, IntegrityError, PlantMixError, words_of
 from manifests.stores import storage
 from pipeline.releases.lookup import Found, Known, describe_like, find_in_release, images_of, look_up
 from pipeline.releases.made_from import list_made_from
@@ -87,7 +99,7 @@ def take_down(release: Release, entries: Sequence[Entry], say: Callable[[list[st
 
 
 def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
-    """The releases beside a release, itself included; and those of which nobody can say what they hold."""
+    """Return the releases beside a release, itself included; and those of which nobody can say what they hold."""
     sound, damaged = [], []
     for other in releases_beside(release):
         try:
@@ -101,7 +113,7 @@ def _sound(release: Release) -> tuple[list[Release], list[Cut]]:
 
 
 def _left_out(release: Release, beside: Sequence[Release]) -> list[Entry]:
-    """The entries that versions of a release left out."""
+    """Return the entries that versions of a release left out."""
     return [
         Entry("id", image["image_id"], entry["reason"])
         for version in beside
@@ -112,7 +124,7 @@ def _left_out(release: Release, beside: Sequence[Release]) -> list[Entry]:
 
 
 def _newest_of_others(release: Release, beside: Sequence[Release]) -> list[Release]:
-    """Of each other release the version that the most takedowns made."""
+    """Return the version of each other release that the most takedowns made."""
     newest: dict[str, Release] = {}
     for other in sorted(beside, key=lambda other: len(other.record.get("takedowns", []))):
         newest[other.origin] = other
@@ -133,7 +145,7 @@ def _write(cut: Cut, entries: Sequence[Entry], catalog: Catalog | None) -> Cut:
 
 
 def require_none_taken_down(release: Release) -> Release:
-    """The same release.
+    """Return the same release.
 
     Raises: ConfigError when it holds images that the takedown list of its work folder names, or copies of them, and
         when that list is lost.
@@ -143,6 +155,26 @@ def require_none_taken_down(release: Release) -> Release:
     return release
 
 
+def describe_what_lies(workdir: str) -> list[str]:
+    """Return lines that say where pictures that were taken down still lie in a work folder; none without a list."""
+    pictures = read_list(workdir).pictures
+    if not pictures:
+        return []
+    lines = []
+    try:
+        with open_reader(workdir) as sql:
+            sql.register("listed", pa.table({"image_id": [picture.image_id for picture in pictures]}))
+            held = "FROM fetched SEMI JOIN listed USING (image_id) WHERE pool_file IS NOT NULL"
+            ((num,),) = sql.sql(f"SELECT count(DISTINCT image_id) {held}").fetchall()
+        lines += [f"  pool: {num:,} pictures; `plantmix takedown {workdir} --purge` takes them out"] if num else []
+        for release in releases_beside(Release.open(workdir)):
+            if num := images_taken_down(release, workdir).num_rows:
+                lines.append(f"  {release.path}: {num:,} pictures; delete it where it was given to others")
+    except (PlantMixError, OSError, duckdb.Error) as error:
+        lines.append(f"  not known of all: {words_of(error)}")
+    return [f"of {len(pictures):,} pictures that were taken down, there still lie in", *lines] if lines else []
+
+
 def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str, int]]:
     stored = sorted({row["stored_sha256"] for row in rows if row["stored_sha256"]})
     held = [(other.path, num_held_by(other, stored)) for other in releases]
@@ -150,7 +182,7 @@ def _holders(releases: Sequence[Release], rows: Sequence[Any]) -> list[tuple[str
 
 
 def _takedowns(release: Release, in_release: Found, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """The takedowns of a record: by reason what was taken down before, then what is asked for now."""
+    """Return the takedowns of a record: by reason what was taken down before, then what is asked for now."""
     earlier: dict[str, list[Any]] = {}
     for row in in_release.rows:
         if row["stored_sha256"] in in_release.before:

@@ -44,7 +44,7 @@ def releases_beside(release: Release) -> list[Release]:
 
 
 def num_held_by(release: Release, stored: Sequence[str]) -> int:
-    """How many of the pictures with these stored_sha256 a release holds."""
+    """Return how many of the pictures with these stored_sha256 a release holds."""
     with open_sql() as sql:
         view_samples(sql, release)
         sql.register("wanted", pa.table({"stored_sha256": pa.array(stored, pa.string())}))
@@ -139,7 +139,7 @@ def _write_shards(
 
 
 def _moved_rows(rows: pa.Table, places: Mapping[str, Mapping[str, int]]) -> pa.Table:
-    """The rows of a shard whose keys have places, each with its own."""
+    """Return the rows of a shard whose keys have places, each with its own."""
     kept = rows.filter(pc.is_in(rows["key"], pa.array(places, pa.string())))
     now = pa.Table.from_pylist([places[key] for key in kept["key"].to_pylist()])
     for name in now.column_names:
@@ -166,7 +166,7 @@ def _new_record(release: Release, gone: Sequence[Row], takedowns: Sequence[Row],
 
 
 def _new_mixture(release: Release, gone: Sequence[Row]) -> dict[str, Any]:
-    """The mixture with what is realised now; its target and its law stay what they were."""
+    """Return the mixture with what is realised now; its target and its law stay what they were."""
     mixture: dict[str, Any] = read_json(release, "mixture.json")
     mixture["num_samples"] -= len(list(_of(gone, split="train")))
     for quota in mixture["domains"]:

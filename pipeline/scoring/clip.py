@@ -106,7 +106,7 @@ class ClipScorer:
 
     @property
     def logit_scale(self) -> float:
-        """What the model multiplies cosines with before a softmax."""
+        """Return the factor of cosines before a softmax."""
         return float(self._net.logit_scale.detach().exp())
 
     def _encode(self, images: Sequence[Any]) -> Any:
@@ -124,7 +124,7 @@ class ClipScorer:
 
 
 def _register_model(model: str) -> str:
-    """The name by which open_clip knows a model; a config file is registered with it first."""
+    """Return the name by which open_clip knows a model; a config file is registered with it first."""
     if not model.endswith(".json") or not Path(model).is_file():
         return model
     open_clip.add_model_config(model)

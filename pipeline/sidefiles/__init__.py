@@ -1,1 +1,1 @@
-"""What a release carries beside its shards: card, page, figures, contact sheets."""
+"""Files that a release carries beside its shards: card, page, figures."""

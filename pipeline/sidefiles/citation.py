@@ -1,4 +1,4 @@
-"""How to cite a release, and what it is made of: CITATION.cff, and tables of counts that sources ask for.
+"""Citation of a release and of its sources: CITATION.cff, and tables of counts that sources ask for.
 
 Reads the record and a view over the samples table. Writes nothing: bytes come out.
 
@@ -18,7 +18,7 @@ from manifests.contract.reader import rows_of
 
 
 def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The citations that a release asks for: `source`, `doi` and `citation` of each source that has them."""
+    """Return the citations that a release asks for: `source`, `doi` and `citation` of each source that has them."""
     citations = []
     for source in record["recipe"].get("sources", []):
         cites = source.get("cites") or {}
@@ -30,7 +30,9 @@ def citations_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def counts_of(record: Mapping[str, Any], connection: Any) -> list[dict[str, Any]]:
-    """The tables of counts that sources ask for, without empty ones: `file`, `by`, `about`, and `rows` (`key`, `num`).
+    """Return the tables of counts that sources ask for, without empty ones.
+
+    `file`, `by`, `about`, and `rows` (`key`, `num`).
 
     Pictures count once, however often they are drawn. The connection has the view `samples`.
     """

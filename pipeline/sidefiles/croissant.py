@@ -142,7 +142,7 @@ def _distribution(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _records(name: str, key: str, fields: Mapping[str, Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """A record set; `fields` holds by its name what is said of each."""
+    """Return a record set; `fields` holds by its name what is said of each."""
     listed = [{"@type": "cr:Field", "@id": f"{name}/{field}", "name": field, **note} for field, note in fields.items()]
     return {"@type": "cr:RecordSet", "@id": name, "name": name, "key": {"@id": f"{name}/{key}"}, "field": listed} | more
 

@@ -1,4 +1,4 @@
-"""What the card and the report of a release say of its samples, as plain values: counts, histograms, some pictures.
+"""Figures of a release's card and report, as plain values: counts, histograms, some pictures.
 
 Reads samples.parquet by column through DuckDB, so memory stays small at any size, and a few pictures out of the shards.
 Every count is exact, and sample ids alone decide which pictures are shown: the same release has the same figures
@@ -87,8 +87,13 @@ _HEADS = f"""
 """
 
 
-def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures."""
+def collect(
+    connection: Any, samples: str, folder: str, record: Mapping[str, Any], gone: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return all figures. `samples` is the samples table, `folder` the release, whose shards hold the pictures.
+
+    No picture of a sample in `gone` is shown.
+    """
     view_parquet(connection, "stored_samples", [samples])
     held = set(connection.table("stored_samples").columns)  # an older release tells less
     later = {"language", "marks", "file_creator", "file_rights"} - held
@@ -117,11 +122,8 @@ def collect(connection: Any, samples: str, folder: str, record: Mapping[str, Any
         "kilobytes": _histogram(connection, "jpg_length / 1000", KILOBYTE_EDGES, "images", f"< {KILOBYTE_EDGES[0]}"),
         "taxon_sizes": _taxon_sizes(connection),
         "ranks": _ranks(connection, empty_columns(connection, [samples])),
-        "sheet": [{**row, "jpg": _picture(row, folder)} for row in rows_of(connection, _SHEET, {"most": most})],
-        "heads": [
-            {**row, "jpg": _picture(row, folder)}
-            for row in (rows_of(connection, _HEADS, {"largest": largest}) if largest else ())
-        ],
+        "sheet": _shown(rows_of(connection, _SHEET, {"most": most}), folder, gone),
+        "heads": _shown(rows_of(connection, _HEADS, {"largest": largest}) if largest else [], folder, gone),
     }
 
 
@@ -145,12 +147,12 @@ def _histogram(connection: Any, value: str, edges: Sequence[int], view: str, bel
 
 
 def _bin(edges: Sequence[int]) -> str:
-    """The number of edges that a value reaches is its bin."""
+    """Return SQL for the bin of a value: the number of edges that it reaches."""
     return " + ".join(f"(value >= {edge})::INTEGER" for edge in edges)
 
 
 def _taxon_sizes(connection: Any) -> list[dict[str, Any]]:
-    """How many taxa have how many images: the tail, in bins."""
+    """Return how many taxa have how many images: the tail, in bins."""
     starts, ends = (1, *TAXON_EDGES), (*TAXON_EDGES, None)
     names = [
         f"{start:,}" if end == start + 1 else f"{start:,} to {end - 1:,}" if end else f"{start:,} or more"
@@ -165,7 +167,7 @@ def _taxon_sizes(connection: Any) -> list[dict[str, Any]]:
 
 
 def _ranks(connection: Any, empty: Collection[str]) -> dict[str, Any] | None:
-    """The two ranks that part the images best, and the images and training samples of each pair of their names.
+    """Return the two ranks that part the images best, and the images and training samples of each pair of their names.
 
     The outer rank is the highest that most images have and that no single name fills; the inner one is the next below
     it with more names. None where no rank does. Of columns that are `empty` nothing is asked.
@@ -192,6 +194,11 @@ def _ranks(connection: Any, empty: Collection[str]) -> dict[str, Any] | None:
         f"WHERE {_TAXON} IS NOT NULL OR taxon_{outer} IS NOT NULL GROUP BY ALL ORDER BY ALL",
     )
     return {"outer": outer, "inner": inner, "num_outer": num_names[outer], "num_inner": num_names[inner], "rows": rows}
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], folder: str, gone: Collection[str]) -> list[dict[str, Any]]:
+    """Return the rows with their pictures, without those that are gone."""
+    return [{**row, "jpg": _picture(row, folder)} for row in rows if row["sample_id"] not in gone]
 
 
 def _picture(row: Mapping[str, Any], folder: str) -> bytes:

@@ -29,7 +29,7 @@ _ROW_INCHES = 0.3
 
 
 def panels_of(mixture: Values) -> list[Panel]:
-    """The panels of a mixture file; those that an older file lacks the values for are left out."""
+    """Return the panels of a mixture file; those that an older file lacks the values for are left out."""
     domains = _domains(mixture)
     drawn = mixture.get("drawn")
     panels = []
@@ -51,12 +51,12 @@ def panels_of(mixture: Values) -> list[Panel]:
 
 
 def _domains(mixture: Values) -> list[str]:
-    """The domains in the order of the drawn shares; a file sorts the names in its mappings."""
+    """Return the domains in the order of the drawn shares; a file sorts the names in its mappings."""
     return list((mixture.get("drawn") or {}).get("domains") or mixture["ratio"])
 
 
 def cautions_of(mixture: Values) -> list[str]:
-    """The cautions at the top of the plots: each warning once, the gravest first."""
+    """Return the cautions at the top of the plots: each warning once, the gravest first."""
     return sorted(dict.fromkeys(mixture.get("warnings") or ()), key=lambda line: not line.startswith("DO NOT TRUST"))
 
 
@@ -134,7 +134,7 @@ def _draw_triangle(mixture: Values, name: str, colour: str, axis: Any) -> None:
 
 
 def _draw_trade_off(mixture: Values, axis: Any) -> None:
-    """The frontier with the share of the first domain at some of its points, the runs behind it, the chosen point."""
+    """Draw the frontier, shares of the first domain at some of its points, the runs behind it, the chosen point."""
     one, two = mixture["trade_off"]["between"]
     points = mixture["trade_off"]["points"]
     first = _domains(mixture)[0]
@@ -164,7 +164,7 @@ def _draw_trade_off(mixture: Values, axis: Any) -> None:
 
 
 def _draw_shares(mixture: Values, axis: Any) -> None:
-    """A row for each domain: the shares tried, the interval of the optimum, the chosen share."""
+    """Draw a row for each domain: the shares tried, the interval of the optimum, the chosen share."""
     domains = _domains(mixture)
     at = np.arange(len(domains))[::-1]
     if drawn := mixture.get("drawn"):
@@ -183,7 +183,7 @@ def _draw_shares(mixture: Values, axis: Any) -> None:
 
 
 def _draw_losses(mixture: Values, axis: Any) -> None:
-    """A row for each loss: what the runs reached, and what is predicted for the chosen shares."""
+    """Draw a row for each loss: the results of the runs, and the prediction for the chosen shares."""
     runs = mixture["drawn"]["runs"]["losses"]
     at = np.arange(len(runs))[::-1]
     for y, (name, values) in zip(at, runs.items(), strict=True):

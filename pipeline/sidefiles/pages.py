@@ -21,14 +21,11 @@ from manifests.drawing.theme import SERIES, theme_css
 from manifests.publishing.markdown import markdown_cell, plain_markdown
 from pipeline.config import STAGES
 from pipeline.sidefiles.mixture_panels import cautions_of, panels_of
-from pipeline.sidefiles.treemap import cut_into_tiles
 
 if TYPE_CHECKING:  # an extra brings it, and a release is read without
     import jinja2
 
-MOST_OUTER, MOST_INNER = 12, 8  # tiles of the map of taxa, the rest is one tile
-OTHERS = "others"
-MAP_ASPECT = 2.2  # width over height of that map on a desk
+MOST_OUTER = 12  # taxa of the first rank that are compared
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"),
           (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
 
@@ -37,12 +34,10 @@ _UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 Values = Mapping[str, Any]
 
 
-def write_report(
-    record: Values, mixture: Values, figures: Values, duplicates: Values | None = None, dropped: Values | None = None
-) -> str:
+def write_report(record: Values, mixture: Values, figures: Values, dropped: Values | None = None) -> str:
     """report.html: one page that loads nothing from elsewhere.
 
-    `duplicates` and `dropped` are what a work folder knows beside the release (contact_sheets.py, dropped.py).
+    `dropped` is what a work folder knows beside the release (dropped.py).
     """
     colours = {row["domain"]: f"var(--series-{at % len(SERIES)})" for at, row in enumerate(mixture["domains"])}
     owners: Counter[str] = Counter()
@@ -58,7 +53,6 @@ def write_report(
         drawings=[draw_svg(panel) for panel in panels_of(law)] if law and law.get("drawn") else [],
         taxa=_taxa(figures["ranks"]) if figures["ranks"] else None,
         recipe=json.dumps(record["recipe"], indent=1, ensure_ascii=False),
-        duplicates=duplicates,
         dropped=dropped,
     )
 
@@ -91,7 +85,7 @@ def write_attribution_page(record: Values, figures: Values) -> str:
 
 
 def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any]:
-    """The entries that card and report both show."""
+    """Return the entries that card and report both show."""
     counts = record["counts"]["stages"]
     images = {row["domain"]: row["images"] for row in figures["domains"] if row["split"] == "train"}
     return {
@@ -107,7 +101,7 @@ def _in_order(record: Values, mixture: Values, figures: Values) -> dict[str, Any
 
 
 def _law(law: Values) -> dict[str, Any]:
-    """The evidence of a mixing law as rows; empty where the mixture file has none."""
+    """Return the evidence of a mixing law as rows; empty where the mixture file has none."""
     intervals, predicted = law.get("interval") or {}, law.get("predicted") or {}
     fitted = (law.get("law") or {}).get("losses") or {}
     return {
@@ -122,53 +116,25 @@ def _law(law: Values) -> dict[str, Any]:
 
 
 def _taxa(ranks: Values) -> dict[str, Any]:
-    """The map of taxa as tiles within tiles, and the shares of each outer name among images and among samples."""
+    """Return the numbers of names at both ranks, and the share of each outer name among images and among samples."""
     images: Counter[str] = Counter()
     samples: Counter[str] = Counter()
-    within: dict[str, dict[str, int]] = {}
     for row in ranks["rows"]:
-        name = row["outer_name"]
-        images[name] += row["images"]
-        samples[name] += row["samples"]
-        if row["images"]:
-            within.setdefault(name, {})[row["inner_name"]] = row["images"]
-    outer = _cut_tail(images, MOST_OUTER)
-    tiles = []
-    for at, ((name, num), tile) in enumerate(zip(outer, cut_into_tiles([n for _, n in outer], aspect=MAP_ASPECT),
-                                                 strict=True)):  # fmt: skip
-        inner = _cut_tail(within.get(name, {}), MOST_INNER) if name != OTHERS else []
-        parts = cut_into_tiles([n for _, n in inner], aspect=MAP_ASPECT * tile.width / tile.height)
-        tiles.append(
-            {
-                "name": name, "images": num, "tile": tile, "colour": f"var(--series-{at % len(SERIES)})",
-                "inner": [{"name": inner_name, "images": n, "tile": part}
-                          for (inner_name, n), part in zip(inner, parts, strict=True)],
-            }
-        )  # fmt: skip
+        images[row["outer_name"]] += row["images"]
+        samples[row["outer_name"]] += row["samples"]
     totals = [max(1, sum(counts.values())) for counts in (images, samples)]
-    return {
-        "outer": ranks["outer"], "inner": ranks["inner"], "num_outer": ranks["num_outer"],
-        "num_inner": ranks["num_inner"], "tiles": tiles,
-        "balance": [
-            {"name": name, "images": num, "samples": samples[name], "of_images": num / totals[0],
-             "of_samples": samples[name] / totals[1]}
-            for name, num in _most_first(images)[:MOST_OUTER]
-        ],
-    }  # fmt: skip
-
-
-def _cut_tail(counts: Mapping[str, int], most: int) -> list[tuple[str, int]]:
-    """The largest counts, and the sum of the others under one name at the end."""
-    ordered = [(name, num) for name, num in _most_first(counts) if num]
-    rest = sum(num for _, num in ordered[most:])
-    return ordered[:most] + ([(OTHERS, rest)] if rest else [])
+    balance = [
+        {"name": name, "of_images": num / totals[0], "of_samples": samples[name] / totals[1]}
+        for name, num in _most_first(images)[:MOST_OUTER]
+    ]
+    return {**{name: ranks[name] for name in ("outer", "inner", "num_outer", "num_inner")}, "balance": balance}
 
 
 # ---- templates
 
 
 def _render(template: str, **values: Any) -> str:
-    """The text of a template with these values. A value that the template needs and does not get is an error."""
+    """Return the text of a template with these values. A value that the template needs and does not get is an error."""
     return _environment().get_template(template).render(values)
 
 

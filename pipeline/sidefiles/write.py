@@ -19,7 +19,7 @@ from pipeline.sidefiles.figures import collect
 from pipeline.sidefiles.pages import write_attribution_page, write_card, write_report
 from pipeline.store.writing import PrivateFile, TableWriter
 
-VERSION = 12  # raise it when the same release would get other bytes: fingerprints of releases hold it
+VERSION = 13  # raise it when the same release would get other bytes: fingerprints of releases hold it
 ATTRIBUTION_COLUMNS = (
     "sample_id", "url", "licence_id", "licence", "licence_url", "rights_holder", "creator", "reference_url", "source",
 )  # fmt: skip
@@ -56,7 +56,7 @@ def side_files(
 
 
 def wids_index(name: str, shards: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The shard index that webdataset's `wids` reads; addresses are relative to the index.
+    """Return the shard index that webdataset's `wids` reads; addresses are relative to the index.
 
     Source: wids/wids_specs.py of webdataset 0.2 (wids_version 1).
     """

@@ -82,7 +82,10 @@ def where_it_looked(path: str) -> str:
 
 
 def kind_of_place(path: str) -> str | None:
-    """The kind of a path in the words of the config: folder, webdataset, dwca, table; None where it is not clear."""
+    """Return the kind of a path in the words of the config: folder, webdataset, dwca, table.
+
+    None where it is not clear.
+    """
     fs, inner = storage.filesystem(path)
     if not fs.exists(inner):
         return None
@@ -98,12 +101,12 @@ def kind_of_place(path: str) -> str | None:
 
 
 def is_table(name: str) -> bool:
-    """Whether a file holds a table, by its name."""
+    """Return whether a file holds a table, by its name."""
     return TABLE_NAME.search(name.lower()) is not None and not is_lock(name)
 
 
 def is_lock(name: str) -> bool:
-    """Whether a file only says that a workbook is open: Excel leaves it beside that."""
+    """Return whether a file only says that a workbook is open: Excel leaves it beside that."""
     return name.rpartition("/")[2].startswith("~$")
 
 
@@ -130,12 +133,14 @@ class Shards:
     names: list[str]
 
     def path(self, name: str) -> str:
-        """The whole path of one file."""
+        """Return the whole path of one file."""
         return storage.join(self.root, name)
 
 
 def find_files(path: str, where: str, *suffixes: str) -> Shards:
-    """The files that `path` names: one, a folder's (and its sub-folders'), a glob's, or those of braces and `::`.
+    """Return the files that `path` names.
+
+    One, a folder's (and its sub-folders'), a glob's, or those of braces and `::`.
 
     A file of a folder, a glob or a range may be a link to another file of that folder, and to nothing else.
 
@@ -180,7 +185,7 @@ def find_files(path: str, where: str, *suffixes: str) -> Shards:
 
 
 def _files_of_pattern(path: str, where: str) -> tuple[str, list[str]]:
-    """The folder around the files of wildcards, braces and `::`, and their paths; one named twice counts once.
+    """Return the folder around the files of wildcards, braces and `::`, and their paths; one named twice counts once.
 
     Raises: ConfigError for files of braces that are not there.
     """
@@ -206,12 +211,15 @@ def _files_of_pattern(path: str, where: str) -> tuple[str, list[str]]:
 
 
 def _is_web_file(path: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether an address names a file: asked whether it is a folder, fsspec would read all of it to look for links."""
+    """Return whether an address names a file.
+
+    Asked whether it is a folder, fsspec would read all of it to look for links.
+    """
     return path.startswith(("http://", "https://")) and urlsplit(path).path.endswith(suffixes)
 
 
 def is_file_of(root: str, path: str) -> bool:
-    """Whether a local path is a regular file that lies in `root` when links are followed."""
+    """Return whether a local path is a regular file that lies in `root` when links are followed."""
     real = Path(path).resolve()
     return real.is_file() and real.is_relative_to(Path(root or ".").resolve())
 
@@ -293,7 +301,10 @@ def split_locator(locator: str) -> tuple[str, int, int]:
 
 
 def address_of(locator: str, sha256: str) -> str:
-    """The address of a picture that was read, as a download has a URL: its locator, and the content of its file."""
+    """Return the address of a picture that was read, as a download has a URL.
+
+    Its locator, and the content of its file.
+    """
     return f"{locator}#{sha256}"
 
 
@@ -313,7 +324,7 @@ class LocalReader(AbstractContextManager["LocalReader"]):
         self._open.clear()
 
     def read(self, locator: str, max_bytes: int) -> bytes:
-        """The bytes of one picture.
+        """Return the bytes of one picture.
 
         Raises: BytesUnreadable, with the outcome that the row ends in. RetryableError where an object store does not
             give what it has: that says nothing about the picture.
@@ -343,7 +354,7 @@ class LocalReader(AbstractContextManager["LocalReader"]):
         return body
 
     def _forget(self, name: str, error: Exception) -> None:
-        """A store that fails now is opened anew by the next try. Raises: RetryableError for a fault of a store."""
+        """Forget the open store, so that the next try opens it anew. Raises: RetryableError for a fault of a store."""
         self._open.pop(name, None)
         storage.check_passing(storage.join(self._root, name), error)
 

@@ -113,16 +113,16 @@ class FolderReader(Reader[FolderSettings]):
 
     @property
     def folders_are_classes(self) -> bool:
-        """Whether captions come from the names of folders."""
+        """Return whether captions come from the names of folders."""
         return self.settings.table is None and self.settings.captions in (None, "folder_name")
 
     def mapping(self) -> RowColumns:
-        """The columns of the table; without one the folder's name is kept, and names each picture."""
+        """Return the columns of the table; without one the folder's name is kept, and names each picture."""
         words = dict.fromkeys(_COLUMNS_OF_WORDS[self.settings.folder_name_is], "folder")
         return self.settings.columns or RowColumns.model_validate({**words, "extra": ["folder"]})
 
     def identity(self) -> dict[str, Any]:
-        """The settings without the folder and the place of the table."""
+        """Return the settings without the folder and the place of the table."""
         return super().identity() | ({"table": None} if self.settings.table else {})
 
     def check(self) -> None:
@@ -158,13 +158,13 @@ class FolderReader(Reader[FolderSettings]):
         return [digest.hexdigest()]
 
     def picture_files(self) -> list[str]:
-        """The pictures, relative to the folder."""
+        """Return the pictures, relative to the folder."""
         if self.settings.table is not None:
             return [name for name, size in self._named_files().items() if isinstance(size, int)]
         return [name for name, _ in _pictures(self.settings)]
 
     def text_files(self) -> list[str]:
-        """The texts of a folder in an object store: each costs a request, so they are hashed by their stamps."""
+        """Return the texts of a folder in an object store: each costs a request, so they are hashed by their stamps."""
         if self.settings.captions != "text_file" or not storage.is_remote(self.path):
             return []
         return [name for name, _ in walk_files(self.path) if name.endswith(_TEXT_ENDING)]
@@ -190,7 +190,7 @@ class FolderReader(Reader[FolderSettings]):
         return FirstRows(bare.rows(scratch), has_captions=False)
 
     def most_rows(self) -> int | None:
-        """The pictures of a folder without a table."""
+        """Return the pictures of a folder without a table."""
         if self.settings.table is not None:
             return None
         return sum(name.lower().endswith(_endings(self.settings)) for name, _ in _files(self.settings))
@@ -227,7 +227,7 @@ class FolderReader(Reader[FolderSettings]):
         return TableReader.of(self.where, path, settings.columns.names(), settings.format, settings.sheet)
 
     def _named_files(self) -> dict[str, int | str | None]:
-        """The files that the table names, below the folder, with what `_size_of` gives."""
+        """Return the files that the table names, below the folder, with what `_size_of` gives."""
         return {name: size for name, size in self._files_of_table().values() if name}
 
     def _files_of_table(self, num_batches: int | None = None) -> dict[str, tuple[str | None, int | str | None]]:
@@ -305,7 +305,7 @@ def _no_regular_file(number: int, name: str) -> Lost:
 
 
 def _words(settings: FolderSettings, name: str) -> str | None:
-    """The words beside one picture; None where they would have to be read through a link, a pipe or the like.
+    """Return the words beside one picture; None where they would have to be read through a link, a pipe or the like.
 
     Raises: UnicodeError for a text that is no UTF-8.
     """
@@ -347,7 +347,7 @@ def _pictures(settings: FolderSettings, skipped: list[str] | None = None) -> Ite
 
 
 def _files(settings: FolderSettings) -> Iterator[tuple[str, int | None]]:
-    """The files of the folder but for those that are left out, as `walk_files` gives them."""
+    """Return the files of the folder but for those that are left out, as `walk_files` gives them."""
     left_out = [re.compile(glob_translate(pattern)) for pattern in settings.exclude or ()]
     return (entry for entry in walk_files(settings.path) if not any(pattern.match(entry[0]) for pattern in left_out))
 

@@ -1,4 +1,4 @@
-"""How the pictures of a folder are named: by a table, by texts beside them, or by the names of their folders.
+"""Names of a folder's pictures: by a table, by texts beside them, or by the names of their folders.
 
 Finds the files that a table names; guesses for `init` what says what pictures show. Looks at names and at the first
 rows of tables, at no picture.
@@ -108,7 +108,10 @@ def guess_without_table(listing: Listing) -> Place:
 
 
 def guess_with_table(table: str, folders: Iterable[str]) -> Place | None:
-    """The first of some folders in which files lie that a table names; None where the table names none of them."""
+    """Return the first of some folders in which files lie that a table names.
+
+    None where the table names none of them.
+    """
     try:
         guesses, words, others = guess_table(table, of_files=True)
     except ConfigError:
@@ -138,7 +141,7 @@ def guess_with_table(table: str, folders: Iterable[str]) -> Place | None:
 
 
 def name_finder(folder: str, is_listed: bool = False) -> Callable[[str | None], tuple[str | None, int | str | None]]:
-    """A function that finds the file below a folder that a table names, and gives its name and what `_size_of` says.
+    """Return a function from a table's file name to the file below a folder and its `_size_of`.
 
     A file is met as it is written, else with / for \\ and the other case of its ending, as Windows takes them.
     """
@@ -160,12 +163,12 @@ def name_finder(folder: str, is_listed: bool = False) -> Callable[[str | None], 
 
 
 def is_respelt(written: str, name: str | None) -> bool:
-    """Whether a file was met in another spelling than the table's."""
+    """Return whether a file was met in another spelling than the table's."""
     return name is not None and PurePosixPath(written.strip()).name != PurePosixPath(name).name
 
 
 def _below(file: str | None, root: str) -> str | None:
-    """The path relative to the folder; None where there is none, or it leads out of the folder."""
+    """Return the path relative to the folder; None where there is none, or it leads out of the folder."""
     path = PurePosixPath((file or "").strip())
     if path.is_absolute() and path.is_relative_to(root):
         path = path.relative_to(root)

@@ -1,4 +1,4 @@
-"""What a kind of source is, and which kinds there are.
+"""Kinds of sources, and the protocol that each kind follows.
 
 A kind is one class in one file: `Reader` says what it must and what it may do. It stands behind an entry point of the
 group `plantmix.sources`, whose name is the key of the kind in a config. The kinds of this package are listed here; any
@@ -66,7 +66,7 @@ class Listing:
     names: Sequence[str]
 
     def ends(self, *endings: str) -> list[str]:
-        """The names with one of these endings, whatever their case."""
+        """Return the names with one of these endings, whatever their case."""
         return [name for name in self.names if name.lower().endswith(endings)]
 
 
@@ -152,11 +152,11 @@ class Reader(ABC, Generic[SettingsT]):
     # ---- pictures on the disk
 
     def root(self) -> str:
-        """The folder that locators are relative to; asked only where `on_disk`."""
+        """Return the folder that locators are relative to; asked only where `on_disk`."""
         return self.path
 
     def pictures(self) -> LocalReader:
-        """Reads pictures by their locators; asked only where `on_disk`."""
+        """Open pictures by their locators; called only where `on_disk`."""
         return LocalReader(self.root())
 
     def picture_files(self) -> list[str]:
@@ -173,7 +173,7 @@ class Reader(ABC, Generic[SettingsT]):
 
     @property
     def folders_are_classes(self) -> bool:
-        """Whether the name of its folder says what a picture shows."""
+        """Return whether the name of its folder says what a picture shows."""
         return False
 
     # ---- tars in a store, and Parquet files with pictures
@@ -188,11 +188,14 @@ class Reader(ABC, Generic[SettingsT]):
     # ---- what a build is told and records
 
     def mapping(self) -> RowColumns | None:
-        """How the settings map what the source has to the columns of its rows; None where the kind knows by itself."""
+        """Return how the settings map what the source has to the columns of its rows.
+
+        None where the kind knows by itself.
+        """
         return None
 
     def fills(self) -> set[str]:
-        """The columns of ROWS, but for `extra`, that some row may have a value in."""
+        """Return the columns of ROWS, but for `extra`, that some row may have a value in."""
         mapping = self.mapping()
         return (mapping.fills() | {"record_key", "url"} if mapping else set(ROWS.names)) - {"locator", "extra"}
 
@@ -201,30 +204,33 @@ class Reader(ABC, Generic[SettingsT]):
         return list(getattr(self.mapping() or self.settings, "extra", ()))
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the rows depend on; holds no path of a machine."""
+        """Return the settings that the rows depend on; holds no path of a machine."""
         values = self.settings.model_dump(mode="json", exclude_none=True)
         return values | {name: None for name in path_keys(type(self.settings)) if values.get(name)}
 
     def recipe(self) -> dict[str, Any]:
-        """The identity as a release records it; may tell more, and no path either."""
+        """Return the identity as a release records it; may tell more, and no path either."""
         return self.identity()
 
     def cites(self) -> dict[str, Any] | None:
-        """The statement of a release on where the rows came from."""
+        """Return the statement of a release on where the rows came from."""
         return None
 
     def counts(self) -> dict[str, str] | None:
-        """A file `file` of the release that counts its pictures `by` a key of their `extra`; `about` says what for."""
+        """Return a file `file` of the release that counts its pictures `by` a key of their `extra`.
+
+        `about` says what for.
+        """
         return None
 
     # ---- before a build
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
-        """The first rows, where those of `rows` would take a while."""
+        """Return the first rows, where those of `rows` would take a while."""
         return FirstRows(self.rows(scratch))
 
     def most_rows(self) -> int | None:
-        """The most pictures that there can be, where that is cheap to know."""
+        """Return the most pictures that there can be, where that is cheap to know."""
         return None
 
     @classmethod
@@ -238,7 +244,7 @@ class Reader(ABC, Generic[SettingsT]):
     # ---- data that must be brought first
 
     def in_work_folder(self, name: str, work_dir: str) -> SettingsT:
-        """The settings, with the place where the source `name` keeps what it brings."""
+        """Return the settings, with the place where the source `name` keeps what it brings."""
         return self.settings
 
     def waits_for(self) -> str | None:
@@ -258,7 +264,7 @@ class Reader(ABC, Generic[SettingsT]):
 
 
 def path_keys(model: type[Settings]) -> list[str]:
-    """The keys whose values are paths of this machine."""
+    """Return the keys whose values are paths of this machine."""
     (mark,) = get_args(ConfigPath)[1:]
     return [
         name
@@ -269,7 +275,7 @@ def path_keys(model: type[Settings]) -> list[str]:
 
 @cache
 def all_kinds() -> tuple[dict[str, type[Reader[Any]]], dict[str, str]]:
-    """The kinds by their key, those of this package first, and why others that are installed cannot be used."""
+    """Return the kinds by their key, those of this package first, and why others that are installed cannot be used."""
     kinds: dict[str, type[Reader[Any]]] = {point.name: point.load() for point in BUILT_IN}
     faults: dict[str, str] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):

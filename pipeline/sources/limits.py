@@ -1,4 +1,4 @@
-"""How much of anything a reader takes from outside. What is larger ends as a row with a reason, or with the place.
+"""Limits on what a reader takes from outside. What is larger ends as a row with a reason, or with the place.
 
 Real lists stay far below every number here. Without them one hostile line, member or header takes all the memory that
 there is. The limits of tar headers, names and json are those of `manifests/services/untrusted.py`, that of a text

@@ -57,7 +57,7 @@ class PictureColumns(RowColumns):
     """Where the picture came from; it is never requested."""
 
     def texts(self) -> list[str]:
-        """The columns that are mapped, but for the pictures."""
+        """Return the columns that are mapped, but for the pictures."""
         return [name for name in self.names() if name != self.image]
 
 
@@ -84,7 +84,7 @@ class ParquetReader(Reader[ParquetSettings]):
         return self.settings.columns.image
 
     def extra_names(self) -> list[str]:
-        """The columns that are kept beside the sample."""
+        """Return the columns that are kept beside the sample."""
         return self.settings.columns.extra
 
     def check(self) -> None:
@@ -106,11 +106,11 @@ class ParquetReader(Reader[ParquetSettings]):
         return [f"{name}:{hash_file(files.path(name))}" for name in files.names]
 
     def root(self) -> str:
-        """The folder of the files."""
+        """Return the folder of the files."""
         return self._files().root
 
     def pictures(self) -> RowReader:
-        """Reads pictures by the numbers of their rows."""
+        """Open pictures by the numbers of their rows."""
         return RowReader(self.root(), self._image)
 
     def tars(self) -> StoredRows:
@@ -123,7 +123,7 @@ class ParquetReader(Reader[ParquetSettings]):
         return self._batches(enumerate(self._samples()))
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
-        """The first thousand; of a disk the others too, in batches behind them."""
+        """Return the first thousand; of a disk the others too, in batches behind them."""
         rows = enumerate(self._samples())
         first = list(islice(rows, HEAD_ROWS))
         if storage.is_remote(self.path):
@@ -142,7 +142,7 @@ class ParquetReader(Reader[ParquetSettings]):
                 yield Lost(-1, "broken_shard", f"{name}: {error}")
 
     def _listed(self, name: str, path: str) -> Iterator[Sample | Lost]:
-        """The rows of a file by its mapped columns; no picture is read. Raises: BrokenTarError."""
+        """Yield the rows of a file by its mapped columns; no picture is read. Raises: BrokenTarError."""
         image, texts = self._image, self.settings.columns.texts()
         with breaking_off(path), storage.open_file(path) as stream:
             file = PictureFile(stream)
@@ -176,7 +176,7 @@ class ParquetReader(Reader[ParquetSettings]):
             yield make_batch(named | ({"url": texts[columns.url]} if columns.url else {}), list(good), lost)
 
     def _row(self, name: str, sample: Sample) -> dict[str, str | None] | Lost:
-        """The mapped texts of a row, its key under "" and its locator; or why it is none."""
+        """Return the mapped texts of a row, its key under "" and its locator; or why it is none."""
         key, texts = f"{_stem(name)}/{sample.key}", self.settings.columns.texts()
         if self._image not in sample.pictures:
             return Lost(-1, "no_image", f"{self._image} {sample.faults.get(self._image, 'is null')}", key)
@@ -230,7 +230,7 @@ class ParquetReader(Reader[ParquetSettings]):
 
 
 def _with_classes(guesses: dict[str, ColumnGuess], classes: dict[str, list[str]]) -> dict[str, ColumnGuess]:
-    """The finest classes of `datasets` as taxa, where they are named so, else as the caption where there is none."""
+    """Return the finest classes of `datasets` as taxa where they are named so, else as the missing caption."""
     for column, names in sorted(classes.items(), key=lambda item: -len(item[1])):
         field = "taxon_scientific_name" if 2 * len(with_taxa(names)) > len(names) else "caption"
         others = {name: guess for name, guess in guesses.items() if guess.column != column}
@@ -257,7 +257,10 @@ def _no_pictures(file: PictureFile, image: str) -> str | None:
 
 
 def _column_of_pictures(file: PictureFile, stream: Any) -> str | None:
-    """The first column that holds pictures: a struct of `datasets` by its type, bytes by those of the first rows."""
+    """Return the first column that holds pictures.
+
+    A struct of `datasets` by its type, bytes by those of the first rows.
+    """
     names: list[str] = file.schema.names
     for name in names:
         kind = file.kind_of(name)

@@ -1,4 +1,4 @@
-"""What the stages ask of a source: is it there, what is its content, its rows, its pictures.
+"""Requests of the stages to a source: is it there, its content, its rows, its pictures.
 
 Its kind answers (kinds.py). Where a source lies in a store, a question is asked again after a passing fault.
 """
@@ -114,7 +114,7 @@ def none_usable(num_rows: int, reasons: Mapping[str, int]) -> str:
 def read_ahead(
     source: Origin, scratch: Scratch, kept: KeptSamples | None = None, tell: Tell = lambda counts: None
 ) -> Iterator[Batch]:
-    """The same, while a thread reads the next batches: a source that is ingested alone keeps two cores busy."""
+    """Yield the batches of `read_rows` while a thread reads the next ones: one source keeps two cores busy."""
     batches = read_rows(source, scratch, kept, tell)
     with ThreadPoolExecutor(1) as thread:
         coming = deque(thread.submit(next, batches, None) for _ in range(_BATCHES_AHEAD))
@@ -124,17 +124,17 @@ def read_ahead(
 
 
 def root_of(source: Origin) -> str | None:
-    """The folder that locators of a source are relative to; None when its pictures lie on the web."""
+    """Return the folder that locators of a source are relative to; None when its pictures lie on the web."""
     return ask(source, source.reader.root) if source.reader.on_disk else None
 
 
 def pictures_of(source: Origin) -> LocalReader | None:
-    """What reads the pictures of a source by their locators; None when its pictures lie on the web."""
+    """Return the reader of a source's pictures by locator, or None when its pictures lie on the web."""
     return ask(source, source.reader.pictures) if source.reader.on_disk else None
 
 
 def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:
-    """A digest of the texts that `digest_inputs` leaves out, and of pictures that lie in files of their own.
+    """Return a digest of the texts that `digest_inputs` leaves out, and of pictures that lie in files of their own.
 
     Those whose stamp has changed are hashed.
     """
@@ -151,7 +151,7 @@ def content_of(origin: Origin, stamps: Stamps, pictures: bool) -> list[str]:
 
 
 def places_of(origin: Origin, names: Sequence[str]) -> pa.Array:
-    """The keys of `stamps` for files of these names: they stay when the folder is moved."""
+    """Return the keys of `stamps` for files of these names: they stay when the folder is moved."""
     return pa.array([f"{origin.config_key}/{name}" for name in names], pa.string())
 
 

@@ -1,4 +1,4 @@
-"""What every reader gives to ingest: rows in the columns of the contract, and rows that ended in the reader.
+"""Output of every reader for ingest: rows in the columns of the contract, and rows that ended in the reader.
 
 Also how a config maps the columns of a source to those of the contract, and what fills their gaps.
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from manifests.contract.settings import Settings
-from manifests.masking import MAY_HOLD_SECRETS, hide_secrets
+from manifests.masking import MAY_HOLD_SECRETS, hide_in_address, hide_secrets
 from manifests.names.species import species_of
 from pipeline.sources.limits import MAX_ROW_BYTES
 from pipeline.store.writing import text_bytes
@@ -106,7 +106,7 @@ class RowColumns(RowFields):
         return list(dict.fromkeys(names))
 
     def fills(self) -> set[str]:
-        """The columns of ROWS that a row may have of these, but for `extra`."""
+        """Return the columns of ROWS that a row may have of these, but for `extra`."""
         filled = {"group_id" if name == "group" else name for name, value in self.model_dump().items() if value}
         return filled & set(ROWS.names) - {"extra"}
 
@@ -118,7 +118,7 @@ class RowDefaults(RowFields):
     """For rows whose own is empty."""
 
     def values(self) -> dict[str, str]:
-        """The values that are set."""
+        """Return the values that are set."""
         return {name: value for name, value in self.model_dump().items() if value is not None}
 
     def fill(self, rows: pa.Table) -> pa.Table:
@@ -160,7 +160,7 @@ class Lost:
 
 
 def make_batch(columns: Mapping[str, Any], numbers: Sequence[int] | np.ndarray, lost: Sequence[Lost] = ()) -> Batch:
-    """A batch with the columns that are given, the others null; values of lost rows are cut to 200 characters.
+    """Return a batch with the columns that are given, the others null; values of lost rows are cut to 200 characters.
 
     A row whose texts are too long together is lost as malformed.
     """
@@ -200,7 +200,7 @@ def map_columns(rows: pa.Table, columns: RowColumns) -> dict[str, Any]:
 
 
 def binomials(rows: Any) -> Any:
-    """The species of rows as binomials; the scientific name may state the genus of an epithet."""
+    """Return the species of rows as binomials; the scientific name may state the genus of an epithet."""
     stated = pc.extract_regex(rows["taxon_scientific_name"], r"^\s*(?P<genus>\p{Lu}[\p{L}-]+) (?P<epithet>[\p{L}-]+)")
     of_epithet = pc.equal(pc.struct_field(stated, "epithet"), pc.utf8_trim_whitespace(rows["taxon_species"]))
     genus = pc.if_else(of_epithet, pc.struct_field(stated, "genus"), None)
@@ -208,37 +208,44 @@ def binomials(rows: Any) -> Any:
     return species_of(pc.coalesce(pc.if_else(pc.equal(given, ""), None, given), genus), rows["taxon_species"])
 
 
-def without_secrets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of texts without passwords, tokens and signatures in their URLs; looks at few rows in most sources."""
-    if texts.null_count == len(texts) or not pc.any(pc.match_substring_regex(texts, MAY_HOLD_SECRETS)).as_py():
+def without_secrets(texts: pa.ChunkedArray, is_address: bool = False) -> pa.ChunkedArray:
+    """Return a column of texts without passwords, tokens and signatures in their URLs.
+
+    Looks at few rows in most sources. In a column of addresses (`is_address`) every text is one, with a scheme or not.
+    """
+    may_hold, hide = ("[@?#]", hide_in_address) if is_address else (MAY_HOLD_SECRETS, hide_secrets)
+    if texts.null_count == len(texts) or not pc.any(pc.match_substring_regex(texts, may_hold)).as_py():
         return texts
-    return pa.chunked_array([pa.array([text and hide_secrets(text) for text in texts.to_pylist()], pa.string())])
+    return pa.chunked_array([pa.array([text and hide(text) for text in texts.to_pylist()], pa.string())])
 
 
 def extra_json(values: Mapping[str, str | None]) -> str:
-    """The json object of the column `extra`."""
+    """Return the json object of the column `extra`."""
     return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
 
 def as_text(value: Any) -> str | None:
-    """A value of a json object or of Parquet as text: strings and null as they are, the rest as json."""
+    """Return a value of a json object or of Parquet as text: strings and null as they are, the rest as json."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def check_unicode(values: Iterable[str | None]) -> None:
-    """Raises: ValueError for half a surrogate pair, which json can hold and UTF-8 cannot."""
+    """Raise ValueError for half a surrogate pair, which json can hold and UTF-8 cannot."""
     "".join(value for value in values if value).encode()
 
 
 def in_batches(items: Iterable[Item], size: int = BATCH_ROWS) -> Iterator[list[Item]]:
-    """The items, `size` at a time."""
+    """Yield the items, `size` at a time."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def texts_of(value: str) -> list[str] | None:
-    """The texts of a list as json writes it; of all else the value itself. None where an object is, or is in a list."""
+    """Return the texts of a list as json writes it; of all else the value itself.
+
+    None where an object is, or is in a list.
+    """
     if value.lstrip()[:1] not in ("[", "{"):
         return [value]
     try:
@@ -253,7 +260,7 @@ def texts_of(value: str) -> list[str] | None:
 
 
 def first_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of captions, where the first text of a list stands for it. One that has an object in it stays."""
+    """Return a column of captions, where the first text of a list stands for it. One that has an object in it stays."""
     listed = pc.fill_null(pc.match_substring_regex(values, r"^\s*\["), False)
     if not pc.any(listed).as_py():
         return values
@@ -261,7 +268,7 @@ def first_texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def first_text(value: str) -> str:
-    """The first text of a list as json writes it, "" of one without; else the value itself."""
+    """Return the first text of a list as json writes it, "" of one without; else the value itself."""
     texts = texts_of(value)
     return value if texts is None else next(iter(texts), "")
 

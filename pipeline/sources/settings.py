@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 from manifests.contract.settings import NAME_PATTERN, Settings
 from manifests.contract.tables import sample_ids
 from manifests.masking import hide_users
+from manifests.names.sql import identifier
 from manifests.services.packages import code_of
 from pipeline.judging.vocabulary.licences import check_meanings
 from pipeline.sources.kinds import Reader, all_kinds
@@ -35,7 +36,7 @@ class _Named(Settings):
 
 
 def _with_kinds() -> type[_Named]:
-    """The model with a key a kind; flat settings are keys of their own."""
+    """Return the model with a key a kind; flat settings are keys of their own."""
     bases: list[Any] = [kind.settings_type for kind in KINDS.values() if kind.is_flat]
     keys: dict[str, Any] = {}
     for name, kind in KINDS.items():
@@ -82,7 +83,7 @@ class Origin(_WithKinds):
 
     @property
     def config_key(self) -> str:
-        """How messages name it."""
+        """Return how messages name it."""
         return f"{self.section}.{self.name}"
 
     @property
@@ -92,8 +93,9 @@ class Origin(_WithKinds):
         return kind(self if kind.is_flat else getattr(self, self.kind), self.config_key)
 
     def ids_of(self, record_keys: Any) -> pa.Array:
-        """Sample ids of whole keys, in an array or a list. Passwords are left out: a short one could be guessed from
-        the hash. A token may stay in.
+        """Return sample ids of whole keys, in an array or a list.
+
+        Passwords are left out: a short one could be guessed from the hash. A token may stay in.
         """
         keys = pa.chunked_array([record_keys]) if isinstance(record_keys, list) else record_keys
         texts = pc.utf8_trim_whitespace(pc.fill_null(keys, ""))
@@ -102,28 +104,28 @@ class Origin(_WithKinds):
         return sample_ids(self.name, texts.cast(pa.binary()).to_pylist())
 
     def caption_tables(self) -> list[TableReader]:
-        """A reader for each table of texts that is joined to it."""
+        """Return a reader for each table of texts that is joined to it."""
         captions: tuple[JoinedCaptions, ...] = getattr(self, "captions", ())
         return [entry.reader(f"{self.config_key}.captions[{number}]") for number, entry in enumerate(captions, 1)]
 
     def field_tables(self) -> list[TableReader]:
-        """A reader for each table of fields that is joined to it."""
+        """Return a reader for each table of fields that is joined to it."""
         joins: tuple[JoinedFields, ...] = getattr(self, "join", ())
         return [joined.reader(f"{self.config_key}.join[{number}]") for number, joined in enumerate(joins, 1)]
 
     def in_work_folder(self, work_dir: str) -> Self:
-        """The source with the place where it keeps what is brought for it."""
+        """Return the source with the place where it keeps what is brought for it."""
         reader = self.reader
         settings = reader.in_work_folder(self.name, work_dir)
         return self if settings is reader.settings else self.model_copy(update={self.kind: settings})
 
     def identity(self) -> dict[str, Any]:
-        """The values that its rows depend on besides the bytes it reads; holds no path of a machine."""
+        """Return the values that its rows depend on besides the bytes it reads; holds no path of a machine."""
         code = code_of(self.reader)
         return self._named(self.reader.identity()) | ({"code": code} if code else {})
 
     def recipe(self) -> dict[str, Any]:
-        """The identity as a release records it; may tell more, and no path either."""
+        """Return the identity as a release records it; may tell more, and no path either."""
         return self.identity() | self._named(self.reader.recipe())
 
     def _named(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +134,9 @@ class Origin(_WithKinds):
 
 
 class OtherDomain(Settings):
-    """The domain of rows whose caption does not begin with a name of these kingdoms: "Rosa canina in a hedge", "Rosa
-    blooming". The accepted name becomes the taxon.
+    """The domain of rows whose caption does not begin with a name of these kingdoms.
+
+    "Rosa canina in a hedge" and "Rosa blooming" begin with one. The accepted name becomes the taxon.
     """
 
     name: Name
@@ -187,7 +190,10 @@ class SourceSettings(Origin):
 
     @model_validator(mode="after")
     def _where_reads_licences(self) -> Self:
-        """A kind's own `where` comes before the source's texts are known."""
+        """Raise ValueError where a kind's own `where` asks for licences.
+
+        It comes before the source's texts are known.
+        """
         if self.licences and "licence" in getattr(getattr(self, self.kind), "where", ()):
             raise ValueError(
                 f"licences: `where` of {self.kind} does not know these texts; write `where: {{licence: [...]}}` in the "
@@ -211,12 +217,12 @@ class SourceSettings(Origin):
         return [self.domain, *([self.other_domain.name] if self.other_domain else [])]
 
     def extra_names(self) -> list[str]:
-        """The names under which `extra` of its rows keeps something, its own and those of joined tables."""
+        """Return the names under which `extra` of its rows keeps something, its own and those of joined tables."""
         joined = (name for entry in self.join for name in entry.columns.extra)
         return list(dict.fromkeys([*self.reader.extra_names(), *joined]))
 
     def joined_columns(self) -> set[str]:
-        """The columns of a row, but for `extra`, that other tables may fill."""
+        """Return the columns of a row, but for `extra`, that other tables may fill."""
         return {name for entry in self.join for name in entry.columns.fills()}
 
     def terms(self) -> dict[str, str]:
@@ -225,17 +231,17 @@ class SourceSettings(Origin):
         terms: dict[str, str] = {}
         for name in (name for name in ROWS.names if name in filled):
             column = "binomial" if name == "taxon_species" else name
-            terms[name.removeprefix("taxon_").removesuffix("_id")] = f"nullif(trim(\"{column}\"), '')"
+            terms[name.removeprefix("taxon_").removesuffix("_id")] = f"nullif(trim({identifier(column)}), '')"
         return {name: sql_of_extra(name) for name in self.extra_names()} | terms
 
     def where_columns(self) -> dict[str, str]:
-        """SQL of what `where` names; a rank may be written as in `columns`, with `taxon_` in front."""
+        """Return SQL of what `where` names; a rank may be written as in `columns`, with `taxon_` in front."""
         there = self.terms() if self.where else {}
         found = {name: there.get(name) or there.get(name.removeprefix("taxon_")) for name in self.where}
         return {name: column for name, column in found.items() if column}
 
     def identity(self) -> dict[str, Any]:
-        """The identity of the origin, and the domains; the priority belongs to select."""
+        """Return the identity of the origin, and the domains; the priority belongs to select."""
         other = {"other_domain": self.other_domain.model_dump(mode="json")} if self.other_domain else {}
         joined = {"join": [entry.identity() for entry in self.join]} if self.join else {}
         asked: dict[str, Any] = {"where": self.where} if self.where else {}
@@ -243,7 +249,7 @@ class SourceSettings(Origin):
         return super().identity() | {"domain": self.domain} | other | joined | asked
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe of the origin, with everything that the build uses."""
+        """Return the recipe of the origin, with everything that the build uses."""
         joined = {"captions": [captions.identity() for captions in self.captions]} if self.captions else {}
         meant = {"licences": self.licences} if self.licences else {}
         return super().recipe() | {"priority": self.priority} | joined | meant

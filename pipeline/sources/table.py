@@ -119,7 +119,7 @@ class TableReader(Reader[TableSettings]):
         form: TableFormat = "auto",
         sheet: SheetOfTable = None,
     ) -> Self:
-        """A table that is part of another source: the one at `path`, of which `columns` are read."""
+        """Return a table that is part of another source: the one at `path`, of which `columns` are read."""
         mapped = ColumnMap(url=columns[0], caption=[], extra=list(columns[1:]))
         return cls(TableSettings(table=path, format=form, sheet=sheet, columns=mapped), where)
 
@@ -137,18 +137,18 @@ class TableReader(Reader[TableSettings]):
         return self._table
 
     def mapping(self) -> ColumnMap:
-        """The columns."""
+        """Return the columns."""
         return self.mapped
 
     def identity(self) -> dict[str, Any]:
-        """How the columns are read."""
+        """Return how the columns are read."""
         columns = self.mapped.model_dump(mode="json", exclude_none=True)
         sheet = {} if self.settings.sheet is None else {"sheet": self.settings.sheet}
         return {"table": None, "format": self.settings.format, "columns": columns} | sheet
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
-        """A table of addresses, by its names and first values."""
+        """Return a table of addresses, by its names and first values."""
         if (there := first_columns(listing)) is None:
             return None
         if listing.form == "file" and is_list_of_addresses(listing.path):
@@ -208,12 +208,12 @@ class TableReader(Reader[TableSettings]):
         return total
 
     def first_values(self, *columns: str) -> tuple[list[str | None], ...]:
-        """The first values of some columns."""
+        """Return the first values of some columns."""
         raw = next(self.batches(), None)
         return tuple([] if raw is None else raw.rows[column].to_pylist() for column in columns)
 
     def files(self) -> list[str]:
-        """The files in name order.
+        """Return the files in name order.
 
         Raises: ConfigError when there are none.
         """
@@ -235,7 +235,10 @@ class TableReader(Reader[TableSettings]):
         return [str(fs.unstrip_protocol(name)) if storage.is_remote(path) else str(name) for name in names]
 
     def remarks(self) -> list[str]:
-        """Of workbooks: which of several sheets is read, and how many errors of formulas count as empty."""
+        """Return remarks on workbooks.
+
+        Which of several sheets is read, and how many errors of formulas count as empty.
+        """
         remarks = []
         for table in map(self.open, self.files()):
             if table.form != "xlsx":
@@ -287,7 +290,7 @@ class TableReader(Reader[TableSettings]):
         return next((form for suffix, form in _SUFFIXES.items() if name.endswith(suffix)), None)
 
     def open(self, file: str) -> TableFile:
-        """A file of the table with its format. Raises: ConfigError where nothing tells that."""
+        """Return a file of the table with its format. Raises: ConfigError where nothing tells that."""
         form = self._format_of(file)
         if form is None:
             if file.lower().endswith(WORKBOOKS):
@@ -341,7 +344,10 @@ def first_columns(listing: Listing) -> list[str] | None:
 
 
 def first_values(path: str) -> tuple[str, dict[str, list[str]]]:
-    """The first table at `path`, and by column what its first rows hold but for empty values. Raises: ConfigError."""
+    """Return the first table at `path`, and by column what its first rows hold but for empty values.
+
+    Raises: ConfigError.
+    """
     file, names = _head(path)
     of_bytes = bytes_in(file)
     named = [name for name in names if name and name not in of_bytes]
@@ -387,7 +393,7 @@ def _head(path: str) -> tuple[str, list[str]]:
 
 
 def map_batch(raw: RawBatch, columns: ColumnMap) -> Batch:
-    """A raw batch with our column names. The URL is the key of a row, unless another column is mapped to it."""
+    """Return a raw batch with our column names. The URL is the key of a row, unless another column is mapped to it."""
     url = raw.rows[columns.url]
     named = {"record_key": url, "url": url} | map_columns(raw.rows, columns)
     return make_batch(named, raw.numbers, malformed_rows(raw.malformed))

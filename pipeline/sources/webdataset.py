@@ -82,11 +82,12 @@ _USUAL_FIELDS = ShardFields(url="json.url", caption=["txt", "json.caption"])  # 
 
 
 class WebdatasetSettings(Settings):
-    """Tars of an existing dataset. Members that follow one another and have one key, the name up to its first dot,
-    are a sample. A member that comes again begins another sample, which ends as `duplicate_record`. Of several
-    pictures the first of `suffixes` counts; a sample without one ends as `no_image`. A blank text is none. A compressed
-    tar is read once, front to back: a build that goes on unpacks it again up to where it was, and measures nothing of
-    that again.
+    """Tars of an existing dataset.
+
+    Members that follow one another and have one key, the name up to its first dot, are a sample. A member that comes
+    again begins another sample, which ends as `duplicate_record`. The first of `suffixes` counts where a sample has
+    several pictures; a sample without one ends as `no_image`. A blank text is none. A compressed tar is read once,
+    front to back: a build that goes on unpacks it again up to where it was, and measures nothing of that again.
     """
 
     path: ConfigPath
@@ -103,7 +104,7 @@ class WebdatasetSettings(Settings):
         return self.fields or _USUAL_FIELDS
 
     def own_names(self) -> set[str]:
-        """The fields that the user names, and that some sample must have."""
+        """Return the fields that the user names, and that some sample must have."""
         names = self.fields.names() if self.fields else []
         return {name for name in names if name != "__key__" and not name.startswith("parquet.")}
 
@@ -117,7 +118,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
     init_order = 3
 
     def mapping(self) -> ShardFields:
-        """The fields."""
+        """Return the fields."""
         return self.settings.read_fields
 
     def fills(self) -> set[str]:
@@ -165,7 +166,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return digests
 
     def root(self) -> str:
-        """The folder of the tars."""
+        """Return the folder of the tars."""
         return self._shards().root
 
     def rows(self, scratch: Scratch) -> Iterator[Batch]:
@@ -173,7 +174,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
         return self._batches(_rows(self.where, self.settings, self._shards(), self.kept_samples))
 
     def first_rows(self, scratch: Scratch) -> FirstRows:
-        """Of tars that are read once, the first thousand: `rows` would read on to the end of a batch."""
+        """Return the first thousand rows of tars that are read once: `rows` would read on to the end of a batch."""
         if self.tars() is None:
             return super().first_rows(scratch)
         rows = list(islice(_rows(self.where, self.settings, self._shards(), None), HEAD_ROWS + 1))
@@ -202,7 +203,10 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
             yield make_batch(columns, [number for number, _ in good], lost)
 
     def remarks(self) -> list[str]:
-        """Of tars on this machine: fields that no sample at their starts has, and names that several tars use."""
+        """Return remarks on tars of this machine.
+
+        Fields that no sample at their starts has, and names that several tars use.
+        """
         if storage.is_remote(self.path):
             return []
         fields, shards, unseen = self.settings.read_fields, self._shards(), self.settings.own_names()
@@ -232,7 +236,7 @@ class WebdatasetReader(Reader[WebdatasetSettings]):
 def _rows(
     where: str, settings: WebdatasetSettings, shards: Shards, kept: KeptSamples | None
 ) -> Iterator[dict[str, str | None] | Lost]:
-    """A row or a lost one for each sample, without its number yet; `kept` gives samples of tars read before.
+    """Yield a row or a lost one for each sample, without its number yet; `kept` gives samples of tars read before.
 
     Raises: ConfigError at the end, when no sample has a field that the settings name.
     """
@@ -301,7 +305,7 @@ def _row(
 
 
 def _samples(shard: str, settings: WebdatasetSettings) -> Iterator[Sample]:
-    """The samples of a shard, in its order. Raises: BrokenTarError."""
+    """Yield the samples of a shard, in its order. Raises: BrokenTarError."""
     fs, inner = storage.filesystem(shard)
     with fs.open(inner, "rb") as stream:
         yield from samples_in(unpacked(stream, shard), settings.read_fields.texts(), settings.suffixes)

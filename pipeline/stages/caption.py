@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from manifests.contract import tables
 from manifests.contract.records import Funnel, fingerprint
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step, files_in
@@ -155,10 +156,12 @@ def judge(inputs: Inputs, run: Execution[None], rules: tuple[RuleSet, ...]) -> P
 
 
 def _joined_rows(sql: Any, settings: CaptionSettings, texts: str, more: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """The texts of fetched pictures, out of a view: what the rules read of them, and `more` columns."""
+    """Yield the texts of fetched pictures, out of a view: what the rules read of them, and `more` columns."""
     needed = columns_needed(settings)
     listed = sorted(needed.union(more))
-    columns = [f'{_JOINED[name]} AS "{name}"' if name in _JOINED else f't."{name}"' for name in listed]
+    columns = [
+        f"{_JOINED[name]} AS {identifier(name)}" if name in _JOINED else f"t.{identifier(name)}" for name in listed
+    ]
     joins = f"JOIN candidates c USING (sample_id) JOIN {texts} t USING (sample_id)"
     if "num_same_text" in needed:
         joins += " LEFT JOIN repeats r USING (text_key)"

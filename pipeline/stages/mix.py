@@ -36,7 +36,7 @@ class Target:
 
 
 def read_target(settings: MixSettings, domains: Sequence[str]) -> Target:
-    """The target in the config, or in the mixture file that it names.
+    """Return the target in the config, or in the mixture file that it names.
 
     Raises: ConfigError when the file is missing, is no mixture, or does not fit the domains or the config.
     """
@@ -83,7 +83,7 @@ class Stratum:
 def plan_mixture(
     settings: MixSettings, target: Target, kept: Mapping[str, Mapping[str, int]], kind: str = "mixed"
 ) -> tuple[list[Quota], list[Stratum]]:
-    """How many samples each domain gives after the held-out ones are set aside, and the strata they are drawn from.
+    """Return the samples that each domain gives after the held-out ones are set aside, and the strata they come from.
 
     `kept` counts the selected samples: domain -> source -> number. A stratified release takes every pool whole, once,
     unless sizes are given. The ratio then only says what its readers shall draw.

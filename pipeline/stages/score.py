@@ -60,7 +60,7 @@ class ScorerInputs:
     options: tuple[tuple[str, Named], ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """The values under which the scores are kept, for every later build."""
+        """Return the values under which the scores are kept, for every later build."""
         values: dict[str, Any] = {"scorer": self.name, "batch_size": self.batch_size}
         if self.model is not None and self.weights is not None:
             clip = {"model": self.model.content, "weights": self.weights.content, "precision": self.precision}
@@ -69,7 +69,7 @@ class ScorerInputs:
         return values | {"class": self.scorer_class, "code": self.code, "options": options}
 
     def settings(self, device: str) -> ScoreSettings:
-        """The settings that make this scorer and no other."""
+        """Return the settings that make this scorer and no other."""
         values: dict[str, Any] = {"device": device}
         if self.model is not None and self.weights is not None:
             values |= {"model": self.model.value, "pretrained": self.weights.value, "precision": self.precision}
@@ -124,7 +124,7 @@ def measure(_: Inputs, run: Execution[str], rows: RowGroup, scorer: ScorerInputs
 
 
 def judge(inputs: Inputs, run: Execution[None], rules: tuple[ScoreRule, ...]) -> PartResult:
-    """The scores of this build, and verdicts over the rows that passed the caption rules."""
+    """Return the scores of this build, and verdicts over the rows that passed the caption rules."""
     with run.views(inputs) as sql:
         fetched = _fetched("sample_id, stored_sha256, md5(text) AS text_md5")
         scores = run.save(
@@ -182,7 +182,7 @@ _FOUND = """
 
 
 def _scored_rows(rule: ScoreRule) -> str:
-    """The rows that a rule judges: sample_id, domain, score."""
+    """Return the rows that a rule judges: sample_id, domain, score."""
     where = "true" if rule.domains is None else f"domain IN ({literals(rule.domains)})"
     return (
         f"(SELECT a.sample_id, a.domain, s.score FROM alive a LEFT JOIN scores s "
@@ -274,7 +274,10 @@ def _scorer_inputs(context: BuildContext, settings: ScoreSettings, name: str) ->
 
 
 def _option(context: BuildContext, key: str, value: Any) -> Named:
-    """An option of a plug-in: files count by their content, wherever in it they are named; a secret by its hash."""
+    """Return an option of a plug-in: files count by their content, wherever in it they are named.
+
+    A secret by its hash.
+    """
     content = _content_of(context, value)
     is_shown = hide_in(content, key) == content
     return Named(value, content if is_shown else f"secret {fingerprint({key: content})}")
@@ -289,7 +292,7 @@ def _content_of(context: BuildContext, value: Any) -> Any:
 
 
 def named_file(context: BuildContext, value: Any) -> Named:
-    """A value of the config: the name of a file or a folder counts by its content, any other value by itself.
+    """Return a value of the config: the name of a file or a folder counts by its content, any other value by itself.
 
     Of files in sub-folders the path counts too, since it may say what they are. No link to a folder is followed.
 

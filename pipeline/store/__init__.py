@@ -1,1 +1,1 @@
-"""How tables and bytes lie on disk: Parquet parts, DuckDB scratch, pool files, tar."""
+"""Tables and bytes on disk: Parquet parts, DuckDB scratch, pool files, tar."""

@@ -54,7 +54,7 @@ WHOLE = Bucket()
 
 
 def rows_of_bucket(num_rows: int, memory_gb: float, is_fine: bool = True) -> int:
-    """How many rows of a table one worker takes at a time, at most: as many as fit its memory.
+    """Return how many rows of a table one worker takes at a time, at most: as many as fit its memory.
 
     Fine buckets hold fewer: 50,000, or a twentieth of the rows where that is more. So all workers have work, and up to
     a million rows memory hardly grows. Only memory makes more than twenty: each reads all files that are not sorted.
@@ -85,7 +85,7 @@ def spread(items: Iterable[tuple[Item, tuple[str, str] | None]], buckets: Sequen
 
 
 def join_facets(facets: Sequence[str]) -> str:
-    """The digest (pipeline/store/sql.py: facet) of all rows from those of their buckets."""
+    """Return the digest (pipeline/store/sql.py: facet) of all rows from those of their buckets."""
     num, mixed, total = 0, 0, 0
     for facet in facets:
         count, digest, rest = facet.split("-")

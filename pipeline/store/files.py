@@ -26,15 +26,15 @@ class Files:
     sha256: tuple[str, ...] = ()
 
     def identity(self) -> list[str]:
-        """The value for a fingerprint."""
+        """Return the value for a fingerprint."""
         return list(self.content)
 
     def exact(self) -> Files:
-        """The same files; a fingerprint sees every byte of them."""
+        """Return the same files; a fingerprint sees every byte of them."""
         return Files(self.paths, self.sha256, self.sha256)
 
     def digested(self, *digests: str) -> Files:
-        """The same files; a fingerprint sees these digests of the columns that a step reads."""
+        """Return the same files; a fingerprint sees these digests of the columns that a step reads."""
         return Files(self.paths, digests, self.sha256)
 
     def __bool__(self) -> bool:
@@ -59,7 +59,7 @@ class RowGroup:
     content: str
 
     def identity(self) -> str:
-        """The value for a fingerprint."""
+        """Return the value for a fingerprint."""
         return self.content
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -75,7 +75,7 @@ class Named:
     content: Any
 
     def identity(self) -> Any:
-        """The value for a fingerprint."""
+        """Return the value for a fingerprint."""
         return self.content
 
 

@@ -136,7 +136,7 @@ def _check_sizes(file: Any, columns: Sequence[str]) -> None:
 
 
 def _measured(batch: pa.RecordBatch, first: int, batch_bytes: int, row_bytes: int) -> Iterator[Rows]:
-    """The rows of a batch in pieces; the rows that are too long come with the first of them."""
+    """Yield the rows of a batch in pieces; the rows that are too long come with the first of them."""
     lengths = sum((_lengths(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64))
     numbers = np.arange(first, first + batch.num_rows)
     short = lengths <= row_bytes
@@ -158,7 +158,7 @@ def _longest(array: pa.Array) -> int:
 
 
 def _lengths(array: pa.Array) -> np.ndarray:
-    """How many bytes each value has as text, or a little more."""
+    """Return how many bytes each value has as text, or a little more."""
     return np.asarray(_sizes(array), np.int64)
 
 

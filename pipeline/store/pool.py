@@ -16,6 +16,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from manifests.errors import IntegrityError
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from manifests.stores.folder import place_of, store_of
 from manifests.stores.ranges import read_ranges
@@ -28,7 +29,7 @@ MOST_READ = 1.1  # bytes that one request to a store may read, over those of its
 Place = tuple[str, int, int]
 """Pool file, offset, length."""
 STORED_AT = ("pool_file", "offset", "length", "stored_sha256")  # columns of facts that say where a picture is, and what
-STORED_COLUMNS = ", ".join(f'"{name}"' for name in STORED_AT)
+STORED_COLUMNS = ", ".join(identifier(name) for name in STORED_AT)
 
 
 class PoolWriter(AbstractContextManager["PoolWriter"]):
@@ -90,7 +91,7 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             stream.close()
 
     def read(self, pool_file: str, offset: int, length: int, sha256: str) -> bytes:
-        """The stored bytes of one picture. Raises as `read_into` does."""
+        """Return the stored bytes of one picture. Raises as `read_into` does."""
         content = bytearray(length)
         self.read_into(memoryview(content), pool_file, offset, sha256)
         return bytes(content)
@@ -117,7 +118,10 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             raise IntegrityError(f"pool/{pool_file}: not the picture stored at byte {offset:,}; {self._advice}")
 
     def read_rows(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
-        """The stored bytes of the pictures of rows that have the columns STORED_AT. Raises as `read_into` does."""
+        """Yield the stored bytes of the pictures of rows that have the columns STORED_AT.
+
+        Raises as `read_into` does.
+        """
         places = [(row["pool_file"], row["offset"], row["length"]) for row in rows]
         for number, row in enumerate(rows):
             if number % ANNOUNCED == 0:
@@ -139,7 +143,7 @@ class PoolReader(AbstractContextManager["PoolReader"]):
             os.posix_fadvise(stream.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def _from_store(self, places: Sequence[Place]) -> dict[Place, bytes]:
-        """The bytes of pictures; `places` are sorted."""
+        """Return the bytes of pictures; `places` are sorted."""
         contents: dict[Place, bytes] = {}
         runs: list[list[Place]] = []
         num_used = 0  # bytes of pictures in the last run

@@ -19,6 +19,7 @@ from fsspec import AbstractFileSystem
 
 from manifests.contract.reader import literals
 from manifests.errors import RunError
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from manifests.stores.faults import ask
 from manifests.stores.folder import bring_missing
@@ -49,7 +50,10 @@ def count_within(connection: Any, query: str) -> dict[str, dict[str, int]]:
 
 
 def first_half_of_md5(text: str) -> str:
-    """SQL: an unsigned 64-bit number of a text. `md5_number_upper` gives the same for four times the CPU (DuckDB 2)."""
+    """Return SQL for an unsigned 64-bit number of a text.
+
+    `md5_number_upper` gives the same for four times the CPU (DuckDB 2).
+    """
     return f"(md5_number({text}) & {2**64 - 1}::UHUGEINT)::UBIGINT"
 
 
@@ -71,7 +75,7 @@ class _Database:
 
     @contextmanager
     def connected(self, scratch: str, memory_gb: float) -> Iterator[Any]:
-        """A connection to an empty database, which goes with all that is made in it, unless this ends with an error."""
+        """Open a connection to an empty database and remove both afterwards, unless the context ends with an error."""
         connection = self.root.cursor()
         if scratch != self.scratch:  # it may change as long as nothing was spilled
             self.scratch, self.folder = scratch, storage.join(scratch, uuid.uuid4().hex[:12])  # made when it must spill
@@ -91,7 +95,7 @@ class _Database:
 
 
 def beside(connection: Any) -> Any:
-    """A second cursor on the tables of `open_scratch`, for while the first one is still reading rows."""
+    """Return a second cursor on the tables of `open_scratch`, for while the first one is still reading rows."""
     cursor = connection.cursor()
     cursor.execute(f"USE {_MADE_IN}")
     return cursor
@@ -102,7 +106,7 @@ _idle: list[_Database] = []  # one at most
 
 @contextmanager
 def open_scratch(workdir: str, memory_gb: float) -> Iterator[Any]:
-    """An in-memory DuckDB with a memory limit. What is in it goes with it, and so do the files that it spilled.
+    """Open an in-memory DuckDB with a memory limit. Its content and the files that it spilled go with it.
 
     A database that neither spilled nor read from a store is kept for the next one of this process, until
     `close_scratch`: to open and close one takes 15 ms, and a build needs some fifty.
@@ -153,11 +157,10 @@ class _ForDuckDB(AbstractFileSystem):  # type: ignore[misc]  # its base is Any: 
         return self._fs.open(path, mode, cache_type="readahead", **options)
 
 
-def view_parquet(
-    connection: Any, name: str, paths: Sequence[str], where: str = "true", *, of_versions: bool = False
-) -> None:
-    """A view over the rows of Parquet files for which `where` holds. fsspec reads remote files; files of the work
-    folder's store are brought here. Files `of_versions` may lack columns, which are then null; this opens every file.
+def view_parquet(connection: Any, name: str, paths: Sequence[str], where: str = "true") -> None:
+    """Make a view over the rows of Parquet files for which `where` holds.
+
+    fsspec reads remote files; files of the work folder's store are brought here.
     """
     bring_missing(paths)
     for path in paths:
@@ -169,27 +172,12 @@ def view_parquet(
             with suppress(FileNotFoundError):  # then DuckDB says so
                 # known from now on; else DuckDB asks 256 times about a table of 18 kB
                 ask(path, partial(fs.ls, path.rpartition("/")[0]))
-    scan = f"read_parquet([{literals(paths)}], union_by_name = {of_versions})"
-    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM {scan} WHERE {where}")
+    connection.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet([{literals(paths)}]) WHERE {where}")
 
 
-def view_table(
-    connection: Any,
-    name: str,
-    files: Files,
-    schema: pa.Schema | None,
-    where: str = "true",
-    *,
-    of_versions: bool = False,
-) -> None:
-    """A view over a table; an empty one where there are no files. With `of_versions` it has every column."""
-    if schema is None:
-        view_parquet(connection, name, files.paths, where)
-    elif files and of_versions:
-        connection.register(f"columns_of_{name}", schema.empty_table())
-        view_parquet(connection, f"files_of_{name}", files.paths, where, of_versions=True)
-        connection.execute(f"CREATE VIEW {name} AS FROM columns_of_{name} UNION ALL BY NAME FROM files_of_{name}")
-    elif files:
+def view_table(connection: Any, name: str, files: Files, schema: pa.Schema | None, where: str = "true") -> None:
+    """Make a view over a table; an empty one where there are no files."""
+    if files or schema is None:
         view_parquet(connection, name, files.paths, where)
     else:
         connection.register(name, schema.empty_table())
@@ -209,7 +197,7 @@ def empty_columns(connection: Any, paths: Sequence[str]) -> frozenset[str]:
 
 
 def add_empty(rows: pa.Table, schema: pa.Schema, empty: Collection[str]) -> pa.Table:
-    """The rows, with those columns of `schema` that are `empty` put back."""
+    """Return the rows, with those columns of `schema` that are `empty` put back."""
     for field in schema:
         if field.name in empty:
             rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
@@ -223,7 +211,7 @@ def copy_sorted(
 
     Columns that are known to be `empty` are not sorted.
     """
-    names = ", ".join(f'"{name}"' for name in writer.schema.names if name not in empty)
+    names = ", ".join(identifier(name) for name in writer.schema.names if name not in empty)
     try:
         rows = connection.sql(f"SELECT {names} FROM ({query}) ORDER BY {order}")
     except duckdb.BinderException:
@@ -235,7 +223,7 @@ def copy_sorted(
 
 
 def read_up_to(connection: Any, query: str, most_bytes: int | None) -> pa.Table | None:
-    """The rows of a query; None when they take more than `most_bytes`."""
+    """Return the rows of a query; None when they take more than `most_bytes`."""
     reader, batches, num_bytes = connection.sql(query).to_arrow_reader(ROW_GROUP_ROWS), [], 0
     for batch in reader:
         num_bytes += batch.nbytes

@@ -73,7 +73,7 @@ class ArchiveWriter:
 
 
 def member_header(name: str, num_bytes: int) -> bytes:
-    """The header that `tarfile` would write, many times faster: only name, size and checksum are filled in.
+    """Return the header that `tarfile` would write, many times faster: only name, size and checksum are filled in.
 
     Raises: ValueError as `ArchiveWriter.room` does.
     """
@@ -90,7 +90,7 @@ def member_header(name: str, num_bytes: int) -> bytes:
 
 @functools.cache
 def _template() -> tuple[bytes, bytes, bytes, int]:
-    """The fixed parts of a header, and their checksum (in which the checksum's own field counts as spaces)."""
+    """Return the fixed parts of a header, and their checksum (in which the checksum's own field counts as spaces)."""
     info = tarfile.TarInfo("")
     info.mode, info.mtime = 0o644, 0
     header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")

@@ -188,14 +188,17 @@ class TableWriter:
 
 
 def require_columns(table: str, schema: pa.Schema, columns: Collection[str]) -> None:
-    """Raises: PartError when the table lacks columns of its schema: a fault of the step that gives it."""
+    """Raise PartError when the table lacks columns of its schema: a fault of the step that gives it."""
     if lacking := [name for name in schema.names if name not in columns]:
         raise PartError(f"the table {table} lacks {', '.join(lacking)}: its step says that it gives them")
 
 
 @cache
 def _stored(schema: pa.Schema) -> dict[str, bool]:
-    """The columns that Parquet stores of a schema, and whether they are texts; what lists and maps hold is one, too."""
+    """Return the columns that Parquet stores of a schema, and whether they are texts.
+
+    What lists and maps hold is one, too.
+    """
     empty = pa.BufferOutputStream()
     pq.ParquetWriter(empty, schema).close()
     stored = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
@@ -204,7 +207,7 @@ def _stored(schema: pa.Schema) -> dict[str, bool]:
 
 
 def text_bytes(rows: pa.Table) -> np.ndarray:
-    """How many bytes of text each row has, int64 (rows,); never more than Arrow holds for it."""
+    """Return how many bytes of text each row has, int64 (rows,); never more than Arrow holds for it."""
     total = np.zeros(rows.num_rows, np.int64)
     for column in rows.columns:
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type):

@@ -1,4 +1,4 @@
-"""The house rules that a machine can hold: who imports whom, frozen command lines, sizes, the map in the README."""
+"""The house rules that a machine can hold: who imports whom, frozen command lines, sizes, the map in CONTRIBUTING."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "manifests", "training")
 MOST_MODULES = 16  # in a folder
 MOST_LINES = 450  # in a module
-MOST_WORDS = 1000  # in the README, as `wc -w` counts
+MOST_WORDS = 1400  # in the README, as `wc -w` counts
 
 
 def _modules() -> list[Path]:
@@ -155,7 +155,7 @@ def test_the_command_line_is_frozen() -> None:
     assert {name: options[name] for name in options if not name.startswith("plan")} == {
         "": ["--quiet", "--verbose", "--version"],
         "build": ["--from", "--ray-address", "--to", "config"],
-        "init": ["--captions", "--domain", "--evaluation", "--out", "--without-faces"],
+        "init": ["--captions", "--domain", "--evaluation", "--out"],
         "estimate": ["--head", "--json", "config"],
         "status": ["--json", "dir"],
         "explain": ["--json", "dir", "what"],
@@ -171,7 +171,7 @@ def test_the_command_line_is_frozen() -> None:
         "audit": ["--against", "--out", "test"],
         "publish": ["--author", "--dry-run", "--public", "--to", "release"],
         "report": ["--out", "release"],
-        "takedown": ["--id", "--owner", "--reason", "--url", "release"],
+        "takedown": ["--id", "--owner", "--purge", "--reason", "--url", "release"],
     }
     assert {"plan design", "plan fit", "plan choose"} <= set(options)
 
@@ -184,7 +184,6 @@ def test_the_command_line_of_training_is_frozen() -> None:
         "plot": ["--metric", "--out", "runs"],
         "proxies": ["--launcher", "--output", "--processes", "--ray-address", "--release", "--runs", "--task",
                     "config"],
-        "tokens": ["config"],
         "export": ["--architecture", "--format", "--kind", "model", "target"],
         "publish": ["--architecture", "--dry-run", "--public", "--to", "model"],
         "import": ["--architecture", "checkpoint", "target"],
@@ -237,19 +236,21 @@ def test_every_config_loads() -> None:
         assert isinstance(read_settings(path, EvalSettings), EvalSettings), path
 
 
-def test_the_readme_map_is_the_tree() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_map_is_the_tree() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = text.partition("## Where things are")[2].partition("```")[2].partition("```")[0]
     for package in PACKAGES:
         part = re.search(rf"^{package}/.*?(?=^\S|\Z)", block, re.MULTILINE | re.DOTALL)
         assert part is not None, package
         for entry in sorted((ROOT / package).iterdir()):
             if entry.is_dir() and entry.name != "__pycache__":
-                assert f"{entry.name}/" in part[0], f"{package}/{entry.name}/ is not on the README's map"
+                assert f"{entry.name}/" in part[0], f"{package}/{entry.name}/ is not on the map of CONTRIBUTING"
             elif entry.suffix == ".py" and package != "training" and entry.name != "__init__.py":
-                assert entry.name in part[0], f"{package}/{entry.name} is not on the README's map"
+                assert entry.name in part[0], f"{package}/{entry.name} is not on the map of CONTRIBUTING"
         for named in re.findall(r"\b([a-z0-9_]+\.(?:py|sql))\b", part[0]):
-            assert (ROOT / package / named).is_file(), f"the README's map names {package}/{named}, which is not there"
+            assert (ROOT / package / named).is_file(), (
+                f"the map of CONTRIBUTING names {package}/{named}, which is not there"
+            )
 
 
 def test_every_dependency_has_a_reason() -> None:

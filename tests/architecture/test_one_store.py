@@ -34,6 +34,7 @@ MAY_ASK = {
 OF_STAMPS = {"ETag", "etag", "blob_id", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime"}
 MAY_SEE_TIMES = {
     "pipeline/browse/index_process.py": "which index was used last",
+    "manifests/contract/reader.py": "when a build last committed, to say so",
     "pipeline/releases/folder_checks.py": "the time of the takedown list, as the catalogue recorded it",
     "training/record/run_folder.py": "when a training began",
 }

@@ -1,4 +1,4 @@
-"""The shell completion that configs/GUIDE.md tells how to make completes commands and options."""
+"""The shell completion that configs/guide/install.md tells how to make completes commands and options."""
 
 from __future__ import annotations
 

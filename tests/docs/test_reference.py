@@ -18,6 +18,7 @@ ROOMS = ("configs", "manifests", "pipeline", "training")
 PAGES = (
     "README.md",
     "configs/GUIDE.md",
+    *(str(path.relative_to(ROOT)) for path in (ROOT / "configs/guide").glob("*.md")),
     *(str(path.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("README.md")),
 )
 KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:: [^`]*)?`")
@@ -105,7 +106,7 @@ def test_every_key_that_a_page_names_is_there(page: str, reference: ModuleType) 
 
 def test_the_guide_names_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    guide = (ROOT / "configs/GUIDE.md").read_text(encoding="utf-8")
+    guide = (ROOT / "configs/guide/install.md").read_text(encoding="utf-8")
     table = guide.partition("| extra | brings |\n")[2].partition("\n\n")[0]
     named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert named == set(project["optional-dependencies"]) - {"dev"}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from building import done, run_here
 
-from pipeline.judging.matching.addresses import address_key
+from manifests.names.addresses import address_key
 
 PHOTO = "https://inaturalist-open-data.s3.amazonaws.com/photos/{}/{}"
 EQUAL = [

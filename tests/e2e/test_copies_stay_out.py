@@ -9,17 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from building import ROOT, done, release_of, write_small_config
 from PIL import Image, ImageOps
 from sealed import lend, unwritten
 
-from manifests.contract import tables
 from manifests.contract.reader import open_reader
-from pipeline.judging.matching.looks import LOOKS
-from pipeline.stages.fetch import stage as fetch
 
 PHOTOS = sorted((ROOT / "tests/photos").glob("*.jpg"))
 COLUMNS = {"file": "file", "record_key": "key", "caption": "caption", "taxon_scientific_name": "taxon"}
@@ -138,23 +134,6 @@ def test_a_list_written_by_hand_gains_the_hashes_of_what_it_names(sealed: Path, 
     assert f"that picture is {entry['value']}" in told
     assert done("build", _config(folder)).startswith("nothing to do"), "the hashes are no other input"
     assert "nothing to do" not in done("mix", _config(folder, mix={"ratio": {"plant": 1}, "seed": 3}), "--dry-run")
-
-
-@pytest.mark.slow
-def test_hashes_that_an_earlier_version_did_not_measure_are_read_from_the_pool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    older = pa.schema([field for field in tables.FETCHED if field.name not in LOOKS.names[1:]])
-    monkeypatch.setitem(fetch.STAGE.tables, "fetched", older)
-    sources, work = _sources(tmp_path), tmp_path / "work"
-    done("build", write_small_config(tmp_path, *sources))
-    grown = pq.read_table(release_of(work) / "samples.parquet")
-    assert grown["middle_hash"].null_count == 0
-    done("takedown", work, "--id", _id(work, "original"))
-    (picture,) = [line for line in _listed(work) if line["by"] == "picture"]
-    assert {"phash_mirrored", "middle_hash", "middle_mirrored"} < picture.keys()
-    done("build", _config(tmp_path, "second third"))
-    assert _kept(work) == OTHERS - {"other"}
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def documented(command: str) -> list[str]:
     """Names in backticks in the line of a command; those in brackets belong to an inner value."""
-    page = (ROOT / "configs/GUIDE.md").read_text(encoding="utf-8")
+    page = (ROOT / "configs/guide/look.md").read_text(encoding="utf-8")
     line = re.search(rf"^- `{command}(?: --dry-run)?`: (.*)$", page, re.MULTILINE)
     assert line is not None, command
     return re.findall(r"`([a-z_]+)`", re.sub(r"\([^)]*\)", "", line[1]))

@@ -14,6 +14,7 @@ import pytest
 from damaging import build_small, contents, counting_web, flip_bit, kinds_of, make_pictures, write_config
 from sealed import flip_byte
 
+from manifests.contract import tables
 from pipeline.cli import main
 
 CHANGING = ("catalog.", "status.json")  # they hold times and counters
@@ -225,7 +226,7 @@ def test_what_only_the_web_can_give_is_asked_for_and_what_it_lost_is_named(
     gone.unlink()
     try:
         assert main(["repair", str(work)]) == 1
-        assert "24 rows must be downloaded again from 127.0.0.1" in capsys.readouterr().out
+        assert "23 rows must be downloaded again from 127.0.0.1" in capsys.readouterr().out
         assert small.requests == []
         assert main(["repair", str(work), "--yes"]) == 0
     finally:
@@ -233,7 +234,7 @@ def test_what_only_the_web_can_give_is_asked_for_and_what_it_lost_is_named(
     out = capsys.readouterr().out
     assert "1 pictures are lost for good; later releases lack them" in out
     assert f"{small.root}5.png: http_404" in out
-    assert len(small.requests) == 24
+    assert len(small.requests) == 23
     assert set(contents(work / "releases")) != set(releases)
 
 
@@ -297,12 +298,19 @@ def test_damaged_placements_that_no_version_uses_any_more_are_removed(
     assert contents(work / "releases") == releases
 
 
+def holds(path: Path, sample_id: str) -> bool:
+    if path.suffix == ".tar":
+        return sample_id.encode() in path.read_bytes()
+    return sample_id in pq.read_table(path)["sample_id"].to_pylist()
+
+
 @pytest.mark.slow
 def test_a_sample_of_flipped_bits_is_found_and_cured(
     work: Path, small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One bit in every kind of file a round, many kinds at once; the catalogue in three forms, one a round."""
     rng, num_flipped = random.Random(7), 0
+    taken = tables.sample_id("list", f"{small.root}3.png")
     releases = contents(work / "releases")
     for number in range(3):
         copy = tmp_path / str(number) / "work"
@@ -312,6 +320,8 @@ def test_a_sample_of_flipped_bits_is_found_and_cured(
             vouching = ("catalog.duckdb", "catalog.snapshot", "catalog.journal")  # each stands in for the others
             if kind in ("takedown release.json", "takedowns.jsonl", *vouching) and kind != vouching[number % 3]:
                 continue
+            if kind in ("pool", "table fetched"):  # nobody is asked for the picture that was taken down
+                paths = [path for path in paths if not holds(path, taken)]
             if kind.startswith("table"):  # older versions are made again when a build goes back to them
                 paths = sorted(paths, key=lambda path: path.stat().st_mtime_ns)[-1:]
             damaged.append(rng.choice(paths))

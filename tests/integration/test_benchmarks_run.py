@@ -8,26 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from building import ROOT
 from ci_scripts import load_ci_script
 from release_writer import Sample, write_release
-from torch import nn
 
-from pipeline.cli import main as plantmix
 from pipeline.flow import FLOW
-from training.cli import main as dalip
-from training.model.backbones import Backbone
 
 FOLDER = ROOT / "tests/benchmarks"
 PHOTOS = ROOT / "tests/photos"
@@ -110,16 +102,6 @@ SMALL = {
         ),
         "pipeline: Fetching beside img2dataset 1.47",
         ("img2dataset", "small photos"),
-    ),
-    "bench_kinds": Small(
-        "{photos}",
-        (
-            "2 of 345 pictures are here",
-            *(f"face above {at}: depicted @ of 18, none @ of 286, real @ of 41" for at in (0.6, 0.7, 0.8, 0.9)),
-            *(f"text above {at}: no @ of 260, unsure @ of 18, yes @ of 67" for at in (0.005, 0.01, 0.02, 0.05, 0.1)),
-        ),
-        "pipeline: Kinds of pictures",
-        ("0.6", "0.7", "0.8", "0.9", "0.005", "0.01", "0.02", "0.1", "41", "18", "67"),
     ),
     "bench_loader": Small(
         "{photos} --cases 348:32 --photos 48 --rounds 1 --step-ms 1",
@@ -241,14 +223,9 @@ SMALL = {
     ),
 }  # fmt: skip
 ELSEWHERE = {
-    "bench_choosing": "unit/pipeline/planning/test_choosing_benchmark.py",
-    "bench_distil": "integration/test_benchmarks_run.py",
-    "bench_equal_cost": "unit/pipeline/planning/test_equal_cost_benchmark.py",
-    "bench_longer": "unit/training/test_longer_study.py",
     "bench_metadata": "integration/test_benchmarks_run.py",
     "bench_million": "e2e/test_million.py",
     "bench_planning_transfer": "unit/pipeline/planning/test_transfer_benchmark.py",
-    "bench_third_study": "unit/training/test_third_study.py",
     "gpu_check": "integration/test_gpu_check.py",
 }
 """A script, and the test that runs it."""
@@ -299,16 +276,13 @@ def test_rows_and_columns_of_a_small_run_are_those_of_the_page(script: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
-def test_a_small_run_prints_its_rows_and_columns(
-    script: str, material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_run_prints_its_rows_and_columns(script: str, material: dict[str, Path], tmp_path: Path) -> None:
     small = SMALL[script]
-    path = with_two_more_labels(material["photos"], tmp_path) if script == "bench_kinds" else FOLDER / f"{script}.py"
     for words in filter(None, (small.words, small.then)):
         given = words.format(scratch=tmp_path, **material).split()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, path, *given],
+            [sys.executable, FOLDER / f"{script}.py", *given],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -335,16 +309,6 @@ def test_a_lost_row_a_lost_column_and_no_number_are_seen() -> None:
     assert missing_from(output.replace("| s |", "| s | CPU s |"), lines) == "| name | s |"
 
 
-def with_two_more_labels(photos: Path, folder: Path) -> Path:
-    """A copy of the script beside its labels and those of two photos here: the pictures of the page are not ours."""
-    script = Path(shutil.copy(FOLDER / "bench_kinds.py", folder))
-    labels = (FOLDER / "kinds.csv").read_text()
-    for path in sorted(photos.glob("*.jpg"))[:2]:
-        labels += f"{sha256(path.read_bytes()).hexdigest()[:16]},here,none,no,0.00,0.0000\n"
-    (folder / "kinds.csv").write_text(labels)
-    return script
-
-
 @pytest.mark.slow
 def test_the_benchmark_of_metadata_goes_through_the_whole_flow(tmp_path: Path) -> None:
     command = [sys.executable, "tests/benchmarks/bench_metadata.py", "--quick", "--millions", "0.004"]
@@ -355,68 +319,3 @@ def test_the_benchmark_of_metadata_goes_through_the_whole_flow(tmp_path: Path) -
     rows = [json.loads(line) for line in (tmp_path / "found-4000.jsonl").read_text().splitlines()]
     steps = [f"{stage.name} {step.name}" for stage in FLOW for step in stage.steps]
     assert [row["step"] for row in rows] == [*steps, "all", "all but replaced"]
-    (look,) = [row for row in rows if row["step"] == "dedup look"]
-    assert look["parts"] == 0, "the facts that are made up lack nothing that a fetch measures"
-
-
-def tiny_pictures() -> Backbone:
-    """In place of EfficientNet-Lite2: as wide, and with as many tokens a side as fit 64 px."""
-    torch.manual_seed(0)
-    network = nn.Conv2d(3, 1280, 32, 32)
-
-    def forward(pictures: torch.Tensor) -> Any:
-        grid = network(pictures)
-        return grid.mean(dim=(2, 3)), grid.flatten(2).transpose(1, 2), None
-
-    return Backbone(network, forward, {"size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "shortest"})
-
-
-def tiny_texts() -> Backbone:
-    """In place of MiniLM: as wide, a token for each of 16 characters."""
-    torch.manual_seed(1)
-    network = nn.Embedding(128, 384)
-
-    def forward(texts: list[str]) -> Any:
-        tokens = network(torch.tensor([[ord(letter) % 128 for letter in f"{text:16.16}"] for text in texts]))
-        return tokens.mean(dim=1), tokens, None
-
-    return Backbone(network, forward)
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_distilling_trains_and_tells_its_three_arms(
-    bench: Callable[[str], Any], material: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """With towers that need no weights, 15 photos in 8 cuts, few steps, and its commands in this process."""
-    script, towers = bench("bench_distil"), bench("study_towers")
-    for number, path in enumerate(sorted(material["photos"].glob("*.jpg"))):
-        turn, kind = divmod(number, 15)
-        group = tmp_path / "shop" / ("val" if turn > 4 else "train") / f"kind-{kind}"
-        group.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, group)
-
-    def call(work: Path, module: str, *words: str) -> None:
-        monkeypatch.chdir(work)
-        assert (plantmix if module == "pipeline.cli" else dalip)(list(words)) == 0
-
-    monkeypatch.setenv(script.KEPT, str(tmp_path / "work/kept"))
-    monkeypatch.setattr(script, "call", call)
-    monkeypatch.setattr(script, "NUM_HELD_OUT", 5)
-    monkeypatch.setattr(script, "efficientnet_lite2", tiny_pictures)
-    monkeypatch.setattr(towers, "minilm", tiny_texts)
-    monkeypatch.setattr(script, "RESULTS", script.Records(tmp_path / "results.jsonl"))
-    small = {"data": {"batch_size": 8, "num_workers": 0}, "schedule": {"steps": 20, "warmup_steps": 1}}
-    monkeypatch.setattr(script, "TRAINING", script.TRAINING | small)
-    script.run(tmp_path / "shop", tmp_path / "work", 2)
-    assert script.RESULTS.names() == {f"{arm}-{seed}" for arm in script.ARMS for seed in range(2)}
-    capsys.readouterr()
-    script.report()
-    of_set = (
-        "  teacher above chance by @ standard errors at least",
-        *(f"  {arm}: @% (@%, @%)" for arm in script.ARMS),
-        *(f"  {arm} keeps *" for arm in script.ARMS[1:]),
-    )
-    lines = ("held_out: 5 classes, chance 20.0%", *of_set, "known: 10 classes, chance 10.0%", *of_set)
-    printed = capsys.readouterr().out
-    assert missing_from(printed, lines) is None, printed

@@ -15,9 +15,6 @@ from PIL import Image
 
 from manifests.contract.reader import open_reader
 from pipeline.cli import main
-from pipeline.engine.work import Step
-from pipeline.fetching.pictures.settings import ImageSettings
-from pipeline.stages.fetch.rounds import recipe_of
 
 SIZES = [(48, 48), (20, 20), (95, 36), (64, 64), (40, 60), (300, 300)]
 
@@ -109,18 +106,3 @@ def test_each_setting_is_followed_and_nothing_else_is_asked(
         assert build(folder, web, network, image) == [asked], key
         assert outcomes(folder)[asked] == "ok"
     assert build(folder, web, {**network, "threads": 2, "retries": 5}, image) == []
-
-
-@pytest.mark.slow
-def test_downloads_under_an_earlier_name_stay_in_use(tmp_path: Path, web: Web) -> None:
-    """Catalogues of 0.5.0 and before named them without the step."""
-    network: dict[str, Any] = {"allow_private_addresses": True}
-    image = {"size_px": 32, "min_side_px": 16}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Step, "reuse_key", lambda *_: recipe_of(ImageSettings(**image)))
-        assert build(tmp_path, web, network, image) == [0, 1, 2, 3, 5]
-    before = {row[0]: row for row in facts_of(tmp_path / "work")}
-    assert build(tmp_path, web, {**network, "robots_txt": False}, image) == [4]
-    after = {row[0]: row for row in facts_of(tmp_path / "work")}
-    assert after.pop("4") != before.pop("4")
-    assert after == before

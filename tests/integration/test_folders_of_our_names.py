@@ -1,14 +1,14 @@
-"""A folder called manifests, pipeline or training where the user stands hides none of our packages.
+"""A folder called manifests, pipeline or training where the user stands hides none of our packages from the commands.
 
-An environment is made as an install makes it: the packages, or the path to them, and plantmix.pth beside.
+An environment is made as an install makes it: the packages, or the path to them, and the commands.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -18,7 +18,6 @@ from building import ROOT, write_folder_config, write_pictures
 from environments import lacks
 
 NAMES = ("manifests", "pipeline", "training")
-KINDS = ("plain folder", "package")
 PYTHON = """
 import json, sys
 from manifests import __version__
@@ -31,7 +30,7 @@ def environment(folder: Path) -> Path:
     """Python of a new environment that has what ours has, without PlantMix; `site` is where packages go."""
     venv.create(folder, with_pip=False)
     site = site_of(folder)
-    (site / "z-ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site / "z-ours.pth").write_text("\n".join(path for path in sys.path if Path(path).name == "site-packages"))
     return folder / "bin/python"
 
 
@@ -45,7 +44,9 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edited")
     python = environment(folder)
     (site_of(folder) / "_editable_impl_plantmix.pth").write_text(f"{ROOT}\n")
-    shutil.copy(ROOT / "plantmix.pth", site_of(folder))
+    command = folder / "bin/plantmix"
+    command.write_text(f"#!{python}\nimport sys\nfrom pipeline.cli import main\nsys.exit(main())\n")
+    command.chmod(0o755)
     return python
 
 
@@ -66,18 +67,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def stand_in(folder: Path, kind: str) -> Path:
-    """A folder that holds one of each name."""
+def stand_in(folder: Path, *packages: str) -> Path:
+    """A folder that holds one of each name; those of `packages` can be imported."""
     for name in NAMES:
         (folder / name).mkdir(parents=True)
         (folder / name / "deployment.yaml").write_text("kind: Deployment\n")
-        if kind == "package":
+        if name in packages:
             (folder / name / "__init__.py").write_text("raise ImportError('this is the user\\'s own')\n")
     return folder
 
 
-def run(python: Path, folder: Path, *words: str) -> str:
-    done = subprocess.run([python, *words], capture_output=True, text=True, check=False, cwd=folder)
+def run(program: Path, folder: Path, *words: str) -> str:
+    done = subprocess.run([program, *words], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     return done.stdout
 
@@ -88,38 +89,46 @@ def packages_of(python: Path) -> Path:
     return site if (site / "manifests").is_dir() else ROOT
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("install", ["edited", pytest.param("installed", marks=pytest.mark.slow)])
-def test_python_started_there_finds_ours(
-    request: pytest.FixtureRequest, tmp_path: Path, install: str, kind: str
-) -> None:
+def test_python_finds_ours_beside_plain_folders(request: pytest.FixtureRequest, tmp_path: Path, install: str) -> None:
     """As in a notebook: the folder where it starts is the first that Python looks in."""
     python = request.getfixturevalue(install)
-    folder = stand_in(tmp_path / "here", kind)
     expected = [str(packages_of(python) / name / "__init__.py") for name in NAMES]
-    assert json.loads(run(python, folder, "-c", PYTHON)) == expected
-    assert run(python, folder, "-m", "pipeline.cli", "--version").startswith("plantmix ")
+    assert json.loads(run(python, stand_in(tmp_path / "here"), "-c", PYTHON)) == expected
+
+
+def test_the_command_finds_ours_beside_packages(edited: Path, tmp_path: Path) -> None:
+    folder = stand_in(tmp_path / "here", *NAMES)
+    assert run(edited.with_name("plantmix"), folder, "--version").startswith("plantmix ")
+
+
+def test_a_notebook_beside_a_package_that_hides_ours_is_told(edited: Path, tmp_path: Path) -> None:
+    folder = stand_in(tmp_path / "here", "manifests")
+    ended = subprocess.run(
+        [edited, "-c", "import training.api"], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert ended.stderr.splitlines()[-1] == (
+        f"ImportError: {folder}/manifests hides PlantMix's own package `manifests`; rename that folder, or start "
+        "Python in another one"
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("install", "executor"), [("edited", "ray"), ("installed", "ray"), ("edited", "processes")])
-def test_a_build_started_there_ends(
-    request: pytest.FixtureRequest, tmp_path: Path, install: str, executor: str, kind: str
+def test_a_build_started_beside_packages_ends(
+    request: pytest.FixtureRequest, tmp_path: Path, install: str, executor: str
 ) -> None:
-    python = request.getfixturevalue(install)
-    folder = stand_in(tmp_path / "here", kind)
+    command = request.getfixturevalue(install).with_name("plantmix")
+    folder = stand_in(tmp_path / "here", *NAMES)
     config = write_folder_config(
         tmp_path, str(tmp_path / "work"), write_pictures(tmp_path, 6), executor=executor, num_workers=2
     )
-    program = "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
-    assert "release: " in run(python, folder, "-c", program, "build", str(config))
+    assert "release: " in run(command, folder, "build", str(config))
 
 
 @pytest.mark.slow
 def test_the_door_of_the_guide_opens_from_a_wheel(installed: Path, tmp_path: Path) -> None:
-    folder = stand_in(tmp_path / "here", "package")
-    run(installed, folder, "-c", "from training.api import load")
+    run(installed, stand_in(tmp_path / "here"), "-c", "from training.api import load")
 
 
 @pytest.mark.slow

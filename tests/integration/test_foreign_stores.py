@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import itertools
 import os
 import re
 import tarfile
@@ -239,6 +240,19 @@ def test_a_server_that_says_that_it_has_no_ranges_is_read_to_the_end(
         stream.seek(0, os.SEEK_END)
     data = DataSettings(shards=f"{address}/0.tar", cache_dir=str(tmp_path / "cache"))
     assert contents(opened(data), data) == of_samples(20)
+
+
+@pytest.mark.parametrize("web", [PlainHandler, WholeHandler], indirect=True)
+@pytest.mark.parametrize("num_bytes", [0, 1, 999, 1000, 1001, 2000, 5000])
+def test_a_file_of_any_size_is_read_from_a_server_without_ranges(
+    web: tuple[str, Path, type[PlainHandler]], num_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_RANGE_BYTES", 1000)
+    address, folder, _ = web
+    content = bytes(number % 251 for number in range(num_bytes))
+    (folder / "list.csv").write_bytes(content)
+    chunks = itertools.islice(storage.read_chunks(f"{address}/list.csv"), 100)
+    assert b"".join(chunks) == content
 
 
 def test_a_command_that_ends_with_an_error_shows_no_secret(tmp_path: Path) -> None:

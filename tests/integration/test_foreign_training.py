@@ -74,17 +74,12 @@ def test_a_run_on_shards(config: dict[str, Any], tmp_path: Path, monkeypatch: py
     assert pq.read_table(tmp_path / "answers.parquet")["error"].null_count == 46
 
 
-def test_proxies_and_tokens_say_why_they_need_a_release(
+def test_proxies_say_why_they_need_a_release(
     config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c.yaml").write_text(json.dumps(config | {"release": "r", "runs": "design.csv"}))
     assert main(["proxies", str(tmp_path / "c.yaml")]) == 2
     assert "'data': shards: proxy runs need a held-out split without near copies" in capsys.readouterr().err
-    tower = {"tower": "timm:x"}
-    values = {"shards": config["data"]["shards"], "output_dir": "t", "image": tower, "text": tower}
-    (tmp_path / "t.yaml").write_text(json.dumps(values))
-    assert main(["tokens", str(tmp_path / "t.yaml")]) == 2
-    assert "shards: tokens are computed of a release, whose pictures are known" in capsys.readouterr().err
 
 
 def test_labels_are_the_texts_of_shards_and_no_field(config: dict[str, Any]) -> None:

@@ -155,3 +155,28 @@ def test_the_estimate_asks_with_the_secret_and_does_not_show_it(
     out = capfd.readouterr()
     assert TOKEN not in out.out + out.err
     assert PASSWORD not in out.out + out.err
+
+
+def test_an_address_with_a_token_takes_down_its_own_picture_alone(web: GuardedWeb, tmp_path: Path) -> None:
+    urls = urls_of(web)
+    host = f"http://127.0.0.1:{web.server.port}"
+    urls[4:] = [f"{host}/p/{n}?token={web.token}&n={n}" for n in range(4, 8)]
+    config = write_config(tmp_path, urls)
+    assert main(["--quiet", "build", str(config)]) == 0
+    assert main(["takedown", str(tmp_path / "work"), "--url", urls[5]]) == 0
+    listed = (tmp_path / "work/takedowns.jsonl").read_text()
+    assert web.token not in listed
+    assert main(["--quiet", "build", str(config)]) == 0
+    assert taken_down(tmp_path / "work") == [5]
+    by_hand = tmp_path / "work/takedowns.jsonl"
+    by_hand.write_text(listed + json.dumps({"by": "url", "value": f" {urls[6]} "}) + "\n")
+    assert main(["--quiet", "build", str(config)]) == 0
+    assert taken_down(tmp_path / "work") == [5, 6]
+
+
+def taken_down(work: Path) -> list[int]:
+    """Numbers of the pictures that the last build left out since they were taken down."""
+    query = "SELECT caption FROM candidates JOIN decisions USING (sample_id) WHERE reason = 'takedown'"
+    with open_reader(str(work)) as sql:
+        captions = [row[0] for row in sql.execute(query).fetchall()]
+    return sorted(int(caption.split("number ")[1].split()[0]) for caption in captions)

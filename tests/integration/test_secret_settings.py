@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-import duckdb
 import pytest
 import yaml
 from building import release_of
@@ -16,11 +15,10 @@ from misbehaving.answers import encode, pixels
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader
-from manifests.errors import ConfigError
 from pipeline.cli import main
-from pipeline.config import BuildConfig, read_config
+from pipeline.config import read_config
 from pipeline.demo.server import serving
-from pipeline.engine.kept_config import dump_config, last_config
+from pipeline.engine.kept_config import last_config
 from pipeline.scoring import scorers
 
 PASSWORD, TOKEN, NESTED = "hunter2secret", "s3cr3tt0k3n", "n3st3ds3cr3t"
@@ -120,46 +118,3 @@ def test_scores_are_made_anew_when_a_nested_file_or_the_code_of_a_plug_in_change
     (tmp_path / "own_fixed.py").write_text(SCORER.format(added=1))
     build_as_a_new_process(write_config)
     assert scores(tmp_path / "work") == {1.5}
-
-
-# ---- catalogues of earlier versions
-
-
-def write_as_before(work: Path, config: BuildConfig, text: str) -> None:
-    """The rows that an earlier version left, secrets in clear."""
-    with Catalog.open(str(work)) as catalog:
-        catalog._connection.execute("INSERT INTO configs VALUES ('ff', ?, now()::TIMESTAMP)", [text])
-        catalog._connection.execute(
-            "INSERT INTO inputs (path, num_bytes, mtime_ns, sha256) VALUES (?, 1, 1, 'ff')",
-            [config.evaluation[0].table],
-        )
-
-
-def test_an_earlier_config_that_does_not_say_which_rules_were_set_is_refused(
-    write_config: Path, tmp_path: Path
-) -> None:
-    """f9cb912 kept every rule, with null for one that was off and for one that was not set."""
-    config = read_config(write_config)
-    values = json.loads(config.model_dump_json())
-    for rules in values["caption"]["rules"]:
-        rules |= {"min_given_words": None, "min_given_chars": None}
-    write_as_before(tmp_path / "work", config, json.dumps(values))
-    with (
-        Catalog.open(str(tmp_path / "work")) as catalog,
-        pytest.raises(ConfigError, match=r"(?s)does not read; run `plantmix build CONFIG` once more .*min_given_words"),
-    ):
-        last_config(catalog)
-
-
-def test_an_earlier_catalogue_loses_its_secrets_when_it_is_opened(write_config: Path, tmp_path: Path) -> None:
-    work, config = tmp_path / "work", read_config(write_config)
-    write_as_before(work, config, dump_config(config))
-    assert TOKEN in (work / "catalog.snapshot").read_text()
-    with Catalog.open(str(work)) as catalog:
-        assert last_config(catalog) == config
-    assert TOKEN not in (work / "catalog.snapshot").read_text()
-    with duckdb.connect(str(work / "catalog.duckdb"), read_only=True) as connection:
-        for table in ("configs", "inputs"):
-            assert TOKEN not in str(connection.sql(f"SELECT * FROM {table}").fetchall())
-    for name in ("catalog.duckdb", "catalog.config"):
-        assert (work / name).stat().st_mode & 0o777 == 0o600

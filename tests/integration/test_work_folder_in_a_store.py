@@ -193,6 +193,11 @@ def test_every_command_on_a_store(
     assert_a_takedown_touches_few_shards(asked_for(store, name), store, samples, old, new)
     assert b"not stated" in fs.cat_file(f"{BUCKET}/{name}/takedowns.jsonl")
     assert "1 takedown" in said("build", config)
+    fs.rm_file(f"{BUCKET}/{name}/takedowns.jsonl")
+    os.environ[remote.PLACE_VARIABLE] = str(tmp_path / "a third machine")
+    assert "gone, so what must stay out is not known" in said("build", config, code=2)
+    fs.pipe_file(f"{BUCKET}/{name}/takedowns.jsonl", b"")
+    assert said("build", config)
     assert said("diff", release, f"{built}/releases")
 
 

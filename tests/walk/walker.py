@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -16,6 +17,7 @@ from unittest import mock
 from building import hash_tree, release_of
 from damaging import flip_bit, kinds_of
 
+from manifests.contract.outcomes import Outcome
 from manifests.stores.storage import is_private
 from walk import laws, oracle
 from walk.arguments import arguments_of
@@ -236,13 +238,25 @@ class Walk:
     def _clean(self, values: dict[str, Any] | None = None) -> Clean:
         """The clean build of the inputs as they are, with these settings."""
         world = self.world
-        listed = self.work / "takedowns.jsonl"
         own, world.values = world.values, dict(values or world.values)
         try:
             told = {path for path in self.told.get(recipe_of(world.values), ()) if "-late" in path}
-            return self.cleans.get(listed.read_bytes() if listed.exists() else b"", told)
+            return self.cleans.get(self._takedowns(), told)
         finally:
             world.values = own
+
+    def _takedowns(self) -> bytes:
+        """The list, with only those addresses that the work folder never asked: a clean build asks the others too."""
+        listed = self.work / "takedowns.jsonl"
+        if not listed.exists():
+            return b""
+        asked = {row["url"] for row in oracle.rows_in(self.work) if row["outcome"] != Outcome.TAKEDOWN}
+        lines = listed.read_text(encoding="utf-8").splitlines()
+        for at, entry in enumerate(map(json.loads, lines)):
+            if addresses := entry.pop("addresses", None):
+                left = [address for address in addresses if address not in asked]
+                lines[at] = json.dumps(entry | ({"addresses": left} if left else {}))
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def _inputs(self, values: dict[str, Any]) -> str | None:
         """What a build with these settings is made from now; None where the last one did not end well."""

@@ -53,7 +53,7 @@ class SampleColumns:
         self._setting = setting
 
     def values(self, field: str) -> list[Any]:
-        """The values of a column, or of `extra.KEY`.
+        """Return the values of a column, or of `extra.KEY`.
 
         Raises: ConfigError when there is no such column or no row has the key.
         """
@@ -89,7 +89,7 @@ class SampleColumns:
         return pc.if_else(pc.equal(column, ""), None, column)
 
     def taxon_row(self, number: int) -> dict[str, Any]:
-        """The taxon columns of one row."""
+        """Return the taxon columns of one row."""
         names = [*TAXON_COLUMNS, "taxon_vernacular_name"]
         there = self._table.select([name for name in names if name in self._table.column_names])
         row: dict[str, Any] = there.slice(number, 1).to_pylist()[0]
@@ -103,7 +103,7 @@ class ShardColumns(SampleColumns):
         self._table, self._pool, self._setting, self._cache = pool.table, pool, setting, cache
 
     def values(self, field: str) -> list[Any]:
-        """The values of a column.
+        """Return the values of a column.
 
         Raises: ConfigError when there is no such column.
         """
@@ -134,12 +134,12 @@ class Column(ABC):
 
     @property
     def reads_text(self) -> bool:
-        """Whether it needs the text that was drawn, which `data.tokens` does not keep."""
+        """Return whether it needs the text that was drawn."""
         return False
 
     @property
     def takes_long(self) -> bool:
-        """Whether it is opened once before processes wait for each other."""
+        """Return whether it is opened once before processes wait for each other."""
         return False
 
     @abstractmethod
@@ -254,28 +254,21 @@ class Kinds(Column):
 class BatchColumns:
     """The columns that a task named, of every batch from one pool."""
 
-    def __init__(
-        self, pool: SamplePool, columns: Mapping[str, Column], members: Sequence[str], *, has_texts: bool = True
-    ) -> None:
-        """`members` are `data.text.members`; `has_texts` False where tokens are stored without their texts.
+    def __init__(self, pool: SamplePool, columns: Mapping[str, Column], members: Sequence[str]) -> None:
+        """`members` are `data.text.members`.
 
         Raises: ConfigError for a column that samples do not have.
         """
-        if not has_texts and (blind := [column for column in columns.values() if column.reads_text]):
-            raise ConfigError(
-                f"{blind[0].setting}: it follows the text that is drawn, and data.tokens keeps no texts; name a rank "
-                "such as species, or another field of the samples"
-            )
         self._columns = {name: column.open(pool, members) for name, column in columns.items()}
         self.outside = {name: values for name, values in self._columns.items() if isinstance(values, OutsideValues)}
 
     def of(self, rows: Tensor, members: Tensor, texts: Tensor | None = None) -> dict[str, Tensor]:
-        """The values of a batch by the task's names; the arguments are those of `Shown`."""
+        """Return the values of a batch by the task's names; the arguments are those of `Shown`."""
         return {name: values(Shown(rows, members, texts)) for name, values in self._columns.items()}
 
 
 def txt_columns(pool: SamplePool, columns: Mapping[str, Column]) -> dict[str, Tensor]:
-    """The values of every row of a pool, where each sample is shown with its `txt`.
+    """Return the values of every row of a pool, where each sample is shown with its `txt`.
 
     Raises: ConfigError as `BatchColumns`.
     """
@@ -285,12 +278,12 @@ def txt_columns(pool: SamplePool, columns: Mapping[str, Column]) -> dict[str, Te
 
 
 def text_labels(texts: Sequence[str]) -> Tensor:
-    """The label of each text, (B,)."""
+    """Return the label of each text, (B,)."""
     return torch.tensor([_hash(text) for text in texts], dtype=torch.int64)
 
 
 def _texts_of(shown: Shown) -> Tensor:
-    assert shown.texts is not None, "BatchColumns refuses such columns"
+    assert shown.texts is not None, "a batch with such columns has them"
     return shown.texts
 
 
@@ -299,7 +292,7 @@ def _of_rows(values_N: Tensor) -> Values:
 
 
 def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], int], setting: str) -> Values:
-    """A value of the text that was drawn for each of some rows, by the name of the text.
+    """Return a value of the text that was drawn for each of some rows, by the name of the text.
 
     Raises: ConfigError for a release that does not say what each `txt` is.
     """
@@ -314,7 +307,7 @@ def _of_text(pool: SamplePool, members: Sequence[str], value: Callable[[str], in
 
 
 def _field_labels(pool: SamplePool, field: str, setting: str) -> Tensor:
-    """The label of each row by a field, (N,)."""
+    """Return the label of each row by a field, (N,)."""
     rank = field.removeprefix("taxon_")
     of_taxon = field == TAXON or rank in TAXON_RANKS
     needed = TAXON_COLUMNS if of_taxon else ("extra" if field.startswith("extra.") else field,)
@@ -333,14 +326,14 @@ def _field_labels(pool: SamplePool, field: str, setting: str) -> Tensor:
 
 
 def columns_of(pool: SamplePool, names: Sequence[str], setting: str) -> Sequence[SampleColumns]:
-    """The named columns of each release of a pool."""
+    """Return the named columns of each release of a pool."""
     if any(pool.members):
         return [ShardColumns(pool, setting)]
     return [SampleColumns(Release.open(path), pool.split, setting, names) for path in pool.paths]
 
 
 def _taxa(columns: SampleColumns, rank: str) -> pa.ChunkedArray:
-    """The name of each row's taxon at a rank, or at its deepest rank."""
+    """Return the name of each row's taxon at a rank, or at its deepest rank."""
     ranks = {name: columns.column(f"taxon_{name}") for name in TAXON_RANKS}
     if rank in ranks:
         return ranks[rank]

@@ -86,7 +86,7 @@ def decode_shard(pool: SamplePool, folder: Path, side_px: int, shard: int, cache
 
 
 def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
-    """The same pool, read from the decoded shards in `folder`; all of them must be there."""
+    """Return the same pool, read from the decoded shards in `folder`; all of them must be there."""
     offsets: dict[str, NDArray[np.int64]] = {name: np.zeros(len(pool), np.int64) for name in OFFSETS}
     for shard in range(len(pool.files)):
         rows = np.flatnonzero(pool.shards == shard)
@@ -97,7 +97,10 @@ def open_decoded(pool: SamplePool, folder: Path) -> SamplePool:
 
 
 def shrink(content: bytes, side_px: int) -> bytes:
-    """A picture as PPM with its shorter side at most `side_px`; bytes that are not a picture come back unchanged."""
+    """Return a picture as PPM with its shorter side at most `side_px`.
+
+    Bytes that are not a picture come back unchanged.
+    """
     try:
         with open_picture(content) as opened, as_unreadable():
             picture = opened if is_plain(opened) else upright_srgb(opened)

@@ -55,7 +55,7 @@ class ForeignShard(WrittenFile):
             raise
 
     def is_content_of(self, path: str) -> bool:
-        """Whether a local file holds what was indexed; every byte is read."""
+        """Return whether a local file holds what was indexed; every byte is read."""
         with storage.open_unbuffered(path) as stream:
             for num_bytes, sha256 in self.segments:
                 digest, left = hashlib.sha256(), num_bytes
@@ -81,27 +81,30 @@ class ForeignShard(WrittenFile):
 
 @functools.cache
 def _is_same(shard: ForeignShard, stamp: str) -> bool:
-    """Whether a file with this stamp holds what was indexed: a new hard link or other rights change the stamp too."""
+    """Return whether a file with this stamp holds what was indexed.
+
+    A new hard link or other rights change the stamp too.
+    """
     return shard.is_content_of(shard.source)
 
 
 def hash_of_segments(segments: Sequence[tuple[int, str]]) -> str:
-    """The content hash of a shard."""
+    """Return the content hash of a shard."""
     return hashlib.sha256("".join(f"{num_bytes} {sha256}\n" for num_bytes, sha256 in segments).encode()).hexdigest()
 
 
 def is_elsewhere(source: str) -> bool:
-    """Whether a shard is copied before it is read: it does not lie on this machine, or a command makes it."""
+    """Return whether a shard is copied before it is read: it does not lie on this machine, or a command makes it."""
     return source.startswith(PIPE) or storage.is_remote(source)
 
 
 def shown(source: str) -> str:
-    """The name of a shard in messages and records."""
+    """Return the name of a shard in messages and records."""
     return str(hide_in(source))
 
 
 def store_of(source: str) -> tuple[Any, str] | None:
-    """The file system of a store and the path in it; None for a file of this machine and a pipe."""
+    """Return the file system of a store and the path in it; None for a file of this machine and a pipe."""
     is_in_store = not source.startswith(PIPE) and storage.is_remote(source)
     return storage.filesystem(source) if is_in_store else None
 

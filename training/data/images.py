@@ -68,7 +68,7 @@ class TrainView:
         return to_tensor(view)
 
     def _crop(self, picture: Picture, left: int, top: int, width: int, height: int) -> Picture:
-        """The crop, resized, from a reduced decode when that still has a pixel for every pixel wanted.
+        """Return the crop, resized, from a reduced decode when that still has a pixel for every pixel wanted.
 
         Compared with the whole decode on 44 photos of 348 px (2026-11): 40 to 47 dB at 1/2, 36 to 41 dB at 1/4, 32 to
         43 dB at 1/8. The low values are those where the reduced crop is hardly larger than the view.
@@ -99,7 +99,7 @@ class EvalView:
         self._steps = steps[:-2]  # the last two are ToTensor and Normalize, see `normalise`
 
     def __call__(self, content: bytes | Picture) -> Tensor:
-        """The one view of the bytes of a picture, or of a picture of Pillow's.
+        """Return the one view of the bytes of a picture, or of a picture of Pillow's.
 
         Raises: CorruptSample.
         """
@@ -117,7 +117,7 @@ class EvalView:
 
 
 def to_tensor(view: Picture) -> Tensor:
-    """A PIL picture (RGB) as uint8 (3, H, W)."""
+    """Return a PIL picture (RGB) as uint8 (3, H, W)."""
     pixels = torch.frombuffer(bytearray(view.tobytes()), dtype=torch.uint8)
     return pixels.view(view.size[1], view.size[0], 3).permute(2, 0, 1)
 
@@ -130,5 +130,5 @@ def normalise(pixels_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ..
 
 
 def model_input(batch: Tensor, preprocess: Any) -> Tensor:
-    """Pixels normalised as the model's `PreprocessCfg` says; tokens of a frozen tower as they are."""
-    return normalise(batch, preprocess.mean, preprocess.std) if batch.dtype == torch.uint8 else batch
+    """Normalise pixels as the model's `PreprocessCfg` says."""
+    return normalise(batch, preprocess.mean, preprocess.std)

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +37,6 @@ from training.data.settings import PREFETCH_BATCHES, DataSettings, ReleaseShare,
 from training.data.shard_index import ShardRelease, open_groups
 from training.data.shards import SamplePool, ShardReader, is_read_in_ranges, source_of, strata_of
 from training.data.texts import JSON, NO_TEXT
-from training.data.tokens import TokenStore, open_stores
 
 _NUM_INSPECTED = 256  # samples whose text members are inspected before a run
 _MAX_SUBSTITUTES = 100  # tries to fill one place before the release counts as broken
@@ -54,12 +52,12 @@ class Corrupt(NamedTuple):
 class Batch(NamedTuple):
     """A batch as a loader yields it; `rows` are row numbers in the pool."""
 
-    images: Tensor  # uint8 (B, 3, H, W); of a frozen tower float16 (B, 1 + M, W)
-    tokens: Tensor  # int64 (B, context length); of a frozen tower float16 (B, 1 + M, W)
+    images: Tensor  # uint8 (B, 3, H, W)
+    tokens: Tensor  # int64 (B, context length)
     rows: Tensor  # int64 (B,)
     corrupt: list[Corrupt]
     members: Tensor  # int64 (B,) number of the text among `data.text.members`; -1: `txt`, for want of them
-    texts: Tensor | None = None  # int64 (B,) labels of the texts, equal for equal ones; None of a frozen tower
+    texts: Tensor  # int64 (B,) labels of the texts, equal for equal ones
 
 
 class BatchDataset(Dataset[Any], ABC):
@@ -117,7 +115,7 @@ class SampleDataset(BatchDataset):
             random.setstate(python_state)
             torch.set_rng_state(torch_state)
         return Batch(torch.stack(images), self.tokenizer(texts), torch.tensor(rows), corrupt, torch.tensor(drawn),
-                     texts=text_labels(texts))  # fmt: skip
+                     text_labels(texts))  # fmt: skip
 
     def _load(
         self, position: int, row: int, members: tuple[bytes, bytes, dict[str, str]], corrupt: list[Corrupt]
@@ -139,7 +137,7 @@ class SampleDataset(BatchDataset):
         )
 
     def _substitute(self, row: int) -> int:
-        """The next row among those that are drawn together with this one."""
+        """Return the next row among those that are drawn together with this one."""
         for part in self.strata:
             index = int(np.searchsorted(part.rows, row))
             if index < len(part.rows) and part.rows[index] == row:
@@ -163,22 +161,6 @@ class SampleDataset(BatchDataset):
         return there[mix_seed(seed, 0x747874) % len(there)] if there else (members["txt"], -1)
 
 
-class TokenDataset(BatchDataset):
-    """Reads stored tokens; the position seeds which text of a sample is drawn."""
-
-    def __init__(self, image: TokenStore, texts: Sequence[TokenStore], seed: int) -> None:
-        self._image, self._texts, self._seed = image, texts, seed
-
-    def load(self, places: list[tuple[int, int]]) -> Batch:
-        """Read one batch."""
-        rows = [row for _, row in places]
-        # The draw of `SampleDataset`, for samples that have every member.
-        drawn = [mix_seed(mix_seed(self._seed, position), 0x747874) % len(self._texts) for position, _ in places]
-        texts = np.stack([self._texts[member].read([row])[0] for member, row in zip(drawn, rows, strict=True)])
-        images = torch.from_numpy(self._image.read(rows))
-        return Batch(images, torch.from_numpy(texts), torch.tensor(rows), [], torch.tensor(drawn))
-
-
 def open_releases(release: str | Sequence[ReleaseShare]) -> list[Release]:
     """Open and verify the release or releases of a config.
 
@@ -198,7 +180,7 @@ def places_of(release: str | Sequence[ReleaseShare]) -> list[str]:
 def open_sources(
     release: str | Sequence[ReleaseShare] | None, data: DataSettings, split: str
 ) -> list[Release | ShardRelease]:
-    """The releases of a config, then its groups of shards that are of a split.
+    """Return the releases of a config, then its groups of shards that are of a split.
 
     Raises: ConfigError, RetryableError, RunError.
     """
@@ -215,7 +197,9 @@ def open_sources(
 
 
 def share_weights(release: str | Sequence[ReleaseShare] | None, data: DataSettings) -> list[float] | None:
-    """The weight of each release and group that is trained on, in the order of `open_sources`; None: by their sizes.
+    """Return the weight of each release and group that is trained on, in the order of `open_sources`.
+
+    None: by their sizes.
 
     Raises: ConfigError where some have one and others not.
     """
@@ -256,7 +240,7 @@ def check_shards(releases: Sequence[Release | ShardRelease], *splits: str, share
 def build_order(
     pool: SamplePool, data: DataSettings, release: str | Sequence[ReleaseShare] | None, seed: int
 ) -> SampleOrder:
-    """The order of training samples of a config.
+    """Return the order of training samples of a config.
 
     Raises: ConfigError for an unknown domain or an empty choice.
     """
@@ -269,7 +253,7 @@ def build_order(
 
 
 def drawn_shares(pool: SamplePool, order: SampleOrder) -> list[dict[str, Any]]:
-    """The draws of an epoch, by release and domain: the share, and the number of samples in its pool."""
+    """Return the draws of an epoch, by release and domain: the share, and the number of samples in its pool."""
     coded = pool.table["domain"].combine_chunks().dictionary_encode()
     names = coded.dictionary.to_pylist()
     keys = pool.releases.astype(np.int64) * len(names) + coded.indices.to_numpy()
@@ -299,13 +283,8 @@ def train_loader(
     *,
     pin: bool,
 ) -> DataLoader[Any]:
-    """A loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
+    """Return a loader of this rank's micro-batches `batches`; `model` gives the picture size and the tokenizer."""
     sampler = BatchSampler(order, plan, batches)
-    if data.tokens is not None:
-        stores = open_stores(Path(data.tokens), pool, data.text.members)
-        if stores is None:
-            raise ConfigError(f"{data.tokens}: has no tokens of these samples; compute them with `dalip tokens`")
-        return _loader(TokenDataset(*stores, order.seed), sampler, data, pin)
     size = model.preprocess_settings.size
     view = TrainView((size, size) if isinstance(size, int) else tuple(size), data.augment)
     parts = (pool, view, model.tokenizer, data.text, order.seed, order.strata, data.cache)
@@ -317,16 +296,10 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Batches of the given rows in order, in open_clip's evaluation view, with each sample's `txt`.
 
-    Their tokens, where the config names a folder that has them.
-
     Raises: RunError for a broken sample; an evaluation leaves nothing out.
     """
-    dataset: BatchDataset
-    if data.tokens is not None and (stores := open_stores(Path(data.tokens), pool, ("txt",))) is not None:
-        dataset = TokenDataset(*stores, 0)
-    else:
-        view = EvalView(model.preprocess_settings)
-        dataset = SampleDataset(pool, view, model.tokenizer, TextSettings(), 0, cache=data.cache)
+    view = EvalView(model.preprocess_settings)
+    dataset = SampleDataset(pool, view, model.tokenizer, TextSettings(), 0, cache=data.cache)
     batches = [[(0, row) for row in rows[i : i + batch_size]] for i in range(0, len(rows), batch_size)]
     for batch in iterate(_loader(dataset, batches, data, pin=False)):
         if batch.corrupt:
@@ -336,7 +309,7 @@ def eval_batches(
 
 
 def _read_ahead(pool: SamplePool, batches: Any, data: DataSettings) -> Any:
-    """The batches; of remote releases, with the shards of those to come fetched meanwhile."""
+    """Return the batches; of remote releases, with the shards of those to come fetched meanwhile."""
     if not any(is_elsewhere(source_of(file)) for file in pool.files):
         return batches
 
@@ -348,7 +321,7 @@ def _read_ahead(pool: SamplePool, batches: Any, data: DataSettings) -> Any:
 
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader; an error of a worker is raised here.
+    """Yield the batches of a loader; an error of a worker is raised here.
 
     Raises: RunError, IntegrityError.
     """
@@ -378,7 +351,7 @@ def _loader(dataset: Dataset[Any], sampler: Any, data: DataSettings, pin: bool) 
 
 
 def _unchanged(batch: Any) -> Any:
-    """The batch as its data set gave it: it comes stacked, or is an error."""
+    """Return the batch as its data set gave it: it comes stacked, or is an error."""
     return batch
 
 

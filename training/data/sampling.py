@@ -35,7 +35,7 @@ def mix_seed(*numbers: int) -> int:
 
 
 def shuffle_within(num_items: int, window: int, rng: np.random.Generator) -> Rows:
-    """A random order of 0..num_items-1 in which no item moves further than about `window` places.
+    """Return a random order of 0..num_items-1 in which no item moves further than about `window` places.
 
     It works as a shuffle buffer does: item i is sorted by i + U(0, window).
     """
@@ -97,7 +97,7 @@ class SampleOrder:
         self.epoch_size = sum(self.counts)
 
     def epoch(self, number: int) -> Rows:
-        """The row numbers of one epoch in order, (epoch_size,); the last two epochs are kept."""
+        """Return the row numbers of one epoch in order, (epoch_size,); the last two epochs are kept."""
         cache = self._cache  # replaced, never changed: a thread that reads ahead asks too
         if number not in cache:
             kept = dict(sorted(cache.items())[-1:])
@@ -105,7 +105,7 @@ class SampleOrder:
         return cache[number]
 
     def rows(self, start: int, stop: int) -> Rows:
-        """The row numbers at positions start..stop-1."""
+        """Return the row numbers at positions start..stop-1."""
         return _slice_of(self.epoch, self.epoch_size, start, stop - start)
 
     def _compute(self, number: int) -> Rows:

@@ -29,7 +29,7 @@ class SealedFiles:
         return {line[1]: line[0] for line in lines if len(line) == 2}
 
     def is_whole(self, name: str) -> bool:
-        """Whether a file is there as it was written; every byte is read."""
+        """Return whether a file is there as it was written; every byte is read."""
         path = self.folder / name
         return path.is_file() and storage.hash_file(str(path)).sha256 == self._sums.get(name)
 

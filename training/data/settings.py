@@ -74,12 +74,20 @@ class DataSettings(Settings):
     """Number of broken samples that a run may meet; one more stops it."""
     check_shards: bool = True
     """Read local shards once before the first step, and compare their sha256."""
-    tokens: ConfigPath | None = None
-    """Folder of `dalip tokens`: train on frozen towers."""
     cache_dir: ConfigPath | None = None
     """Folder of this machine, for shards and runs of an object store; null: one in the temporary folder."""
     cache_gb: float = Field(default=DEFAULT_GB, gt=0.0)
     """GB of shards of an object store that are kept in `cache_dir`; those not used for longest are removed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_tokens(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("tokens") is not None:
+            raise ValueError(
+                "tokens: stored tokens of frozen towers are read by versions up to 0.4.0 alone; take it out, name the "
+                "tower's own architecture, and lock the towers (lock: {lock_image: true, lock_text: true})"
+            )
+        return values
 
     @field_validator("shards", mode="before")
     @classmethod

@@ -23,9 +23,10 @@ from training.data.foreign import naming_fault, shown
 
 
 class ShardGroup(Settings):
-    """Webdataset shards that are one domain, beside or instead of a release. What a sample is,
-    sources[].webdataset of a build says. Here one that repeats a key is used too, and one without a picture or a text
-    is left out and counted.
+    """Webdataset shards that are one domain, beside or instead of a release.
+
+    Samples are read as by sources[].webdataset of a build. Here one that repeats a key is used too, and one without a
+    picture or a text is left out and counted.
     """
 
     name: str = Field(default="shards", pattern=NAME_PATTERN)
@@ -52,7 +53,7 @@ class ShardGroup(Settings):
 
 
 def expand(places: Iterable[str]) -> list[str]:
-    """The shards of some places, in order: braces and `::`, patterns, folders.
+    """Return the shards of some places, in order: braces and `::`, patterns, folders.
 
     Raises: ConfigError for a place without shards, and for a compressed tar; RetryableError when a store does not
         answer.
@@ -70,7 +71,7 @@ def expand(places: Iterable[str]) -> list[str]:
 
 
 def _files_of(name: str) -> list[str]:
-    """The tars in a folder, those of a pattern, or the one file. Raises: ConfigError for a compressed one."""
+    """Return the tars in a folder, those of a pattern, or the one file. Raises: ConfigError for a compressed one."""
     is_pattern = re.search(r"[*\[]" if name.startswith("http") else r"[*?\[]", name) is not None
     with naming_fault(name):
         fs, inner = storage.filesystem(name)

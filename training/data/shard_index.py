@@ -86,7 +86,7 @@ class ShardRelease:
 
 
 def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: ShardCache) -> list[ShardRelease]:
-    """The groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
+    """Return the groups of a config, indexed where they are not yet; `members` are the texts that are asked for.
 
     Raises: ConfigError, RetryableError, RunError.
     """
@@ -105,12 +105,14 @@ def open_groups(groups: Sequence[ShardGroup], members: Sequence[str], cache: Sha
 
 
 def _place_of(source: str) -> str:
-    """The address that a shard named in two ways has in common: where it lies when links are followed."""
+    """Return the address that a shard named in two ways has in common: where it lies when links are followed."""
     return source if is_elsewhere(source) else os.path.realpath(source.removeprefix("file://"))
 
 
 def index_shards(sources: Sequence[str], cache: ShardCache) -> list[ShardIndex]:
-    """The index of each shard, kept or made now. Processes of a machine share them; one makes an index, others wait.
+    """Return the index of each shard, kept or made now.
+
+    Processes of a machine share them; one makes an index, others wait.
 
     Raises: as `open_groups`.
     """
@@ -166,7 +168,7 @@ def _index(
 
 
 def passing(source: str, error: Exception) -> PlantMixError:
-    """The error for a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
+    """Return the error for a fault that may pass. Raises: ConfigError for a file of this machine, where none does."""
     if isinstance(error, OSError) and not is_elsewhere(source):
         raise ConfigError(f"{shown(source)}: cannot be read: {error.strerror or error}") from None
     return RetryableError(f"{shown(source)} cannot be read ({words_of(error)}); run the same command to go on")
@@ -192,12 +194,12 @@ class _Segments:
 
     @property
     def stop(self) -> int:
-        """How many bytes of the shard are committed."""
+        """Return how many bytes of the shard are committed."""
         return int(self._said[-1]["stop"]) if self._said else 0
 
     @property
     def is_finished(self) -> bool:
-        """Whether all of the shard is."""
+        """Return whether all of the shard is."""
         return bool(self._said) and bool(self._said[-1]["ends"])
 
     def clear(self) -> None:
@@ -319,7 +321,7 @@ class _OnePass:
 
 
 def _release_of(group: ShardGroup, indexes: Sequence[ShardIndex], members: Sequence[str]) -> ShardRelease:
-    """A group with the samples that have a picture and a text; the others are noted.
+    """Return a group with the samples that have a picture and a text; the others are noted.
 
     Raises: ConfigError where none has.
     """

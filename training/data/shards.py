@@ -74,25 +74,25 @@ class SamplePool:
         ]
 
     def cure_of(self, rows: Sequence[int]) -> str:
-        """The cure for broken samples."""
+        """Return the cure for broken samples."""
         numbers = self.releases[np.asarray(rows, np.int64)].tolist()
         if any(self.members[number] is not None for number in numbers):
             return "mend or leave out these samples of data.shards"
         return "run `plantmix verify --deep` on the release"
 
     def remote_shards(self, rows: Sequence[int]) -> list[WrittenFile]:
-        """The shards of some rows that do not lie on this machine, in the order of their first row."""
+        """Return the shards of some rows that do not lie on this machine, in the order of their first row."""
         numbers = dict.fromkeys(self.shards[np.asarray(rows, np.int64)].tolist())
         return [self.files[number] for number in numbers if is_elsewhere(source_of(self.files[number]))]
 
 
 def source_of(file: WrittenFile) -> str:
-    """The address that is opened to read a shard."""
+    """Return the address that is opened to read a shard."""
     return file.source if isinstance(file, ForeignShard) else file.path
 
 
 def is_read_in_ranges(file: WrittenFile, cache: ShardCache | None) -> bool:
-    """Whether a shard is never copied to this machine as a whole."""
+    """Return whether a shard is never copied to this machine as a whole."""
     if not is_remote(source_of(file)):
         return False
     too_large = cache is not None and file.num_bytes > cache.max_bytes // SHARE_AHEAD
@@ -100,7 +100,7 @@ def is_read_in_ranges(file: WrittenFile, cache: ShardCache | None) -> bool:
 
 
 def open_pool(releases: Sequence[Release | ShardRelease], split: str) -> SamplePool:
-    """The samples of `split` of verified releases, and of the groups of shards that are of this split.
+    """Return the samples of `split` of verified releases, and of the groups of shards that are of this split.
 
     Raises: ConfigError when a release has no such split or no sample in it; IntegrityError for an unrecorded shard.
     """
@@ -247,7 +247,7 @@ class ShardReader:
         return start, stop
 
     def _fetch(self, rows: Sequence[int], spans: list[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each span; those of stores side by side.
+        """Return the bytes of each span; those of stores side by side.
 
         Raises: IntegrityError for a shard that is gone; RunError when its disk or store does not give it.
         """
@@ -376,7 +376,7 @@ def _check_domains(pool: SamplePool, what: str, values: Mapping[str, Any] | None
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct strings of a column, sorted, and each row's index among them."""
+    """Return the distinct strings of a column, sorted, and each row's index among them."""
     names = _distinct(column)
     codes = pc.fill_null(pc.index_in(column, value_set=pa.array(names, pa.string())), -1)
     return names, codes.to_numpy().astype(np.int64)

@@ -18,17 +18,17 @@ _MOST_KEY_BYTES = 4096  # of a json, that an index names
 
 
 def text_name(ending: str) -> str:
-    """The name of a member in `data.text.members`: `sci` for `KEY.sci.txt`."""
+    """Return the name of a member in `data.text.members`: `sci` for `KEY.sci.txt`."""
     return ending if ending == "txt" else ending.removesuffix(".txt")
 
 
 def is_asked_for(name: str, members: Collection[str]) -> bool:
-    """Whether a text is one of the members, or a further one of their kind, such as trait_2, or the `txt`."""
+    """Return whether a text is one of the members, or a further one of their kind, such as trait_2, or the `txt`."""
     return name == "txt" or name in members or kind_of(name) in members
 
 
 def texts_of_sample(sample: Sample, members: Sequence[str]) -> dict[str, str]:
-    """The texts that are asked for, by name, and one that stands as `txt`; else NO_TEXT: why there is none."""
+    """Return the texts that are asked for, by name, and one that stands as `txt`; else NO_TEXT: why there is none."""
     texts: dict[str, str] = {}
     faults = [f"its {ending} {fault}" for ending, fault in sample.faults.items()]
     for ending, content in sample.texts.items():
@@ -63,7 +63,7 @@ def member_names(sample: Sample) -> list[str]:
 
 
 def has_any(names: Collection[str], members: Sequence[str]) -> bool:
-    """Whether a sample with such `member_names` has a text that is asked for, or one that cannot be read."""
+    """Return whether a sample with such `member_names` has a text that is asked for, or one that cannot be read."""
     asks_json = any(name.startswith(JSON) for name in members)
     return any(is_asked_for(text_name(name), members) or (asks_json and name == "json") for name in names)
 

@@ -176,7 +176,7 @@ class SortedVectors(OutsideValues):
     rows: NDArray[np.float16]
 
     def __call__(self, shown: Shown) -> Tensor:
-        """The vectors of a batch."""
+        """Return the vectors of a batch."""
         return normalize(torch.from_numpy(self.rows[shown.rows.numpy()].astype(np.float32)), dim=1)
 
 
@@ -234,6 +234,6 @@ def _values(vectors: pa.Array, width: int, where: str) -> tuple[NDArray[np.float
 
 
 def _model_of(source: pq.ParquetFile) -> dict[str, Any]:
-    """What a table of `dalip embed` says of its model."""
+    """Return what a table of `dalip embed` records of its model."""
     said = json.loads((source.schema_arrow.metadata or {}).get(METADATA_KEY, b"{}"))
     return {name: said[name] for name in ("model", "features", "text_tower") if name in said}

@@ -1,1 +1,1 @@
-"""What a trained model knows: zero-shot, retrieval, few-shot, with intervals."""
+"""Evaluation of a trained model: zero-shot, retrieval, few-shot, with intervals."""

@@ -1,4 +1,4 @@
-"""What a model answers for each picture of evaluation sets: the rows that `dalip table` compares.
+"""Answers of a model for each picture of evaluation sets: the rows that `dalip table` compares.
 
 Kept as one Parquet file a model, so that nothing is computed twice and others can be sent it. A set's protocol is the
 hash of its pictures, its answers, and the prompts of its classes: figures of two protocols are not compared. Gives up
@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
 
 
 class Answers(NamedTuple):
-    """Of one model on one set, in the order of the pictures."""
+    """Answers of one model on one set, in the order of the pictures."""
 
     protocol: str
     pictures: list[str]
@@ -64,7 +64,7 @@ def protocol_of(item: EvalSetSettings, eval_set: EvalSet) -> str:
 def answers_of(
     trained: TrainedModel, sets: Mapping[str, tuple[EvalSetSettings, EvalSet, str]], path: Path
 ) -> dict[str, Answers]:
-    """The answers of a model on sets with their protocols, by the model's best features: f, or f and z together.
+    """Return the answers of a model on sets with their protocols, by the model's best features: f, or f and z together.
 
     What the file holds of the same model and protocol is taken from there; the file is written anew after each set.
 
@@ -96,7 +96,7 @@ def answers_of(
 
 
 def read_answers(path: Path) -> tuple[str, dict[str, Answers]]:
-    """The fingerprint of the model, and its answers by set.
+    """Return the fingerprint of the model, and its answers by set.
 
     Raises: ConfigError for a file that `dalip table` did not write.
     """

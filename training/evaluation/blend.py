@@ -161,7 +161,7 @@ def blend(
 
 
 def _measures(settings: TrainSettings) -> dict[str, Any]:
-    """What of the settings a figure depends on. Where a set lies and how it is called is not among it."""
+    """Return the settings that a figure depends on. The place and name of a set are not among them."""
     values = settings.model_dump(mode="json", include={"eval", "loss"})
     for item in values["eval"]["sets"]:
         del item["path"], item["name"], item["split"]
@@ -172,7 +172,7 @@ def _measures(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _rows_before(path: Path, identity: dict[str, Any], say: Callable[[str], None]) -> dict[float, Row]:
-    """The rows of an earlier call that measured the same; none where something differs, which is said."""
+    """Return the rows of an earlier call that measured the same; none where something differs, which is said."""
     if not path.is_file():
         return {}
     table = json.loads(path.read_text(encoding="utf-8"))
@@ -198,7 +198,7 @@ def blended_state(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha:
 
 
 def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
-    """A model of the architecture that both have.
+    """Return a model of the architecture that both have.
 
     Raises: ConfigError, in one line, where they differ.
     """
@@ -230,7 +230,7 @@ def _common_model(start: TrainedModel, end: TrainedModel) -> DalipModel:
 
 
 def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
-    """The tensors of `source` that `model` has.
+    """Return the tensors of `source` that `model` has.
 
     A projection of a kind of text that it lacks is the identity, a term of a loss that of `model`.
     """
@@ -240,7 +240,9 @@ def _state_like(model: DalipModel, source: DalipModel) -> dict[str, Tensor]:
 
 
 def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], domains: list[str]) -> dict[str, str]:
-    """The groups that were named; else the two groups of sets, or the two domains, one of which is called general.
+    """Return the groups that were named.
+
+    Else the two groups of sets, or the two domains, one of which is called general.
 
     Raises: ConfigError for names that are neither, and where they have to be given.
     """
@@ -259,7 +261,10 @@ def _choose_groups(expert: str | None, general: str | None, of_sets: list[str], 
 
 
 def _figure(result: dict[str, Any], name: str, kind: str) -> Figure:
-    """What judges a group: zero-shot accuracy of its sets, else of the tasks of that domain, else its loss."""
+    """Return the measure of a group.
+
+    Zero-shot accuracy of its sets, else of the tasks of that domain, else its loss.
+    """
     tasks = [task["figures"][kind]["top1"] for task in result.get("zero_shot", ()) if task["domain"] == name]
     if name in result["groups"] or tasks:
         figure = result["groups"][name][kind] if name in result["groups"] else mean_figure(tasks)
@@ -280,7 +285,7 @@ def _line(row: Row, groups: Mapping[str, str]) -> str:
 
 
 def _draw(rows: Sequence[Row], best: Row, groups: Mapping[str, str], axis: Any) -> None:
-    """The general group to the right, the expert one up; losses turned round, so that better lies outside.
+    """Draw the general group to the right, the expert one up, losses reversed, so that better lies outside.
 
     The chosen alpha has a ring, and the 95 % intervals of both figures.
     """
@@ -308,6 +313,6 @@ def _is_own(table: bytes) -> bool:
 
 
 def refuse_over_blend(folder: str) -> None:
-    """Raises: ConfigError where a blend lies: its table would speak of weights that are gone."""
+    """Raise ConfigError where a blend lies: its table would speak of weights that are gone."""
     if (table := Path(folder) / TABLE_FILE).exists():
         raise ConfigError(f"{table}: `dalip blend` wrote the model of this folder; choose another TARGET")

@@ -1,4 +1,4 @@
-"""What a class is called in a prompt: as given, or by BioCLIP's text types from its ranks and common name.
+"""Names of a class in a prompt: as given, or by BioCLIP's text types from its ranks and common name.
 
 Pure functions on strings. Ranks of a taxon may be missing. A missing common name is replaced by the scientific one, and
 the other way round, so that every class has a text of every type.
@@ -48,7 +48,10 @@ class Taxon:
 
 
 def taxon_of(row: Mapping[str, object], prefix: str = "") -> Taxon | None:
-    """The taxon in a row's columns `{prefix}kingdom` to `{prefix}species` and its common name; None without any."""
+    """Return the taxon in a row's columns `{prefix}kingdom` to `{prefix}species` and its common name.
+
+    None without any.
+    """
 
     def text(*names: str) -> str:
         values = (row.get(prefix + name) for name in names)
@@ -59,7 +62,7 @@ def taxon_of(row: Mapping[str, object], prefix: str = "") -> Taxon | None:
 
 
 def most_stated(rows: Iterable[tuple[Any, Sequence[str | None], int]]) -> dict[Any, tuple[str, ...]]:
-    """Of rows with a key, values and a count: the values of each key that most rows state, "" where none does.
+    """Return the values that most rows of each key state, "" where none does. Rows have a key, values and a count.
 
     Of equal counts the first of the alphabet counts, so that the order of rows decides nothing.
     """
@@ -75,13 +78,13 @@ def most_stated(rows: Iterable[tuple[Any, Sequence[str | None], int]]) -> dict[A
 
 
 def taxon_of_folder(name: str) -> Taxon | None:
-    """The taxon in a class folder's name as iNaturalist 2021 writes it; None for any other name."""
+    """Return the taxon in a class folder's name as iNaturalist 2021 writes it; None for any other name."""
     ranks = ranks_of_folder(name)
     return None if ranks is None else Taxon(ranks)
 
 
 def class_text(name: str, taxon: Taxon | None, kind: ClassText) -> str:
-    """The class in a prompt; without a taxon, or with `kind` "asis", its given name as words."""
+    """Return the class in a prompt; without a taxon, or with `kind` "asis", its given name as words."""
     if kind == "asis" or taxon is None:
         return " ".join(name.replace("_", " ").replace("-", " ").split())
     common = taxon.common or taxon.scientific

@@ -38,7 +38,6 @@ from training.evaluation.set_layouts import Item
 from training.evaluation.trained_model import TrainedModel, open_trained_model
 from training.model.architecture import architecture_config, forward_settings
 from training.model.device import pick_device
-from training.model.fast import fast_linear
 
 Picture = str | Path | bytes | Any  # a file, its bytes, or a PIL.Image.Image
 
@@ -58,7 +57,7 @@ class Encoder:
 
     @classmethod
     def open(cls, path: str, device: str = "cpu", architecture: str | None = None) -> Encoder:
-        """The model of a run, of a folder, of a file of weights or of the hub, as `open_trained_model` finds it.
+        """Return the model of a run, of a folder, of a file of weights or of the hub, as `open_trained_model` finds it.
 
         `device` is cpu, cuda, or auto: the GPU where there is one.
 
@@ -99,7 +98,7 @@ class Encoder:
         return int(self.encode_texts([""], kind).shape[1])
 
     def view(self) -> EvalView:
-        """How a picture is prepared: as in an evaluation."""
+        """Return how a picture is prepared: as in an evaluation."""
         return EvalView(self.model.preprocess_settings)
 
     def encode_pictures(
@@ -134,8 +133,7 @@ class Encoder:
 
         Raises: RunError for features that are not finite.
         """
-        with fast_linear(self.model.device):
-            encoded = encode_views(self.model, pixels, self.settings.compute.precision)
+        encoded = encode_views(self.model, pixels, self.settings.compute.precision)
         return self.vectors(encoded.require_finite("picture features"), kind)
 
     def encode_texts(self, texts: Sequence[str], kind: FeatureKind | None = None) -> Tensor:

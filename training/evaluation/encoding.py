@@ -36,12 +36,12 @@ class Encoded:
     z: Tensor | None
 
     def rows(self, chosen: Sequence[int]) -> Encoded:
-        """Some of them."""
+        """Return some of them."""
         index = torch.as_tensor(chosen)
         return Encoded(self.f[index], self.z[index] if self.z is not None else None)
 
     def require_finite(self, what: str) -> Encoded:
-        """These features, if they are finite; `what` names them in the message.
+        """Return these features, if they are finite; `what` names them in the message.
 
         Raises: RunError.
         """
@@ -71,7 +71,7 @@ def feature_kinds(model: DalipModel) -> tuple[FeatureKind, ...]:
 
 
 def evaluation_device(settings: TrainSettings) -> torch.device:
-    """The GPU where there is one and the config does not ask for the CPU."""
+    """Return the GPU where there is one and the config does not ask for the CPU."""
     return pick_device("cpu" if settings.compute.device == "cpu" else "auto")
 
 
@@ -136,7 +136,7 @@ def encode_classes(
 
 
 def prompt_templates(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
-    """The templates of a setting: open_clip's lists by name ("openai", "simple"), or texts with one {}."""
+    """Return the templates of a setting: open_clip's lists by name ("openai", "simple"), or texts with one {}."""
     if templates == "openai":
         return list(open_clip.OPENAI_IMAGENET_TEMPLATES)
     if templates == "simple":

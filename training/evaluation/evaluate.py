@@ -147,7 +147,7 @@ def measure(
 
 
 def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRelease], split: str | None) -> list[str]:
-    """A note where pictures of a split were in the training of the run."""
+    """Return a note where pictures of a split were in the training of the run."""
     if split is None:
         return []
     release, (there, fingerprints) = sources[0], releases_of_run(trained)
@@ -168,7 +168,7 @@ def seen_in_training(trained: TrainedModel, sources: Sequence[Release | ShardRel
 
 
 def seen_in_sets(trained: TrainedModel, sets: Sequence[EvalSet]) -> list[str]:
-    """A note for each set of pictures that were in the training, by their bytes, as far as its releases are there."""
+    """Return a note for each set with pictures of the training, by their bytes, as far as its releases are there."""
     there, fingerprints = releases_of_run(trained)
     releases = [there[fingerprint] for fingerprint in fingerprints if fingerprint in there]
     notes = []
@@ -205,7 +205,7 @@ def check_tasks(settings: TrainSettings) -> None:
 
 
 def open_judge(model: DalipModel, pool: SamplePool, settings: TrainSettings) -> tuple[Judge | None, list[str]]:
-    """What judges the pairs of a split, and notes: where samples have no labels, other pairs are negatives."""
+    """Return the judge of a split's pairs, and notes: where samples have no labels, other pairs are negatives."""
     notes = list[str]()
     for same_label in dict.fromkeys((settings.loss.same_label, "negative")):
         task = make_task(settings.loss.model_copy(update={"same_label": same_label}), settings.data.cache_dir)
@@ -270,7 +270,7 @@ def domain_losses(
     task: Task | None = None,
     encode: Callable[..., tuple[Encoded, Encoded] | None] = encode_pairs,
 ) -> dict[str, metrics.Figure]:
-    """Validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
+    """Return validation loss of the samples of a pool, within each domain and over `all`, each with its interval.
 
     Batches are of `eval.batch_size` pairs of one domain in the order of their ids, so that models compare. A domain
     with a single sample has no loss. The model is left in the mode it came in. `task` None: that of the settings.
@@ -289,7 +289,7 @@ def domain_losses(
 def zero_shot_labels(
     pool: SamplePool, columns: SampleColumns, task: ZeroShotSettings
 ) -> tuple[list[str], dict[int, int]]:
-    """The classes of a task, sorted, and the class number of every row that has one.
+    """Return the classes of a task, sorted, and the class number of every row that has one.
 
     Raises: ConfigError for fewer than two classes.
     """
@@ -314,7 +314,7 @@ def zero_shot_labels(
 def classes_within(
     columns: SampleColumns, classes: list[str], members: dict[int, int], task: ZeroShotSettings
 ) -> tuple[list[str], dict[int, int], dict[str, Any]]:
-    """The classes within the group of a task, and their samples; and what its result says of the group.
+    """Return the classes within the group of a task, and their samples; and what its result says of the group.
 
     Raises: ConfigError as `choose_within`.
     """
@@ -336,7 +336,7 @@ def classes_within(
 def class_texts(
     columns: SampleColumns, classes: Sequence[str], members: dict[int, int], task: ZeroShotSettings
 ) -> list[str]:
-    """What each class is called in the prompt; its taxon is that of its first sample."""
+    """Return the name of each class in the prompt; its taxon is that of its first sample."""
     first = {number: row for row, number in reversed(members.items())}
     return [
         class_text(name, taxon_of(columns.taxon_row(first[k]), "taxon_") if task.text != "asis" else None, task.text)
@@ -353,7 +353,7 @@ def _domain_losses(
     settings: TrainSettings,
     judge: Judge,
 ) -> dict[str, metrics.Figure]:
-    """The loss of the training, of the held-out pairs: over all of them and within each domain."""
+    """Return the loss of the training, of the held-out pairs: over all of them and within each domain."""
     task, scales = judge[0], {name: value.detach().cpu() for name, value in model.scales().items()}
     columns = {name: values[rows] for name, values in judge[1].items()}
     if KIND in columns:
@@ -380,7 +380,9 @@ def groups_with_loss(pool: SamplePool, rows: Sequence[int]) -> dict[str, list[in
 def open_measured(
     trained: TrainedModel, release: str | None, split: str | None
 ) -> tuple[str | None, list[Release | ShardRelease], list[EvalSet]]:
-    """What a model is measured on: the split, if any, of `release` or of what the run was trained on; and the sets.
+    """Open what a model is measured on: the split, if any, of `release` or of what the run was trained on.
+
+    The sets.
 
     Raises: ConfigError where there is neither, and where the run has several releases or none.
     """

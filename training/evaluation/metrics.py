@@ -86,7 +86,7 @@ def crossed_bootstrap(values_SN: _Values, classes_N: _Values, rounds: int, *, se
 
 
 def middle_95(values: _Values) -> tuple[float, float]:
-    """The interval that leaves out 2.5 % of the values on each side."""
+    """Return the interval that leaves out 2.5 % of the values on each side."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
@@ -105,7 +105,7 @@ def require_finite(values: Tensor, what: str) -> None:
 
 
 def share_figure(hits: float, trials: int, chance: float) -> Figure:
-    """A share with its interval and what guessing reaches; ties make `hits` a fraction."""
+    """Return a share with its interval and what guessing reaches; ties make `hits` a fraction."""
     low, high = wilson_interval(hits, trials)
     shown = int(hits) if float(hits).is_integer() else hits
     return {"value": hits / trials, "low": low, "high": high, "chance": chance, "hits": shown, "trials": trials}
@@ -182,7 +182,7 @@ def classify(similarity_NK: Tensor, labels: Sequence[int], rounds: int) -> dict[
 
 
 def top1_figure(hits_N: _Values, classes_N: _Values, num_classes: int, rounds: int) -> tuple[Figure, _Values]:
-    """The share of hits with its interval, and draws (rounds,) of its mean over classes."""
+    """Return the share of hits with its interval, and draws (rounds,) of its mean over classes."""
     drawn, drawn_per_class = crossed_bootstrap(hits_N[None], classes_N, rounds)
     return _widened(share_figure(float(hits_N.sum()), len(hits_N), 1 / num_classes), drawn), drawn_per_class
 
@@ -291,7 +291,7 @@ def _nearest_centroids(features_NC: Tensor, support: Tensor, shots: int, queries
 
 
 def mean_figure(figures: Sequence[Figure]) -> Figure:
-    """The mean of shares on different evaluation sets, its interval from theirs as if independent, within 0 to 1."""
+    """Return the mean of shares over evaluation sets, with its interval as if they were independent, within 0 to 1."""
     value = sum(figure["value"] for figure in figures) / len(figures)
     spread = math.sqrt(sum(((figure["high"] - figure["low"]) / 2) ** 2 for figure in figures)) / len(figures)
     chance = sum(figure["chance"] for figure in figures) / len(figures)
@@ -300,7 +300,7 @@ def mean_figure(figures: Sequence[Figure]) -> Figure:
 
 
 def loss_figure(losses: _Values, chance: float, rounds: int) -> Figure:
-    """A mean loss with its bootstrap interval."""
+    """Return a mean loss with its bootstrap interval."""
     low, high = bootstrap_interval(losses, rounds)
     return {
         "value": float(losses.mean()), "low": low, "high": high, "chance": chance, "trials": len(losses)

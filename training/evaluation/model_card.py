@@ -39,12 +39,11 @@ class ModelFacts:
     summary: Mapping[str, Any]
     results: Mapping[str, dict[str, Any]]
     has_second_order: bool
-    in_open_clip: bool
     base_model: str | None = None  # of the hub, where the training began with one
 
 
 def write_card(facts: ModelFacts, repository: str) -> str:
-    """The card of a model that is published as OWNER/NAME."""
+    """Return the card of a model that is published as OWNER/NAME."""
     names = [release.name for release in facts.releases if release.name and not release.is_shards]
     of_training = {name: result for name, result in facts.results.items() if _is_of_training(facts, result)}
     others = {name: result for name, result in facts.results.items() if name not in of_training}
@@ -83,7 +82,7 @@ def write_card(facts: ModelFacts, repository: str) -> str:
         "- Nobody measured it for biases, or on pictures of people.",
         *_licence(facts),
     ]
-    if facts.has_second_order and facts.in_open_clip:
+    if facts.has_second_order:
         lines.append("- open_clip loads the first-order feature alone, which can be weaker than both together.")
     return "\n".join([*lines, ""])
 
@@ -197,10 +196,9 @@ def _tables(results: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _loading(facts: ModelFacts, repository: str) -> Iterator[str]:
-    if facts.in_open_clip:
-        yield from ("With open_clip:", "", "```python", "import open_clip", "")
-        yield f'model, _, preprocess = open_clip.create_model_and_transforms("hf-hub:{repository}")'
-        yield from (f'tokenizer = open_clip.get_tokenizer("hf-hub:{repository}")', "```", "")
+    yield from ("With open_clip:", "", "```python", "import open_clip", "")
+    yield f'model, _, preprocess = open_clip.create_model_and_transforms("hf-hub:{repository}")'
+    yield from (f'tokenizer = open_clip.get_tokenizer("hf-hub:{repository}")', "```", "")
     what = "all of it, f and z as one vector" if facts.has_second_order else "one vector a picture or text"
     yield from (f"With PlantMix, {what}:", "", "```python", "from huggingface_hub import snapshot_download")
     yield from ("from training.evaluation.encoder import Encoder", "")

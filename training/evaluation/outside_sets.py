@@ -83,7 +83,7 @@ def evaluate_set(
 
 
 def class_prompts(item: EvalSetSettings, eval_set: EvalSet) -> tuple[list[str], list[Callable[[str], str]]]:
-    """The classes of a set as they stand in a prompt, and its templates."""
+    """Return the classes of a set as they stand in a prompt, and its templates."""
     names = [
         name if item.text == "asis" else class_text(name, taxon, item.text)
         for name, taxon in zip(eval_set.classes, eval_set.taxa, strict=True)

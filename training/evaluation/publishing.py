@@ -24,7 +24,6 @@ from training.evaluation.model_card import ModelFacts, TrainedOn, write_card
 from training.evaluation.report import figures_of
 from training.evaluation.trained_model import TrainedModel, notes_on_takedowns, releases_of_run
 from training.model.exports import export_hugging_face
-from training.model.frozen import FrozenCLIP
 from training.model.weights import read_json
 from training.record import run_files
 
@@ -48,7 +47,6 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> tuple[str, 
         _read(trained.folder / run_files.SUMMARY_FILE),
         results,
         has_second_order=trained.model.second_order is not None,
-        in_open_clip=not isinstance(trained.model.clip, FrozenCLIP),
         base_model=_base_model(trained),
     )
     export_hugging_face(trained.model, folder, trained.settings.loss)
@@ -58,7 +56,7 @@ def prepare(trained: TrainedModel, repository: str, folder: Path) -> tuple[str, 
 
 
 def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The evaluations beside the model that are of these weights, and notes on the others."""
+    """Return the evaluations beside the model that are of these weights, and notes on the others."""
     fingerprint = Encoder(trained).fingerprint
     results: dict[str, dict[str, Any]] = {}
     notes = []
@@ -77,7 +75,7 @@ def _results_of(trained: TrainedModel) -> tuple[dict[str, dict[str, Any]], list[
 
 
 def _releases_of(trained: TrainedModel) -> tuple[Sequence[TrainedOn], list[str]]:
-    """The releases that the run was trained on, by the fingerprints that it recorded."""
+    """Return the releases that the run was trained on, by the fingerprints that it recorded."""
     there, fingerprints = releases_of_run(trained)
     record, data = _read(trained.folder / run_files.RUN_FILE), trained.settings.data
     keys = record["identity"]["releases"]["fingerprints"] if fingerprints else []
@@ -108,7 +106,7 @@ def _licences_of(release: Release, split: str) -> dict[str, int]:
 
 
 def _base_model(trained: TrainedModel) -> str | None:
-    """The model of the hub with whose weights the training began, or which this is; None for others."""
+    """Return the model of the hub with whose weights the training began, or which this is; None for others."""
     settings = trained.settings.model
     source = settings.pretrained if trained.named is None else trained.named
     if source is None or source.startswith(HUB) or Path(source).exists():
@@ -118,7 +116,10 @@ def _base_model(trained: TrainedModel) -> str | None:
 
 
 def _drawn_by(settings: TrainSettings, releases: Sequence[Release], num_sources: int) -> list[dict[str, Any]]:
-    """The shares of a run of an earlier version, which recorded none; empty where its releases are not all there."""
+    """Return the shares of a run of an earlier version, which recorded none.
+
+    Empty where its releases are not all there.
+    """
     if not releases or len(releases) < num_sources:
         return []
     pool = open_pool(releases, settings.data.split)
@@ -126,7 +127,7 @@ def _drawn_by(settings: TrainSettings, releases: Sequence[Release], num_sources:
 
 
 def _law_of(release: Release, shares: Mapping[str, float]) -> Mapping[str, Any] | None:
-    """The law of mixture.json, unless other shares were drawn than it chose."""
+    """Return the law of mixture.json, unless other shares were drawn than it chose."""
     if _MIXTURE_FILE not in release.record["files"]:
         return None
     law: Mapping[str, Any] | None = _read(Path(release.path) / _MIXTURE_FILE).get("law")
@@ -136,5 +137,5 @@ def _law_of(release: Release, shares: Mapping[str, float]) -> Mapping[str, Any] 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file, empty where there is none. Raises: ConfigError for one that cannot be read."""
+    """Return a JSON file, empty where there is none. Raises: ConfigError for one that cannot be read."""
     return read_json(path) if path.is_file() else {}

@@ -28,7 +28,7 @@ _Mark = tuple[str, str, Figure, str]  # what was measured, with which features, 
 
 
 def report_lines(result: dict[str, Any]) -> list[str]:
-    """The result as text: a line for each figure, with its chance."""
+    """Return the result as text: a line for each figure, with its chance."""
     lines = [f"weights: {result['weights']} ({result['model']})", *(f"note: {note}" for note in result["notes"])]
     lines.append(_INTERVALS)
     if "split" in result:
@@ -67,7 +67,7 @@ def figures_of(result: dict[str, Any]) -> Iterator[_Mark]:
 
 
 def plot_result(result: dict[str, Any]) -> bytes:
-    """The result as one PNG: a panel for each task."""
+    """Return the result as one PNG: a panel for each task."""
     return draw_png(result_panels({str(result["model"]): result}), f"{result['model']}, weights: {result['weights']}")
 
 
@@ -109,13 +109,13 @@ def _group_table(results: Mapping[str, dict[str, Any]]) -> list[str]:
 
 
 def _run_of(file: Path) -> str:
-    """The folder of the run that was measured: its results lie in RUN/eval/."""
+    """Return the folder of the run that was measured: its results lie in RUN/eval/."""
     folder = file.absolute().parent
     return folder.parent.name if folder.name == EVAL_FOLDER else folder.name
 
 
 def result_panels(results: Mapping[str, dict[str, Any]]) -> list[Panel]:
-    """A panel for each task, with all models in it that were measured on it."""
+    """Return a panel for each task, with all models in it that were measured on it."""
     tasks: dict[str, dict[str, list[_Mark]]] = {}
     for model, result in results.items():
         for title, marks in _panels_of(result).items():
@@ -139,7 +139,7 @@ def _panels_of(result: dict[str, Any]) -> dict[str, list[_Mark]]:
 
 
 def marks_panel(title: str, by_model: Mapping[str, list[_Mark]]) -> Panel:
-    """A row for each thing that was measured, in it a dot with its interval for each model."""
+    """Return a row for each thing that was measured, in it a dot with its interval for each model."""
     labels = list(dict.fromkeys(label for marks in by_model.values() for label, *_ in marks))
     names = {
         (model, kind): ", ".join(word for word in (model if len(by_model) > 1 else "", kind) if word) or model
@@ -234,7 +234,7 @@ def _retrieval(figures: dict[str, dict[str, Figure]]) -> Iterator[_Mark]:
 
 
 def _notes(item: dict[str, Any], where: str) -> list[str]:
-    """Notes for a reader of the figures: classes that no model can tell apart, and figures left out."""
+    """Return notes on the figures: classes that no model can tell apart, and figures left out."""
     notes = [f"note: {where}: {note}" for note in item.get("notes", ())]
     if shared := item.get("shared_names"):
         first = ", ".join(f"'{name}' ({len(numbers)} classes)" for name, numbers in list(shared.items())[:3])

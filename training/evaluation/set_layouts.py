@@ -53,7 +53,7 @@ class Item:
     length: int | None = None
 
     def read(self) -> bytes:
-        """The bytes of the picture.
+        """Return the bytes of the picture.
 
         Raises: OSError; CorruptSample for a file that is too large, and for a pipe or a device.
         """
@@ -310,7 +310,7 @@ def _classification(
 
 
 def _require_regular(folder: Path, names: Sequence[str]) -> None:
-    """Raises: ConfigError that counts what is no regular file below the folder, and names the first."""
+    """Raise ConfigError that counts what is no regular file below the folder, and names the first."""
     bad = [(name, why_not) for name in names if (why_not := why_not_inside(folder, name)) is not None]
     if bad:
         raise ConfigError(
@@ -331,13 +331,13 @@ def _split_lines(text: str) -> list[str]:
 
 
 def _text_inside(path: Path) -> str:
-    """The text of a file of a set. Raises: ConfigError as `read_text` does, and for what is no regular file."""
+    """Return the text of a file of a set. Raises: ConfigError as `read_text` does, and for what is no regular file."""
     _require_regular(path.parent, [path.name])
     return read_text(path)
 
 
 def read_text(path: Path) -> str:
-    """A text file as UTF-8, with or without a byte order mark.
+    """Return a text file as UTF-8, with or without a byte order mark.
 
     Raises: ConfigError that names the first line that is not UTF-8, and for a file that is too large.
     """
@@ -354,7 +354,7 @@ def read_text(path: Path) -> str:
 
 
 def csv_rows(path: str | Path, text: str, delimiter: str = ",") -> tuple[Sequence[str], list[dict[str, Any]]]:
-    """The names of the columns, and the rows, of a csv.
+    """Return the names of the columns, and the rows, of a csv.
 
     Raises: ConfigError that names the line that the parser cannot read, such as one with a quote that is never closed.
     """

@@ -54,7 +54,7 @@ _Sets = dict[str, tuple[EvalSetSettings, EvalSet, str]]  # with the protocol
 
 
 class Difference(NamedTuple):
-    """Of two shares on a set or on a group of sets, with its interval."""
+    """The difference of two shares on a set or on a group of sets, with its interval."""
 
     value: float
     low: float
@@ -67,7 +67,7 @@ class Difference(NamedTuple):
         return "cannot be told"
 
     def agreement(self) -> str:
-        """Whether a figure agrees with one that was published."""
+        """Return whether a figure agrees with one that was published."""
         if max(abs(self.low), abs(self.high)) <= AGREES:
             return "agrees"
         return "differs" if self.low > 0 or self.high < 0 else "cannot be told at this size"
@@ -112,7 +112,9 @@ def make_table(models: Sequence[str], sets: str, out: str, say: Callable[[str], 
 
 
 def paired(one: Mapping[str, Answers], other: Mapping[str, Answers], sets: Sequence[str]) -> Difference:
-    """The first model less the other: mean over sets of the difference of their shares of hits on the same pictures.
+    """Return the first model less the other.
+
+    Mean over sets of the difference of their shares of hits on the same pictures.
 
     Classes are taken as drawn, with their pictures: with e the sum over a class of each difference less the mean, the
     variance of a set's mean over N pictures of K classes is K / (K - 1) times the sum of e squared, over N squared.
@@ -139,7 +141,10 @@ def paired(one: Mapping[str, Answers], other: Mapping[str, Answers], sets: Seque
 
 
 def by_sizes(one: Sequence[float], other: Sequence[float], pictures: Sequence[int]) -> Difference:
-    """The first less the other: mean over sets of the difference of two shares, as if all hits were independent."""
+    """Return the first less the other.
+
+    Mean over sets of the difference of two shares, as if all hits were independent.
+    """
     value = float(np.mean(one) - np.mean(other))
     variance = sum((p * (1 - p) + q * (1 - q)) / n for p, q, n in zip(one, other, pictures, strict=True))
     spread = _Z * math.sqrt(variance) / len(pictures)
@@ -186,7 +191,10 @@ def _answers(name: str, model: str, settings: EvalSettings, sets: _Sets, out: Pa
 
 
 def _groups(items: Sequence[EvalSetSettings], opened: _Sets | None) -> dict[str, list[str]]:
-    """Sets by group, those that are there where `opened` is given, and all of them where there are several groups."""
+    """Return sets by group.
+
+    Only the existing ones where `opened` is given, and all of them where there are several groups.
+    """
     groups = defaultdict(list)
     for item in items:
         if opened is None or item.name in opened:

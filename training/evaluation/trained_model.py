@@ -59,7 +59,7 @@ class TrainedModel:
     named: str | None = None  # file or hf-hub: name of a model that has no folder of its own for what is written of it
 
     def without_missing_sets(self) -> TrainedModel:
-        """The model without those of several `eval.sets` that are not there, and with a note on each."""
+        """Return the model without those of several `eval.sets` that are not there, and with a note on each."""
         sets = self.settings.eval.sets
         gone = [item for item in sets if not Path(item.path).exists()]
         if not gone or len(gone) == len(sets):
@@ -70,7 +70,7 @@ class TrainedModel:
         return replace(self, settings=settings, notes=(*self.notes, *notes))
 
     def measured_by(self, path: str | None) -> TrainedModel:
-        """The model with the `eval` section that a YAML file holds; with its own where none is named.
+        """Return the model with the `eval` section that a YAML file holds; with its own where none is named.
 
         Raises: ConfigError.
         """
@@ -81,7 +81,7 @@ class TrainedModel:
 
 
 def is_weights_file(path: str) -> bool:
-    """Whether a model is named by a file of weights, by its ending or by how it begins."""
+    """Return whether a model is named by a file of weights, by its ending or by how it begins."""
     if is_remote(path) or Path(path).suffix in _WEIGHTS_ENDINGS:
         return not is_remote(path)
     if not Path(path).is_file():
@@ -91,7 +91,7 @@ def is_weights_file(path: str) -> bool:
 
 
 def open_trained_model(path: str, *, output_dir: str | None = None, architecture: str | None = None) -> TrainedModel:
-    """The model of a run's folder, of a model's own folder or file, of the hub, or of the run that a config names.
+    """Return the model of a run's folder, a model's own folder or file, the hub, or the run that a config names.
 
     A run in an object store is copied to this machine first. `architecture` is that of a file which does not say it.
 
@@ -126,7 +126,9 @@ def open_trained_model(path: str, *, output_dir: str | None = None, architecture
 
 
 def releases_of_run(trained: TrainedModel) -> tuple[dict[str, Release], list[str]]:
-    """The releases that a run was trained on, by fingerprint, as far as they lie where it read them; all fingerprints,
+    """Return the releases that a run was trained on, by fingerprint, as far as they lie where it read them.
+
+    All fingerprints,
     also of those before another config went on.
 
     A newer version may have come to that place since: those beside it are looked at too.
@@ -164,7 +166,7 @@ def notes_on_takedowns(trained: TrainedModel) -> list[str]:
 
 
 def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
-    """The model of a run with its newest weights.
+    """Return the model of a run with its newest weights.
 
     Raises: ConfigError when they do not fit.
     """
@@ -184,7 +186,7 @@ def load_run_model(settings: TrainSettings, folder: Path) -> TrainedModel:
 
 
 def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
-    """The final weights of a run, their file and the preparation of pictures.
+    """Return the final weights of a run, their file and the preparation of pictures.
 
     Raises: IntegrityError when bytes are not those that were written; torch does not check them.
     """
@@ -205,7 +207,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]
 
 
 def _settings_of_run(folder: Path, config: TrainSettings, path: str) -> tuple[TrainSettings, tuple[str, ...]]:
-    """The settings that the run was trained with; what to measure, on what and where comes from the config."""
+    """Return the settings that the run was trained with; what to measure, on what and where comes from the config."""
     if not (folder / SETTINGS_FILE).is_file():
         return config, ()
     try:
@@ -236,7 +238,7 @@ def _settings_behind_figures(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _from_pretrained(config: TrainSettings, folder: Path) -> TrainedModel:
-    """The pretrained weights of a config without a run yet."""
+    """Return the pretrained weights of a config without a run yet."""
     model = build_model(checkpoint.begin_with(config.model))
     source = str(config.model.pretrained)
     notes = [f"{folder} has no trained weights yet: these are the pretrained ones of the config ({source})"]
@@ -246,7 +248,7 @@ def _from_pretrained(config: TrainSettings, folder: Path) -> TrainedModel:
 
 
 def _from_file(file: Path, architecture: str | None) -> TrainedModel:
-    """A file of weights: of a run, of a model's folder, or of anybody."""
+    """Return a file of weights: of a run, of a model's folder, or of anybody."""
     if not file.is_file():
         raise ConfigError(f"{file}: no such file of weights")
     run = next((folder for folder in (file.parent, file.parent.parent) if run_files.is_run(str(folder))), None)
@@ -280,7 +282,7 @@ def _from_file(file: Path, architecture: str | None) -> TrainedModel:
 
 
 def _from_model_folder(folder: Path) -> TrainedModel:
-    """A model in the Hugging Face layout, with the loss it was trained by where the folder says it."""
+    """Return a model in the Hugging Face layout, with the loss it was trained by where the folder says it."""
     loss: dict[str, Any] = {}
     if (folder / weights.SECOND_CONFIG_FILE).is_file():
         model = load_hugging_face(folder)

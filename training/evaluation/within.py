@@ -53,7 +53,7 @@ def choose_within(
     setting: str,
     given: Sequence[Sequence[str]] = (),
 ) -> Within:
-    """The labels of these names, taxa and rank that lie within a taxon, a file of names, or some names.
+    """Return the labels of these names, taxa and rank that lie within a taxon, a file of names, or some names.
 
     `given` are further names of each label, `setting` is what asked, in messages. A checklist may hold higher taxa: one
     of them takes all its labels, unless the checklist also names some of these.
@@ -86,7 +86,7 @@ def choose_within(
 
 
 def names_within(within: str | Sequence[str]) -> tuple[str, list[str]]:
-    """What a group is called, and its names, each once: of a taxon its own, of a file those that it lists.
+    """Return the name of a group, and its names, each once: of a taxon its own, of a file those that it lists.
 
     Raises: ConfigError for a file that is not there, cannot be read, or lists no names.
     """
@@ -103,7 +103,7 @@ def names_within(within: str | Sequence[str]) -> tuple[str, list[str]]:
 
 
 def names_of_lines(path: str | Path, text: str) -> list[str]:
-    """A name a line; the first line is left out where it is the name of such a column."""
+    """Return a name a line; the first line is left out where it is the name of such a column."""
     names = [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
     headers = {*map(plain, LABEL_COLUMNS), "labels", "classes", "scientificname", *TAXON_RANKS}
     if names and plain(names[0]) in headers:
@@ -180,7 +180,7 @@ class _Index:
             self._meanings[key][meaning] = None
 
     def find(self, name: str, setting: str) -> set[int]:
-        """The numbers of the labels of a name or within a taxon of it; none where it is unknown.
+        """Return the numbers of the labels of a name or within a taxon of it; none where it is unknown.
 
         Raises: ConfigError for a name that means several taxa.
         """
@@ -195,6 +195,6 @@ class _Index:
         return set()
 
     def beside_nearest(self, name: str) -> str:
-        """A name that is unknown, beside the one that is spelled most like it."""
+        """Return a name that is unknown, beside the one that is spelled most like it."""
         near = difflib.get_close_matches(name_key(name), self._spelled, n=1, cutoff=_ALIKE)
         return f"'{name}'" + (f" (nearest: '{self._spelled[near[0]]}')" if near else "")

@@ -47,7 +47,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The adapted weight, in the precision of `weight`."""
+        """Return the adapted weight, in the precision of `weight`."""
         with without_autocast(weight):  # else the adapter would be rounded before it is added
             return _sum(weight, self.up, self.down)
 
@@ -57,7 +57,7 @@ def _sum(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def tower_blocks(clip: Any, side: Side) -> Sequence[nn.Module]:
-    """The blocks of a tower in the order of their work; empty where it is not made of attention blocks."""
+    """Return the blocks of a tower in the order of their work; empty where it is not made of attention blocks."""
     tower = _tower(clip, side)
     for path in _BLOCKS:
         try:
@@ -106,7 +106,7 @@ def add_adapters(clip: Any, side: Side, rank: int, layers: Sequence[Layers]) -> 
 
 
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model whose adapters, if it has any, are added to the weights that they adapt."""
+    """Return the tensors of a model whose adapters, if it has any, are added to the weights that they adapt."""
     weights = {}
     for name, tensor in state.items():
         owner, mark, rest = name.partition(_MARK)
@@ -120,7 +120,7 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def name_of_weight(name: str) -> str:
-    """The name of a parameter before it was adapted."""
+    """Return the name of a parameter before it was adapted."""
     owner, mark, rest = name.partition(_MARK)
     return f"{owner}.{rest.removesuffix('.original')}" if mark else name
 

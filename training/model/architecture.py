@@ -26,7 +26,7 @@ from manifests.services.untrusted import read_object
 
 
 def architecture_name(architecture: str) -> str:
-    """The name by which open_clip knows an architecture, given as a name, a JSON file, a folder or a model of the hub.
+    """Return open_clip's name of an architecture, given as a name, a JSON file, a folder or a model of the hub.
 
     Raises: ConfigError for a file or name that is not there.
     """
@@ -53,7 +53,7 @@ def architecture_name(architecture: str) -> str:
 
 
 def architecture_config(architecture: str) -> dict[str, Any]:
-    """The architecture in open_clip's model format.
+    """Return the architecture in open_clip's model format.
 
     Raises: ConfigError as `architecture_name`.
     """
@@ -78,7 +78,7 @@ def _register(name: str, config: dict[str, Any]) -> None:
 
 
 def is_built_in(architecture: str) -> bool:
-    """True for a name that every open_clip of this version knows."""
+    """Return true for a name that every open_clip of this version knows."""
     return (open_clip.config_folder() / f"{architecture.replace('/', '-')}.json").is_file()
 
 
@@ -89,13 +89,18 @@ def create_clip(
     image_size_px: int | tuple[int, int] | None = None,
     key: str = "model.pretrained",
 ) -> Any:
-    """An open_clip model on the CPU in float32; random weights when `pretrained` (tag or file) is None.
+    """Return an open_clip model on the CPU in float32; random weights when `pretrained` (tag or file) is None.
 
     `key` names the setting that holds `pretrained`, for messages.
 
     Raises: ConfigError for an unknown architecture or tag, a download that fails, weights that do not fit.
     """
     name = architecture_name(architecture)
+    if "frozen_tower" in architecture_config(architecture)["vision_cfg"]:
+        raise ConfigError(
+            f"{architecture}: is of `dalip tokens`, whose stored tokens no version after 0.4.0 reads; name the tower's "
+            "own architecture and lock the towers (lock: {lock_image: true, lock_text: true})"
+        )
     is_file = pretrained is not None and Path(pretrained).is_file()
     try:
         with ExitStack() as during:
@@ -138,7 +143,7 @@ _NOT_IN_FORWARD = ("image_size", "patch_dropout", "timm_model_pretrained", "hf_m
 
 
 def forward_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide how a model of this architecture computes, with defaults written out.
+    """Return the settings that decide how a model of this architecture computes, with defaults written out.
 
     Two architectures may have weights of the same names and shapes, and differ here: activation, heads, pooling.
     """

@@ -4,7 +4,7 @@ It holds the parameters around the pure functions of `training.model.mbdc`, and 
 `second_moment`. Every size follows from the settings and the
 tower. Makes tensors only on the device of its input.
 
-Shape letters as in `training.model.mbdc`; `W` is the width of the tokens, `C` that of the embedding.
+Shape letters as in `training.model.mbdc`; `C` is the width of the embedding.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ class HeadBatchNorm(nn.Module):
 class SecondOrderBranch(nn.Module):
     """Steps 0 to 8 for one tower. Source: the structure of the released DALIP code, sizes computed.
 
-    A branch with another statistic replaces `compare` (`SecondMoment`), or `add_layers` and `statistics`
-    (`tests/benchmarks/study_heads.py`).
+    A branch with another statistic replaces `compare` (`SecondMoment`).
     """
 
     def __init__(self, shape: BranchShape) -> None:
@@ -125,23 +124,12 @@ class SecondOrderBranch(nn.Module):
             self.norm = nn.LayerNorm(shape.reduced_width, eps=LAYER_NORM_EPS)
         return mbdc.num_second_order(shape.heads, shape.reduced_width)
 
-    def forward(
-        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
-    ) -> Tensor:
-        """The feature z, (B, C), not normalised.
+    def forward(self, anchor_BC: Tensor, tokens_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """Return the feature z, (B, C), not normalised.
 
-        `mask_BM` is true for the tokens that count; None counts all of them. `projection_WC` takes the tokens to the
-        width of the anchor; None when they have it.
+        `mask_BM` is true for the tokens that count; None counts all of them.
         """
-        return self.project(self.statistics(anchor_BC, tokens_BMW, mask_BM, projection_WC))
-
-    def project_tokens(self, tokens_BMW: Tensor, projection_WC: Tensor | None = None) -> Tensor:
-        """Step 0, (B, M, C): the tower's projection, if it is still to be done, and the branch's as one product."""
-        if projection_WC is None:
-            projected_BMC: Tensor = self.token_projection(tokens_BMW)
-            return projected_BMC
-        matrix_CW = self.token_projection.weight @ projection_WC.t()
-        return fast.channels_times(tokens_BMW.unsqueeze(2), matrix_CW).squeeze(2)
+        return self.project(self.statistics(anchor_BC, tokens_BMC, mask_BM))
 
     def project(self, vector_BT: Tensor) -> Tensor:
         """Step 8: layer norm, then the projection to the embedding width."""
@@ -150,13 +138,10 @@ class SecondOrderBranch(nn.Module):
         projected_BC: Tensor = self.projection(vector_BT)
         return projected_BC
 
-    def statistics(
-        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
-    ) -> Tensor:
-        """Steps 0 to 7: the vector of distances, (B, H T), in full precision."""
+    def statistics(self, anchor_BC: Tensor, tokens_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """Return steps 0 to 7: the vector of distances, (B, H T), in full precision."""
         heads = self.shape.heads
-        tokens_BMC = self.project_tokens(tokens_BMW, projection_WC)
-        tokens_BMHE = tokens_BMC.view(*tokens_BMC.shape[:2], heads, -1)
+        tokens_BMHE = self.token_projection(tokens_BMC).unflatten(-1, (heads, -1))
         anchor_BHE = self.token_projection(anchor_BC).unflatten(-1, (heads, -1))
         reduced_BMHR = fast.weigh_and_reduce(anchor_BHE, tokens_BMHE, self.reduce.weight, mask_BM)
         with without_autocast(reduced_BMHR):
@@ -199,7 +184,10 @@ class SecondMoment(SecondOrderBranch):
             return root_BHRR[..., row_T, column_T].flatten(1)
 
     def moment(self, x_BHMR: Tensor, count: Tensor | int) -> Tensor:
-        """Of the channels over the tokens, about zero, (B, H, R, R). Padding is zeros; `count` tokens are not."""
+        """Return the second moment of the channels over the tokens, about zero, (B, H, R, R).
+
+        Padding is zeros; `count` tokens are not.
+        """
         return x_BHMR.transpose(-1, -2) @ x_BHMR / count
 
 
@@ -219,16 +207,14 @@ class SecondMomentBranch(nn.Module):
         """As that of `SecondOrderBranch`."""
         return self.second_moment.token_projection
 
-    def forward(
-        self, anchor_BC: Tensor, tokens_BMW: Tensor, mask_BM: Tensor | None = None, projection_WC: Tensor | None = None
-    ) -> Tensor:
-        """The feature z, (B, C), as `SecondOrderBranch.forward` gives it."""
-        z_BC: Tensor = self.second_moment(anchor_BC, tokens_BMW, mask_BM, projection_WC)
+    def forward(self, anchor_BC: Tensor, tokens_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """Return the feature z, (B, C), as `SecondOrderBranch.forward` gives it."""
+        z_BC: Tensor = self.second_moment(anchor_BC, tokens_BMC, mask_BM)
         return z_BC
 
 
 def matrix_square_root(matrix_RR: Tensor) -> Tensor:
-    """The square root of symmetric matrices without negative eigenvalues (..., R, R), by products alone.
+    """Return the square root of symmetric matrices without negative eigenvalues (..., R, R), by products alone.
 
     Coupled iteration of Newton and Schulz on the matrix over its trace. `mbdc.DISTANCE_EPS` on the diagonal keeps a
     matrix of zeros finite. The inverse begins as the identity, and the last one is not needed: three products fewer.

@@ -13,20 +13,15 @@ from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError
 from manifests.services.model_hub import HUB, fetch_model
 from training.model import weights
-from training.model.architecture import architecture_config, create_clip
-from training.model.branch import SecondOrderBranch
+from training.model.architecture import create_clip
 from training.model.dalip import DalipModel
-from training.model.frozen import FrozenCLIP
 from training.model.presets import ModelSettings
 
 
-def build_model(
-    settings: ModelSettings, branch: type[SecondOrderBranch] | None = None, *, may_be_text_alone: bool = False
-) -> DalipModel:
+def build_model(settings: ModelSettings, *, may_be_text_alone: bool = False) -> DalipModel:
     """Build the model on the CPU in float32, with pretrained weights when the settings name some.
 
-    `branch` is the kind of its second branches, by default the preset's; `may_be_text_alone` as for
-    `weights.load_weights`.
+    `may_be_text_alone` as for `weights.load_weights`.
 
     Raises: ConfigError.
     """
@@ -34,16 +29,9 @@ def build_model(
     if source is not None and source.startswith(HUB):
         source = str(fetch_model(source, *weights.SECOND_FILES))
     has_file = source is not None and Path(source).exists()
-    tag, size, config = None if has_file else source, settings.image_size_px, architecture_config(settings.architecture)
-    if "frozen_tower" not in config["vision_cfg"]:
-        clip = create_clip(settings.architecture, pretrained=tag, image_size_px=size)
-    elif tag is None and size is None:
-        clip = FrozenCLIP(config)
-    else:
-        raise ConfigError(
-            f"{settings.architecture}: its towers are frozen; leave out model.pretrained and image_size_px"
-        )
-    model = DalipModel(clip, settings, branch)
+    tag = None if has_file else source
+    clip = create_clip(settings.architecture, pretrained=tag, image_size_px=settings.image_size_px)
+    model = DalipModel(clip, settings)
     loaded: set[str] = set()
     if source is not None and has_file:
         loaded, model.unused_tensors = weights.load_weights(model, source, may_be_text_alone=may_be_text_alone)
@@ -54,7 +42,7 @@ def build_model(
 
 
 def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipModel:
-    """A released-layout checkpoint as a model of preset `released`, built on the named architecture.
+    """Return a released-layout checkpoint as a model of preset `released`, built on the named architecture.
 
     Raises: ConfigError for a checkpoint that does not fit it, each key named.
     """
@@ -65,7 +53,7 @@ def load_released(path: str | Path, architecture: str = "ViT-B-16") -> DalipMode
 
 
 def load_hugging_face(folder: str | Path) -> DalipModel:
-    """A model from a folder that `training.model.exports.export_hugging_face` wrote.
+    """Return a model from a folder that `training.model.exports.export_hugging_face` wrote.
 
     Raises: ConfigError for a folder without the files or with files that do not fit one another.
     """

@@ -22,7 +22,6 @@ from training.model import towers
 from training.model.adapters import Side, merged, name_of_weight, train_last_blocks
 from training.model.architecture import architecture_config, create_tokenizer
 from training.model.branch import BranchShape, SecondMomentBranch, SecondOrderBranch
-from training.model.frozen import FrozenCLIP
 from training.model.precision import full_precision, without_autocast
 from training.model.presets import ModelSettings, SecondOrder, Statistic, resolve_second_order
 
@@ -51,7 +50,7 @@ class DalipModel(nn.Module):
     `new_parameters` names the parameters without a pretrained weight, `unused_tensors` what the weights had beside.
     """
 
-    def __init__(self, clip: Any, settings: ModelSettings, branch: type[SecondOrderBranch] | None = None) -> None:
+    def __init__(self, clip: Any, settings: ModelSettings) -> None:
         super().__init__()
         self.clip = clip
         self.settings = settings
@@ -68,7 +67,7 @@ class DalipModel(nn.Module):
         self.image_branch: _Branch | None = None
         self.text_branch: _Branch | None = None
         if self.second_order is not None:
-            self.image_branch, self.text_branch = _branches(clip, self.second_order, branch)
+            self.image_branch, self.text_branch = _branches(clip, self.second_order)
 
     @property
     def device(self) -> torch.device:
@@ -78,12 +77,7 @@ class DalipModel(nn.Module):
 
     @property
     def tokenizer(self) -> Any:
-        """open_clip's tokenizer for this architecture: texts to ids (B, context length).
-
-        On frozen towers it gives the tokens of the text tower.
-        """
-        if isinstance(self.clip, FrozenCLIP):
-            return self.clip.tokenizer
+        """open_clip's tokenizer for this architecture: texts to ids (B, context length)."""
         return create_tokenizer(self.settings.architecture)
 
     @property
@@ -114,15 +108,11 @@ class DalipModel(nn.Module):
         """f of pictures, for `kinds` as in `forward`, and, unless the preset is `clip`, z; each (B, C)."""
         if self.image_branch is None:
             return self.project(self.encode_image(images), kinds), None
-        if isinstance(self.clip, FrozenCLIP):
-            tower = self.clip.visual.output(self.clip.image_tokens(images))
-        else:
-            tower = towers.image_tower(self.clip, images)
-        f_BC, z_BC = _both_orders(tower, self.image_branch)
+        f_BC, z_BC = _both_orders(towers.image_tower(self.clip, images), self.image_branch)
         return self.project(f_BC, kinds), z_BC
 
     def project(self, f_BC: Tensor, kinds_B: Tensor | None = None) -> Tensor:
-        """The f of pictures for their kinds of text, from that for the first kind; None: `kind` for all."""
+        """Return the f of pictures for their kinds of text, from that for the first kind; None: `kind` for all."""
         if not self.projectors or (kinds_B is None and self.kind == 0):
             return f_BC
         with without_autocast(f_BC):
@@ -183,27 +173,29 @@ class DalipModel(nn.Module):
         second, branch = self.second_order, self.text_branch
         if second is None or branch is None:
             return self.encode_text(tokens), None
-        if isinstance(self.clip, FrozenCLIP):
-            tower = self.clip.text.output(tokens)
-        else:
-            tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
+        tower = towers.text_tower(self.clip, tokens, mask_padding=second.text_padding == "mask")
         return _both_orders(tower, branch)
 
     def scales(self) -> dict[str, Tensor]:
-        """The inputs of a loss beside the features: the scale (already exp'd), the bias, if there is one, its terms."""
+        """Return the inputs of a loss beside the features.
+
+        The scale (already exp'd), the bias, if there is one, its terms.
+        """
         bias = getattr(self.clip, "logit_bias", None)
         scales = {"logit_scale": self.clip.logit_scale.exp(), **self.terms}
         return scales if bias is None else scales | {"logit_bias": bias}
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
-        """The first-order feature f of pictures, (B, C); the branch is not run. Called as open_clip's."""
+        """Return the first-order feature f of pictures, (B, C); the branch is not run. Called as open_clip's."""
         features: Tensor = self.clip.encode_image(images)
         return _normalised(features) if normalize else features
 
     def encode_text(self, tokens: Tensor, normalize: bool = True) -> Tensor:
-        """The first-order feature f of token ids (B, M), (B, C); the branch is not run. Called as open_clip's."""
-        frozen = isinstance(self.clip, FrozenCLIP)
-        features: Tensor = self.clip.encode_text(tokens) if frozen else towers.text_feature(self.clip, tokens)
+        """Return the first-order feature f of token ids (B, M), (B, C); the branch is not run.
+
+        Called as open_clip's.
+        """
+        features = towers.text_feature(self.clip, tokens)
         return _normalised(features) if normalize else features
 
     def cut_texts(self, tokens: Tensor) -> Tensor:
@@ -213,7 +205,7 @@ class DalipModel(nn.Module):
         """
         second = self.second_order
         padding_counts = second is not None and (second.text_padding == "keep" or second.text_norm == "batch")
-        return tokens if padding_counts or isinstance(self.clip, FrozenCLIP) else towers.cut_texts(self.clip, tokens)
+        return tokens if padding_counts else towers.cut_texts(self.clip, tokens)
 
     def lock_tower(self, side: Side, last_blocks: int | None = None) -> None:
         """Freeze a tower (LiT, as open_clip does), or all but its last blocks; its branch stays free.
@@ -296,8 +288,8 @@ def parameter_role(name: str) -> Role:
     return "image_tower" if name.startswith(("clip.visual.", "projectors.")) else "text_tower"
 
 
-def _branches(clip: Any, second: SecondOrder, branch: type[SecondOrderBranch] | None) -> tuple[_Branch, _Branch]:
-    embed_dim = clip.visual.proj.shape[1] if isinstance(clip, FrozenCLIP) else towers.probe_width(clip)
+def _branches(clip: Any, second: SecondOrder) -> tuple[_Branch, _Branch]:
+    embed_dim = towers.probe_width(clip)
     if embed_dim % second.heads:
         raise ConfigError(
             f"second_order.heads is {second.heads}, which does not divide the embedding width {embed_dim}"
@@ -307,13 +299,13 @@ def _branches(clip: Any, second: SecondOrder, branch: type[SecondOrderBranch] | 
         second.projection, second.image_reduce_start,
     )  # fmt: skip
     text = replace(image, norm=second.text_norm, dropout_axis=second.text_dropout_axis, reduce_start="linear")
-    make = branch or _BRANCHES[second.statistic]
+    make = _BRANCHES[second.statistic]
     return make(image), make(text)
 
 
 def _both_orders(tower: towers.TowerOutput, branch: _Branch) -> tuple[Tensor, Tensor]:
     # z before f: the order of these calls is that in which their gradients add up, and so shapes the last digits.
-    z_BC = branch(tower.feature, tower.tokens, tower.mask, tower.projection)
+    z_BC = branch(tower.feature, tower.tokens, tower.mask)
     return _normalised(tower.feature), _normalised(z_BC)
 
 

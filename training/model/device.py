@@ -12,7 +12,7 @@ _OF_MALLOC = ((-3, 32 << 20), (-1, (1 << 31) - 1))  # M_MMAP_THRESHOLD, M_TRIM_T
 
 
 def pick_device(name: str, number: int | None = None) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`; of several GPUs the current one, or that of process `number`.
+    """Return the device for `auto`, `cpu` or `cuda`; of several GPUs the current one, or that of process `number`.
 
     Raises: ConfigError for a GPU that is not there.
     """

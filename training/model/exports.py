@@ -27,7 +27,6 @@ from manifests.stores import storage
 from manifests.stores.storage import read_if_there
 from training.model.architecture import architecture_config, is_built_in, quiet_open_clip, register_architecture
 from training.model.dalip import DalipModel
-from training.model.frozen import FrozenCLIP
 from training.model.presets import LossSettings
 from training.model.towers import evaluating, image_size_px
 from training.model.weights import CONFIG_FILE, SECOND_CONFIG_FILE, SECOND_WEIGHTS_FILE, WEIGHTS_FILE, in_parts
@@ -43,10 +42,6 @@ def export_open_clip(model: DalipModel, path: str | Path) -> str:
     Raises: ConfigError for a target that is a folder or cannot be written, and for what open_clip cannot load.
     """
     target = local_place(path)
-    if isinstance(model.clip, FrozenCLIP):
-        raise ConfigError(
-            f"{model.settings.architecture}: open_clip cannot load a model on frozen towers; use --format huggingface"
-        )
     if target.is_dir():
         raise ConfigError(
             f"{target}: is a folder; name a file for an open_clip checkpoint, or use --format huggingface"
@@ -105,18 +100,15 @@ def export_hugging_face(model: DalipModel, folder: str | Path, loss: LossSetting
         storage.publish_json(private / SECOND_CONFIG_FILE, {"model": settings} | trained)
         config = {"model_cfg": _config_at_own_size(model), "preprocess_cfg": preprocess}
         storage.publish_json(private / CONFIG_FILE, config)
-        if not isinstance(model.clip, FrozenCLIP):
-            _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
+        _check_loads(model, f"local-dir:{private}", {}, image_size_px(model.clip))
         _publish_folder(private, target)
         if not second:  # of an export that was here before
             (target / SECOND_WEIGHTS_FILE).unlink(missing_ok=True)
-    if isinstance(model.clip, FrozenCLIP):
-        return f'training.evaluation.encoder.Encoder.open("{target}")'
     return f'open_clip.create_model_and_transforms("local-dir:{target}")'
 
 
 def _loss_to_share(loss: LossSettings) -> dict[str, Any]:
-    """The loss without its teacher, whose vectors stay here; pairs are then judged by the contrastive part."""
+    """Return the loss without its teacher, whose vectors stay here; pairs are then judged by the contrastive part."""
     values = loss.model_dump(mode="json", exclude={"teacher"})
     return values | ({"form": "sum_of_similarities"} if loss.form == "distil" else {})
 
@@ -159,10 +151,8 @@ def _timm_hint(model: DalipModel) -> str:
 
 
 def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
-    """The architecture in open_clip's format, at the size the model has."""
+    """Return the architecture in open_clip's format, at the size the model has."""
     config = architecture_config(model.settings.architecture)
-    if isinstance(model.clip, FrozenCLIP):
-        return config
     height, width = image_size_px(model.clip)
     size = config["vision_cfg"].get("image_size", 224)
     if ([size, size] if isinstance(size, int) else list(size)) != [height, width]:
@@ -171,7 +161,7 @@ def _config_at_own_size(model: DalipModel) -> dict[str, Any]:
 
 
 def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises: ConfigError when the architecture's file would replace another one, or has a name that open_clip uses."""
+    """Raise ConfigError when the architecture's file would replace another one, or has a name that open_clip uses."""
     registered = open_clip.get_model_config(path.stem)
     if registered is not None and registered != config and is_built_in(path.stem):
         raise ConfigError(f"{path.stem}: is the name of an architecture of open_clip's own; choose another TARGET")
@@ -182,7 +172,7 @@ def _check_own_json(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
-    """The arguments that tell open_clip how pictures are prepared; its checkpoint file does not say."""
+    """Return the arguments that tell open_clip how pictures are prepared; its checkpoint file does not say."""
     usual, own = (_as_lists(vars(cfg)) for cfg in (open_clip.PreprocessCfg(), model.preprocess_settings))
     names = ("mean", "std", "interpolation", "resize_mode")
     return {f"image_{name}": own[name] for name in names if own[name] != usual[name]}
@@ -190,7 +180,7 @@ def _preprocessing_arguments(model: DalipModel) -> dict[str, Any]:
 
 @contextmanager
 def _private_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target for what is not checked yet; it is removed afterwards.
+    """Open a folder beside the target for what is not checked yet, and remove it afterwards.
 
     When the export fails, folders that were made for it are removed too.
     """
@@ -223,7 +213,7 @@ def _publish_folder(private: Path, target: Path) -> None:
 
 
 def _is_export(file: Path) -> bool:
-    """Whether an export wrote this file of weights."""
+    """Return whether an export wrote this file of weights."""
     try:
         if file.suffix == ".safetensors":
             from safetensors import safe_open
@@ -237,7 +227,7 @@ def _is_export(file: Path) -> bool:
 
 
 def local_place(path: str | Path) -> Path:
-    """The path to export to.
+    """Return the path to export to.
 
     Raises: ConfigError for an object store, and within a release.
     """

@@ -1,43 +1,31 @@
-"""All that is written by hand for speed: MBDC with its own gradients, and linear layers on AMD processors.
+"""All that is written by hand for speed: MBDC with its own gradients.
 
 `weigh_and_reduce` and `rectify_and_compare` take and give what those of `training.model.mbdc` do, to rounding. Read
 that file first; the comments here only say why something is done in another way. Forward and backward on one thread of
 an Intel Xeon take 1 / 2.8 of the formula's time for 64 pictures of 196 tokens, 1 / 2.0 for 64 of 49, and 1 / 1.6 for 8
 of 196 (2026-11, a busy machine). `tests/benchmarks/bench_mbdc.py` measures them against a loop over heads.
 
-torch gives matrix products to MKL, which uses half of the vector width of AMD processors, and convolutions to oneDNN,
-which uses all of it. So in float32 on a CPU a product is done as a 1 x 1 convolution. On one thread of a Zen 5
-(2026-11) 50,176 rows of 128 by 46 take 2.8 ms instead of 9.8, and 3,200 rows of 768 by 3,072 take 83 ms instead of 153.
-
 Shape letters as there, and `P`: the reduced channels of a head, filled up to a multiple of 8.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.grad import conv2d_weight
-from torch.overrides import TorchFunctionMode
 
 from training.model.mbdc import DISTANCE_EPS, NORM_EPS
 from training.model.precision import full_precision, without_autocast
 
 _CACHED = 2**18  # numbers (1 MiB of float32) that stay in a core's own cache
-_FEWEST_IMAGES = 16  # on one thread torch gives 1 x 1 convolutions of fewer to a kernel three times as slow
-_FEWEST_NUMBERS = 1 << 16  # of the input of a linear layer; below it the call costs more than is won
 
 
 def weigh_and_reduce(
     anchor_BHE: Tensor, tokens_BMHE: Tensor, reduce_RE: Tensor, mask_BM: Tensor | None = None
 ) -> Tensor:
-    """Steps 2 and 3, (B, M, H, R).
+    """Return steps 2 and 3, (B, M, H, R).
 
     The weight of a token is one number a head. It is applied after the reduction, to R channels instead of E.
     """
@@ -68,7 +56,7 @@ class _WeighAndReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit_BHE: Tensor, tokens_BMHE: Tensor, reduce_RE: Tensor, mask_BM: Tensor | None) -> Tensor:
         weights_BMH, cosine_BMH, norm_BMH = _cosine_softmax(unit_BHE, full_precision(tokens_BMHE), mask_BM)
-        weighted_BMHR = full_precision(channels_times(tokens_BMHE, reduce_RE)).mul_(weights_BMH.unsqueeze(-1))
+        weighted_BMHR = full_precision(tokens_BMHE @ reduce_RE.t()).mul_(weights_BMH.unsqueeze(-1))
         ctx.save_for_backward(unit_BHE, tokens_BMHE, reduce_RE, weights_BMH, cosine_BMH, norm_BMH, weighted_BMHR)
         return weighted_BMHR
 
@@ -86,14 +74,14 @@ class _WeighAndReduce(torch.autograd.Function):
             to_dot_BMH = to_cosine_BMH / norm_BMH
             along_BMH = -to_dot_BMH * cosine_BMH / norm_BMH
             # In place from here: a fresh array of this size costs as much in page faults as the arithmetic.
-            wide_BMHE = channels_times(to_reduced_BMHR, reduce_RE.t())
+            wide_BMHE = to_reduced_BMHR @ reduce_RE
             wide_BMHE.addcmul_(tokens_BMHE, along_BMH.unsqueeze(-1).to(wide_BMHE.dtype))
             wide_BMHE.addcmul_(unit_BHE.unsqueeze(1).to(wide_BMHE.dtype), to_dot_BMH.unsqueeze(-1).to(wide_BMHE.dtype))
             per_head_BHD = torch.bmm(to_dot_BMH.transpose(1, 2), full_precision(tokens_BMHE).flatten(2))
             heads = unit_BHE.shape[1]
             per_pair_BHHE = per_head_BHD.view(-1, heads, heads, unit_BHE.shape[2])
             to_unit_BHE = per_pair_BHHE.diagonal(dim1=1, dim2=2).transpose(1, 2)
-            to_reduce_RE = _sum_of_outer(to_reduced_BMHR, tokens_BMHE)
+            to_reduce_RE = to_reduced_BMHR.flatten(0, 2).t() @ tokens_BMHE.flatten(0, 2)
         return to_unit_BHE, wide_BMHE, to_reduce_RE, None
 
 
@@ -165,39 +153,11 @@ def _cosine_softmax(unit_BHE: Tensor, tokens_BMHE: Tensor, mask_BM: Tensor | Non
     return scored_BMH.softmax(dim=1), cosine_BMH, norm_BMH
 
 
-def channels_times(x_BMHE: Tensor, matrix_RE: Tensor) -> Tensor:
-    """`x @ matrix.t()`, (B, M, H, R)."""
-    return _convolve(x_BMHE, matrix_RE) if _by_convolution(x_BMHE) else x_BMHE @ matrix_RE.t()
-
-
-def _convolve(x_BMHE: Tensor, matrix_RE: Tensor, bias_R: Tensor | None = None) -> Tensor:
-    product = functional.conv2d(_as_images(x_BMHE), matrix_RE[:, :, None, None], bias_R)
-    return product.permute(0, 2, 3, 1).reshape(*x_BMHE.shape[:3], -1)
-
-
-def _sum_of_outer(left_BMHR: Tensor, right_BMHE: Tensor) -> Tensor:
-    """Sum over B, M and H of the outer products, (R, E): the gradient of the matrix of `channels_times`."""
-    if not _by_convolution(right_BMHE):
-        return left_BMHR.flatten(0, 2).t() @ right_BMHE.flatten(0, 2)
-    size = (left_BMHR.shape[-1], right_BMHE.shape[-1], 1, 1)
-    gradient: Any = conv2d_weight  # torch leaves it untyped
-    weight: Tensor = gradient(_as_images(right_BMHE), size, _as_images(left_BMHR))
-    return weight.flatten(1)
-
-
-def _by_convolution(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-
-
-def _as_images(x_BMHE: Tensor) -> Tensor:
-    """The same memory as images in the layout channels-last, `_FEWEST_IMAGES` or more where that divides."""
-    batch, tokens, heads, width = x_BMHE.shape
-    images = batch if batch >= _FEWEST_IMAGES else 16 if batch * tokens * heads % 16 == 0 else batch * tokens
-    return x_BMHE.reshape(images, -1, 1, width).permute(0, 3, 1, 2)
-
-
 def _centring_shift(symmetric_RR: Tensor) -> Tensor:
-    """The shift by double centring of each row and column of a symmetric matrix: its mean less half the whole's."""
+    """Return the shift by double centring of each row and column of a symmetric matrix.
+
+    Its mean less half the whole's.
+    """
     mean_R = symmetric_RR.mean(dim=-1)
     return mean_R - mean_R.mean(dim=-1, keepdim=True) / 2
 
@@ -208,38 +168,3 @@ def _mirror_indices(x_BHRR: Tensor) -> Tensor:
     low_RR, high_RR = torch.minimum(line_R[:, None], line_R), torch.maximum(line_R[:, None], line_R)
     # Row k of the triangle begins at k R - k (k - 1) / 2, with the entry (k, k).
     return (low_RR * x_BHRR.shape[-1] - low_RR * (low_RR - 1) // 2 + high_RR - low_RR).flatten()
-
-
-def fast_linear(device: torch.device) -> AbstractContextManager[None]:
-    """For the forward pass of a model in evaluation mode, without gradients, on `device`: linear layers as above."""
-    return _linear_by_convolution() if device.type == "cpu" and _is_amd() else nullcontext()
-
-
-@contextmanager
-def _linear_by_convolution() -> Iterator[None]:
-    """Also without torch's fused attention, which hides its products from the mode below."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with _LinearByConvolution():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-class _LinearByConvolution(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.linear and not kwargs and _is_large(args[0]):
-            return _convolve(args[0].contiguous().unsqueeze(2), *args[1:]).squeeze(2)
-        return func(*args, **(kwargs or {}))
-
-
-def _is_large(x: Tensor) -> bool:
-    large = x.ndim == 3 and len(x) >= _FEWEST_IMAGES and x.numel() >= _FEWEST_NUMBERS
-    return large and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-
-
-@functools.cache
-def _is_amd() -> bool:
-    path = Path("/proc/cpuinfo")
-    return path.is_file() and "AuthenticAMD" in path.read_text(encoding="utf-8", errors="replace")

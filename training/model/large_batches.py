@@ -33,7 +33,7 @@ def gather_with_gradient(features_BC: Tensor) -> Tensor:
 
 
 def same_label_pairs(labels_B: Tensor) -> Tensor:
-    """Whether text (or picture) j of all ranks has the label of this rank's picture (or text) i, (B, N).
+    """Return whether text (or picture) j of all ranks has the label of this rank's picture (or text) i, (B, N).
 
     False for a sample and itself.
     """
@@ -123,7 +123,7 @@ def accumulate_backward(
 
 
 def _as_leaves(chunks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The cached features as one batch that takes gradients; the scales are those of the first chunk."""
+    """Return the cached features as one batch that takes gradients; the scales are those of the first chunk."""
     return {
         name: (value if _is_scale(name) else torch.cat([chunk[name] for chunk in chunks])).detach().requires_grad_()
         for name, value in chunks[0].items()
@@ -137,7 +137,7 @@ def _surrogate(
     *,
     with_scales: bool,
 ) -> Tensor:
-    """A scalar whose gradient through the chunk at `rows` is the large batch's."""
+    """Return a scalar whose gradient through the chunk at `rows` is the large batch's."""
     terms = []
     for name, value in output.items():
         grad = feature_grads[name]
@@ -149,7 +149,7 @@ def _surrogate(
 
 
 def _is_scale(name: str) -> bool:
-    """Whether an output of the model is a parameter of the loss, and no feature of the pairs."""
+    """Return whether an output of the model is a parameter of the loss, and no feature of the pairs."""
     return not name.endswith(("_features", "_second_order"))
 
 

@@ -42,7 +42,10 @@ def anchor_weights(anchor_BHE: Tensor, tokens_BMHE: Tensor, mask_BM: Tensor | No
 def weigh_and_reduce(
     anchor_BHE: Tensor, tokens_BMHE: Tensor, reduce_RE: Tensor, mask_BM: Tensor | None = None
 ) -> Tensor:
-    """Steps 2 and 3: weigh the tokens, then reduce the channels of each head with one shared matrix, (B, M, H, R)."""
+    """Return steps 2 and 3.
+
+    Weigh the tokens, then reduce the channels of each head with one shared matrix, (B, M, H, R).
+    """
     with without_autocast(tokens_BMHE):
         weights_BMH = anchor_weights(anchor_BHE, tokens_BMHE, mask_BM)
         return (full_precision(tokens_BMHE) * weights_BMH.unsqueeze(-1)) @ full_precision(reduce_RE).t()
@@ -66,7 +69,9 @@ def brownian_distance(tokens_BHMR: Tensor, num_tokens_B: Tensor | None = None) -
 
 
 def rectify_and_compare(tokens_BMHR: Tensor, factor: Tensor | None, num_tokens_B: Tensor | None = None) -> Tensor:
-    """The ReLU of step 3, then steps 4 to 7: normalised reduced tokens (B, M, H, R) to a vector per sample, (B, H T).
+    """Return the ReLU of step 3, then steps 4 to 7.
+
+    Normalised reduced tokens (B, M, H, R) to a vector per sample, (B, H T).
 
     `factor` is 0 for padding and for what dropout drops, in a shape that broadcasts to the tokens'. It must not be
     negative and gets no gradient. `num_tokens_B` as in `brownian_distance`.

@@ -46,7 +46,7 @@ class ModelSettings(Settings):
     """Towers, second-order branches, and the weights to begin with."""
 
     preset: Preset = "dalip"
-    """Values to begin with; configs/GUIDE.md compares them."""
+    """Values to begin with; configs/guide/train.md compares them."""
     architecture: NameOrPath = Field(default="ViT-B-16", min_length=1)
     """A name of open_clip, or a JSON file in its format."""
     pretrained: NameOrPath | None = None
@@ -203,7 +203,7 @@ SECOND_MOMENT = replace(DALIP, statistic="second_moment")
 
 
 def resolve_second_order(settings: ModelSettings) -> SecondOrder | None:
-    """The preset with the user's changes; None for preset `clip`."""
+    """Return the preset with the user's changes; None for preset `clip`."""
     presets = {"clip": None, "released": RELEASED, "dalip": DALIP, "second_moment": SECOND_MOMENT}
     base = presets[settings.preset]
     values = {name: value for name, value in settings.second_order if value is not None}
@@ -215,7 +215,7 @@ RELEASED_LOSS: dict[str, Any] = {"form": "sum_of_losses", "first_order_weight": 
 
 
 def loss_of_preset(settings: LossSettings, preset: str) -> LossSettings:
-    """`settings`; under preset `released`, with the released values for what was not given."""
+    """Return `settings`; under preset `released`, with the released values for what was not given."""
     if preset != "released":
         return settings
     stated = settings.model_dump(include=settings.model_fields_set)

@@ -15,15 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manifests.errors import ConfigError
 from manifests.services import open_clip_api as open_clip
-
-Placement = Literal["after_projection", "before_projection"]
 
 _CUT_STEP = 8
 """Texts end at a multiple of this, so that kernels and memory see few shapes."""
@@ -33,34 +31,26 @@ _CUT_STEP = 8
 class TowerOutput:
     """One tower on one batch: the pooled feature, which is the branch's anchor, and what else the branch takes."""
 
-    feature: Tensor  # (B, C); before the projection (B, W)
-    tokens: Tensor  # (B, M, W)
+    feature: Tensor  # (B, C)
+    tokens: Tensor  # (B, M, C)
     mask: Tensor | None  # (B, M), true for tokens that count; None: all of them
-    projection: Tensor | None = None  # (W, C) that takes the tokens to the anchor's width; None: they have it
 
 
-def image_tower(clip: Any, images: Tensor, placement: Placement = "after_projection") -> TowerOutput:
-    """The image tower; the class token is not among the tokens."""
+def image_tower(clip: Any, images: Tensor) -> TowerOutput:
+    """Return the image tower; the class token is not among the tokens."""
     visual = clip.visual
     output = visual.forward_intermediates(
         images, indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
     )
     tokens_BMW = output["image_intermediates"][-1]
-    if placement == "after_projection":
-        projection = visual.proj if hasattr(visual, "proj") else visual.head  # of timm towers
-        return TowerOutput(output["image_features"], _project(tokens_BMW, projection), None)
-    prefix = output.get("image_intermediates_prefix")
-    pooled_by_token = _image_pool(visual) in ("tok", "token")
-    pooled_BW = prefix[-1][:, 0] if prefix is not None and pooled_by_token else tokens_BMW.mean(dim=1)
-    return TowerOutput(pooled_BW, tokens_BMW, None)
+    projection = visual.proj if hasattr(visual, "proj") else visual.head  # of timm towers
+    return TowerOutput(output["image_features"], _project(tokens_BMW, projection), None)
 
 
-def text_tower(
-    clip: Any, tokens: Tensor, placement: Placement = "after_projection", *, mask_padding: bool
-) -> TowerOutput:
-    """The text tower; the pooled (EOT) token stays among the tokens."""
+def text_tower(clip: Any, tokens: Tensor, *, mask_padding: bool) -> TowerOutput:
+    """Return the text tower; the pooled (EOT) token stays among the tokens."""
     if _is_hf_text(clip):
-        return _hf_text_tower(clip.text, tokens, placement)
+        return _hf_text_tower(clip.text, tokens)
     if tokens.shape[1] < clip.context_length:
         output = _short_text_tower(clip, tokens)
     elif hasattr(clip, "text"):
@@ -72,18 +62,11 @@ def text_tower(
     text = getattr(clip, "text", clip)
     tokens_BMW = output["text_intermediates"][-1]
     mask_BM = _text_mask(clip, tokens) if mask_padding else None
-    if placement == "after_projection":
-        return TowerOutput(output["text_features"], _project(tokens_BMW, text.text_projection), mask_BM)
-    suffix = output.get("text_intermediates_suffix")
-    if suffix is not None:  # towers with a class token pool at that
-        return TowerOutput(suffix[-1][:, 0], tokens_BMW, mask_BM)
-    pool, end_id = _text_pool(clip)
-    pooled_BW = open_clip.text_global_pool(tokens_BMW, tokens, pool, eos_token_id=end_id)
-    return TowerOutput(pooled_BW, tokens_BMW, mask_BM)
+    return TowerOutput(output["text_features"], _project(tokens_BMW, text.text_projection), mask_BM)
 
 
 def text_feature(clip: Any, tokens: Tensor) -> Tensor:
-    """The pooled feature (B, C) of token ids (B, M), which `cut_texts` may have cut."""
+    """Return the pooled feature (B, C) of token ids (B, M), which `cut_texts` may have cut."""
     if tokens.shape[1] < clip.context_length and not _is_hf_text(clip):
         short: Tensor = _short_text_tower(clip, tokens)["text_features"]
         return short
@@ -112,7 +95,7 @@ def cut_texts(clip: Any, tokens: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the mode of before."""
+    """Switch to evaluation mode without gradients, and back to the former mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -152,7 +135,7 @@ def probe_width(clip: Any) -> int:
     return int(outputs["image"].feature.shape[-1])
 
 
-def check_towers(clip: Any, placement: Placement = "after_projection") -> None:
+def check_towers(clip: Any) -> None:
     """Refuse, by name, the towers whose tokens open_clip does not give.
 
     Raises: ConfigError.
@@ -166,11 +149,6 @@ def check_towers(clip: Any, placement: Placement = "after_projection") -> None:
         raise ConfigError(
             "the image tower pools by attention, its tokens are not in the embedding's space; "
             "use a ViT with pool_type 'tok' or 'avg', or preset 'clip'"
-        )
-    if placement == "before_projection" and _image_pool(visual) not in ("tok", "token", "avg"):
-        raise ConfigError(
-            f"the image tower pools by '{_image_pool(visual)}': its tokens before the projection have no anchor; "
-            "use a tower that pools by 'tok' or 'avg'"
         )
     if _image_pool(visual) == "none":
         raise ConfigError("the image tower has pool_type 'none': no pooled feature to anchor on; use 'tok' or 'avg'")
@@ -195,13 +173,13 @@ def _project(tokens_BMW: Tensor, projection: Any) -> Tensor:
 
 
 def _image_pool(visual: Any) -> str:
-    """How the tower pools: open_clip's `pool_type`, or timm's `global_pool`."""
+    """Return how the tower pools: open_clip's `pool_type`, or timm's `global_pool`."""
     trunk = getattr(visual, "trunk", None)
     return str(visual.pool_type if trunk is None else getattr(trunk, "global_pool", ""))
 
 
 def _text_pool(clip: Any) -> tuple[str, int | None]:
-    """How the text tower pools, and its end-of-text id if it looks for one."""
+    """Return how the text tower pools, and its end-of-text id if it looks for one."""
     text = getattr(clip, "text", None)
     if text is not None:
         return text.pool_type, text.eos_id
@@ -221,7 +199,7 @@ def _end_of_text(clip: Any, tokens: Tensor) -> Tensor | None:
 
 
 def _text_mask(clip: Any, tokens: Tensor) -> Tensor:
-    """True up to and including the end of the text; where the tower pools elsewhere, for all but padding."""
+    """Return true up to and including the end of the text; where the tower pools elsewhere, for all but padding."""
     end_B = _end_of_text(clip, tokens)
     if end_B is not None:
         return torch.arange(tokens.shape[1], device=tokens.device) <= end_B.unsqueeze(1)
@@ -243,14 +221,12 @@ def _short_text_tower(clip: Any, tokens: Tensor) -> dict[str, Any]:
     return {"text_features": _project(pooled_BW, text.text_projection), "text_intermediates": [hidden_BMW]}
 
 
-def _hf_text_tower(text: Any, tokens: Tensor, placement: Placement) -> TowerOutput:
-    """A Hugging Face tower: the calls of open_clip's own adapter, with the hidden states kept.
+def _hf_text_tower(text: Any, tokens: Tensor) -> TowerOutput:
+    """Return a Hugging Face tower: the calls of open_clip's own adapter, with the hidden states kept.
 
     Padding is always masked. Attention never looks at it, so its hidden states mean nothing.
     """
     attention = (tokens != text.config.pad_token_id).long()
     hidden = text.transformer(input_ids=tokens, attention_mask=attention)
     pooled_BW, tokens_BMW = text.pooler(hidden, attention), hidden.last_hidden_state
-    if placement == "after_projection":
-        return TowerOutput(text.proj(pooled_BW), text.proj(tokens_BMW), attention.bool())
-    return TowerOutput(pooled_BW, tokens_BMW, attention.bool())
+    return TowerOutput(text.proj(pooled_BW), text.proj(tokens_BMW), attention.bool())

@@ -60,14 +60,17 @@ _RELEASED_BRANCHES = {
 
 
 def content_of(source: str) -> str | None:
-    """The content of the files of weights that `source` names, by sha256; None for a tag, and for what is gone."""
+    """Return the content of the files of weights that `source` names, by sha256.
+
+    None for a tag, and for what is gone.
+    """
     path = Path(source)
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in _ENDINGS)
     return "+".join(hash_file(str(file)).sha256 for file in files) or None
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file: safetensors, or a PyTorch file read without running its code.
+    """Return the tensors of a checkpoint file: safetensors, or a PyTorch file read without running its code.
 
     The tensors may lie under `state_dict` or `model`. A prefix `module.` (data parallel) is taken off, and adapters
     are added to the weights that they adapt.
@@ -95,7 +98,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def in_parts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of a `DalipModel`: those of its CLIP by open_clip's names, and the others."""
+    """Return the tensors of a `DalipModel`: those of its CLIP by open_clip's names, and the others."""
     parts: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
     for name, tensor in state.items():
         parts[not name.startswith("clip.")][name.removeprefix("clip.")] = tensor
@@ -110,7 +113,7 @@ def load_fault(error: Exception) -> str:
 
 
 def rename_released(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """A released-layout state dict as that of a `DalipModel` of preset `released`; `where` names it in messages.
+    """Return a released-layout state dict as that of a `DalipModel` of preset `released`; `where` names it in messages.
 
     Raises: ConfigError when a key of either branch is missing; `load_state` names all else that does not fit.
     """
@@ -201,7 +204,10 @@ def _visual(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _in_open_clip_layout(clip: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a CLIP as open_clip's model has them: names, a scale of one number, positions of its size."""
+    """Return the tensors of a CLIP as open_clip's model has them.
+
+    Names, a scale of one number, positions of its size.
+    """
     if "text_model.embeddings.token_embedding.weight" in state:
         state = _of_transformers(state)
     state = dict(open_clip.convert_state_dict(clip, state))
@@ -231,7 +237,10 @@ _TRANSFORMERS_NAMES = (
 
 
 def _of_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP of transformers under open_clip's names: one matrix for query, key and value, projections transposed."""
+    """Return a CLIP of transformers under open_clip's names.
+
+    One matrix for query, key and value, projections transposed.
+    """
     renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = key
@@ -248,7 +257,7 @@ def _of_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights of a folder; open_clip wrote them as a PyTorch file before it took safetensors."""
+    """Return the weights of a folder; open_clip wrote them as a PyTorch file before it took safetensors."""
     names = (WEIGHTS_FILE, "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
     return next((folder / name for name in names if (folder / name).is_file()), folder / WEIGHTS_FILE)
 
@@ -265,7 +274,6 @@ def check_same_forward(
     both = forward_settings(stored), forward_settings(architecture_config(architecture))
     for values in both if text_alone else ():
         values["vision_cfg"], values["custom_text"] = {}, False
-        values.pop("components", None)  # of both frozen towers; those of the texts are tensors, and are compared
     if changes := differences(*both):
         raise ConfigError(
             f"{where}: its weights were trained in another architecture than {architecture} "
@@ -292,7 +300,7 @@ def _check_folder(model: DalipModel, folder: Path, text_alone: bool) -> None:
 
 
 def preprocessing_of(path: Path) -> dict[str, Any]:
-    """How pictures were prepared for the weights in a file; empty where it does not say.
+    """Return how pictures were prepared for the weights in a file; empty where it does not say.
 
     Raises: ConfigError for a configuration that cannot be read.
     """
@@ -305,13 +313,13 @@ def preprocessing_of(path: Path) -> dict[str, Any]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The metadata of a file beside its tensors; nothing is known of one in another format than ours."""
+    """Return the metadata of a file beside its tensors; nothing is known of one in another format than ours."""
     content = None if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=True)
     return content if isinstance(content, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object beside weights.
+    """Return a JSON object beside weights.
 
     Raises: ConfigError for a file that holds none.
     """

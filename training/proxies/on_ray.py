@@ -24,7 +24,7 @@ T = TypeVar("T")
 def each_result_on_ray(
     work: Callable[[T], Any], tasks: Sequence[T], settings: TrainSettings, address: str | None
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the task, its result) in the order of completion, each task in a Ray process of its own.
+    """Yield (number of the task, its result) in the order of completion, each task in a Ray process of its own.
 
     Without `address` or RAY_ADDRESS (which `ray job submit` sets) a Ray of this machine is started, on the loopback
     only. A task takes `compute.num_threads` cores (1 where it is null), and a GPU if the device is one. Ray begins a
@@ -65,7 +65,7 @@ def _import_ray(address: str | None) -> Any:
 
 
 def _result_of(ray: Any, reference: Any) -> Any:
-    """The result of a task, or the error when it raised or its process was lost (memory, machine)."""
+    """Return the result of a task, or the error when it raised or its process was lost (memory, machine)."""
     try:
         return ray.get(reference)
     except (ray.exceptions.RayTaskError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
@@ -81,7 +81,7 @@ def _call_in_folder(work: Callable[[T], Any], task: T, folder: str) -> Any:
 
 @contextmanager
 def _running_ray(ray: Any, address: str | None, num_cpus: int) -> Iterator[None]:
-    """A Ray that answers: the one of this process, the cluster at `address`, or one started here and stopped again.
+    """Use a Ray that answers: the one of this process, the cluster at `address`, or one started here and stopped again.
 
     Raises: ConfigError when nothing answers at `address`.
     """
@@ -89,12 +89,12 @@ def _running_ray(ray: Any, address: str | None, num_cpus: int) -> Iterator[None]
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None:
-        num_cpus = max(num_cores(), num_cpus)
-        with ray_environment(address):
+    with ray_environment(address):
+        if address is None:
+            num_cpus = max(num_cores(), num_cpus)
             ray.init(num_cpus=num_cpus, include_dashboard=False, logging_level="warning")
-    else:
-        join_cluster(ray, "--ray-address", address, logging_level="warning")
+        else:
+            join_cluster(ray, "--ray-address", address, logging_level="warning")
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def _on_gpu(ray: Any, settings: TrainSettings) -> bool:
 
 
 def _unwrap(error: BaseException) -> PlantMixError:
-    """The error of ours inside what Ray raises, or a RunError with Ray's message."""
+    """Return the error of ours inside what Ray raises, or a RunError with Ray's message."""
     for inner in _errors_inside(error):
         if isinstance(inner, PlantMixError):
             return inner

@@ -128,7 +128,7 @@ def read_proxy_settings(path: str, **changes: Any) -> ProxySettings:
 
 
 def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
-    """The training config of one run. `samples_seen` of the list, where given, sets its length."""
+    """Return the training config of one run. `samples_seen` of the list, where given, sets its length."""
     of_proxies = set(ProxySettings.model_fields) - set(TrainSettings.model_fields)
     values = settings.model_dump(mode="json", exclude=of_proxies)
     values["seed"] = settings.seed + run.seed
@@ -142,7 +142,7 @@ def run_settings(settings: ProxySettings, run: ProxyRun) -> TrainSettings:
 
 
 def read_runs(settings: ProxySettings) -> list[ProxyRun]:
-    """The list of runs, from the config or its csv.
+    """Return the list of runs, from the config or its csv.
 
     Raises: ConfigError for a file that cannot be read, a row that describes no run, or a name given twice.
     """

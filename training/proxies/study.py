@@ -184,7 +184,7 @@ def _train_and_measure(task: ProxyTask, console: Path) -> dict[str, Any]:
 
 
 def count_epochs(pool: SamplePool, settings: TrainSettings, samples_seen: int) -> dict[str, float]:
-    """How often a run saw a sample of each domain on average: what it drew, over what its (cut) pool holds."""
+    """Return how often a run saw a sample of each domain on average: what it drew, over what its (cut) pool holds."""
     order = loader.build_order(pool, settings.data, settings.release, settings.seed)
     domains = np.asarray(pool.table["domain"])
     held = Counter(domains[np.concatenate([part.rows for part in order.strata])].tolist())
@@ -193,7 +193,7 @@ def count_epochs(pool: SamplePool, settings: TrainSettings, samples_seen: int) -
 
 
 def finished_result(settings: ProxySettings, run: ProxyRun, fingerprint: str) -> dict[str, Any] | None:
-    """The result of a run that was finished before and measured in the same way, or None.
+    """Return the result of a run that was finished before and measured in the same way, or None.
 
     Raises: ConfigError when the folder holds a run of another config, list or release.
     """
@@ -210,7 +210,10 @@ def finished_result(settings: ProxySettings, run: ProxyRun, fingerprint: str) ->
 
 
 def table_row(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as a row of the planner's table: mix_, loss_ and epochs_ of each domain, and how it was measured."""
+    """Return a result as a row of the planner's table.
+
+    Mix_, loss_ and epochs_ of each domain, and how it was measured.
+    """
     row = {name: result[name] for name in ("run", "model_size", "step", "seed", "samples_seen")}
     row |= {f"mix_{name}": share for name, share in sorted(result["mixture"].items())}
     row |= {f"loss_{name}": figure["value"] for name, figure in sorted(result["losses"].items())}
@@ -244,7 +247,7 @@ class _ResultTable:
         )
 
     def close(self) -> None:
-        """Raises: RunError when rows are still not in the catalogue."""
+        """Raise RunError when rows are still not in the catalogue."""
         try:
             if self.writes:
                 self._commit()
@@ -280,7 +283,7 @@ class _ResultTable:
 
 
 def _choose_start(settings: ProxySettings, ray_address: str | None) -> StartTasks:
-    """The function that works through tasks: in processes of this machine, or on Ray."""
+    """Return the function that works through tasks: in processes of this machine, or on Ray."""
     if ray_address is None:
         return lambda work, tasks: _each_result(work, tasks, settings)
     from training.proxies.on_ray import each_result_on_ray
@@ -292,7 +295,7 @@ def _choose_start(settings: ProxySettings, ray_address: str | None) -> StartTask
 def _each_result(
     work: Callable[[Any], Any], tasks: Sequence[Any], settings: ProxySettings
 ) -> Iterator[tuple[int, Any]]:
-    """(number of the task, result) in the order of completion, in processes that end with this one.
+    """Yield (number of the task, result) in the order of completion, in processes that end with this one.
 
     They are spawned, so that none inherits torch's threads. One task at a time runs in this process.
 
@@ -323,7 +326,10 @@ def _each_result(
 
 
 def _work_apart(work: Callable[[Any], Any], task: Any) -> Any:
-    """A task in a process of the pool, which has the next one ready: one that was told to stop ends before that."""
+    """Return a task in a process of the pool, which has the next one ready.
+
+    One that was told to stop ends before that.
+    """
     result = work(task)
     if isinstance(result, StoppedError):
         os._exit(1)
@@ -366,7 +372,7 @@ def _decode_one(settings: ProxySettings, target: Path, side_px: int, shard: int)
 
 
 def _check_catalogue(settings: ProxySettings) -> None:
-    """Raises: ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
+    """Raise ConfigError for a folder without a catalogue; a mistyped name would get a new, empty one."""
     from manifests.contract.catalog_file import CATALOG_FILE
     from manifests.contract.session import take_up
 

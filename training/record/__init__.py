@@ -1,1 +1,1 @@
-"""What a run leaves: checkpoints, log, plots of the log."""
+"""Files that a run leaves: checkpoints, log, plots of the log."""

@@ -64,7 +64,7 @@ def check_model(folder: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every byte of a checkpoint is as it was written, by the CRC-32 that torch stores with each tensor.
+    """Return whether every byte of a checkpoint is as it was written, by the CRC-32 that torch stores with each tensor.
 
     Reading and checking takes 0.2 s a GB (one core, from the page cache).
 
@@ -82,7 +82,10 @@ def is_whole(path: Path) -> bool:
 
 
 def run_id(folder: Path) -> str | None:
-    """The id that the checkpoints of a run share; it stays when the config changes. None where there is no run."""
+    """Return the id that the checkpoints of a run share; it stays when the config changes.
+
+    None where there is no run.
+    """
     try:
         record = read_json(folder / RUN_FILE)
     except IntegrityError:
@@ -91,7 +94,7 @@ def run_id(folder: Path) -> str | None:
 
 
 def digest_of(identity: Any) -> str:
-    """The id of a run that begins with this identity."""
+    """Return the id of a run that begins with this identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,7 +136,7 @@ def lock_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 def _leave_locks() -> None:
-    """A fork has the locks of its parent until it closes their files."""
+    """Close the lock files of the parent in a fork: a fork holds its parent's locks until then."""
     while _locks:
         _locks.pop().close()
 
@@ -190,12 +193,12 @@ def save_model(
 
 
 def has_weights(folder: Path) -> bool:
-    """True for the folder of a run that has saved something."""
+    """Return true for the folder of a run that has saved something."""
     return (folder / MODEL_FILE).exists() or bool(list_checkpoints(folder))
 
 
 def newest_weights(folder: Path) -> Path:
-    """The file with the weights of a run: the final ones, else the newest checkpoint.
+    """Return the file with the weights of a run: the final ones, else the newest checkpoint.
 
     Only the summary says which bytes the final weights have. Without it they are not used.
 
@@ -215,7 +218,7 @@ def _has_final(folder: Path) -> bool:
 
 
 def begin_with(model: ModelSettings, *, may_be_text_alone: bool = False) -> ModelSettings:
-    """The settings with the file that `model.pretrained` names; of a run, that of its final weights.
+    """Return the settings with the file that `model.pretrained` names; of a run, that of its final weights.
 
     Raises: ConfigError for a run that is not finished, and for weights of a run in another architecture;
         IntegrityError for other bytes than it wrote.
@@ -239,7 +242,7 @@ def begin_with(model: ModelSettings, *, may_be_text_alone: bool = False) -> Mode
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a finished run.
+    """Return the summary of a finished run.
 
     Raises: IntegrityError when it is damaged.
     """
@@ -250,7 +253,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_architecture(folder: Path) -> dict[str, Any] | None:
-    """The architecture that a run began with; None where its folder does not say."""
+    """Return the architecture that a run began with; None where its folder does not say."""
     record = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
     stored = ((record.get("identity") or {}).get("model") or {}).get("architecture")
     return stored if isinstance(stored, dict) else None
@@ -271,7 +274,7 @@ def _save(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in the folder of a run.
+    """Return a JSON object in the folder of a run.
 
     Raises: IntegrityError for a file that holds none.
     """
@@ -279,5 +282,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, what: str) -> IntegrityError:
-    """A file of a run that is not what the run wrote."""
+    """Return a file of a run that is not what the run wrote."""
     return IntegrityError(f"{path}: {what}; {_MOVE_AWAY}")

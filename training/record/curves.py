@@ -128,12 +128,12 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def _curves_in(curves: Curves, name: str) -> Curves:
-    """The curves of a panel: of the metric, or of each of its domains."""
+    """Return the curves of a panel: of the metric, or of each of its domains."""
     return {part: curve for part, curve in curves.items() if part == name or part.startswith(f"{name}/")}
 
 
 def _labels(folders: Sequence[str]) -> list[str]:
-    """A label for each folder: as much of its path as tells all apart."""
+    """Return a label for each folder: as much of its path as tells all apart."""
     parts = [Path(folder).absolute().parts for folder in folders]
     for depth in range(1, max(len(part) for part in parts) + 1):
         labels = ["/".join(part[-depth:]) for part in parts]

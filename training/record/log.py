@@ -68,7 +68,7 @@ class RunLog:
 
 
 def read_log(path: Path, event: str = "") -> list[dict[str, Any]]:
-    """The events of a log, of one kind or all; a line that a crash cut short is left out.
+    """Return the events of a log, of one kind or all; a line that a crash cut short is left out.
 
     Raises: IntegrityError for a line that is no event.
     """

@@ -47,7 +47,7 @@ _POINTER = f"{CHECKPOINT_FOLDER}/{POINTER_FILE}"
 
 
 def fetch_run(run: str, cache_dir: str | None = None, *, must_exist: bool = True) -> Path:
-    """The folder of a run for who only reads it: itself, or a copy on this machine that is brought up to date.
+    """Return the folder of a run for who only reads it: itself, or a copy on this machine that is brought up to date.
 
     Raises: ConfigError where there is no run and there has to be; RetryableError when the store does not answer.
     """
@@ -100,12 +100,12 @@ class RemoteRun:
                 (self.folder / SUMMARY_FILE).unlink(missing_ok=True)
 
     def is_finished(self) -> bool:
-        """Whether the store holds the end of the run: its summary, and the weights that it speaks of."""
+        """Return whether the store holds the end of the run: its summary, and the weights that it speaks of."""
         storage.filesystem(self.address)[0].invalidate_cache()
         return all(self._ask(name, storage.exists) for name in (SUMMARY_FILE, MODEL_FILE))
 
     def take_checkpoint(self, path: Path) -> Path:
-        """The checkpoint of this name on this machine; one that another machine has chosen is fetched."""
+        """Return the checkpoint of this name on this machine; one that another machine has chosen is fetched."""
         local = self.folder / CHECKPOINT_FOLDER / path.name
         with locked(self.folder.parent / "lock"):
             if not local.exists():
@@ -125,7 +125,7 @@ class RemoteRun:
         return {"run": uuid.uuid4().hex, "checkpoints": entries} if entries else None
 
     def _take_newest(self, there: dict[str, Any]) -> None:
-        """The files to go on with: the newest checkpoint that is whole, and those beside it."""
+        """Download the newest checkpoint that is whole, and the files beside it."""
         for name in _SMALL:
             self._get(name)
         for entry in reversed(there["checkpoints"]):
@@ -290,7 +290,7 @@ class RemoteRun:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    """The entry of a checkpoint in the pointer."""
+    """Return the entry of a checkpoint in the pointer."""
     written = storage.hash_file(str(path))
     return {"name": path.name, "num_bytes": written.num_bytes, "sha256": written.sha256}
 
@@ -300,7 +300,7 @@ def _step(pointer: dict[str, Any]) -> int:
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
-    """Raises: IntegrityError for anything but a pointer."""
+    """Raise IntegrityError for anything but a pointer."""
     try:
         pointer: dict[str, Any] = json.loads(content)
         if not isinstance(pointer["run"], str) or not pointer["checkpoints"]:

@@ -37,24 +37,24 @@ _BY_NAME = re.compile(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     there = (folder / CHECKPOINT_FOLDER).glob("step-*.pt")
     return sorted((path for path in there if _CHECKPOINT.fullmatch(path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step after which a checkpoint was written."""
+    """Return the step after which a checkpoint was written."""
     return int(path.stem.removeprefix("step-"))
 
 
 def is_run(path: str) -> bool:
-    """Whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
+    """Return whether a training began here: whether there is a `run.json` that `dalip train` wrote."""
     record = json_object(read_if_there(storage.join(path, RUN_FILE)))
     return isinstance(record.get("identity"), dict) and "releases" in record["identity"]
 
 
 def is_evaluation(content: bytes | None) -> bool:
-    """Whether these are figures of `dalip eval`."""
+    """Return whether these are figures of `dalip eval`."""
     return {"weights", "model", "preset", "sets", "groups"} <= json_object(content).keys()
 
 
@@ -103,7 +103,10 @@ def refuse_within_run(target: str) -> None:
 
 
 def files_of_run(path: str) -> list[str]:
-    """The files that a training wrote into a folder, except `run.json`; first the two that vouch for the others."""
+    """Return the files that a training wrote into a folder, except `run.json`.
+
+    First the two that vouch for the others.
+    """
     names = [name for name in _names_in(path) if name in _FILES or _BY_NAME.fullmatch(name)]
     first = (f"{CHECKPOINT_FOLDER}/{POINTER_FILE}", SUMMARY_FILE)
     return sorted((name for name in names if name != RUN_FILE), key=lambda name: (name not in first, name))
@@ -119,7 +122,7 @@ def clear_run(folder: Path) -> None:
 
 
 def _names_in(path: str) -> list[str]:
-    """The files of a place, and what lies in the folders that a run uses."""
+    """Return the files of a place, and what lies in the folders that a run uses."""
     fs, inner = storage.filesystem(path)
     fs.invalidate_cache()
     names = []

@@ -118,7 +118,7 @@ class RunFolder:
             self._store.push(self._keep)
 
     def load(self, path: Path) -> dict[str, Any]:
-        """A checkpoint of this name, which another machine may have chosen."""
+        """Return a checkpoint of this name, which another machine may have chosen."""
         return checkpoint.load_checkpoint(path if self._store is None else self._store.take_checkpoint(path))
 
     def prepare(self, state: RunState, step: int, drawn: Sequence[dict[str, Any]] = ()) -> str | None:
@@ -179,7 +179,7 @@ class RunFolder:
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
-        """The summary of a finished run.
+        """Return the summary of a finished run.
 
         Raises: IntegrityError when it is damaged.
         """
@@ -234,7 +234,7 @@ def inspect_run(
 
 
 def _of_today(stored: dict[str, Any], model: type[Settings]) -> dict[str, Any]:
-    """The record of a run on `model`, without settings that are gone since."""
+    """Return the record of a run on `model`, without settings that are gone since."""
     values = {}
     for name, value in stored.items():
         if name in model.model_fields:
@@ -246,7 +246,7 @@ def _of_today(stored: dict[str, Any], model: type[Settings]) -> dict[str, Any]:
 
 
 def _by_content(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """An identity without the name of the weights that the run began with, where both know what they held.
+    """Return an identity without the name of the weights that the run began with, where both know what they held.
 
     An earlier version recorded the name alone, and the file may be gone since.
     """

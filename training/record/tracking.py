@@ -29,7 +29,7 @@ class Tracker(NamedTuple):
 
 
 def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
-    """The numbers of an event by the name that shows them; none for events without numbers."""
+    """Return the numbers of an event by the name that shows them; none for events without numbers."""
     if event not in _GROUPS:
         return {}
     group = _GROUPS[event]
@@ -43,14 +43,14 @@ def scalars_of(event: str, values: dict[str, Any]) -> dict[str, float]:
 
 
 def check_packages(settings: LogSettings) -> None:
-    """Raises: ConfigError when a wanted package is missing."""
+    """Raise ConfigError when a wanted package is missing."""
     for name, is_on in (("tensorboard", settings.tensorboard), ("wandb", settings.wandb is not None)):
         if is_on:
             require(f"log.{name}", name)
 
 
 def open_trackers(folder: Path, step: int, settings: LogSettings, config: dict[str, Any]) -> list[Tracker]:
-    """The trackers of a config. The run goes on after `step`; what TensorBoard shows after it is removed.
+    """Return the trackers of a config. The run goes on after `step`; what TensorBoard shows after it is removed.
 
     Raises: ConfigError when wandb refuses.
     """

@@ -46,7 +46,7 @@ class Ranks:
 
 
 def this_rank(device: str) -> Ranks:
-    """This process among those that torchrun started, with its device; it has not joined them yet.
+    """Return this process among those that torchrun started, with its device; it has not joined them yet.
 
     Raises: ConfigError for a GPU that is not there.
     """
@@ -95,7 +95,7 @@ def stop_ranks(ranks: Ranks) -> None:
 
 
 def wrap_model(model: nn.Module, ranks: Ranks, *, compiled: bool) -> Any:
-    """The model as each process calls it: gradients are averaged over ranks in the backward pass."""
+    """Return the model as each process calls it: gradients are averaged over ranks in the backward pass."""
     called: Any = torch.compile(model) if compiled else model
     if ranks.world_size == 1:
         return called
@@ -117,7 +117,7 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def attempt(work: Callable[[], T]) -> T | PlantMixError:
-    """What `work` returns, or its error, so that this process can tell the others before it ends."""
+    """Return what `work` returns, or its error, so that this process can tell the others before it ends."""
     try:
         return work()
     except PlantMixError as error:
@@ -125,7 +125,10 @@ def attempt(work: Callable[[], T]) -> T | PlantMixError:
 
 
 def agree(ranks: Ranks, outcome: T | PlantMixError) -> T:
-    """This rank's outcome of an `attempt`, if all ranks were successful; else the first error, raised on every rank."""
+    """Return this rank's outcome of an `attempt`, if all ranks were successful.
+
+    Else the first error, raised on every rank.
+    """
     errors = gather_from_ranks(outcome if isinstance(outcome, PlantMixError) else None, ranks)
     for error in errors:
         if error is not None:
@@ -145,7 +148,7 @@ def mean_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
 
 
 def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
-    """The values of all ranks, in rank order, on every rank; they are pickled, so keep them small."""
+    """Return the values of all ranks, in rank order, on every rank; they are pickled, so keep them small."""
     if ranks.world_size == 1:
         return [value]
     parts: list[Any] = [None] * ranks.world_size
@@ -154,7 +157,7 @@ def gather_from_ranks(value: T, ranks: Ranks) -> list[T]:
 
 
 def gather_on_main(value: T, ranks: Ranks) -> list[T]:
-    """The values of all ranks, in rank order, on rank 0; an empty list elsewhere."""
+    """Return the values of all ranks, in rank order, on rank 0; an empty list elsewhere."""
     if ranks.world_size == 1:
         return [value]
     parts: list[Any] = [None] * ranks.world_size if ranks.is_main else []

@@ -1,4 +1,4 @@
-"""What can go wrong in a run, and when it ends the run: broken samples, losses and gradients that are not finite.
+"""Faults of a run, and which of them end it: broken samples, losses and gradients that are not finite.
 
 Writes to the run's log and, when a loss or gradient is not finite, `RUN/not-finite-*.json`. Gives up with RunError. All
 ranks stop together: they agree on what they found before any of them stops.
@@ -49,7 +49,7 @@ def record_corrupt(trainer: Trainer, reasons: dict[int, str], progress: Progress
 
 
 def gradient_ends_run(trainer: Trainer, progress: Progress, finite: bool) -> bool:
-    """Whether the gradient of a step ends the run. fp16 leaves out some steps whose gradient is not finite.
+    """Return whether the gradient of a step ends the run. fp16 leaves out some steps whose gradient is not finite.
 
     Gradients are averaged over ranks, so all of them decide alike.
     """
@@ -60,7 +60,7 @@ def gradient_ends_run(trainer: Trainer, progress: Progress, finite: bool) -> boo
 
 
 def explain(error: BaseException, folder: Path) -> PlantMixError | None:
-    """What to do about a lost loader process, a full disk, or a plug-in; None for any other error."""
+    """Return the cure for a lost loader process, a full disk, or a plug-in; None for any other error."""
     text = " ".join(str(error).split())
     # torch raises it wherever the trainer happens to be when it hears that the process ended.
     if isinstance(error, RuntimeError) and re.match(r"DataLoader worker \(pid", text):
@@ -85,7 +85,7 @@ def _loader_is_gone(text: str) -> RetryableError:
 
 
 def _was_fetching_tensors(error: BaseException) -> bool:
-    """Whether the error rose where this process asks a loader process for the tensors of a batch that it announced."""
+    """Return whether the error rose while this process fetched the tensors of a batch from a loader process."""
     modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
     return "torch.multiprocessing.reductions" in modules
 

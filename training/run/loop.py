@@ -389,7 +389,7 @@ def _announce(trainer: Trainer, state: RunState, progress: Progress, log: RunLog
 
 
 def _by_part(names: Sequence[str]) -> str:
-    """The number of tensors, in all and in each part of the model."""
+    """Return the number of tensors, in all and in each part of the model."""
     parts = Counter(".".join(name.split(".")[: 2 if name.startswith("clip.") else 1]) for name in names)
     return f"{len(names)}" + (f" ({', '.join(f'{part} {count}' for part, count in parts.items())})" if parts else "")
 

@@ -1,4 +1,4 @@
-"""How much of a model trains, and the memory that it takes on each device: by arithmetic, before the first step.
+"""The trainable part of a model and its memory on each device: by arithmetic, before the first step.
 
 Parameters, gradients and the two moments of AdamW are counted. What the blocks of the towers keep for the backward pass
 is an estimate by their shapes, and nothing else is in it: not the second-order branches, no kernels' workspace. No card
@@ -36,7 +36,7 @@ class Memory:
     num_pairs: int  # that are computed together
 
     def lines(self) -> list[str]:
-        """The two lines of a log."""
+        """Return the two lines of a log."""
         num = sum(self.trained.values())
         roles = ", ".join(f"{role} {count:,}" for role, count in sorted(self.trained.items()))
         activations = "activations are not estimated for these towers"
@@ -53,7 +53,7 @@ class Memory:
 
 
 def memory_of(model: DalipModel, compute: ComputeSettings, num_pairs: int, world_size: int) -> Memory:
-    """The memory of a training, of which each device computes `num_pairs` together.
+    """Return the memory of a training, of which each device computes `num_pairs` together.
 
     Of several devices each holds every gradient twice: DistributedDataParallel sends them from buckets of its own.
     """
@@ -94,7 +94,7 @@ def _kept_by_tower(clip: Any, side: Side, compute: ComputeSettings, num_pairs: i
 
 
 def _num_tokens(clip: Any, side: Side) -> int | None:
-    """The tokens of a picture, from its table of positions, or of a text."""
+    """Return the tokens of a picture, from its table of positions, or of a text."""
     if side == "text":
         return int(clip.context_length)
     tables = (p for name, p in clip.visual.named_parameters() if name.endswith(("positional_embedding", "pos_embed")))

@@ -34,7 +34,7 @@ def build_optimiser(model: DalipModel, settings: OptimiserSettings) -> torch.opt
 
 
 def lr_ratio_at(step: int, num_steps: int, schedule: ScheduleSettings) -> float:
-    """The rate of a step (0-based) over the peak rate: linear warm-up, then cosine to 0."""
+    """Return the rate of a step (0-based) over the peak rate: linear warm-up, then cosine to 0."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     done = (step - schedule.warmup_steps) / max(1, num_steps - schedule.warmup_steps)

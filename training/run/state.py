@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 from manifests.errors import ConfigError
-from training.config import LockSettings, TrainSettings
+from training.config import TrainSettings
 from training.data import loader
 from training.data.columns import BatchColumns
 from training.data.sampling import BatchPlan, SampleOrder, mix_seed
 from training.data.shards import SamplePool
-from training.data.tokens import ARCHITECTURE_FILE
 from training.model.adapters import Side, add_adapters
 from training.model.build import build_model
 from training.model.dalip import DalipModel
-from training.model.frozen import FrozenCLIP, load_components
 from training.model.weights import set_preprocessing
 from training.record.checkpoint import begin_with
 from training.record.run_folder import RunFolder
@@ -186,25 +183,10 @@ def _check_outside(trainer: Trainer, content: dict[str, Any], changed: Sequence[
 
 
 def _set_up_towers(model: DalipModel, settings: TrainSettings) -> None:
-    """Lock or adapt towers and spare their memory as the config says; frozen ones take what `dalip tokens` kept.
+    """Lock or adapt towers and spare their memory as the config says.
 
-    Raises: ConfigError unless the config names both, such an architecture and its tokens, or locks what is frozen.
+    Raises: ConfigError for towers that cannot be.
     """
-    frozen = isinstance(model.clip, FrozenCLIP)
-    if frozen != (settings.data.tokens is not None):
-        raise ConfigError(
-            "data.tokens and the architecture.json in that folder go together: "
-            + (f"set model.architecture to {settings.data.tokens}/{ARCHITECTURE_FILE}" if not frozen else
-               "set data.tokens to the folder of `dalip tokens`")
-        )  # fmt: skip
-    if frozen:
-        for key, is_set in (("lock", settings.lock != LockSettings()), ("adapters", settings.adapters is not None)):
-            if is_set:
-                raise ConfigError(
-                    f"{key}: the towers of this architecture are frozen and outside the model; leave it out"
-                )
-        load_components(model.clip, Path(str(settings.data.tokens)))
-        return
     lock, adapters = settings.lock, settings.adapters
     for side in get_args(Side):
         is_locked, num_blocks = getattr(lock, f"lock_{side}"), getattr(lock, f"{side}_blocks")

@@ -21,7 +21,7 @@ class StoppedError(RunError):
 
 @contextmanager
 def stop_event() -> Iterator[threading.Event]:
-    """An event that is set by SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C interrupts at once."""
+    """Set an event on SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
     def handle(number: int, _: Any) -> None:

@@ -1,1 +1,1 @@
-"""What a model is trained to do: a task is a loss, the columns that it needs, and how a held-out pair is judged."""
+"""Training tasks: a task is a loss, the columns that it needs, and the judge of a held-out pair."""

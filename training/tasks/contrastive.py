@@ -50,7 +50,7 @@ class Contrastive(Task):
     takes_labels = True
 
     def __call__(self, features: Values, columns: Values) -> dict[str, Tensor]:
-        """The second order is left out where there are no features of it.
+        """Return the terms of the loss. The second order is left out where there are no features of it.
 
         With labels also the share of pairs of two samples that have one label: `same_label_share`.
         """
@@ -72,10 +72,10 @@ class Contrastive(Task):
 
     @abstractmethod
     def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
-        """The loss, from the logits and the InfoNCE of each order."""
+        """Return the loss, from the logits and the InfoNCE of each order."""
 
     def note_on(self, losses: Mapping[str, float]) -> str | None:
-        """Of a batch that `masked` leaves no negatives."""
+        """Return the note on a batch that `masked` leaves no negatives."""
         if self.settings.same_label != "masked" or losses["same_label_share"] < 1:
             return None
         return (
@@ -84,7 +84,7 @@ class Contrastive(Task):
         )
 
     def chance(self, batch_size: int) -> float:
-        """Of equal similarities. Where pairs are masked it is lower; that is not counted."""
+        """Return the loss of equal similarities. Where pairs are masked it is lower; that is not counted."""
         return math.log(batch_size)
 
     def cross_entropy(self, logits: Logits, same_BN: Tensor | None) -> Tensor:
@@ -113,12 +113,12 @@ class SumOfLosses(Contrastive):
     """Each order is compared for itself."""
 
     def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
-        """The weighted sum of both losses."""
+        """Return the weighted sum of both losses."""
         alpha = self.settings.first_order_weight
         return alpha * first[1] + (1 - alpha) * second[1]
 
     def of_pairs(self, features: Values, columns: Values, batch_size: int) -> Tensor:
-        """The weighted sum of both losses."""
+        """Return the weighted sum of both losses."""
         alpha, rest = self.settings.first_order_weight, (features["logit_scale"], columns, batch_size)
         first = self.of_two_sides(features["image_features"], features["text_features"], *rest)
         if "image_second_order" not in features:
@@ -131,13 +131,13 @@ class SumOfSimilarities(Contrastive):
     """The similarities of both orders are added up, then compared."""
 
     def joined(self, first: Order, second: Order, same_BN: Tensor | None) -> Tensor:
-        """The loss of the weighted sum."""
+        """Return the loss of the weighted sum."""
         alpha = self.settings.first_order_weight
         there, back = (alpha * one + (1 - alpha) * two for one, two in zip(first[0], second[0], strict=True))
         return self.cross_entropy((there, back), same_BN)
 
     def of_pairs(self, features: Values, columns: Values, batch_size: int) -> Tensor:
-        """The loss of one vector a thing, whose inner products are the weighted sum."""
+        """Return the loss of one vector a thing, whose inner products are the weighted sum."""
         image, text = (
             one_vector(
                 features[f"{side}_features"], features.get(f"{side}_second_order"), self.settings.first_order_weight

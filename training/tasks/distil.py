@@ -54,7 +54,7 @@ class Distil(SumOfSimilarities):
         return Vectors(self.teacher.vectors, self.teacher.column, self.cache_dir)
 
     def columns(self) -> Mapping[str, Column]:
-        """The teacher's vectors, and what the contrastive part needs."""
+        """Return the teacher's vectors, and what the contrastive part needs."""
         return {**super().columns(), TEACHER: self._vectors}
 
     def logged_columns(self) -> Mapping[str, Column]:
@@ -104,7 +104,7 @@ class Distil(SumOfSimilarities):
             )
 
     def __call__(self, features: Values, columns: Values) -> dict[str, Tensor]:
-        """The teacher's part, beside it the contrastive one."""
+        """Return the teacher's part, beside it the contrastive one."""
         cosine_B = _cosine(features, columns)
         away = 1 - cosine_B.mean()
         without = (columns[TEACHER] == 0).all(dim=1).float().mean()
@@ -115,7 +115,7 @@ class Distil(SumOfSimilarities):
         return losses | {"loss": self.weight * away + (1 - self.weight) * losses["loss"]} | terms
 
     def of_pairs(self, features: Values, columns: Values, batch_size: int) -> Tensor:
-        """The same of each pair."""
+        """Return the same of each pair."""
         away_N = 1 - _cosine(features, columns).double()
         if self.weight == 1:
             return away_N
@@ -123,7 +123,7 @@ class Distil(SumOfSimilarities):
         return self.weight * away_N[: len(losses)] + (1 - self.weight) * losses
 
     def chance(self, batch_size: int) -> float:
-        """Of cosines of 0, and of equal similarities."""
+        """Return the loss of cosines of 0 and of equal similarities."""
         return self.weight + (1 - self.weight) * super().chance(batch_size)
 
 

@@ -1,4 +1,4 @@
-"""What a task says, and how the task of a config is found.
+"""The protocol of a task, and the lookup of a config's task.
 
 The loop, the state of a run and the evaluation know a task by this class alone. `training.model.presets.TASKS` names
 those that are here, a module each family. Another one is a class in any module that Python can import:
@@ -51,11 +51,11 @@ class Task(ABC):
     # -- before the first step
 
     def columns(self) -> Mapping[str, Column]:
-        """The columns that the loss needs of each pair, trained on or held out, beside its features."""
+        """Return the columns that the loss needs of each pair, trained on or held out, beside its features."""
         return self._labels if self.settings.same_label != "negative" else {}
 
     def logged_columns(self) -> Mapping[str, Column]:
-        """Columns for the log of a training alone, left out where `data.tokens` keeps no texts to read it from."""
+        """Columns for the log of a training alone."""
         return self._labels if self.settings.same_label == "negative" else {}
 
     @property
@@ -94,7 +94,7 @@ class Task(ABC):
 
     @abstractmethod
     def __call__(self, features: Values, columns: Values) -> dict[str, Tensor]:
-        """The loss of a batch as `loss` and, detached, the terms to log, the same ones on every rank.
+        """Return the loss of a batch as `loss` and, detached, the terms to log, the same ones on every rank.
 
         The values are this rank's; their mean over ranks is the whole batch's.
         """
@@ -105,25 +105,25 @@ class Task(ABC):
             model.clamp_logit_scale(self.settings.logit_scale_max)
 
     def note_on(self, losses: Mapping[str, float]) -> str | None:
-        """A line about a step whose loss says nothing, said once; `losses` are the whole batch's."""
+        """Return a line about a step whose loss says nothing, said once; `losses` are the whole batch's."""
         return None
 
     # -- held-out pairs
 
     @abstractmethod
     def of_pairs(self, features: Values, columns: Values, batch_size: int) -> Tensor:
-        """The loss of each held-out pair, float64, in batches of consecutive pairs.
+        """Return the loss of each held-out pair, float64, in batches of consecutive pairs.
 
         A rest smaller than a batch is left out, unless there is nothing else.
         """
 
     @abstractmethod
     def chance(self, batch_size: int) -> float:
-        """The loss of a model that tells nothing apart."""
+        """Return the loss of a model that tells nothing apart."""
 
 
 def make_task(settings: LossSettings, cache_dir: str | None = None) -> Task:
-    """The task of a config; `cache_dir` is `data.cache_dir`.
+    """Return the task of a config; `cache_dir` is `data.cache_dir`.
 
     Raises: ConfigError for a module or class that is not there, or is no whole `Task`.
     """
@@ -155,21 +155,19 @@ def needed_columns(task: Task, kinds: tuple[str, ...]) -> dict[str, Column]:
 
 
 def open_columns(task: Task, settings: TrainSettings, pool: SamplePool, order: SampleOrder) -> BatchColumns:
-    """The columns of a training, as its task has seen them.
+    """Return the columns of a training, as its task has seen them.
 
-    Raises: ConfigError for a column that samples do not have, that stored tokens cannot tell, or that teaches nothing.
+    Raises: ConfigError for a column that samples do not have, or that teaches nothing.
     """
-    has_texts = settings.data.tokens is None
-    logged = {name: column for name, column in task.logged_columns().items() if has_texts or not column.reads_text}
-    columns = needed_columns(task, settings.model.projectors) | logged
-    opened = BatchColumns(pool, columns, settings.data.text.members, has_texts=has_texts)
+    columns = needed_columns(task, settings.model.projectors) | dict(task.logged_columns())
+    opened = BatchColumns(pool, columns, settings.data.text.members)
     drawn = [part.rows for part in order.strata]
     task.check(opened, drawn if settings.data.batches == "one_domain" else [np.concatenate(drawn)])
     return opened
 
 
 def losses_of(task: Task, features: Values, columns: Values) -> dict[str, Tensor]:
-    """The losses that a task gives for a batch of a training.
+    """Return the losses that a task gives for a batch of a training.
 
     Raises: ConfigError unless that is one number of each name, and one of them a loss that follows from the features.
     """
@@ -182,7 +180,7 @@ def losses_of(task: Task, features: Values, columns: Values) -> dict[str, Tensor
 
 
 def judged(task: Task, features: Values, columns: Values, batch_size: int) -> Tensor:
-    """The judgement of a task on held-out pairs.
+    """Return the judgement of a task on held-out pairs.
 
     Raises: ConfigError unless that is a number for each pair of some batches.
     """

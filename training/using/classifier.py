@@ -42,7 +42,10 @@ class Calibration:
 
 
 def fit_scale(similarity_NK: Tensor, labels_N: Tensor) -> float:
-    """The scale with the least negative log-likelihood; that is convex in the scale, so its slope has one zero."""
+    """Return the scale with the least negative log-likelihood.
+
+    That is convex in the scale, so its slope has one zero.
+    """
     similarity_NK = similarity_NK.double()
     right_N = similarity_NK.gather(1, labels_N[:, None])[:, 0]
     low, high = (math.log(scale) for scale in _SCALES)
@@ -57,7 +60,10 @@ def fit_scale(similarity_NK: Tensor, labels_N: Tensor) -> float:
 
 
 def calibration_error(probability_NK: Tensor, labels_N: Tensor) -> float:
-    """Expected calibration error of the best label: |how sure - how often right|, weighed by the pictures of a bin."""
+    """Return expected calibration error of the best label.
+
+    |how sure - how often right|, weighed by the pictures of a bin.
+    """
     sure_N, chosen_N = probability_NK.double().max(1)
     right_N = (chosen_N == labels_N).double()
     bins_N = (sure_N * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
@@ -98,7 +104,7 @@ class RankSums:
     taxon_numbers: Tensor  # (K,)
 
     def best(self, probability_NK: Tensor) -> tuple[Tensor, Tensor]:
-        """The number of the most likely taxon of each picture, and its probability, each (N,)."""
+        """Return the number of the most likely taxon of each picture, and its probability, each (N,)."""
         sums_NG = probability_NK.new_zeros(len(probability_NK), len(self.names) + 1)
         sums_NG.index_add_(1, self.taxon_numbers, probability_NK)
         probability_N, chosen_N = sums_NG[:, :-1].max(1)
@@ -106,7 +112,7 @@ class RankSums:
 
 
 def rank_sums(labels: Labels) -> tuple[RankSums, ...]:
-    """How probabilities add up, for each rank above the labels, the nearest first."""
+    """Return how probabilities add up, for each rank above the labels, the nearest first."""
     sums = []
     for rank in labels.ranks_above:
         index = TAXON_RANKS.index(rank)

@@ -1,4 +1,4 @@
-"""What pictures are told apart by: a file of labels, or the taxa of a release at one rank.
+"""Labels of a prediction: a file of labels, or the taxa of a release at one rank.
 
 Reads a text file with a label a line, a csv, or the samples of a release. Writes nothing. Gives up with ConfigError on
 a file that cannot be read, a label that is given twice, and a release without taxa.
@@ -41,7 +41,7 @@ class Labels:
     whole: Labels | None = None  # of labels within a group: all that there are
 
     def within(self, group: str | Sequence[str], setting: str) -> tuple[Labels, list[str]]:
-        """The labels within a taxon or a checklist, and what falls outside, in words.
+        """Return the labels within a taxon or a checklist, and what falls outside, in words.
 
         Raises: ConfigError for a group that is unknown, or has fewer than two labels.
         """
@@ -50,7 +50,7 @@ class Labels:
         return Labels(names, tuple(self.taxa[i] for i in numbers), self.rank, whole=self), notes
 
     def texts(self, kind: ClassText) -> list[str]:
-        """The name of each label in a prompt."""
+        """Return the name of each label in a prompt."""
         return [class_text(name, taxon, kind) for name, taxon in zip(self.names, self.taxa, strict=True)]
 
     @property
@@ -97,7 +97,9 @@ def read_labels(path: str, rank: str) -> Labels:
 
 
 def labels_of_release(release: Release, rank: str) -> Labels:
-    """The taxa of a release at a rank, sorted by name; of each other rank and the common name, what most samples say.
+    """Return the taxa of a release at a rank, sorted by name.
+
+    Of each other rank and the common name, what most samples say.
 
     Raises: ConfigError when no sample has a value at that rank.
     """
@@ -122,7 +124,7 @@ def labels_of_release(release: Release, rank: str) -> Labels:
 
 
 def label_templates(templates: Sequence[str]) -> list[Callable[[str], str]]:
-    """The templates of a prompt: texts with one {}, or the name of one of open_clip's lists.
+    """Return the templates of a prompt: texts with one {}, or the name of one of open_clip's lists.
 
     Raises: ConfigError.
     """

@@ -101,7 +101,7 @@ def _tables_at(place: str) -> list[Path]:
 
 
 def _record_of(tables: Sequence[Path]) -> dict[str, Any]:
-    """What the tables say of their model, and all places that their pictures came from."""
+    """Return what the tables record of their model, and all places that their pictures came from."""
     models = [_metadata(path) for path in tables]
     places = list(dict.fromkeys(place for table in models for place in table.pop("places", ())))
     for path, other in zip(tables, models, strict=True):
@@ -122,7 +122,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _open(file: Path, about: dict[str, Any]) -> list[pa.RecordBatch] | None:
-    """The blocks of a file that is of these tables; None where it is not there, or damaged."""
+    """Return the blocks of a file that is of these tables; None where it is not there, or damaged."""
     with suppress(OSError, ValueError, KeyError, pa.ArrowInvalid):
         source = pa.ipc.open_file(pa.memory_map(str(file)))
         if json.loads(source.schema.metadata[METADATA_KEY]) == about:

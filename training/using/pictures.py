@@ -80,7 +80,9 @@ class Listing:
         return self.table["name"].slice(rows.start, len(rows)).combine_chunks()
 
     def content(self, recorded: Mapping[str, Any]) -> dict[str, str | None]:
-        """What the pictures are: `pictures`, a digest of names and bytes; and `stamps`, by which a change would show.
+        """Return the identity of the pictures: `pictures`, a digest of names and bytes.
+
+        `stamps`, which show a change.
 
         The files are read, unless `recorded`, which this gave before, has the same stamps.
         """
@@ -94,7 +96,7 @@ class Listing:
         return {"pictures": hashlib.sha256("\n".join(content).encode()).hexdigest(), "stamps": seen}
 
     def read(self, row: int) -> bytes:
-        """The bytes of a picture.
+        """Return the bytes of a picture.
 
         Raises: CorruptSample where there are none.
         """
@@ -169,7 +171,7 @@ class _Lister:
             self._waiting = []
 
     def listing(self) -> Listing:
-        """What was collected; equal names of several paths are told apart."""
+        """Return the collected paths; equal names of several paths are told apart."""
         table = pa.Table.from_batches([*self._batches, _batch(self._waiting)], _SCHEMA).combine_chunks()
         if len(set(self._paths)) > 1 and pc.count_distinct(table["name"]).as_py() < self._num_rows:
             table = table.set_column(0, "name", _names_with_places(table["name"], self._paths, self._ends))
@@ -192,7 +194,7 @@ def _names_with_places(names: pa.ChunkedArray, places: Sequence[str], ends: Sequ
 
 
 def listing_of_pool(pool: SamplePool, rows: Sequence[int], release: Release) -> Listing:
-    """Some samples of a release."""
+    """Return some samples of a release."""
     offsets, lengths = (pool.offsets[name][rows] for name in ("jpg_offset", "jpg_length"))
     paths = [pool.files[number].path for number in pool.shards[rows].tolist()]
     columns = [pool.names(rows), paths, offsets, lengths, pa.nulls(len(rows), pa.string())]
@@ -207,7 +209,7 @@ def encode_pieces(
     batch_size: int,
     num_workers: int,
 ) -> Iterator[Encoded]:
-    """What `encode` makes of the views of each range of rows, in batches that never cross two ranges.
+    """Yield the output of `encode` for the views of each range of rows, in batches that never cross two ranges.
 
     `encode` gets uint8 (B, 3, H, W) and gives (B, ...).
 
@@ -246,7 +248,7 @@ class _Pictures(loader.BatchDataset):
 
 
 def _rows_of(name: str, others: list[str]) -> Iterator[_Row]:
-    """The pictures at a path; into `others` go the files of a folder that are none."""
+    """Yield the pictures at a path; into `others` go the files of a folder that are none."""
     place = Path(name)
     if storage.is_remote(name) or name.startswith(PIPE) or (re.search(r"[{*?\[]|::", name) and not place.exists()):
         yield from _rows_of_shards(name)
@@ -264,7 +266,7 @@ def _rows_of(name: str, others: list[str]) -> Iterator[_Row]:
 
 
 def _in_utf8(row: _Row) -> _Row:
-    """The row, with a name that a table can hold; a file whose path is no UTF-8 has a fault."""
+    """Return the row, with a name that a table can hold; a file whose path is no UTF-8 has a fault."""
     name, path, offset, length, fault = row
     name = name.encode("utf-8", "backslashreplace").decode()
     if path is not None and path.encode("utf-8", "replace").decode() != path:
@@ -273,7 +275,7 @@ def _in_utf8(row: _Row) -> _Row:
 
 
 def _release_in(place: str) -> Release | None:
-    """The release that a place stands for, as every command takes one; None for pictures and shards."""
+    """Return the release that a place stands for, as every command takes one; None for pictures and shards."""
     if Path(place).is_file() or place.lower().endswith(".tar") or re.search(r"[{*?\[]|::|^" + PIPE, place):
         return None
     return Release.open(place) if is_release(place) else None
@@ -317,7 +319,7 @@ def _rows_of_table(path: Path) -> Iterator[_Row]:
 
 
 def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
-    """The pictures of a tar; of a damaged one those before the damage, then a row that says so."""
+    """Yield the pictures of a tar; of a damaged one those before the damage, then a row that says so."""
     try:
         with path.open("rb") as stream:
             for sample in samples_in(stream, ()):
@@ -331,7 +333,7 @@ def _rows_of_shard(path: Path, name: str) -> Iterator[_Row]:
 
 
 def _rows_of_shards(name: str) -> Iterator[_Row]:
-    """The pictures of shards by brace ranges, patterns and addresses; those of a store are indexed first."""
+    """Yield the pictures of shards by brace ranges, patterns and addresses; those of a store are indexed first."""
     if any(part.startswith(PIPE) for part in name.split("::")):
         raise ConfigError(f"{shown(name)}: a command is run from a training config alone; write its output into a file")
     for source in expand([name]):
@@ -359,13 +361,16 @@ def _rows_of_release(release: Release) -> Iterator[_Row]:
 
 
 def _place_of(path: Path) -> tuple[str, int, None, str | None]:
-    """A pipe or a device would be waited for, so only regular files are read; links to them are followed."""
+    """Return the place of a file.
+
+    Only regular files are read, since a pipe or a device would wait; links are followed.
+    """
     fault = None if path.is_file() else "is not there" if not path.exists() else "is no regular file"
     return str(path), 0, None, fault
 
 
 def _stamp(path: str) -> str | None:
-    """The stamp of a file (manifests/stores/stamps.py); None where no change would show."""
+    """Return the stamp of a file (manifests/stores/stamps.py); None where no change would show."""
     if storage.is_remote(path):
         return stamp_of(path)[1]
     try:
@@ -375,7 +380,10 @@ def _stamp(path: str) -> str | None:
 
 
 def _content(path: str) -> str:
-    """The sha256 of a file; of a shard in a store what its listing says, as hashing would fetch it a second time."""
+    """Return the sha256 of a file.
+
+    Of a shard in a store what its listing says, as hashing would fetch it a second time.
+    """
     return stamp_of(path)[1] if storage.is_remote(path) else records.hash_or_unreadable(path)
 
 

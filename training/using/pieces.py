@@ -48,7 +48,7 @@ class PiecedTable:
     """The table `out`: a row a picture, made of the pictures and of what `identity` says, and of nothing else."""
 
     def __init__(self, out: str, identity: dict[str, Any], pictures: Listing, schema: pa.Schema) -> None:
-        """Looks at what is there.
+        """Look at the pieces that are there.
 
         Raises: ConfigError for an ending that is none of ENDINGS, and for a place that holds something else.
         """
@@ -128,7 +128,7 @@ class PiecedTable:
             self.folder.rmdir()
 
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A small result that is computed once: kept beside the pieces, then in the notes of the record."""
+        """Return a small result that is computed once: kept beside the pieces, then in the notes of the record."""
         if self.is_finished:
             return dict(_read_json(self.record)["notes"][name])
         path = self.folder / f"{name}.json"
@@ -140,7 +140,7 @@ class PiecedTable:
         return _read_json(path)
 
     def _holds_the_same(self, path: Path) -> bool:
-        """Whether the record at a path is of this table; false where there is none.
+        """Return whether the record at a path is of this table; false where there is none.
 
         Raises: ConfigError for the record of another one.
         """
@@ -172,7 +172,7 @@ class PiecedTable:
 
 
 def _spread(names: pa.Array, faults: list[str | None], columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """A row a picture: name, fault, and the columns of those without a fault; nulls for the others."""
+    """Return a row a picture: name, fault, and the columns of those without a fault; nulls for the others."""
     error = pa.array(faults, pa.string())
     index = pc.if_else(error.is_null(), pc.subtract(pc.cumulative_sum(error.is_null().cast(pa.int32())), 1), None)
     arrays = [names, error]

@@ -41,7 +41,7 @@ _MOST_SIMILARITIES = 50_000_000  # of the calibration, held in memory as float64
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How labels are asked for, and how pictures are read; only the last two change nothing but the speed."""
+    """Options of prediction: the prompt of labels and the reading of pictures; the last two change only the speed."""
 
     templates: tuple[str, ...] = ("a photo of a {}.",)
     text: ClassText = "asis"
@@ -56,7 +56,7 @@ class Classifier:
     """A model and K labels: pictures to probabilities."""
 
     def __init__(self, encoder: Encoder, labels: Labels, options: PredictOptions) -> None:
-        """Encodes the labels.
+        """Encode the labels.
 
         Raises: ConfigError for a template without a slot.
         """
@@ -69,7 +69,7 @@ class Classifier:
         self.vectors_KC = vectors[[number[text] for text in texts]]
 
     def similarity(self, pixels: Tensor) -> Tensor:
-        """Of views, uint8 (B, 3, H, W), to the labels, (B, K)."""
+        """Return the similarity of views, uint8 (B, 3, H, W), to the labels, (B, K)."""
         return self.encoder.encode_views(pixels, self.options.kind) @ self.vectors_KC.t()
 
     def calibrate(self, release: Release, field: str) -> Calibration | str:
@@ -114,7 +114,7 @@ class Classifier:
         )
 
     def rows(self, similarity_NK: Tensor, scale: float) -> dict[str, Any]:
-        """The columns of N pictures, in the order of `schema`."""
+        """Return the columns of N pictures, in the order of `schema`."""
         probability_NK = (similarity_NK * scale).softmax(1)
         best, number = probability_NK.topk(min(self.options.top, len(self.labels.names)))
         columns: dict[str, Any] = {}
@@ -135,7 +135,7 @@ class Classifier:
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the table."""
+        """Return the schema of the table."""
         fields = [(name, pa.string()) for name in ("picture", "error", "answer", "answer_rank")]
         for number in range(1, min(self.options.top, len(self.labels.names)) + 1):
             fields += [(f"label_{number}", pa.string()), (f"probability_{number}", pa.float32())]

@@ -48,7 +48,7 @@ class Searcher:
         return cls(vectors, encoder)
 
     def find(self, *, text: str | None = None, image: str | None = None, top: int) -> list[Hit]:
-        """The vectors nearest to a text or to a picture file.
+        """Return the vectors nearest to a text or to a picture file.
 
         Raises: RunError for a picture that cannot be read.
         """
@@ -60,7 +60,9 @@ class Searcher:
         return self.vectors.nearest(query[0].numpy(), top)
 
     def describe(self, hits: Sequence[Hit]) -> list[dict[str, str]]:
-        """What else is known of each: text, address and shard of a sample of a release, or the file of a picture.
+        """Return what else is known of each.
+
+        Text, address and shard of a sample of a release, or the file of a picture.
 
         Nothing of what was embedded by an earlier version, or lies elsewhere by now.
         """
@@ -79,7 +81,7 @@ class Searcher:
         return [about.get(hit.name, {}) for hit in hits]
 
     def notes(self) -> list[str]:
-        """What was taken down since: of what the model was trained on, and of the pictures of the vectors."""
+        """Return notes on takedowns since: of what the model was trained on, and of the pictures of the vectors."""
         taken: set[str] = set()
         for place in self.vectors.record["places"]:
             with suppress(PlantMixError, OSError):  # no release; or its list cannot be read

@@ -34,7 +34,7 @@ def read_runs(path: str | Path, where: str | None = None) -> RunsTable:
 
 
 def _read_recorded(workdir: Path) -> tuple[Any, str]:
-    """The runs in the catalogue of a work folder, and the sha256 of them."""
+    """Return the runs in the catalogue of a work folder, and the sha256 of them."""
     import pyarrow as pa
 
     from manifests.contract.reader import read_proxy_runs
@@ -56,7 +56,7 @@ def _read_parquet(file: Path) -> tuple[Any, str]:
 
 
 def _select(file: Path, columns: dict[str, Any], where: str | None) -> Columns:
-    """The rows that the filter keeps.
+    """Return the rows that the filter keeps.
 
     Raises: ConfigError when the filter cannot be read.
     """

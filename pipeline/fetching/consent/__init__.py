@@ -1,1 +1,1 @@
-"""What owners say of use: in headers, in robots.txt, and in the files that they name."""
+"""Statements of owners on use: in headers, in robots.txt, and in the files that they name."""

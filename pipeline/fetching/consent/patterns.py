@@ -10,12 +10,12 @@ _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 def plain_path(path: str) -> str:
-    """A path of a request as patterns are compared with: its own `*` and `$` are no marks."""
+    """Return a path of a request as patterns are compared with: its own `*` and `$` are no marks."""
     return unescaped(path).replace("$", "%24").replace("*", "%2A")
 
 
 def unescaped(path: str) -> str:
-    """A path in which only those characters are percent-encoded that must be."""
+    """Return a path in which only those characters are percent-encoded that must be."""
     return _PERCENT.sub(lambda match: _plain_or_upper(match[0]), path)
 
 
@@ -25,7 +25,7 @@ def _plain_or_upper(escaped: str) -> str:
 
 
 def fits(pattern: str, path: str) -> bool:
-    """True when a path begins as the pattern says; `*` is any text, `$` at the end is the end of the path.
+    """Return true when a path begins as the pattern says; `*` is any text, `$` at the end is the end of the path.
 
     Each piece is looked for once, so that a pattern of many stars takes no longer than the path is long.
     """

@@ -1,6 +1,6 @@
 """RSL licences: may pictures of a site train a model? XML in, rules out. Pure.
 
-A document that cannot be understood, or that declares entities, forbids nothing.
+A document that is no XML, or that declares entities, cannot be read.
 Source: RSL Technical Steering Committee, "Really Simple Licensing (RSL) 1.0", Recommendation published 2025-12-10,
 https://rslstandard.org/rsl. Sections 3.1.1 (a prohibition counts before a permission), 3.3 (content), 3.4.1.1 (words
 for uses), 3.5 to 3.7 (permits, prohibits, payment), 4.9 (the most specific content counts).
@@ -62,9 +62,12 @@ class _Content:
         return refusals[0] if refusals and all(refusals) else ""
 
 
-def parse_rsl(body: bytes, site: Target) -> Rules:
-    """Read the rules of a licence for the paths of a site."""
-    patterns = ((_pattern_of(content.url, site), content.refusal()) for content in _contents(body))
+def parse_rsl(body: bytes, site: Target) -> Rules | None:
+    """Return the rules of a licence for the paths of a site, or None where the document cannot be read."""
+    contents = _contents(body)
+    if contents is None:
+        return None
+    patterns = ((_pattern_of(content.url, site), content.refusal()) for content in contents)
     return tuple((pattern, words) for pattern, words in patterns if pattern is not None)
 
 
@@ -78,7 +81,10 @@ def refusal(rules: Rules, path: str) -> str:
 
 
 def _pattern_of(url: str, site: Target) -> str | None:
-    """The pattern of paths that the `url` of a content stands for; None where it is of another host. "" fits all."""
+    """Return the pattern of paths that the `url` of a content stands for; None where it is of another host.
+
+    "" fits all.
+    """
     _, is_whole, rest = url.strip().partition("://")
     if not is_whole:
         path = url.strip()
@@ -88,7 +94,7 @@ def _pattern_of(url: str, site: Target) -> str | None:
     return unescaped(slash + path) if is_ours else None
 
 
-def _contents(body: bytes) -> list[_Content]:
+def _contents(body: bytes) -> list[_Content] | None:
     contents: list[_Content] = []
     about: tuple[str, str] | None = None  # `permits` or `prohibits` that is open, and its type
     words: list[str] = []
@@ -128,10 +134,10 @@ def _contents(body: bytes) -> list[_Content]:
         if about is not None:
             words.append(content)
 
-    return contents if is_read_xml(body.strip(), start, end, text) else []
+    return contents if is_read_xml(body.strip(), start, end, text) else None
 
 
 def _tag(name: str) -> str:
-    """The name of an element of RSL's own namespace, or of none; "" for another one."""
+    """Return the name of an element of RSL's own namespace, or of none; "" for another one."""
     space, _, tag = name.rpartition(" ")
     return tag if space.rstrip("/") in ("", _NAMESPACE) else ""

@@ -1,10 +1,12 @@
 """May this picture be used? May this path be requested? What headers, robots.txt and tdmrep.json say, and what counts.
 
-Headers and text in, statements out; `Consent` judges them. Pure. What cannot be understood forbids nothing.
+Headers and text in, statements out; `Consent` judges them. Pure. A header that cannot be understood forbids nothing;
+what a site's files forbid while they cannot be read, visits.py decides.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,12 +28,13 @@ _AGENT = re.compile(r"[a-z*][a-z0-9_\-*.]*(/[a-z0-9.]+)?")
 _USER_AGENT_LINE = re.compile(r"\s*user[- ]?agent\b[\s:]*([^#]*)", re.IGNORECASE)
 
 _PREFERENCE = re.compile(r"(?:^|,)\s*([a-z*][a-z0-9_\-.*]*)\s*=\s*([^\s,;]+)")
+_HTML_PAGE = re.compile(r"\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 _LICENCE_LINE = re.compile(r"\s*license\s*:\s*(\S+)", re.IGNORECASE)
 _USAGE_LINE = re.compile(r"\s*content-usage\s*:\s*(/\S*)?\s*([^#]*)", re.IGNORECASE)
 
 ROBOTS_PATH, TDMREP_PATH = "/robots.txt", "/.well-known/tdmrep.json"
-ROBOTS_MAX_BYTES = 512 * 1024  # RFC 9309 asks for at least 500 KiB
-_MAX_TDM_RULES, _MAX_LICENCES = 10_000, 3
+FILE_MAX_BYTES = 512 * 1024  # of a site's file; what is longer is cut. RFC 9309 asks for at least 500 KiB
+MAX_LICENCES = 10
 _MAX_STATEMENTS, _MAX_STATEMENT_CHARS = 100, 100  # that are kept of the headers of one answer
 
 
@@ -43,17 +46,17 @@ TDMREP, HEADERS, PICTURE = "tdmrep.json", "headers", "picture"
 _DISALLOW, _USAGE, _RESERVED = "robots.txt", "robots.txt: Content-Usage", "tdmrep.json: tdm-reservation"
 
 
-ROBOTS_FAILED, LICENCE_FAILED = "robots.txt: ", "the licence that robots.txt names: "
+ROBOTS_FAILED, TDMREP_FAILED, LICENCE_FAILED = "robots.txt: ", "tdmrep.json: ", "the licence that robots.txt names: "
 """How the detail of a row begins that waited for a file which could not be read."""
 
 
 def robots_of(agent_token: str) -> str:
-    """The place of what robots.txt says to an agent."""
+    """Return the place of what robots.txt says to an agent."""
     return f"robots.txt {agent_token}"
 
 
 def rsl_of(agent_token: str) -> str:
-    """The place of what the licences say that robots.txt names to an agent."""
+    """Return the place of what the licences say that robots.txt names to an agent."""
     return f"RSL {agent_token}"
 
 
@@ -88,7 +91,7 @@ class Consent:
 
     @property
     def reads_licences(self) -> bool:
-        """Whether the licences count that robots.txt names."""
+        """Return whether the licences count that robots.txt names."""
         return self.robots_txt and "rsl_licence" in self.signals
 
     @property
@@ -98,8 +101,12 @@ class Consent:
 
     @property
     def unasked(self) -> tuple[str, ...]:
-        """How details begin of rows that waited for files which nobody asks for any more."""
-        asked = {ROBOTS_FAILED: self.robots_txt, LICENCE_FAILED: self.reads_licences}
+        """Return how details begin of rows that waited for files which nobody asks for any more."""
+        asked = {
+            ROBOTS_FAILED: self.robots_txt,
+            TDMREP_FAILED: "tdmrep_file" in self.signals,
+            LICENCE_FAILED: self.reads_licences,
+        }
         return tuple(words for words, is_asked in asked.items() if not is_asked)
 
     def refusal(self, heard: Said) -> tuple[Outcome, str] | None:
@@ -124,7 +131,7 @@ def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
     statements: dict[str, None] = {}
     for value in headers.get("x-robots-tag", ()):
         who = ""
-        for item in value.lower().split(","):
+        for item in re.split("[,;]", value.lower()):
             directive = item.strip()
             name, colon, rest = directive.partition(":")
             if colon and name.strip() not in _VALUED and _AGENT.fullmatch(name.strip()):
@@ -140,7 +147,7 @@ def statements_of(headers: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def no_training(usage: str) -> str | None:
-    """The preference in a Content-Usage value that forbids training a model; None when none does.
+    """Return the preference in a Content-Usage value that forbids training a model; None when none does.
 
     `train-ai` counts where it is stated, else `bots`, an earlier draft's word for all automated use. Other labels say
     nothing about training (`search`, `ai-use`) or are unknown. Of a key that is stated twice the last counts.
@@ -183,19 +190,22 @@ class RobotsRules:
         return heard
 
     def reserves(self, path: str) -> bool:
-        """True when the first rule of tdmrep.json that fits `path` reserves its rights."""
+        """Return true when the first rule of tdmrep.json that fits `path` reserves its rights."""
         if not self.tdm:
             return False
         plain = plain_path(path)
         return next((is_reserved for pattern, is_reserved in self.tdm if fits(pattern, plain)), False)
 
     def allows(self, path: str) -> bool:
-        """True when `path` (with its query) may be requested: the longest rule that fits counts, Allow wins a tie."""
+        """Return true when `path` (with its query) may be requested.
+
+        The longest rule that fits counts, Allow wins a tie.
+        """
         # Protego takes the start of "//x.jpg" for a host name. Of a whole URL it uses the path alone.
         return self.parsed is None or self.parsed.can_fetch(f"http://host{path}", self.agent_token)
 
     def allows_training(self, path: str) -> bool:
-        """False when Content-Usage says that `path` must not train a model.
+        """Return false when Content-Usage says that `path` must not train a model.
 
         The longest path that fits counts; of equal ones, one that forbids.
         """
@@ -210,20 +220,27 @@ class RobotsRules:
 
 
 def parse_robots(body: bytes, agent_token: str) -> RobotsRules:
-    """Rules for `agent_token`, or those for `*` when no group names it.
+    """Return the rules for `agent_token`, or those for `*` when no group names it. An HTML page has none.
+
+    A line that FILE_MAX_BYTES cuts does not count.
 
     Source: RFC 9309.
     """
     from protego import Protego
 
-    lines = body[:ROBOTS_MAX_BYTES].decode("utf-8-sig", "replace").splitlines()
+    if len(body) >= FILE_MAX_BYTES:
+        body = body[:FILE_MAX_BYTES].rpartition(b"\n")[0]
+    text = body.decode("utf-16" if body[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig", "replace")
+    lines = [] if _HTML_PAGE.match(text) else text.splitlines()
     plain = [_with_plain_name(line, agent_token) for line in lines]
     usage, licences = _usage_and_licences(plain, agent_token)
     return RobotsRules(Protego.parse("\n".join(plain)), agent_token, usage, licences)
 
 
-def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
-    """The rules of a tdmrep.json in their order. Entries that are not rules are ignored; another file has no rules.
+def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...] | None:
+    """Return the rules of a tdmrep.json in their order, or None for JSON that FILE_MAX_BYTES cuts.
+
+    Entries that are not rules are ignored; a file that is not JSON has no rules.
 
     Source: W3C Community Group, "TDM Reservation Protocol (TDMRep)", final report of 10 May 2024, "TDM File on the
     Origin Server": the first rule that fits counts; patterns are those of robots.txt.
@@ -231,9 +248,9 @@ def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
     try:
         rows = json.loads(body)
     except (ValueError, RecursionError):
-        return ()
+        return None if len(body) >= FILE_MAX_BYTES and body.lstrip()[:1] in (b"[", b"{") else ()
     rules = []
-    for row in rows[:_MAX_TDM_RULES] if isinstance(rows, list) else ():
+    for row in rows if isinstance(rows, list) else ():
         location, value = (row.get("location"), row.get("tdm-reservation")) if isinstance(row, dict) else (None, None)
         if isinstance(location, str) and str(value) in ("0", "1"):
             rules.append((unescaped(location), str(value) == "1"))
@@ -241,7 +258,7 @@ def parse_tdmrep(body: bytes) -> tuple[tuple[str, bool], ...]:
 
 
 def _with_plain_name(line: str, agent_token: str) -> str:
-    """A `User-agent` line as Protego must read it; every other line as it is.
+    """Return a `User-agent` line as Protego must read it; every other line as it is.
 
     RFC 9309 compares whole product tokens. Protego also takes `plant` for the name of `plantmix`, and does not take
     `plantmix/2.0` for it. So our name loses its version, and the names of other agents become one that is not ours.
@@ -254,7 +271,7 @@ def _with_plain_name(line: str, agent_token: str) -> str:
 
 
 def _usage_and_licences(lines: Sequence[str], agent_token: str) -> tuple[tuple[tuple[str, bool], ...], tuple[str, ...]]:
-    """The Content-Usage rules for an agent, and its licences.
+    """Return the Content-Usage rules for an agent, and its licences.
 
     A licence in the lines of a group is for the agents of the group. Before all groups, or behind an empty line, it is
     for everybody. Source: RSL 1.0, section 4.4.
@@ -263,6 +280,8 @@ def _usage_and_licences(lines: Sequence[str], agent_token: str) -> tuple[tuple[t
     for_all: list[str] = []
     is_naming = in_block = False
     for line in lines:
+        if line.lstrip().startswith("#"):
+            continue
         if (match := _USER_AGENT_LINE.match(line)) is not None:
             if not is_naming:
                 groups.append((set(), [], []))
@@ -280,7 +299,7 @@ def _usage_and_licences(lines: Sequence[str], agent_token: str) -> tuple[tuple[t
     name = agent_token if any(agent_token in agents for agents, *_ in groups) else "*"
     ours = [group for group in groups if name in group[0]]
     licences = dict.fromkeys([*(licence for *_, named in ours for licence in named), *for_all])
-    return tuple(rule for _, usage, _ in ours for rule in usage), tuple(licences)[:_MAX_LICENCES]
+    return tuple(rule for _, usage, _ in ours for rule in usage), tuple(licences)
 
 
 ALLOW_ALL = RobotsRules(None, "*")

@@ -20,7 +20,10 @@ CELLS = 4  # along the longer side of a box; each becomes one colour before it i
 
 
 def blur_boxes(body: bytes, boxes: Sequence[Mapping[str, float]]) -> bytes:
-    """The picture with every box blurred; `left`, `top`, `right`, `bottom` are shares of its width and height."""
+    """Return the picture with every box blurred.
+
+    `left`, `top`, `right`, `bottom` are shares of its width and height.
+    """
     stored: Any = open_stored(body)
     with stored:
         tables, sampling = stored.quantization, JpegImagePlugin.get_sampling(stored)

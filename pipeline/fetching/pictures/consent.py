@@ -1,4 +1,4 @@
-"""What a picture says of itself: may it train a model? Read before metadata is removed, from IPTC's field in XMP.
+"""The statement inside a picture: may it train a model? Read before metadata is removed, from IPTC's field in XMP.
 
 Bytes in, words out; no file, no network. What cannot be understood forbids nothing.
 """
@@ -21,18 +21,21 @@ _PROHIBITED = "DMI-PROHIBITED"
 
 
 def refusal_of(image: Image.Image) -> str | None:
-    """An open picture's refusal of training, such as `XMP plus:DataMining: DMI-PROHIBITED`; None when nothing."""
+    """Return an open picture's refusal of training, such as `XMP plus:DataMining: DMI-PROHIBITED`.
+
+    None when nothing.
+    """
     value = data_mining(image.info.get("xmp"))
     return f"{IPTC}: {value}" if value else None
 
 
 def counting(detail: str, signals: Collection[str]) -> bool:
-    """True when the words about a picture hold a signal that counts."""
+    """Return true when the words about a picture hold a signal that counts."""
     return any(f"{MARKS[name]}:" in detail for name in signals if name in MARKS)
 
 
 def data_mining(packet: bytes | str | None) -> str | None:
-    """The value of PLUS DataMining in an XMP packet that forbids training; None when none does.
+    """Return the value of PLUS DataMining in an XMP packet that forbids training; None when none does.
 
     Every value that begins with DMI-PROHIBITED forbids it: also the one for generative models alone, because a release
     may train any model, and those that refer to conditions that no machine can read.

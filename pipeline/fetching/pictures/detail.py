@@ -1,4 +1,4 @@
-"""How much detail a picture holds, in pixels: what it would need at least to be shown as it is.
+"""The detail of a picture in pixels: the least size that would show it as it is.
 
 A copy that was blown up has more pixels and no more detail. Pure: a decoded picture in, a number out.
 """
@@ -17,7 +17,7 @@ _STEPS = 200  # up to the highest frequency that the pixels can hold
 
 
 def detail_px(image: Image.Image) -> int:
-    """The number of pixels that the detail of a picture fills; at most its own number of pixels.
+    """Return the number of pixels that the detail of a picture fills; at most its own number of pixels.
 
     The sums differ between processors in their last bits, but the answer is counted in steps and does not.
     """

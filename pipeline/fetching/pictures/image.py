@@ -98,7 +98,7 @@ _OF_STORED = [field.name for field in fields(StoredImage) if field.name not in (
 
 
 def fact_of(result: StoredImage | Rejected) -> Fact:
-    """The fields that a measurement adds to the fact of a row: its fields have the names of the columns."""
+    """Return the fields that a measurement adds to the fact of a row: its fields have the names of the columns."""
     original = {name: getattr(result.original, name) for name in _OF_ORIGINAL} if result.original is not None else {}
     if isinstance(result, Rejected):
         return {"outcome": result.outcome.value, "detail": result.detail, **original}
@@ -191,7 +191,10 @@ def _measure_open(
 
 
 def _encode(image: Image.Image, quality: int) -> bytes:
-    """A JPEG. While Pillow encodes into a file other threads may run, but not while it encodes into a Python object."""
+    """Return a JPEG.
+
+    While Pillow encodes into a file other threads may run, but not while it encodes into a Python object.
+    """
     stream: Any = io.BytesIO()
     if hasattr(os, "memfd_create"):
         if not hasattr(_mine, "stream"):

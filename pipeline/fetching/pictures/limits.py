@@ -24,16 +24,16 @@ class Limit:
     is_least: bool = False
 
     def shown(self, image: ImageSettings) -> str:
-        """The limit as text."""
+        """Return the limit as text."""
         value = getattr(image, self.setting)
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     def is_broken(self, image: ImageSettings) -> str:
-        """SQL: whether a fact breaks it."""
+        """Return SQL that tells whether a fact breaks it."""
         return f"{self.measured} {'<' if self.is_least else '>'} {getattr(image, self.setting)}"
 
     def detail_sql(self, image: ImageSettings) -> str:
-        """SQL: what a refusal says of a fact."""
+        """Return SQL for what a refusal says of a fact."""
         text = self.detail.replace("{limit}", self.shown(image))
         return "'" + text.replace("{", "' || ").replace("}", " || '") + "'"
 

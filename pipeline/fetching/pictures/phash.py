@@ -54,7 +54,7 @@ class LightMeasures:
 
 
 def measure_luminance(luminance: Image.Image) -> LightMeasures:
-    """The measures of a picture of mode L."""
+    """Return the measures of a picture of mode L."""
     if luminance.width * luminance.height > _MOST_PIXELS:
         small = _shrunk_by_pillow(luminance)
         return LightMeasures(*_hashes_of(small, luminance), *_middles_of(small), _spread(luminance))
@@ -69,7 +69,7 @@ def measure_luminance(luminance: Image.Image) -> LightMeasures:
 
 
 def _hashes_of(small: np.ndarray, luminance: Image.Image) -> tuple[int, int]:
-    """The hash of pixels (32, 32) and that of their mirror image."""
+    """Return the hash of pixels (32, 32) and that of their mirror image."""
     low = np.dot(np.dot(_COSINES, small), _TURNED)
     both = (low * _SIGNS).reshape(2, -1)
     below, above = np.sort(both)[:, _NUM_LOW**2 // 2 - 1 :][:, :2].T
@@ -85,7 +85,7 @@ def _hashes_of(small: np.ndarray, luminance: Image.Image) -> tuple[int, int]:
 
 
 def _middles_of(small: np.ndarray) -> tuple[int, int]:
-    """The hash of the middle of pixels (32, 32), and that of its mirror image."""
+    """Return the hash of the middle of pixels (32, 32), and that of its mirror image."""
     waves = np.dot(np.dot(_WHOLE, small[_MIDDLE, _MIDDLE]), _WHOLE_TURNED)[_DOWN, _ACROSS]
     hashes: list[int] = np.packbits(waves * _MIDDLE_SIGNS > _FAINT).view(">u8").tolist()
     return hashes[0], hashes[1]
@@ -97,7 +97,7 @@ def _spread(luminance: Image.Image) -> float:
 
 
 def _deviation(num: int, total: int, squares: int) -> float:
-    """Standard deviation of whole numbers, by their number, their sum and the sum of their squares."""
+    """Return the standard deviation of whole numbers, from their count, sum and sum of squares."""
     return float((squares * num - total * total) ** 0.5 / num)
 
 
@@ -141,7 +141,7 @@ def _weights(num_pixels: int) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def _bands(num_pixels: int) -> list[tuple[slice, np.ndarray]]:
-    """The weights in four bands of eight results: which pixels a band reaches, and their weights."""
+    """Return the weights in four bands of eight results: which pixels a band reaches, and their weights."""
     bands = []
     for band in np.hsplit(_weights(num_pixels), 4):
         reached = np.flatnonzero(band.any(axis=1))

@@ -1,4 +1,4 @@
-"""What a user may set about pictures: size, quality, limits. All of it is identity: other values give other bytes."""
+"""Settings of pictures: size, quality, limits. All of them are identity: other values give other bytes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ class ImageSettings(Settings):
     """A longer body is broken off and ends as body_too_large."""
 
     def identity(self) -> dict[str, Any]:
-        """The values behind the bytes of a stored picture, and which are refused: the settings, and the background."""
+        """Return the values behind the bytes of a stored picture, and which are refused.
+
+        The settings, and the background.
+        """
         return self.model_dump(mode="json") | {"background": list(BACKGROUND)}
 
     def without_limits(self) -> ImageSettings:
-        """The same settings with the default limits: what a picture becomes that passes them."""
+        """Return the same settings with the default limits: what a picture becomes that passes them."""
         limits = ("min_side_px", "max_aspect_ratio", "max_pixels", "max_body_bytes")
         return self.model_copy(update={name: type(self).model_fields[name].default for name in limits})
 
     def of_any_shape(self) -> ImageSettings:
-        """The same settings for a picture of an evaluation set, which is measured however small or long it is."""
+        """Return the same settings without limits on size and shape, for a picture of an evaluation set."""
         return self.model_copy(update={"min_side_px": 1, "max_aspect_ratio": float("inf")})

@@ -81,7 +81,10 @@ def _with_captions(candidates: pa.Table, captions: pa.ChunkedArray) -> pa.Table:
 
 
 def number_texts(sql: Any, judged: Iterable[tuple[pa.Table, pa.Table]]) -> str:
-    """SQL of the rows of JOINED_TEXTS, from measured texts with their verdicts. A text that is empty is dropped too."""
+    """Return SQL of the rows of JOINED_TEXTS, from measured texts with their verdicts.
+
+    A text that is empty is dropped too.
+    """
     schema = pa.schema([*MEASURED_TEXTS, *(VERDICTS.field(name) for name in ("reason", "value", "threshold"))])
     sql.register("no_texts", schema.empty_table())
     sql.execute("CREATE TABLE judged_texts AS FROM no_texts")

@@ -118,7 +118,7 @@ def _fall_back(cleaned: pa.Array, texts: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _count_letters(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """How many letters (with marks) and how many visible characters each text has."""
+    """Return how many letters (with marks) and how many visible characters each text has."""
     visible_text = pc.replace_substring_regex(text, r"\s+", "")
     visible = pc.utf8_length(visible_text).to_numpy()
     without_letters = pc.replace_substring_regex(visible_text, r"[\pL\pM]+", "")
@@ -152,7 +152,7 @@ def _matches(text: pa.Array, pattern: str) -> pa.Array:
 
 
 def _name_measures(text: pa.Array, texts: pa.Array, taxon_names: pa.Array) -> dict[str, pa.Array]:
-    """Whether a Latin binomial stands in the text, and whether nothing else does."""
+    """Return whether a Latin binomial stands in the text, and whether nothing else does."""
     english = pc.match_substring_regex(text, NOT_AN_EPITHET)
     binomial = pc.and_not(pc.match_substring_regex(text, BINOMIAL), english)
     bare = pc.and_not(pc.match_substring_regex(text, BARE_NAME), pc.match_substring_regex(text, NOT_A_GENUS))

@@ -69,7 +69,7 @@ SPAM = "(?i)" + "|".join(
 
 
 def _words(file: str, mark: str) -> str:
-    """The words of a list beside this module that bear a mark, as alternatives."""
+    """Return the words of a list beside this module that bear a mark, as alternatives."""
     lines = (Path(__file__).parent / file).read_text(encoding="utf-8").splitlines()
     rows = [line.split() for line in lines if line and not line.startswith("#")]
     return "|".join(word for word, *marks in rows if mark in marks)

@@ -1,4 +1,4 @@
-"""What cleaning and each rule would do to a sample of candidates: counts with examples, as plain values and as lines.
+"""A preview of cleaning and each rule on a sample of candidates: counts with examples, as plain values and as lines.
 
 Pure: a table of candidates in, joined with what is known of their pictures.
 """
@@ -29,7 +29,7 @@ def preview_captions(
     names: pa.Table | None = None,
     texts: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """Counts and examples as plain values.
+    """Return counts and examples as plain values.
 
     `joined` holds, row for row, num_same_text, width_px and height_px. Where nothing is known of one of
     them it is a column of nulls, and the rules that read it are listed under `not_judged`. `names` (schema NAMES)
@@ -69,7 +69,10 @@ def preview_captions(
 
 
 def _with_joined(measured: pa.Table, texts: pa.Table) -> pa.Array:
-    """The texts of each row by name, with the joined ones that stay; the one called caption is that of its row."""
+    """Return the texts of each row by name, with the joined ones that stay.
+
+    The one called caption is that of its row.
+    """
     more: dict[str, list[tuple[str, str]]] = {}
     for sample_id, name, text in zip(*(texts[name].to_pylist() for name in ("sample_id", "name", "text")), strict=True):
         if name not in (None, "caption"):
@@ -79,7 +82,7 @@ def _with_joined(measured: pa.Table, texts: pa.Table) -> pa.Array:
 
 
 def _by_kind(texts: pa.Table) -> list[dict[str, Any]]:
-    """How many joined texts of each kind stay (no reason) or go for a reason, with an example."""
+    """Return how many joined texts of each kind stay (no reason) or go for a reason, with an example."""
     counted = texts.group_by(["kind", "reason"]).aggregate([("text", "count"), ("text", "min")])
     counted = counted.rename_columns({"text_count": "num", "text_min": "example"})
     rows: list[dict[str, Any]] = counted.sort_by([("kind", "ascending"), ("num", "descending")]).to_pylist()
@@ -87,7 +90,7 @@ def _by_kind(texts: pa.Table) -> list[dict[str, Any]]:
 
 
 def _cleaning(raw: list[str], measured: pa.Table) -> dict[str, Any]:
-    """How many captions each step changes, with some of them before and after all steps."""
+    """Return how many captions each step changes, with some of them before and after all steps."""
     clean = measured["text"].to_pylist()
     by_step: dict[str, list[int]] = {}
     changed = 0
@@ -151,7 +154,7 @@ def _by_domain(rows: pa.Table, verdicts: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def _of_each_domain(kept: list[int], domains: pa.ChunkedArray) -> list[int]:
-    """Some kept rows of each domain."""
+    """Return some kept rows of each domain."""
     by_domain: dict[str, list[int]] = {}
     for row, domain in zip(kept, domains.take(pa.array(kept, pa.int64())).to_pylist(), strict=True):
         by_domain.setdefault(domain, []).append(row)
@@ -167,7 +170,7 @@ def _spread(rows: list[int], num: int) -> list[int]:
 
 
 def describe_preview(report: Mapping[str, Any]) -> list[str]:
-    """The preview as lines for a person."""
+    """Return the preview as lines for a person."""
     cleaning, kept = report["cleaning"], report["kept"]
     lines = [f"cleaning changes {cleaning['num_changed']:,} of {report['num_rows']:,} captions", ""]
     for step in cleaning["steps"]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator
 
-from manifests.contract.outcomes import FORMER_REASONS
+from manifests.contract.outcomes import REASON_OF_RULE
 from manifests.contract.settings import Settings
 from pipeline.judging.captions.patterns import CHARACTER_WORDS, ENGLISH_WORDS, KEYWORD_LIST, PROPER_NAME, SPAM
 
@@ -93,7 +93,7 @@ _ENOUGH = (CHARACTER_WORDS + "{2}", r"^\d{1,2}:\d{2}$|^\d$")
 
 @dataclass(frozen=True)
 class Rule:
-    """How one threshold is applied: the columns it reads, where it fails, the value and threshold that are recorded."""
+    """One threshold: the columns it reads, the condition under which it fails, the value and threshold to record."""
 
     needs: tuple[str, ...]
     fails: Callable[[pa.Table, Any], Column]
@@ -175,12 +175,18 @@ def as_mask(fails: Column) -> npt.NDArray[np.bool_]:
 
 
 def _bare_without_taxon(table: pa.Table, _: Any) -> Column:
-    """A bare name is noise in a web caption. Where the source states the taxon, the name is what the picture shows."""
+    """Return which captions are a bare name without a taxon.
+
+    A bare name is noise in a web caption, unless the source states the taxon.
+    """
     return pc.and_(table["bare_name"], table["taxon_name"].is_null())
 
 
 def _repeated(table: pa.Table, high: int) -> Column:
-    """Repeats of a bare scientific name are many pictures of one species, not boilerplate."""
+    """Return which texts repeat too often.
+
+    Repeats of a bare scientific name are many pictures of one species, not boilerplate.
+    """
     return pc.and_not(pc.greater(table["num_same_text"], high), table["bare_name"])
 
 
@@ -237,7 +243,7 @@ RULES: dict[str, Rule] = {
     ),
 }
 RULE_NAMES = tuple(RULES)
-RULE_OF_REASON = {FORMER_REASONS.get(name, name): name for name in RULE_NAMES}
+RULE_OF_REASON = {REASON_OF_RULE.get(name, name): name for name in RULE_NAMES}
 assert [name for name in RULE_NAMES if name not in ON_GIVEN] == list(Thresholds.model_fields), "rules in another order"
 
 PRESETS: dict[PresetName, dict[str, Any]] = {

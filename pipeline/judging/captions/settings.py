@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from manifests.contract.settings import Settings
 from manifests.contract.tables import TextType
@@ -37,12 +37,6 @@ class RuleSet(Thresholds):
     preset: PresetName | None = None
     """Rules to begin with; keys given here replace its own."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_unknown(cls, values: Any) -> Any:
-        """Unknown keys are errors in what was kept too: with them f9cb912 kept null for rules that nobody had set."""
-        return values
-
     def thresholds(self) -> dict[str, Any]:
         """Rule name to threshold, in the order in which the rules are applied; only rules that are on."""
         base = PRESETS[self.preset] if self.preset else {}
@@ -51,7 +45,7 @@ class RuleSet(Thresholds):
         return {name: threshold for name, threshold in merged.items() if threshold not in (None, False, ())}
 
     def identity(self) -> dict[str, Any]:
-        """The rules as they are applied, presets looked up, as plain values for a fingerprint."""
+        """Return the rules as they are applied, presets looked up, as plain values for a fingerprint."""
         thresholds = [
             [name, value.model_dump(mode="json") if isinstance(value, Settings) else value]
             for name, value in self.thresholds().items()
@@ -83,7 +77,7 @@ class TextChoice(Settings):
         return any_of
 
     def fits(self, domain: str | None, source: str | None) -> bool:
-        """True when this choice is for rows of this domain and source."""
+        """Return true when this choice is for rows of this domain and source."""
         return (not self.domains or domain in self.domains) and (not self.sources or source in self.sources)
 
 
@@ -106,7 +100,7 @@ class CaptionSettings(Settings):
     text: TextSettings = TextSettings()
 
     def measure_identity(self) -> dict[str, Any]:
-        """The values that the measurements depend on, plain for a fingerprint; no threshold is part of it.
+        """Return the values that the measurements depend on, plain for a fingerprint; no threshold is part of it.
 
         Whoever reads the backbone adds the hash of its content.
         """
@@ -118,5 +112,8 @@ class CaptionSettings(Settings):
         }
 
     def rules_identity(self) -> list[dict[str, Any]]:
-        """The values that the verdicts depend on besides the measurements: the rules that are on, as plain values."""
+        """Return the values that the verdicts depend on besides the measurements.
+
+        The rules that are on, as plain values.
+        """
         return [rules.identity() for rules in self.rules]

@@ -38,7 +38,7 @@ def choose_texts(captions: pa.Table, settings: TextSettings) -> pa.Table:
 
 
 def prefers_captions(settings: TextSettings) -> bool:
-    """Whether the text of every row that has one is its `txt`."""
+    """Return whether the text of every row that has one is its `txt`."""
     return all(choice.any_of == ("caption",) for choice in settings.choices)
 
 
@@ -59,7 +59,7 @@ def _choose_by_row(captions: pa.Table, settings: TextSettings) -> pa.Table:
 
 
 def member_of(name: str) -> str:
-    """The file name, behind the key, of a text of this name."""
+    """Return the file name, behind the key, of a text of this name."""
     return MEMBER_NAMES.get(name, f"{name}.txt")
 
 
@@ -69,7 +69,10 @@ def members_of(texts: pa.ChunkedArray) -> set[str]:
 
 
 def members_by_row(texts: pa.ChunkedArray, members: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """These extra text members for each row of a column `texts`: file name and content, "" where a row has none."""
+    """Return these extra text members for each row of a column `texts`.
+
+    File name and content, "" where a row has none.
+    """
     nothing = [(member, "") for member in members]
     if not any(len(chunk.keys) for chunk in texts.chunks):
         return [nothing] * len(texts)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.contract.outcomes import FORMER_REASONS
+from manifests.contract.outcomes import REASON_OF_RULE
 from manifests.contract.tables import VERDICTS
 from manifests.errors import ConfigError
 from pipeline.judging.captions.rules import RULE_NAMES, RULES, Column, as_mask
@@ -51,7 +51,7 @@ def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
             values[rows[hit]] = _written_values(RULES[name].value(part.take(hit), threshold))
             thresholds[rows[hit]] = RULES[name].written(threshold)
             rows, part = rows[~mask], part.filter(pa.array(~mask))  # no rule looks at a dropped row again
-    reasons = pa.array([FORMER_REASONS.get(name, name) for name in RULE_NAMES], pa.string()).take(
+    reasons = pa.array([REASON_OF_RULE.get(name, name) for name in RULE_NAMES], pa.string()).take(
         pa.array(failing, mask=failing < 0)
     )
     columns = [captions["sample_id"], pa.array(failing < 0), reasons, pa.array(values, pa.string())]
@@ -59,14 +59,14 @@ def judge_captions(captions: pa.Table, settings: CaptionSettings) -> pa.Table:
 
 
 def count_reasons(verdicts: pa.Table) -> dict[str, int]:
-    """How many rows each reason dropped, most first; kept rows under `kept`."""
+    """Return how many rows each reason dropped, most first; kept rows under `kept`."""
     counted = pc.value_counts(pc.fill_null(verdicts["reason"], "kept"))
     pairs = [(entry["values"].as_py(), entry["counts"].as_py()) for entry in counted]
     return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _rule_sets(captions: pa.Table, settings: CaptionSettings) -> npt.NDArray[np.int64]:
-    """Number of the rule set that judges each row: the first that fits.
+    """Return the number of the rule set that judges each row: the first that fits.
 
     Raises: ConfigError when none fits some rows.
     """

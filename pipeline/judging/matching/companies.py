@@ -183,12 +183,12 @@ def judge_duplicates(sql: Any, prefer: Sequence[str]) -> None:
 
 
 def _order(prefer: Sequence[str]) -> str:
-    """SQL: the order of `competing`, the best first, but for ties."""
+    """Return SQL for the order of `competing`, the best first, but for ties."""
     return ", ".join(f"{column} DESC NULLS LAST" for word in prefer for column in PREFERENCES[word])
 
 
 def _better(prefer: Sequence[str]) -> str:
-    """SQL: why row `b` comes before row `a` in that order."""
+    """Return SQL for why row `b` comes before row `a` in that order."""
     steps = (step for word in prefer for step in PREFERENCES[word].items())
     cases = " ".join(f"WHEN a.{column} IS DISTINCT FROM b.{column} THEN '{why}'" for column, why in steps)
     return f"CASE {cases} ELSE '{BY_ID}' END"
@@ -253,7 +253,10 @@ def judge_semantic(sql: Any, prefer: Sequence[str]) -> None:
 
 
 def captions_of_duplicates(most: int) -> str:
-    """SQL: further captions of every row that stays, from its dropped duplicates, the longest first, none twice."""
+    """Return SQL for further captions of every kept row.
+
+    Those of its dropped duplicates, the longest first, each once.
+    """
     return (
         "SELECT *, (row_number() OVER (PARTITION BY sample_id ORDER BY num_words DESC, from_sample_id))::INTEGER "
         "AS place FROM (SELECT DISTINCT ON (d.other_sample_id, lower(t.text)) d.other_sample_id AS sample_id, t.text, "

@@ -52,9 +52,9 @@ _CONTRADICTED = """
 
 
 def find_contradicted(sql: Any) -> None:
-    """Make the table `contradicted` (CONTRADICTED): rows with an allowed licence of which a row of the same picture, or
-    of a copy, states a forbidden one.
+    """Make the table `contradicted` (CONTRADICTED): allowed rows whose picture has a forbidden licence too.
 
+    The forbidden licence may be that of another row of the same picture, or of a copy.
     Rows that failed, or that a rule dropped, count as statements too. Reads `captions`, `licence_kinds`, `candidates`,
     `measured_facts`, `shown` and `pairs`.
     """

@@ -52,7 +52,10 @@ def cross_pairs(hashes: Hashes, queries: Hashes, radius: int) -> Pairs:
 
 
 def _search_key(hashes: Hashes, asked: Hashes, plan: SearchPlan, key: int) -> Pairs:
-    """The pairs that `plan.keys[key]` is the first key to find; once for every chunk of `hashes` they stand in."""
+    """Return the pairs that `plan.keys[key]` is the first key to find.
+
+    Once for every chunk of `hashes` they stand in.
+    """
     runs = bit_runs(plan.keys[key], plan.num_bits)
     num_free = plan.num_bits - plan.keys[key].bit_count()
     free = np.uint64((1 << num_free) - 1)

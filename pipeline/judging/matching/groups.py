@@ -29,7 +29,7 @@ _EDGES_AT_ONCE = 1 << 20  # an edge takes 80 bytes as Python integers
 def choose_kept(
     num_rows: int, pairs_i: Rows, pairs_j: Rows, distance: Distances, priority: Rows
 ) -> tuple[Rows, Distances]:
-    """Representative of every row, and the distance to it, from pairs of rows.
+    """Return the representative of every row, and the distance to it, from pairs of rows.
 
     `pairs_i`, `pairs_j` are row numbers, in any order. `priority` (num_rows,) is a rank: the lower one stays, and no
     two are equal. Gives `representative` int64 (num_rows,), the row itself where it is kept, and uint8 distances.
@@ -43,7 +43,7 @@ def choose_kept(
 def choose_of_groups(
     num_rows: int, starts: Rows, rows: Rows, left: Rows, right: Rows, distance: Distances, priority: Rows
 ) -> tuple[Rows, Distances]:
-    """The same over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join.
+    """Return the same over groups of equal rows (`rows` cut at `starts`) that edges `left`-`right` join.
 
     So the pairs of equal rows need not be written out.
     """

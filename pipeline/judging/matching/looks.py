@@ -18,10 +18,6 @@ from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD, near_middles
 from pipeline.judging.matching.cross import cross_pairs
 from pipeline.judging.matching.search import Hashes, distinct_of
 
-_MORE = ("phash_mirrored", "middle_hash", "middle_mirrored")
-LOOKS = pa.schema([("pixels_sha256", pa.string()), *((name, pa.uint64()) for name in _MORE)])
-"""Hashes of pictures that an earlier version fetched, which did not measure them."""
-
 _TELLS = f"bit_count(phash::HUGEINT) > {FLAT_BITS} AND (pixel_std IS NULL OR pixel_std >= {FLAT_PIXEL_STD})"
 # A product with an odd number, modulo 2**64. The chance that two of 13 M looks share one is 1 in 200,000. DuckDB takes
 # 10 ns for one, a twentieth of what a digest takes.
@@ -30,21 +26,22 @@ _OF_HASHES = f"((phash::UHUGEINT * {0x9E3779B97F4A7C15} + middle_hash) & {2**64 
 _OF_PIXELS = f"(md5_number(pixels_sha256) & {2**64 - 1}::UHUGEINT)::UBIGINT"
 _SHOWN = f"""
     CREATE VIEW shown AS SELECT *, {_TELLS} AS tells, CASE WHEN tells THEN {_OF_HASHES} ELSE {_OF_PIXELS} END AS look
-    FROM (SELECT f.* REPLACE ({", ".join(f"coalesce(f.{name}, l.{name}) AS {name}" for name in _MORE)})
-        FROM {{facts}} f LEFT JOIN looks l USING (pixels_sha256) WHERE outcome = 'ok')
+    FROM {{facts}} WHERE outcome = 'ok'
 """
 
 
 def view_shown(sql: Any, facts: str = "facts") -> None:
     """Make the view `shown`: facts of each picture with its `look`, and whether its hashes tell something.
 
-    Reads facts by their name, and `looks` (LOOKS).
+    Reads facts by their name.
     """
     sql.execute(_SHOWN.format(facts=facts))
 
 
 def distinct_hashes(sql: Any) -> tuple[Hashes, Hashes, int]:
-    """The different pHashes of pictures and of mirror images that tell something; those that pictures of several looks
+    """Return the different pHashes of pictures and of mirror images that tell something.
+
+    Those that pictures of several looks
     share; and how many are pHashes of pictures.
 
     Reads `shown`. Sorted here: DuckDB's UNION takes three times the CPU seconds.
@@ -103,9 +100,9 @@ _NEAR_LOOKS = f"""
 
 
 def find_near_looks(sql: Any, radius: int) -> None:
-    """Make the table `near_looks`: each look of `shown` that is near hashes that are `asked`, with that row and the
-    distance of the pHashes.
+    """Make the table `near_looks`: each look of `shown` that is near one of `asked`, with that row.
 
+    The distance is that of the pHashes.
     `asked` has `hash`, a pHash that tells something, and `middle`; where that is null the pHash alone decides.
     """
     hashes = sql.sql("SELECT DISTINCT phash FROM shown WHERE tells").fetchnumpy()["phash"]

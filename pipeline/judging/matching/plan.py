@@ -58,7 +58,7 @@ class SearchPlan:
 def choose_plan(
     num_hashes: int, radius: int, bit_entropies: Sequence[float] = EVEN, num_others: int | None = None
 ) -> SearchPlan:
-    """The cheapest plan for `num_hashes` distinct hashes among themselves, or against `num_others` other ones.
+    """Return the cheapest plan for `num_hashes` distinct hashes among themselves, or against `num_others` other ones.
 
     `bit_entropies` says of each bit, the lowest first, how well it tells two hashes apart: 1 for a fair coin, 0 for a
     bit that is always the same. Blocks get equal shares of their sum. So a bit that hardly varies makes its block
@@ -76,7 +76,7 @@ def choose_plan(
 
 
 def _rounded(num: int) -> int:
-    """Rounded up to three leading binary digits, so that few sizes occur and their choices are used again."""
+    """Return a number rounded up to three leading binary digits: few sizes occur, and their choices are used again."""
     step = 1 << max(0, num.bit_length() - 3)
     return -(-num // step) * step
 

@@ -50,7 +50,7 @@ class BitRun:
 
 
 class _PairBudget:
-    """How many pairs may be held, over all keys and threads of one search."""
+    """The most pairs that may be held, over all keys and threads of one search."""
 
     def __init__(self, max_pairs: int) -> None:
         self._max_pairs = max_pairs
@@ -98,7 +98,7 @@ def find_pairs(hashes: Hashes, radius: int, *, scratch_bytes: int, max_pairs: in
 
 
 def _search_key(hashes: Hashes, plan: SearchPlan, key: int, budget: _PairBudget) -> Pairs:
-    """The pairs that `plan.keys[key]` is the first key to find.
+    """Return the pairs that `plan.keys[key]` is the first key to find.
 
     The union over all keys is the whole answer, and no two keys give the same pair.
 
@@ -112,7 +112,7 @@ def _search_key(hashes: Hashes, plan: SearchPlan, key: int, budget: _PairBudget)
 
 
 def _pairs_of_key(hashes: Hashes, plan: SearchPlan, key: int) -> Iterator[Pairs]:
-    """The pairs that one key is the first to find, some at a time."""
+    """Yield the pairs that one key is the first to find, some at a time."""
     runs = bit_runs(plan.keys[key], plan.num_bits)
     arranged = np.empty(len(hashes), np.uint64)
     for start, piece in arranged_chunks(hashes, runs):
@@ -138,14 +138,14 @@ def _batches(results: Iterator[Pairs]) -> Iterator[Pairs]:
 
 
 def bit_entropies(hashes: Hashes, num_bits: int) -> tuple[float, ...]:
-    """How well each of the low `num_bits` bits tells two hashes apart, in bits (collision entropy of a sample)."""
+    """Return the collision entropy in bits of each of the low `num_bits` bits, measured on a sample of hashes."""
     sample = hashes[:: max(1, len(hashes) // _SAMPLE)]
     ones = [float(((sample >> np.uint64(bit)) & np.uint64(1)).mean()) for bit in range(num_bits)]
     return tuple(-math.log2(share * share + (1 - share) * (1 - share)) for share in ones)
 
 
 def first_caught(pairs: Pairs, earlier: tuple[int, ...]) -> Pairs:
-    """The pairs that agree on none of the earlier keys."""
+    """Return the pairs that agree on none of the earlier keys."""
     left, right = pairs
     for mask in earlier:
         new = ((left ^ right) & np.uint64(mask)) != 0
@@ -190,7 +190,7 @@ def move_back(values: Hashes, runs: list[BitRun]) -> Hashes:
 
 
 def bit_runs(key: int, num_bits: int) -> list[BitRun]:
-    """How to move the bits of the key to the top of `num_bits`, and the other bits below them, all in their order."""
+    """Return moves that bring the bits of the key to the top of `num_bits`, the others below them, in their order."""
     runs: list[BitRun] = []
     target = num_bits
     for bit in (1, 0):
@@ -289,7 +289,7 @@ def _compare_window(window: Hashes, sizes: npt.NDArray[np.int64], radius: int, n
 
 
 def _pairs_at_shift(sizes: npt.NDArray[np.int64], num_shifts: int) -> npt.NDArray[np.int64]:
-    """How many pairs are t places apart within one bucket, for t = 0 .. num_shifts - 1."""
+    """Return how many pairs are t places apart within one bucket, for t = 0 .. num_shifts - 1."""
     of_size = np.bincount(sizes, minlength=num_shifts + 1)
     at_least = np.cumsum(of_size[::-1])[::-1]  # buckets of size >= t
     return np.cumsum(at_least[1:][::-1])[::-1]  # sum over buckets of max(size - t, 0)
@@ -303,7 +303,10 @@ def join_pairs(pieces: list[Pairs]) -> Pairs:
 
 
 def distinct_of(*parts: Hashes) -> Hashes:
-    """The distinct values of all parts, ascending; np.unique (2.4) takes four times as long, and two more copies."""
+    """Return the distinct values of all parts, ascending.
+
+    Np.unique (2.4) takes four times as long, and two more copies.
+    """
     values = np.concatenate(parts)
     values.sort()
     first = np.ones(len(values), np.bool_)

@@ -36,7 +36,7 @@ def unit(vectors: npt.NDArray[np.floating]) -> Vectors:
 
 
 def assign(vectors: Vectors, centroids: Vectors) -> npt.NDArray[np.int32]:
-    """The nearest centroid of each row, (N,). It does not depend on the other rows."""
+    """Return the nearest centroid of each row, (N,). It does not depend on the other rows."""
     labels = np.empty(len(vectors), np.int32)
     block = np.zeros((ASSIGN_ROWS, centroids.shape[1]), np.float32)  # one shape: a product sums in an order of its own
     for start in range(0, len(vectors), ASSIGN_ROWS):

@@ -7,7 +7,7 @@ build, whoever fetched the picture, in any size or quality, and also when no sou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +25,9 @@ TAKEN = pa.schema(
         ("distance", pa.uint8()),  # of a copy: of the pHashes
     ]
 )
-PICTURES = pa.schema([(field.name, pa.string()) for field in fields(Picture)])
+PICTURES = pa.schema(
+    [(field.name, pa.list_(pa.string()) if field.name == "addresses" else pa.string()) for field in fields(Picture)]
+)
 _ASKED = pa.schema(
     [("hash", pa.uint64()), ("middle", pa.uint64()), ("mirrored", pa.bool_()), ("image_id", pa.string())]
 )
@@ -39,6 +41,10 @@ _NAMED = """
 _FOUND = """
     SELECT DISTINCT ON (image_id) s.*, threshold AS reason FROM shown s JOIN named_rows USING (sample_id)
     ORDER BY s.image_id, sample_id
+"""
+_ADDRESSES = """
+    SELECT image_id, list(DISTINCT c.url) FROM shown JOIN held USING (image_id) JOIN candidates c USING (sample_id)
+    WHERE c.locator IS NULL AND c.url IS NOT NULL GROUP BY image_id
 """
 _TAKEN = """
     CREATE TABLE likeness AS
@@ -66,6 +72,9 @@ def judge_taken(sql: Any, entries: Sequence[Entry], pictures: Sequence[Picture],
     sql.execute(_NAMED)
     found = [Picture.of_fact(fact, fact["reason"]) for fact in sql.sql(_FOUND).to_arrow_table().to_pylist()]
     held = each_once([*pictures, *found])
+    sql.register("held", pa.table({"image_id": pa.array([picture.image_id for picture in held], pa.string())}))
+    addresses = dict(sql.execute(_ADDRESSES).fetchall())
+    held = each_once(replace(one, addresses=(*one.addresses, *addresses.get(one.image_id, ()))) for one in held)
     sql.register("pictures", pa.Table.from_pylist([asdict(picture) for picture in held], PICTURES))
     asked = [
         {"hash": whole, "middle": middle, "mirrored": bool(mirrored), "image_id": picture.image_id}

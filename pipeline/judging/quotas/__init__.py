@@ -1,1 +1,1 @@
-"""How many of what: exact shares and caps."""
+"""Exact shares and caps."""

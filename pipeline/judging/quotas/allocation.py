@@ -36,23 +36,23 @@ class Pool:
         return math.floor(self.num_available * self.max_epochs + 1e-9)
 
     def source_capacity(self, source: str) -> int:
-        """The most samples that one of its sources can give, repeats counted."""
+        """Return the most samples that one of its sources can give, repeats counted."""
         return math.floor((self.by_source or {}).get(source, 0) * self.max_epochs + 1e-9)
 
     def split(self, num_samples: int) -> dict[str, int]:
-        """How `num_samples` are split over the sources; empty when the sources have no weights."""
+        """Return how `num_samples` are split over the sources; empty when the sources have no weights."""
         if not self.weights:
             return {}
         total = sum(self.weights.values())
         return apportion({source: weight / total for source, weight in self.weights.items()}, num_samples)
 
     def short_source(self, num_samples: int) -> str | None:
-        """The first source that cannot give its part of `num_samples`, or None."""
+        """Return the first source that cannot give its part of `num_samples`, or None."""
         split = self.split(num_samples)
         return next((source for source, num in split.items() if num > self.source_capacity(source)), None)
 
     def can_give(self, num_samples: int) -> bool:
-        """True when the pool and each of its sources hold enough."""
+        """Return true when the pool and each of its sources hold enough."""
         return num_samples <= self.capacity and self.short_source(num_samples) is None
 
 
@@ -78,7 +78,7 @@ class Quota:
 
     @property
     def num_epochs(self) -> float:
-        """How often a sample appears, on average."""
+        """Return how often a sample appears, on average."""
         return self.num_samples / self.num_available if self.num_available else 0.0
 
 
@@ -158,7 +158,10 @@ def _refuse_empty(shares: Mapping[str, float], pools: Mapping[str, Pool]) -> Non
 
 
 def _too_small(domain: str, pool: Pool, num_samples: int, asked: str, most: int | None) -> ConfigError:
-    """The error that names what is short, by how much, and every way out; `most` is the largest total that fits."""
+    """Return the error that names what is short, by how much, and every way out.
+
+    `most` is the largest total that fits.
+    """
     source = pool.short_source(num_samples) if num_samples <= pool.capacity else None
     if source is not None:
         num, held = pool.split(num_samples)[source], (pool.by_source or {}).get(source, 0)
@@ -175,7 +178,7 @@ def _too_small(domain: str, pool: Pool, num_samples: int, asked: str, most: int 
 
 
 def _most_samples(shares: Mapping[str, float], pools: Mapping[str, Pool], limit: int | None) -> int:
-    """The largest total, up to the limit, whose apportionment fits every pool.
+    """Return the largest total, up to the limit, whose apportionment fits every pool.
 
     The search is bounded because a part is within two samples of its share of the total. Bisection finds a border.
     Counts by largest remainders can shrink when the total grows, so a few totals beyond the border are tried too.

@@ -106,14 +106,14 @@ def judge_cap(table: pa.Table, cap: CapSettings, seed: int) -> pa.Table:
 
 
 def draw_uniform(sample_ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each sample, fixed by the seed and the sample_id (32 hex digits, already a hash)."""
+    """Return a number in [0, 1) for each sample, fixed by the seed and the sample_id (32 hex digits)."""
     high, _ = _halves(sample_ids)
     mixed = splitmix64(high ^ np.uint64(splitmix64(seed & 0xFFFFFFFFFFFFFFFF)))
     return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def _halves(sample_ids: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """The high and the low 64 bits of each sample_id."""
+    """Return the high and the low 64 bits of each sample_id."""
     column = pc.cast(sample_ids, pa.large_string()).combine_chunks()
     # straight from Arrow's buffer: 13 M ids as Python strings would take 1 GiB
     digits = memoryview(column.buffers()[2] or b"")[32 * column.offset :][: 32 * len(column)]

@@ -13,6 +13,7 @@ import pyarrow as pa
 from manifests.contract import tables
 from manifests.contract.reader import literals
 from manifests.names.equal import name_key
+from manifests.names.sql import json_text
 from pipeline.judging.quotas.balance import BalanceSettings, CapSettings, judge_cap
 
 NUM_SHOWN = 5
@@ -30,13 +31,16 @@ _KEYS = {
 
 
 def keys_schema(settings: BalanceSettings) -> pa.Schema:
-    """Of the rows that caps count: `unit` are rows that share a draw, key_0 is the key of the first cap."""
+    """Return the schema of rows that caps count.
+
+    Rows with one `unit` share a draw; key_0 is the key of the first cap.
+    """
     keys = [(f"key_{number}", pa.string()) for number in range(len(settings.caps))]
     return pa.schema([("sample_id", pa.string()), ("domain", pa.string()), ("unit", pa.string()), *keys])
 
 
 def keys_sql(settings: BalanceSettings) -> str:
-    """The columns of `keys_schema`, over candidates c, facts f and captions t that are joined by sample."""
+    """Return the columns of `keys_schema`, over candidates c, facts f and captions t that are joined by sample."""
     keys = [f"nullif({_key_column(cap)}, '') AS key_{number}" for number, cap in enumerate(settings.caps)]
     unit = "coalesce(md5(c.source || '/' || c.group_id), c.sample_id) AS unit"
     return ", ".join(["c.sample_id", "c.domain", unit, *keys])
@@ -84,8 +88,7 @@ def _join_spellings(sql: Any, keyed: str) -> None:
 
 def _key_column(cap: CapSettings) -> str:
     if cap.extra_column:
-        column = cap.extra_column.replace("'", "''").replace('"', '\\"')
-        return f"json_extract_string(c.extra, '$.\"{column}\"')"
+        return json_text("c.extra", cap.extra_column)
     return _KEYS[cap.by]
 
 

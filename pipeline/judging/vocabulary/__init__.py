@@ -1,1 +1,1 @@
-"""What names, ranks and licences mean."""
+"""The meaning of names, ranks and licences."""

@@ -25,6 +25,7 @@ from manifests.contract.tables import NAMES, TAXON_RANKS
 from manifests.errors import ConfigError
 from manifests.names.scientific import parse_name
 from manifests.names.species import species_of
+from manifests.names.sql import identifier
 from manifests.services.untrusted import check_packing
 
 _MARKS = r"(×|\b(?:f\. ?sp|x|subsp|ssp|var|f|subvar|subf|convar|nothosubsp|nothovar|nothof)\b\.?)"
@@ -41,7 +42,7 @@ class BackboneSettings(Settings):
     """Languages of vernacular names, as the archive writes them; the most wanted first."""
 
     def identity(self) -> dict[str, Any]:
-        """The values that a resolved name depends on besides the archive's content: no path."""
+        """Return the values that a resolved name depends on besides the archive's content: no path."""
         return {"languages": list(self.languages)}
 
 
@@ -64,7 +65,7 @@ def check_backbone(settings: BackboneSettings | None) -> None:
 
 
 def backbone_files(settings: BackboneSettings) -> list[str]:
-    """The files whose content is the backbone: the zip itself, or the tables in the folder.
+    """Return the files whose content is the backbone: the zip itself, or the tables in the folder.
 
     Raises: ConfigError when it is missing or holds no taxon table.
     """
@@ -73,7 +74,7 @@ def backbone_files(settings: BackboneSettings) -> list[str]:
 
 
 def _find_tables(settings: BackboneSettings) -> tuple[Path, Path, Path | None]:
-    """The backbone, its taxon table and its vernacular table; of a zip, the names of the tables inside it.
+    """Return the backbone, its taxon table and its vernacular table; of a zip, the names of the tables inside it.
 
     Raises: ConfigError when there is no backbone, or no taxon table in it.
     """
@@ -171,12 +172,15 @@ def _put(table: pa.Table, column: str, values: pa.Array) -> pa.Table:
 
 
 def name_key(name: str) -> str:
-    """The key that names are matched by: the canonical name in lower case, without hybrid signs and rank marks."""
+    """Return the key that names are matched by.
+
+    The canonical name in lower case, without hybrid signs and rank marks.
+    """
     return " ".join(re.sub(_MARKS, " ", name.lower()).split())
 
 
 def _with_keys(names: pa.Table) -> pa.Table:
-    """The distinct names, each with the keys of the whole name and of its species; null where it has none."""
+    """Return the distinct names, each with the keys of the whole name and of its species; null where it has none."""
     distinct = names.filter(names["name"].is_valid()).group_by(["name", "kingdom"]).aggregate([])
     full_keys: list[str | None] = []
     species_keys: list[str | None] = []
@@ -202,7 +206,7 @@ def _open_tsv(connection: duckdb.DuckDBPyConnection, file: Path, name: str) -> d
 
 
 def _term(column: str) -> str:
-    """The Darwin Core term of a column that may carry a prefix or a whole address."""
+    """Return the Darwin Core term of a column that may carry a prefix or a whole address."""
     return column.rsplit(":", 1)[-1].rsplit("/", 1)[-1]
 
 
@@ -219,7 +223,7 @@ def _read_taxa(connection: duckdb.DuckDBPyConnection, file: Path) -> None:
     held = _open_tsv(connection, file, "taxon_file")
     _check_terms(file.name, held)
     columns = ", ".join(
-        f"""nullif("{held[term]}", '') AS "{term}\"""" if term in held else f"""NULL::VARCHAR AS "{term}\""""
+        (f"nullif({identifier(held[term])}, '')" if term in held else "NULL::VARCHAR") + f" AS {identifier(term)}"
         for term in _TERMS
     )
     connection.execute(f"CREATE TEMP VIEW raw_taxon AS SELECT {columns} FROM taxon_file")
@@ -247,9 +251,9 @@ def _read_vernaculars(connection: duckdb.DuckDBPyConnection, file: Path | None, 
     connection.execute(
         f"""INSERT INTO vernacular
         SELECT id, first(name ORDER BY place, votes DESC, name)
-        FROM (SELECT "{held["taxonID"]}" AS id, trim("{held["vernacularName"]}") AS name,
-                     min(list_position(?, lower("{held["language"]}"))) AS place, count(*) AS votes
-              FROM vernacular_file WHERE list_contains(?, lower("{held["language"]}")) GROUP BY ALL)
+        FROM (SELECT {identifier(held["taxonID"])} AS id, trim({identifier(held["vernacularName"])}) AS name,
+                     min(list_position(?, lower({identifier(held["language"])}))) AS place, count(*) AS votes
+              FROM vernacular_file WHERE list_contains(?, lower({identifier(held["language"])})) GROUP BY ALL)
         WHERE name <> '' GROUP BY id""",
         [list(languages), list(languages)],
     )
@@ -285,8 +289,9 @@ def _match(connection: duckdb.DuckDBPyConnection) -> None:
 def _climb(connection: duckdb.DuckDBPyConnection) -> None:
     """Make the table `lineage`: the ranks of each accepted taxon, from its own columns or from its parents."""
     ranks = ", ".join(
-        f"""coalesce(max(CASE WHEN c.depth = 0 THEN t."{rank}" END),
-                     min_by(t.canonical, c.depth) FILTER (WHERE lower(t."taxonRank") = '{rank}')) AS "{rank}\""""
+        f"""coalesce(max(CASE WHEN c.depth = 0 THEN t.{identifier(rank)} END),
+                     min_by(t.canonical, c.depth) FILTER (WHERE lower(t."taxonRank") = '{rank}'))
+           AS {identifier(rank)}"""
         for rank in TAXON_RANKS
     )
     connection.execute(
@@ -310,7 +315,7 @@ SELECT w.name, w.kingdom AS kingdom_given,
        CASE WHEN l.id IS NOT NULL THEN m.matched_id END AS matched_id,
        CASE WHEN l.id IS NOT NULL THEN m.status END AS matched_status,
        l.id AS accepted_id, l.canonical AS accepted_name,
-       {", ".join(f'l."{rank}"' for rank in TAXON_RANKS)}, v.name AS vernacular
+       {", ".join(f"l.{identifier(rank)}" for rank in TAXON_RANKS)}, v.name AS vernacular
 FROM wanted_names w
 LEFT JOIN matched m ON m.name = w.name AND m.kingdom IS NOT DISTINCT FROM w.kingdom
 LEFT JOIN lineage l ON l.id = m.accepted_id AND NOT m.ambiguous

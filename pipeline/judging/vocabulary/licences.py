@@ -236,14 +236,14 @@ def _all_of(ids: Collection[str | None]) -> str:
 
 
 def _refines(exact: str, loose: str) -> bool:
-    """True when `exact` says all that `loose` says and more: CC-BY-4.0 and CC-BY, PDM-1.0 and public domain."""
+    """Return true when `exact` says all that `loose` says and more: CC-BY-4.0 and CC-BY, PDM-1.0 and public domain."""
     if re.fullmatch(re.escape(loose) + r"-\d[\d.]*(?:-or-later)?", exact):
         return True
     return loose == PUBLIC_DOMAIN and exact in {"CC0-1.0", "PDM-1.0", "CC-PDDC", "PDDL-1.0"}
 
 
 def family_of(licence_id: str) -> str:
-    """The licence without its version: two statements of one family do not contradict each other."""
+    """Return the licence without its version: two statements of one family do not contradict each other."""
     family = re.sub(r"-\d[\d.]*(?:-or-later)?$", "", licence_id)
     return PUBLIC_DOMAIN if _refines(licence_id, PUBLIC_DOMAIN) else family
 
@@ -278,7 +278,7 @@ class LicenceSettings(Settings):
         return entries
 
     def allows(self, licence_id: str | None) -> bool:
-        """True when a picture under this licence may be used; of a choice (`OR`) one allowed part is enough."""
+        """Return true when a picture under this licence may be used; of a choice (`OR`) one allowed part is enough."""
         licence = licence_id or UNKNOWN
         if " OR " in licence:
             return any(self.allows(part) for part in licence.split(" OR "))

@@ -63,7 +63,7 @@ def taxon_texts(ranks: tuple[str | None, ...], scientific_name: str | None, vern
 
 
 def _tidy_ranks(ranks: tuple[str | None, ...]) -> list[str]:
-    """The ranks in one spelling; of a species that repeats the genus its epithet, however that is spelt."""
+    """Return the ranks in one spelling; of a species that repeats the genus its epithet, however that is spelt."""
     *above, genus, species = ("" if rank is None else " ".join(rank.split()) for rank in ranks)
     epithet = species.removeprefix(f"{genus} ")
     return [tidy_name(rank) for rank in (*above, genus, species if " " in epithet else epithet)]
@@ -87,14 +87,14 @@ def _fill_from_name(held: list[str], name: Name) -> list[str]:
 
 
 def _canonical_text(name: Name, scientific: str) -> str:
-    """The name with its infraspecific part and cultivar, where the name agrees with the rank columns."""
+    """Return the name with its infraspecific part and cultivar, where the name agrees with the rank columns."""
     if name.uncertain or not name.genus or (name.qualifier and not name.species):
         return scientific
     return name.canonical if name.canonical.startswith(scientific) or name.formula else scientific
 
 
 def _first_vernacular(names: str | None) -> str:
-    """The first of several names that a source lists in one field, separated by ; or |."""
+    """Return the first of several names that a source lists in one field, separated by ; or |."""
     for part in re.split(r"\s*[;|]\s*", names or ""):
         tidy = " ".join(unicodedata.normalize("NFC", part).split()).strip(" ,.")
         if tidy and not is_no_name(tidy):

@@ -28,7 +28,7 @@ class RidgeForm:
     penalty: float
 
     def fit(self, shares_NK: Array, losses_FN: Array, weights_FN: Array, warm: Fitted | None = None) -> Fitted:
-        """Closed form."""
+        """Fit in closed form."""
         z, units = standardise(losses_FN, weights_FN)
         weighted = shares_NK.T[None] * weights_FN[:, None, :]
         normal = weighted @ shares_NK + self.penalty * np.eye(shares_NK.shape[1])

@@ -80,7 +80,7 @@ def _newton_step(here: Array, downhill: Array, curvature: Array, damping: Array,
 
 
 def minimise_from(objective: Objective, starts: list[Array], prior: Prior) -> Array:
-    """The parameters of least cost over several starts, fit by fit."""
+    """Return the parameters of least cost over several starts, fit by fit."""
     best_theta, best_cost = minimise(objective, starts[0], prior)
     for start in starts[1:]:
         theta, cost = minimise(objective, start, prior)

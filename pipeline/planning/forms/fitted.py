@@ -1,4 +1,4 @@
-"""What every form shares: the parameters it was fitted to, and the units and bounds of its predictions.
+"""The base of every form: its fitted parameters, and the units and bounds of its predictions.
 
 Reads and writes nothing. Axes: F fits, N runs, Q queries, K domains.
 """
@@ -29,7 +29,7 @@ class Fitted:
     anchors: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
     def take(self, fits: Sequence[int] | Index | slice) -> Fitted:
-        """The given fits, in the given order; a fit may be named more than once."""
+        """Return the given fits, in the given order; a fit may be named more than once."""
         return Fitted({name: values[fits] for name, values in self.arrays.items()}, self.anchors)
 
 
@@ -40,7 +40,7 @@ def join_fits(parts: Sequence[Fitted]) -> Fitted:
 
 
 def standardise(losses_FN: Array, weights_FN: Array) -> tuple[Array, dict[str, Array]]:
-    """The losses in units of each fit's standard deviation around its mean, and what turns them into losses again.
+    """Return the losses in units of each fit's standard deviation around its mean, and the inverse transform.
 
     That is centre, scale, and the bounds floor and ceiling.
     """

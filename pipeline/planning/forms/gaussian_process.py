@@ -100,7 +100,7 @@ def _kernels(theta: Array, left_AK: Array, right_BK: Array) -> Iterator[tuple[Ar
 
 
 def _noisy_covariance(kernel: Array, theta: Array, root_weight: Array) -> Array:
-    """The weighted kernel plus noise; a run that is left out becomes a row of the identity matrix."""
+    """Return the weighted kernel plus noise; a run that is left out becomes a row of the identity matrix."""
     noisy = kernel * root_weight[:, :, None] * root_weight[:, None, :]
     index = np.arange(noisy.shape[1])
     noisy[:, index, index] += np.where(root_weight > 0, np.exp(theta[:, 4])[:, None], 1.0) + _JITTER
@@ -143,7 +143,7 @@ def _kernel(theta: Array, left_AK: Array, right_BK: Array) -> Array:
 
 
 def _kernel_slopes(theta: Array, shares: Array) -> tuple[Array, list[Array]]:
-    """The kernel among the runs and its derivatives by the first four columns of theta."""
+    """Return the kernel among the runs and its derivatives by the first four columns of theta."""
     variance, length, _, linear, _ = np.exp(theta)[:, :, None, None].swapaxes(0, 1)
     features, by_power = _powers(shares, np.exp(theta[:, 2]))
     product = features @ np.swapaxes(features, 1, 2)

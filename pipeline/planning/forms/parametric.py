@@ -41,7 +41,7 @@ class ParametricForm(ABC):
 
     @abstractmethod
     def starts(self, shares_NK: Array, z_FN: Array, weights_FN: Array) -> list[Array]:
-        """Starting points, each of shape F x P."""
+        """Return starting points, each of shape F x P."""
 
     @abstractmethod
     def model(self, shares_QK: Array) -> Model:

@@ -1,4 +1,4 @@
-"""What a table of runs can and cannot say: refusals, warnings, and the noise between replicates.
+"""Checks of a table of runs: refusals, warnings, and the noise between replicates.
 
 Works on comparable runs (one model size, one step). Reads and writes nothing. Gives up with ConfigError when no law
 can be fitted at all; everything else is a warning that travels with the law.
@@ -55,14 +55,14 @@ def require_one_setting(table: RunsTable) -> None:
 
 
 def _condition(size: str, step: float) -> str:
-    """A setting as a condition, e.g. "model_size = '410M' AND step = 60000"."""
+    """Return a setting as a condition, e.g. "model_size = '410M' AND step = 60000"."""
     parts = [f"model_size = '{size}'"] if size else []
     parts += [f"step = {step:g}"] if np.isfinite(step) else []
     return " AND ".join(parts) or "no model_size, no step"
 
 
 def noise_floor(table: RunsTable) -> Array:
-    """Standard deviation of each loss between replicates of a mixture; nan without replicates."""
+    """Return standard deviation of each loss between replicates of a mixture; nan without replicates."""
     squares, freedom = np.zeros(len(table.losses)), np.zeros(len(table.losses))
     for members in _replicates(table):
         values = np.ma.masked_invalid(table.loss_values[members])
@@ -77,7 +77,7 @@ def _replicates(table: RunsTable) -> list[Index]:
 
 
 def _check_duplicates(table: RunsTable) -> list[str]:
-    """Runs of one mixture may differ by noise when their seeds differ; warn where the noise is large.
+    """Check runs of one mixture. They may differ by noise when their seeds differ; warn where the noise is large.
 
     Raises: ConfigError when the same seed gave two losses, or runs without seeds differ by half of the range.
     """
@@ -111,7 +111,7 @@ def _check_duplicates(table: RunsTable) -> list[str]:
 
 
 def least_for_a_check(num_domains: int) -> int:
-    """How many mixtures leave something to check a law with: two more than its parameters."""
+    """Return how many mixtures leave something to check a law with: two more than its parameters."""
     return num_domains + 3
 
 
@@ -167,7 +167,7 @@ def held_domains(shares_NK: Array) -> dict[int, float]:
 
 
 def outside_hull(tried_NK: Array, shares_QK: Array) -> Mask:
-    """True for each query that no mixture of the tried mixtures reaches; solves one linear programme a query."""
+    """Return true for each query that no mixture of the tried mixtures reaches; solves one linear programme a query."""
     from scipy.optimize import linprog
 
     num_tried, num_domains = tried_NK.shape

@@ -24,12 +24,12 @@ _SAME_RATIO = 0.01  # how far rounding may move a share off the ratio, relative 
 
 
 def name_group(members: tuple[str, ...]) -> str:
-    """A name for domains that are planned as one, e.g. "plant+fungi" or "plant+7"."""
+    """Return a name for domains that are planned as one, e.g. "plant+fungi" or "plant+7"."""
     return "+".join(members) if len(members) <= 3 else f"{members[0]}+{len(members) - 1}"
 
 
 def find_groups(domains: tuple[str, ...], shares_QK: Array) -> Groups:
-    """Groups of domains whose shares vary from mixture to mixture, but in one ratio to each other."""
+    """Return groups of domains whose shares vary from mixture to mixture, but in one ratio to each other."""
     groups: Groups = {}
     if len(np.unique(np.round(shares_QK, 6), axis=0)) < _FEWEST_MIXTURES:
         return groups
@@ -49,7 +49,7 @@ def find_groups(domains: tuple[str, ...], shares_QK: Array) -> Groups:
 
 
 def merge_shares(domains: tuple[str, ...], shares_QK: Array, groups: Groups) -> tuple[tuple[str, ...], Array]:
-    """The domains after grouping, a group in the place of its first domain, and their shares."""
+    """Return the domains after grouping, a group in the place of its first domain, and their shares."""
     names: dict[str, list[int]] = {}
     group_of = {domain: name for name, inside in groups.items() for domain in inside}
     for k, domain in enumerate(domains):
@@ -58,7 +58,7 @@ def merge_shares(domains: tuple[str, ...], shares_QK: Array, groups: Groups) -> 
 
 
 def expand_domains(domains: tuple[str, ...], groups: Groups) -> tuple[str, ...]:
-    """The domains with each group replaced by its members."""
+    """Return the domains with each group replaced by its members."""
     return tuple(member for domain in domains for member in groups.get(domain, {domain: 1.0}))
 
 

@@ -61,16 +61,16 @@ class RunsTable:
         return int(self.mixture_groups().max()) + 1
 
     def mixture_groups(self) -> Index:
-        """The number of each run's mixture; replicates share one."""
+        """Return the number of each run's mixture; replicates share one."""
         return mixture_groups(self.shares)
 
     def take(self, rows: Index | Mask) -> RunsTable:
-        """The runs at the given positions, or where a mask is true."""
+        """Return the runs at the given positions, or where a mask is true."""
         return replace(self, **{name: getattr(self, name)[rows] for name in _PER_RUN})
 
 
 def mixture_groups(shares_NK: Array) -> Index:
-    """The number of each row's mixture; equal mixtures share one."""
+    """Return the number of each row's mixture; equal mixtures share one."""
     _, group = np.unique(np.round(shares_NK, 6), axis=0, return_inverse=True)
     return np.asarray(group, dtype=np.intp).reshape(-1)
 

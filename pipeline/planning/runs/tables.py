@@ -29,7 +29,7 @@ _NO_NUMBER = re.compile(r"_|^\s*[+-]?0\d")  # Python alone takes 1_0 for a numbe
 
 
 def read_csv(file: Path) -> tuple[Columns, str]:
-    """The columns, `__row` first, and the sha256 of the file.
+    """Return the columns, `__row` first, and the sha256 of the file.
 
     Raises: ConfigError for a file that is no csv in UTF-8, a column name that stands twice, and a row of another length
     than the header.
@@ -63,7 +63,7 @@ def read_csv(file: Path) -> tuple[Columns, str]:
 
 
 def is_csv(file: Path) -> bool:
-    """False for Parquet and for a folder, which `pipeline.commands.plan` reads; any other file is text.
+    """Return false for Parquet and for a folder, which `pipeline.commands.plan` reads; any other file is text.
 
     Raises: ConfigError when there is nothing.
     """
@@ -73,7 +73,7 @@ def is_csv(file: Path) -> bool:
 
 
 def refuse_doubled_names(file: Path, names: Sequence[str]) -> None:
-    """Raises: ConfigError for a name that stands twice; a filter ignores upper and lower case."""
+    """Raise ConfigError for a name that stands twice; a filter ignores upper and lower case."""
     folded = [name.casefold() for name in names]
     twice = sorted({name for name, key in zip(names, folded, strict=True) if name and folded.count(key) > 1})
     if twice:
@@ -84,7 +84,7 @@ def refuse_doubled_names(file: Path, names: Sequence[str]) -> None:
 
 
 def _typed(cells: list[str]) -> list[Any]:
-    """The cells of a column as whole numbers, else as numbers, dates, times or texts; None for an empty cell."""
+    """Return the cells of a column as whole numbers, else as numbers, dates, times or texts; None for an empty cell."""
     for read in (_whole, _number, date.fromisoformat, datetime.fromisoformat):
         with suppress(ValueError):
             return [read(cell) if cell else None for cell in cells]

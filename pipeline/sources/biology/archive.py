@@ -69,12 +69,12 @@ class Archive:
     extensions: tuple[DataFile, ...]
 
     def extension(self, *row_types: str) -> DataFile | None:
-        """The first extension of one of the types, in the order in which they are asked for."""
+        """Return the first extension of one of the types, in the order in which they are asked for."""
         by_type = {data.row_type: data for data in reversed(self.extensions)}
         return next((by_type[row_type] for row_type in row_types if row_type in by_type), None)
 
     def open(self, location: str) -> AbstractContextManager[Any]:
-        """A stream of one data file's bytes."""
+        """Return a stream of one data file's bytes."""
         return _open(self.path, self.is_zip, self.prefix + location)
 
     def paths(self) -> list[str]:
@@ -199,7 +199,7 @@ def _dialect(element: ElementTree.Element, what: str) -> Dialect:
 
 
 def _plain(attribute: str | None, default: str) -> str:
-    """An attribute with its escapes undone; XML itself turns a real tab in an attribute into a space."""
+    """Return an attribute with its escapes undone; XML itself turns a real tab in an attribute into a space."""
     if attribute is None:
         return default
     for escape, plain in _ESCAPES.items():

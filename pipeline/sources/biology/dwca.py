@@ -22,6 +22,7 @@ from pydantic import Field
 
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.errors import ConfigError
+from manifests.names.sql import identifier
 from pipeline.sources.biology.archive import META_FILE, Archive, DataFile, Term, read_archive
 from pipeline.sources.files import reading
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
@@ -123,7 +124,9 @@ class DwcaReader(Reader[DwcaSettings]):
         return FirstRows.of_addresses(*(pc.coalesce(*values).to_pylist() if values else [] for values in there))
 
     def counts(self) -> dict[str, str]:
-        """The pictures of each data set, as a form of GBIF takes them: no header, a key and a number in each line.
+        """Return the pictures of each data set, as a form of GBIF takes them.
+
+        No header, a key and a number in each line.
 
         Source: https://www.gbif.org/derived-dataset/about
         """
@@ -134,7 +137,7 @@ class DwcaReader(Reader[DwcaSettings]):
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
-        """An archive, by its meta.xml."""
+        """Return an archive, by its meta.xml."""
         if not any(name.lower().rpartition("/")[2] == META_FILE for name in listing.names):
             return None
         terms = {term for data in read_archive(listing.path, listing.path).extensions for term in data.fields}
@@ -200,21 +203,21 @@ class _Plan:
                 )
 
     def column(self, name: str) -> str:
-        """The SQL column of a term as the config names it."""
-        return f'm."{name.removeprefix("media.")}"' if name.startswith("media.") else f'c."{name}"'
+        """Return the SQL column of a term as the config names it."""
+        return f"m.{identifier(name.removeprefix('media.'))}" if name.startswith("media.") else f"c.{identifier(name)}"
 
     def first(self, terms: tuple[str, ...]) -> str:
-        """SQL: the first of some media terms that is not empty."""
-        there = [f'm."{name}"' for name in terms if name in self.media_terms]
+        """Return SQL for the first of some media terms that is not empty."""
+        there = [f"m.{identifier(name)}" for name in terms if name in self.media_terms]
         return f"coalesce({', '.join(there)})" if there else "NULL"
 
     def core(self, name: str) -> str:
-        """SQL: a term of the record, null where the archive has none."""
-        return f'c."{name}"' if name in self.core_terms else "NULL"
+        """Return SQL for a term of the record, null where the archive has none."""
+        return f"c.{identifier(name)}" if name in self.core_terms else "NULL"
 
 
 def _listed_media(core: DataFile) -> DataFile | None:
-    """The core as a media file: archives without one may list addresses in each record."""
+    """Return the core as a media file: archives without one may list addresses in each record."""
     if _LISTED not in core.fields:
         return None
     return replace(core, row_type=_LISTED, fields={"identifier": core.fields[_LISTED]})
@@ -240,7 +243,7 @@ def _stage(plan: _Plan, data: DataFile, terms: list[str], staged: StagedTable, w
 def _read_file(
     plan: _Plan, data: DataFile, terms: list[str], location: str, where: str
 ) -> Iterator[tuple[RawBatch, dict[str, Any]]]:
-    """The rows of one file in batches, each with the columns of the terms, gaps filled with their defaults."""
+    """Yield the rows of one file in batches, each with the columns of the terms, gaps filled with their defaults."""
     with reading(f"{where}: {plan.archive.path}: {location}", plan.archive.path):
         names = _column_names(plan.archive, data, location)
         places = _columns_of_terms(data, terms, names)
@@ -251,7 +254,7 @@ def _read_file(
 
 
 def _column_names(archive: Archive, data: DataFile, location: str) -> list[str]:
-    """A name for each column of a file, by its first row."""
+    """Return a name for each column of a file, by its first row."""
     with archive.open(location) as stream:
         return [f"f{number}" for number in range(len(read_header(stream, data.dialect, data.header_lines)))]
 
@@ -293,7 +296,7 @@ def _unfold(sql: Any) -> None:
 
 
 def _repeated(sql: Any) -> Iterator[Batch]:
-    """Of records that share an id the first counts, and the media of the id belong to it; the others are lost."""
+    """Count records that repeat an id. The first record counts, and the media of the id belong to it."""
     sql.execute(
         "CREATE TABLE again AS SELECT id, min(n) AS first FROM core WHERE id IS NOT NULL "
         "GROUP BY id HAVING count(*) > 1"

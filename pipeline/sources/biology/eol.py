@@ -16,6 +16,7 @@ from pydantic import Field
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
+from manifests.names.sql import identifier
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.table import TableFormat, TableReader, first_columns
@@ -63,7 +64,7 @@ class EolReader(Reader[EolSettings]):
     init_order = 5
 
     def extra_names(self) -> list[str]:
-        """The names of the columns that are kept beside each picture."""
+        """Return the names of the columns that are kept beside each picture."""
         return ["eol_page_id", "source_url"]
 
     def check(self) -> None:
@@ -100,7 +101,7 @@ class EolReader(Reader[EolSettings]):
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
-        """The manifest, by its first column."""
+        """Return the manifest, by its first column."""
         if next(iter(_MANIFEST)) not in (first_columns(listing) or ()):
             return None
         return Place({"path": listing.path}, "EOL's media manifest (sure: its columns)")
@@ -119,7 +120,7 @@ class EolReader(Reader[EolSettings]):
 
 def _make_pages(sql: Any, canonical: bool) -> None:
     """Ranks and name of each page; of several taxa that point to one page the first counts."""
-    name = f'coalesce(nullif("{_CANONICAL}", \'\'), "scientificName")' if canonical else '"scientificName"'
+    name = f"coalesce(nullif({identifier(_CANONICAL)}, ''), \"scientificName\")" if canonical else '"scientificName"'
     sql.execute(
         'CREATE VIEW tree AS SELECT "taxonID" AS id, nullif("parentNameUsageID", \'\') AS parent, '
         f'"taxonRank" AS rank, {name} AS name FROM taxa'
@@ -137,8 +138,8 @@ def _judged(sql: Any, settings: EolSettings) -> Iterator[Batch]:
     origin = "manifest m"
     if settings.taxa is not None:
         origin += " LEFT JOIN pages t ON t.page = m.page"
-        taxon = {f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS} | {"taxon_scientific_name": "t.name"}
-    cases = where_cases(sql, settings.where, lambda rank: f't."{rank}"', ("m.licence", "NULL"), "manifest m")
+        taxon = {f"taxon_{rank}": f"t.{identifier(rank)}" for rank in TAXON_RANKS} | {"taxon_scientific_name": "t.name"}
+    cases = where_cases(sql, settings.where, lambda rank: f"t.{identifier(rank)}", ("m.licence", "NULL"), "manifest m")
     url = "m.copy_url" if settings.address == "copy" else "coalesce(nullif(m.source_url, ''), m.copy_url)"
     columns = {
         "record_key": "coalesce(nullif(m.copy_url, ''), m.source_url)",

@@ -15,6 +15,7 @@ from pydantic import Field
 from manifests.contract.settings import ConfigPath, Settings
 from manifests.contract.tables import TAXON_RANKS
 from manifests.errors import ConfigError
+from manifests.names.sql import identifier
 from manifests.stores import storage
 from pipeline.sources.kinds import FirstRows, Listing, Place, Reader
 from pipeline.sources.rows import Batch, Scratch
@@ -99,7 +100,7 @@ class InaturalistReader(Reader[InaturalistSettings]):
 
     @classmethod
     def guess(cls, listing: Listing) -> Place | None:
-        """The folder of the four tables."""
+        """Return the folder of the four tables."""
         names = [name.lower() for name in listing.names] if listing.form == "folder" else []
         if not all(any(name.startswith(f"{table}.") for name in names) for table in _TABLES):
             return None
@@ -110,14 +111,17 @@ class InaturalistReader(Reader[InaturalistSettings]):
 
     def _columns(self) -> dict[str, str]:
         """Names that `where` and `extra` may use, and their SQL."""
-        columns = {"licence": "p.license"} | {rank: f't."{rank}"' for rank in TAXON_RANKS}
+        columns = {"licence": "p.license"} | {rank: f"t.{identifier(rank)}" for rank in TAXON_RANKS}
         for name, letter in _LETTERS.items():
             for column in _columns_of(self._table(name)):
-                columns.setdefault(column, f'{letter}."{column}"')
+                columns.setdefault(column, f"{letter}.{identifier(column)}")
         return columns
 
     def _tables(self) -> dict[str, TableReader]:
-        """The four tables with the columns that are read: those of the join, and those that the config asks for."""
+        """Return the four tables with the columns that are read.
+
+        Those of the join, and those that the config asks for.
+        """
         asked = {*self.settings.where, *self.settings.extra} - {"licence", *TAXON_RANKS}
         tables = {name: self._table(name) for name in _TABLES}
         for name in _LETTERS if asked else ():
@@ -148,7 +152,7 @@ def _joined(sql: Any, settings: InaturalistSettings, columns: Mapping[str, str])
         "record_key": "p.photo_id",
         "group_id": "p.observation_uuid",
         "url": f"{text(_ADDRESS)} || p.photo_id || '/{settings.size}.' || p.extension",
-        **{f"taxon_{rank}": f't."{rank}"' for rank in TAXON_RANKS},
+        **{f"taxon_{rank}": f"t.{identifier(rank)}" for rank in TAXON_RANKS},
         "taxon_scientific_name": "t.name",
         "licence": "p.license",
         "rights_holder": observer,

@@ -69,7 +69,7 @@ class JoinedCaptions(JoinedTable):
         return [self.text]
 
     def identity(self) -> dict[str, Any]:
-        """The values that the joined texts depend on besides the two tables."""
+        """Return the values that the joined texts depend on besides the two tables."""
         return self.model_dump(exclude={"join"} | ({"sheet"} if self.sheet is None else set()))
 
 
@@ -82,7 +82,7 @@ def join_captions(
     captions: JoinedCaptions,
     rejects: Files = _NO_FILES,
 ) -> tuple[str, dict[str, Any]]:
-    """SQL that gives the rows of JOINED of an entry of `captions` of a source, and counts of both sides.
+    """Return SQL that gives the rows of JOINED of an entry of `captions` of a source, and counts of both sides.
 
     A key that should name one picture and names several gives none of them a text: those in `candidates` share it, or
     `rejects` holds others that were dropped for it.
@@ -111,7 +111,7 @@ def join_captions(
 def guess_join(
     path: str, keys: Mapping[str, Sequence[str]], given: Collection[str], least: float = 0.0
 ) -> dict[str, tuple[Any, str]]:
-    """A table as an entry of `captions`, of `join`, or both, each with words on it.
+    """Return a table as an entry of `captions`, of `join`, or both, each with words on it.
 
     `keys` are what `on` may say, with values of first pictures, of which the share `least` must stand in the table.
     Columns of a row that are `given` are not joined.

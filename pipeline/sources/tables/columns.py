@@ -107,7 +107,7 @@ def guess_columns(
 
 
 def guess_fields(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> dict[str, ColumnGuess]:
-    """The columns that are `taken`, and those of licences, owners, taxa and captions."""
+    """Return the columns that are `taken`, and those of licences, owners, taxa and captions."""
     guesses = dict(taken)
     checks: dict[str, Callable[[Sequence[str]], float]] = {
         "licence_url": lambda some: _share_of_licences(some) if _share_of(_ADDRESS)(some) >= _MOST else 0.0,
@@ -146,7 +146,7 @@ def left_out(names: Sequence[str], values: Values, guesses: Mapping[str, ColumnG
 
 
 def describe_columns(found: Place, guesses: Mapping[str, ColumnGuess], path: str) -> Place:
-    """The place, with words on its columns and on what they lack."""
+    """Return the place, with words on its columns and on what they lack."""
     found.comments |= {field: f"{guess.trust}, from {guess.why}" for field, guess in guesses.items()}
     found.states_licence = "licence" in guesses or "licence_url" in guesses
     found.has_taxa = any(field.startswith("taxon_") for field in guesses)
@@ -159,12 +159,12 @@ def describe_columns(found: Place, guesses: Mapping[str, ColumnGuess], path: str
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an address of the web and nothing else."""
+    """Return whether a text is an address of the web and nothing else."""
     return bool(_ADDRESS.match(text.strip()))
 
 
 def _free(names: Sequence[str], field: str, taken: Mapping[str, ColumnGuess]) -> tuple[list[str], list[str]]:
-    """The columns that no field takes, and those of them that are named as the field usually is."""
+    """Return the columns that no field takes, and those of them that are named as the field usually is."""
     usual, used = _NAMES[field], {guess.column for guess in taken.values()}
     free = [name for name in names if name and name not in used]
     return free, sorted((name for name in free if plain(name) in usual), key=lambda name: usual.index(plain(name)))
@@ -178,7 +178,10 @@ def _best(
     taken: Mapping[str, ColumnGuess],
     by_values: bool = True,
 ) -> ColumnGuess | None:
-    """The column for a field: first by name and values, then by name where there are no values, then by values."""
+    """Return the column for a field.
+
+    First by name and values, then by name where there are no values, then by values.
+    """
     free, named = _free(names, field, taken)
     for name in named:
         if share(values.get(name, ())) >= _MOST:
@@ -196,7 +199,10 @@ def _best(
 
 
 def guess_caption(names: Sequence[str], values: Values, taken: Mapping[str, ColumnGuess]) -> ColumnGuess | None:
-    """The column of words: by its name, else the one with the most words of those that differ from row to row."""
+    """Return the column of words.
+
+    By its name, else the one with the most words of those that differ from row to row.
+    """
     mute = {name for name, some in values.items() if some and _share_of(_SAYS_NOTHING)(some) > 1 - _MOST}
     free, named = _free([name for name in names if name not in mute], "caption", taken)
     wordy = {name: _mean_words(values[name]) for name in free if values.get(name) and _are_words(values[name])}

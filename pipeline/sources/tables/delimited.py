@@ -42,7 +42,7 @@ _NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xfe\xff]")  # not assigned, or
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a text is delimited. Only Darwin Core archives may set a `line_end` of their own."""
+    """The delimiters of a text. Only Darwin Core archives may set a `line_end` of their own."""
 
     delimiter: str = ","
     quote: str | None = '"'
@@ -54,7 +54,7 @@ class Dialect:
 
 
 def sniff_dialect(head: bytes, delimiter: str) -> Dialect:
-    """How a table is delimited and encoded, from its first bytes; `delimiter` is what its name promises.
+    """Return how a table is delimited and encoded, from its first bytes; `delimiter` is what its name promises.
 
     Another delimiter is taken only where it cuts header and rows into the same number of fields, and into more than
     the promised one does. Text without one valid UTF-8 sequence, but with bytes that are letters or signs in
@@ -117,7 +117,7 @@ class Broken:
 
 
 def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
-    """The values of a record: the first after `skip_rows` others, or the last where the text has no more.
+    """Return the values of a record: the first after `skip_rows` others, or the last where the text has no more.
 
     Raises: ValueError when there is none, or it is broken, or has too many values.
     """
@@ -140,7 +140,7 @@ def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
 def read_delimited(
     stream: Any, names: list[str], columns: list[str], dialect: Dialect, skip_rows: int = 0
 ) -> Iterator[RawBatch]:
-    """Some `columns` of every record after the first `skip_rows`; `names` are those of all fields.
+    """Yield some `columns` of every record after the first `skip_rows`; `names` are those of all fields.
 
     An empty field is null, quoted or not. Rows are numbered as in a spreadsheet, from 0: a header counts, `sep=;` not.
     """
@@ -181,7 +181,7 @@ def _with_broken(pieces: Iterator[bytes | Broken]) -> Iterator[tuple[bytes, dict
 
 
 def read_lines(stream: Any) -> Iterator[bytes | Broken]:
-    """The lines of a text without their ends; one that is longer than a record may be is broken."""
+    """Yield the lines of a text without their ends; one that is longer than a record may be is broken."""
     rest = b""
     too_long: Broken | None = None
     while True:
@@ -233,7 +233,7 @@ def _parse(block: bytes, names: list[str], columns: list[str], dialect: Dialect,
 
 
 def _marked(block: bytes) -> bytes:
-    """The block, with marks in place of bytes that are no UTF-8."""
+    """Return the block, with marks in place of bytes that are no UTF-8."""
     try:
         block.decode()
     except UnicodeDecodeError:
@@ -242,13 +242,13 @@ def _marked(block: bytes) -> bytes:
 
 
 def _mark_errors() -> str:
-    """The name of the handler that puts a mark in place of bytes that are no text."""
+    """Return the name of the handler that puts a mark in place of bytes that are no text."""
     codecs.register_error("plantmix.mark", lambda error: (NOT_TEXT, getattr(error, "end", 0)))
     return "plantmix.mark"
 
 
 def _only_texts(batch: RawBatch) -> RawBatch:
-    """The batch, where rows with a mark are malformed."""
+    """Return the batch, where rows with a mark are malformed."""
     bad = np.zeros(batch.rows.num_rows, bool)
     for column in batch.rows.columns:
         bad |= pc.fill_null(pc.match_substring(column, NOT_TEXT), False).to_numpy()
@@ -300,7 +300,7 @@ def cut_records(stream: Any, dialect: Dialect, block_bytes: int = BLOCK_BYTES) -
 
 
 def _whole_records(dialect: Dialect, newline: str) -> re.Pattern[bytes]:
-    """A pattern that matches as many whole records as there are; it never steps back, so it reads 280 MB/s.
+    """Return a pattern that matches as many whole records as there are; it never steps back, so it reads 280 MB/s.
 
     A quote counts only at the start of a field. A quoted value with line breaks must fill its field; behind one
     without, more text may follow.
@@ -314,7 +314,7 @@ def _whole_records(dialect: Dialect, newline: str) -> re.Pattern[bytes]:
 
 
 def _utf8_chunks(stream: Any, dialect: Dialect, num_bytes: int) -> Iterator[bytes]:
-    """The text in pieces of about `num_bytes`, in UTF-8, its records ended by line breaks."""
+    """Return the text in pieces of about `num_bytes`, in UTF-8, its records ended by line breaks."""
     chunks: Iterator[bytes] = iter(partial(stream.read, num_bytes), b"")
     if codecs.lookup(dialect.encoding).name != "utf-8":
         chunks = (text.encode() for text in codecs.iterdecode(chunks, dialect.encoding, _mark_errors()))

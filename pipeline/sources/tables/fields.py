@@ -21,6 +21,7 @@ from pydantic import model_validator
 
 from manifests.contract.settings import ConfigPath
 from manifests.masking import hide_secrets
+from manifests.names.sql import identifier
 from pipeline.sources.rows import (
     BATCH_ROWS,
     LICENCE_PAIR,
@@ -53,9 +54,11 @@ class FieldColumns(RowColumns):
 
 
 class JoinedFields(JoinedTable):
-    """A table whose columns belong to the rows of a source. What the source says of a row counts first, then the tables
-    in their order, then `defaults`. Of several rows with one key, a field counts where none says something else; their
-    licences must all be allowed, and their owners are all named.
+    """A table whose columns belong to the rows of a source.
+
+    The source's own value of a row counts first, then the tables in their order, then `defaults`. Where several rows
+    have one key, a field counts if none of them says something else; their licences must all be allowed, and their
+    owners are all named.
     """
 
     table: ConfigPath
@@ -77,7 +80,7 @@ class JoinedFields(JoinedTable):
         return self.columns.names()
 
     def identity(self) -> dict[str, Any]:
-        """The values that the rows depend on besides the table."""
+        """Return the values that the rows depend on besides the table."""
         return self.model_dump(mode="json", exclude={"table"}, exclude_none=True)
 
     def staged(self, rows: pa.Table) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class JoinedFields(JoinedTable):
         return {name: pc.if_else(pc.equal(values, ""), None, values) for name, values in trimmed.items()}
 
     def names(self) -> list[str]:
-        """The names of the values that `staged` gives."""
+        """Return the names of the values that `staged` gives."""
         return [*sorted(self.columns.fills()), *(_KEPT + name for name in self.columns.extra)]
 
 
@@ -100,7 +103,7 @@ def join_fields(
     scratch: Scratch,
     tell: Callable[[dict[str, Any]], None],
 ) -> Iterator[Batch]:
-    """The rows of a source with what the tables of `joins` hold for them. `tell` gets the counts of each join.
+    """Yield the rows of a source with what the tables of `joins` hold for them. `tell` gets the counts of each join.
 
     `of_tars`: the rows are samples of tars, whose names may stand in several.
     """
@@ -127,12 +130,12 @@ def join_fields(
 def _values_by_row(
     sql: Any, folder: str, table: TableReader, joined: JoinedFields, of_tars: bool
 ) -> tuple[str, dict[str, Any]]:
-    """A file of the values for the rows of the view `pictures`, in their order, and the counts of the join."""
+    """Return a file of the values for the rows of the view `pictures`, in their order, and the counts of the join."""
     names = joined.names()
     odd = stage_partners(sql, folder, table, names, joined.staged)
     counts = pair_rows(sql, odd, keys_that_share(joined, of_tars), once=True)
-    agreed = ", ".join(f'{_agreed(name, names)} AS "{name}"' for name in names)
-    differ = " OR ".join(f'min(u."{name}") <> max(u."{name}")' for name in names)
+    agreed = ", ".join(f"{_agreed(name, names)} AS {identifier(name)}" for name in names)
+    differ = " OR ".join(f"min(u.{identifier(name)}) <> max(u.{identifier(name)})" for name in names)
     sql.execute(
         f"CREATE OR REPLACE TABLE agreed AS SELECT r.first, min(r.key) AS key, coalesce({differ}, false) AS differ, "
         f"{agreed} FROM usable u JOIN repeated r USING (key) GROUP BY r.first"
@@ -143,7 +146,9 @@ def _values_by_row(
     ((num_of_none,),) = sql.execute("SELECT count(*) FROM usable ANTI JOIN pictures USING (key)").fetchall()
     counts |= {"num_of_no_picture": num_of_none} if num_of_none else {}
     counts |= {"differing_key": hide_secrets(differing_key)} if num_differing else {}
-    values = ", ".join(f'if(a.first IS NULL, p."{name}", a."{name}") AS "{name}"' for name in names)
+    values = ", ".join(
+        f"if(a.first IS NULL, p.{identifier(name)}, a.{identifier(name)}) AS {identifier(name)}" for name in names
+    )
     query = f"SELECT p.n, {values} FROM partners p LEFT JOIN agreed a ON a.first = p.n"
     rows = sql.sql(f"SELECT * EXCLUDE (n) FROM ({query}) JOIN pairs USING (n) ORDER BY id").to_arrow_reader(BATCH_ROWS)
     with StagedTable(folder, "values", names) as staged:
@@ -153,14 +158,16 @@ def _values_by_row(
 
 
 def _agreed(name: str, names: Sequence[str]) -> str:
-    """SQL of what rows with one key say together. Rights that they state in two ways are not left to `defaults`.
+    """Return SQL of what rows with one key say together. Rights that they state in two ways are not left to `defaults`.
 
     A licence and its address are a line in each of two columns, so that every row's are read beside each other.
     """
-    value = f'u."{name}"'
+    value = f"u.{identifier(name)}"
     if name in LICENCE_PAIR:
         pair = [
-            f"""coalesce(regexp_replace(u."{part}", '\\s+', ' ', 'g'), '')""" for part in names if part in LICENCE_PAIR
+            f"""coalesce(regexp_replace(u.{identifier(part)}, '\\s+', ' ', 'g'), '')"""
+            for part in names
+            if part in LICENCE_PAIR
         ]
         stated = f"list_sort(list(DISTINCT [{', '.join(pair)}]) FILTER (concat({', '.join(pair)}) <> ''))"
         place = [part for part in names if part in LICENCE_PAIR].index(name) + 1
@@ -170,7 +177,7 @@ def _agreed(name: str, names: Sequence[str]) -> str:
 
 
 def _filled(path: str, joins: Sequence[JoinedFields], found: Sequence[_InOrder]) -> Iterator[Batch]:
-    """The staged rows, with the values that were found for them."""
+    """Yield the staged rows, with the values that were found for them."""
     start = 0
     for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
         rows = pa.Table.from_batches([batch])
@@ -186,14 +193,14 @@ def _filled(path: str, joins: Sequence[JoinedFields], found: Sequence[_InOrder])
 
 
 def _first_value(given: pa.ChunkedArray, joined: pa.ChunkedArray) -> Any:
-    """The given values; where a row has none, the joined one."""
+    """Return the given values; where a row has none, the joined one."""
     if given.null_count == len(given):
         return joined
     return pc.if_else(pc.equal(pc.fill_null(pc.utf8_trim_whitespace(given), ""), ""), joined, given)
 
 
 def _with_kept(extra: pa.ChunkedArray, values: Mapping[str, pa.ChunkedArray]) -> pa.Array:
-    """The column `extra`, with values under their names where it holds none."""
+    """Return the column `extra`, with values under their names where it holds none."""
     columns = [values[name].to_pylist() for name in values]
     texts = []
     for held, *row in zip(extra.to_pylist(), *columns, strict=True):
@@ -212,7 +219,10 @@ class _InOrder:
         self._held = file.schema_arrow.empty_table()
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """The values for the rows from `start` to `stop`, null where there are none; `start` is the last `stop`."""
+        """Return the values for the rows from `start` to `stop`, null where there are none.
+
+        `start` is the last `stop`.
+        """
         held = [self._held]
         while not held[-1].num_rows or held[-1]["n"][-1].as_py() < stop:
             if (batch := next(self._batches, None)) is None:

@@ -1,4 +1,4 @@
-"""How one table file is opened, by its format: Parquet, delimited text, json, a workbook, or an address a line.
+"""Open one table file by its format: Parquet, delimited text, json, a workbook, or an address a line.
 
 `TableFile` is the one answer. It streams batches of strings from a file that may be packed. Raises what parsers and
 unpackers raise.
@@ -46,7 +46,7 @@ class TableFile:
     sheet: str | int | None = None
 
     def columns(self) -> list[str]:
-        """The names of the columns; for json and jsonl the keys of the first 10,000 objects."""
+        """Return the names of the columns; for json and jsonl the keys of the first 10,000 objects."""
         if self.form == "urls":
             return [URL_OF_LINE]
         if self.form in ("json", "jsonl"):
@@ -67,7 +67,7 @@ class TableFile:
         return _READERS[self.form](self.path, self.form, columns)
 
     def how_written(self) -> str:
-        """How a csv is written, where it is not with commas in UTF-8; of a workbook, which sheet is read."""
+        """Return how a csv is written, where it is not with commas in UTF-8; of a workbook, which sheet is read."""
         if self.form == "xlsx":
             sheet = self.open_sheet()
             more = f", while {', '.join(map(repr, sheet.others))} hold rows too" if sheet.others else ""
@@ -80,7 +80,7 @@ class TableFile:
         return f" {' '.join(words)}" if words else ""
 
     def open_sheet(self) -> Sheet:
-        """The sheet of a workbook. Raises: ValueError."""
+        """Return the sheet of a workbook. Raises: ValueError."""
         content = bytearray()
         with open_table(self.path) as stream:
             while len(content) <= MAX_BOOK_BYTES and (chunk := stream.read(_CHUNK_BYTES)):
@@ -89,7 +89,7 @@ class TableFile:
 
 
 def _read_sheet(sheet: Sheet, columns: list[str]) -> Iterator[RawBatch]:
-    """The rows below the header, by their numbers in the sheet; a row that is too long is malformed."""
+    """Yield the rows below the header, by their numbers in the sheet; a row that is too long is malformed."""
     held, numbers, malformed, num_bytes = [], list[int](), list[tuple[int, str]](), 0
     for number, texts in sheet.rows(columns):
         length = sum(len(text) for text in texts if text)
@@ -121,7 +121,7 @@ def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch
 
 
 def as_strings(column: pa.Array) -> pa.Array:
-    """A column of Parquet as texts; lists and structs as json."""
+    """Return a column of Parquet as texts; lists and structs as json."""
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
     return column.cast(pa.string())
@@ -146,14 +146,14 @@ def _read_urls(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
 
 
 def dialect_of(file: str, form: str) -> Dialect:
-    """How a csv or tsv is delimited and encoded, told by its first bytes."""
+    """Return how a csv or tsv is delimited and encoded, told by its first bytes."""
     with open_table(file) as stream:
         return sniff_dialect(stream.read(HEAD_BYTES), DELIMITERS[form])
 
 
 @contextmanager
 def open_table(file: str, compressed: bool = True) -> Iterator[Any]:
-    """A stream of the plain bytes of a file, unpacked on the way where its name says so."""
+    """Open a stream of the plain bytes of a file, unpacked on the way where its name says so."""
     packing = COMPRESSIONS.get("." + file.lower().rpartition(".")[2]) if compressed else None
     with ExitStack() as stack:
         by_fsspec = packing if packing not in ("zstd", "zip") else None
@@ -187,7 +187,7 @@ def bytes_in(file: str) -> list[str]:
 
 
 def is_list_of_addresses(file: str) -> bool:
-    """Whether a text holds an address a line, by its first lines."""
+    """Return whether a text holds an address a line, by its first lines."""
     if not file.lower().endswith(".txt"):
         return False
     try:

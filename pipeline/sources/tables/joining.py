@@ -1,4 +1,4 @@
-"""What readers that join tables share: columns staged on disk, filters and ranks in SQL, candidates and lost rows out.
+"""The base of readers that join tables: columns staged on disk, filters and ranks in SQL, candidates and lost rows out.
 
 DuckDB joins Parquet files in a private folder. It spills to disk, so memory does not grow with a source.
 """
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field
 
 from manifests.contract.tables import TAXON_RANKS
+from manifests.names.sql import identifier
 from pipeline.judging.vocabulary.licences import CONFLICTING, KNOWN, UNKNOWN, LicenceSettings, normalise_licences
 from pipeline.sources.rows import (
     BATCH_ROWS,
@@ -39,7 +40,7 @@ MAX_LEVELS = 200  # the deepest branch of the tree of life as databases draw it 
 
 
 def _as_texts(where: Any) -> Any:
-    """Lists of values as texts; a single value is a list of one."""
+    """Convert lists of values to lists of texts; a single value is a list of one."""
     if not isinstance(where, dict):
         return where
     texts: dict[Any, Any] = {}
@@ -77,7 +78,7 @@ class Case:
 
 @contextmanager
 def staging(scratch: Scratch) -> Iterator[tuple[Any, str]]:
-    """A connection, and a private folder where it spills; both are removed afterwards.
+    """Open a connection and a private folder where it spills; remove both afterwards.
 
     A join holds its right side, where a key stands once. DuckDB would hold the side with fewer rows, and a key that a
     stranger repeats a million times there cannot be cut for spilling.
@@ -147,7 +148,7 @@ def judged_rows(
     `columns` gives SQL for each contract column that there is. `origin` is the FROM clause, `number` the SQL of the row
     number.
     """
-    listed = ", ".join(f'({columns.get(name, "NULL")})::VARCHAR AS "{name}"' for name in ROWS.names)
+    listed = ", ".join(f"({columns.get(name, 'NULL')})::VARCHAR AS {identifier(name)}" for name in ROWS.names)
     reason = " ".join(f"WHEN {case.drops} THEN {text(case.reason)}" for case in cases)
     value = " ".join(f"WHEN {case.drops} THEN ({case.value})::VARCHAR" for case in cases)
     judged = f"CASE {reason} END AS reason, left(CASE {value} END, {MAX_VALUE_CHARS}) AS value"
@@ -191,7 +192,9 @@ def where_cases(
 
 
 def where_case(name: str, column: str, values: Sequence[str] | Mapping[Literal["not"], Sequence[str]]) -> Case:
-    """A row must have one of the values, or none of those in `not`; HUMAN_OBSERVATION and HumanObservation are the
+    """Return the case that drops a row: it has none of the values, or one of those in `not`.
+
+    HUMAN_OBSERVATION and HumanObservation are the
     same. A row without a value has none of them.
     """
     drops, listed = ("IN", values[_NOT]) if isinstance(values, Mapping) else ("NOT IN", values)
@@ -229,12 +232,12 @@ def where_rows(
     scratch: Scratch,
     meant: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Batch]:
-    """The rows of any reader that pass a `where`, and the others as lost.
+    """Yield the rows of any reader that pass a `where`, and the others as lost.
 
     `columns` gives the SQL of each term, in rows that have the columns of ROWS and `binomial`; `meant` as in
     `normalise_licence`.
     """
-    kept = {name: f'"{name}"' for name in ROWS.names}
+    kept = {name: identifier(name) for name in ROWS.names}
     with scratch() as sql:
         for batch in batches:
             numbered = batch.rows.append_column("row_number", pa.array(batch.numbers, pa.int64()))
@@ -250,8 +253,8 @@ def make_lineages(sql: Any) -> None:
 
     A taxon whose parent is missing counts as a root; one that is its own ancestor gets no ranks.
     """
-    ranks = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, NULL) AS "{rank}\"""" for rank in TAXON_RANKS)
-    inherited = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, p."{rank}")""" for rank in TAXON_RANKS)
+    ranks = ", ".join(f"if(lower(t.rank) = '{rank}', t.name, NULL) AS {identifier(rank)}" for rank in TAXON_RANKS)
+    inherited = ", ".join(f"""if(lower(t.rank) = '{rank}', t.name, p.{identifier(rank)})""" for rank in TAXON_RANKS)
     sql.execute(
         f"CREATE TABLE lineages AS WITH RECURSIVE lineage AS (SELECT t.id, t.name, {ranks}, 0 AS level FROM tree t "
         "WHERE t.parent IS NULL OR t.parent = t.id OR NOT EXISTS (SELECT 1 FROM tree p WHERE p.id = t.parent) "
@@ -261,13 +264,13 @@ def make_lineages(sql: Any) -> None:
 
 
 def json_object(values: Mapping[str, str]) -> str:
-    """SQL of a json object out of the SQL of its values, in the order of the keys; null when there are none."""
+    """Return SQL of a json object out of the SQL of its values, in the order of the keys; null when there are none."""
     pairs = ", ".join(f"{text(key)}, {value}" for key, value in sorted(values.items()))
     return f"json_object({pairs})" if pairs else "NULL"
 
 
 def text(value: str) -> str:
-    """An SQL literal."""
+    """Return an SQL literal."""
     return "'" + value.replace("'", "''") + "'"
 
 

@@ -24,7 +24,7 @@ Opener = Callable[[], AbstractContextManager[Any]]
 
 
 def read_json(open_file: Opener, form: str, columns: list[str]) -> Iterator[RawBatch]:
-    """The objects of a file in batches, as texts; what is no object, or cannot be read, is malformed."""
+    """Yield the objects of a file in batches, as texts; what is no object, or cannot be read, is malformed."""
     for items in in_batches(_json_items(open_file, form)):
         rows: list[list[str | None]] = []
         numbers: list[int] = []
@@ -66,7 +66,7 @@ def json_keys(open_file: Opener, form: str) -> list[str]:
 
 
 def _json_items(open_file: Opener, form: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of each item of an array; where there is no array, number and bytes of each line.
+    """Yield number and value of each item of an array; where there is no array, number and bytes of each line.
 
     An item or a line that is too deep or too long is `Broken`.
 
@@ -86,7 +86,7 @@ def _json_items(open_file: Opener, form: str) -> Iterator[tuple[int, Any]]:
 
 
 def _array_items(stream: Any) -> Iterator[Any]:
-    """The items of a json array; one that is nested too deeply is `Broken`, and is not held in memory.
+    """Yield the items of a json array; one that is nested too deeply is `Broken`, and is not held in memory.
 
     Raises: ValueError where the text is no json, or an item too long.
     """

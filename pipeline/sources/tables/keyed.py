@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 from manifests.contract.reader import rows_of
 from manifests.contract.settings import Settings
 from manifests.masking import hide_secrets
+from manifests.names.sql import json_text
 from pipeline.sources.table import SheetOfTable, TableReader
-from pipeline.sources.tables.joining import StagedTable, text, view_staged
+from pipeline.sources.tables.joining import StagedTable, view_staged
 
 _WITH_TAR = "join by record_key where the table has the tar too, as TAR/KEY"
 MAX_TEXTS = 100  # of one key: a column that tells pictures apart has fewer, and the join stays small
@@ -111,18 +112,17 @@ class JoinedTable(Settings):
         return self.key.removeprefix("extra.") if self.key.startswith("extra.") else None
 
     def sql_of_key(self) -> str:
-        """SQL of the source's side, in rows of the contract."""
+        """Return SQL of the source's side, in rows of the contract."""
         return f"trim({self.key})" if self.extra_name is None else f"trim({sql_of_extra(self.extra_name)})"
 
     def reader(self, where: str) -> TableReader:
-        """A reader of the table; `where` names it in messages."""
+        """Return a reader of the table; `where` names it in messages."""
         return TableReader.of(where, self.path, [self.column, *self.values], sheet=self.sheet)
 
 
 def sql_of_extra(name: str) -> str:
-    """SQL of a value in the json of the column `extra`."""
-    path = '$."' + name.replace('"', '\\"') + '"'
-    return f"json_extract_string(extra, {text(path)})"
+    """Return SQL of a value in the json of the column `extra`."""
+    return json_text("extra", name)
 
 
 def stage_partners(
@@ -152,7 +152,7 @@ def stage_partners(
 
 
 def keys_that_share(joined: JoinedTable, may_share: bool = True) -> str:
-    """SQL of the keys of the view `pictures` that should name one picture, and name several."""
+    """Return SQL of the keys of the view `pictures` that should name one picture, and name several."""
     named = may_share and joined.key in KEYS_OF_SAMPLES
     return f"SELECT key FROM pictures WHERE {named} AND key <> '' GROUP BY key HAVING count(*) > 1"
 
@@ -205,7 +205,7 @@ def fault_of(joined: JoinedTable, counts: Mapping[str, Any]) -> str | None:
 
 
 def describe_join(counts: Mapping[str, Any], is_part: bool = False) -> str:
-    """How many pictures found no row in a table, and what of its rows could not be used.
+    """Return how many pictures found no row in a table, and what of its rows could not be used.
 
     `is_part`: only the first pictures of the source were looked at.
     """

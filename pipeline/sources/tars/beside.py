@@ -60,7 +60,7 @@ def first_columns(shards: Shards) -> list[str] | None:
 
 
 def parquet_of(shard: str) -> str | None:
-    """The Parquet file beside a shard, if there is one."""
+    """Return the Parquet file beside a shard, if there is one."""
     if (stem := stem_of_tar(shard)) == shard:
         return None
     path = stem + ".parquet"

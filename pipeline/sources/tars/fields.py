@@ -45,7 +45,7 @@ def values_of(
 
 
 def _at(record: Mapping[str, Any], path: str) -> Any:
-    """The value at a path such as `exif.Image Artist`; a key that holds dots is met as it stands."""
+    """Return the value at a path such as `exif.Image Artist`; a key that holds dots is met as it stands."""
     if path in record:
         return record[path]
     head, _, rest = path.partition(".")

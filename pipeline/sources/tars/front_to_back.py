@@ -36,10 +36,10 @@ class Ranges(AbstractContextManager["Ranges"]):
 
     @abstractmethod
     def tell(self) -> int:
-        """The byte that is read next."""
+        """Return the byte that is read next."""
 
     def require_unchanged(self) -> None:
-        """Raises: PartError when the store names another version than the one that is read."""
+        """Raise PartError when the store names another version than the one that is read."""
         stamp, _ = stamps.look(self._path, now=True)
         if self._stamp is not None and stamp != self._stamp:
             raise PartError(
@@ -48,7 +48,7 @@ class Ranges(AbstractContextManager["Ranges"]):
             )
 
     def _fetch(self, start: int, most: int) -> bytes:
-        """Some bytes from `start` on; none at the end."""
+        """Return some bytes from `start` on; none at the end."""
         num_bytes = min(most, self._num_bytes - start)
         return faults.patiently(lambda: self._ask(start, num_bytes), self._problem) if num_bytes > 0 else b""
 
@@ -66,7 +66,7 @@ class Ranges(AbstractContextManager["Ranges"]):
         return content
 
     def _problem(self, error: Exception) -> Exception:
-        """The error after the last try, see `patiently`. The next try opens the file again."""
+        """Return the error after the last try, see `patiently`. The next try opens the file again."""
         self._file = None
         with suppress(OSError):
             self.require_unchanged()
@@ -83,7 +83,7 @@ class InAnyOrder(Ranges):
         self._position = 0
 
     def tell(self) -> int:
-        """The byte that is read next."""
+        """Return the byte that is read next."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -92,7 +92,7 @@ class InAnyOrder(Ranges):
         return self._position
 
     def read(self, num_bytes: int) -> bytes:
-        """The next bytes; fewer at the end."""
+        """Return the next bytes; fewer at the end."""
         pieces = []
         while num_bytes > 0 and (piece := self._fetch(self._position, num_bytes)):
             pieces.append(piece)

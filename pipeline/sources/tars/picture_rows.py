@@ -42,13 +42,13 @@ IS_LIST = "holds lists of pictures, and a row is one picture: write a row for ea
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether values are bytes, alone or in a dictionary."""
+    """Return whether values are bytes, alone or in a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return any(is_bytes(kind) for is_bytes in _BYTES)
 
 
 def holds_pictures(kind: pa.DataType) -> bool:
-    """Whether values may be pictures: bytes, or a struct of `datasets`."""
+    """Return whether values may be pictures: bytes, or a struct of `datasets`."""
     return holds_bytes(kind) or any(it.name == "bytes" and holds_bytes(it.type) for it in _fields_of(kind))
 
 
@@ -57,10 +57,10 @@ def _fields_of(kind: pa.DataType) -> list[pa.Field]:
 
 
 class PictureFile:
-    """What the footer of a Parquet file says of its rows and columns."""
+    """Rows and columns of a Parquet file, from its footer."""
 
     def __init__(self, stream: Any) -> None:
-        """Raises: ValueError for a file without a footer; errors of the store."""
+        """Raise ValueError for a file without a footer; errors of the store."""
         try:
             file = pq.ParquetFile(pa.PythonFile(stream, mode="r"))
         except pa.ArrowException as error:
@@ -77,11 +77,14 @@ class PictureFile:
             raise ValueError("is shorter than its footer says: a part of it is missing; download it again")
 
     def group_of(self, row: int) -> int:
-        """The row group that holds a row."""
+        """Return the row group that holds a row."""
         return bisect_right(self.starts, row) - 1
 
     def position_of(self, row: int) -> int | None:
-        """The bytes before a row, as the footer lets reckon; None behind the last row. Small rows may share one."""
+        """Return the bytes before a row, as the footer lets reckon; None behind the last row.
+
+        Small rows may share one.
+        """
         if row >= self.starts[-1]:
             return None
         group = self.group_of(row)
@@ -89,7 +92,7 @@ class PictureFile:
         return self._positions[group] + num_bytes * (row - self.starts[group]) // num_rows
 
     def row_at(self, position: int) -> int:
-        """The first row that has a position, or one behind it."""
+        """Return the first row that has a position, or one behind it."""
         group = min(bisect_right(self._positions, position), len(self._chunks)) - 1
         if group < 0:
             return 0
@@ -97,20 +100,20 @@ class PictureFile:
         return self.starts[group] - (self._positions[group] - position) * num_rows // max(1, num_bytes)
 
     def mean_bytes(self, image: str, row: int) -> int:
-        """How many bytes a picture has on average, in the row group of a row."""
+        """Return how many bytes a picture has on average, in the row group of a row."""
         group = self.group_of(row)
         chunks = (chunk for chunk in self._chunks[group] if f"{chunk.path_in_schema}.".startswith(f"{image}."))
         num_bytes: int = sum(chunk.total_uncompressed_size for chunk in chunks)
         return max(1, num_bytes // (self.starts[group + 1] - self.starts[group]))
 
     def has_paths_alone(self, image: str) -> bool:
-        """Whether there are rows, and the footer says that none has bytes."""
+        """Return whether there are rows, and the footer says that none has bytes."""
         chunks = [chunk for some in self._chunks for chunk in some if chunk.path_in_schema == f"{image}.bytes"]
         nulls = [chunk.statistics.null_count if chunk.is_stats_set else None for chunk in chunks]
         return self.starts[-1] > 0 and bool(chunks) and nulls == [chunk.num_values for chunk in chunks]
 
     def names(self, image: str) -> list[str]:
-        """What `columns` may name: the columns, and IMAGE.path."""
+        """Return the names that `columns` may hold: the columns, and IMAGE.path."""
         names: list[str] = self.schema.names
         has_path = image in names and any(field.name == "path" for field in _fields_of(self.kind_of(image)))
         return [*names, f"{image}.path"] if has_path else names
@@ -125,7 +128,7 @@ class PictureFile:
         ]
 
     def texts_in(self, batch: pa.RecordBatch, column: str) -> list[bytes | None]:
-        """The values of a column as UTF-8, or what stands for it."""
+        """Return the values of a column as UTF-8, or what stands for it."""
         values, names = batch[column], self.class_names.get(column)
         values = _named(values, names) if names else values
         values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
@@ -143,17 +146,17 @@ class PictureFile:
             return {}
 
     def kind_of(self, column: str) -> pa.DataType:
-        """The type of a column."""
+        """Return the type of a column."""
         return self.schema.field(column).type
 
     def is_listed(self, image: str) -> bool:
-        """Whether each row holds a list of pictures."""
+        """Return whether each row holds a list of pictures."""
         return any(is_one(self.kind_of(image)) for is_one in _LISTS)
 
     def samples(
         self, image: str, rows: Sequence[int], batch: pa.RecordBatch, lengths: Sequence[int | None]
     ) -> Iterator[Sample]:
-        """The rows of a batch with these numbers, whose pictures have these lengths; None: there is none."""
+        """Yield the rows of a batch with these numbers, whose pictures have these lengths; None: there is none."""
         texts = {name: self.texts_in(batch, name) for name in batch.schema.names if name != image}
         if image in batch.schema.names and f"{image}.path" in self.names(image):
             texts[f"{image}.path"] = [path and path.encode() for path in _fields(batch[image], "path")]
@@ -188,14 +191,14 @@ def _named(values: pa.Array, names: Sequence[str]) -> pa.Array:
 
 
 def picture_columns(path: str) -> list[str]:
-    """The columns of a file that may hold pictures. Raises: BrokenTarError."""
+    """Return the columns of a file that may hold pictures. Raises: BrokenTarError."""
     with breaking_off(path), storage.open_file(path) as stream:
         file = PictureFile(stream)
     return [name for name in file.schema.names if holds_pictures(file.kind_of(name))]
 
 
 def bodies_in(pictures: pa.Array) -> list[bytes | None]:
-    """The bytes of each picture."""
+    """Return the bytes of each picture."""
     return _fields(pictures, "bytes") if pa.types.is_struct(pictures.type) else list(pictures.to_pylist())
 
 
@@ -221,7 +224,7 @@ class StoredRows(StoredTars):
     def passing(
         self, path: str, stamp: str | None, num_bytes: int, start: int, max_body_bytes: int
     ) -> Iterator[tuple[Ranges, Iterator[PassedSample]]]:
-        """The file, and its rows from a position on."""
+        """Yield the file and its rows from a position on."""
         with InAnyOrder(path, stamp, num_bytes) as stream:
             yield stream, self._pass(path, stream, start, max_body_bytes)
 
@@ -256,7 +259,7 @@ def _digest(sample: Sample, sha256: str | None) -> bytes:
 
 
 def _damaged(file: PictureFile, image: str, first: int, error: Exception) -> Iterator[PassedSample]:
-    """The rest of the rows of a row group, which cannot be read."""
+    """Yield the remaining rows of a row group that cannot be read."""
     for row in range(first, file.starts[file.group_of(first) + 1]):
         sample = Sample(str(row), begins=file.position_of(row) or 0, stop=file.position_of(row + 1))
         sample.faults[image] = f"cannot be read, since its row group is damaged ({words_of(error)})"
@@ -276,7 +279,7 @@ def breaking_off(path: str) -> Iterator[None]:
 
 
 def require_names(file: PictureFile, image: str, mapped: Collection[str]) -> None:
-    """Raises: ValueError for columns that a file lacks."""
+    """Raise ValueError for columns that a file lacks."""
     there = file.names(image)
     if missing := [name for name in (image, *mapped) if name not in there]:
         raise ValueError(f"has no column {', '.join(map(repr, missing))}; it has {', '.join(there)}")
@@ -293,7 +296,7 @@ class RowReader(LocalReader):
         self._image = image
 
     def read(self, locator: str, max_bytes: int) -> bytes:
-        """The bytes of one picture. Raises: as LocalReader."""
+        """Return the bytes of one picture. Raises: as LocalReader."""
         name, row, _ = split_locator(locator)
         try:
             if name not in self._open:
@@ -328,7 +331,7 @@ class _OpenRows:
         self._batches = self._from(0)
 
     def picture(self, row: int) -> bytes | None:
-        """The picture of a row. Raises: ValueError for a row that is not there; what parsers raise."""
+        """Return the picture of a row. Raises: ValueError for a row that is not there; what parsers raise."""
         if row >= self._file.starts[-1]:
             raise ValueError(f"has {self._file.starts[-1]:,} rows, no {row + 1}")
         behind = self._first + len(self._bodies)

@@ -70,13 +70,13 @@ class StoredTars:
     def passing(
         self, path: str, stamp: str | None, num_bytes: int, start: int, max_body_bytes: int
     ) -> Iterator[tuple[Ranges, Iterator[PassedSample]]]:
-        """The file at `path`, and its samples from a position on."""
+        """Yield the file at `path` and its samples from a position on."""
         packing = packing_of(path)
         with FrontToBack(path, stamp, num_bytes, 0 if packing else start) as file:
             yield file, pass_samples(Unpacked(file, packing) if packing else file, start, self, max_body_bytes)
 
     def end_of(self, offset: int, length: int) -> int:
-        """The byte behind a picture, by its locator."""
+        """Return the byte behind a picture, by its locator."""
         return offset + length
 
 
@@ -91,7 +91,10 @@ class PassedSample:
 
 
 def pass_samples(stream: Any, start: int, tars: StoredTars, max_body_bytes: int) -> Iterator[PassedSample]:
-    """The samples of a tar from the header at `start` on, while all of its bytes go by once. Raises: BrokenTarError."""
+    """Yield the samples of a tar from the header at `start` on, while all of its bytes go by once.
+
+    Raises: BrokenTarError.
+    """
     passing = _Passing(stream, tars.suffixes, max_body_bytes)
     for sample in samples_in(stream, _Texts(tars.texts), tars.suffixes, start, passing.look):
         yield passing.cut(sample)
@@ -150,7 +153,7 @@ def _is_plain_text(extension: str) -> bool:
 
 
 def row_of(source: str, tar: str, passed: PassedSample, suffixes: Sequence[str]) -> dict[str, Any]:
-    """A sample as a row of SAMPLES."""
+    """Return a sample as a row of SAMPLES."""
     sample = passed.sample
     ending = sample.picture(suffixes)
     return {
@@ -168,7 +171,7 @@ def row_of(source: str, tar: str, passed: PassedSample, suffixes: Sequence[str])
 
 
 def kept_samples(paths: Iterable[str], tars: StoredTars) -> KeptSamples:
-    """The samples in files of SAMPLES; the files of a tar follow one another."""
+    """Return the samples in files of SAMPLES; the files of a tar follow one another."""
     named = [(pq.read_table(path, columns=["tar"])["tar"], path) for path in paths]
     by_tar = {
         name: [path for _, path in some]
@@ -192,7 +195,10 @@ def _read_kept(paths: Sequence[str], tars: StoredTars) -> Iterator[Sample]:
 
 
 def content_of(paths: Iterable[str]) -> str:
-    """A digest of a tar by the files of its samples: names, places and bytes of all members, and where it breaks."""
+    """Return a digest of a tar by the files of its samples.
+
+    Names, places and bytes of all members, and where it breaks.
+    """
     digest = hashlib.sha256()
     for path in paths:
         for row in pq.read_table(path, columns=["digest", "broken"]).to_pylist():

@@ -24,11 +24,11 @@ from manifests.contract.copies import FLAT_BITS, FLAT_PIXEL_STD
 from manifests.contract.reader import literals
 from manifests.contract.records import PartRecord, fingerprint
 from manifests.errors import ConfigError
+from manifests.names.addresses import VERSION as ADDRESSES
+from manifests.names.addresses import address_key
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step
 from pipeline.fetching.pictures.settings import ImageSettings
-from pipeline.judging.matching.addresses import VERSION as ADDRESSES
-from pipeline.judging.matching.addresses import address_key
 from pipeline.judging.matching.looks import find_near_looks, view_shown
 from pipeline.sources.files import BytesUnreadable, LocalReader
 from pipeline.sources.reading import content_of, digest_inputs, pictures_of, read_rows
@@ -46,7 +46,7 @@ MEMBERS = pa.schema([(name, pa.string()) for name in ("member", "url", "locator"
 
 
 def sets_of(context: BuildContext) -> tuple[SetInputs, ...]:
-    """The evaluation sets of a configuration, with hashes of all that their images depend on."""
+    """Return the evaluation sets of a configuration, with hashes of all that their images depend on."""
     sets = []
     for settings in context.config.evaluation:
         hashes = digest_inputs(settings, context.catalog.input_sha256)
@@ -56,7 +56,7 @@ def sets_of(context: BuildContext) -> tuple[SetInputs, ...]:
 
 
 def candidates_of(context: BuildContext) -> Files:
-    """The candidates; their content counts only when a set is matched by names."""
+    """Return the candidates; their content counts only when a set is matched by names."""
     if not context.config.evaluation:
         return Files()
     candidates = context.files("ingest", "candidates")
@@ -71,7 +71,7 @@ class ListInputs:
     set: SetInputs
 
     def identity(self) -> dict[str, Any]:
-        """The values that the images of a set depend on."""
+        """Return the values that the images of a set depend on."""
         return {**self.set.settings.identity(), "inputs": list(self.set.content)}
 
 
@@ -81,10 +81,10 @@ def list_members(inputs: ListInputs, run: Execution[None]) -> PartResult:
     writer = run.writer("members", row_group_rows=PART_ROWS)
     for batch in read_rows(settings, run.scratch):
         rows, lost = batch.rows, batch.lost
-        key, url = (without_secrets(rows[name]) for name in ("record_key", "url"))
+        key, url = (without_secrets(rows[name], name == "url") for name in ("record_key", "url"))
         none = pa.nulls(len(rows), pa.string())
         writer.write(pa.table([key, url, rows["locator"], none, none], MEMBERS.names))
-        key, url, value = (without_secrets(lost[name]) for name in ("record_key", "url", "value"))
+        key, url, value = (without_secrets(lost[name], name == "url") for name in ("record_key", "url", "value"))
         named = pa.compute.coalesce(key, url, value)
         none = pa.nulls(len(lost), pa.string())
         writer.write(pa.table([named, url, none, lost["reason"], value], MEMBERS.names))
@@ -116,7 +116,7 @@ class MeasureInputs:
 
 
 def measure(inputs: MeasureInputs, run: Execution[dict[str, LocalReader]]) -> PartResult:
-    """The measurements of the pool on one row group of a set, and the pHash of each mirror image.
+    """Return the measurements of the pool on one row group of a set, and the pHash of each mirror image.
 
     `run.how` reads the pictures of each set.
     """
@@ -206,7 +206,7 @@ def _describe(item: SetInputs, parts: Sequence[PartRecord]) -> dict[str, Any]:
 
 
 def check_readable(inputs: DedupInputs, run: StageRun[Any]) -> None:
-    """Raises: ConfigError for a set without one readable image, or with unreadable ones that it refuses."""
+    """Raise ConfigError for a set without one readable image, or with unreadable ones that it refuses."""
     for item in inputs.evaluation:
         settings, parts = item.settings, _measured(item, run)
         described = _describe(item, parts)
@@ -261,7 +261,7 @@ _SPREAD = """
 def find_leaks(
     inputs: Inputs, run: Execution[None], sets: tuple[dict[str, Any], ...], named: tuple[tuple[str, int], ...]
 ) -> PartResult:
-    """The best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order.
+    """Return the best evidence for every fetched image and set: bytes, pixels, near, mirrored, names, in this order.
 
     `named` are the sets that are matched by names too, with the version of how addresses are compared.
     """
@@ -312,7 +312,10 @@ def _near(sql: Any, sets: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def _names(sql: Any, named: Sequence[str]) -> pa.Table:
-    """The names of the images in the sets that are matched by name: key, file name without folder and ending, URL."""
+    """Return the names of the images in the sets that are matched by name.
+
+    Key, file name without folder and ending, URL.
+    """
     rows = sql.execute("SELECT evaluation_set, member, url FROM evaluation").fetchall()
     image_names = sorted(
         {
@@ -349,7 +352,7 @@ FIND_LEAKS = Step(
     "leaks",
     find_leaks,
     version=3,
-    reads=("facts", "evaluation", "pairs", "candidates", "looks"),
+    reads=("facts", "evaluation", "pairs", "candidates"),
     gives=("leaks",),
     plan=_plan_leaks,
 )

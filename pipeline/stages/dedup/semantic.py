@@ -50,7 +50,7 @@ class SetInputs:
     content: tuple[str, ...]
 
     def identity(self) -> dict[str, Any]:
-        """The values that leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
+        """Return the values that leaks depend on. `unreadable` is left out: it only decides whether a build stops."""
         return {
             **self.settings.identity(),
             "inputs": list(self.content),
@@ -106,7 +106,7 @@ def _loaded(model: str, weights: str, device: str) -> ClipScorer:
 
 
 def inputs_of(context: BuildContext) -> SemanticInputs | None:
-    """The inputs of semantic duplicates; None while they are off."""
+    """Return the inputs of semantic duplicates; None while they are off."""
     settings = context.config.dedup.semantic
     if settings is None:
         return None

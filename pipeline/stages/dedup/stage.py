@@ -4,8 +4,6 @@ Reads facts. Writes `pairs`: every pair of pictures whose hashes are near, as th
 exact search. Drops nothing: if the better of two duplicates later falls to a caption rule, the other one must still
 be there.
 
-Facts of earlier versions lack the hashes of mirror images and of middles. These are measured from the pool (`looks`).
-
 Where a near copy has another size, the detail of both is measured from the pool (`details`), so that `select` keeps the
 original and not a copy of it that was blown up.
 
@@ -15,12 +13,11 @@ same (semantic.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from manifests.contract import tables
 from manifests.contract.copies import FLAT_BITS
@@ -30,8 +27,7 @@ from pipeline import config
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
 from pipeline.fetching.pictures.detail import detail_px
-from pipeline.fetching.pictures.image import measure_pixels
-from pipeline.judging.matching.looks import LOOKS, distinct_hashes, make_pairs, view_shown
+from pipeline.judging.matching.looks import distinct_hashes, make_pairs, view_shown
 from pipeline.judging.matching.search import PAIRS_BYTES, Hashes, distinct_of, find_pairs
 from pipeline.stages.dedup import evaluation, semantic
 from pipeline.stages.dedup.semantic import DedupInputs
@@ -41,61 +37,16 @@ from pipeline.store.sql import cut_rows, view_parquet, view_table
 
 MAX_NAMED_PLACEHOLDERS = 20
 _ONE_COLOUR = 1 << 63
-_EVERY = ()  # what is measured of a picture serves every build that has it
+_EVERY = ()  # the detail of a picture is measured once, for every build that has it
 PICTURES_PART_ROWS = 2_000
 
 
-# ---- pictures of the pool, each measured once for all builds
-
-
-def _measure(
-    rows: RowGroup, run: Execution[None], measure: Callable[[Image.Image], Sequence[int]], schema: pa.Schema
-) -> pa.Table:
-    """`pixels_sha256` of each picture, and what is measured of it."""
-    pictures = rows.read().to_pylist()
-    measures = []
-    with PoolReader(run.workdir) as pool:
-        for stored in pool.read_rows(pictures):
-            with open_stored(stored) as image:
-                measures.append(measure(image))
-    hashes = [row["pixels_sha256"] for row in pictures]
-    return pa.table([hashes, *map(list, zip(*measures, strict=True))], schema=schema)
-
-
-def _cut_pictures(run: StageRun[Any], sql: Any, query: str, name: str) -> list[Part[dict[str, Any]]]:
-    path = run.scratch_file(f"{name}-todo.parquet")
-    groups = cut_rows(sql, query, 'pool_file, "offset"', "pixels_sha256", path, PICTURES_PART_ROWS)
-    return [Part({"rows": rows}, _EVERY, num_rows) for rows, num_rows in groups]
-
-
-def _hashes_of(image: Image.Image) -> Sequence[int]:
-    measures = measure_pixels(image)
-    return measures.phash_mirrored, measures.middle_hash, measures.middle_mirrored
-
-
-def measure_look(_: Inputs, run: Execution[None], rows: RowGroup) -> PartResult:
-    """Hashes of one row group of pictures."""
-    return PartResult((run.write("looks", _measure(rows, run, _hashes_of, LOOKS)),))
-
-
-def _plan_look(inputs: DedupInputs, run: StageRun[None]) -> list[Part[dict[str, Any]]]:
-    """Pictures that an earlier version fetched, which did not measure this."""
-    evaluation.check_readable(inputs, run)  # before the work that would be in vain
-    with run.scratch() as sql:
-        view_parquet(sql, "facts", inputs.facts.paths)
-        view_table(sql, "looks", run.files_of(_looks(inputs, run), "looks"), LOOKS)
-        rows = (
-            f"FROM (SELECT DISTINCT ON (pixels_sha256) pixels_sha256, {STORED_COLUMNS} FROM facts WHERE outcome = 'ok' "
-            "AND middle_hash IS NULL ORDER BY pixels_sha256, sample_id) ANTI JOIN looks USING (pixels_sha256)"
-        )
-        return _cut_pictures(run, sql, rows, "look")
-
-
-def _looks(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
-    return run.made_of("look", _EVERY)
-
-
 # ---- pairs
+
+
+def _plan_pairs(inputs: DedupInputs, run: StageRun[None]) -> list[dict[str, Any]]:
+    evaluation.check_readable(inputs, run)  # before the work that would be in vain
+    return [{}]
 
 
 def find(inputs: Inputs, run: Execution[None], radius: int, placeholder_min_count: int) -> PartResult:
@@ -156,13 +107,17 @@ _WANTED_DETAILS = f"""
 
 def measure_detail(_: Inputs, run: Execution[None], rows: RowGroup) -> PartResult:
     """Detail of one row group of pictures."""
-    table = _measure(rows, run, lambda image: (detail_px(image),), tables.DETAILS)
+    pictures, details = rows.read().to_pylist(), list[int]()
+    with PoolReader(run.workdir) as pool:
+        for stored in pool.read_rows(pictures):
+            with open_stored(stored) as image:
+                details.append(detail_px(image))
+    table = pa.table([[row["pixels_sha256"] for row in pictures], details], schema=tables.DETAILS)
     return PartResult((run.write("found_details", table),))
 
 
 def _view_wanted(sql: Any, inputs: DedupInputs, run: StageRun[None]) -> None:
     view_parquet(sql, "facts", inputs.facts.paths)
-    view_table(sql, "looks", run.files("look", "looks"), LOOKS)
     view_shown(sql)
     view_table(sql, "pairs", run.files("pairs", "pairs"), tables.PAIRS)
     sql.execute(_WANTED_DETAILS)
@@ -172,7 +127,10 @@ def _plan_detail(inputs: DedupInputs, run: StageRun[None]) -> list[Part[dict[str
     with run.scratch() as sql:
         _view_wanted(sql, inputs, run)
         view_table(sql, "found", run.files_of(_details_found(inputs, run), "found_details"), tables.DETAILS)
-        return _cut_pictures(run, sql, "FROM wanted ANTI JOIN found USING (pixels_sha256)", "detail")
+        rows = "FROM wanted ANTI JOIN found USING (pixels_sha256)"
+        path = run.scratch_file("detail-todo.parquet")
+        groups = cut_rows(sql, rows, 'pool_file, "offset"', "pixels_sha256", path, PICTURES_PART_ROWS)
+    return [Part({"rows": rows}, _EVERY, num_rows) for rows, num_rows in groups]
 
 
 def _details_found(inputs: DedupInputs, run: StageRun[Any]) -> Sequence[PartRecord]:
@@ -228,7 +186,6 @@ STAGE = Stage(
     inputs=_inputs,
     tables={
         "members": evaluation.MEMBERS,
-        "looks": LOOKS,
         "found_details": tables.DETAILS,
         "embeddings": semantic.EMBEDDINGS,
         "centroids": semantic.CENTROIDS,
@@ -236,8 +193,7 @@ STAGE = Stage(
     steps=(
         evaluation.LIST_SETS,
         evaluation.MEASURE_SETS,
-        Step("look", measure_look, gives=("looks",), plan=_plan_look, unit="images", committed=_looks),
-        Step("pairs", find, version=2, reads=("facts", "looks"), gives=("pairs",)),
+        Step("pairs", find, version=2, reads=("facts",), gives=("pairs",), plan=_plan_pairs),
         Step(
             "detail",
             measure_detail,
@@ -250,7 +206,7 @@ STAGE = Stage(
             "details",
             collect_details,
             version=2,
-            reads=("facts", "looks", "pairs", "found_details"),
+            reads=("facts", "pairs", "found_details"),
             gives=("details",),
             plan=_plan_details,
         ),

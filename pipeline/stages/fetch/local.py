@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from manifests.contract import tables
 from manifests.contract.records import Funnel, PartRecord
+from manifests.contract.takedowns import standing_list
 from manifests.stores import storage
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, StageRun, Step, files_in
 from pipeline.fetching.local import read_local
@@ -30,7 +31,14 @@ from pipeline.sources.files import LocalReader
 from pipeline.sources.reading import looked_at, pictures_of, places_of, root_of
 from pipeline.sources.settings import Origin
 from pipeline.sources.tars.samples import SAMPLES
-from pipeline.stages.fetch.rounds import FetchedFiles, FetchInputs, PicturesInputs, rows_to_fetch, view_fetched
+from pipeline.stages.fetch.rounds import (
+    FetchedFiles,
+    FetchInputs,
+    PicturesInputs,
+    not_listed,
+    rows_to_fetch,
+    view_fetched,
+)
 from pipeline.store.buckets import Bucket
 from pipeline.store.files import RowGroup
 from pipeline.store.sql import cut_rows, facet, open_scratch, view_parquet, view_table
@@ -63,7 +71,7 @@ def read(inputs: PicturesInputs, run: Execution[dict[str, LocalReader]]) -> Part
 
 
 def new_pool_file(run: Execution[Any]) -> str:
-    """A private name to write a pool file under."""
+    """Return a private name to write a pool file under."""
     storage.make_folder(storage.join(run.workdir, "pool"))
     return storage.temp_path(storage.join(run.workdir, f"pool/{run.stem}.tar"))
 
@@ -77,7 +85,7 @@ def finish(
     run: Execution[Any],
     is_piece: bool = False,
 ) -> PartResult:
-    """The result of a part, or of a piece of one, whose files will be called `name`.
+    """Return the result of a part, or of a piece of one, whose files will be called `name`.
 
     It is the pool file, written as `temp`, and the facts with pool file, address (URL or locator) and the round that
     the notes name. To the notes come the first and the last of its ids.
@@ -97,10 +105,11 @@ def finish(
 
 
 def _plan(inputs: FetchInputs, run: StageRun[dict[str, LocalReader]]) -> Sequence[Part[PicturesInputs]]:
-    """The rows that no part has measured, with the pictures of one file together, cut into parts of equal length."""
+    """Return the rows that no part has measured, cut into parts of equal length, pictures of one file together."""
     if inputs.local is None:
         return []
     columns = "sample_id, source, locator, row_number, seen, address, file, stamp"
+    pictures = standing_list(run.catalog.workdir, run.catalog.ask).pictures
     with run.scratch() as sql:
         view_parquet(sql, "rows", inputs.candidates.paths)
         view_parquet(sql, "looked", [inputs.local.path])
@@ -111,7 +120,7 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, LocalReader]]) -> Sequenc
         view_fetched(sql, [FetchedFiles(run.files_of(_measured(inputs, run), "fetched"), ())], inputs.consent)
         groups = cut_rows(
             sql,
-            rows_to_fetch(run.fetch_round, columns, "true"),
+            rows_to_fetch(run.fetch_round, columns, not_listed(sql, pictures)),
             "source, row_number",
             "sample_id || chr(31) || address",
             run.scratch_file("local-todo.parquet"),
@@ -122,11 +131,11 @@ def _plan(inputs: FetchInputs, run: StageRun[dict[str, LocalReader]]) -> Sequenc
 
 
 def _reuse(image: ImageSettings) -> tuple[ImageSettings, tuple[()]]:
-    return image, ()  # no setting of consent decides what is measured; d1ccf785 named such parts so
+    return image, ()  # no setting of consent decides what is measured; parts of 0.4.0 have this name
 
 
 def stored_as(image: ImageSettings) -> str:
-    """The name of facts of local pictures that this version measures in this way."""
+    """Return the name of facts of local pictures that this version measures in this way."""
     return STEP.reuse_key(_reuse(image))
 
 
@@ -145,7 +154,7 @@ def _readers(context: BuildContext) -> dict[str, LocalReader]:
 
 
 def look_at_candidates(context: BuildContext) -> RowGroup | None:
-    """The address (`address_of`) of each candidate with a locator; null where nobody has read the picture yet.
+    """Return the address (`address_of`) of each candidate with a locator; null where nobody has read the picture yet.
 
     None where no source has local pictures.
     """
@@ -194,14 +203,14 @@ def look_at_candidates(context: BuildContext) -> RowGroup | None:
 
 
 def learn(inputs: FetchInputs, run: StageRun[Any]) -> FetchInputs:
-    """The same inputs, with the addresses of pictures that the local step has read for the first time."""
+    """Return the same inputs, with the addresses of pictures that the local step has read for the first time."""
     if inputs.local is None:
         return inputs
     with run.scratch() as sql:
         view_parquet(sql, "looked", [inputs.local.path])
         if not sql.sql("FROM looked WHERE address IS NULL LIMIT 1").fetchall():
             return inputs
-        view_table(sql, "p", run.files("local", "fetched"), tables.FETCHED, of_versions=True)
+        view_table(sql, "p", run.files("local", "fetched"), tables.FETCHED)
         sql.execute(
             "CREATE TABLE learnt AS SELECT c.sample_id, c.place, any_value(c.stamp) AS stamp, max(p.url) AS address "
             f"FROM looked c JOIN p ON {_WAS_READ} WHERE c.address IS NULL GROUP BY c.sample_id, c.place"
@@ -220,7 +229,7 @@ def learn(inputs: FetchInputs, run: StageRun[Any]) -> FetchInputs:
 
 
 def cut_addresses(inputs: FetchInputs, run: StageRun[Any], buckets: Sequence[Bucket]) -> list[RowGroup | None]:
-    """The addresses of local pictures, a row group a bucket."""
+    """Return the addresses of local pictures, a row group a bucket."""
     if inputs.local is None:
         return [None] * len(buckets)
     path = run.scratch_file("local-cut.parquet")
@@ -242,13 +251,13 @@ def _names(sql: Any, origin: Origin, which: str) -> list[str]:
 
 
 def _place(origins: Sequence[Origin]) -> str:
-    """SQL: what `_place_of` gives, for the file that a candidate lies in."""
+    """Return SQL for what `_place_of` gives, for the file that a candidate lies in."""
     (prefix,) = {origin.section for origin in origins}
     return f"'{prefix}.' || c.source || '/' || {_NAME}"
 
 
 def _tars(context: BuildContext, origin: Origin, sql: Any) -> pa.Table:
-    """The tars that hold many pictures, with the sha256 that ingest took; what it read itself is left out."""
+    """Return the tars that hold many pictures, with the sha256 that ingest took; what it read itself is left out."""
     of_ingest = "(source, name) NOT IN (SELECT (source, name) FROM passed_tars)"
     names, root = _names(sql, origin, f"NOT whole AND {of_ingest}"), root_of(origin) or ""
     hashes = [context.catalog.input_sha256(storage.join(root, name)) for name in names]
@@ -256,7 +265,7 @@ def _tars(context: BuildContext, origin: Origin, sql: Any) -> pa.Table:
 
 
 def _written(workdir: str, name: str, sql: Any, query: str) -> RowGroup:
-    """The rows of a query in a scratch file, which a fingerprint sees by their ids and addresses."""
+    """Return the rows of a query in a scratch file, which a fingerprint sees by their ids and addresses."""
     path = storage.join(workdir, "scratch", f"{name}.parquet")
     sql.execute(f"CREATE TABLE written AS FROM ({query})")
     pq.write_table(sql.sql("FROM written ORDER BY sample_id").to_arrow_table(), path, compression="lz4")

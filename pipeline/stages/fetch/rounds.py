@@ -13,10 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import pyarrow as pa
+
 from manifests.contract.outcomes import Outcome
 from manifests.contract.reader import literals
 from manifests.contract.records import FetchRound, PartRecord, fingerprint
 from manifests.contract.tables import FETCHED
+from manifests.contract.takedowns import Picture
+from manifests.names.sql import identifier
 from pipeline.engine.work import BuildContext, StageRun
 from pipeline.fetching.consent import statements as places
 from pipeline.fetching.consent.statements import Consent
@@ -85,34 +89,33 @@ class FetchedFiles:
 
 
 def recipe_of(image: ImageSettings) -> str:
-    """The name of what decides how a downloaded picture is stored: rounds of `plantmix retry` have it, and downloads of
-    f9cb912. Limits are no part of it, because a picture that passes them is stored the same way.
+    """Return the name of what decides how a downloaded picture is stored; rounds of `plantmix retry` are kept under it.
+
+    Limits are no part of it, because a picture that passes them is stored the same way.
     """
     return fingerprint({"version": VERSION, "image": image.without_limits().identity()})
 
 
 def downloads_of(image: ImageSettings, run: StageRun[Any], up_to_round: int) -> list[PartRecord]:
-    """Committed downloads of any build whose pictures are stored as `image` says, up to a round."""
-    of_f9cb912 = run.catalog.parts_like("fetch", "download", recipe_of(image))
-    parts = [*of_f9cb912, *run.made_of("download", image.without_limits())]
-    return [part for part in parts if part.notes["round"] <= up_to_round]
+    """Return the committed downloads of any build whose pictures are stored as `image` says, up to a round."""
+    return [part for part in run.made_of("download", image.without_limits()) if part.notes["round"] <= up_to_round]
 
 
 def last_round(context: BuildContext) -> int:
-    """The round that is being run, or else the last one that was finished."""
+    """Return the round that is being run, or else the last one that was finished."""
     if context.fetch_round is not None:
         return context.fetch_round.number
     return context.catalog.rounds.last_closed(recipe_of(context.config.fetch.image))
 
 
 def ids_of(part: PartRecord) -> tuple[str, str] | None:
-    """The first and the last sample id of what a part fetched; earlier versions did not note them."""
+    """Return the first and the last sample id of what a part fetched; None where it has no rows."""
     ids = part.notes.get("ids")
     return (ids[0], ids[1]) if ids else None
 
 
 def by_settings(run: StageRun[Any], parts: Sequence[PartRecord], inputs: FetchInputs) -> tuple[FetchedFiles, ...]:
-    """The files that parts fetched, grouped by which of their outcomes are outdated."""
+    """Return the files that parts fetched, grouped by which of their outcomes are outdated."""
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[PartRecord]] = {}
     now = dict(inputs.deciding)
     for part in sorted(parts, key=lambda part: part.key):  # an interruption changes the order, and nothing else
@@ -129,7 +132,7 @@ def _values(deciding: str) -> list[Any]:
 
 
 def consent_of(deciding: Mapping[str, str]) -> Consent:
-    """The consent that counted when parts were fetched that noted these settings."""
+    """Return the consent that counted when parts were fetched that noted these settings."""
     robots_txt, agent_token = _values(deciding[Outcome.ROBOTS_DISALLOWED])
     directives, signals, _ = _values(deciding[Outcome.OPTED_OUT])
     return Consent(agent_token, robots_txt, tuple(directives), tuple(signals))
@@ -137,8 +140,8 @@ def consent_of(deciding: Mapping[str, str]) -> Consent:
 
 _NONE = Consent("", False, (), ())  # nothing refuses a picture
 
-# What one request heard counts for every row of the same address. Parts of earlier versions have no signals: what their
-# pictures say of themselves lies in `detail`.
+# What one request heard counts for every row of the same address. Pictures of a folder have no signals: what such a
+# picture says of itself lies in `detail`.
 _PARTS = """
     CREATE VIEW parts_heard AS SELECT * REPLACE (
         coalesce(in_picture, if(signals IS NULL, string_split(detail, '; '), NULL)) AS in_picture)
@@ -147,7 +150,7 @@ _PARTS = """
         host IS NOT NULL AND (
             {lacks[in_robots]} OR {lacks[in_tdmrep]} OR {lacks[in_rsl]}
             OR ({lacks[in_headers]} AND (outcome = 'ok' OR coalesce(http_status IN (200, 203), false)))
-        ))) AS holds FROM parts_heard WHERE outcome <> '{not_refused}';
+        ))) AS holds FROM parts_heard;
     CREATE VIEW parts AS SELECT *, {stands} AS stands FROM parts_judged
 """
 # A failure does not stand where a later round met what does not hold now: the failure is not what the address answers.
@@ -160,14 +163,13 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
 
     A row stands when these settings would end it the same way, or a stored statement refuses it. It does not stand when
     a setting that decided its outcome has changed, or when it lacks a signal that the settings name. Its address is
-    then asked once more: the request that fetches the picture hears all signals. Columns that a part of an earlier
-    version lacks are null.
+    then asked once more: the request that fetches the picture hears all signals.
     """
     view_table(sql, "parts_none", Files(), FETCHED)
     views = ["SELECT *, false AS was_decided, []::VARCHAR[] AS unread FROM parts_none"]
     unasked = "".join(f" OR starts_with(detail, {literals([words])})" for words in consent.unasked)
     for number, group in enumerate(fetched):
-        view_table(sql, f"parts_{number}", group.files, FETCHED, where, of_versions=True)
+        view_table(sql, f"parts_{number}", group.files, FETCHED, where)
         outdated = literals(Outcome(name).value for name in group.outdated) or "NULL"
         views.append(
             f"SELECT *, coalesce(outcome IN ({outdated}){unasked}, false) AS was_decided, "
@@ -184,7 +186,6 @@ def view_fetched(sql: Any, fetched: Sequence[FetchedFiles], consent: Consent = _
             refusal=refusal(consent),
             is_marked=_is_marked(consent),
             lacks={name: f"(list_contains(unread, {signal}) AND {name} IS NULL)" for name, signal in columns.items()},
-            not_refused=Outcome.NOT_REFUSED,
             stands=_STANDS if any(group.outdated or group.unread for group in fetched) else "true",
         )
     )
@@ -202,7 +203,7 @@ def _columns(consent: Consent) -> dict[str, str]:
 
 
 def refusal(consent: Consent) -> str:
-    """SQL: outcome and detail of a row of `parts` by what its hosts said; null where nothing of it counts."""
+    """Return SQL for outcome and detail of a row of `parts` by what its hosts said; null where nothing of it counts."""
     columns = {signal: name for name, signal in _columns(consent).items()}
     cases = " ".join(
         f"WHEN list_contains({columns[signal]}, {literals([words])}) THEN [{literals([outcome.value, words])}]"
@@ -212,7 +213,7 @@ def refusal(consent: Consent) -> str:
 
 
 def _is_marked(consent: Consent) -> str:
-    """SQL: whether a picture of `parts` says itself what refuses it."""
+    """Return SQL that tells whether a picture of `parts` says itself what refuses it."""
     marked = (
         f"len(list_filter(in_picture, lambda words: starts_with(words, {literals([mark])}))) > 0"
         for mark in consent.marks
@@ -221,7 +222,7 @@ def _is_marked(consent: Consent) -> str:
 
 
 def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> str:
-    """A query for the rows to take up, over the views `candidates`, with their `address`, and `parts`.
+    """Return a query for the rows to take up, over the views `candidates`, with their `address`, and `parts`.
 
     A build takes up rows of which nothing stands. A round takes up rows that count with one of its outcomes, once each.
     """
@@ -235,8 +236,15 @@ def rows_to_fetch(fetch_round: FetchRound | None, columns: str, where: str) -> s
         (SELECT 1 FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.address AND {done})"""
 
 
+def not_listed(sql: Any, pictures: Sequence[Picture]) -> str:
+    """Return SQL: whether an `address` is none of those from which a picture of the takedown list came."""
+    addresses = [address for picture in pictures for address in picture.addresses]
+    sql.register("listed", pa.table({"address": pa.array(addresses, pa.string())}))
+    return "address NOT IN (SELECT address FROM listed)"
+
+
 def addresses_to_fetch(fetch_round: FetchRound | None, where: str = "true") -> str:
-    """A query for the addresses on the web to take up, each with the rows (`sample_ids`) that have it.
+    """Return a query for the addresses on the web to take up, each with the rows (`sample_ids`) that have it.
 
     `is_stored` is true where a picture of the address is stored, which lacks a signal.
     """
@@ -247,7 +255,7 @@ def addresses_to_fetch(fetch_round: FetchRound | None, where: str = "true") -> s
 
 
 def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
-    """A query that judges the rows of the query `facts` over `parts`, in the order of a download.
+    """Return a query that judges the rows of the query `facts` over `parts`, in the order of a download.
 
     First comes what the hosts said, then the limits of `image`, then what a picture says of itself. A row that is
     refused gets the outcome of a download that is refused for it, keeps what that download knows, and is not stored. A
@@ -259,7 +267,7 @@ def judged(facts: str, image: ImageSettings, consent: Consent) -> str:
         f"THEN ['{limit.outcome}', {limit.detail_sql(image)}]"
         for limit in LIMITS
     )
-    kept = [f'if(refused IS NULL, "{name}", NULL) AS "{name}"' for name in _OF_STORED]
+    kept = [f"if(refused IS NULL, {identifier(name)}, NULL) AS {identifier(name)}" for name in _OF_STORED]
     num_passed = {name: num for num, names in _LEARNT_AFTER.items() for name in names}
     for field in fields(Original):
         before = literals(limit.outcome.value for limit in LIMITS[: num_passed.get(field.name)])

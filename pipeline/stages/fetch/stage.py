@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from manifests.contract import tables
 from manifests.contract.catalog import Catalog
+from manifests.contract.outcomes import Outcome
 from manifests.contract.records import Funnel, PartRecord
-from manifests.contract.takedowns import find_named, standing_list
+from manifests.contract.takedowns import find_named, standing_list, with_rows_of_secrets
 from manifests.stores import storage
 from pipeline.config import BuildConfig
 from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stage, StageRun, Step
@@ -45,6 +46,7 @@ from pipeline.stages.fetch.rounds import (
     ids_of,
     judged,
     last_round,
+    not_listed,
     view_fetched,
 )
 from pipeline.store.buckets import WHOLE, Bucket, join_facets, spread
@@ -54,16 +56,22 @@ from pipeline.store.sql import cut_rows, view_parquet, view_table
 log = logging.getLogger("plantmix.fetch")
 
 # What later stages may depend on: what an image shows, not where it came from or where it lies.
-# The last four differ from other builds of the same pictures where an earlier version, which lacks them, measured.
 _CONTENT = (
     *("sample_id", "outcome", "image_id", "stored_sha256", "pixels_sha256", "phash", "width_px", "height_px"),
     *("has_camera", "colour_std", "file_creator", "file_rights"),
 )
 
 
+_NOT_ASKED = (
+    f"SELECT sample_id, '{Outcome.TAKEDOWN}' AS outcome, 'the takedown list has its hashes' AS detail, 0 AS attempts "
+    "FROM candidates c WHERE NOT EXISTS (FROM parts p WHERE p.sample_id = c.sample_id AND p.url = c.address)"
+)
+"""SQL: a fact for each candidate that no part has: all others were asked or read."""
+
+
 @dataclass(frozen=True)
 class DownloadHow:
-    """How parts are downloaded, and how often what they have is committed."""
+    """Execution of downloads, and how often results are committed."""
 
     fetch: FetchSettings
     piece_seconds: float
@@ -124,7 +132,7 @@ def collect(inputs: CollectInputs, run: Execution[None]) -> PartResult:
         again = "SELECT 1 FROM parts GROUP BY sample_id HAVING count(*) > 1 LIMIT 1"
         if sql.execute(again).fetchall():  # else all rows count; ranking them takes a fifth of the CPU
             counting = f"FROM ({counting}) QUALIFY {COUNTS}"
-        query = judged(counting, inputs.image, inputs.consent)
+        query = f"{judged(counting, inputs.image, inputs.consent)} UNION ALL BY NAME {_NOT_ASKED}"
         facts, content = run.save_digested(sql, "facts", query, "sample_id", _CONTENT)
         outcomes = dict(sql.execute("SELECT outcome, count(*) FROM facts GROUP BY 1").fetchall())
         num_in = sql.execute("SELECT count(*) FROM candidates").fetchall()[0][0]
@@ -149,7 +157,7 @@ def _inputs(context: BuildContext) -> FetchInputs:
 
 
 def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence[Part[PicturesInputs]]:
-    """The rows to download, by their sample ids, cut into parts of equal length.
+    """Return the rows to download, by their sample ids, cut into parts of equal length.
 
     Ids are hashes, so hosts mix, and what a part fetched lies in a bucket or two. The order is fixed and committed rows
     are left out, so a killed build goes on with the same parts.
@@ -157,13 +165,15 @@ def _plan_downloads(inputs: FetchInputs, run: StageRun[DownloadHow]) -> Sequence
     with run.scratch() as sql:
         _view_candidates(sql, inputs.candidates, inputs.secrets, None)
         view_fetched(sql, by_settings(run, _fetched(inputs, run), inputs), inputs.consent)
-        # a build has to see the pictures that were taken down, to know their copies; a round asks for none of them
-        taken = standing_list(run.catalog.workdir, run.catalog.ask).entries if run.fetch_round else []
+        # a build has to see a picture that was taken down once, to know its copies; a round asks for none of them
+        taken = standing_list(run.catalog.workdir, run.catalog.ask)
+        entries = with_rows_of_secrets(taken.entries if run.fetch_round else [], inputs.secrets.paths)
         sql.execute("CREATE VIEW facts AS FROM parts")
-        find_named(sql, taken)
+        find_named(sql, entries)
+        where = f"sample_id NOT IN (SELECT sample_id FROM named) AND {not_listed(sql, taken.pictures)}"
         groups = cut_rows(
             sql,
-            addresses_to_fetch(run.fetch_round, "sample_id NOT IN (SELECT sample_id FROM named)"),
+            addresses_to_fetch(run.fetch_round, where),
             "len(sample_ids) > 1, sample_id",  # what several rows share lies in parts of its own, read by all buckets
             "concat_ws(chr(31), array_to_string(sample_ids, ' '), url)",
             todo := run.scratch_file("fetch-todo.parquet"),
@@ -206,14 +216,14 @@ def _announce(sql: Any, inputs: FetchInputs, run: StageRun[DownloadHow]) -> None
             if value != getattr(was, name)
         ]
         files = run.files_of(run.catalog.parts_of(fingerprint, "download"), "fetched") if changes else Files()
-        view_table(sql, "before", files, tables.FETCHED, "outcome = 'ok'", of_versions=True)
+        view_table(sql, "before", files, tables.FETCHED, "outcome = 'ok'")
         ((num,),) = sql.execute("SELECT count(*) FROM todo t SEMI JOIN before b ON b.url = t.address").fetchall()
         if num:
             log.info("fetch: %s pictures are downloaded again: %s", f"{num:,}", "; ".join(changes))
 
 
 def fetched_before(config: BuildConfig, catalog: Catalog) -> Sequence[FetchedFiles]:
-    """The downloads in a work folder that a build with this configuration would take up."""
+    """Return the downloads in a work folder that a build with this configuration would take up."""
     fetch = config.fetch
     inputs = FetchInputs(Files(), Files(), None, fetch.image, fetch.deciding(), fetch.network.consent, sys.maxsize)
     run = StageRun[None](STAGE, "", catalog, config.run, None)
@@ -223,7 +233,7 @@ def fetched_before(config: BuildConfig, catalog: Catalog) -> Sequence[FetchedFil
 def _view_candidates(
     sql: Any, candidates: Files, secrets: Files, local: RowGroup | None, bucket: Bucket = WHOLE
 ) -> None:
-    """The candidates with what is `asked`, secrets included, and the `address` by which what was fetched is known."""
+    """View the candidates with the address to ask, secrets included, and the `address` by which a download is known."""
     view_parquet(sql, "rows", candidates.paths, bucket.where)
     view_table(sql, "secrets", secrets, tables.SECRETS, bucket.where)
     sql.register("local", local.read() if local else fetch_local.ADDRESSES.empty_table())

@@ -46,6 +46,7 @@ from pipeline.store.sql import copy_sorted, empty_columns, facet, view_parquet
 log = logging.getLogger("plantmix.ingest")
 
 URL_PATTERN = r"(?i)^https?://[^\s/?#]+"
+_ADDRESSES = {"url", "reference_url", "licence_url"}
 _OF_OPENINGS = {"taxon_scientific_name", "taxon_kingdom"}  # columns that the opening of a caption may fill
 _STAGED = pa.schema([*tables.CANDIDATES, *((name, pa.string()) for name in ("reason", "value", "asked_url"))])
 
@@ -69,7 +70,10 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
     group = pc.utf8_trim_whitespace(rows["group_id"])
     mapped["group_id"] = pc.if_else(pc.equal(group, ""), None, group)
     keys, whole = mapped["record_key"], mapped["url"]
-    mapped |= {name: without_secrets(mapped[name]) for name in rows.column_names if name != "locator"}
+    addresses = _ADDRESSES | ({"record_key"} if keys.equals(whole) else set())
+    mapped |= {
+        name: without_secrets(mapped[name], name in addresses) for name in rows.column_names if name != "locator"
+    }
     mapped["taxon_species"] = binomials(mapped)
     mapped["reason"], mapped["value"] = _judge(keys, mapped["url"], rows["locator"], mapped["caption"])
     hidden = pc.and_(pc.is_null(rows["locator"]), pc.not_equal(whole, mapped["url"]))
@@ -87,7 +91,7 @@ def map_rows(batch: Batch, source: SourceSettings) -> pa.Table:
 def _judge(
     key: pa.ChunkedArray, url: pa.ChunkedArray, locator: pa.ChunkedArray, caption: pa.ChunkedArray
 ) -> tuple[Any, Any]:
-    """The first reason why a row is not a candidate, and the value at fault; null for candidates.
+    """Return the first reason why a row is not a candidate, and the value at fault; null for candidates.
 
     A row with a locator needs no URL: its URL is recorded as provenance and never requested. A caption that is an
     object is no text.
@@ -109,7 +113,10 @@ def _judge(
 def _lost_rows(lost: pa.Table, source: SourceSettings) -> pa.Table:
     """Rows that ended in the reader, as rows with a reason."""
     texts = ("record_key", "url", "value")
-    columns = {name: without_secrets(lost[name]) if name in texts else lost[name] for name in lost.column_names} | {
+    columns = {
+        name: without_secrets(lost[name], name in _ADDRESSES) if name in texts else lost[name]
+        for name in lost.column_names
+    } | {
         "source": pa.repeat(source.name, lost.num_rows),
         "domain": pa.repeat(source.domain, lost.num_rows),
     }
@@ -275,7 +282,7 @@ def _sources(inputs: IngestInputs) -> list[SourceSettings]:
 
 
 def _learn(inputs: IngestInputs, run: StageRun[Any]) -> IngestInputs:
-    """The same inputs, with the content of tars that were read for the first time."""
+    """Return the same inputs, with the content of tars that were read for the first time."""
     learnt = [(held, ingest_tars.learn(held.source, run)) for held in inputs.sources]
     return IngestInputs(
         tuple(

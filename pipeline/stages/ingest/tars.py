@@ -73,7 +73,7 @@ class TarInputs:
 
 @dataclass(frozen=True)
 class TarsHow:
-    """How pictures are stored now, the most samples of a piece, and stamp and size of each tar by its place."""
+    """Storage of pictures, the most samples of a piece, and the stamp and size of each tar by its place."""
 
     image: ImageSettings
     piece_samples: int
@@ -90,7 +90,7 @@ class _Reading:
     """No other version was read to its end: its pictures are decoded."""
 
     def gaps(self) -> Iterator[tuple[int, int | None]]:
-        """The spans that are still to be read: from, and up to; None for the end of the tar."""
+        """Yield the spans that are still to be read: from, and up to; None for the end of the tar."""
         position = 0
         for piece in self.pieces:
             if piece.notes["start"] > position:
@@ -197,7 +197,7 @@ class _Pieces(AbstractContextManager["_Pieces"]):
             self._writer.add(sample_id, {"outcome": Outcome.OK.value, "attempts": 1}, measured.result())
 
     def finish(self, notes: Mapping[str, Any]) -> PartResult:
-        """The files of the piece."""
+        """Return the files of the piece."""
         self._measure(self._inputs.image)
         self._collect(0)
         inputs, run = self._inputs, self._run
@@ -233,7 +233,7 @@ def look_at_tars(source: SourceSettings, context: BuildContext) -> dict[str, tup
 
 
 def hashes_of_tars(source: SourceSettings, context: BuildContext) -> dict[str, str]:
-    """The content of these tars by path; UNREAD where the one that is there now was never read to its end."""
+    """Return the content of these tars by path; UNREAD where the one that is there now was never read to its end."""
     seen, tars = look_at_tars(source, context), source.reader.tars()
     if tars is None or not seen:
         return {}
@@ -273,17 +273,17 @@ def plan(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[Part
 
 
 def pieces_of(sources: Sequence[SourceSettings], run: StageRun[TarsHow]) -> list[PartRecord]:
-    """The committed pieces of the tars as they are now."""
+    """Return the committed pieces of the tars as they are now."""
     return [piece for _, _, reading in _readings(sources, run) for piece in reading.pieces]
 
 
 def samples_of(source: SourceSettings, run: StageRun[Any]) -> Files:
-    """The samples of the tars of a source that this build has read, in their order."""
+    """Return the samples of the tars of a source that this build has read, in their order."""
     return run.files_of([piece for pieces in _by_tar(source, run).values() for piece in pieces], "samples")
 
 
 def learn(source: SourceSettings, run: StageRun[Any]) -> dict[str, str]:
-    """The content of the tars that were read, by path; it is kept beside their stamps."""
+    """Return the content of the tars that were read, by path; it is kept beside their stamps."""
     tars, learnt = source.reader.tars(), dict[str, str]()
     for name, pieces in _by_tar(source, run).items():
         assert tars is not None
@@ -320,7 +320,7 @@ def _reading_of(every: Sequence[PartRecord], usable: set[str], stamp: str | None
 
 
 def _by_tar(source: SourceSettings, run: StageRun[Any]) -> dict[str, list[PartRecord]]:
-    """The pieces of this build by the name of their tar, in its order."""
+    """Return the pieces of this build by the name of their tar, in its order."""
     tars = source.reader.tars()
     by_place: dict[str, list[PartRecord]] = {}
     for piece in run.parts("tars") if tars else ():

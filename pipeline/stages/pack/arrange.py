@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from manifests.contract import tables
 from manifests.contract.reader import literals
 from manifests.errors import IntegrityError
+from manifests.names.sql import identifier
+from manifests.stores.folder import bring_missing
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import Execution, PartResult
 from pipeline.judging.captions.settings import TextSettings
 from pipeline.judging.captions.texts import EXTRA_CAPTION, choose_texts, member_of, members_of, prefers_captions
 from pipeline.stages.pack import record
 from pipeline.store.buckets import WHOLE
-from pipeline.store.sql import add_empty, empty_columns, read_up_to, view_table
+from pipeline.store.sql import add_empty, empty_columns, read_up_to
 from pipeline.store.tar import BLOCK_BYTES
 
 _TEXTS = pa.map_(pa.string(), pa.string())
@@ -122,7 +124,7 @@ class PlaceRange:
 
 
 def shard_groups(kind: str, splits: Iterable[str], domains: Sequence[str]) -> list[ShardGroup]:
-    """The groups of a release in the order they are written; `domains` are those that training samples have."""
+    """Return the groups of a release in the order they are written; `domains` are those that training samples have."""
     groups: list[ShardGroup] = []
     for split in sorted(splits, reverse=True):
         stratified = kind == "stratified" and split == "train"
@@ -131,7 +133,9 @@ def shard_groups(kind: str, splits: Iterable[str], domains: Sequence[str]) -> li
 
 
 def cut_shards(sizes: NDArray[np.int64], max_samples: int | None, max_bytes: int | None) -> list[int]:
-    """How many samples each shard holds. A shard ends before it passes a limit; a larger sample gets its own shard.
+    """Return how many samples each shard holds.
+
+    A shard ends before it passes a limit; a larger sample gets its own shard.
 
     `sizes` are bytes a sample in shard order, shape (N,); the last shard may be short.
     """
@@ -174,8 +178,7 @@ def gather(inputs: Inputs, run: Execution[None], texts: TextSettings, by_bytes: 
     columns = {name: list(names) for name, names in _JOINED.items()}
     with run.scratch() as sql:
         for name, names in columns.items():
-            never = {"text", "text_source", *(["middle_hash"] if inputs["looks"] else ())}
-            empty = empty_columns(sql, inputs[name].paths) - never
+            empty = empty_columns(sql, inputs[name].paths) - {"text", "text_source"}
             columns[name] = [column for column in names if column not in empty]
     if inputs["marks"]:
         columns["facts"] += record.MARK_COLUMNS
@@ -207,7 +210,7 @@ def gather(inputs: Inputs, run: Execution[None], texts: TextSettings, by_bytes: 
 
 
 def _with_derived(rows: pa.Table) -> pa.Table:
-    """The ranks that the source left empty, filled with what the name states or the backbone says (`derived`)."""
+    """Return the taxa with empty ranks filled from the name or the backbone (`derived`)."""
     if "derived" not in rows.column_names:
         return rows
     for name in _RANK_COLUMNS:
@@ -253,25 +256,22 @@ def _join(
 def _read(
     sql: Any, inputs: Inputs, texts: TextSettings, columns: Mapping[str, Sequence[str]], most_bytes: int | None
 ) -> list[pa.Table] | None:
-    """The draws of a bucket in the order of the shuffle, then what each other table has of its samples, a row each.
+    """Return the draws of a bucket in shuffled order, then each other table's rows for its samples, one a draw.
 
     `number` says which sample a row is of. None when all takes more than `most_bytes`.
 
     Raises: IntegrityError when a table has not one row of each drawn sample.
     """
-    inputs.view(sql, "draws", "candidates", "looks", "marks", facts="measured", captions="all_captions")
+    inputs.view(sql, "draws", "candidates", "marks", facts="measured", captions="all_captions")
     facts, more = "m.*", ""
-    if inputs["looks"]:  # hashes of pictures that an earlier version fetched, which did not measure them
-        facts = "m.* REPLACE (coalesce(m.middle_hash, l.middle_hash) AS middle_hash)"
-        more = "LEFT JOIN looks l USING (pixels_sha256) "
     if inputs["marks"]:
-        facts, more = f"{facts}, k.* EXCLUDE (sample_id)", more + "LEFT JOIN marks k USING (sample_id)"
+        facts, more = "m.*, k.* EXCLUDE (sample_id)", "LEFT JOIN marks k USING (sample_id)"
     sql.execute(f"CREATE VIEW facts AS SELECT {facts} FROM measured m {more}")
     columns = {**columns, "captions": [*columns["captions"], *_view_captions(sql, inputs, texts)]}
     sql.execute(_NUMBERED)
     ((num_drawn,),) = sql.execute("SELECT count(*) FROM drawn").fetchall()
     queries = {
-        name: _OF_DRAWN.format(columns=", ".join(f'{name}."{column}"' for column in names), table=name)
+        name: _OF_DRAWN.format(columns=", ".join(f"{name}.{identifier(column)}" for column in names), table=name)
         for name, names in columns.items()
     }
     if most_bytes is not None and num_drawn * _SAMPLE_BYTES > most_bytes:
@@ -292,8 +292,13 @@ def _read(
 
 def _view_captions(sql: Any, inputs: Inputs, texts: TextSettings) -> list[str]:
     """`captions`: those of a bucket with the texts that their samples need; returns columns that they need besides."""
-    of_bucket = (inputs.bucket or WHOLE).where
-    view_table(sql, "extra_captions", inputs["extra_captions"], _EXTRA, of_bucket, of_versions=True)
+    extra, rows = inputs["extra_captions"], "FROM extra_columns"
+    sql.register("extra_columns", _EXTRA.empty_table())
+    if extra:  # captions of duplicates, and joined texts: tables with unlike columns
+        bring_missing(extra.paths)
+        scan = f"FROM read_parquet([{literals(extra.paths)}], union_by_name = true)"
+        rows += f" UNION ALL BY NAME SELECT * {scan} WHERE {(inputs.bucket or WHOLE).where}"
+    sql.execute(f"CREATE VIEW extra_captions AS {rows}")
     sql.execute(_EXTRA_TEXTS)
     picked = f"map_from_entries(list_filter(map_entries(c.texts), lambda e: e.key IN ({literals(texts.members)})))"
     sql.execute(

@@ -1,4 +1,4 @@
-"""What a release says about itself: keys, json members, samples.parquet, attribution, sizes, release.json.
+"""The record of a release: keys, json members, samples.parquet, attribution, sizes, release.json.
 
 `write_record` is the last part of a build. Nothing here holds a time or a path: the same recipe gives the same bytes.
 """
@@ -96,7 +96,9 @@ def sample_keys(rows: pa.Table) -> list[str]:
 
 
 def sample_jsons(rows: pa.Table, keys: Sequence[str]) -> list[bytes]:
-    """The json members of arranged samples: where each comes from and what is known of it; fields in sorted order.
+    """Return the json members of arranged samples: where each comes from and what is known of it.
+
+    Fields in sorted order.
 
     Every sample has the same fields of the same types, with "" for unknown, because some readers infer a schema from
     the first samples (Hugging Face `datasets`, Ray). `extra` is JSON text for the same reason. The json is built column
@@ -131,12 +133,12 @@ def _json_texts(column: pa.ChunkedArray) -> Any:
 
 
 def name_of(value: Any) -> Any:
-    """The last part of a text that may be a path."""
+    """Return the last part of a text that may be a path."""
     return hide_secrets(value).rstrip("/").rpartition("/")[2] if isinstance(value, str) else value
 
 
 def release_recipe(config: BuildConfig, file_as: Callable[[Any], Any] = name_of) -> dict[str, Any]:
-    """The recipe of the release: the config without paths, secrets, workers, rates.
+    """Return the recipe of the release: the config without paths, secrets, workers, rates.
 
     `file_as` gives what stands for a value that may name a file: its content; in earlier releases the file's name.
     """
@@ -314,11 +316,12 @@ _OF_DROPPED = ("kept_because", "distances", "largest")  # nothing where nothing 
 
 
 def _duplicates(inputs: RecordInputs, samples: str, sql: Any) -> dict[str, Any]:
-    """Count the images dropped for another one. `largest` names images that stayed for most others, `conflicts`
-    those of the release that a copy contradicts.
+    """Count the images dropped for another one.
+
+    `largest` names images that stayed for most others, `conflicts` those of the release that a copy contradicts.
     """
     view_parquet(sql, "packed", [samples])
-    view_table(sql, "decisions", inputs.decisions, tables.DECISIONS, of_versions=True)
+    view_table(sql, "decisions", inputs.decisions, tables.DECISIONS)
     counts: dict[str, Any] = {}
     for name, query in _COUNTS_OF_DUPLICATES.items():
         counts[name] = [] if name in _OF_DROPPED and not counts["dropped"] else rows_of(sql, query)

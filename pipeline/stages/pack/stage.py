@@ -28,7 +28,6 @@ from pipeline.engine.work import BuildContext, Execution, Part, PartResult, Stag
 from pipeline.fetching.pictures.blur import blur_boxes
 from pipeline.judging.captions.settings import TextSettings
 from pipeline.judging.captions.texts import members_by_row
-from pipeline.judging.matching.looks import LOOKS
 from pipeline.judging.vocabulary.backbone import backbone_files
 from pipeline.scoring.scorers import make_scorer
 from pipeline.sidefiles import write as sidefiles
@@ -61,7 +60,6 @@ class PackInputs(record.Stated):
     draws: Files
     candidates: Files
     facts: Files
-    looks: Files
     captions: Files
     extra_captions: Files
     marks: Files
@@ -166,7 +164,6 @@ def _inputs(context: BuildContext) -> PackInputs:
         num_samples=mix.funnel.num_kept,
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
-        looks=context.files("dedup", "looks").digested(),  # what facts lack; they follow from the pixels
         captions=context.files("caption", "captions").digested(caption.notes["content"]),
         extra_captions=context.files("select", "extra_captions").digested(*select.notes.get("captions", ())) + texts,
         marks=_marks(context),
@@ -182,7 +179,7 @@ def _inputs(context: BuildContext) -> PackInputs:
 
 
 def recipe_of(context: BuildContext) -> dict[str, Any]:
-    """The recipe of the release that a configuration makes; files stand in it by their content, code too."""
+    """Return the recipe of the release that a configuration makes; files stand in it by their content, code too."""
     config = context.config
 
     def content_of(value: Any) -> Any:
@@ -221,8 +218,7 @@ def release_path(name: str, fingerprint: str) -> str:
 
 def _plan_gather(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]]:
     """One part. Every byte of the facts counts: they say where an image lies."""
-    exact = {"facts": inputs.facts.exact(), "looks": inputs.looks.exact()}
-    return [{**exact, "by_bytes": inputs.max_bytes is not None}]
+    return [{"facts": inputs.facts.exact(), "by_bytes": inputs.max_bytes is not None}]
 
 
 def _plan_arrange(inputs: PackInputs, run: StageRun[None]) -> list[dict[str, Any]]:
@@ -253,12 +249,12 @@ def _arranged(inputs: PackInputs, run: StageRun[None]) -> Iterator[tuple[ShardGr
 
 
 def _members(run: StageRun[None]) -> tuple[str, ...]:
-    """File names of the extra text members of the release. Parts of before 0.4 name none."""
-    return tuple(next((part.notes.get("members", ()) for part in run.parts("arrange")), ()))
+    """Return the file names of the extra text members of the release."""
+    return tuple(next((part.notes["members"] for part in run.parts("arrange")), ()))
 
 
 def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardInputs]]:
-    """A part a shard, in the order of samples.parquet."""
+    """Return a part a shard, in the order of samples.parquet."""
     folder = release_path(inputs.name, run.fingerprint)
     members = _members(run)
     parts = []
@@ -270,7 +266,7 @@ def plan_shards(inputs: PackInputs, run: StageRun[None]) -> Sequence[Part[ShardI
 
 
 def plan_record(inputs: PackInputs, run: StageRun[None]) -> Sequence[record.RecordInputs]:
-    """The one part that seals the release."""
+    """Return the one part that seals the release."""
     shards, rows = [], []
     for (group, _, arranged, _), part in zip(_arranged(inputs, run), run.parts("write"), strict=True):
         file = next(file for file in part.files if file.table == "shard")
@@ -314,13 +310,12 @@ STAGE = Stage(
     name="pack",
     about="write webdataset shards and seal the release",
     inputs=_inputs,
-    tables={"looks": LOOKS, "gathered": ALWAYS_GATHERED, "arranged": ARRANGED},
+    tables={"gathered": ALWAYS_GATHERED, "arranged": ARRANGED},
     steps=(
         Step(
             "gather",
             gather,
             version=GATHER_VERSION,
-            reads=("looks",),
             cut=("draws", "candidates", "facts", "captions", "extra_captions", "marks"),
             gives=("gathered",),
             plan=_plan_gather,

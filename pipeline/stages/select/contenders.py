@@ -30,6 +30,8 @@ from pipeline.judging.matching.taken import judge_taken
 from pipeline.judging.vocabulary.licences import UNKNOWN, LicenceSettings, family_of, judge_licences
 from pipeline.store.files import Files
 
+MOST_UNMET = 10  # entries of the takedown list that name nothing, by their words
+
 LEAK_GROUPS = pa.schema(
     [
         ("source", pa.string()),
@@ -74,7 +76,7 @@ _RULE_DROPS = f"""
         FROM left_by_takedowns a JOIN licence_kinds k ON k.licence_id IS NOT DISTINCT FROM a.licence_id WHERE NOT k.keep
         UNION ALL SELECT 2, sample_id, 'flat_picture', printf('%.1f', pixel_std),
             '>= {FLAT_PIXEL_STD:g} (spread of light)', NULL FROM left_by_takedowns JOIN facts USING (sample_id)
-            WHERE pixel_std < {FLAT_PIXEL_STD} AND coalesce(colour_std, 0) < {FLAT_PIXEL_STD}
+            WHERE pixel_std < {FLAT_PIXEL_STD} AND colour_std < {FLAT_PIXEL_STD}
         UNION ALL SELECT 3, sample_id, reason, value, threshold, other_sample_id
             FROM contradicted SEMI JOIN left_by_takedowns USING (sample_id)
     ) ORDER BY sample_id, place
@@ -142,7 +144,7 @@ def judge_kinds(sql: Any, settings: LicenceSettings) -> None:
 def find_taken(
     inputs: Inputs, run: Execution[None], entries: tuple[Entry, ...], pictures: tuple[Picture, ...], radius: int
 ) -> PartResult:
-    """The rows that stay out, and the pictures of the list with those that an entry was found to name.
+    """Return the rows that stay out, and the pictures of the list with those that an entry was found to name.
 
     `radius` says how near the pHash of a copy is.
     """
@@ -151,12 +153,16 @@ def find_taken(
         judge_taken(sql, entries, pictures, radius)
         taken = run.save(sql, "taken", "FROM taken", "sample_id")
         held = run.save(sql, "taken_pictures", "FROM pictures", "image_id")
-    return PartResult((taken, held))
+        met = set(sql.execute('SELECT DISTINCT "by", key FROM named').fetchall())
+    unmet = [f"{entry.by} {entry.value}" for entry in entries if entry.key not in met]
+    more = [f"and {len(unmet) - MOST_UNMET:,} more"] if len(unmet) > MOST_UNMET else []
+    return PartResult((taken, held), notes={"unmet": unmet[:MOST_UNMET] + more})
 
 
 def pictures_found(files: Files) -> tuple[Picture, ...]:
-    """The pictures that `find_taken` found."""
-    return tuple(sorted(Picture(**row) for path in files.paths for row in pq.read_table(path).to_pylist()))
+    """Return the pictures that `find_taken` found."""
+    rows = (row for path in files.paths for row in pq.read_table(path).to_pylist())
+    return tuple(sorted(Picture(**row | {"addresses": tuple(row["addresses"])}) for row in rows))
 
 
 # ---- what rows have to do with each other
@@ -192,16 +198,13 @@ def relate(inputs: Inputs, run: Execution[None], licences: LicenceSettings, num_
 # ---- rows in company
 
 
-# Of pictures that an earlier version measured, the mode says whether they are grey, and no camera is known. A JPEG that
-# needs neither turning nor another size is stored as it came, but for its metadata. One with a profile of other colours
-# is encoded anew all the same, and then has more bytes.
+# A JPEG that needs neither turning nor another size is stored as it came, but for its metadata. One with a profile of
+# other colours is encoded anew all the same, and then has more bytes.
 _GREY_COLOUR_STD = 3  # sepia has about 2, photos of groceries 12 and more
-_GREY_MODES = "('L', 'LA', '1', 'I', 'I;16', 'I;16B')"
 _IN_COMPANY = f"""
     CREATE TABLE facts AS SELECT sample_id, outcome, look, company, image_id, stored_sha256, pixels_sha256,
         width_px::BIGINT * height_px AS num_pixels, stored_width_px::BIGINT * stored_height_px AS num_stored_pixels,
-        length AS num_stored_bytes, num_bytes, coalesce(has_camera, false) AS has_camera,
-        coalesce(colour_std >= {_GREY_COLOUR_STD}, mode NOT IN {_GREY_MODES}, true) AS in_colour,
+        length AS num_stored_bytes, num_bytes, has_camera, colour_std >= {_GREY_COLOUR_STD} AS in_colour,
         coalesce(format NOT IN ('PNG', 'GIF', 'BMP', 'TIFF', 'PPM', 'TGA'), true) AS is_lossy,
         coalesce(stored_sha256 = image_id OR (format = 'JPEG' AND mode IN ('RGB', 'L') AND exif_orientation = 1
             AND stored_width_px = width_px AND stored_height_px = height_px AND length <= num_bytes), false)

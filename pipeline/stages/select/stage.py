@@ -17,23 +17,31 @@ Some rules compare a row with other rows. They run first, on narrow tables. Ever
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from manifests.contract import tables
+from manifests.contract.catalog_file import TAKEDOWNS_FILE
 from manifests.contract.outcomes import Outcome
 from manifests.contract.records import Funnel
-from manifests.contract.takedowns import Entry, Picture, Takedowns, add_entries, standing_list
+from manifests.contract.takedowns import (
+    Entry,
+    Picture,
+    Takedowns,
+    add_entries,
+    standing_list,
+    with_rows_of_secrets,
+)
 from pipeline.config import PREFER, BuildConfig
 from pipeline.engine.inputs import Inputs
 from pipeline.engine.work import BuildContext, Execution, PartResult, Stage, StageRun, Step
 from pipeline.fetching.pictures.limits import ASPECT_RATIO, LIMITS, PIXELS, SHORTER_SIDE
 from pipeline.judging.matching import companies
 from pipeline.judging.matching.conflicts import CONFLICTS, CONTRADICTED
-from pipeline.judging.matching.looks import LOOKS
 from pipeline.judging.matching.taken import PICTURES, TAKEN
 from pipeline.judging.quotas.balance import BalanceSettings
 from pipeline.judging.quotas.caps import judge_caps, keys_schema, keys_sql
@@ -51,6 +59,8 @@ from pipeline.stages.select.contenders import (
 from pipeline.store.buckets import join_facets
 from pipeline.store.files import Files
 from pipeline.store.sql import count_within
+
+log = logging.getLogger("plantmix.select")
 
 PAIRS_OF_ROW = 8  # rows and pairs as arrays in the memory of one row of a bucket; each takes about 200 bytes
 
@@ -72,8 +82,8 @@ class Choice:
     """Outcomes of fetch that a limit decides, each with its limit."""
 
     @classmethod
-    def of(cls, config: BuildConfig, takedowns: Takedowns) -> Choice:
-        """The choice that a configuration makes."""
+    def of(cls, config: BuildConfig, takedowns: Takedowns, whole_addresses: Sequence[str]) -> Choice:
+        """Return the choice that a configuration makes; `whole_addresses` are the files of SECRETS."""
         return cls(
             PREFER,
             config.dedup.extra_captions,
@@ -82,7 +92,7 @@ class Choice:
             config.select.licences,
             config.select.other_labels,
             config.select.balance,
-            tuple(takedowns.entries),
+            tuple(with_rows_of_secrets(takedowns.entries, whole_addresses)),
             tuple(takedowns.pictures),
             {limit.outcome.value: limit.shown(config.fetch.image) for limit in LIMITS},
         )
@@ -98,7 +108,6 @@ class SelectInputs:
     caption_verdicts: Files
     score_verdicts: Files
     leaks: Files
-    looks: Files
     choice: Choice
     radius: int
     pairs: Files
@@ -115,13 +124,15 @@ def _plan_taken(inputs: SelectInputs, run: StageRun[None]) -> list[dict[str, Any
 
 
 def _learn_pictures(inputs: SelectInputs, run: StageRun[Any]) -> SelectInputs:
-    """The inputs with the pictures that entries were found to name: a later build finds these in the list."""
+    """Return the inputs with the pictures that entries were found to name: a later build finds these in the list."""
     pictures = pictures_found(run.files("taken", "taken_pictures"))
     return replace(inputs, choice=replace(inputs.choice, pictures=pictures))
 
 
 def _settle(context: BuildContext) -> None:
     add_entries(context.workdir, [], pictures_found(context.files("select", "taken_pictures")))
+    if unmet := context.sealed["select"].notes.get("unmet_takedowns"):
+        log.info("select: %s names nothing in this build: %s", TAKEDOWNS_FILE, "; ".join(unmet))
 
 
 # ---- duplicates
@@ -142,14 +153,14 @@ def _plan_duplicates(inputs: SelectInputs, run: StageRun[None]) -> list[dict[str
 
 
 def _view_rows(sql: Any, inputs: Inputs, licences: LicenceSettings) -> None:
-    """Views of a bucket's tables, what rules say of its rows, and `left_over`: those that only a cap can drop."""
+    """View a bucket's tables, the rules' results for its rows, and `left_over`: rows that only a cap can drop."""
     inputs.view(sql)
     judge_rules(sql, licences)
     sql.execute("CREATE VIEW left_over AS FROM contenders ANTI JOIN duplicates USING (sample_id)")
 
 
 def pick_keys(inputs: Inputs, run: Execution[None], licences: LicenceSettings, balance: BalanceSettings) -> PartResult:
-    """The keys that the caps count in the rows of a bucket."""
+    """Return the keys that the caps count in the rows of a bucket."""
     with run.scratch() as sql:
         _view_rows(sql, inputs, licences)
         query = (
@@ -263,6 +274,7 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
             for about in ("licence", "label")
             if (num := sum(part.notes["conflicts"].get(about, 0) for part in parts))
         },
+        "unmet_takedowns": [words for part in run.parts("taken") for words in part.notes.get("unmet", ())],
         "kept_elsewhere": _sum_within(part.notes["kept_elsewhere"] for part in parts),
         "balance": [note for part in run.parts("caps") for note in part.notes["balance"]],
         "content": join_facets([part.notes["content"] for part in parts]),
@@ -274,7 +286,11 @@ def _conclude(inputs: SelectInputs, run: StageRun[None]) -> tuple[Funnel, dict[s
 
 def _inputs(context: BuildContext) -> SelectInputs:
     return SelectInputs(
-        choice=Choice.of(context.config, standing_list(context.workdir, context.catalog.ask)),
+        choice=Choice.of(
+            context.config,
+            standing_list(context.workdir, context.catalog.ask),
+            context.files("ingest", "secrets").paths,
+        ),
         radius=context.config.dedup.radius,
         candidates=context.files("ingest", "candidates"),
         facts=context.facts(),
@@ -282,7 +298,6 @@ def _inputs(context: BuildContext) -> SelectInputs:
         pairs=context.files("dedup", "pairs"),
         details=context.files("dedup", "details"),
         leaks=context.files("dedup", "leaks"),
-        looks=context.files("dedup", "looks"),
         semantic_pairs=context.files("dedup", "semantic_pairs"),
         caption_verdicts=context.files("caption", "caption_verdicts"),
         score_verdicts=context.files("score", "score_verdicts").digested(context.sealed["score"].notes["content"]),
@@ -294,7 +309,6 @@ STAGE = Stage(
     about="decide on every image: licence, duplicates; one reason a drop",
     inputs=_inputs,
     tables={
-        "looks": LOOKS,
         "taken": TAKEN,
         "taken_pictures": PICTURES,
         "companies": companies.COMPANIES,
@@ -311,7 +325,7 @@ STAGE = Stage(
         Step(
             "taken",
             find_taken,
-            reads=("candidates", "facts", "looks"),
+            reads=("candidates", "facts"),
             gives=("taken", "taken_pictures"),
             plan=_plan_taken,
             learns=_learn_pictures,
@@ -320,7 +334,7 @@ STAGE = Stage(
             "relate",
             relate,
             version=3,
-            reads=("facts", "pairs", "semantic_pairs", "candidates", "captions", "leaks", "looks"),
+            reads=("facts", "pairs", "semantic_pairs", "candidates", "captions", "leaks"),
             gives=("companies", "leak_groups", "contradicted"),
             plan=_plan_relate,
         ),
@@ -328,7 +342,7 @@ STAGE = Stage(
             "contend",
             contend,
             version=5,  # rivals have a domain
-            reads=("leak_groups", "looks", "details", "companies"),
+            reads=("leak_groups", "details", "companies"),
             cut=OF_ROWS,
             gives=("rivals",),
             plan=lambda inputs, _: [{"with_texts": inputs.choice.extra_captions > 0}],

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.masking import hide_in, hide_secrets, hide_users
+from manifests.errors import ConfigError
+from manifests.masking import hide_in, hide_in_address, hide_secrets, hide_users
+from manifests.stores.clients import filesystem
 
 HIDDEN = [
     ("http://user:pw@a.example/1.jpg", "http://a.example/1.jpg"),
@@ -94,3 +96,28 @@ def test_free_values_of_a_configuration_are_hidden_by_their_names_too() -> None:
         },
     }
     assert hide_in(hidden) == hidden
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("bucket.example.org/a.jpg?X-Amz-Signature=S", "bucket.example.org/a.jpg?X-Amz-Signature=***"),
+        ("user:pw@host.example/b.jpg", "host.example/b.jpg"),
+        ("//user:pw@host.example/b.jpg", "//host.example/b.jpg"),
+        ("https://user:pw@host.example/b.jpg?token=t", "https://host.example/b.jpg?token=***"),
+        ("pictures/b.jpg?size=large#top", "pictures/b.jpg?size=large#top"),
+        ("pictures/b.jpg", "pictures/b.jpg"),
+    ],
+)
+def test_an_address_is_masked_whatever_it_lacks(address: str, shown: str) -> None:
+    assert hide_in_address(address) == shown
+    assert hide_in_address(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://KEY:hunter2@bucket/a.csv", "s3://KEY:hun/ter2@bucket/a.csv", "gs://u@bucket/a"]
+)
+def test_an_address_of_a_bucket_holds_no_credentials(address: str) -> None:
+    with pytest.raises(ConfigError, match="holds credentials; give them by the environment") as told:
+        filesystem(address)
+    assert "ter2" not in str(told.value)

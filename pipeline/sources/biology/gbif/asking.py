@@ -78,7 +78,7 @@ class Request:
 
 
 def predicate(settings: GbifSettings, taxon_keys: list[int]) -> dict[str, Any]:
-    """The filter as GBIF's API takes it; it always asks for records with pictures."""
+    """Return the filter as GBIF's API takes it; it always asks for records with pictures."""
     parts = [
         *_one_of("TAXON_KEY", taxon_keys),
         *_one_of("COUNTRY", settings.country),
@@ -103,13 +103,13 @@ def _one_of(key: str, values: list[Any]) -> list[dict[str, Any]]:
 
 
 def request_path(settings: GbifSettings) -> Path:
-    """The file of this request. Another filter or another `refresh` gives another file."""
+    """Return the file of this request. Another filter or another `refresh` gives another file."""
     asked = settings.model_dump(mode="json", include=set(REQUEST_FIELDS))
     return Path(settings.path, f"asked-{fingerprint(asked)[:12]}.json")
 
 
 def read_request(settings: GbifSettings) -> Request | None:
-    """The request that `write_request` wrote; None when GBIF was not asked yet.
+    """Return the request that `write_request` wrote; None when GBIF was not asked yet.
 
     Raises: ConfigError for a file of other content.
     """
@@ -137,7 +137,7 @@ def archive_path(settings: GbifSettings) -> Path | None:
 
 
 def is_waiting(settings: GbifSettings) -> bool:
-    """True while the archive is not there."""
+    """Return true while the archive is not there."""
     path = archive_path(settings)
     return path is None or not path.exists()
 

@@ -114,7 +114,7 @@ def _ask(api: GbifApi, source: Source, environment: Mapping[str, str]) -> None:
 
 
 def _taxon_key(api: GbifApi, where: str, taxon: str | int) -> int:
-    """The key of a taxon in GBIF's backbone; for a synonym, the key of the accepted name.
+    """Return the key of a taxon in GBIF's backbone; for a synonym, the key of the accepted name.
 
     Raises: ConfigError for a name that GBIF does not know as it is written.
     """
@@ -130,7 +130,7 @@ def _taxon_key(api: GbifApi, where: str, taxon: str | int) -> int:
 
 
 def _find(api: GbifApi, user: str, token: str) -> str | None:
-    """The key of the download that carries this token, among the user's newest."""
+    """Return the key of the download that carries this token, among the user's newest."""
     page = api.get(f"occurrence/download/user/{quote(user, safe='')}", signed=True, limit=100) or {}
     keys = [row["key"] for row in page.get("results", ()) if token in json.dumps(row.get("request", {}))]
     return str(keys[0]) if keys else None
@@ -185,7 +185,10 @@ def _wait(api: GbifApi, key: str, settings: GbifSettings, what: str) -> dict[str
 
 
 def _ended(settings: GbifSettings, what: str, status: str) -> RunError:
-    """The error where GBIF has no file for us. A request of our own is forgotten, so that the next build asks anew."""
+    """Return the error where GBIF has no file for us.
+
+    A request of our own is forgotten, so that the next build asks anew.
+    """
     why = {"FILE_ERASED": "GBIF has erased its file, as it does after some months"}.get(status, f"it ended as {status}")
     if settings.download:
         return RunError(f"{what}: {why}; give another key, or filters in its place")

@@ -37,7 +37,7 @@ class GbifReader(DwcaReader):
         return super().digest(hash_file)
 
     def identity(self) -> dict[str, Any]:
-        """How the archive is read; what was asked for decides which archive came, and its bytes count."""
+        """Return how the archive is read; what was asked for decides which archive came, and its bytes count."""
         return {name: value for name, value in super().identity().items() if name not in asking.REQUEST_FIELDS}
 
     def recipe(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class GbifReader(DwcaReader):
         return None
 
     def in_work_folder(self, name: str, work_dir: str) -> GbifSettings:
-        """The settings with a folder for the archive: the user's own, or one in the work folder."""
+        """Return the settings with a folder for the archive: the user's own, or one in the work folder."""
         if self.settings.path:
             return self.settings
         folder = str(Path(local_place(work_dir), "gbif", name))
@@ -63,11 +63,11 @@ class GbifReader(DwcaReader):
         return settings
 
     def waits_for(self) -> str | None:
-        """The archive, until it is there."""
+        """Return the archive, until it is there."""
         return "its download from GBIF is not there yet" if asking.is_waiting(self.settings) else None
 
     def lacks(self, environment: Mapping[str, str]) -> str | None:
-        """The account of a user, where GBIF is still to be asked."""
+        """Return the account of a user, where GBIF is still to be asked."""
         from pipeline.sources.biology.gbif.obtaining import missing_account
 
         return missing_account(self, environment)

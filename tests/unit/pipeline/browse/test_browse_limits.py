@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sealed import lend
 
+from manifests.contract import reader
 from manifests.errors import ConfigError, RunError
+from manifests.stores import stamps
 from pipeline.browse import index
-from pipeline.browse import snapshot as snapshot_module
 from pipeline.browse.codes import Codes
 from pipeline.browse.image_index import ImageIndex
 from pipeline.browse.index import make_index
@@ -69,8 +70,8 @@ def test_a_catalogue_that_never_stands_still_is_said(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = iter(range(1000))
-    monkeypatch.setattr(snapshot_module, "_state", lambda path: next(states))
-    monkeypatch.setattr(snapshot_module, "SECONDS_BETWEEN_TRIES", 0)
+    monkeypatch.setattr(stamps, "of_disk", lambda stat: next(states))
+    monkeypatch.setattr(reader, "SECONDS_BETWEEN_TRIES", 0)
     with pytest.raises(RunError, match="try again in a minute"), open_snapshot(str(work), tmp_path):
         pass
 

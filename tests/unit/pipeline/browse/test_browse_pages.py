@@ -188,10 +188,6 @@ def test_galleries_show_every_drop_reason(client: TestClient, work: Path) -> Non
     assert len(ids_on(page)) == int(shown[0][0]) + min(6, kept - 3)  # at most six of a reason; three were packed
 
 
-def test_scores_are_shown_only_where_a_scorer_ran(client: TestClient) -> None:
-    assert "No scorer ran" in client.get("/scores").text
-
-
 def test_duplicates_shows_groups_and_close_calls(client: TestClient) -> None:
     page = client.get("/duplicates").text
     assert "3 images <small>" in page

@@ -76,18 +76,6 @@ def test_a_table_is_aligned(workdir: str, capfd: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_an_earlier_name_of_a_drop_reason_is_understood_where_builds_write_the_new_one(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    sql = "SELECT num_dropped FROM funnel WHERE reason = 'not_empty'"
-    for reason in ("empty_caption", "not_empty"):  # a folder of this version, and one of an earlier version
-        folder = str(tmp_path / reason)
-        with Catalog.open(folder) as catalog:
-            catalog.open_stage("caption", "caption-1", {})
-            catalog.seal_stage(StageRecord("caption", "caption-1", Funnel(9, 2, {reason: 7}), {}))
-        assert printed(capfd, folder, sql, "csv").split() == ['"num_dropped"', "7"]
-
-
 def test_long_cells_are_cut_and_line_breaks_flattened() -> None:
     lines = layout_rows(pa.table({"text": ["a" * 100, "two\nlines\tand a tab", None]}))
     assert lines[2] == "a" * 59 + "…"

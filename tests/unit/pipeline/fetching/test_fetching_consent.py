@@ -283,7 +283,7 @@ def test_what_must_be_looked_at_when_other_things_count():
         ("User-agent: other\nLicense: /other.xml", ()),
         ("User-agent: other\nLicense: /other.xml\n\nLicense: /all.xml", ("/all.xml",)),
         ("User-agent: *\nLicense: /star.xml\n\nUser-agent: PlantMix/3\nLicense: /us.xml", ("/us.xml",)),
-        ("License: /1\nLicense: /1\nLicense: /2\nLicense: /3\nLicense: /4", ("/1", "/2", "/3")),
+        ("License: /1\nLicense: /1\nLicense: /2\nLicense: /3\nLicense: /4", ("/1", "/2", "/3", "/4")),
         ("License:", ()),
     ],
 )

@@ -17,13 +17,20 @@ from manifests.contract.settings import parse_settings
 from manifests.errors import ConfigError, RunError
 from pipeline.fetching import decoding, engine
 from pipeline.fetching.answers import Answer
-from pipeline.fetching.consent.statements import ALLOW_ALL, RobotsRules
+from pipeline.fetching.consent.statements import (
+    LICENCE_FAILED,
+    ROBOTS_FAILED,
+    TDMREP_FAILED,
+    Consent,
+    RobotsRules,
+    parse_robots,
+)
 from pipeline.fetching.hosts import HostGate
 from pipeline.fetching.http import client_of_this_program
 from pipeline.fetching.part import MEASURED
 from pipeline.fetching.settings import FetchSettings, NetworkSettings
 from pipeline.fetching.urls import parse_url
-from pipeline.fetching.visits import AskAgain, Download, Visit, host_result, next_step, robots_verdict
+from pipeline.fetching.visits import AskAgain, Download, SiteFiles, Visit, failure_of, host_result, next_step
 
 LOCAL = FetchSettings(network=NetworkSettings(allow_private_addresses=True, robots_txt=False, retries=0))
 
@@ -215,23 +222,96 @@ def test_what_the_gate_learns(answer, result):
     assert robots == ("answered" if result == "forbidden" else result), "a store has no robots.txt, and answers 403"
 
 
+FOR_NOW = Outcome.HOST_UNAVAILABLE
+
+
 @pytest.mark.parametrize(
-    ("outcome", "verdict"),
-    [
-        (Outcome.HTTP_404, ALLOW_ALL),
-        (Outcome.HTTP_4XX, ALLOW_ALL),
-        (Outcome.TOO_MANY_REDIRECTS, ALLOW_ALL),
-        (Outcome.HTTP_5XX, Outcome.HOST_UNAVAILABLE),
-        (Outcome.HTTP_429, Outcome.HOST_UNAVAILABLE),
-        (Outcome.DNS_FAILURE, Outcome.DNS_FAILURE),
-        (Outcome.TLS_FAILURE, Outcome.TLS_FAILURE),
-        (Outcome.REFUSED_TARGET, Outcome.REFUSED_TARGET),
+    ("answer", "ends"),
+    [  # of robots.txt, tdmrep.json and a licence: None where the rows may go on
+        (Outcome.OK, (None, None, None)),
+        (Outcome.EMPTY_BODY, (None, None, FOR_NOW)),
+        (Outcome.HTTP_404, (None, None, FOR_NOW)),
+        (Outcome.HTTP_410, (None, None, FOR_NOW)),
+        (Outcome.HTTP_4XX, (None, None, FOR_NOW)),
+        (Outcome.HTTP_429, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.HTTP_5XX, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.BAD_RESPONSE, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.BODY_TRUNCATED, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.BODY_TOO_LARGE, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.TOO_MANY_REDIRECTS, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.INVALID_URL, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        (Outcome.HOST_UNAVAILABLE, (FOR_NOW, FOR_NOW, FOR_NOW)),
+        # whatever is below HTTP would meet the rows too
+        (Outcome.DNS_FAILURE, (Outcome.DNS_FAILURE, FOR_NOW, FOR_NOW)),
+        (Outcome.READ_TIMEOUT, (Outcome.READ_TIMEOUT, FOR_NOW, FOR_NOW)),
+        (Outcome.TLS_FAILURE, (Outcome.TLS_FAILURE, FOR_NOW, FOR_NOW)),
+        (Outcome.REFUSED_TARGET, (Outcome.REFUSED_TARGET, FOR_NOW, FOR_NOW)),
     ],
 )
-def test_what_a_missing_robots_txt_means(outcome, verdict):
-    robots = visit("http://a.org/robots.txt")
-    found = robots_verdict(robots, Download(outcome, "", host="a.org"), "plantmix")
-    assert found == verdict if isinstance(verdict, RobotsRules) else found[0] is verdict
+def test_what_a_file_of_a_site_means_by_its_answer(answer, ends):
+    asked = visit("http://a.org/robots.txt")
+    for kind, end in zip((ROBOTS_FAILED, TDMREP_FAILED, LICENCE_FAILED), ends, strict=True):
+        found = failure_of(kind, asked, Download(answer, "so", host="a.org"))
+        assert (found and found[0]) == end, (kind, answer)
+        assert found is None or found[1].startswith(f"{kind}{answer.value} so")
+    elsewhere = failure_of(ROBOTS_FAILED, asked, Download(answer, "", host="b.org"))  # behind a redirect
+    assert (elsewhere and elsewhere[0]) == (FOR_NOW if ends[0] else None)
+
+
+def bodies_in_turn(consent, *bodies):
+    """The rules of a site whose files have these bodies, and the paths that were asked for."""
+    files = SiteFiles(parse_url("http://a.org/x"), consent, [])
+    asked, step = [], files.first()
+    for body in bodies:
+        asked.append(step.target.path)
+        step = files.take(step, Download(Outcome.OK, "", host="a.org", body=body))
+        if not isinstance(step, Visit):
+            break
+    return step, asked
+
+
+EVERY = Consent("plantmix", True, (), ("content_usage", "rsl_licence", "tdmrep_file"))
+LICENCE = b'<rsl xmlns="https://rslstandard.org/rsl"><content url="/"><license/></content></rsl>'
+
+
+def test_each_file_of_a_site_is_asked_for_once():
+    robots = b"User-agent: *\nLicense: /a.xml\nLicense: /a.xml\nLicense: http://a.org/a.xml\nLicense: /b.xml\n"
+    rules, asked = bodies_in_turn(EVERY, robots, b"[]", LICENCE, LICENCE)
+    assert isinstance(rules, RobotsRules)
+    assert asked == ["/robots.txt", "/.well-known/tdmrep.json", "/a.xml", "/b.xml"]
+    for own in (b"/robots.txt", b"/.well-known/tdmrep.json"):
+        end, asked = bodies_in_turn(EVERY, b"License: " + own)
+        assert (end[0], asked) == (FOR_NOW, ["/robots.txt"])
+    end, _ = bodies_in_turn(EVERY, b"".join(b"License: /%d.xml\n" % number for number in range(11)))
+    assert end == (FOR_NOW, "the licence that robots.txt names: 11 are named, 10 are read")
+    end, _ = bodies_in_turn(EVERY, b"License: ftp://a.org/licence.xml\n")
+    assert end[0] is FOR_NOW
+
+
+@pytest.mark.parametrize(
+    ("bodies", "ends"),
+    [
+        ((b"", b"", LICENCE), None),
+        ((b"<html>Disallow: /</html>", b"<html></html>", LICENCE), None),
+        ((b"User-agent: *\nAllow: /", b'{"not": "a list"}', LICENCE), None),
+        ((b"License: /a.xml", b"[" + b" " * (512 << 10), LICENCE), FOR_NOW),
+        ((b"License: /a.xml", b"<p>" + b" " * (512 << 10), LICENCE), None),
+        ((b"License: /a.xml", b"[]", b"<html>not found"), FOR_NOW),
+        ((b"License: /a.xml", b"[]", LICENCE[:-3]), FOR_NOW),
+        ((b"License: /a.xml", b"[]", b""), FOR_NOW),
+    ],
+)
+def test_what_a_file_of_a_site_means_by_its_body(bodies, ends):
+    found, _ = bodies_in_turn(EVERY, *bodies)
+    assert (found[0] if isinstance(found, tuple) else None) == ends
+
+
+def test_of_a_long_robots_txt_the_first_512_kib_count():
+    long = b"User-agent: *\nDisallow: /no\n" + b"# more\n" * 80_000 + b"Allow: /no\n"
+    assert not parse_robots(long, "plantmix").allows("/no")
+    cut = b"User-agent: *\nDisallow: /\n".ljust((512 << 10) - 9) + b"\nAllow: /very/long/path"
+    assert not parse_robots(cut, "plantmix").allows("/v"), "a line that is cut does not count"
+    assert not parse_robots("User-agent: *\nDisallow: /".encode("utf-16"), "plantmix").allows("/")
 
 
 def test_row_of_a_closed_host_keeps_its_own_last_failure():

@@ -1,4 +1,4 @@
-"""What RSL documents say of training, for which paths, and that hostile ones say nothing."""
+"""What RSL documents say of training, for which paths, and that hostile ones cannot be read."""
 
 from __future__ import annotations
 
@@ -95,22 +95,29 @@ BOMB = '<!DOCTYPE rsl [<!ENTITY a "x"><!ENTITY b "&a;&a;">]>'
         b"<html>",
         b"\xff\xfe\x00",
         document(NO)[:-3],
-        document(NO, namespace="https://example.org/other"),
         BOMB.encode() + f"<rsl>{NO}&b;</rsl>".encode(),
         f'<!DOCTYPE rsl SYSTEM "file:///etc/passwd"><rsl>{NO}</rsl>'.encode(),
         f"<rsl>{NO}&unknown;</rsl>".encode(),
         document(content(url="/x") * 10_001, NO),
-        b"<rsl><permits>ai-train</permits><license/></rsl>",
+        b"<rsl>" * 150_000,
     ],
-    ids=range(10),
+    ids=range(9),
 )
-def test_what_is_no_licence_forbids_nothing(body):
-    assert refusal(body) == ""
+def test_a_document_that_is_no_xml_cannot_be_read(body):
+    assert rsl.parse_rsl(body, SITE) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [document(NO, namespace="https://example.org/other"), b"<rsl><permits>ai-train</permits><license/></rsl>"],
+)
+def test_xml_without_a_licence_forbids_nothing(body):
+    assert rsl.parse_rsl(body, SITE) == ()
 
 
 def test_a_document_of_many_levels_or_stars_takes_no_time():
     began = time.thread_time()
-    assert refusal(b"<rsl>" * 150_000) == ""
+    assert rsl.parse_rsl(b"<rsl>" * 150_000, SITE) is None
     assert refusal(document(content(PROHIBITS.format("all"), url="/" + "*a" * 5_000 + "$")), "/" + "a" * 4_000) == ""
     assert refusal(document(content(PROHIBITS.format("all"), url=f"https://{'*a' * 5_000}/"))) == ""
     assert time.thread_time() - began < 2

@@ -60,11 +60,6 @@ def test_a_statement_that_is_stored_refuses_without_a_question(tmp_path: Path) -
     assert read(tmp_path, (stored("a", **said), LACKING)) == (("ok", "a", True), [])
 
 
-def test_signals_that_an_earlier_version_asked_for_alone_are_known(tmp_path: Path) -> None:
-    alone = {"outcome": "not_refused", "signals": {HEADERS: []}}
-    assert read(tmp_path, (stored("a"), LACKING), (alone, {})) == (("ok", "a", True), [])
-
-
 def test_a_failure_before_an_answer_that_a_setting_decided_does_not_stand(tmp_path: Path) -> None:
     failed = {"outcome": "http_5xx", "http_status": 503}
     refused = {"outcome": "refused_target", "round": 1}

@@ -267,7 +267,7 @@ def crowd(seed: int) -> list[dict[str, Any]]:
             elif fate == 2:
                 row |= {"licence_id": "CC-BY-ND-4.0", "image_id": f"bytes {int(rng.integers(0, 19))}"}
             elif fate == 3:
-                row |= {"pixel_std": 0.1}
+                row |= {"pixel_std": 0.1, "colour_std": 0.1}
             elif fate == 4:
                 row |= {"url": f"http://a.example/{int(rng.integers(0, 9))}-1"}
             samples.append(row | {"phash": phash})

@@ -288,11 +288,10 @@ def test_a_card_shows_the_law_that_chose_the_shares(config: dict[str, Any], fini
     law = {"ratio": {"plant": 0.7, "general": 0.3}, "interval": {"plant": [0.6, 0.8]}}
     drawn = [{"domain": domain, "share": share, "samples": 50} for domain, share in law["ratio"].items()]
     release = TrainedOn("ab" * 32, "toy-0001", drawn=drawn, law=law)
-    facts = ModelFacts(settings, "raw", [release], {}, {}, has_second_order=True, in_open_clip=False)
+    facts = ModelFacts(settings, "raw", [release], {}, {}, has_second_order=True)
     lines = write_card(facts, "lab/model").splitlines()
     assert "| plant | 0.7000 | 0.6000 to 0.8000 |" in lines
     assert "| general | 0.3000 | not known |" in lines
-    assert not any("hf-hub:" in line for line in lines)
     assert "The run was not finished when this was published." in lines
     assert not any("at the end of its training" in line for line in lines)
     assert any("those of the newest checkpoint of a run that is not finished" in line for line in lines)
@@ -320,6 +319,6 @@ def test_the_card_names_the_model_that_the_training_began_with(pretrained: str |
     )
     named = _base_model(TrainedModel(torch.nn.Identity(), settings, Path("run"), "raw", "model.pt"))
     assert named == base
-    facts = ModelFacts(settings, "raw", (), {}, {}, has_second_order=False, in_open_clip=True, base_model=named)
+    facts = ModelFacts(settings, "raw", (), {}, {}, has_second_order=False, base_model=named)
     front = yaml.safe_load(write_card(facts, "lab/model").split("---")[1])
     assert front.get("base_model") == base

@@ -23,12 +23,12 @@ ROOT = Path(__file__).parents[4]
 def test_the_guides_lines_make_a_network_that_computes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guide = (ROOT / "configs/GUIDE.md").read_text(encoding="utf-8")
+    guide = (ROOT / "configs/guide/python.md").read_text(encoding="utf-8")
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "torch.onnx.export" in block]
     monkeypatch.chdir(tmp_path)
     model = build_model(ModelSettings(preset="clip", architecture=tiny(tmp_path, "onnx"))).eval()
     exports.export_hugging_face(model, tmp_path / "my-model")
-    exec(compile(lines, "GUIDE.md", "exec"), {})
+    exec(compile(lines, "python.md", "exec"), {})
     session = onnxruntime.InferenceSession("image.onnx")
     pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     (name,) = (each.name for each in session.get_inputs())

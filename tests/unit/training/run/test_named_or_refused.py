@@ -14,9 +14,13 @@ from foreign_tars import img2dataset_samples, write_tar
 from release_writer import drawn_samples, write_release
 from training_runs import Finished, content_of, make_settings, run_once, stop_at, with_sections, write_values
 
+from manifests.contract.settings import parse_settings
 from manifests.contract.tables import sample_id
 from manifests.errors import ConfigError, RunError
 from training.cli import main
+from training.config import TrainSettings
+from training.model.build import build_model
+from training.model.presets import ModelSettings
 from training.record.log import read_log
 from training.run.loop import train
 
@@ -145,3 +149,19 @@ def test_a_log_that_lost_its_first_lines_is_said(
     run_once(config)
     said = f"{log}: its first lines are lost, it begins at step 2: curves and the first loss are of what came later"
     assert said in capsys.readouterr().err
+
+
+def test_stored_tokens_of_frozen_towers_are_refused_with_the_cure(config: dict[str, Any], tmp_path: Path) -> None:
+    """In a config, in what a run kept of it, and in an architecture that came with them."""
+    old = config | {"data": config["data"] | {"tokens": "tokens"}}
+    for is_kept in (False, True):
+        with pytest.raises(ConfigError, match=r"tokens: stored tokens .*lock the towers"):
+            parse_settings(old, TrainSettings, where="x", is_kept=is_kept)
+        same = config | {"data": config["data"] | {"tokens": None}}
+        if is_kept:
+            parse_settings(same, TrainSettings, where="x", is_kept=True)
+    path = tmp_path / "stored-tokens.json"
+    part = {"frozen_tower": "timm:x", "tower_width": 8, "width": 8, "num_tokens": 4}
+    path.write_text(json.dumps({"embed_dim": 8, "vision_cfg": part, "text_cfg": part}))
+    with pytest.raises(ConfigError, match=r"is of `dalip tokens`.*lock the towers"):
+        build_model(ModelSettings(architecture=str(path)))

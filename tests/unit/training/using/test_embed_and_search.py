@@ -84,14 +84,15 @@ def test_a_run_and_its_export_have_one_fingerprint(run_folder: Path, tmp_path: P
 def test_the_example_of_the_guide_runs(
     run_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    text = (ROOT / "configs/GUIDE.md").read_text(encoding="utf-8")
-    (block,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "training.api" in code]
-    assert len(block.strip().splitlines()) <= 10
+    text = (ROOT / "configs/guide/python.md").read_text(encoding="utf-8")
+    blocks = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "training.api" in code]
+    assert [sum(map(bool, block.splitlines())) for block in blocks] == [5, 3]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my-model").symlink_to(run_folder)
+    Path("runs").mkdir()
+    Path("runs/my").symlink_to(run_folder)
     for name, source in (("rose.jpg", "red/circle.jpg"), ("oak.jpg", "green/cross.jpg")):
         shutil.copy(pictures / source, name)
-    exec(compile(block, "configs/GUIDE.md", "exec"), {})
+    exec(compile("".join(blocks), "configs/guide/python.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "rose.jpg" in printed
     assert "(2, 64)" in printed

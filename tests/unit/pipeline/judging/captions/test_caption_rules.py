@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from manifests.contract.outcomes import FORMER_REASONS
+from manifests.contract.outcomes import REASON_OF_RULE
 from manifests.contract.tables import VERDICTS
 from manifests.errors import ConfigError
 from pipeline.judging.captions.measure import measure_captions
@@ -56,7 +56,7 @@ def test_each_rule_drops_with_its_value(make_candidates, rule: str, threshold, c
     verdicts = judged(make_candidates(rows), {"rules": [rules]})
     assert verdicts.schema == VERDICTS
     assert verdicts["keep"].to_pylist() == [False, True]
-    assert verdicts["reason"].to_pylist() == [FORMER_REASONS.get(rule, rule), None]
+    assert verdicts["reason"].to_pylist() == [REASON_OF_RULE.get(rule, rule), None]
     assert verdicts["value"][0].as_py() == value
     assert verdicts["threshold"][0].as_py()
     assert verdicts["threshold"][1].as_py() is None

@@ -9,17 +9,15 @@ import pyarrow as pa
 from hashed_pairs import look_of
 
 from manifests.contract.copies import MIDDLE_RADIUS
-from pipeline.judging.matching.looks import LOOKS, distinct_hashes, find_near_looks, make_pairs, view_shown
+from pipeline.judging.matching.looks import distinct_hashes, find_near_looks, make_pairs, view_shown
 
 A, B, C = 0x0F0F_3C3C_5A5A_9966, 0x1234_5678_9ABC_DEF0, 0xFEDC_BA98_7654_3210
 OTHER = (1 << (MIDDLE_RADIUS + 1)) - 1  # a middle that is not near 0
 NAMES = ("phash", "phash_mirrored", "middle_hash", "middle_mirrored")
 
 
-def show(
-    sql: Any, pictures: list[tuple[int | None, ...]], looks: dict[int, tuple[int, int, int]] | None = None
-) -> None:
-    """Facts of pictures (hashes by NAMES), and `looks` by the number of the picture."""
+def show(sql: Any, pictures: list[tuple[int, ...]]) -> None:
+    """Facts of pictures: hashes by NAMES."""
     rows = [dict(zip(NAMES, [*hashes, *[0] * (4 - len(hashes))], strict=True)) for hashes in pictures]
     facts = [
         row | {"outcome": "ok", "pixels_sha256": f"picture {number}", "pixel_std": 50.0}
@@ -30,21 +28,13 @@ def show(
         [*types.items(), ("outcome", pa.string()), ("pixels_sha256", pa.string()), ("pixel_std", pa.float32())]
     )
     sql.register("facts", pa.Table.from_pylist(facts, schema))
-    measured = [
-        dict(zip(LOOKS.names, (f"picture {number}", *hashes), strict=True)) for number, hashes in (looks or {}).items()
-    ]
-    sql.register("looks", pa.Table.from_pylist(measured, LOOKS))
     view_shown(sql)
 
 
-def pairs_of(
-    pictures: list[tuple[int | None, ...]],
-    found: list[tuple[int, int]],
-    looks: dict[int, tuple[int, int, int]] | None = None,
-) -> set[tuple[int, int, int, bool]]:
+def pairs_of(pictures: list[tuple[int, ...]], found: list[tuple[int, int]]) -> set[tuple[int, int, int, bool]]:
     """Pairs within 4 bits, the lower pHash first; `found` are pairs of near hashes."""
     with duckdb.connect() as sql:
-        show(sql, pictures, looks)
+        show(sql, pictures)
         shared = distinct_hashes(sql)[1].tolist()
         ends = [sorted(pair) for pair in found] + [[hash_, hash_] for hash_ in shared]
         left, right = (pa.array([pair[at] for pair in ends], pa.uint64()) for at in (0, 1))
@@ -80,10 +70,6 @@ def test_a_symmetric_picture_is_no_pair_with_itself() -> None:
 def test_a_hash_with_hardly_a_bit_is_nobodys_mirror_image() -> None:
     assert pairs_of([(A, 7), (7, A)], []) == set()
     assert pairs_of([(A, 0x1F), (0x1F, A)], []) == {(0x1F, A, 0, True)}
-
-
-def test_pictures_of_earlier_versions_are_measured_elsewhere() -> None:
-    assert pairs_of([(A, None, None, None), (B, C)], [], {0: (B, 0, 0)}) == {(A, B, 0, True)}
 
 
 def test_sheets_of_one_layout_are_no_pair() -> None:
