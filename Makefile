@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # The slow tests wait for two fifths of their time: one worker more than there are cores.
 test-all: PYTEST_WORKERS := --numprocesses $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# What computes with floats through BLAS or torch, and takes less than 2 minutes: `make test-numerics` runs it twice.
+# What computes with floats through BLAS or torch, and takes less than a minute.
 NUMERIC_TESTS := tests/unit/pipeline/planning tests/unit/pipeline/judging/quotas tests/unit/pipeline/judging/matching \
   tests/unit/pipeline/scoring tests/unit/pipeline/fetching/pictures/test_pictures_phash.py tests/unit/training/model \
   tests/unit/training/evaluation/test_metrics.py \
