@@ -14,11 +14,16 @@ from command_server import CommandServer, end_all, serving_commands
 from hypothesis import settings
 from patient_ray import be_patient
 
+from manifests.stores import faults
+
 settings.register_profile("plantmix", deadline=None)
 settings.load_profile("plantmix")
 
 # A small build waits for the disk 170 times, and no test takes its power away. Processes that a test starts do wait.
 os.fsync = lambda descriptor: None
+
+# A store that stays away is asked as often as ever, without 20 s of waiting. Processes that a test starts do wait.
+faults.WAITS_SECONDS = (0.01, 0.02, 0.05, 0.1)
 
 # Ray puts sockets there, whose paths may have 107 bytes
 os.environ.setdefault("RAY_TMPDIR", "/tmp")
