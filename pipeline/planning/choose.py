@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.planning.arrays import Array
+from pipeline.planning.gains import Gain, advise, gains_over
 from pipeline.planning.goals import NEAR_OPTIMAL_NATS, PENALTY, Goal, Scorer, most_allowed
 from pipeline.planning.laws import Law, bound_hits
 from pipeline.planning.limits import Box, epochs_of, natural_shares, share_box
@@ -50,6 +51,8 @@ class Choice:
     objective: tuple[float, float, float]  # value, low, high at 90 %
     losses: dict[str, tuple[float, float, float]]
     allowed: dict[str, float]  # loss -> the most that its constraint allows
+    gains: tuple[Gain, ...]  # over the best run tried, the natural ratio, equal shares; those that the limits allow
+    advice: str  # one sentence: take the choice, the best run tried, or make more runs
     trade_off: TradeOff | None  # None with one loss
     epochs: Array  # nan where the pool or the samples are not given
     binding: tuple[str, ...]
@@ -62,9 +65,10 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
     Raises: ConfigError for unknown losses, limits that no mixture meets, or constraints that cannot be met.
     """
     goal.check(law)
+    everything = expand_domains(law.domains, law.runs.groups)
+    equal = merge_shares(everything, np.full((1, len(everything)), 1.0 / len(everything)), law.runs.groups)[1]
     natural = None
-    if goal.near_pools_nats is not None:
-        everything = expand_domains(law.domains, law.runs.groups)
+    if goal.near_pools_nats is not None or all(domain in goal.limits.pools for domain in everything):
         parts = np.array([list(natural_shares(everything, goal.limits).values())])
         natural = merge_shares(everything, parts, law.runs.groups)[1]
     goal = replace(goal, limits=merge_limits(goal.limits, law.runs.groups))
@@ -86,6 +90,7 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
         optimum, best = best, _nearest(natural, score, best, goal.near_pools_nats, points, box)
     losses = {name: _at(scorer, name, best) for name in law.losses}
     least = {name: float(most) for name, most in allowed.items()}
+    gains = gains_over(scorer, best, None if natural is None else natural[0], equal[0], box, least)
     return Choice(
         shares=best,
         optimum=optimum,
@@ -94,6 +99,8 @@ def choose_mixture(law: Law, goal: Goal) -> Choice:
         objective=_objective(goal, losses),
         losses=losses,
         allowed=least,
+        gains=gains,
+        advice=advise(gains, law),
         trade_off=_trade_off(scorer, points, box),
         epochs=epochs_of(law.domains, best[None], goal.limits)[0],
         binding=_binding(law, box, best, losses, least),

@@ -28,7 +28,7 @@ from pipeline.planning.runs.groups import Groups, expand_domains, expand_shares
 from pipeline.planning.runs.run_table import RunsTable
 from pipeline.planning.search import shares_grid
 
-LAW_FORMAT = "plantmix-law/4"
+LAW_FORMAT = "plantmix-law/5"
 MIXTURE_FORMAT = "plantmix-mixture/1"
 LEAST_KEPT = 1e-4  # a domain with a smaller share of a kept mixture is left out
 _ARRAYS = {Array: float, Index: int, Texts: str}
@@ -159,6 +159,16 @@ def mixture_to_json(law: Law, law_sha256: str, law_name: str, goal: Goal, choice
         "predicted": {
             name: {"loss": value, "low": low, "high": high} for name, (value, low, high) in choice.losses.items()
         },
+        "gains": [
+            {
+                "over": gain.rival,
+                "ratio": _by_domain(domains, gain.shares, groups),
+                "nats": gain.value,
+                "interval": [gain.low, gain.high],
+            }
+            for gain in choice.gains
+        ],
+        "advice": choice.advice,
         "trade_off": None if choice.trade_off is None else _curve(law, choice.trade_off),
         "near_pools": None
         if choice.optimum is None or goal.near_pools_nats is None
@@ -215,7 +225,6 @@ def _evidence(column: ColumnLaw) -> dict[str, Any]:
         "cv_error_mean": column.form_errors[MEAN],
         "cv_error_exponential": column.form_errors[EXPONENTIAL],
         "noise_floor": None if math.isnan(column.noise_floor) else column.noise_floor,
-        "coverage_of_90_percent_interval": column.coverage,
     }
 
 

@@ -1,4 +1,4 @@
-"""Prediction intervals: normalised jackknife+ around the held-out errors, and the coverage they reach.
+"""Prediction intervals: normalised jackknife+ around the held-out errors.
 
 Held-out errors are divided by a width where they were made, and multiplied by the width where a prediction is asked
 for. The width follows the uncertainty of a Gaussian process: an interval far from the tried ratios is wider than one
@@ -72,10 +72,3 @@ def _ranked(values_NQ: Array) -> Array:
 def small_sample_factor(num_runs: int) -> float:
     """1 where a distribution-free interval exists, above 1 where there are too few runs for one."""
     return max(1.0, LEVEL * (num_runs + 1) / num_runs) ** 2
-
-
-def measured_coverage(residual_N: Array) -> float:
-    """Share of runs whose held-out error lies within the interval made from the other runs' held-out errors."""
-    factor = small_sample_factor(len(residual_N) - 1)
-    others = [np.delete(residual_N, run)[:, None] for run in range(len(residual_N))]
-    return float(np.mean([error <= factor * _ranked(rest)[0] for error, rest in zip(residual_N, others, strict=True)]))

@@ -15,7 +15,7 @@ from pipeline.planning.arrays import Array, Index, Mask
 from pipeline.planning.crossval import Folded, Weighing, Weights, choose_weights, fit_folds, predict_weighted
 from pipeline.planning.forms.catalogue import FORMS, MEAN, PROCESS
 from pipeline.planning.forms.fitted import Fitted
-from pipeline.planning.intervals import jackknife_plus, level_of, measured_coverage, noise_slopes, relative_widths
+from pipeline.planning.intervals import jackknife_plus, level_of, noise_slopes, relative_widths
 from pipeline.planning.runs.checks import check_runs, noise_floor
 from pipeline.planning.runs.run_table import RunsTable
 
@@ -54,7 +54,6 @@ class ColumnLaw:
     highest_loss: float
     noise_slope: float  # see intervals.noise_slopes
     noise_floor: float  # standard deviation between replicates; nan without them
-    coverage: float  # of the 90 % interval on the runs themselves
 
     def value(self, shares_QK: Array) -> Array:
         """Predicted losses, shape Q; none is negative where no run has a loss below 0."""
@@ -78,19 +77,24 @@ class ColumnLaw:
         """Folds of the cross-validation."""
         return len(next(iter(self.folds.values())).arrays["centre"])
 
-    def sample_values(self, shares_QK: Array, multipliers_BG: Array) -> Array:
-        """Losses under B laws that the runs allow, shape B x Q; the multipliers are standard normal numbers.
+    def changes(self, shares_QK: Array) -> Array:
+        """Return the change of the loss that each left-out fold stands for, in units of a jackknife, shape G x Q.
 
-        Each law is this one plus a random sum of the changes that leaving out one fold makes (the jackknife). Where a
-        form cannot follow the losses, it errs the same way with and without a run, and the changes are too small. So
-        they are scaled to a fixed part of the held-out errors.
+        Where a form cannot follow the losses, it errs the same way with and without a run, and the changes are too
+        small. So they are scaled to a fixed part of the held-out errors.
         """
         by_fold = predict_weighted(self.folds, self.weights, shares_QK)
         typical = max(float(np.median(self.residuals)), 1e-12)
         largest = LARGEST_CHANGE * typical
-        changes = np.clip(by_fold - by_fold.mean(axis=0), -largest, largest)
-        scale = ERROR_PART / (1.0 - min(self.fit_error / typical, _MOST_KEPT))
-        values: Array = self.value(shares_QK) + scale * np.sqrt(1 - 1 / self.num_folds) * multipliers_BG @ changes
+        scale = ERROR_PART / (1.0 - min(self.fit_error / typical, _MOST_KEPT)) * np.sqrt(1 - 1 / self.num_folds)
+        return np.asarray(scale * np.clip(by_fold - by_fold.mean(axis=0), -largest, largest))
+
+    def sample_values(self, shares_QK: Array, multipliers_BG: Array) -> Array:
+        """Losses under B laws that the runs allow, shape B x Q; the multipliers are standard normal numbers.
+
+        Each law is this one plus a random sum of the changes that leaving out one fold makes (the jackknife).
+        """
+        values: Array = self.value(shares_QK) + multipliers_BG @ self.changes(shares_QK)
         return values
 
     def describe_weights(self) -> str:
@@ -194,7 +198,6 @@ def _column_law(
         highest_loss=highest,
         noise_slope=slope,
         noise_floor=floor,
-        coverage=measured_coverage(residuals / widths),
     )
 
 

@@ -47,6 +47,8 @@ def panels_of(mixture: Values) -> list[Panel]:
         panels.append(Panel("trade-off", functools.partial(_draw_trade_off, mixture), words))
     if mixture.get("interval"):
         panels.append(_rows("chosen shares", domains, mixture, _draw_shares))
+    if mixture.get("gains"):
+        panels.append(_gain_panel(mixture))
     return panels
 
 
@@ -193,6 +195,29 @@ def _draw_losses(mixture: Values, axis: Any) -> None:
             axis.plot(predicted["loss"], y, "o", color=INK, markersize=5)
     _name_rows(axis, list(runs), at)
     axis.set_xlabel("loss, nats; ticks are runs, the dot is predicted, 90 %")
+
+
+def _gain_panel(mixture: Values) -> Panel:
+    gains = mixture["gains"]
+    words = "; ".join(
+        "over the {} {:.3f}, 90 % interval {:.3f} to {:.3f}".format(each["over"], each["nats"], *each["interval"])
+        for each in gains
+    )
+    height = max(1.6, 1.0 + _ROW_INCHES * len(gains))
+    return Panel(
+        "gain of the choice", functools.partial(_draw_gains, gains), f"Gain in nats: {words}.", height=height, left=1.55
+    )
+
+
+def _draw_gains(gains: Sequence[Values], axis: Any) -> None:
+    """Draw a row for each rival: the gain over it with its interval, and a line at none."""
+    at = np.arange(len(gains))[::-1]
+    for y, each in zip(at, gains, strict=True):
+        axis.hlines(y, *each["interval"], color=_CHOSEN, alpha=0.45, linewidth=7)
+        axis.plot(each["nats"], y, "o", color=INK, markersize=5)
+    axis.axvline(0.0, color=SOFT, linewidth=1.0, zorder=1)
+    _name_rows(axis, [each["over"] for each in gains], at)
+    axis.set_xlabel("nats saved; the bar is the 90 % interval")
 
 
 def _name_rows(axis: Any, names: Sequence[str], at: Any) -> None:

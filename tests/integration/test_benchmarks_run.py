@@ -182,6 +182,18 @@ SMALL = {
         ("average", "law", "runs"),
         then="{scratch}/rows.jsonl --average",
     ),
+    "bench_planning_gain": Small(
+        "{scratch}/rows.jsonl --tables 1 --only kinked",
+        (
+            '| truth | domains | runs | tables | gain covered | wrongly sure | half a width / range | "take the choice" '
+            "| then much worse |",
+            *(f"| kinked | {num} | {runs} | 1 | @ | @ | @ | @ | @ |" for num in (2, 3) for runs in (8, 12, 36)),
+            "| all | 2, 3 | 8 to 36 | 6 | @ | @ | @ | @ | @ |",
+        ),
+        "planning: Does the printed gain hold?",
+        ("kinked", "gain covered | wrongly sure", '"take the choice" | then much worse'),
+        then="{scratch}/rows.jsonl --table",
+    ),
     "bench_planning_tables": Small(
         "{scratch}/rows.jsonl --draws 1 --only 410M",
         (

@@ -71,6 +71,12 @@ def noise_floor(table: RunsTable) -> Array:
     return np.sqrt(squares / np.where(freedom > 0, freedom, np.nan))
 
 
+def repeated_mixtures(table: RunsTable) -> Array:
+    """Return the mixtures that more than one run has, shape M x K."""
+    repeated = [table.shares[members[0]] for members in _replicates(table) if len(members) > 1]
+    return np.array(repeated).reshape(-1, table.shares.shape[1])
+
+
 def _replicates(table: RunsTable) -> list[Index]:
     group = table.mixture_groups()
     return [np.flatnonzero(group == g) for g in range(table.num_mixtures)]

@@ -16,7 +16,7 @@ from pipeline.planning.files import json_content, law_to_json, read_law
 from pipeline.planning.forms.catalogue import EXPONENTIAL, FORMS, MEMBERS, REGULARISED_EXPONENTIAL
 from pipeline.planning.forms.gaussian_process import GaussianProcess, _kernel, _likelihood
 from pipeline.planning.forms.parametric import ExponentialLaw, PowerLaw
-from pipeline.planning.intervals import jackknife_plus, measured_coverage, relative_widths
+from pipeline.planning.intervals import jackknife_plus, relative_widths
 from pipeline.planning.laws import bound_hits, fit_law
 from pipeline.planning.limits import Box
 from pipeline.planning.runs.run_table import RunsTable, build_runs
@@ -222,7 +222,6 @@ def test_a_fit_with_cross_validation_of_every_form_is_quick(public):
     for column in law.columns:
         assert set(column.form_errors) == set(FORMS)
         assert column.error < 0.2 * column.form_errors["mean"]
-        assert 0.8 <= column.coverage <= 1.0
 
 
 @pytest.mark.slow
@@ -339,7 +338,7 @@ def test_a_file_that_is_no_law_is_refused(tmp_path):
     path.write_text('{"format": "plantmix-law/99"}')
     with pytest.raises(ConfigError, match="plantmix-law/99"):
         read_law(path)
-    path.write_text('{"format": "plantmix-law/4", "runs": {}}')
+    path.write_text('{"format": "plantmix-law/5", "runs": {}}')
     with pytest.raises(ConfigError, match="damaged law file"):
         read_law(path)
     path.write_text("not json")
@@ -363,7 +362,6 @@ def test_jackknife_plus_by_hand():
     low, high = jackknife_plus(by_fold, residual, folds, np.ones(1))
     assert low[0] == 0.5
     assert high[0] == 3.5
-    assert measured_coverage(np.arange(20.0)) == pytest.approx(0.9, abs=0.051)
 
 
 def test_between_two_ranks_an_interval_takes_what_lies_between():

@@ -41,6 +41,10 @@ def make_mixture(num_domains: int) -> dict[str, Any]:
                 for name, values in losses.items()
             },
         },
+        "gains": [
+            {"over": "best run tried", "ratio": {}, "nats": 0.02, "interval": [-0.1, 0.14]},
+            {"over": "equal shares", "ratio": {}, "nats": 0.3, "interval": [0.2, 0.4]},
+        ],
         "warnings": ["at the edge", "DO NOT TRUST the law", "at the edge"],
     }
 
@@ -64,9 +68,9 @@ def test_a_file_that_sorts_the_domains_is_drawn_as_the_choice_was(num_domains: i
 @pytest.mark.parametrize(
     ("num_domains", "titles"),
     [
-        (2, ["loss of domain0", "loss of domain1", "trade-off", "chosen shares"]),
-        (3, ["loss of domain0", "loss of domain1", "trade-off", "chosen shares"]),
-        (4, ["losses: runs and prediction", "trade-off", "chosen shares"]),
+        (2, ["loss of domain0", "loss of domain1", "trade-off", "chosen shares", "gain of the choice"]),
+        (3, ["loss of domain0", "loss of domain1", "trade-off", "chosen shares", "gain of the choice"]),
+        (4, ["losses: runs and prediction", "trade-off", "chosen shares", "gain of the choice"]),
     ],
 )
 def test_every_panel_is_drawn(num_domains: int, titles: list[str]) -> None:
@@ -94,7 +98,15 @@ def test_shares_are_named_along_the_frontier() -> None:
 def test_a_file_without_drawn_values_still_shows_what_it_has() -> None:
     mixture = make_mixture(2)
     del mixture["drawn"]
-    assert [panel.title for panel in panels_of(mixture)] == ["trade-off", "chosen shares"]
+    assert [panel.title for panel in panels_of(mixture)] == ["trade-off", "chosen shares", "gain of the choice"]
+
+
+def test_gains_are_drawn_and_told_in_words() -> None:
+    panel = panels_of(make_mixture(2))[-1]
+    assert "over the best run tried 0.020, 90 % interval -0.100 to 0.140" in panel.alt
+    svg = draw_svg(panel)
+    assert "best run tried" in svg
+    assert "equal shares" in svg
 
 
 def test_each_warning_is_said_once_the_gravest_first() -> None:
