@@ -185,8 +185,8 @@ SMALL = {
     "bench_planning_gain": Small(
         "{scratch}/rows.jsonl --tables 1 --only kinked",
         (
-            '| truth | domains | runs | tables | gain covered | wrongly sure | half a width / range | "take the choice" '
-            "| then much worse |",
+            '| truth | domains | runs | tables | gain covered | wrongly sure | half a width / range '
+            '| "take the choice" | then much worse |',
             *(f"| kinked | {num} | {runs} | 1 | @ | @ | @ | @ | @ |" for num in (2, 3) for runs in (8, 12, 36)),
             "| all | 2, 3 | 8 to 36 | 6 | @ | @ | @ | @ | @ |",
         ),
