@@ -17,8 +17,9 @@ from pipeline.judging.captions.rules import PRESETS, RULE_NAMES, PresetName, Thr
 from pipeline.judging.vocabulary.backbone import BackboneSettings
 
 # Raise when cleaning or measuring changes what it writes. 11: species repeat their genus; a joined text stands in for
-# the name of a file. 12: licences are read whole or not at all.
-MEASURE_VERSION = 12
+# the name of a file. 12: licences are read whole or not at all. 13: a name of an owner
+# counts only where its place says that it is one.
+MEASURE_VERSION = 13
 MEASURED = {"language": True}  # stands in fingerprints, as when it was a setting
 NGRAM_WORDS = 3  # length of the word n-grams of `repeated_ratio`
 OTHERWISE = ("caption", "sentence")  # what a sample gets that has no text of its choice

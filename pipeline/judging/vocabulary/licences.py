@@ -58,7 +58,7 @@ _NAMED = [licence for licence, _ in _forms("name")]
 _NAMES = re.compile("|".join(f"({re.escape(licence.lower())}|{names})" for licence, names in _forms("name")))
 _SILENT = re.compile(_forms("silent")[0][1])
 _FORMS = [re.compile(form) for _, form in _forms("form")]
-_NAME = re.compile("[A-Za-zÀ-ɏ0-9 .,'&@-]{1,80}")
+_NAME = re.compile("[A-Za-zÀ-ɏ0-9 .,'&@_-]{1,80}")
 _SMALL = re.compile(_forms("small")[0][1])
 _NOT_IN_A_NAME = re.compile("|".join(rf"\b(?:{words})\b" for _, words in _forms("not_in_a_name")))
 _ADDRESS = re.compile(r"<?((?:(?:https?:)?//|www\.|(?:[a-z0-9-]+\.)+[a-z]{2,}/)[^\s<>(),;|]*[^\s<>(),;|.])>?", re.I)
@@ -123,13 +123,13 @@ def _read_text(stated: str) -> str | None:
     text = _ADDRESS.sub(lambda found: f"<{_read_address(found[1])}>", _plain(stated))
     if _SILENT.fullmatch(text.lower()):
         return None
-    return (None if text.startswith("© ") else _read_list(text.lower())) or _read_form(text) or UNKNOWN
+    return (None if text.startswith("© ") else _read_list(text)) or _read_form(text) or UNKNOWN
 
 
 def _plain(stated: str) -> str:
     """Return a text with one kind of blank, dash, apostrophe and copyright sign, without a full stop."""
     text = re.sub("[\u2010-\u2015\u2212]", "-", unicodedata.normalize("NFKC", stated)).replace("\u2019", "'")
-    text = " ".join(re.sub(r"\([cC]\)", "©", text).replace("_", " ").split()).strip(" .\"'")
+    text = " ".join(re.sub(r"\([cC]\)", "©", text).split()).strip(" .\"'")
     return re.sub(r"(?i)^(?:©|copyright\b)(?: ?(?:©|copyright\b))? ?(?=.)", "© ", text)
 
 
@@ -142,8 +142,9 @@ def _read_address(address: str) -> str:
     return _read_name(plain) or UNKNOWN
 
 
-def _read_list(lowered: str) -> str | None:
+def _read_list(text: str) -> str | None:
     """Return the id of licences side by side, or of one; None where a part cannot be read alone."""
+    lowered = text.replace("_", " ").lower()
     if licence := _read_licence(lowered):
         return licence
     kind, parts = next(((kind, split.split(lowered)) for kind, split in _SPLITS if split.search(lowered)), ("", [""]))
@@ -203,7 +204,7 @@ def _read_form(text: str) -> str | None:
     """Return the id of the licence in a sentence or beside the name of an owner, and `_NOTICE` for a name alone."""
     for found in filter(None, (form.fullmatch(text) for form in _FORMS)):
         groups = {kind: value for kind, value in found.groupdict().items() if value}
-        rest = " ".join(groups.pop(kind) for kind in ("rest", "again") if kind in groups).lower()
+        rest = " ".join(groups.pop(kind) for kind in ("rest", "again") if kind in groups)
         named = all(_is_name(name, kind == "login") for kind, name in groups.items())
         if named and (licence := _read_list(rest) if rest else _NOTICE):
             return licence
@@ -211,9 +212,14 @@ def _read_form(text: str) -> str | None:
 
 
 def _is_name(name: str, is_login: bool) -> bool:
-    """Tell a name by its letters, its capitals, and that it holds no word which may restrict a licence."""
+    """Tell a name by its letters and that it holds no word which may restrict a licence; a login may be any such text.
+
+    Else its words have capitals, and one word at most follows a comma, as in "Royal Botanic Gardens, Kew".
+    """
+    if not _NAME.fullmatch(name) or _NOT_IN_A_NAME.search(name.replace("_", " ").lower()):
+        return False
     capitals = all(not word[0].islower() or _SMALL.fullmatch(word) for word in name.split())
-    return bool(_NAME.fullmatch(name)) and not _NOT_IN_A_NAME.search(name.lower()) and (capitals or is_login)
+    return is_login or (capitals and re.fullmatch("[^,]+(?:, [^, ]+)?", name) is not None)
 
 
 def _agree(one: str | None, other: str | None) -> str | None:

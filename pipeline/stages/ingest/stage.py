@@ -358,11 +358,12 @@ STAGE = Stage(
             learns=_learn,
         ),
         # 6: a header counts as a row, lists are no captions; 7: `where` reads whole licences beside their addresses,
-        # those of joined rows stand in a line each, and a default contradicts none
+        # those of joined rows stand in a line each, and a default contradicts none; 8: a name of an
+        # owner counts only where its place says that it is one
         Step(
             "read",
             read_source,
-            version=7,
+            version=8,
             gives=("staged", "candidates", "rejects", "secrets"),
             plan=_plan,
             unit="sources",
