@@ -95,7 +95,7 @@ class Slurm:
         (folder / "munge.key").chmod(0o400)
         host, ports = socket.gethostname().partition(".")[0], [free_port() for _ in range(3)]
         # the recipe's ports and folders follow from a job's number: two Slurms on a machine must have others
-        first_job = ports[0] % 6_000 * 10_000 + ports[0] // 1_000 % 10 * 100 + 1
+        first_job = ports[0] % 6_000 * 10_000 + ports[0] % 97 * 100 + 1
         values = {"folder": folder, "user": user, "host": host, "ports": ports, "first_job": first_job}
         (folder / "slurm.conf").write_text(_CONFIG.format(**values))
         files = {"key": "munge.key", "socket": "munge.socket", "pid": "munge.pid", "seed": "seed", "log": "munge.log"}
@@ -250,7 +250,6 @@ def put_programs_into(clone: Path) -> None:
     calls = {
         "plantmix": "-m pipeline.cli",
         "dalip": "-m training.cli",
-        "torchrun": "-m torch.distributed.run",
         "ray": clone / "loopback_ray.py",
     }
     for name, call in calls.items():
