@@ -135,7 +135,7 @@ def test_a_part_that_fails_hands_its_places_at_hosts_back(
     def no_room(self: PartWriter, *_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    gate = HostGate(NETWORK)
+    gate = HostGate(NETWORK, clock=lambda: time.monotonic() / 8)
     with monkeypatch.context() as patch:
         patch.setattr(PartWriter, "add", no_room)
         with pytest.raises(OSError, match="No space left"):
@@ -143,7 +143,7 @@ def test_a_part_that_fails_hands_its_places_at_hosts_back(
     assert list(tmp_path.iterdir()) == []
     began = time.monotonic()
     table = fetch_rows(rows_of(server, "quick", 8), SETTINGS, gate, tmp_path / "q.tar")
-    assert time.monotonic() - began < 80, "it must not wait until the leases end by themselves, which takes 90 s"
+    assert time.monotonic() - began < 600, "it must not wait until the leases end by themselves, in 720 s of this clock"
     assert table["outcome"].to_pylist() == ["ok"] * 8
 
 
