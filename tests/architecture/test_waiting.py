@@ -25,9 +25,9 @@ MAY_SLEEP = {
 def sleeps_in(text: str) -> Iterator[str]:
     """Calls and imports of a `sleep`, and strings of Python that call one."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Attribute) and node.attr == "sleep":
-            yield f"line {node.lineno}: {ast.unparse(node)}"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "sleep":
+        called = node.func if isinstance(node, ast.Call) else None
+        is_named = isinstance(called, ast.Name) and called.id == "sleep"
+        if is_named or (isinstance(node, ast.Attribute) and node.attr == "sleep"):
             yield f"line {node.lineno}: {ast.unparse(node)}"
         elif isinstance(node, ast.ImportFrom):
             yield from (f"line {node.lineno}: import {each.name}" for each in node.names if each.name == "sleep")
