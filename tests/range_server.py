@@ -7,12 +7,13 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from waiting import be_slow
 
 from manifests.stores.web import WebFiles
 
@@ -110,6 +111,6 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "slow":
             for at in range(0, len(body), 1 + len(body) // 3):
                 self.wfile.write(body[at : at + 1 + len(body) // 3])
-                time.sleep(0.05)
+                be_slow(0.05)
         else:
             self.wfile.write(body)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from process_tree import below, kill
+from waiting import look_again
 
 _START_SECONDS = 600  # 25 to 50 s a node on a 2-core machine with load 25
 _SMALL = ("--node-ip-address=127.0.0.1", "--object-store-memory=80000000")
@@ -110,13 +111,13 @@ class Cluster:
         while b"--block" not in log.read_bytes():
             assert node.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
-            time.sleep(0.1)
+            look_again(0.1)
         return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """As when the power fails: no process of the node says goodbye."""
         kill([node.pid, *below(node.pid)])
-        node.wait(30)
+        node.wait(600)
 
     def __enter__(self) -> Cluster:
         return self

@@ -21,6 +21,7 @@ from building import ROOT
 from environments import lacks
 from process_tree import kill
 from ray_nodes import START, free_port
+from waiting import look_again
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "apt-get install munge slurmctld slurmd slurm-client"
@@ -120,12 +121,12 @@ class Slurm:
         self.ask("scancel", "--state=RUNNING,PENDING", "--me")
         daemons = {daemon.pid for daemon in self._daemons}
         kill([pid for pid in _pids() if str(self.folder).encode() in _read(pid, "environ") and pid not in daemons])
-        until = time.monotonic() + 60
+        until = time.monotonic() + _WAIT_SECONDS
         while self.ask("squeue", "--noheader").strip() and time.monotonic() < until:
-            time.sleep(0.5)
+            look_again(0.5)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
-            daemon.wait(60)
+            daemon.wait(600)
         self._folder.cleanup()
 
     def ask(self, *command: str, folder: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
@@ -149,7 +150,7 @@ class Slurm:
             for daemon in self._daemons:
                 assert daemon.poll() is None, (daemon.args, self._logs())
             assert time.monotonic() < until, f"{told()}\n{self._logs()}"
-            time.sleep(0.1)
+            look_again(0.1)
 
     def _logs(self) -> str:
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.folder.glob("out-*")))

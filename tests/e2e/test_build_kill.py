@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from building import Web, done, hash_tree, release_of, write_build_config, write_folder_config, write_pictures
 from command_server import CommandServer
+from waiting import let_pass, wait_until
 
 from pipeline.flow import FLOW
 
@@ -32,13 +32,13 @@ def _kill_in(commands: CommandServer, config: Path, stage: str, after_seconds: f
     """Start a build and kill it `after_seconds` into a stage; false when it ended before."""
     before = STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
     build = commands.start("plantmix", "build", config)
-    while before is not None and build.poll() is None and f"\n{before}: " not in "".join(build.said()):
-        time.sleep(0.01)
-    time.sleep(after_seconds)
+    if before is not None:
+        wait_until(lambda: build.poll() is not None or f"\n{before}: " in "".join(build.said()))
+    let_pass(after_seconds)
     if build.poll() is not None:
         return False
     build.kill()
-    build.wait(300)
+    build.wait(600)
     return True
 
 

@@ -17,7 +17,7 @@ from misbehaving.answers import encode, send_picture
 from misbehaving.numbered import NumberedPictures
 from PIL import Image
 from process_tree import below, is_running, kill
-from waiting import wait_until
+from waiting import look_again, wait_until
 
 NUM, PART, NUM_WORKERS = 800, 50, 2
 KILL_AFTER = 300  # requests
@@ -107,10 +107,10 @@ def build_and_kill(commands: CommandServer, config: Path, web: Web, way: Callabl
         way(build.pid)
     finally:
         web.goes_on.set()
-    said = "".join(build.communicate(timeout=300))
+    said = "".join(build.communicate(timeout=600))
     deadline = time.monotonic() + 200  # Ray's processes leave with their driver
     while any(map(is_running, started)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        look_again(0.1)
     kill(list(filter(is_running, started)))
     return build.wait(0), said
 

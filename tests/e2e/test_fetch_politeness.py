@@ -13,6 +13,7 @@ import pytest
 from building import done, list_source, loopback, write_small_config
 from misbehaving.answers import send, send_picture
 from misbehaving.server import SITE_FILES, MisbehavingServer
+from waiting import be_slow
 
 from manifests.contract.reader import open_reader
 
@@ -34,7 +35,7 @@ class Photos:
         with self._lock:
             self.num_open += 1
             self.most_open = max(self.most_open, self.num_open)
-        time.sleep(self.seconds)
+        be_slow(self.seconds)
         with self._lock:
             self.num_open -= 1
         self.answer(sock, request)

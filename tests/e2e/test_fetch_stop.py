@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from building import done, hash_tree, list_source, loopback, release_of, write_s
 from command_server import CommandServer
 from misbehaving.answers import encode, pixels, send, send_picture
 from misbehaving.server import MisbehavingServer
-from waiting import wait_until
+from waiting import be_slow, look_again, wait_until
 
 from pipeline.cli import main
 
@@ -44,7 +43,7 @@ class Web:
 
     def _answer(self, sock: Any, request: Any) -> None:
         number = int(request.path.rpartition("/")[2])
-        time.sleep(0.03)
+        be_slow(0.03)
         if number % 20 == 0:
             send(sock, "404 Not Found")
         else:
@@ -112,7 +111,7 @@ def test_stopped_again_and_again(
         # a terminal's goes to the whole group, a scheduler's to all of a job; but a SIGUSR1 to Ray would end it
         send_to = os.kill if number == signal.SIGUSR1 else os.killpg
         send_to(build.pid, number)
-        said = "".join(build.communicate(timeout=300))
+        said = "".join(build.communicate(timeout=600))
         assert build.returncode == 1, said
         assert "what is committed stays" in said
         assert "Traceback" not in said
@@ -142,7 +141,7 @@ def test_a_second_signal_leaves_at_once(web: Web, commands: CommandServer, tmp_p
     wait_until(lambda: len(web.server.log) >= 20, build)
     build.send_signal(signal.SIGINT)
     build.send_signal(signal.SIGTERM)  # not the same again: two of one number may arrive as one
-    assert build.wait(300) == 1
+    assert build.wait(600) == 1
     assert len(web.server.log) < NUM, "it left amid its pictures"
 
 
@@ -161,7 +160,7 @@ def test_pieces_are_committed_while_a_part_runs_and_status_is_right(
         running = status["running"]
         if running and running["step"] == "fetch download" and running["total"]:
             seen.append((sent_before, web.num_sent, status["stages"]["fetch"]["num_parts"], running))
-        time.sleep(0.05)
+        look_again(0.05)
     said = "".join(build.said())
     assert build.returncode == 0, said
     assert "fetch download: " in said

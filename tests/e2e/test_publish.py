@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +136,6 @@ def test_a_publish_that_is_killed_goes_on_where_it_was(
     env = kept | hub.environment | own
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait_until(hub.holding.is_set, process)
-        time.sleep(0.3)
         process.kill()
     before = dict(hub.arrived)
     assert not hub.repositories[REPOSITORY].commits

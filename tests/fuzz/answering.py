@@ -39,8 +39,8 @@ class Asker:
         """Raises: what is no answer, an AssertionError among it."""
         self._content = content
         ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._client.send(Target("http", "127.0.0.1", self._port, "/"), _MAX_BODY_BYTES, 20.0, ends.put)
-        end = ends.get(timeout=30)
+        self._client.send(Target("http", "127.0.0.1", self._port, "/"), _MAX_BODY_BYTES, 300.0, ends.put)
+        end = ends.get(timeout=600)
         if isinstance(end, BaseException):
             raise end
         assert isinstance(end, Answer)

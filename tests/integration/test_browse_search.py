@@ -9,7 +9,6 @@ import re
 import signal
 import termios
 import threading
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -165,9 +164,12 @@ def test_a_search_that_dies_is_said_and_started_again(vectors: Path, tmp_path: P
 def _kill_when_asked(process: Any) -> None:
     """Once its pipe holds a question."""
     waiting = array("i", [0])
-    while not waiting[0]:
-        time.sleep(0.01)
+
+    def holds_a_question() -> int:
         fcntl.ioctl(process.stdin, termios.FIONREAD, waiting)
+        return waiting[0]
+
+    wait_until(holds_a_question)
     process.kill()
 
 

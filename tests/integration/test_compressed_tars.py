@@ -197,7 +197,7 @@ def test_a_killed_build_goes_on_and_measures_nothing_twice(server: RangeServer, 
     server.put("0.tar.gz", PACK[".tar.gz"](tar_of(tmp_path)))
     address = f"{server.address}/0.tar.gz"
     config, killed = config_of(tmp_path, address), threading.Event()
-    server.choose = lambda name, start: killed.wait(120) and None if start >= 64 << 10 else None
+    server.choose = lambda name, start: killed.wait(600) and None if start >= 64 << 10 else None
     process = subprocess.Popen([sys.executable, "-c", SMALL, "build", str(config)])
     # when the second is there, the first is committed
     wait_until(lambda: len(list((tmp_path / "work/tables/ingest").glob("samples-*.parquet"))) >= 2, process)

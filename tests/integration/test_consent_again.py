@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         name, headers = self.path.rpartition("/")[2], {}
         body = SITE_FILES.get(self.path)
         if body is None and self.server.holds_after is not None and self.server.asked.total() > self.server.holds_after:
-            self.server.let_go.wait(60)
+            self.server.let_go.wait(600)
         if self.path in MOVED:
             status, headers = 302, {"Location": MOVED[self.path]}
         elif name == "gone":
@@ -277,7 +277,7 @@ def test_a_licence_is_obeyed_after_a_kill_on_the_way(
     process = commands.start("plantmix", "build", config, *TO_FETCH)
     wait_until(lambda: server.asked.total() >= 13, process)
     process.kill()
-    process.wait(120)
+    process.wait(600)
     assert server.asked["GET", "/licence.xml"] == 1, "once a host, whatever the pictures"
     server.let_go.set()
     monkeypatch.undo()

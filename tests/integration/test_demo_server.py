@@ -29,7 +29,7 @@ def _ask(connection: http.client.HTTPConnection, path: str, method: str = "GET")
 
 def test_everything_over_one_connection_that_stays_open(web: Path) -> None:
     with serving(web) as server:
-        connection = http.client.HTTPConnection(HOST, server.port, timeout=10)
+        connection = http.client.HTTPConnection(HOST, server.port, timeout=600)
         assert _ask(connection, "/a.png") == (200, "image/png", (web / "a.png").read_bytes())
         own_socket = connection.sock
         assert own_socket is not None
@@ -48,14 +48,14 @@ def test_everything_over_one_connection_that_stays_open(web: Path) -> None:
 @pytest.mark.parametrize("path", ["/../secret.txt", "/%2e%2e/secret.txt", "//etc/passwd", "/a.png/../../secret.txt"])
 def test_nothing_outside_the_folder_is_served(web: Path, path: str) -> None:
     with serving(web) as server:
-        connection = http.client.HTTPConnection(HOST, server.port, timeout=10)
+        connection = http.client.HTTPConnection(HOST, server.port, timeout=600)
         assert _ask(connection, path)[0] == 404
         connection.close()
 
 
 def test_a_null_byte_in_a_path_is_not_found(web: Path) -> None:
     with serving(web) as server:
-        connection = http.client.HTTPConnection(HOST, server.port, timeout=10)
+        connection = http.client.HTTPConnection(HOST, server.port, timeout=600)
         assert _ask(connection, "/a%00.png")[0] == 404
         connection.close()
 

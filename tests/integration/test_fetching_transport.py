@@ -7,15 +7,14 @@ import queue
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving.answers import hang_up, reset, send, send_picture
+from misbehaving.answers import hang_up, reset, send, send_picture, stay_silent
 from misbehaving.server import MisbehavingServer
-from waiting import wait_until
+from waiting import let_pass, wait_until
 
 from manifests.contract.outcomes import Outcome
 from pipeline.fetching import settings as bounds
@@ -45,7 +44,7 @@ def photo_now(sock: socket.socket, request: Any) -> None:
 
 
 NUM_TOGETHER = 4
-together = threading.Barrier(NUM_TOGETHER, timeout=100)
+together = threading.Barrier(NUM_TOGETHER, timeout=600)
 
 
 def photo_together(sock: socket.socket, request: Any) -> None:
@@ -55,15 +54,15 @@ def photo_together(sock: socket.socket, request: Any) -> None:
 
 
 def never(sock: socket.socket, request: Any) -> None:
-    time.sleep(2)
+    stay_silent(sock)
 
 
-def ask(client: HttpClient, urls: list[str], max_bytes: int = 50_000_000, seconds: float = 20.0) -> list[Any]:
+def ask(client: HttpClient, urls: list[str], max_bytes: int = 50_000_000, seconds: float = 300.0) -> list[Any]:
     """How each request ended, in the order in which they did."""
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for url in urls:
         client.send(parse_url(url), max_bytes, seconds, ends.put)
-    return [ends.get(timeout=100) for _ in urls]
+    return [ends.get(timeout=600) for _ in urls]
 
 
 @pytest.mark.parametrize("end", [reset, hang_up])
@@ -121,7 +120,7 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
         if greeting != "closes":
             sock.recv(1 << 14, 0 if greeting != "is sound" else socket.MSG_PEEK)
         if greeting == "says nothing":
-            time.sleep(60)
+            stay_silent(sock)
         if greeting == "refuses":
             sock.sendall(b"\x15\x03\x03\x00\x02\x02\x28")
         if greeting == "is sound":
@@ -133,7 +132,7 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
             reset(sock)
         sock.close()
 
-    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 3.0)
+    monkeypatch.setattr(bounds, "CONNECT_SECONDS", 3.0 if greeting == "says nothing" else 300.0)
     settings = network()
     with socket.create_server(("127.0.0.1", 0)) as listener, HttpClient(settings, here) as client:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
@@ -142,8 +141,9 @@ def test_a_tls_connection_that_just_ends_ends_as_a_plain_one(
 
 
 @pytest.mark.slow
-def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
+def test_large_bodies_wait_for_each_other_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four may grow at a time: the server sees how far it gets with the others."""
+    monkeypatch.setattr(bounds, "READ_SECONDS", 600.0)
     num_sent = [0] * (NUM_LARGE + 3)
     go_on = threading.Event()
 
@@ -152,7 +152,7 @@ def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
         send(sock, headers={"Content-Length": str(8 * LARGE)}, length=False)
         for part in range(8):
             if part == 6:
-                go_on.wait(100)
+                go_on.wait(600)
             sock.sendall(bytes([number]) * LARGE)
             num_sent[number] = part + 1
 
@@ -162,12 +162,12 @@ def test_large_bodies_wait_for_each_other_and_lose_nothing() -> None:
     ):
         ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for number in range(len(num_sent)):
-            client.send(parse_url(server.url("large") + f"/{number}"), 9 * LARGE, 200.0, ends.put)
+            client.send(parse_url(server.url("large") + f"/{number}"), 9 * LARGE, 600.0, ends.put)
         wait_until(lambda: sum(num >= 5 for num in num_sent) >= NUM_LARGE)
-        time.sleep(0.3)
+        let_pass(0.3)
         assert sum(num >= 5 for num in num_sent) == NUM_LARGE
         go_on.set()
-        answers = [ends.get(timeout=200) for _ in num_sent]
+        answers = [ends.get(timeout=600) for _ in num_sent]
     assert sorted(answer.body[0] for answer in answers) == list(range(len(num_sent)))
     assert {(answer.outcome, len(answer.body), len(set(answer.body))) for answer in answers} == {
         (Outcome.OK, 8 * LARGE, 1)
@@ -192,19 +192,18 @@ def test_a_closed_client_leaves_nobody_waiting() -> None:
 
     def lookup(host: str) -> list[str]:
         if host != "localhost":
-            slow_lookup.wait(5)
+            slow_lookup.wait(600)
         return ["127.0.0.1"]
 
     with MisbehavingServer(extra={"never": never}) as server, HttpClient(network(), lookup) as client:
         urls = [server.url("never", "localhost")] * 3 + [server.url("never", f"{n}.test") for n in range(40)]
         for url in urls:
-            client.send(parse_url(url), 100, 20.0, ends.put)
-        while len(server.log) < 3:
-            time.sleep(0.01)
+            client.send(parse_url(url), 100, 300.0, ends.put)
+        wait_until(lambda: len(server.log) >= 3)
         client.close()
         slow_lookup.set()
         client.close()
-        assert [ends.get(timeout=100) for _ in urls] == [None] * len(urls)
+        assert [ends.get(timeout=600) for _ in urls] == [None] * len(urls)
     wait_until(lambda: not set(threading.enumerate()) - before)
 
 

@@ -16,6 +16,7 @@ from environments import environment
 from misbehaving.answers import encode, pixels, send_picture
 from misbehaving.server import MisbehavingServer
 from ray_nodes import ENVIRONMENT, Cluster
+from waiting import be_slow, look_again
 
 from pipeline.cli import main
 
@@ -58,10 +59,10 @@ def write_config(folder: Path, web: MisbehavingServer, work_dir: str, **run: str
 
 @pytest.mark.slow
 def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: Path) -> None:
-    seconds = lambda: 0.3 if num_asked(web) < 3 * PART else 2.0  # noqa: E731 - `ray job stop` takes long to start
+    seconds = lambda: 0.3 if num_asked(web) < 3 * PART else 8.0  # noqa: E731 - `ray job stop` takes long to start
 
     def answer(sock: Any, request: Any) -> None:
-        time.sleep(seconds())
+        be_slow(seconds())
         send_picture(sock, encode(pixels(seed=int(request.path.rpartition("/")[2]))))
 
     with MisbehavingServer(extra={"p": answer}) as web:
@@ -73,7 +74,7 @@ def test_a_stopped_job_is_taken_up_by_the_next_one(cluster: Cluster, tmp_path: P
         until = time.monotonic() + 500
         while num_asked(web) < 3 * PART:
             assert time.monotonic() < until, ray_job(cluster, "logs", "first").stdout
-            time.sleep(0.1)
+            look_again(0.1)
         assert ray_job(cluster, "stop", "first").returncode == 0
         said = ray_job(cluster, "logs", "first").stdout
         assert "plantmix: stopped; what is committed stays, run the same command to go on" in said

@@ -29,7 +29,7 @@ from running import (
     traced,
     tries,
 )
-from waiting import wait_until
+from waiting import be_slow, wait_until
 
 from manifests.contract.records import Funnel
 from manifests.errors import IntegrityError, PartError
@@ -115,9 +115,8 @@ def test_each_worker_has_one_part_at_a_time_and_all_have_one(tmp_path: Path) -> 
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
         began = time.time()
         (tmp_path / str(os.getpid())).touch()
-        while len(list(tmp_path.iterdir())) < 3 and time.time() < began + 60:  # until all three are at work
-            time.sleep(0.01)
-        time.sleep(0.1)
+        wait_until(lambda: len(list(tmp_path.iterdir())) >= 3)  # all three are at work
+        be_slow(0.1)
         return PartResult((), None, {"span": (began, time.time()), "pid": os.getpid()})
 
     executor = ProcessExecutor(3)
@@ -177,18 +176,21 @@ def test_what_each_needs_a_gpu_is_done_by_one_worker(process_executor: ProcessEx
 
 def test_a_worker_that_has_worked_for_long_does_no_further_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
-        time.sleep(inputs["seconds"])
+        be_slow(inputs["seconds"])
         return PartResult((), None, {"pid": os.getpid()})
 
-    def pids(seconds: float, num: int) -> list[int]:
-        done = one_by_one(executor.run(ByValue(work), jobs_of([{"seconds": seconds}] * num), gpus=1.0))
-        return [each.result.notes["pid"] for each in done if each.result]
+    def pids(seconds: float, num: int) -> Iterator[int]:
+        for each in one_by_one(executor.run(ByValue(work), jobs_of([{"seconds": seconds}] * num), gpus=1.0)):
+            assert each.result
+            yield each.result.notes["pid"]
 
-    monkeypatch.setattr("pipeline.engine.on_processes._OLD_SECONDS", 0.5)
     executor = ProcessExecutor(1)
     try:
         (young,) = pids(0.0, 1)
-        assert pids(0.2, 4) == [young] * 4  # the step that makes it old, it does to the end
+        step = pids(0.2, 4)
+        assert next(step) == young
+        monkeypatch.setattr("pipeline.engine.on_processes._OLD_SECONDS", 0.1)  # it is old from here on
+        assert list(step) == [young] * 3  # the step that makes it old, it does to the end
         (after,) = pids(0.0, 1)
         assert after != young
         assert not is_running(young)
@@ -200,8 +202,7 @@ def test_the_pieces_of_a_part_come_while_it_works(process_executor: ProcessExecu
     def work(inputs: Inputs, run: Execution[None]) -> Iterator[PartResult]:
         for number in range(3):
             yield PartResult((), None, {"number": number}, is_piece=True)
-            while not (tmp_path / str(number)).exists():  # goes on once the driver has this one
-                time.sleep(0.01)
+            wait_until((tmp_path / str(number)).exists)  # goes on once the driver has this one
 
     seen = []
     for done in one_by_one(process_executor.run(ByValue(work), jobs_of([{}]))):
@@ -245,7 +246,7 @@ def test_a_run_that_is_left_amid_its_parts_leaves_none_of_them_to_the_next(
 
         if inputs["place"] == 0:
             raise IntegrityError("a part is not what was stored")
-        time.sleep(0.5)
+        be_slow(0.5)
 
     shared = SharedProcesses(process_executor)
     with pytest.raises(IntegrityError, match="not what was stored"):
@@ -258,7 +259,7 @@ def test_once_stopped_no_further_part_begins(process_executor: ProcessExecutor) 
     ended, stop = 0, threading.Event()
 
     def work(inputs: Inputs, run: Execution[None]) -> PartResult:
-        time.sleep(0.1)
+        be_slow(0.1)
         return PartResult((), None, {})
 
     for done in one_by_one(process_executor.run(ByValue(work), jobs_of([{}] * 10), stopping=stop.is_set)):
@@ -282,31 +283,32 @@ def test_the_error_of_a_shared_object_is_the_parts(process_executor: ProcessExec
     assert str(done.error) == "example.org is unknown"
 
 
-WAITING = """
-import os, time
+HANGING = """
+import os
 from pathlib import Path
+from waiting import hang
 
 def work(inputs, run):
     Path(inputs["folder"], str(os.getpid())).touch()
-    time.sleep(600)
+    hang()
 """
 DRIVER = """
 import signal
+import hanging
 import sys
-import waiting
 from pipeline.engine.on_processes import ProcessExecutor
 from pipeline.engine.executing import Job
 from pipeline.engine.work import Execution, Part
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 jobs = [Job(str(n), Part({"folder": sys.argv[1]}), Execution("", 1.0, str(n), None)) for n in range(4)]
-list(ProcessExecutor(2).run(waiting.work, jobs))
+list(ProcessExecutor(2).run(hanging.work, jobs))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> None:
-    (tmp_path / "waiting.py").write_text(WAITING)
+    (tmp_path / "hanging.py").write_text(HANGING)
     (pids := tmp_path / "pids").mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(pids)],
@@ -318,5 +320,5 @@ def test_workers_end_at_once_with_their_driver(tmp_path: Path, number: int) -> N
         workers = {int(path.name) for path in pids.iterdir()}
         assert workers == below(driver.pid).keys()
         driver.send_signal(number)
-        driver.wait(200)
+        driver.wait(600)
     wait_until(lambda: not any(map(is_running, workers)))

@@ -18,6 +18,7 @@ import pytest
 from running import (
     NUM_WORKERS,
     SharedRay,
+    by_value,
     config_of,
     jobs_of,
     one_by_one,
@@ -28,6 +29,7 @@ from running import (
     traced,
     tries,
 )
+from waiting import be_slow, wait_until
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import JOURNAL_FILE
@@ -164,9 +166,11 @@ def test_workers_share_one_object(ray_executor: RayExecutor, executor: Any) -> N
 def test_a_part_that_waits_for_the_shared_object_keeps_its_cpu(ray_executor: RayExecutor) -> None:
     """As it was found: three parts at a time on two CPUs, and workers that came and went."""
 
+    slowly = by_value(be_slow)
+
     class Slow:
         def exchange(self, reports: Any, wanted: Any, part: str = "") -> None:
-            time.sleep(0.3)
+            slowly(0.3)
 
     def work(inputs: dict[str, Any], run: Execution[None]) -> PartResult:
         began = time.time()
@@ -186,12 +190,11 @@ def test_a_worker_that_dies_after_its_last_result_costs_nothing(
 ) -> None:
     """As it was found: the part was done again and committed twice, which ended in a traceback of the database."""
     inner, kill, journal = traced(), int(signal.SIGKILL), tmp_path / "w" / JOURNAL_FILE  # of what is committed
+    until = by_value(wait_until)
 
     def work(inputs: dict[str, Any], run: Execution[None]) -> Iterator[PartResult]:
         yield inner(inputs, run)
-        until = time.monotonic() + 100
-        while inputs["file"] not in journal.read_text(errors="replace") and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: inputs["file"] in journal.read_text(errors="replace"))
         os.kill(os.getpid(), kill)
 
     report = run(tmp_path / "w", SharedRay(ray_executor), stage_of(work, 2, trace=str(trace)))

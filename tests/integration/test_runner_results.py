@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from running import (
     tries,
 )
 from sealed import flip_byte
+from waiting import wait_until
 
 from manifests.contract.catalog import Catalog
 from manifests.contract.reader import open_reader, read_status
@@ -306,12 +306,12 @@ def test_status_follows_the_run(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
     def behave(inputs: dict[str, Any]) -> None:
-        deadline = time.monotonic() + 100
-        while inputs["place"] == 5 and time.monotonic() < deadline:
+        def all_others_are_done() -> bool:
             seen.append(read_status(str(tmp_path)))
-            if seen[-1]["running"]["done"] == 25:
-                break
-            time.sleep(0.02)
+            return seen[-1]["running"]["done"] == 25
+
+        if inputs["place"] == 5:
+            wait_until(all_others_are_done, every_seconds=0.02)
 
     run(tmp_path, InlineExecutor(), stage_of(square_work(behave)))
     running = seen[-1]["running"]

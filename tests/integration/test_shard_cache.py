@@ -18,6 +18,7 @@ import fsspec
 import pytest
 import release_writer as writer
 from misbehaving.object_store import BUCKET, Store, become_user, serving
+from waiting import let_pass
 
 from manifests.contract.release import Release
 from manifests.errors import ConfigError, IntegrityError, RetryableError
@@ -113,7 +114,7 @@ def _use_and_collect(address: str) -> None:
 
     async def collect() -> None:
         gc.collect()
-        await asyncio.sleep(0.3)  # whatever that began
+        await asyncio.to_thread(let_pass, 0.3)  # whatever that began
 
     read_range(address, 0, 1)
     fsspec.asyn.sync(fsspec.asyn.get_loop(), collect)

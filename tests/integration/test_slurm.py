@@ -26,7 +26,7 @@ from ray_nodes import ENVIRONMENT
 from shell_blocks import copy_configs, environment_of, write_yaml
 from slurm_nodes import Job, Slurm, put_programs_into, require_slurm
 from training_runs import assert_same_run
-from waiting import wait_until
+from waiting import be_slow, look_again, wait_until
 
 from training.cli import main
 from training.record.log import read_log
@@ -68,7 +68,7 @@ class Web:
         self.seconds = 0.0
 
     def _answer(self, sock: Any, request: Any) -> None:
-        time.sleep(self.seconds)
+        be_slow(self.seconds)
         send_picture(sock, encode(pixels(seed=int(request.path.rpartition("/")[2]))))
 
     def asked(self) -> Counter[str]:
@@ -184,7 +184,7 @@ def test_a_build_is_stopped_in_each_way_and_goes_on(clone: Clone, web: Web, buil
     for stop in (lambda: job.disturb(REQUEUE), job.reach_limit, lambda: job.disturb(CANCEL)):
         web.seconds = 0.3
         more_than(job, num_asked, 8)
-        web.seconds = 1.5  # Slurm looks at time limits every half a minute; a build waits for what it asked
+        web.seconds = 4.0  # Slurm looks at time limits every half a minute; a build waits for what it asked
         if stop == job.reach_limit:
             before = web.asked()
             stop()
@@ -219,7 +219,7 @@ def test_a_node_that_hears_no_signal_leaves_nothing(tmp_path: Path) -> None:
         until = time.monotonic() + 600
         while node.poll() is None and time.monotonic() < until:
             os.killpg(node.pid, signal.SIGTERM)
-            time.sleep(0.002)
+            look_again(0.002)
         left = [command for pid, command in ray.items() if is_running(pid)]
         kill([node.pid, *ray])
     assert len(ray) >= 2

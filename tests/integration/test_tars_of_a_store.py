@@ -279,7 +279,7 @@ def test_a_killed_build_reads_nothing_again(server: RangeServer, tmp_path: Path,
     server.put("0.tar", tar_of(tmp_path))
     config = config_of(tmp_path, f"{server.address}/0.tar")
     killed = threading.Event()
-    server.choose = lambda name, start: killed.wait(120) and None if start >= 80 << 10 else None
+    server.choose = lambda name, start: killed.wait(600) and None if start >= 80 << 10 else None
     process = subprocess.Popen([sys.executable, "-c", SMALL, "build", str(config), "--to", "fetch"])
     # when the second is there, the first is committed
     wait_until(lambda: len(list((tmp_path / "work/tables/ingest").glob("samples-*.parquet"))) >= 2, process)

@@ -25,7 +25,7 @@ from ray_nodes import free_port
 from sealed import flip_byte
 from training_runs import assert_same_run, make_settings, step_lines, tiny_values, with_sections, write_values
 from vector_tables import random_vectors, write_vectors
-from waiting import wait_until
+from waiting import look_again, wait_until
 
 from manifests.contract.release import Release
 from training.cli import main
@@ -392,7 +392,7 @@ def _kill_rank(process: subprocess.Popen[str] | Command, place: Path, rank: int,
         assert time.monotonic() < deadline
         if not victims or not is_running(victims[0]):  # of the try before
             victims = _processes_of(process, place, rank)
-        time.sleep(0.002)
+        look_again(0.002)
     kill(victims)
     wait_until(lambda: not is_running(victims[0]))
     return before, _last_step(place)

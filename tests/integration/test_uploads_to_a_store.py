@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from misbehaving.object_store import BUCKET, Store, become_user, serving
+from waiting import be_slow
 
 from manifests.errors import RetryableError
 from manifests.stores import storage
@@ -109,7 +110,7 @@ class _SlowStore(http.server.BaseHTTPRequestHandler):
         num_bytes = int(self.headers["Content-Length"])
         while type(self).got < num_bytes:
             type(self).got += len(self.rfile.read(min(4 * MIB, num_bytes - type(self).got)))
-            time.sleep(0.25)
+            be_slow(0.5)
         self.send_response(200)
         self.send_header("ETag", '"hash"')
         self.send_header("Content-Length", "0")
@@ -119,7 +120,7 @@ class _SlowStore(http.server.BaseHTTPRequestHandler):
 @pytest.mark.slow
 def test_an_upload_may_take_longer_than_an_answer_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the system still holds of it when all is sent counts as waiting for the answer, so that is kept small."""
-    answer_seconds = 3
+    answer_seconds = 10
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _SlowStore, bind_and_activate=False)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB // 4)
     server.server_bind()

@@ -29,6 +29,12 @@ def hang_up(sock) -> None:
     sock.shutdown(socket.SHUT_RDWR)
 
 
+def stay_silent(sock) -> None:
+    """Until the client has left, however long it waits."""
+    while sock.recv(1 << 16):
+        pass
+
+
 def reset(sock) -> None:
     """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

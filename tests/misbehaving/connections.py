@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
-from misbehaving.answers import hang_up, photo, reset, send, send_picture
+from misbehaving.answers import hang_up, photo, reset, send, send_picture, stay_silent
 from misbehaving.registry import behaviour, put
+from waiting import be_slow
 
 
 @behaviour("deadline_exceeded")
@@ -14,13 +13,13 @@ def slow_headers(sock, request):
     sock.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
     while True:
         sock.sendall(b"a")
-        time.sleep(0.1)
+        be_slow(0.1)
 
 
 @behaviour("read_timeout")
 def silent(sock, request):
     """takes the request and says nothing"""
-    time.sleep(5)
+    stay_silent(sock)
 
 
 @behaviour("bad_response")
@@ -59,7 +58,7 @@ put("resets_at_once", "connection_reset", "resets without an answer", lambda soc
 def resets_in_body(sock, request):
     """resets in the middle of the body"""
     send(sock, headers={"Content-Length": "100000"}, body=photo()[:500], length=False)
-    time.sleep(0.2)
+    be_slow(0.2)
     reset(sock)
 
 

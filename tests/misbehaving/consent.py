@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import time
 
-from misbehaving.answers import send, send_picture
+from misbehaving.answers import send, send_picture, stay_silent
 from misbehaving.owners import mining, with_xmp, xmp
 from misbehaving.registry import answer, put
 
@@ -50,7 +49,7 @@ put(
 
 
 def _never(sock, _):
-    time.sleep(5)
+    stay_silent(sock)
 
 
 def _endless(sock, _):

@@ -13,7 +13,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,9 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             self.server.holding.set()
             while self.connection.recv(1 << 16):  # until the client is killed
-                time.sleep(0.01)
+                pass
             raise ConnectionError("the client left in the middle of a blob")
-        return self.rfile.read(length)
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise ConnectionError("the client left in the middle of a body")
+        return body
 
     def _note(self, path: str, status: int) -> None:
         with self.server.lock:

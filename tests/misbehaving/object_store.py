@@ -9,7 +9,6 @@ import logging
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from waiting import be_slow
 
 BUCKET = "bucket"
 _SLOW_SECONDS = 0.3
@@ -71,7 +71,7 @@ def serving() -> Iterator[Store]:
     thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        connection = http.client.HTTPConnection(host, port, timeout=30)
+        connection = http.client.HTTPConnection(host, port, timeout=600)
         # servers of one process share their content
         for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
             connection.request(method, path)
@@ -127,7 +127,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
             content = b"" if self.command == "HEAD" else _ERROR.format(code=code, message=message).encode()
             self._send(status, [("Content-Type", "application/xml")], content)
             return
-        connection = http.client.HTTPConnection(*self.behind, timeout=60)
+        connection = http.client.HTTPConnection(*self.behind, timeout=600)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
@@ -159,7 +159,7 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
         if fault == "slow":
             for start in range(0, len(content), max(1, len(content) // 4)):
                 self.wfile.write(content[start : start + max(1, len(content) // 4)])
-                time.sleep(_SLOW_SECONDS / 4)
+                be_slow(_SLOW_SECONDS / 4)
         elif fault == "truncated":
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True

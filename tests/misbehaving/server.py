@@ -113,7 +113,7 @@ class MisbehavingServer:
 
     def _serve(self, sock: socket.socket, tls: bool) -> None:
         try:
-            sock.settimeout(10)
+            sock.settimeout(600)
             with contextlib.ExitStack() as closing:
                 closing.enter_context(sock)
                 if tls:

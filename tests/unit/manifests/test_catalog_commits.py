@@ -338,11 +338,11 @@ def test_a_reader_in_another_process_has_the_last_commit_and_is_told_of_when(cat
 
 def test_what_a_killed_driver_committed_is_there(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom manifests.contract.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
+        "import signal, sys\nfrom manifests.contract.catalog import Catalog\ncatalog = Catalog.open(sys.argv[1])\n"
         "catalog.open_stage('ingest', 'v1', {})\n"
         "catalog._connection.execute('BEGIN')\n"
         "catalog._connection.execute(\"INSERT INTO current_stages VALUES ('fetch', 'torn')\")\n"
-        "print('ready', flush=True)\ntime.sleep(60)\n"
+        "print('ready', flush=True)\nsignal.pause()\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None

@@ -16,7 +16,7 @@ from manifests.services.scheduling import STOP_SIGNALS, handling, num_cores
 def test_a_command_that_is_told_to_stop_says_how_to_go_on(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> int:
         os.kill(os.getpid(), number)
-        threading.Event().wait(30)
+        threading.Event().wait(600)
         return 0
 
     before = signal.getsignal(number)

@@ -356,4 +356,4 @@ def test_a_second_interrupt_does_not_wait() -> None:
 
 def _interrupt_and_wait() -> None:
     os.kill(os.getpid(), signal.SIGINT)
-    threading.Event().wait(5)
+    threading.Event().wait(600)

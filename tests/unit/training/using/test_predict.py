@@ -6,7 +6,6 @@ import csv
 import os
 import shutil
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from release_writer import LABELS
 from training_runs import predict_rows
 from waiting import wait_until
 
+from manifests.stores.stamps import to_keep
 from training.cli import main
 from training.using import pieces
 from training.using.labels import read_labels
@@ -258,6 +258,11 @@ def test_what_is_there_is_reused_or_refused(
     assert own.read_text() == "mine"
 
 
+def _until_stamps_count(folder: Path) -> None:
+    """A stamp that is younger than a tick of the clock is not trusted."""
+    wait_until(lambda: all(to_keep(str(path)) for path in folder.iterdir()))
+
+
 @pytest.mark.parametrize("command", ["predict", "embed"])
 def test_pictures_are_known_by_their_content(
     command: str, run_folder: Path, labels: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
@@ -272,7 +277,7 @@ def test_pictures_are_known_by_their_content(
     given += ["--labels", str(labels)] if command == "predict" else []
     assert main(given) == 0
     before = one.stat()
-    time.sleep(0.05)  # a stamp that is younger than a tick of the clock is not trusted
+    _until_stamps_count(folder)
     os.utime(folder / "2.jpg")
     assert main(given) == 0, "the content is the same"
     capsys.readouterr()
@@ -283,7 +288,7 @@ def test_pictures_are_known_by_their_content(
     assert "was made or begun from something else (pictures:" in capsys.readouterr().err
     out.with_name("a.parquet.made.json").unlink()
     out.unlink()
-    time.sleep(0.05)
+    _until_stamps_count(folder)
     assert main(given) == 0
     monkeypatch.setattr(
         "manifests.contract.records.hash_or_unreadable", lambda path: pytest.fail(f"{path} is read again")
