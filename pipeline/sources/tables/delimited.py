@@ -124,7 +124,7 @@ def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
     for piece in cut_records(stream, dialect, BLOCK_BYTES // 64):
         if isinstance(piece, Broken):
             raise ValueError(f"the first row is broken: {_shown(piece.text)}")
-        lines = io.StringIO(piece.lstrip(b"\r\n").decode(), newline=None)
+        lines = (line.decode() for line in piece.lstrip(b"\r\n").replace(b"\r\n", b"\n").splitlines(keepends=True))
         quoting: Any = csv.QUOTE_NONE if dialect.quote is None else csv.QUOTE_MINIMAL
         records = csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote, quoting=quoting)
         try:
