@@ -331,9 +331,10 @@ def _guess(listing: Listing) -> Place:
     path = listing.path
     files = find_files(path, path, *TARS)
     endings, keys = _first_samples(files.path(files.names[0]))
-    for name in {files.names[len(files.names) // 2], files.names[-1]}:
+    few = {files.names[len(files.names) // 2], files.names[-1]}
+    for name in few if storage.is_remote(path) else files.names[1:]:
         with suppress(ConfigError):  # that one breaks off, as a build will say
-            more_endings, more_keys = _first_samples(files.path(name))
+            more_endings, more_keys = _first_samples(files.path(name), _LOOKED_AT if name in few else 1)
             endings, keys = endings | more_endings, keys | more_keys
     columns = first_columns(files) or []
     guess = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
@@ -361,13 +362,13 @@ def _guess(listing: Listing) -> Place:
     return guess
 
 
-def _first_samples(shard: str) -> tuple[set[str], set[str]]:
+def _first_samples(shard: str, num_samples: int = _LOOKED_AT) -> tuple[set[str], set[str]]:
     """Extensions of the texts of the first samples, and keys of the first json among them."""
     endings: set[str] = set()
     keys: set[str] = set()
     with reading(shard, shard, "as a tar"):
         try:
-            for sample in islice(_samples(shard, WebdatasetSettings(path=shard)), _LOOKED_AT):
+            for sample in islice(_samples(shard, WebdatasetSettings(path=shard)), num_samples):
                 endings |= set(sample.texts)
                 if "json" in sample.texts and not keys:
                     keys = set(parse_json(sample.texts["json"]))

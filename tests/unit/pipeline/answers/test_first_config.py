@@ -170,6 +170,14 @@ def test_img2dataset_shards(tmp_path: Path) -> None:
     assert source["webdataset"]["fields"] == {"url": "json.url", "caption": "txt", "licence": "json.license"}
 
 
+def test_the_first_sample_of_every_tar_says_what_there_is(tmp_path: Path) -> None:
+    for number in range(7):
+        json_of = {"json": json.dumps({"license": "CC0"}).encode()} if number == 5 else {}
+        write_tar(tmp_path / f"{number}.tar", [(str(number), {"jpg": PHOTO.read_bytes(), "txt": b"a rose", **json_of})])
+    source, _ = source_of(tmp_path)
+    assert source["webdataset"]["fields"]["licence"] == "json.license"
+
+
 def test_what_cannot_be_a_source(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pics.zip", "w") as archive:
         archive.write(PHOTO, "a.jpg")

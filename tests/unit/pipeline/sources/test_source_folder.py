@@ -288,6 +288,31 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         list(walk_files(str(tmp_path)))
 
 
+def test_a_text_that_cannot_be_read_is_told_and_one_that_is_not_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, **{f"{name}_dot_jpg": b"1" for name in ("none", "locked", "long")})
+    fill(tmp_path, locked_dot_txt=b"a rose", long_dot_txt=b"a" * ((1 << 20) + 1))
+    local = type(fsspec.filesystem("file"))
+    read_file = local.cat_file
+
+    def cat_file(self: Any, path: str, **options: Any) -> Any:
+        if path.endswith("locked.txt"):
+            raise PermissionError(13, "Permission denied", path)
+        return read_file(self, path, **options)
+
+    given = source(path=str(tmp_path), captions="text_file")
+    readable = digest_inputs(given, lambda path: path)
+    monkeypatch.setattr(local, "cat_file", cat_file)
+    rows, lost = read(given)
+    assert [(row["record_key"], row["caption"]) for row in rows] == [("none.jpg", "")]
+    assert [(row["reason"], row["value"].partition(" of ")[0]) for row in lost] == [
+        ("malformed_row", "locked.txt: cannot be read: Permission denied"),
+        ("malformed_row", "a row"),
+    ], "a text that is too long is never cut"
+    assert digest_inputs(given, lambda path: path) != readable, "with the permission it is read anew"
+
+
 def test_names_as_windows_writes_them_are_met_and_said(tmp_path: Path) -> None:
     fill(tmp_path, Kiwi__x_dot_jpg=b"123", Kiwi__y_dot_JPG=b"12", z_dot_jpg=b"1")
     (tmp_path / "t.csv").write_text("file,text\nKiwi\\x.JPG,a\nKiwi/y.jpg,b\nz.jpg,c\n..\\t.csv,d\nKiwi\\gone.jpg,e\n")
