@@ -54,13 +54,21 @@ def brought_here(
         here = replace(run, workdir=str(folder), pieces=pieces)
         yield _moved(inputs, run, str(folder)), here, lambda result: _send(result, str(folder))
     except (FileNotFoundError, pa.ArrowInvalid) as error:
-        names = {_name_of(run, group.path) for group in within(inputs, RowGroup)} - {None}
-        lost = [name for name in names if name and (name in str(error) or isinstance(error, pa.ArrowInvalid))]
+        groups = [(name, group) for group in within(inputs, RowGroup) if (name := _name_of(run, group.path))]
+        lost = [name for name, group in groups if name in str(error) or _is_damaged(group, run.store, name)]
         if not lost:
             raise
-        raise DamageError(run.workdir, lost) from None
+        raise DamageError(run.workdir, sorted(set(lost))) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_damaged(group: RowGroup, store: str, name: str) -> bool:
+    try:
+        replace(group, path=storage.join(store, name)).read()
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return True
+    return False
 
 
 def _moved(value: Any, run: Execution[Any], folder: str) -> Any:

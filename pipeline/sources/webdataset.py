@@ -244,7 +244,7 @@ def _rows(
     for name in shards.names:
         shard, stem = shards.path(name), stem_of_tar(name)
         listed: dict[str, dict[str, Any]] = {}
-        unlisted = None
+        unlisted = broken = None
         try:
             listed = parquet_rows(shards, shard, columns)
         except UNREADABLE as error:
@@ -260,10 +260,12 @@ def _rows(
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
                 yield Lost(-1, "malformed_row", f"{record_key}: {unlisted}", record_key) if lacks_columns else row
         except BrokenTarError as error:
-            yield Lost(-1, "broken_shard", f"{name}: {error}")
+            broken = f"{name}: {error}"
+            yield Lost(-1, "broken_shard", broken)
         for key, row in listed.items():
             seen = ": ".join(str(row[part]) for part in ("status", "error_message") if row.get(part))
-            yield Lost(-1, "no_image", seen or None, f"{stem}/{key}", row.get("url"))
+            reason, why = ("broken_shard", broken) if broken and seen == "success" else ("no_image", seen or None)
+            yield Lost(-1, reason, why, f"{stem}/{key}", row.get("url"))
     if unseen and num_rows:
         raise ConfigError(f"{where}: none of {num_rows:,} samples has {_cure(unseen, shards)}")
 
