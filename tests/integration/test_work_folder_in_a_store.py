@@ -105,6 +105,22 @@ def test_a_part_that_is_tried_again_has_the_tables_of_its_pieces_whoever_made_th
         assert [Path(path).read_bytes() for path in here.pieces] == [b"a piece"]
 
 
+def test_machines_that_share_a_cache_folder_keep_each_others_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"s3://{BUCKET}/shared"
+    run, parts = Execution(str(tmp_path / "driver"), 1, "stem", None, store=address), Path(remote.stands_for(address))
+    with brought_here(None, run):
+        (other,) = (parts / "parts").iterdir()
+        renamed = other.rename(other.with_name(other.name.replace(f"-{os.getpid()}-", "-999999999-")))  # none has it
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.engine.away.this_host", lambda: "another machine")
+            with brought_here(None, run):
+                assert renamed.exists(), "its process ids mean nothing there"
+        with brought_here(None, run):
+            assert not renamed.exists(), "of a killed process of this machine"
+
+
 @pytest.mark.parametrize("damage", [False, True])
 def test_elsewhere_a_file_is_damaged_where_it_cannot_be_read(damage: bool, tmp_path: Path) -> None:
     """As it was found: any ArrowInvalid of a part was told as damage, and `repair` found none."""
