@@ -295,6 +295,8 @@ class Catalog(AbstractContextManager["Catalog"]):
         """Un-commit parts, and unseal what used them. Returns how many by stage."""
         parts = self.find_parts(sorted(keys))
         self._links.clear()
+        if parts:  # a killed process must not find them in the snapshot again
+            append_to_journal(self.workdir, [{"forgotten": sorted(parts)}])
         for key in parts:
             del self._kept[key]
             self._committed.remove(key)

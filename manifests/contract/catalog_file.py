@@ -2,8 +2,8 @@
 
 `catalog.snapshot` holds every row as JSON, a line each with a hash of its own. It is written when the catalogue is
 opened, when a stage is sealed and when the catalogue is closed. `catalog.journal` holds each part that was committed
-since then. A part is in the journal before it is in the database, so the two files together never know less than the
-database does. When the database is closed, its sha256 is the last line of the journal.
+or forgotten since then. Each is in the journal before it is in the database, so the two files together never know less
+than the database does. When the database is closed, its sha256 is the last line of the journal.
 """
 
 from __future__ import annotations
@@ -276,9 +276,20 @@ def read_snapshot(workdir: str) -> Snapshot:
         if entry is None:
             raise IntegrityError(f"{journal}: the journal is damaged")
         snapshot.closed = entry.pop("closed", None)
+        if forgotten := entry.pop("forgotten", None):
+            _forget(snapshot.tables, set(forgotten))
         for table, rows_of_part in entry.items():
             snapshot.tables.setdefault(table, []).extend(rows_of_part)
     return snapshot
+
+
+def _forget(tables: dict[str, list[Row]], keys: set[str]) -> None:
+    """Take out what `Catalog.forget_parts` took out of the database."""
+    unsealed = {row["fingerprint"] for row in tables.get("stage_parts", ()) if row["part_key"] in keys}
+    for row in tables.get("stages", ()):
+        row["sealed_at"] = None if row["fingerprint"] in unsealed else row["sealed_at"]
+    for name in ("stage_parts", "files", "parts"):
+        tables[name] = [row for row in tables.get(name, ()) if row["part_key"] not in keys]
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

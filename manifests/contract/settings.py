@@ -70,8 +70,10 @@ def from_config(value: str, info: ValidationInfo, is_name: bool = False) -> str:
         return value
     path = str(Path(value).expanduser()) if value.startswith("~") else value
     beside = os.path.normpath(Path(folder) / path)
-    if Path(path).is_absolute():
+    if Path(path).is_absolute() and "::" not in path:
         return path
+    if "::" in path and not _lies_there(beside):  # several paths
+        return "::".join(from_config(part, info, is_name) for part in path.split("::"))
     if not _lies_there(beside) and _lies_there(path):
         raise ValueError(
             f"{beside} is not there, but {path} in the current folder is; paths begin at the config's folder: write "
@@ -141,6 +143,8 @@ def read_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader underneath
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: is nested too deeply to be read; a config has a few levels") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none
         raise ConfigError(f"{file}: {_place_of(error, text)}") from None
     if not isinstance(values, dict):

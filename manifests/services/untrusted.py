@@ -280,7 +280,8 @@ def _member(name: str, offset: int, num_bytes: int, fault: str | None, begins: i
     encoded = name.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_TAR_NAME_BYTES:
         fault = f"has a name of {len(encoded):,} bytes, more than {MAX_TAR_NAME_BYTES:,}"
-        encoded = encoded[:MAX_TAR_NAME_BYTES]
+        stem, dot, ending = encoded.rpartition(b".")  # with its ending it is still a member of a sample
+        encoded = stem[:100] + (dot + ending)[:50]
     try:
         name = encoded.decode()
     except UnicodeDecodeError:

@@ -70,7 +70,7 @@ class Lease:
     def _content(self, is_released: bool = False) -> bytes:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {
-            "host": _host(),
+            "host": this_host(),
             "pid": os.getpid(),
             "token": self._token,
             "renewed_at": now,
@@ -85,7 +85,7 @@ def _refuse_held(address: str, number: int) -> None:
     if not held:
         return
     age = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(held["renewed_at"])).total_seconds()
-    is_dead = held["host"] == _host() and not Path(f"/proc/{held['pid']}").exists()
+    is_dead = held["host"] == this_host() and not Path(f"/proc/{held['pid']}").exists()
     if held["is_released"] or is_dead or age > STALE_SECONDS:
         return
     raise RunError(
@@ -100,8 +100,8 @@ def _read(path: str) -> dict[str, Any]:
     return dict(json.loads(read_if_there(path) or b"{}"))
 
 
-def _host() -> str:
-    """Names this machine or container and its start: process ids of another one mean nothing here."""
+def this_host() -> str:
+    """Name this machine or container and its start: process ids of another one mean nothing here."""
     boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{boot.read_text().strip()[:8]}/{processes.readlink()}"
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from glob import escape
 from itertools import islice
 from pathlib import PurePosixPath
 from posixpath import commonpath, dirname
+from posixpath import join as posixjoin
 
 from manifests.errors import ConfigError
 from manifests.samples.endings import OTHER_TARS, TARS, is_picture, is_tar, stem_of_tar
@@ -29,6 +30,9 @@ from pipeline.sources.tables.formats import is_list_of_addresses
 _TEST_SET = re.compile(
     r"(?i)(?:.*[-_ .])?(?:test|eval|evaluation|benchmark|held-?out)(?:[-_ .]?(?:set|data|images|pictures))?"
 )
+_OF_SET = r"(?:20\d\d)?(?:[-_ .]?(?:set|data|images|pictures))?"
+_SPLIT = re.compile(rf"(?i)(?:.*[-_ .])?(?:val|valid|validation|dev|hold-?out){_OF_SET}")
+_TRAIN = re.compile(rf"(?i)(?:.*[-_ .])?train(?:ing)?{_OF_SET}")
 _THUMBS, _THUMB = re.compile(r"(?i)_?thumb(?:nail)?s?"), re.compile(r"(?i)[-_.]thumb(?:nail)?$")
 _NO_SOURCE = {
     "weights of a model": (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5", ".pkl"),
@@ -36,6 +40,7 @@ _NO_SOURCE = {
     f"a workbook that is not read; {WORKBOOK_CURE}": WORKBOOKS,
 }
 _NUMBERS = re.compile(r"\d+(?:-of-\d+)?(?=[^/]*\.parquet$)")
+_BEHIND_NAME = re.compile(r"(?:[-_.](?:\d+(?:-of-\d+)?|\*.*))?(?:\.\w+)+$")  # of a split: numbers and endings
 _SHOWN_FILES = 5
 _MANY_FILES = 50  # more tables in one folder are files of one; more texts beside no picture are not opened
 
@@ -128,7 +133,10 @@ class _Folder:
 
     def _set_tests_apart(self) -> None:
         """Leave out test sets, by the names of their folders: nothing of them may be trained on."""
-        tops = {top for folder in self.files for top in _way_to(folder) if _TEST_SET.fullmatch(PurePosixPath(top).name)}
+        beside: dict[str, set[str]] = {}
+        for top in {top for folder in self.files for top in _way_to(folder)}:
+            beside.setdefault(dirname(top), set()).add(PurePosixPath(top).name)
+        tops = (posixjoin(parent, name) for parent, names in beside.items() for name in names if _is_test(name, names))
         for top in sorted(tops):
             taken = self._take_below(top)
             files = [file for some in taken.values() for file in some]
@@ -145,6 +153,7 @@ class _Folder:
         no_tars = {top for folder in (*with_pictures, *self.apart) for top in _way_to(folder)}
         places = dict[tuple[str, str], list[str]]()
         for folder, some in self._take(lambda _, file: is_tar(file)).items():
+            self._name_splits(folder, some)
             stems = {stem_of_tar(file) for file in some}
             tables[folder] = [name for name in tables.get(folder, ()) if re.split(r"[._]", name)[0] not in stems]
             top = next((parent for parent in _way_to(folder) if parent not in no_tars), None)
@@ -167,7 +176,7 @@ class _Folder:
                 if not self.found.add("parquet", partial(kind.guess, Listing(path, "pattern", files))):
                     continue
                 tables[folder] = [file for file in tables[folder] if file not in files]
-                if _TEST_SET.fullmatch(pattern.partition("*")[0].rstrip("-_.")):
+                if _is_test(_BEHIND_NAME.sub("", pattern), (_BEHIND_NAME.sub("", name) for name in splits)):
                     self.found.places.pop()
                     self._set_apart(path, f"{len(files):,} Parquet files")
 
@@ -177,10 +186,20 @@ class _Folder:
             "data, or name it in --domain to train on it"
         )
 
+    def _name_splits(self, folder: str, files: Sequence[str]) -> None:
+        """Name tars and tables of test sets that lie among others: these are read with them."""
+        names = {file: _BEHIND_NAME.sub("", file) for file in files}
+        if tests := sorted(file for file, name in names.items() if _is_test(name, names.values())):
+            self.found.notes.append(
+                f"{self._at(folder, tests[0])}: {len(tests):,} files in its folder are a test set by name, and are "
+                "read with the files beside them; move them elsewhere to keep them out of the training data"
+            )
+
     def _take_tables(self, tables: Mapping[str, Sequence[str]]) -> None:
         """Tables that name pictures, tables of addresses, and those that may hold texts for pictures."""
         named: set[str] = set()
         for folder, some in sorted(tables.items()):
+            self._name_splits(folder, some)
             others: list[str] = []
             for path in (self._at(folder, file) for file in some):
                 guess = partial(guess_with_table, path, self._near(folder))
@@ -279,6 +298,11 @@ class _Folder:
 
 def _stem(file: str) -> str:
     return file.rpartition(".")[0]
+
+
+def _is_test(name: str, beside: Iterable[str]) -> bool:
+    """Return whether a name is that of a test set, or of a split that is not trained on where `train` is beside it."""
+    return bool(_TEST_SET.fullmatch(name) or (_SPLIT.fullmatch(name) and any(map(_TRAIN.fullmatch, beside))))
 
 
 def _thumbs_in(folder: str) -> str | None:

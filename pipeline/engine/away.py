@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import uuid
@@ -22,6 +23,7 @@ from manifests.contract.catalog_file import CATALOG_FILE
 from manifests.errors import DamageError, IntegrityError
 from manifests.stores import storage
 from manifests.stores.folder import note, publish_into, stands_for
+from manifests.stores.lease import this_host
 from pipeline.engine.inputs import within
 from pipeline.engine.work import Execution, PartResult
 from pipeline.store.files import Files, RowGroup
@@ -44,23 +46,32 @@ def brought_here(
         pieces = tuple(_whole(run, run.workdir, path) for path in run.pieces)  # another machine may have made them
         yield inputs, replace(run, pieces=pieces), lambda result: _send(result, run.workdir)
         return
-    for path in (home / "parts").glob("*-*"):
-        if not Path("/proc", path.name.partition("-")[0]).exists():  # its process was killed
+    host = hashlib.sha256(this_host().encode()).hexdigest()[:8]  # machines may share a cache folder
+    for path in (home / "parts").glob(f"{host}-*-*"):
+        if not Path("/proc", path.name.split("-")[1]).exists():  # its process was killed
             shutil.rmtree(path, ignore_errors=True)
-    folder = home / "parts" / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    folder = home / "parts" / f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
     try:
         note(str(folder), run.store)
         pieces = tuple(_whole(run, str(folder), path) for path in run.pieces)
         here = replace(run, workdir=str(folder), pieces=pieces)
         yield _moved(inputs, run, str(folder)), here, lambda result: _send(result, str(folder))
     except (FileNotFoundError, pa.ArrowInvalid) as error:
-        names = {_name_of(run, group.path) for group in within(inputs, RowGroup)} - {None}
-        lost = [name for name in names if name and (name in str(error) or isinstance(error, pa.ArrowInvalid))]
+        groups = [(name, group) for group in within(inputs, RowGroup) if (name := _name_of(run, group.path))]
+        lost = [name for name, group in groups if name in str(error) or _is_damaged(group, run.store, name)]
         if not lost:
             raise
-        raise DamageError(run.workdir, lost) from None
+        raise DamageError(run.workdir, sorted(set(lost))) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_damaged(group: RowGroup, store: str, name: str) -> bool:
+    try:
+        replace(group, path=storage.join(store, name)).read()
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return True
+    return False
 
 
 def _moved(value: Any, run: Execution[Any], folder: str) -> Any:

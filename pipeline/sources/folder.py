@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -154,7 +155,8 @@ class FolderReader(Reader[FolderSettings]):
             if name.lower().endswith(("/", *_endings(settings))):
                 digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
                 if reads_texts and size is not None and on_disk:
-                    digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
+                    with suppress(ValueError):
+                        digest.update(hashlib.sha256(_beside(settings, name) or b"").digest())
         return [digest.hexdigest()]
 
     def picture_files(self) -> list[str]:
@@ -280,6 +282,8 @@ def _picture_batch(settings: FolderSettings, some: list[tuple[int, tuple[str, in
                 kept.append((number, name, size, words))
         except UnicodeError as error:
             lost.append(Lost(number, "malformed_row", f"{name!a}: {type(error).__name__}"))
+        except ValueError as error:
+            lost.append(Lost(number, "malformed_row", str(error), record_key=name))
     names = [name for _, name, _, _ in kept]
     columns = {
         "record_key": pa.array(names, pa.string()),
@@ -307,7 +311,7 @@ def _no_regular_file(number: int, name: str) -> Lost:
 def _words(settings: FolderSettings, name: str) -> str | None:
     """Return the words beside one picture; None where they would have to be read through a link, a pipe or the like.
 
-    Raises: UnicodeError for a text that is no UTF-8.
+    Raises: UnicodeError for a text that is no UTF-8, ValueError for one that cannot be read.
     """
     if settings.captions == "text_file":
         content = _beside(settings, name)
@@ -321,7 +325,10 @@ def _text_file(name: str) -> str:
 
 
 def _beside(settings: FolderSettings, name: str) -> bytes | None:
-    """Content of the text file beside a picture; empty where there is none, None where it is no regular file."""
+    """Content of the text file beside a picture; empty where there is none, None where it is no regular file.
+
+    Raises: ValueError for a file that cannot be read.
+    """
     path = storage.join(settings.path, _text_file(name))
     fs, inner = storage.filesystem(path)
     if not storage.is_remote(path) and os.path.lexists(inner) and why_not_inside(settings.path, _text_file(name)):
@@ -331,8 +338,10 @@ def _beside(settings: FolderSettings, name: str) -> bytes | None:
         return content
     except Exception as error:  # the client libraries of object stores have errors of their own
         storage.check_passing(path, error)
+        if isinstance(error, OSError) and (storage.is_remote(path) or isinstance(error, FileNotFoundError)):
+            return b""  # a store may refuse what is not there
         if isinstance(error, OSError):
-            return b""
+            raise ValueError(f"{_text_file(name)}: cannot be read: {error.strerror or error}") from None
         raise
 
 

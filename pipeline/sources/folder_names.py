@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -35,7 +37,7 @@ _NO_WORDS = frozenset(
 _TWO_WORDS = re.compile(r"[A-Z][a-z-]+[ _](?:[x×][ _])?(?:[a-z-]{3,}|spp?\.?)(?:[ _].*)?")
 _MOST = 0.6  # of the names of folders side by side: then they are names of taxa
 _FIRST_FILES = 50  # of a table, that are looked for
-SPELT = "with / for \\ or another case of their ending"
+SPELT = "with / for \\, in another case or in another Unicode form"
 
 
 def name_folders(names: Sequence[str]) -> dict[str, Naming]:
@@ -143,7 +145,8 @@ def guess_with_table(table: str, folders: Iterable[str]) -> Place | None:
 def name_finder(folder: str, is_listed: bool = False) -> Callable[[str | None], tuple[str | None, int | str | None]]:
     """Return a function from a table's file name to the file below a folder and its `_size_of`.
 
-    A file is met as it is written, else with / for \\ and the other case of its ending, as Windows takes them.
+    A file is met as it is written, else with / for \\ and the other case of its ending, as Windows takes them; else by
+    its name in another Unicode form or case, where the folder has one such file.
     """
     fs, root = storage.filesystem(folder)
     listed = dict(walk_files(folder, hidden=True)) if is_listed and storage.is_remote(folder) else None
@@ -151,20 +154,33 @@ def name_finder(folder: str, is_listed: bool = False) -> Callable[[str | None], 
     def size_of(name: str) -> int | str | None:
         return _size_of(fs, folder, root, name) if listed is None else listed.get(name)
 
+    @cache
+    def by_folded() -> dict[str, list[tuple[str, int]]]:
+        names: dict[str, list[tuple[str, int]]] = {}
+        for name, size in walk_files(folder, hidden=True) if listed is None else listed.items():
+            if size is not None:
+                names.setdefault(_folded(name), []).append((name, size))
+        return names
+
     def find(file: str | None) -> tuple[str | None, int | str | None]:
         slashed = (file or "").strip().replace("\\", "/")
         stem, dot, ending = slashed.rpartition(".")
         for spelling in (file, slashed, f"{stem}{dot}{ending.lower()}", f"{stem}{dot}{ending.upper()}"):
             if (name := _below(spelling, root)) and (size := size_of(name)) is not None:
                 return name, size
-        return _below(file, root), None
+        met = by_folded().get(_folded(_below(slashed, root) or ""), [])
+        return met[0] if len(met) == 1 else (_below(file, root), None)
 
     return find
 
 
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def is_respelt(written: str, name: str | None) -> bool:
     """Return whether a file was met in another spelling than the table's."""
-    return name is not None and PurePosixPath(written.strip()).name != PurePosixPath(name).name
+    return name is not None and not str(PurePosixPath(written.strip())).endswith(name)
 
 
 def _below(file: str | None, root: str) -> str | None:

@@ -25,7 +25,9 @@ from pipeline.sources.files import LocalReader, look_at
 from pipeline.sources.kinds import Reader
 from pipeline.sources.rows import Batch, Scratch
 from pipeline.sources.settings import Origin, SourceSettings
+from pipeline.sources.table import TableReader
 from pipeline.sources.tables.fields import join_fields
+from pipeline.sources.tables.formats import bytes_in
 from pipeline.sources.tables.joining import where_rows
 from pipeline.sources.tars.samples import KeptSamples
 
@@ -166,3 +168,19 @@ def looked_at(origin: Origin, names: Sequence[str]) -> pa.Table:
     stamps = ask(origin, lambda: look_at(root, names))
     paths = [storage.join(root, name) for name in names]
     return pa.table([places_of(origin, names), paths, stamps], schema=LOOKED)
+
+
+# ---- tables that no source names
+
+
+def files_of_table(path: str, where: str, takes: Callable[[str], bool] = bool) -> list[TableReader]:
+    """Return readers of the files at a path, each with the columns of text in it that `takes` wants.
+
+    Raises: ConfigError that begins with `where`.
+    """
+    whole, tables = TableReader.of(where, path, [""]), []
+    for file in whole.files():
+        others = {"", *bytes_in(file)}
+        if names := [name for name in whole.columns_of(file) if name not in others and takes(name)]:
+            tables.append(TableReader.of(where, file, names))
+    return tables

@@ -244,7 +244,7 @@ def _rows(
     for name in shards.names:
         shard, stem = shards.path(name), stem_of_tar(name)
         listed: dict[str, dict[str, Any]] = {}
-        unlisted = None
+        unlisted = broken = None
         try:
             listed = parquet_rows(shards, shard, columns)
         except UNREADABLE as error:
@@ -260,10 +260,12 @@ def _rows(
                 lacks_columns = unlisted is not None and not isinstance(row, Lost)
                 yield Lost(-1, "malformed_row", f"{record_key}: {unlisted}", record_key) if lacks_columns else row
         except BrokenTarError as error:
-            yield Lost(-1, "broken_shard", f"{name}: {error}")
+            broken = f"{name}: {error}"
+            yield Lost(-1, "broken_shard", broken)
         for key, row in listed.items():
             seen = ": ".join(str(row[part]) for part in ("status", "error_message") if row.get(part))
-            yield Lost(-1, "no_image", seen or None, f"{stem}/{key}", row.get("url"))
+            reason, why = ("broken_shard", broken) if broken and seen == "success" else ("no_image", seen or None)
+            yield Lost(-1, reason, why, f"{stem}/{key}", row.get("url"))
     if unseen and num_rows:
         raise ConfigError(f"{where}: none of {num_rows:,} samples has {_cure(unseen, shards)}")
 
@@ -331,9 +333,10 @@ def _guess(listing: Listing) -> Place:
     path = listing.path
     files = find_files(path, path, *TARS)
     endings, keys = _first_samples(files.path(files.names[0]))
-    for name in {files.names[len(files.names) // 2], files.names[-1]}:
+    few = {files.names[len(files.names) // 2], files.names[-1]}
+    for name in few if storage.is_remote(path) else files.names[1:]:
         with suppress(ConfigError):  # that one breaks off, as a build will say
-            more_endings, more_keys = _first_samples(files.path(name))
+            more_endings, more_keys = _first_samples(files.path(name), _LOOKED_AT if name in few else 1)
             endings, keys = endings | more_endings, keys | more_keys
     columns = first_columns(files) or []
     guess = Place({"path": path}, f"webdataset tars, {len(files.names):,} of them", mapping="fields")
@@ -361,13 +364,13 @@ def _guess(listing: Listing) -> Place:
     return guess
 
 
-def _first_samples(shard: str) -> tuple[set[str], set[str]]:
+def _first_samples(shard: str, num_samples: int = _LOOKED_AT) -> tuple[set[str], set[str]]:
     """Extensions of the texts of the first samples, and keys of the first json among them."""
     endings: set[str] = set()
     keys: set[str] = set()
     with reading(shard, shard, "as a tar"):
         try:
-            for sample in islice(_samples(shard, WebdatasetSettings(path=shard)), _LOOKED_AT):
+            for sample in islice(_samples(shard, WebdatasetSettings(path=shard)), num_samples):
                 endings |= set(sample.texts)
                 if "json" in sample.texts and not keys:
                     keys = set(parse_json(sample.texts["json"]))

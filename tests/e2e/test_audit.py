@@ -48,7 +48,10 @@ ROWS = {  # a row of the test set, and why it leaks
     "bytes": ("https://example.org/ten.jpg", "4", "AD", "sha256"),
     "twice": ("https://example.org/11.jpg", "11", "ae", "address, gbifid"),
     "clean": ("https://example.org/12.jpg", "12", "af", ""),
-    "empty": ("", "", "", ""),
+    "float": ("", "4011234567.0", "", "gbifid"),
+    "blanks": (" https://example.org/13.jpg\u00a0", "13", "ag", "address"),
+    "empty": ("", "", "", "not compared"),
+    "placeholders": ("NA", " n/a", "NULL", "not compared"),
 }
 
 
@@ -58,7 +61,9 @@ def test_set(tmp_path: Path) -> Path:
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["name", "URL", "gbifID", "sha256", "species"])
-        writer.writerows([name, *row[:3], "oak" if row[3] else "rose"] for name, row in ROWS.items())
+        writer.writerows(
+            [name, *row[:3], "oak" if row[3] not in ("", "not compared") else "rose"] for name, row in ROWS.items()
+        )
     return path
 
 
@@ -68,10 +73,12 @@ def catalogue(folder: Path, **more: list[str | None]) -> Path:
         PHOTO.format(7, "small.jpg"),
         "https://example.org/8.jpg#x",
         "https://example.org/11.jpg",
+        "https://example.org/13.jpg",
+        "NA",
     ]
     urls = [*planted, *others, None, ""]
-    ids = [*range(5000, 5000 + len(urls) - 2), 9, 11]
-    hashes = [None] * (len(urls) - 1) + ["ad"]
+    ids = [*range(5000, 5000 + len(urls) - 3), 9, 11, 4011234567]
+    hashes = [None] * (len(urls) - 2) + ["null", "ad"]
     path = folder / "catalog.parquet"
     pq.write_table(pa.table({"source_url": urls, "gbif_id": ids, "sha256": pa.array(hashes, pa.string())}), path)
     return path
@@ -85,15 +92,32 @@ def test_planted_leaks_are_found_and_none_is_invented(test_set: Path, tmp_path: 
         rows = list(csv.DictReader(stream))
     assert {row["name"]: row["leak"] for row in rows} == {name: row[3] for name, row in ROWS.items()}
     assert [row["name"] for row in rows] == list(ROWS), "in the order of the test set"
-    assert "5 of 7 rows" in said
+    assert "7 of 10 rows" in said
+    assert "2 rows could not be compared: they state none of address, gbifid, sha256" in said
     assert "compared by address, gbifid, sha256" in said
-    assert [line.split() for line in said.splitlines()[-2:]] == [["oak", "5", "5"], ["rose", "2", "0"]]
+    assert [line.split() for line in said.splitlines()[-2:]] == [["oak", "7", "7"], ["rose", "3", "0"]]
     assert done(*command) == said, "its own file is replaced"
+
+
+def test_files_of_a_catalogue_have_their_own_columns_and_are_read_as_sources_are(tmp_path: Path) -> None:
+    lines = ["url;key;name", "https://a.org/1.jpg;;one", "https://a.org/2.jpg;;two", "https://a.org/3.jpg;;gr\u00fcn"]
+    test = tmp_path / "test.csv"
+    test.write_bytes("\n".join([*lines, "https://a.org/4.jpg;;x;y"]).encode("cp1252"))
+    (tmp_path / "parts").mkdir()
+    pq.write_table(pa.table({"URL": ["https://a.org/1.jpg"], "n": [1.0]}), tmp_path / "parts" / "a.parquet")
+    pq.write_table(pa.table({"source_url": ["https://a.org/2.jpg"]}), tmp_path / "parts" / "b.parquet")
+    pq.write_table(pa.table({"else": ["https://a.org/3.jpg"]}), tmp_path / "parts" / "c.parquet")
+    out = tmp_path / "audited.csv"
+    said = done("audit", str(test), "--against", str(tmp_path / "parts/*.parquet"), "--out", str(out))
+    with out.open(newline="", encoding="utf-8") as stream:
+        rows = {row["name"]: row["leak"] for row in csv.DictReader(stream)}
+    assert rows == {"one": "address", "two": "address", "gr\u00fcn": ""}
+    assert f"1 rows of {test} cannot be read, and were not compared" in said
 
 
 def test_tables_that_cannot_be_compared_are_refused(test_set: Path, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for against, why in (("other.csv", "share no column of url, sourceurl"), ("none.parquet", "cannot be read")):
+    for against, why in (("other.csv", "share no column of url, sourceurl"), ("none.parquet", "no such table")):
         ended = run_here("audit", test_set, "--against", tmp_path / against, "--out", tmp_path / "out.csv")
         assert ended.returncode == 2
         assert why in ended.stderr

@@ -105,17 +105,15 @@ def test_everything_is_used_or_named_and_the_config_builds_as_it_is(lab: str) ->
     assert sources["tars"]["captions"][0]["join"] == "lab/tars/captions.parquet"
     assert sources["species"]["folder"]["folder_name_is"] == "scientific_name"
     assert sources["species"]["folder"]["exclude"] == ["**/*_thumb.*", "**/thumbs/**"]
-    assert "4 of the first 4 are met with / for \\ or another case of their ending" in text
+    assert "4 of the first 4 are met with / for \\, in another case or in another Unicode form" in text
     assert (sources["urls"]["table"], sources["urls"]["format"]) == ("lab/urls.txt", "urls")
     # what only a user can say: who asks, and that this machine may be asked
     known = "contact: mailto:lab@example.org\n    allow_private_addresses: true"
     Path("my.yaml").write_text(text.replace("contact: null", known))
     run_inline(Path("my.yaml"))
     built = done("build", "my.yaml")
-    assert (
-        "sources.kiwi: 4 of the first 4 names of kiwi.csv are met with / for \\ or another case of their ending"
-        in built
-    )
+    how = "with / for \\, in another case or in another Unicode form"
+    assert f"sources.kiwi: 4 of the first 4 names of kiwi.csv are met {how}" in built
     assert "caption: done, 32 of 36 kept, dropped: 4 empty_caption" in built, "of the bare list of addresses"
     rows = pq.read_table(release_of(Path("data/my")) / "samples.parquet").to_pylist()
     assert Counter(row["source"] for row in rows) == {"tars": 16, "kiwi": 4, "kaese": 4, "species": 8}

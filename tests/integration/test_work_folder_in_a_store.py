@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from building import done, hash_tree, write_folder_config
@@ -23,11 +24,13 @@ from waiting import wait_until
 from manifests.contract.catalog import Catalog
 from manifests.contract.catalog_file import CATALOG_FILE, JOURNAL_FILE
 from manifests.contract.records import Funnel, StageRecord
+from manifests.errors import DamageError
 from manifests.stores import folder as remote
 from manifests.stores import storage
 from pipeline.cli import main
 from pipeline.engine.away import brought_here
 from pipeline.engine.work import Execution
+from pipeline.store.files import RowGroup
 
 NUM = 40
 
@@ -100,6 +103,35 @@ def test_a_part_that_is_tried_again_has_the_tables_of_its_pieces_whoever_made_th
     run = Execution(home, 1, "stem", None, pieces=(f"{home}/tables/fetch/stem-0.parquet",), store=address)
     with brought_here(None, run) as (_, here, _):
         assert [Path(path).read_bytes() for path in here.pieces] == [b"a piece"]
+
+
+def test_machines_that_share_a_cache_folder_keep_each_others_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"s3://{BUCKET}/shared"
+    run, parts = Execution(str(tmp_path / "driver"), 1, "stem", None, store=address), Path(remote.stands_for(address))
+    with brought_here(None, run):
+        (other,) = (parts / "parts").iterdir()
+        renamed = other.rename(other.with_name(other.name.replace(f"-{os.getpid()}-", "-999999999-")))  # none has it
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.engine.away.this_host", lambda: "another machine")
+            with brought_here(None, run):
+                assert renamed.exists(), "its process ids mean nothing there"
+        with brought_here(None, run):
+            assert not renamed.exists(), "of a killed process of this machine"
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_elsewhere_a_file_is_damaged_where_it_cannot_be_read(damage: bool, tmp_path: Path) -> None:
+    """As it was found: any ArrowInvalid of a part was told as damage, and `repair` found none."""
+    address, home = f"s3://{BUCKET}/damage/{damage}", str(tmp_path / "driver")
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "made.parquet")
+    content = (tmp_path / "made.parquet").read_bytes()
+    storage.publish_bytes(f"{address}/tables/a.parquet", content[:-1] if damage else content)
+    inputs = RowGroup(f"{home}/tables/a.parquet", 0, "content")
+    wanted = pytest.raises(DamageError if damage else pa.ArrowInvalid, match="a.parquet" if damage else "of the part")
+    with wanted, brought_here(inputs, Execution(home, 1, "stem", None, store=address)):
+        raise pa.ArrowInvalid("of the part")
 
 
 def test_the_bytes_of_a_local_build_and_few_requests(

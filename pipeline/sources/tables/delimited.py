@@ -124,7 +124,7 @@ def read_header(stream: Any, dialect: Dialect, skip_rows: int = 0) -> list[str]:
     for piece in cut_records(stream, dialect, BLOCK_BYTES // 64):
         if isinstance(piece, Broken):
             raise ValueError(f"the first row is broken: {_shown(piece.text)}")
-        lines = (line.decode() for line in io.BytesIO(piece.lstrip(b"\r\n").replace(b"\r\n", b"\n")))
+        lines = (line.decode() for line in piece.lstrip(b"\r\n").replace(b"\r\n", b"\n").splitlines(keepends=True))
         quoting: Any = csv.QUOTE_NONE if dialect.quote is None else csv.QUOTE_MINIMAL
         records = csv.reader(lines, delimiter=dialect.delimiter, quotechar=dialect.quote, quoting=quoting)
         try:
@@ -229,7 +229,7 @@ def _parse(block: bytes, names: list[str], columns: list[str], dialect: Dialect,
     )
     numbers = np.arange(first, first + rows.num_rows + len(malformed))
     batch = RawBatch(rows, np.delete(numbers, [number - first for number, _ in malformed]), malformed)
-    return batch if NOT_TEXT.encode() not in block else _only_texts(batch)
+    return batch if NOT_TEXT.encode() not in block else only_texts(batch)
 
 
 def _marked(block: bytes) -> bytes:
@@ -247,13 +247,14 @@ def _mark_errors() -> str:
     return "plantmix.mark"
 
 
-def _only_texts(batch: RawBatch) -> RawBatch:
+def only_texts(batch: RawBatch) -> RawBatch:
     """Return the batch, where rows with a mark are malformed."""
     bad = np.zeros(batch.rows.num_rows, bool)
     for column in batch.rows.columns:
         bad |= pc.fill_null(pc.match_substring(column, NOT_TEXT), False).to_numpy()
     values = batch.rows.filter(pa.array(bad)).to_pylist()
-    shown = [", ".join(value for value in row.values() if value)[:MAX_SHOWN_CHARS] for row in values]
+    texts = [", ".join(value for value in row.values() if value)[:MAX_SHOWN_CHARS] for row in values]
+    shown = [text.replace(NOT_TEXT, "\ufffd") for text in texts]
     malformed = list(zip(batch.numbers[bad].tolist(), shown, strict=True))
     return RawBatch(batch.rows.filter(pa.array(~bad)), batch.numbers[~bad], sorted([*batch.malformed, *malformed]))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.services.untrusted import UNREADABLE, bounded, check_packing
@@ -24,7 +25,16 @@ from pipeline.sources.files import zip_fault
 from pipeline.sources.limits import MAX_BATCH_BYTES, MAX_RECORD_BYTES
 from pipeline.sources.rows import BATCH_ROWS, as_text
 from pipeline.sources.tables.columns import is_address
-from pipeline.sources.tables.delimited import HEAD_BYTES, Dialect, RawBatch, read_delimited, read_header, sniff_dialect
+from pipeline.sources.tables.delimited import (
+    HEAD_BYTES,
+    NOT_TEXT,
+    Dialect,
+    RawBatch,
+    only_texts,
+    read_delimited,
+    read_header,
+    sniff_dialect,
+)
 from pipeline.sources.tables.json_items import json_keys, read_json
 from pipeline.store.foreign import columns_of_bytes
 from pipeline.store.foreign import read_rows as read_foreign
@@ -34,6 +44,7 @@ URL_OF_LINE = "url"  # what the column of a list of addresses, one a line, is ca
 _NO_DELIMITER = "\x1f"  # no address holds it
 _LOOKED_AT = 500  # lines
 _CHUNK_BYTES = 1 << 20
+_MOST_EXACT = 1 << 53  # the whole numbers up to here are each a float of their own
 DELIMITERS = {"csv": ",", "tsv": "\t", "urls": _NO_DELIMITER}
 
 
@@ -115,16 +126,39 @@ def _batch_of(
 def _read_parquet(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:
     with open_table(file, compressed=False) as stream:
         for some in read_foreign(stream, columns, BATCH_ROWS, MAX_BATCH_BYTES, MAX_RECORD_BYTES):
-            rows = pa.table({name: as_strings(some.rows.column(name)) for name in columns})
+            rows = pa.table({name: _marked_strings(some.rows.column(name)) for name in columns})
             too_long = [(number, f"a row of {num_bytes:,} bytes") for number, num_bytes in some.too_long]
-            yield RawBatch(rows, some.numbers, too_long)
+            yield only_texts(RawBatch(rows, some.numbers, too_long))
 
 
 def as_strings(column: pa.Array) -> pa.Array:
-    """Return a column of Parquet as texts; lists and structs as json."""
+    """Return a column of Parquet as texts; lists and structs as json, whole numbers without a point or exponent."""
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
-    return column.cast(pa.string())
+    texts = column.cast(pa.string())
+    if not pa.types.is_floating(column.type):
+        return texts
+    values = column.cast(pa.float64())
+    is_whole = pc.and_(pc.equal(pc.floor(values), values), pc.less_equal(pc.abs(values), _MOST_EXACT))
+    return pc.coalesce(pc.if_else(is_whole, values, None).cast(pa.int64()).cast(pa.string()), texts)
+
+
+def _marked_strings(column: pa.Array) -> pa.Array:
+    """Return a column as texts, with a mark in place of a value that is no UTF-8."""
+    try:
+        texts = as_strings(column)
+        texts.validate(full=True)
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return pa.array(map(_text_or_mark, column), pa.string())
+    return texts
+
+
+def _text_or_mark(value: pa.Scalar) -> str | None:
+    try:
+        held = value.as_py()
+        return held.decode() if isinstance(held, bytes) else as_text(held)
+    except UnicodeDecodeError:
+        return NOT_TEXT
 
 
 def _read_delimited(file: str, form: str, columns: list[str]) -> Iterator[RawBatch]:

@@ -106,6 +106,30 @@ def test_a_part_that_only_the_journal_knows_is_added_at_the_next_start(tmp_path:
         assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1", "late"]
 
 
+@pytest.mark.parametrize("is_rebuilt", [False, True])
+def test_what_a_killed_process_forgot_stays_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_rebuilt: bool
+) -> None:
+    """As it was found: snapshot and journal brought the parts back at the next start, and their stage was unsealed."""
+    killed, path = tmp_path / "killed", tmp_path / "work"
+    with Catalog.open(str(path)) as catalog:
+        catalog.open_stage("ingest", "v1", {})
+        catalog.commit_parts("v1", {number: part(f"p{number}") for number in range(3)})
+        catalog.seal_stage(StageRecord("ingest", "v1", Funnel(5, 5), {}))
+        with monkeypatch.context() as patched:
+            patched.setattr(Catalog, "_write_snapshot", lambda self: shutil.copytree(path, killed))
+            catalog.forget_parts(["p0", "p2"])
+        catalog.commit_parts("v1", {0: part("p0")})
+        journal = (path / JOURNAL_FILE).read_bytes()
+    if is_rebuilt:
+        (killed / JOURNAL_FILE).write_bytes(journal)
+        (killed / CATALOG_FILE).unlink()
+        rebuild(str(killed))
+    with Catalog.open(str(killed)) as catalog:
+        assert [found.key for found in catalog.parts_of("v1")] == ["p0", "p1"][not is_rebuilt :]
+        assert catalog.find_sealed("v1") is None
+
+
 def test_a_line_that_was_cut_costs_its_part_and_no_earlier_one(tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     with Catalog.open(str(tmp_path / "work")) as catalog:

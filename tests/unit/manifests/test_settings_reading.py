@@ -109,6 +109,7 @@ def test_key_given_twice_is_refused_with_its_line(tmp_path: Path, text: str, lin
         ("- name: oak", "expected a mapping of settings, found list"),
         ("just words", "expected a mapping of settings, found str"),
         ("1: 2\nname: oak", "'1'"),
+        ("name: " + "[" * 5000 + "]" * 5000, "is nested too deeply to be read"),
     ],
 )
 def test_what_is_no_settings_file_is_said_plainly(tmp_path: Path, text: str, says: str) -> None:
@@ -145,6 +146,12 @@ def test_a_path_begins_at_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("work: lists/*.csv\nweights: own.pt", f"{folder}/lists/*.csv", f"{folder}/own.pt"),
         ("work: s3://bucket/x\nweights: /w.pt", "s3://bucket/x", "/w.pt"),
         ("work: ~/x", str(Path.home() / "x"), "openai"),
+        (
+            "work: a.parquet::../b/*.parquet::/c.parquet",
+            f"{folder}/a.parquet::{tmp_path}/b/*.parquet::/c.parquet",
+            "openai",
+        ),
+        ("work: /c.parquet::b.parquet", f"/c.parquet::{folder}/b.parquet", "openai"),
     ):
         file.write_text(text)
         read = read_settings(file, Places)

@@ -15,6 +15,7 @@ import yaml
 from building import ROOT
 from darwin_core import gbif_files, write_zip
 from foreign_tars import img2dataset_samples, write_tar
+from picture_tables import table_of, write
 from tars import tar_of
 
 from manifests.contract.settings import parse_settings
@@ -169,6 +170,14 @@ def test_img2dataset_shards(tmp_path: Path) -> None:
     assert source["webdataset"]["fields"] == {"url": "json.url", "caption": "txt", "licence": "json.license"}
 
 
+def test_the_first_sample_of_every_tar_says_what_there_is(tmp_path: Path) -> None:
+    for number in range(7):
+        json_of = {"json": json.dumps({"license": "CC0"}).encode()} if number == 5 else {}
+        write_tar(tmp_path / f"{number}.tar", [(str(number), {"jpg": PHOTO.read_bytes(), "txt": b"a rose", **json_of})])
+    source, _ = source_of(tmp_path)
+    assert source["webdataset"]["fields"]["licence"] == "json.license"
+
+
 def test_what_cannot_be_a_source(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pics.zip", "w") as archive:
         archive.write(PHOTO, "a.jpg")
@@ -257,6 +266,26 @@ def test_a_folder_is_parted_by_what_names_its_pictures(tmp_path: Path) -> None:
         "lab": ("lab", "folder_name", ["described/**", "photos/**", *(f"species/{name}/**" for name in taxa)]),
     }
     assert found["species"]["folder_name_is"] == "scientific_name"
+
+
+def test_splits_beside_train_are_set_apart_or_named(tmp_path: Path) -> None:
+    for folder, splits in {"folders": ("train", "val2017"), "alone": ("dev", "oak")}.items():
+        put_photos(tmp_path, *(f"{folder}/{split}/red rose/{n}.jpg" for split in splits for n in range(2)))
+    for name in ("train-00000-of-00001", "validation-00000-of-00001", "holdout"):
+        write(tmp_path / f"hub/{name}.parquet", table_of(range(3)))
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.csv").write_text(f"url,caption\nhttps://a.org/{name}.jpg,a red rose\n" * 3)
+        write_tar(tmp_path / f"tars/{name}-000.tar", img2dataset_samples(0, 2))
+    sources, text = sources_of(tmp_path)
+    assert [source["parquet"]["path"] for source in sources.values() if "parquet" in source] == [
+        str(tmp_path / "hub/train-00000-of-00001.parquet")
+    ]
+    assert "folders/val2017: 2 pictures or tars, a test set by its name" in text
+    assert "alone/dev: " not in text, "without `train` beside it, it may be anything"
+    for name in ("validation-00000-of-00001.parquet: 1", "holdout.parquet: 1"):
+        assert f"hub/{name} Parquet files, a test set by its name" in text
+    for name in ("valid.csv", "tars/valid-000.tar"):
+        assert f"{tmp_path / name}: 1 files in its folder are a test set by name, and are read with" in text
 
 
 def test_every_table_beside_pictures_is_used_or_named(tmp_path: Path) -> None:

@@ -288,6 +288,31 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         list(walk_files(str(tmp_path)))
 
 
+def test_a_text_that_cannot_be_read_is_told_and_one_that_is_not_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, **{f"{name}_dot_jpg": b"1" for name in ("none", "locked", "long")})
+    fill(tmp_path, locked_dot_txt=b"a rose", long_dot_txt=b"a" * ((1 << 20) + 1))
+    local = type(fsspec.filesystem("file"))
+    read_file = local.cat_file
+
+    def cat_file(self: Any, path: str, **options: Any) -> Any:
+        if path.endswith("locked.txt"):
+            raise PermissionError(13, "Permission denied", path)
+        return read_file(self, path, **options)
+
+    given = source(path=str(tmp_path), captions="text_file")
+    readable = digest_inputs(given, lambda path: path)
+    monkeypatch.setattr(local, "cat_file", cat_file)
+    rows, lost = read(given)
+    assert [(row["record_key"], row["caption"]) for row in rows] == [("none.jpg", "")]
+    assert [(row["reason"], row["value"].partition(" of ")[0]) for row in lost] == [
+        ("malformed_row", "locked.txt: cannot be read: Permission denied"),
+        ("malformed_row", "a row"),
+    ], "a text that is too long is never cut"
+    assert digest_inputs(given, lambda path: path) != readable, "with the permission it is read anew"
+
+
 def test_names_as_windows_writes_them_are_met_and_said(tmp_path: Path) -> None:
     fill(tmp_path, Kiwi__x_dot_jpg=b"123", Kiwi__y_dot_JPG=b"12", z_dot_jpg=b"1")
     (tmp_path / "t.csv").write_text("file,text\nKiwi\\x.JPG,a\nKiwi/y.jpg,b\nz.jpg,c\n..\\t.csv,d\nKiwi\\gone.jpg,e\n")
@@ -303,10 +328,21 @@ def test_names_as_windows_writes_them_are_met_and_said(tmp_path: Path) -> None:
     ]
     assert sorted(given.reader.picture_files()) == ["Kiwi/x.jpg", "Kiwi/y.JPG", "z.jpg"]
     (remark,) = given.reader.remarks()
-    assert (
-        remark
-        == "2 of the first 5 names of t.csv are met with / for \\ or another case of their ending, such as Kiwi\\x.JPG"
-    )
+    how = "with / for \\, in another case or in another Unicode form"
+    assert remark == f"2 of the first 5 names of t.csv are met {how}, such as Kiwi\\x.JPG"
+
+
+def test_names_in_another_unicode_form_or_case_are_met_where_one_file_has_them(tmp_path: Path) -> None:
+    fill(tmp_path, Kiwi__café_dot_jpg=b"123", B_dot_jpg=b"1", TWICE_dot_jpg=b"12", twice_dot_JPG=b"12")
+    names = ["Kiwi/cafe\u0301.jpg", "KIWI/CAFÉ.JPG", "b.JPG", "Twice.Jpg"]
+    (tmp_path / "t.csv").write_text("\n".join(["file", *names]), encoding="utf-8")
+    given = source(path=str(tmp_path), table="t.csv", columns={"file": "file"})
+    rows, lost = read(given)
+    assert [row["locator"] for row in rows] == ["Kiwi/café.jpg@0+3", "Kiwi/café.jpg@0+3", "B.jpg@0+1"]
+    assert [row["record_key"] for row in rows] == names[:3], "keys stay as they are written"
+    assert [(row["reason"], row["value"]) for row in lost] == [("missing_file", "Twice.Jpg")], "nobody knows which"
+    assert sorted(given.reader.picture_files()) == ["B.jpg", "Kiwi/café.jpg"], "the digest of the source knows them"
+    assert "3 of the first 4 names of t.csv are met" in given.reader.remarks()[0]
 
 
 def test_what_globs_name_is_left_out(tmp_path: Path) -> None:

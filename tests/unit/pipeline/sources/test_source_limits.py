@@ -89,6 +89,8 @@ DEEP = b'{"caption": ' + b"[" * 80_000 + b"]" * 80_000 + b"}"
 # What lies between the samples `a` and `z`, and how the row that it costs ends.
 ODD = {
     "a name that is no UTF-8": (member(b"b\xff.jpg", b"p"), "no_image", "has a name that is no UTF-8"),
+    "a name of 5,004 bytes": (
+        pax(("path", b"b" * 5000 + b".jpg")) + member("b.jpg", b"p"), "no_image", "has a name of 5,004 bytes"),
     "sparse by its header": (header("b.jpg", 512, b"S") + bytes(512), "no_image", "is stored as a sparse file"),
     "sparse by pax, with junk": (SPARSE + member("b.jpg", b"p"), "no_image", "is stored as a sparse file"),
     "a link for a picture": (header("b.jpg", 0, b"2"), "no_image", "is no regular file"),

@@ -46,6 +46,33 @@ def test_csv_with_quotes_newlines_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert malformed == []
 
 
+def test_carriage_returns_alone_end_the_rows_of_a_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'url,caption\ru1,"two\rlines"\ru2,b,too many\ru3,c\r')
+    rows, by_number, malformed = read(source(path))
+    assert [row["caption"] for row in rows] == ["two\rlines", "c"]
+    assert (sorted(by_number), malformed) == ([1, 3], [(2, "u2,b,too many")])
+
+
+def test_a_value_of_parquet_that_is_no_text_costs_its_row_alone(tmp_path: Path) -> None:
+    bad = pa.array([b"a", b"b\xff", b"c", None]).view(pa.string())
+    urls = [f"http://a/{number}.jpg" for number in range(4)]
+    for captions in (bad, pa.ListArray.from_arrays([0, 1, 2, 3, 4], bad), bad.dictionary_encode()):
+        pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "a.parquet")
+        rows, by_number, malformed = read(source(tmp_path / "a.parquet"))
+        assert [row["url"] for row in rows] == [urls[0], urls[2], urls[3]]
+        assert (sorted(by_number), malformed) == ([0, 2, 3], [(1, f"{urls[1]}, \N{REPLACEMENT CHARACTER}")])
+
+
+def test_whole_floats_of_parquet_are_written_as_whole_numbers(tmp_path: Path) -> None:
+    numbers = [1e10, 4011234567.0, 2.5, -3.0, None, 1e300]
+    captions = pa.array([float(1 << 24)] * 6, pa.float32())
+    pq.write_table(pa.table({"url": numbers, "caption": captions}), tmp_path / "a.parquet")
+    rows, _, _ = read(source(tmp_path / "a.parquet"))
+    assert [row["url"] for row in rows] == ["10000000000", "4011234567", "2.5", "-3", None, "1e+300"]
+    assert rows[0]["caption"] == "16777216"
+
+
 def test_malformed_csv_rows_are_counted_and_their_neighbours_keep_their_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('url,caption\nu0,c0\nu1,c1,too many\nu2,"c\n2"\ntoo few\nu4,c4\nx,y,z,last\n')

@@ -182,6 +182,17 @@ def test_a_shard_that_breaks_off_costs_only_its_end(tmp_path: Path) -> None:
     ]
 
 
+def test_rows_behind_a_break_end_with_it_and_not_as_downloads(tmp_path: Path) -> None:
+    shard = img2dataset(tmp_path) / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[: 6 * 1024 + 512])  # amid the third sample
+    rows, lost = read(source(tmp_path))
+    assert [row["record_key"] for row in rows] == ["00000/000000000", "00000/000000001"]
+    of_shard, failed, behind = lost
+    assert of_shard[:2] == (None, "broken_shard")
+    assert failed == ("00000/000000002", "no_image", "failed_to_download: HTTP Error 404: Not Found")
+    assert behind == ("00000/000000003", "broken_shard", of_shard[2])
+
+
 def test_shards_by_folder_glob_and_brace_range(tmp_path: Path) -> None:
     for number in range(12):
         write_tar(tmp_path / "sub" / f"s-{number:03d}.tar", ("k.jpg", b"p"))
