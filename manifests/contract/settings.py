@@ -118,7 +118,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 raise ConfigError(f"line {line}: a list or mapping cannot be a key")
             if key in seen:
-                raise ConfigError(f"line {line}: the key '{key}' is given twice; keep one of them")
+                raise ConfigError(f"line {line}: the key '{key}' is given twice; move its lines below the first one")
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -182,7 +182,7 @@ def _head(places: Sequence[tuple[str, str, Place]], notes: Sequence[str]) -> lis
     """Comments on what only the user can decide, and on what is no source."""
     decisions: list[str] = []
     if not all(KINDS[guess.kind].on_disk for *_, guess in places):
-        decisions.append("fetch.network.contact: a mail address or page of yours; hosts are asked only with one")
+        decisions.append("fetch.network.contact: a mail address or page of yours; public hosts are asked only with one")
     unstated = [source for source, _, guess in places if not guess.states_licence]
     if unstated:
         states = "state" if len(unstated) > 1 else "states"

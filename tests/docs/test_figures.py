@@ -99,18 +99,19 @@ class Quote:
 MILLION = "million: Beside img2dataset 1.47.0"
 CHOOSING = "choosing: Five ways to choose a mixture, at equal cost"
 QUOTES = (
-    Quote("Tested with [@ pictures]", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
-    Quote("a build of a million pictures, 2 cores | [@ seconds]", MILLION, "| 1,000,000: PlantMix, whole build | @ |"),
+    Quote("Tested with [@ images]", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
+    Quote("a build of a million images, 2 cores, from a local web server | [@ seconds]", MILLION, "| 1,000,000: PlantMix, whole build | @ |"),
     Quote("in that million | [@]", "million: What was found", "| 1,000,000 | copy*2500 of 2500 | @ | 0 |"),
     Quote("| @ MiB | [920 MiB]", MILLION, "| 1,000,000: img2dataset, download alone |* | @ | 20,496 |"),
     Quote("| 650 MiB | [@ MiB]", MILLION, "| 1,000,000: PlantMix, whole build |* | @ | 21,292 |"),
     Quote("[@ to @ minutes]", "pipeline: All metadata stages, without pictures", "in **@ to @ minutes**"),
-    Quote("all steps without pictures, @ M rows", "pipeline: All metadata stages, without pictures",
+    Quote("choosing and mixing among @ M rows", "pipeline: All metadata stages, without pictures",
           "Twenty-two runs of @ M"),
-    Quote("plant gain, @ points, is [@ to @]", "training: DALIP's own table: what its test sets can tell",
+    Quote("reports @ points more than CLIP on plants; test sets of that size leave room for [@ to @]",
+          "training: DALIP's own table: what its test sets can tell",
           "The plant gain is @ points, @ to @ (95 %)"),
-    Quote("a law adds at most @ nats", CHOOSING, "of it the law's are at most @ nats, by the interval"),
-    Quote("a whole build takes [@ times]", MILLION, "whole build of a million takes @ times as long"),
+    Quote("at most @ nats better than taking the best", CHOOSING, "of it the law's are at most @ nats, by the interval"),
+    Quote("the whole build: [@ times]", MILLION, "whole build of a million takes @ times as long"),
 )  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def test_a_figure_that_has_moved_is_seen() -> None:
 
 NOT_MEASURED = (
     "img2dataset", "x86-64", ", 2 cores", "Python 3.11 to 3.13", "3 GB of disk", "**Status: 0.5.**", "S3", "ViT-B-16",
-    "| 1 (download alone) |", "100 million", "crops of more than 2 %",
+    "| 1 (the download alone) |", "100 million", "more than 2 % to cropping", "side 256 pixels",
 )  # fmt: skip
 
 

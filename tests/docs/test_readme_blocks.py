@@ -99,7 +99,6 @@ def write_own_configs(folder: Path) -> None:
     build, training = yaml_blocks("README.md")
     ask_loopback(build)
     write_yaml(folder / "my.yaml", build)
-    training["model"]["architecture"] = "configs/models/vit-tiny-demo.json"
     write_yaml(folder / "my-training.yaml", training)
     for path in (folder / "configs/pipeline").glob("demo-*.yaml"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -149,7 +148,6 @@ def prepare(page: str, clone: Path) -> None:
         config |= changed
         ask_loopback(config)
         write_yaml(draft, config)
-        small["model"]["architecture"] = "configs/models/vit-tiny-demo.json"
         write_yaml(training, small)
 
 
