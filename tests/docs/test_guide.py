@@ -30,6 +30,7 @@ GUIDE = sorted((ROOT / "configs/guide").glob("*.md"))
 README = ROOT / "README.md"
 DETAILS = "\n## Details and rare cases\n"
 MOST_WORDS = 700  # of a page before its details
+MOST_WORDS_OF_CHANGELOG = 1_500
 MOST_WORDS_OF_ALL = 28_000  # of what a person reads: guide, README, pages of rooms, CONTRIBUTING, recipes
 EXAMPLES = [
     (f"{page.stem}-{'-'.join(values)}", values)
@@ -63,6 +64,10 @@ def test_what_a_person_reads_is_bounded() -> None:
     left_out = ("REFERENCE.md", "SCALE.md", "card.md", "attribution.md")  # made by code, a table of figures, templates
     num = sum(len(page.read_text(encoding="utf-8").split()) for page in pages if page.name not in left_out)
     assert num <= MOST_WORDS_OF_ALL
+
+
+def test_the_changelog_is_short() -> None:
+    assert len((ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split()) <= MOST_WORDS_OF_CHANGELOG
 
 
 def test_the_guide_shows_every_kind_of_source() -> None:
