@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "manifests", "training")
 MOST_MODULES = 16  # in a folder
 MOST_LINES = 450  # in a module
-MOST_WORDS = 1400  # in the README, as `wc -w` counts
+MOST_WORDS = 1450  # in the README, as `wc -w` counts, its configs and commands too
 
 
 def _modules() -> list[Path]:

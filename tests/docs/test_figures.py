@@ -161,7 +161,7 @@ def test_a_figure_that_has_moved_is_seen() -> None:
 
 NOT_MEASURED = (
     "img2dataset", "x86-64", ", 2 cores", "Python 3.11 to 3.13", "3 GB of disk", "**Status: 0.5.**", "S3", "ViT-B-16",
-    "| 1 (the download alone) |", "100 million", "more than 2 % to cropping", "side 256 pixels",
+    "| 1 (the download alone) |", "100 million", "more than 2 % to cropping",
 )  # fmt: skip
 
 
