@@ -100,7 +100,8 @@ MILLION = "million: Beside img2dataset 1.47.0"
 CHOOSING = "choosing: Five ways to choose a mixture, at equal cost"
 QUOTES = (
     Quote("Tested with [@ images]", "million: Build by stage: CPU seconds", "| stage |*| @ |"),
-    Quote("a build of a million images, 2 cores, from a local web server | [@ seconds]", MILLION, "| 1,000,000: PlantMix, whole build | @ |"),
+    Quote("a build of a million images, 2 cores, from a local web server | [@ seconds]", MILLION,
+          "| 1,000,000: PlantMix, whole build | @ |"),
     Quote("in that million | [@]", "million: What was found", "| 1,000,000 | copy*2500 of 2500 | @ | 0 |"),
     Quote("| @ MiB | [920 MiB]", MILLION, "| 1,000,000: img2dataset, download alone |* | @ | 20,496 |"),
     Quote("| 650 MiB | [@ MiB]", MILLION, "| 1,000,000: PlantMix, whole build |* | @ | 21,292 |"),
@@ -110,7 +111,8 @@ QUOTES = (
     Quote("reports @ points more than CLIP on plants; test sets of that size leave room for [@ to @]",
           "training: DALIP's own table: what its test sets can tell",
           "The plant gain is @ points, @ to @ (95 %)"),
-    Quote("at most @ nats better than taking the best", CHOOSING, "of it the law's are at most @ nats, by the interval"),
+    Quote("at most @ nats better than taking the best", CHOOSING,
+          "of it the law's are at most @ nats, by the interval"),
     Quote("the whole build: [@ times]", MILLION, "whole build of a million takes @ times as long"),
 )  # fmt: skip
 
