@@ -36,8 +36,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         commands,
         "query",
         "query everything that a build knows, in SQL",
-        'plantmix query data/demo "SELECT * FROM funnel"\n'
-        'views:   plantmix query data/demo "SELECT * FROM views"',
+        'plantmix query data/demo "SELECT * FROM funnel"\nviews:   plantmix query data/demo "SELECT * FROM views"',
         reads="catalogue and tables of the work folder",
         writes="nothing: only SELECT statements are run",
     )
