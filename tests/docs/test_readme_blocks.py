@@ -75,16 +75,19 @@ def ask_loopback(config: dict[str, Any]) -> None:
 
 
 def write_own_data(folder: Path) -> None:
-    """Write the table and the folder of classes that README shows: its columns, with pictures of the demo."""
+    """Write the table and the folder of classes that README shows: its columns and licences, pictures of the demo."""
     web = folder / "data/demo/web"
-    (header,) = re.findall(r"```csv\n(.*)\n", README)
-    names = dict(zip(header.split(","), ("url", "caption", "scientificName", "licence", "rights_holder"), strict=True))
+    (table,) = re.findall(r"```csv\n(.*?)```", README, re.DOTALL)
+    shown = list(csv.DictReader(table.splitlines()))
+    names = dict(zip(shown[0], ("url", "caption", "scientificName", "licence", "rights_holder"), strict=True))
     with (web / "plants.csv").open(encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["scientificName"] and "/tuxpaint/" in row["url"]]
     with (folder / "plants.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
-        writer.writerows([row[name] for name in names.values()] for row in rows[:NUM_ADDRESSES])
+        for number, row in enumerate(rows[:NUM_ADDRESSES]):
+            licence = shown[number % len(shown)]["licence"]  # the demo's own is none that README's config allows
+            writer.writerow([{**row, "licence": licence}[name] for name in names.values()])
     general = pq.read_table(web / "general.parquet").to_pylist()
     found = [(row["category"], web / unquote(urlsplit(row["url"]).path.lstrip("/"))) for row in general]
     classes = ("animals", "buildings", "vehicles")
